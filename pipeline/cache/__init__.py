@@ -1,0 +1,1 @@
+"""Shards and their manifest: written, verified, and read back as batches."""

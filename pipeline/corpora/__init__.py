@@ -1,0 +1,1 @@
+"""What there is to encode: lists clips, decodes nothing."""

@@ -1,0 +1,1 @@
+"""The language model: patterns, network, training, sampling."""

@@ -1,0 +1,1 @@
+"""Between sound and numbers: audio files, the codec, the embedder, measures of sound."""
