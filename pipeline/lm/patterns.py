@@ -1,0 +1,84 @@
+"""Codebook patterns: how K streams of codes are laid out as one sequence.
+
+A pattern is one formula, the step at which code k of frame t stands; everything else derives from it. With K = 3
+codebooks and T = 4 frames (a cell shows the frame it holds, `.` is *empty*; steps run to the right):
+
+    parallel       delay            flatten                      vall-e
+    0: 0 1 2 3     0: 0 1 2 3 . .   0: 0 . . 1 . . 2 . . 3 . .   0: 0 1 2 3 . . . .
+    1: 0 1 2 3     1: . 0 1 2 3 .   1: . 0 . . 1 . . 2 . . 3 .   1: . . . . 0 1 2 3
+    2: 0 1 2 3     2: . . 0 1 2 3   2: . . 0 . . 1 . . 2 . . 3   2: . . . . 0 1 2 3
+
+The patterns are those of Copet et al. 2023 (MusicGen, arXiv:2306.05284) and Wang et al. 2023 (Vall-E, arXiv:2301.02111).
+
+Letters: B clips, K codebooks, T frames, S steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError
+
+EMPTY = 0  # the token of a cell that holds no code; code c is token c + 1
+
+# name -> step(k [K, 1], t [1, T], n, K): n, the clip's own number of frames, is an int or [B, 1, 1]
+_STEPS: dict[str, Callable[[Tensor, Tensor, int | Tensor, int], Tensor]] = {
+    "parallel": lambda k, t, n, K: t + 0 * k,
+    "delay": lambda k, t, n, K: t + k,
+    "flatten": lambda k, t, n, K: t * K + k,
+    "valle": lambda k, t, n, K: torch.where(k == 0, t, n + t),
+}
+NAMES = tuple(_STEPS)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One of the layouts above for K codebooks."""
+
+    name: str
+    codebooks: int
+
+    def __post_init__(self) -> None:
+        if self.name not in _STEPS:
+            raise InputError(f"there is no pattern '{self.name}': pattern is one of {', '.join(NAMES)}")
+        if self.codebooks < 1:
+            raise InputError(f"a pattern needs at least 1 codebook, not {self.codebooks}")
+
+    def steps(self, frames: int, lengths: Tensor | None = None, device: torch.device | str | None = None) -> Tensor:
+        """The step of every code: int64 [K, T], or [B, K, T] where the clips of a batch have lengths [B] of their own.
+
+        No two frames of one codebook share a step, padded frames (t >= lengths[b]) included.
+        """
+        device = lengths.device if lengths is not None else device
+        k = torch.arange(self.codebooks, device=device)[:, None]
+        t = torch.arange(frames, device=device)[None]
+        n = frames if lengths is None else lengths[:, None, None]
+        steps = _STEPS[self.name](k, t, n, self.codebooks)
+        return steps if lengths is None else steps.expand(len(lengths), -1, -1)
+
+    def length(self, frames: int) -> int:
+        """How many steps T frames take."""
+        return int(self.steps(frames).max()) + 1 if frames else 0
+
+    def apply(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Lay tokens [B, K, T] (0..1024, EMPTY where padded) out as [B, K, S], EMPTY wherever no code stands.
+
+        With lengths [B], each clip is laid out at its own length, its padding last.
+        """
+        steps = self.steps(tokens.shape[2], lengths, tokens.device).expand_as(tokens)
+        laid = tokens.new_full((*tokens.shape[:2], self.length(tokens.shape[2])), EMPTY)
+        return laid.scatter_(2, steps, tokens)
+
+    def revert(self, laid: Tensor, frames: int) -> Tensor:
+        """The inverse of `apply` for clips of one length: [B, K, S] -> tokens [B, K, T]."""
+        assert laid.shape[2] == self.length(frames), f"{laid.shape[2]} steps are not those of {frames} frames"
+        return laid.gather(2, self.steps(frames, device=laid.device).expand(len(laid), -1, -1))
+
+    def frames(self, frames: int) -> Tensor:
+        """Which frame stands at each step: int64 [K, S], -1 where the cell is empty."""
+        held = torch.full((self.codebooks, self.length(frames)), -1)
+        return held.scatter_(1, self.steps(frames), torch.arange(frames).expand(self.codebooks, -1))
