@@ -1,0 +1,148 @@
+"""The manifest of a cache: what its shards hold, made by what, from what. Written last, so that it says *done*."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache.shard import ShardInfo
+from pipeline.cache.store import Store, open_store
+from pipeline.errors import InputError
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+@dataclass
+class Manifest:
+    """All that `manifest.json` says.
+
+    codec, embedder: their identities (name, weights' sha256, rates, sizes); data: the settings of the corpus;
+    splits: the shards of each split; silent: clips that are silence, kept; set_aside: inputs that are not in the cache,
+    as dicts of path, key and reason; where: the folder it was loaded from.
+    """
+
+    codec: dict[str, Any]
+    embedder: dict[str, Any]
+    data: dict[str, Any]
+    splits: dict[str, list[ShardInfo]]
+    silent: int = 0
+    set_aside: list[dict[str, str]] = field(default_factory=list)
+    where: str = field(default="the cache", compare=False)
+
+    @property
+    def codebooks(self) -> int:
+        """K."""
+        return int(self.codec["codebooks"])
+
+    @property
+    def prompt_width(self) -> int:
+        """D."""
+        return int(self.embedder["dim"])
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second of audio."""
+        return self.codec["frame_rate"]
+
+    def samples(self, split: str) -> int:
+        """Clips in a split."""
+        return sum(shard.samples for shard in self.splits.get(split, []))
+
+    def frames(self, split: str) -> int:
+        """Frames in a split."""
+        return sum(shard.frames for shard in self.splits.get(split, []))
+
+    def hours(self, split: str) -> float:
+        """Hours of audio in a split."""
+        return self.frames(split) / self.frame_rate / 3600
+
+    @classmethod
+    def load(cls, folder: str | Path | Store) -> Manifest:
+        """Read the manifest of a cache. Raises InputError for a missing or malformed one, or a later format."""
+        store = open_store(folder)
+        try:
+            found = json.loads(store.read(NAME))
+        except FileNotFoundError as error:
+            some = any(name.endswith(".tar") for name in store.names())
+            why = (
+                "its preprocessing has not finished: run it again" if some else "make it: python -m pipeline.preprocess"
+            )
+            raise InputError(f"there is no cache at {store.where()} ({NAME} is missing): {why}") from error
+        except ValueError as error:
+            raise InputError(f"{store.where(NAME)} is damaged ({error}): run pipeline.preprocess again") from error
+        if isinstance(found, dict) and found.get("format") != FORMAT:
+            raise InputError(f"{store.where(NAME)} has format {found.get('format')!r}, and this program reads {FORMAT}")
+        try:
+            return cls._parse(found, store.where())
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{store.where(NAME)} is malformed ({error!r}): run pipeline.preprocess again") from error
+
+    @classmethod
+    def _parse(cls, found: dict[str, Any], where: str) -> Manifest:
+        splits = {str(split): [_shard(shard) for shard in part["shards"]] for split, part in found["splits"].items()}
+        codec, embedder = dict(found["codec"]), dict(found["embedder"])
+        for name in ("name", "weights", "sample_rate", "frame_rate", "codebooks", "codebook_size"):
+            codec[name]
+        for name in ("name", "weights", "sample_rate", "dim"):
+            embedder[name]
+        aside = [{name: str(row[name]) for name in ("path", "key", "reason")} for row in found["set_aside"]]
+        return cls(codec, embedder, dict(found["data"]), splits, int(found["silent"]), aside, where)
+
+    def save(self, folder: str | Path | Store) -> None:
+        """Write it, whole or not at all; the same contents give the same bytes."""
+        splits = {
+            split: {
+                "shards": [asdict(shard) for shard in shards],
+                "samples": self.samples(split),
+                "frames": self.frames(split),
+                "hours": round(self.hours(split), 6),
+            }
+            for split, shards in self.splits.items()
+        }
+        text = json.dumps(
+            {
+                "format": FORMAT,
+                "codec": self.codec,
+                "embedder": self.embedder,
+                "data": self.data,
+                "splits": splits,
+                "silent": self.silent,
+                "set_aside": self.set_aside,
+            },
+            indent=1,
+            ensure_ascii=False,
+        )
+        with open_store(folder).writing(NAME) as file:
+            file.write(text.encode() + b"\n")
+
+    def check_codec(self, codec: Mapping[str, Any], codebooks: int) -> None:
+        """Raises InputError, naming what differs, unless a model of this codec and K <= ours can read these shards."""
+        wanted = {name: value for name, value in codec.items() if name not in ("codebooks", "dtype")}
+        self._refuse("codec", wanted)
+        if codebooks > self.codebooks:
+            raise InputError(
+                f"the model reads codec.codebooks={codebooks}, and the shards at {self.where} hold {self.codebooks}: "
+                f"preprocess again with codec.codebooks={codebooks}, or ask the model for fewer"
+            )
+
+    def check_embedder(self, embedder: Mapping[str, Any]) -> None:
+        """Raises InputError, naming what differs, unless the prompts are of this embedder."""
+        self._refuse("embedder", embedder)
+
+    def _refuse(self, part: str, wanted: Mapping[str, Any]) -> None:
+        ours = self.codec if part == "codec" else self.embedder
+        differ = [name for name, value in wanted.items() if ours.get(name) != value]
+        if differ:
+            told = ", ".join(f"{part}.{name}={ours.get(name)!r} where {wanted[name]!r} is wanted" for name in differ)
+            raise InputError(f"the shards at {self.where} do not fit: they have {told}")
+
+
+def _shard(row: dict[str, Any]) -> ShardInfo:
+    name = str(row["name"])
+    if "/" in name or "\\" in name or not name.endswith(".tar"):
+        raise InputError(f"the manifest names a shard {name!r}, which is no name of a shard")
+    return ShardInfo(name, int(row["samples"]), int(row["frames"]), int(row["bytes"]), str(row["sha256"]))

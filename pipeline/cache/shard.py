@@ -1,0 +1,326 @@
+"""A shard: a plain WebDataset tar of samples, with an index of offsets beside it for reading at memory speed.
+
+A sample is three members of a USTAR tar, in this order:
+
+    {key}.codes.npy    uint16 [K, T], codes 0..1023, codebooks coarse to fine
+    {key}.prompt.npy   float16 [D], mean over time of the embedder's features
+    {key}.json         path, start, duration, split, labels
+
+Time, owner, mode and order are fixed, so the same samples give the same bytes. `{stem}.index.npy` holds int64 [N, 5],
+a row a sample: byte offset of the codes' array data, frames T, byte offset of the prompt's array data, byte offset of
+the json text, its bytes. Shards of others have no index: `scan` makes one from their tar headers.
+
+Letters: N samples, K codebooks, T frames, D prompt width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache.store import Store, locate, open_store
+from pipeline.errors import InputError
+
+BLOCK = 512  # a tar header, and the unit that data is padded to
+NPY_HEADER = 128  # numpy pads the header of every small array to this
+MEMBERS = ("codes.npy", "prompt.npy", "json")
+CODES, PROMPT = np.dtype("<u2"), np.dtype("<f2")
+KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_END = b"\0" * (2 * BLOCK)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One clip as numbers. codes: uint16 [K, T]; prompt: float16 [D]; info: what `{key}.json` holds."""
+
+    key: str
+    codes: np.ndarray
+    prompt: np.ndarray
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says of a shard. frames: sum of T over its samples; sha256 of the tar, in hex."""
+
+    name: str
+    samples: int
+    frames: int
+    bytes: int
+    sha256: str
+
+
+def index_name(shard: str) -> str:
+    """`train-000000.tar` -> `train-000000.index.npy`."""
+    return shard.removesuffix(".tar") + ".index.npy"
+
+
+class ShardWriter:
+    """Writes one shard and its index; both appear under their names when the block ends, or not at all.
+
+    with ShardWriter("shards/nsynth", "train-000000.tar") as shard:
+        shard.add(sample)
+    shard.info.sha256
+    """
+
+    def __init__(self, folder: str | Path | Store, name: str) -> None:
+        assert name.endswith(".tar"), name
+        self.name = name
+        self._store = open_store(folder)
+        self._index: list[tuple[int, int, int, int, int]] = []
+        self._keys: set[str] = set()
+        self._sha256 = hashlib.sha256()
+        self._offset = self._frames = 0
+        self.info: ShardInfo  # set when the shard is complete
+
+    def __enter__(self) -> ShardWriter:
+        self._files = ExitStack()
+        self._tar = self._files.enter_context(self._store.writing(self.name))
+        return self
+
+    def add(self, sample: Sample) -> None:
+        """Append a sample. Raises ValueError for a key that is no key or is there already, or a wrong array."""
+        if not KEY.fullmatch(sample.key) or sample.key in self._keys:
+            raise ValueError(f"the key {sample.key!r} is no key, or is in {self.name} already")
+        if sample.codes.dtype != CODES or sample.codes.ndim != 2 or sample.prompt.dtype != PROMPT:
+            raise ValueError(f"{sample.key}: codes are uint16 [K, T] and a prompt is float16 [D]")
+        self._keys.add(sample.key)
+        text = json.dumps(sample.info, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        codes = self._member(f"{sample.key}.codes.npy", _npy(sample.codes)) + NPY_HEADER
+        prompt = self._member(f"{sample.key}.prompt.npy", _npy(sample.prompt)) + NPY_HEADER
+        info = self._member(f"{sample.key}.json", text)
+        self._index.append((codes, sample.codes.shape[1], prompt, info, len(text)))
+        self._frames += sample.codes.shape[1]
+
+    def _member(self, name: str, data: bytes) -> int:
+        """Append a file; its data's offset."""
+        header = tarfile.TarInfo(name)  # mode 0644, owner 0, time 0
+        header.size = len(data)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        start = self._offset
+        self._write(data + b"\0" * (-len(data) % BLOCK))
+        return start
+
+    def _write(self, data: bytes) -> None:
+        self._tar.write(data)
+        self._sha256.update(data)
+        self._offset += len(data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._files.__exit__(kind, error, trace)
+            return
+        with self._files:
+            self._write(_END)
+            # an index without its shard does no harm; a shard must never stand beside the index of another
+            self._store.remove(index_name(self.name))
+        with self._store.writing(index_name(self.name)) as file:
+            np.save(file, np.array(self._index, np.int64).reshape(-1, 5), allow_pickle=False)
+        self.info = ShardInfo(self.name, len(self._index), self._frames, self._offset, self._sha256.hexdigest())
+
+
+def read_shard(address: str | Path) -> Iterator[Sample]:
+    """All samples of a shard in order, through its index (made on the fly where there is none).
+
+    Raises InputError for a shard that is cut short, damaged, or not of our format.
+    """
+    store, name = locate(address)
+    shard = store.view(name)
+    return samples(shard, load_index(store, name, shard), store.where(name))
+
+
+def load_index(store: Store, name: str, shard: memoryview | None = None) -> np.ndarray:
+    """The index of a shard, int64 [N, 5]: its own where it has one, else scanned from the tar's headers."""
+    if store.size(index_name(name)) is None:
+        return scan(shard if shard is not None else store.view(name), store.where(name))
+    where = store.where(index_name(name))
+    try:
+        index = np.load(io.BytesIO(store.read(index_name(name))), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{where} is damaged ({error}): remove it, and the shard is read without it") from error
+    if index.dtype != np.int64 or index.ndim != 2 or index.shape[1] != 5:
+        raise InputError(f"{where} is no index of a shard: remove it, and the shard is read without it")
+    return index
+
+
+def samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample]:
+    """The samples of a shard's bytes, by its index [N, 5]. Raises InputError where the two do not agree."""
+    end = _end_of(index)
+    if len(shard) < end + len(_END):
+        raise InputError(f"{where} is cut short: {len(shard)} bytes where its index needs {end + len(_END)}")
+    for codes_at, frames, prompt_at, info_at, info_bytes in index.tolist():
+        key = key_at(shard, codes_at)
+        if (
+            not key
+            or not _starts(shard, prompt_at - NPY_HEADER, f"{key}.prompt.npy")
+            or not _starts(shard, info_at, f"{key}.json")
+        ):
+            raise InputError(f"{where} and its index do not belong together: remove the index, or restore the shard")
+        codes = _array(shard, codes_at, CODES, where, key)
+        prompt = _array(shard, prompt_at, PROMPT, where, key)
+        if codes.ndim != 2 or codes.shape[1] != frames or prompt.ndim != 1:
+            raise InputError(f"{where}: {key} has codes {codes.shape} where its index says {frames} frames")
+        try:
+            info = json.loads(bytes(shard[info_at : info_at + info_bytes]))
+        except ValueError as error:
+            raise InputError(f"{where}: {key}.json is damaged ({error})") from error
+        yield Sample(key, codes, prompt, info)
+
+
+def key_at(shard: memoryview, codes_at: int) -> str:
+    """The key of the sample whose codes' array data begin at an offset, from the tar header before them; "" if none."""
+    start = codes_at - NPY_HEADER - BLOCK
+    name = _name(bytes(shard[start : start + BLOCK])) if start >= 0 else ""
+    return name.removesuffix(".codes.npy") if name.endswith(".codes.npy") else ""
+
+
+def _starts(shard: memoryview, at: int, name: str) -> bool:
+    """Whether the member whose data begin at an offset bears a name."""
+    return at >= BLOCK and _name(bytes(shard[at - BLOCK : at])) == name
+
+
+def scan_shard(address: str | Path) -> np.ndarray:
+    """The index of a shard, int64 [N, 5], from its tar headers alone. Raises InputError as `scan` does."""
+    store, name = locate(address)
+    return scan(store.view(name), store.where(name))
+
+
+def scan(shard: memoryview, where: str) -> np.ndarray:
+    """The index of a shard's bytes, int64 [N, 5].
+
+    Raises InputError for a tar that is cut short or damaged, samples with a member missing, members with absolute or
+    `..` paths, and arrays that are not uint16 [K, T] and float16 [D].
+    """
+    groups: list[tuple[str, dict[str, tuple[int, int]]]] = []  # key, and offset and size by extension
+    for name, start, size in _members(shard, where):
+        folder, slash, file = name.rpartition("/")
+        stem, dot, extension = file.partition(".")
+        key = f"{folder}{slash}{stem}"
+        if not groups or groups[-1][0] != key:
+            groups.append((key, {}))
+        if not dot or extension in groups[-1][1]:
+            raise InputError(f"{where}: the member {name!r} is there twice, or belongs to no sample")
+        groups[-1][1][extension] = (start, size)
+    torn = [
+        f"{key} (no {', '.join(e for e in MEMBERS if e not in g)})" for key, g in groups if not g.keys() >= {*MEMBERS}
+    ]
+    if torn:
+        raise InputError(f"{where}: {len(torn)} samples lack members: {', '.join(torn[:5])}")
+    rows = np.zeros((len(groups), 5), np.int64)
+    for row, (key, members) in zip(rows, groups, strict=True):
+        codes_at, prompt_at = members["codes.npy"][0] + NPY_HEADER, members["prompt.npy"][0] + NPY_HEADER
+        codes = _array(shard, codes_at, CODES, where, key, members["codes.npy"][1])
+        _array(shard, prompt_at, PROMPT, where, key, members["prompt.npy"][1])
+        row[:] = codes_at, codes.shape[1], prompt_at, *members["json"]
+    return rows
+
+
+def samples_by_webdataset(address: str | Path) -> Iterator[Sample]:
+    """All samples of a shard in order, through stock webdataset: slower, and blind to a missing last sample."""
+    import webdataset as wds
+
+    store, name = locate(address)
+    stream = [{"url": store.where(name), "stream": io.BytesIO(store.read(name))}]
+    for found in wds.tariterators.group_by_keys(
+        wds.tariterators.tar_file_expander(stream, handler=wds.reraise_exception)
+    ):
+        key = found["__key__"]
+        if any(member not in found for member in MEMBERS):
+            raise InputError(f"{store.where(name)}: {key} lacks members: it has {sorted(found)}")
+        codes, prompt = (np.load(io.BytesIO(found[member]), allow_pickle=False) for member in MEMBERS[:2])
+        yield Sample(key, codes, prompt, json.loads(found["json"]))
+
+
+def _members(shard: memoryview, where: str) -> Iterator[tuple[str, int, int]]:
+    """Name, data offset and bytes of every file of a tar, up to its end mark."""
+    at = 0
+    while True:
+        header = bytes(shard[at : at + BLOCK])
+        if len(header) < BLOCK:
+            raise InputError(f"{where} is cut short: it ends at byte {len(shard)} without an end mark")
+        if header == _END[:BLOCK]:
+            return
+        name, size, kind = _name(header), _size(header, at, where), header[156:157]
+        start, at = at + BLOCK, at + BLOCK + size + -size % BLOCK
+        if start + size > len(shard):
+            raise InputError(f"{where} is cut short: {name!r} ends at byte {start + size} of {len(shard)}")
+        if kind in b"0\0":
+            if name.startswith("/") or ".." in name.split("/"):
+                raise InputError(f"{where}: refused, for the member {name!r} points out of its folder")
+            yield name, start, size
+        elif kind == b"L" or (
+            kind == b"x" and re.search(rb"^\d+ (path|size)=", bytes(shard[start : start + size]), re.M)
+        ):
+            raise InputError(f"{where}: names of more than 100 characters are not read")
+        elif kind not in b"xg5":  # times and owners in extended headers, and folders, say nothing to us
+            raise InputError(f"{where}: refused, for the member {name!r} is no plain file")
+
+
+def _name(header: bytes) -> str:
+    name, prefix = header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0")
+    return (prefix + b"/" + name if prefix and header[257:262] == b"ustar" else name).decode("utf-8", "replace")
+
+
+def _size(header: bytes, at: int, where: str) -> int:
+    try:
+        if int(header[148:156].strip(b" \0"), 8) == sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
+            return int(header[124:136].strip(b" \0"), 8)
+    except ValueError:
+        pass
+    raise InputError(f"{where} is damaged: no tar header at byte {at}")
+
+
+def _npy(array: np.ndarray) -> bytes:
+    return _npy_header(array.dtype.str, array.shape) + np.ascontiguousarray(array).tobytes()
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    assert len(file.getvalue()) == NPY_HEADER
+    return file.getvalue()
+
+
+@lru_cache(maxsize=4096)
+def _npy_shape(header: bytes, dtype: np.dtype) -> tuple[int, ...] | None:
+    """The shape that an array's header of 128 bytes tells, or None if it is no header of such an array."""
+    file = io.BytesIO(header)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            return None
+        shape, fortran, found = np.lib.format.read_array_header_1_0(file)
+    except ValueError:
+        return None
+    return shape if found == dtype and not fortran and file.tell() == NPY_HEADER else None
+
+
+def _array(shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, size: int | None = None) -> np.ndarray:
+    """The array whose data begin at an offset, copied out. size: bytes of its member, where known, to be held."""
+    shape = _npy_shape(bytes(shard[at - NPY_HEADER : at]), dtype)
+    ndim = 2 if dtype == CODES else 1
+    if shape is None or len(shape) != ndim:
+        raise InputError(f"{where}: {key} is not of our format: codes are uint16 [K, T], a prompt is float16 [D]")
+    count = int(np.prod(shape))
+    if at + count * dtype.itemsize > len(shard) or (size is not None and size != NPY_HEADER + count * dtype.itemsize):
+        raise InputError(f"{where}: {key} has an array of {shape} that does not fill its member")
+    return np.frombuffer(shard, dtype, count, at).reshape(shape).copy()
+
+
+def _end_of(index: np.ndarray) -> int:
+    """Where the last member of an index [N, 5] ends."""
+    return int((-(-(index[:, 3] + index[:, 4]) // BLOCK) * BLOCK).max(initial=0))

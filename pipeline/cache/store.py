@@ -1,0 +1,207 @@
+"""Where a cache lies: a local folder, or any fsspec address (s3://, gs://, memory://, http(s):// to read).
+
+Both kinds answer the same few questions about flat names, and both put a file whole or not at all: locally through a
+temporary name, fsync and rename; remotely by one upload, which object stores show only when it is complete.
+The local kind goes straight to the operating system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from pipeline.errors import InputError
+
+PARTIAL = ".partial"  # a name that ends so was being written when its writer died
+
+
+class Store(Protocol):
+    """A flat folder of files, somewhere."""
+
+    def where(self, name: str = "") -> str:
+        """The address of a file (or of the folder), for messages."""
+
+    def names(self) -> list[str]:
+        """The names of all whole files, sorted; none if there is no such folder."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None where there is none."""
+
+    def read(self, name: str) -> bytes:
+        """The whole of a file; FileNotFoundError where there is none."""
+
+    def view(self, name: str) -> memoryview:
+        """The whole of a file as a read-only buffer, mapped where that is possible."""
+
+    def writing(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A file that appears under its name when the block ends well, and leaves nothing behind when it does not."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    def refuse_unless_writable(self) -> None:
+        """InputError unless files can be written here; makes the folder."""
+
+
+def open_store(address: str | Path | Store) -> Store:
+    """The folder at a path or address. Raises InputError for an address that fsspec cannot open."""
+    if not isinstance(address, (str, Path)):
+        return address
+    if "://" not in str(address):
+        return LocalStore(address)
+    if str(address).startswith("file://"):
+        return LocalStore(str(address).removeprefix("file://"))
+    return RemoteStore(str(address))
+
+
+def locate(address: str | Path) -> tuple[Store, str]:
+    """The folder of a file and its name in it."""
+    folder, _, name = str(address).rpartition("/")
+    if not folder and str(address).startswith("/"):
+        folder = "/"
+    return open_store(folder or "."), name
+
+
+class LocalStore:
+    """A folder of this machine (or mounted on it)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def where(self, name: str = "") -> str:
+        return str(self.root / name)
+
+    def names(self) -> list[str]:
+        try:
+            with os.scandir(self.root) as entries:
+                return sorted(e.name for e in entries if e.is_file() and not e.name.endswith(PARTIAL))
+        except FileNotFoundError:
+            return []
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.root / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def view(self, name: str) -> memoryview:
+        with (self.root / name).open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:  # an empty file cannot be mapped
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        # the temporary name is this writer's own, so two writers of one name cannot mix their bytes
+        temporary = self.root / f".{name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}"
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.root / name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        """Make the rename itself survive a power cut."""
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    def remove_partial(self) -> None:
+        """Remove what writers that died left behind; only while no other writer is at work here."""
+        with os.scandir(self.root) as entries:
+            for entry in entries:
+                if entry.name.endswith(PARTIAL):
+                    (self.root / entry.name).unlink(missing_ok=True)
+
+    def refuse_unless_writable(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self.writing("write-test"):
+                pass
+            self.remove("write-test")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(f"cannot write to {self.root} ({error.strerror}): give another out=") from error
+
+
+class RemoteStore:
+    """A folder behind fsspec. Files are spooled to local disk and uploaded whole."""
+
+    def __init__(self, address: str) -> None:
+        import fsspec
+
+        self.address = address.rstrip("/")
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.address)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"cannot open {address}: {str(error).splitlines()[0]}") from error
+        self.root = self.root.rstrip("/")
+
+    def where(self, name: str = "") -> str:
+        return f"{self.address}/{name}" if name else self.address
+
+    def names(self) -> list[str]:
+        self.fs.invalidate_cache(self.root)
+        try:
+            entries = self.fs.ls(self.root, detail=True)
+        except FileNotFoundError:
+            return []
+        files = (entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "file")
+        return sorted(name for name in files if name)
+
+    def size(self, name: str) -> int | None:
+        self.fs.invalidate_cache(self.root)
+        try:
+            return self.fs.info(f"{self.root}/{name}")["size"]
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: str) -> bytes:
+        return self.fs.cat_file(f"{self.root}/{name}")
+
+    def view(self, name: str) -> memoryview:
+        return memoryview(self.read(name))
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        with tempfile.NamedTemporaryFile(prefix="shard-") as file:
+            yield file  # type: ignore[misc]
+            file.flush()
+            self.fs.put_file(file.name, f"{self.root}/{name}")
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.root}/{name}")
+
+    def refuse_unless_writable(self) -> None:
+        try:
+            self.fs.makedirs(self.root, exist_ok=True)
+            self.fs.pipe_file(f"{self.root}/write-test", b"")
+            self.fs.rm_file(f"{self.root}/write-test")
+        except Exception as error:  # each backend has errors of its own
+            raise InputError(f"cannot write to {self.address} ({_one_line(error)}): give another out=") from error
+
+
+def _one_line(error: Any) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,101 @@
+"""The manifest says what a cache holds, and a reader that does not fit is told which setting differs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.cache.manifest import NAME, Manifest
+from pipeline.cache.shard import ShardInfo
+from pipeline.errors import InputError
+
+CODEC = {
+    "name": "encodec_24khz",
+    "weights": "ab" * 32,
+    "sample_rate": 24000,
+    "frame_rate": 75,
+    "codebooks": 8,
+    "codebook_size": 1024,
+    "dtype": "float32",
+}
+EMBEDDER = {"name": "encodecmae_tiny", "weights": "cd" * 32, "sample_rate": 24000, "dim": 192}
+
+
+def manifest() -> Manifest:
+    shards = [ShardInfo(f"train-{i:06d}.tar", 100, 30000, 1_000_000, "ef" * 32) for i in range(9)]
+    aside = [{"path": "a\nb.wav", "key": "a", "reason": "is empty"}]
+    return Manifest(CODEC, EMBEDDER, {"name": "nsynth"}, {"train": shards, "valid": []}, 3, aside)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    manifest().save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest()
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]
+
+
+def test_totals() -> None:
+    assert manifest().samples("train") == 900
+    assert manifest().hours("train") == pytest.approx(1.0)
+    assert manifest().hours("valid") == manifest().hours("test") == 0
+    assert manifest().codebooks == 8 and manifest().prompt_width == 192
+
+
+def test_the_same_manifest_is_the_same_bytes(tmp_path: Path) -> None:
+    manifest().save(tmp_path)
+    first = (tmp_path / NAME).read_bytes()
+    Manifest.load(tmp_path).save(tmp_path)
+    assert (tmp_path / NAME).read_bytes() == first
+
+
+def test_a_model_that_reads_fewer_codebooks_fits(tmp_path: Path) -> None:
+    manifest().check_codec({**CODEC, "codebooks": 4}, 4)
+    manifest().check_embedder(EMBEDDER)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("name", "encodec_embedded"), ("weights", "00" * 32), ("sample_rate", 48000), ("frame_rate", 50)],
+)
+def test_shards_of_another_codec_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"codec\.{name}=.*{value!r}"):
+        manifest().check_codec({**CODEC, name: value}, 8)
+
+
+def test_more_codebooks_than_the_shards_hold_are_refused_with_the_setting() -> None:
+    with pytest.raises(InputError, match=r"codec\.codebooks=16.* hold 8"):
+        manifest().check_codec(CODEC, 16)
+
+
+def test_prompts_of_another_embedder_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"embedder\.dim=192 where 768"):
+        manifest().check_embedder({**EMBEDDER, "dim": 768})
+
+
+def test_no_cache_and_an_unfinished_cache_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no cache at .*python -m pipeline.preprocess"):
+        Manifest.load(tmp_path / "nowhere")
+    (tmp_path / "train-000000.tar").touch()
+    with pytest.raises(InputError, match="has not finished"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m: "{", "damaged"),
+        (lambda m: "[]", "malformed"),
+        (lambda m: json.dumps({**m, "format": 2}), "format 2"),
+        (lambda m: json.dumps({k: v for k, v in m.items() if k != "codec"}), "malformed.*codec"),
+        (lambda m: json.dumps({**m, "embedder": {"name": "x"}}), "malformed.*weights"),
+        (lambda m: json.dumps({**m, "splits": {"train": {"shards": [{"name": "a.tar"}]}}}), "malformed.*samples"),
+        (lambda m: json.dumps({**m, "splits": {"train": {"shards": [{"name": "../a.tar"}]}}}), "no name of a shard"),
+        (lambda m: json.dumps({**m, "splits": []}), "malformed"),
+    ],
+)
+def test_a_malformed_manifest_is_told_in_one_line(tmp_path: Path, change, told: str) -> None:
+    manifest().save(tmp_path)
+    file = tmp_path / NAME
+    file.write_text(change(json.loads(file.read_text())))
+    with pytest.raises(InputError, match=told) as caught:
+        Manifest.load(tmp_path)
+    assert "\n" not in str(caught.value)
