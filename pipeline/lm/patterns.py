@@ -8,7 +8,7 @@ codebooks and T = 4 frames (a cell shows the frame it holds, `.` is *empty*; ste
     1: 0 1 2 3     1: . 0 1 2 3 .   1: . 0 . . 1 . . 2 . . 3 .   1: . . . . 0 1 2 3
     2: 0 1 2 3     2: . . 0 1 2 3   2: . . 0 . . 1 . . 2 . . 3   2: . . . . 0 1 2 3
 
-The patterns are those of Copet et al. 2023 (MusicGen, arXiv:2306.05284) and Wang et al. 2023 (Vall-E, arXiv:2301.02111).
+Sources: Copet et al. 2023 (MusicGen, arXiv:2306.05284), Wang et al. 2023 (Vall-E, arXiv:2301.02111).
 
 Letters: B clips, K codebooks, T frames, S steps.
 """

@@ -1,0 +1,262 @@
+"""CodecGPT: a GPT-2 that reads the sum of K code embeddings a step, after one prompt vector, and predicts K codes.
+
+    position   0        1          2          ...   S-1
+    reads      prompt   step 0     step 1     ...   step S-2
+    predicts   step 0   step 1     step 2     ...   step S-1
+
+Letters: B clips, K codebooks, T frames, S steps, D width, C = 1025 classes (*empty* and 1024 codes), P prompt width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2Model
+from transformers.cache_utils import Cache
+
+from pipeline.errors import InputError
+from pipeline.lm.patterns import EMPTY, Pattern
+
+log = logging.getLogger(__name__)
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that rebuilds a model; `codec` and `embedder` are the identities of what its codes and prompts come from."""
+
+    codebooks: int
+    pattern: str
+    prompt_dim: int
+    width: int
+    layers: int
+    heads: int
+    positions: int  # the longest sequence of steps it reads
+    dropout: float
+    prompt_dropout: float  # share of training clips whose prompt is replaced by the null vector, for guidance
+    end_of_audio: bool  # class 0 in an active cell means the clip has ended
+    codebook_size: int = 1024
+    codec: dict[str, Any] = field(default_factory=dict)
+    embedder: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise InputError(f"model.width={self.width} does not divide into model.heads={self.heads}")
+
+
+class Head(nn.Module):
+    """One linear classifier a codebook: rows [B, K, T, D] -> logits [B, K, T, C]."""
+
+    def __init__(self, codebooks: int, width: int, classes: int) -> None:
+        super().__init__()
+        # zeros: the loss at step 0 is ln C exactly, whatever the scale of the trunk's output
+        self.weight = nn.Parameter(torch.zeros(codebooks, classes, width))
+        self.bias = nn.Parameter(torch.zeros(codebooks, classes))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        B, K, T, D = rows.shape
+        flat = rows.transpose(0, 1).reshape(K, B * T, D)
+        logits = torch.baddbmm(self.bias[:, None], flat, self.weight.transpose(1, 2))  # [K, B*T, C]
+        return logits.view(K, B, T, -1).transpose(0, 1)
+
+
+class CodecGPT(nn.Module):
+    """The language model. `forward` is the training loss; `step` and `logits` serve sampling."""
+
+    prompt_mean: Tensor
+    prompt_std: Tensor
+
+    def __init__(self, config: ModelConfig, trunk: GPT2Model | None = None) -> None:
+        """A model with fresh weights, or around the pretrained `trunk` (in train mode either way)."""
+        super().__init__()
+        self.config = config
+        self.pattern = Pattern(config.pattern, config.codebooks)
+        self.trunk = trunk or GPT2Model(_gpt2_config(config))
+        self.trunk.wte = None  # GPT-2's own vocabulary is never read: 38.6 M of the 124 M parameters
+        self.classes = config.codebook_size + 1
+        self.codes = nn.Embedding(config.codebooks * self.classes, config.width)
+        self.head = Head(config.codebooks, config.width, self.classes)
+        same = config.prompt_dim == config.width
+        self.prompt = nn.Identity() if same else nn.Linear(config.prompt_dim, config.width)
+        self.null = nn.Parameter(torch.empty(config.width))
+        self.register_buffer("prompt_mean", torch.zeros(config.prompt_dim))
+        self.register_buffer("prompt_std", torch.ones(config.prompt_dim))
+        self.register_buffer("offsets", torch.arange(config.codebooks)[:, None] * self.classes, persistent=False)
+        # a sum of K unit normals would drown GPT-2's position embeddings (std about 0.1)
+        nn.init.normal_(self.codes.weight, std=0.02)
+        nn.init.normal_(self.null, std=0.02)
+        self.train()
+
+    def standardise_prompts(self, prompts: Tensor) -> None:
+        """Take mean and deviation from a sample of prompts [N, P]: embedders differ in scale by large factors."""
+        self.prompt_mean.copy_(prompts.float().mean(0))
+        self.prompt_std.copy_(prompts.float().std(0, correction=0).clamp_min(1e-3))
+
+    # ---- what goes in ------------------------------------------------------------------------------------------
+    def condition(self, prompt: Tensor | None, batch: int, drop: Tensor | None = None) -> Tensor:
+        """Prompts [B, P] -> position 0 [B, 1, D]; the learned null vector where there is none or `drop` [B] says so."""
+        null = self.null.expand(batch, -1)
+        if prompt is None:
+            return null[:, None]
+        scaled = (prompt.float() - self.prompt_mean.float()) / self.prompt_std.float()
+        vector = self.prompt(scaled.to(self.null.dtype))
+        if drop is not None:
+            vector = torch.where(drop[:, None], null, vector)
+        return vector[:, None]
+
+    def embed(self, laid: Tensor) -> Tensor:
+        """Tokens as laid out [B, K, S] -> the sum of their embeddings [B, S, D]."""
+        return self.codes(laid + self.offsets).sum(1)
+
+    def targets(self, codes: Tensor, frames: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes [B, K, T] of `frames` [B] real frames each -> tokens [B, K, T'] and their lengths [B].
+
+        Padded frames become EMPTY; with end_of_audio one frame of EMPTY is added that counts as real.
+        """
+        B, _, T = codes.shape
+        lengths = torch.full((B,), T, device=codes.device) if frames is None else frames
+        padded = torch.arange(T, device=codes.device) >= lengths[:, None, None]
+        tokens = (codes.long() + 1).masked_fill(padded, EMPTY)
+        if self.config.end_of_audio:
+            return F.pad(tokens, (0, 1), value=EMPTY), lengths + 1
+        return tokens, lengths
+
+    # ---- training ----------------------------------------------------------------------------------------------
+    def forward(
+        self, codes: Tensor, frames: Tensor | None = None, prompt: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes [B, K, T] (0..1023), real frames [B], prompts [B, P] -> cross-entropy summed in nats [K], cells [K].
+
+        The loss of training is the first's sum over the second's: the mean over active cells of real frames.
+        """
+        tokens, lengths = self.targets(codes, frames)
+        steps = self.pattern.steps(tokens.shape[2], lengths)
+        laid = self.pattern.apply(tokens, lengths)
+        drop = None
+        if self.training and prompt is not None and self.config.prompt_dropout:
+            drop = torch.rand(len(codes), device=codes.device) < self.config.prompt_dropout
+        inputs = torch.cat([self.condition(prompt, len(codes), drop), self.embed(laid[:, :, :-1])], 1)
+        hidden = self.trunk(inputs_embeds=inputs, use_cache=False).last_hidden_state  # [B, S, D]
+        B, K, T = tokens.shape
+        # only the rows that predict a code: flatten would else compute K times as many logits as it needs
+        rows = hidden.gather(1, steps.reshape(B, K * T, 1).expand(-1, -1, hidden.shape[2])).view(B, K, T, -1)
+        real = (torch.arange(T, device=codes.device) < lengths[:, None, None]).expand(-1, K, -1)
+        nats = F.cross_entropy(self.head(rows).float().flatten(0, 2), tokens.flatten(), reduction="none").view(B, K, T)
+        return (nats * real).sum((0, 2)), real.sum((0, 2))
+
+    # ---- sampling ----------------------------------------------------------------------------------------------
+    def read(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:
+        """Inputs [B, S, D] after what `cache` holds -> the trunk's output [B, S, D]; the cache is extended in place."""
+        out = self.trunk(inputs_embeds=inputs, past_key_values=cache, use_cache=cache is not None)
+        return out.last_hidden_state
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """The trunk's output [B, S, D] -> logits [B, S, K, C] in float32."""
+        rows = hidden[:, None].expand(-1, self.config.codebooks, -1, -1)
+        return self.head(rows).float().transpose(1, 2)
+
+    def logits(self, laid: Tensor, prompt: Tensor | None = None) -> Tensor:
+        """Logits [B, S, K, C] of every step of tokens [B, K, S], each seeing the prompt and the steps before it."""
+        inputs = torch.cat([self.condition(prompt, len(laid)), self.embed(laid[:, :, :-1])], 1)
+        return self.predict(self.read(inputs))
+
+    # ---- files -------------------------------------------------------------------------------------------------
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json`: all that inference needs of the model."""
+        write_pretrained(folder, self.config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str = "cpu") -> CodecGPT:
+        """A model in eval mode from a folder that `save_pretrained` wrote, or from such a repository on the hub.
+
+        Raises InputError where neither exists or the files are not a CodecGPT's.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = _from_hub(str(source))
+        try:
+            known = {f.name for f in fields(ModelConfig)}
+            settings = json.loads((folder / CONFIG).read_text())
+            config = ModelConfig(**{key: value for key, value in settings.items() if key in known})
+            model = cls(config)
+            model.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+            raise InputError(
+                f"{folder}: no exported CodecGPT ({error}); `python -m pipeline.export run=RUN` writes one"
+            ) from error
+        return model.to(device).eval()
+
+
+def write_pretrained(folder: str | Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
+    """Write a model's config and weights; the weights last, so that a torn folder does not load."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    temporary = folder / f".{WEIGHTS}.tmp"
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+    temporary.replace(folder / WEIGHTS)
+
+
+def build(config: ModelConfig, pretrained: str | None = None) -> CodecGPT:
+    """A CodecGPT from scratch, or around GPT-2 weights from the hub or a local folder.
+
+    A longer sequence than the pretrained position table extends it with new rows. Raises InputError where the weights
+    cannot be had, or are not of the config's size.
+    """
+    if pretrained is None:
+        return CodecGPT(config)
+    try:
+        trunk = GPT2Model.from_pretrained(
+            pretrained, attn_pdrop=config.dropout, resid_pdrop=config.dropout, embd_pdrop=config.dropout
+        )
+    except OSError as error:
+        raise InputError(
+            f"model.pretrained={pretrained}: not on this machine, and the hub did not give it. Run "
+            f"`hf download {pretrained}` where there is a network, give a folder by model.pretrained=DIR, or start "
+            "from scratch with model=small"
+        ) from error
+    size = (trunk.config.n_embd, trunk.config.n_layer, trunk.config.n_head)
+    if size != (config.width, config.layers, config.heads):
+        raise InputError(
+            f"model.pretrained={pretrained} is {size[0]} wide with {size[1]} layers and {size[2]} heads, but the "
+            f"settings model.width, layers, heads say {config.width}, {config.layers}, {config.heads}"
+        )
+    known = trunk.config.n_positions
+    if config.positions > known:
+        log.info("position table extended from %d to %d rows; the new ones start untrained", known, config.positions)
+        table = nn.Embedding(config.positions, config.width)
+        nn.init.normal_(table.weight, std=trunk.config.initializer_range)
+        table.weight.data[:known] = trunk.wpe.weight.data
+        trunk.wpe, trunk.config.n_positions = table, config.positions
+    return CodecGPT(config, trunk)
+
+
+def _gpt2_config(config: ModelConfig) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=1, bos_token_id=0, eos_token_id=0,
+        n_positions=config.positions, n_embd=config.width, n_layer=config.layers, n_head=config.heads,
+        attn_pdrop=config.dropout, resid_pdrop=config.dropout, embd_pdrop=config.dropout,
+    )  # fmt: skip
+
+
+def _from_hub(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[WEIGHTS, CONFIG]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{source}: neither a folder here nor a model that the hub gives ({type(error).__name__})"
+        ) from error

@@ -1,0 +1,73 @@
+"""The optimizer's groups and the learning rate: pure functions of the settings and the step, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import InputError
+
+SCHEDULES = ("constant", "linear", "cosine", "sequence")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices of linear maps decay; biases, norms, embeddings and other vectors do not."""
+    spared = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decay = [p for name, p in named if p.ndim >= 2 and id(p) not in spared and not name.endswith("bias")]
+    chosen = {id(p) for p in decay}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def adamw(model: nn.Module, settings: Mapping[str, Any], device: torch.device) -> torch.optim.AdamW:
+    """AdamW over the groups of `model`, fused on a GPU; `settings` are those of `conf/optim`."""
+    return torch.optim.AdamW(
+        parameter_groups(model, settings["weight_decay"]),
+        lr=settings["lr"],
+        betas=tuple(settings["betas"]),
+        eps=settings["eps"],
+        fused=device.type == "cuda",
+    )
+
+
+def rate(step: int, steps: int, schedule: Mapping[str, Any]) -> float:
+    """The share of the peak learning rate at `step` (0-based) of `steps`.
+
+    schedule: {name: constant|linear|cosine, warmup: steps, floor: share of the peak at the end}, or
+    {name: sequence, parts: [{steps: n, name: ...}, ...]}, whose last part may leave its steps out.
+    """
+    name = schedule["name"]
+    if name == "sequence":
+        return _sequence(step, steps, schedule["parts"])
+    warmup, floor = schedule.get("warmup", 0), schedule.get("floor", 0.0)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    if name == "constant":
+        return 1.0
+    if name == "linear":
+        return floor + (1 - floor) * (1 - done)
+    if name == "cosine":
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+    raise InputError(f"optim.schedule.name={name} is not one of {', '.join(SCHEDULES)}")
+
+
+def _sequence(step: int, steps: int, parts: Iterable[Mapping[str, Any]]) -> float:
+    start = 0
+    for part in (parts := list(parts)):
+        length = part.get("steps", steps - start)
+        if step < start + length or part is parts[-1]:
+            return part.get("scale", 1.0) * rate(step - start, length, part)
+        start += length
+    raise InputError("optim.schedule.parts is empty: a sequence needs at least one part")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,180 @@
+"""What the model reads, predicts, and counts in its loss."""
+
+import json
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2Model
+from transformers.cache_utils import DynamicCache
+
+from pipeline.errors import InputError
+from pipeline.lm.model import CodecGPT, build
+from pipeline.lm.patterns import EMPTY, NAMES, Pattern
+from tests.lm.models import TINY, tiny
+
+
+def codes(B: int, T: int, K: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 1024, (B, K, T), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_untrained_model_loses_ln_of_its_classes(name: str) -> None:
+    model = CodecGPT(replace(TINY, pattern=name))
+    nats, cells = model(codes(2, 20), prompt=torch.randn(2, 12))
+    assert torch.allclose(nats / cells, torch.full((4,), math.log(1025)), atol=0.1)
+    assert cells.tolist() == [40] * 4
+
+
+@given(st.sampled_from(NAMES), st.lists(st.integers(1, 12), min_size=1, max_size=4), st.booleans())
+@settings(max_examples=30)
+def test_padding_is_not_music(name: str, lengths: list[int], end_of_audio: bool) -> None:
+    """The contents of padded frames change nothing, and a batch loses what its clips lose alone."""
+    model = tiny(pattern=name, end_of_audio=end_of_audio).eval()
+    T, frames = max(lengths), torch.tensor(lengths)
+    x, prompt = codes(len(lengths), T), torch.randn(len(lengths), 12)
+    other = torch.where(torch.arange(T) >= frames[:, None, None], codes(len(lengths), T, seed=1), x)
+    nats, cells = model(x, frames, prompt)
+    assert torch.equal(nats, model(other, frames, prompt)[0])
+    assert cells.tolist() == [sum(lengths) + len(lengths) * end_of_audio] * 4
+    alone = [model(x[b : b + 1, :, :n], None, prompt[b : b + 1])[0] for b, n in enumerate(lengths)]
+    assert torch.allclose(nats, torch.stack(alone).sum(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_is_that_of_the_logits_at_active_cells(name: str) -> None:
+    model = tiny(pattern=name).eval()
+    x, prompt = codes(2, 9), torch.randn(2, 12)
+    laid = model.pattern.apply(x + 1)
+    logits = model.logits(laid, prompt)  # [B, S, K, C]
+    nats = torch.nn.functional.cross_entropy(logits.permute(0, 3, 2, 1), laid, reduction="none")  # [B, K, S]
+    active = Pattern(name, 4).frames(9) >= 0
+    expected = (nats * active).sum((0, 2))
+    assert torch.allclose(model(x, None, prompt)[0], expected, rtol=1e-5)
+
+
+def test_a_step_is_predicted_from_the_prompt_and_the_steps_before_it() -> None:
+    model = tiny().eval()
+    laid, prompt = model.pattern.apply(codes(1, 10) + 1), torch.randn(1, 12)
+    before = model.logits(laid, prompt)
+    changed = laid.clone()
+    changed[:, 0, 5] = 1 + changed[:, 0, 5] % 1024
+    after = model.logits(changed, prompt)
+    assert torch.equal(before[:, :6], after[:, :6]) and not torch.allclose(before[:, 6], after[:, 6])
+    assert not torch.allclose(before[:, 0], model.logits(laid, prompt + 1)[:, 0])
+
+
+@given(st.sampled_from(NAMES), st.integers(1, 5))
+@settings(max_examples=12)
+def test_cached_logits_are_the_full_logits(name: str, stride: int) -> None:
+    model = tiny(pattern=name).eval()
+    laid, prompt = model.pattern.apply(codes(2, 8) + 1), torch.randn(2, 12)
+    inputs = torch.cat([model.condition(prompt, 2), model.embed(laid[:, :, :-1])], 1)
+    cache = DynamicCache(config=model.trunk.config)
+    parts = [model.read(inputs[:, s : s + stride], cache) for s in range(0, inputs.shape[1], stride)]
+    assert torch.allclose(model.predict(torch.cat(parts, 1)), model.logits(laid, prompt), atol=1e-5)
+
+
+def test_without_a_prompt_a_learned_null_vector_stands_there() -> None:
+    model = tiny(prompt_dropout=1.0)
+    prompt = torch.randn(2, 12)
+    nats, _ = model(codes(2, 6), None, prompt)  # every prompt dropped
+    assert torch.equal(nats, model(codes(2, 6))[0])
+    model.zero_grad()
+    nats.sum().backward()
+    assert model.null.grad is not None and model.null.grad.abs().sum() > 0
+
+
+def test_prompts_are_standardised() -> None:
+    model = tiny()
+    prompts = torch.randn(500, 12) * 7 + 3
+    model.standardise_prompts(prompts)
+    scaled = torch.nn.functional.linear(
+        (prompts - prompts.mean(0)) / prompts.std(0, correction=0), model.prompt.weight, model.prompt.bias
+    )
+    assert torch.allclose(model.condition(prompts, 500)[:, 0], scaled, atol=1e-4)
+
+
+def test_end_of_audio_is_a_frame_of_empty_that_counts() -> None:
+    model = tiny(end_of_audio=True)
+    tokens, lengths = model.targets(codes(2, 5), torch.tensor([5, 3]))
+    assert tokens.shape[2] == 6 and lengths.tolist() == [6, 4]
+    assert (tokens[0, :, 5] == EMPTY).all() and (tokens[1, :, 3] == EMPTY).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_task_is_learned_under_each_pattern(name: str) -> None:
+    """Clips that say in their prompt which of four melodies they are: soon nothing is left to lose."""
+    torch.manual_seed(0)
+    model = CodecGPT(replace(TINY, pattern=name))
+    melodies, prompts = codes(4, 8), torch.eye(4, 12) * 3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        nats, cells = model(melodies, None, prompts)
+        loss = nats.sum() / cells.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.05
+
+
+def test_exported_and_loaded_it_is_the_same_model(tmp_path: Path) -> None:
+    model = tiny(codec={"name": "some codec"}).eval()
+    model.standardise_prompts(torch.randn(10, 12))
+    model.save_pretrained(tmp_path)
+    loaded = CodecGPT.from_pretrained(tmp_path)
+    assert loaded.config == model.config and not loaded.training
+    laid, prompt = model.pattern.apply(codes(1, 5) + 1), torch.randn(1, 12)
+    assert torch.equal(loaded.logits(laid, prompt), model.logits(laid, prompt))
+
+
+@pytest.mark.parametrize("damage", ["no weights", "no config", "config of something else", "weights of another size"])
+def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path, damage: str) -> None:
+    tiny().save_pretrained(tmp_path)
+    if damage == "no weights":
+        (tmp_path / "model.safetensors").unlink()
+    elif damage == "no config":
+        (tmp_path / "config.json").unlink()
+    elif damage == "config of something else":
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    else:
+        tiny(width=64).save_pretrained(tmp_path / "other")
+        (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="no exported CodecGPT"):
+        CodecGPT.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> str:
+    """Pretrained GPT-2 weights of a small size in a local folder."""
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    GPT2Model(config).save_pretrained(tmp_path / "gpt2")
+    return str(tmp_path / "gpt2")
+
+
+def test_pretrained_weights_are_taken_and_made_longer(gpt2: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model, known = build(replace(TINY, positions=40), gpt2), GPT2Model.from_pretrained(gpt2)
+    assert model.training and model.trunk.training
+    assert torch.equal(model.trunk.wpe.weight[:16], known.wpe.weight) and len(model.trunk.wpe.weight) == 40
+    assert torch.equal(model.trunk.h[1].mlp.c_fc.weight, known.h[1].mlp.c_fc.weight)
+    assert "from 16 to 40" in caplog.text
+    assert not any("wte" in name for name in model.state_dict())
+    nats, cells = model(codes(1, 30), None, torch.randn(1, 12))
+    assert float(nats.sum() / cells.sum()) == pytest.approx(math.log(1025), abs=0.1)
+
+
+def test_pretrained_weights_of_another_size_are_refused(gpt2: str) -> None:
+    with pytest.raises(InputError, match=r"32 wide with 2 layers.*64, 2, 4"):
+        build(replace(TINY, width=64), gpt2)
+
+
+def test_pretrained_weights_that_cannot_be_had_are_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"hf download gpt2.*model.pretrained=DIR.*model=small"):
+        build(TINY, "gpt2")

@@ -1,0 +1,54 @@
+"""The learning rate is a function of the step; only matrices decay."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from pipeline.lm.optim import adamw, parameter_groups, rate, set_rate
+from tests.lm.models import tiny
+
+
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 50), st.integers(51, 500), st.floats(0, 1))
+def test_warms_up_to_the_peak_then_never_rises(name: str, warmup: int, steps: int, floor: float) -> None:
+    schedule = {"name": name, "warmup": warmup, "floor": floor}
+    rates = [rate(s, steps, schedule) for s in range(steps + 1)]
+    assert all(a < b for a, b in pairwise(rates[:warmup]))
+    assert rates[warmup] == pytest.approx(1)
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates[warmup:]))
+    assert rates[-1] == pytest.approx(1 if name == "constant" else floor)
+
+
+def test_a_sequence_runs_one_schedule_after_the_other() -> None:
+    parts = [{"name": "constant", "warmup": 4, "steps": 10}, {"name": "linear", "floor": 0.0, "scale": 0.5}]
+    rates = [rate(s, 20, {"name": "sequence", "parts": parts}) for s in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[9] == 1
+    assert rates[10:] == pytest.approx([0.5 * (1 - i / 10) for i in range(10)])
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(InputError, match="sinus"):
+        rate(3, 10, {"name": "sinus"})
+
+
+def test_matrices_decay_and_nothing_else() -> None:
+    model = tiny()
+    decay, rest = parameter_groups(model, 0.05)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed = {names[id(p)] for p in decay["params"]}
+    assert {"head.weight", "prompt.weight", "trunk.h.0.attn.c_attn.weight", "trunk.h.0.mlp.c_fc.weight"} <= decayed
+    assert not any(word in name for name in decayed for word in ("bias", "ln_", "codes", "wpe", "null"))
+    assert len(decay["params"]) + len(rest["params"]) == len(list(model.parameters()))
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.05, 0.0)
+
+
+def test_the_rate_reaches_every_group() -> None:
+    optimizer = adamw(
+        tiny(), {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.05}, torch.device("cpu")
+    )
+    set_rate(optimizer, math.pi)
+    assert [group["lr"] for group in optimizer.param_groups] == [math.pi] * 2
