@@ -1,1 +1,36 @@
-"""What there is to encode: lists clips, decodes nothing."""
+"""What there is to encode: lists clips, decodes nothing.
+
+`open_corpus(settings).clips()` is the plan. `load(clips)` fills in the bytes of those that lie in archives, and
+`fingerprint(clip)` says cheaply whether an input is still the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.corpora.archive import fingerprint, load
+from pipeline.corpora.clip import Clip
+from pipeline.corpora.corpus import Corpus, SetAside
+from pipeline.errors import InputError
+
+__all__ = ["Clip", "Corpus", "SetAside", "fingerprint", "load", "open_corpus"]
+
+
+def open_corpus(data: Mapping[str, Any]) -> Corpus:
+    """The corpus that `data` (a choice of conf/data) describes, found and ready to list.
+
+    Raises:
+        InputError: there is no such corpus, or its folder is missing.
+    """
+    name, root = data["name"], Path(data["root"])
+    if name == "nsynth":
+        from pipeline.corpora.nsynth import NSynth
+
+        return NSynth(root, Path(data["listings"]))
+    if name == "notes":
+        from pipeline.corpora.notes import open_notes
+
+        return open_notes(data)
+    raise InputError(f"data.name={name} is no corpus: choose nsynth, notes, folder or jamendo")

@@ -14,7 +14,8 @@ class Clip:
     split: "train", "valid" or "test".
     start, duration: seconds into the recording; a duration of None runs to its end.
     labels: what the corpus knows of it (NSynth: pitch, velocity, instrument...).
-    content: the file's bytes, where the corpus had to read them (members of a streamed archive); else None.
+    span: where the member's bytes lie in the unpacked archive, (offset, size); None for a plain file.
+    content: the member's bytes, once `pipeline.corpora.load` has read them; never filled in a plan.
     """
 
     key: str
@@ -23,4 +24,5 @@ class Clip:
     start: float = 0.0
     duration: float | None = None
     labels: dict = field(default_factory=dict)
+    span: tuple[int, int] | None = None
     content: bytes | None = field(default=None, repr=False, compare=False)

@@ -1,0 +1,69 @@
+"""What every corpus offers, and what they share: keys, inputs set aside, the refusal of a missing folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from pipeline.corpora.clip import Clip
+from pipeline.errors import InputError
+
+SPLITS = ("train", "valid", "test")
+KEY_LENGTH = 80  # a tar header holds a name of 100 bytes: key + ".codes.npy" never needs a pax header
+
+
+class SetAside(NamedTuple):
+    """An input that the plan leaves out, and why. `key` is empty where the input never got one."""
+
+    path: str
+    key: str
+    reason: str
+
+
+class Corpus(Protocol):
+    """A corpus lists its clips and decodes nothing."""
+
+    name: str
+    set_aside: list[SetAside]  # filled while `clips` runs, whole when it ends, begun anew when it starts again
+
+    def clips(self) -> Iterator[Clip]:
+        """The plan: the same clips in the same order for the same input, segments of one recording in a row.
+
+        Members of one archive come in the order of their bytes, so that `load` reads it in a single pass.
+        """
+        ...
+
+
+def slug(name: str) -> str:
+    """A key for a name: the name where it may be a key, else its plain letters and a hash of all of it."""
+    if re.fullmatch(rf"[A-Za-z0-9_-]{{1,{KEY_LENGTH}}}", name):
+        return name
+    mark = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[: KEY_LENGTH - len(mark) - 1]
+    return f"{plain}-{mark}" if plain else mark
+
+
+def shown(path: str | Path) -> str:
+    """A path as it may be printed and stored: a name that is not UTF-8 keeps its odd bytes as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def existing(root: str | Path, looked_for: str, command: str) -> Path:
+    """The corpus folder `root`.
+
+    Raises:
+        InputError: it is missing or no folder; `looked_for` says what it should hold, `command` what brings it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"data.root={shown(root)} is no folder: expected {looked_for}; {command}")
+    return root
+
+
+def empty(root: Path, looked_for: str, command: str) -> InputError:
+    """The error for a folder that is there but holds nothing of the corpus."""
+    return InputError(f"data.root={shown(root)} holds no clip: expected {looked_for}; {command}")

@@ -1,0 +1,192 @@
+"""NSynth (Engel et al. 2017, arXiv:1704.01279): `nsynth-{train,valid,test}`, unpacked or as the official archives.
+
+The splits are NSynth's own, by instrument; any of them may be absent.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from pipeline.corpora.archive import Member, Torn, inside, members
+from pipeline.corpora.clip import Clip
+from pipeline.corpora.corpus import SPLITS, SetAside, empty, existing, shown, slug
+from pipeline.corpora.listing import kept
+from pipeline.errors import InputError
+
+LOOKED_FOR = "nsynth-{train,valid,test}/examples.json with audio/*.wav, or nsynth-{train,valid,test}.jsonwav.tar.gz"
+COMMAND = "get it with `python -m pipeline.download data=nsynth`, or give the folder as data.root=DIR"
+LABELS = (
+    *("pitch", "velocity", "instrument", "instrument_str", "instrument_family", "instrument_family_str"),
+    *("instrument_source", "instrument_source_str", "qualities_str", "note_str"),
+)
+NO_NOTE = "its entry in the index is no note"
+
+
+@dataclass
+class NSynth:
+    """See `pipeline.corpora.corpus.Corpus`. listings: a folder where the lists of archives are kept."""
+
+    root: Path
+    listings: Path
+    name: str = "nsynth"
+    command: str = COMMAND
+    set_aside: list[SetAside] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        existing(self.root, LOOKED_FOR, self.command)
+        if not any(self._folder(split).is_dir() or self._archive(split).is_file() for split in SPLITS):
+            raise empty(self.root, LOOKED_FOR, self.command)
+        for split in SPLITS:
+            folder = self._folder(split)
+            if folder.is_dir() and not self._indexed(split) and not self._archive(split).is_file():
+                raise InputError(f"{shown(folder)} has no examples.json, the index of its notes; {self.command}")
+
+    def clips(self) -> Iterator[Clip]:
+        """In the order of the index, or of the archive's bytes."""
+        self.set_aside.clear()
+        seen: set[str] = set()
+        for split in SPLITS:
+            for key, path, span, labels, reason in self._rows(split):
+                if not reason and key in seen:
+                    reason = "another clip has the same key"
+                if reason:
+                    self.set_aside.append(SetAside(shown(path), key, reason))
+                    continue
+                seen.add(key)
+                yield Clip(key, path, split, labels=labels, span=span and tuple(span))
+        if not seen:
+            raise empty(self.root, LOOKED_FOR, self.command)
+
+    def _folder(self, split: str) -> Path:
+        return Path(self.root) / f"nsynth-{split}"
+
+    def _archive(self, split: str) -> Path:
+        return Path(self.root) / f"nsynth-{split}.jsonwav.tar.gz"
+
+    def _indexed(self, split: str) -> bool:
+        return (self._folder(split) / "examples.json").is_file()
+
+    def _rows(self, split: str) -> Iterator[list]:
+        if self._indexed(split):
+            return self._unpacked_rows(split)
+        if self._archive(split).is_file():
+            return kept(self.listings, self._archive(split), partial(self._archive_rows, split))
+        return iter(())
+
+    def _unpacked_rows(self, split: str) -> Iterator[list]:
+        """[key, path, span, labels, reason to set it aside] for every note in the index or on disk."""
+        folder = self._folder(split) / "audio"
+        on_disk = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        on_disk = {name for name in on_disk if name.endswith(".wav") and not name.startswith(".")}
+        taken = set()
+        with (self._folder(split) / "examples.json").open("rb") as index:
+            for name, note in entries(index, shown(index.name)):
+                wav = f"{name}.wav"
+                taken.add(wav)
+                reason = (
+                    NO_NOTE if not isinstance(note, dict) else "" if wav in on_disk else "in the index, not on disk"
+                )
+                yield [slug(name), f"{folder}/{wav}", None, {} if reason else _labels(note), reason]
+        for wav in sorted(on_disk - taken):
+            yield [slug(wav[:-4]), f"{folder}/{wav}", None, {}, "on disk, not in the index"]
+
+    def _archive_rows(self, split: str) -> Iterator[list]:
+        """The same for an archive, whose index may come before or after the audio; its bytes are read once."""
+        archive = self._archive(split)
+        index: dict[str, dict | None] | None = None
+        early: list[Member] = []  # audio that came before the index
+        taken: set[str] = set()
+        torn = ""
+
+        def row(member: Member) -> list:
+            assert index is not None
+            name = PurePosixPath(member.name).name[:-4]
+            labels = index.get(name)
+            reason = "" if labels else NO_NOTE if name in index else "in the archive, not in the index"
+            taken.add(name)
+            return [slug(name), inside(archive, member.name), [member.offset, member.size], labels or {}, reason]
+
+        try:
+            for member, content in members(archive, wanted="examples.json"):
+                if content is not None:
+                    found = entries(io.BytesIO(content), inside(archive, member.name))
+                    index = {name: _labels(note) if isinstance(note, dict) else None for name, note in found}
+                    yield from map(row, early)
+                elif member.name.endswith(".wav") and not PurePosixPath(member.name).name.startswith("."):
+                    if index is None:
+                        early.append(member)
+                    else:
+                        yield row(member)
+        except Torn as error:
+            torn = f"archive torn: {error}"
+        if index is None:
+            raise InputError(f"{shown(archive)} holds no examples.json, the index of its notes {torn}; {self.command}")
+        if torn:
+            yield ["", str(archive), None, {}, torn]
+        for name in sorted(index.keys() - taken):
+            yield [slug(name), inside(archive, f"{name}.wav"), None, {}, "in the index, not in the archive"]
+
+
+def entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
+    """The entries of one JSON object, one at a time: NSynth's index is 200 MB, a gigabyte as Python's objects.
+
+    Raises:
+        InputError: it is no JSON object, or ends too early.
+    """
+    reader = codecs.getreader("utf-8")(stream)
+    text, at = "", 0
+    while True:
+        try:
+            key, value, at = _entry(text, at)
+        except ValueError:
+            if _CLOSE.match(text, at):
+                return
+            try:
+                more = reader.read(1 << 20)
+            except UnicodeDecodeError as error:
+                raise InputError(f"{name} is not JSON: {error}") from error
+            if not more:
+                raise InputError(
+                    f"{name} is broken: expected one JSON object of notes; fetch or make it anew"
+                ) from None
+            text, at = text[at:] + more, 0
+            continue
+        yield key, value
+
+
+_decode = json.JSONDecoder().raw_decode
+_OPEN, _COLON, _NEXT = re.compile(r'\s*[{,]\s*(?=")'), re.compile(r"\s*:\s*"), re.compile(r"\s*(?=[,}])")
+_CLOSE = re.compile(r"\s*(\{\s*)?\}")
+
+
+def _entry(text: str, at: int) -> tuple[str, Any, int]:
+    """The entry at `at` and where it ends; ValueError where the text holds none whole."""
+    key, at = _decode(text, _after(_OPEN, text, at))
+    value, at = _decode(text, _after(_COLON, text, at))
+    return key, value, _after(_NEXT, text, at)
+
+
+def _after(sign: re.Pattern, text: str, at: int) -> int:
+    found = sign.match(text, at)
+    if not found:
+        raise ValueError
+    return found.end()
+
+
+def _labels(note: dict) -> dict:
+    return {name: _shared(note[name]) for name in LABELS if name in note}
+
+
+def _shared(value: Any) -> Any:
+    """One copy of a string that 300,000 notes repeat."""
+    return sys.intern(value) if isinstance(value, str) else value

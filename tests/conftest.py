@@ -1,0 +1,24 @@
+"""Corpora that any test may read; who changes one copies it first."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.build_corpora import render_notes
+
+
+@pytest.fixture(scope="session")
+def notes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data.root of `data=notes`: 24 rendered notes of 6 instruments, train, valid and test."""
+    return render_notes(tmp_path_factory.mktemp("corpora") / "notes")
+
+
+@pytest.fixture(scope="session")
+def nsynth_folder(notes_folder: Path) -> Path:
+    """data.root of `data=nsynth`: the same notes, with nothing in the folder but what NSynth has."""
+    root = notes_folder.with_name("nsynth")
+    shutil.copytree(notes_folder, root, ignore=shutil.ignore_patterns("notes.json"))
+    return root

@@ -1,0 +1,220 @@
+"""NSynth is listed as it is on disk or in its archives; what is amiss is set aside by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.corpora import fingerprint, load, open_corpus
+from pipeline.corpora.nsynth import entries
+from pipeline.errors import InputError
+from tests.build_corpora import data, pack
+
+
+@pytest.fixture
+def root(nsynth_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(nsynth_folder, tmp_path / "nsynth")
+
+
+def index_of(folder: Path) -> dict:
+    return json.loads((folder / "examples.json").read_text())
+
+
+def test_clips_carry_splits_and_labels_of_the_index(root: Path) -> None:
+    corpus = open_corpus(data("nsynth", root))
+    clips = list(corpus.clips())
+    assert corpus.set_aside == []
+    assert len(clips) == 24
+    for clip in clips:
+        note = index_of(root / f"nsynth-{clip.split}")[clip.key]
+        assert clip.labels["pitch"] == note["pitch"]
+        assert clip.labels["instrument_family_str"] == note["instrument_family_str"]
+        assert Path(clip.path).is_file()
+        assert clip.content is None
+    assert {clip.split for clip in clips} == {"train", "valid", "test"}
+    assert list(corpus.clips()) == clips, "the plan is the same each time"
+
+
+def test_a_subset_of_the_splits_may_be_there(root: Path) -> None:
+    shutil.rmtree(root / "nsynth-train")
+    assert {clip.split for clip in open_corpus(data("nsynth", root)).clips()} == {"valid", "test"}
+
+
+def test_index_and_disk_disagree(root: Path) -> None:
+    gone, *_ = index_of(root / "nsynth-train")
+    audio = root / "nsynth-train" / "audio"
+    (audio / f"{gone}.wav").rename(audio / "stray note.wav")
+    (audio / "._hidden.wav").write_bytes(b"left behind by another system")
+    corpus = open_corpus(data("nsynth", root))
+    assert len(list(corpus.clips())) == 23
+    assert {(Path(left.path).name, left.reason) for left in corpus.set_aside} == {
+        (f"{gone}.wav", "in the index, not on disk"),
+        ("stray note.wav", "on disk, not in the index"),
+    }
+    assert all(re.fullmatch("[A-Za-z0-9_-]{1,80}", left.key) for left in corpus.set_aside)
+
+
+def test_one_key_in_two_splits_is_used_once(root: Path) -> None:
+    name, note = next(iter(index_of(root / "nsynth-train").items()))
+    index = root / "nsynth-test" / "examples.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), name: note}))
+    shutil.copy(root / "nsynth-train" / "audio" / f"{name}.wav", root / "nsynth-test" / "audio")
+    corpus = open_corpus(data("nsynth", root))
+    assert [clip.split for clip in corpus.clips() if clip.key == name] == ["train"]
+    assert [(left.key, left.reason) for left in corpus.set_aside] == [(name, "another clip has the same key")]
+
+
+def test_an_entry_that_is_no_note_is_set_aside(root: Path) -> None:
+    index = root / "nsynth-test" / "examples.json"
+    notes = json.loads(index.read_text())
+    name = next(iter(notes))
+    index.write_text(json.dumps({**notes, name: None}))
+    corpus = open_corpus(data("nsynth", root))
+    assert name not in {clip.key for clip in corpus.clips()}
+    assert [left.reason for left in corpus.set_aside] == ["its entry in the index is no note"]
+
+
+@pytest.mark.parametrize("broken", ['{"a": {"pitch": 60}, "b": {"pit', "[1, 2]", "", '{"a": {} x, "b": {}}', '{"a" 1}'])
+def test_a_broken_index_is_refused_by_name(root: Path, broken: str) -> None:
+    (root / "nsynth-train" / "examples.json").write_text(broken)
+    corpus = open_corpus(data("nsynth", root))
+    with pytest.raises(InputError, match=r"nsynth-train/examples\.json"):
+        list(corpus.clips())
+
+
+@given(
+    st.dictionaries(
+        st.text(), st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists)
+    ),
+    st.sampled_from([None, 1]),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_index_is_read_as_json_reads_it(value: dict, indent: int | None) -> None:
+    text = json.dumps(value, indent=indent).encode()
+    assert dict(entries(io.BytesIO(text), "index")) == value
+
+
+def test_an_index_longer_than_any_buffer_is_read_whole() -> None:
+    value = {f"note-{number}": {"number": number, "text": "ü" * 50} for number in range(40_000)}
+    text = json.dumps(value, ensure_ascii=False).encode()
+    assert len(text) > 4 << 20
+    assert dict(entries(io.BytesIO(text), "index")) == value
+
+
+def files(folder: Path, *, index: str) -> dict[str, Path]:
+    """The members of an official archive, its index `first` or `last`."""
+    audio = {f"{folder.name}/audio/{wav.name}": wav for wav in sorted((folder / "audio").iterdir())}
+    examples = {f"{folder.name}/examples.json": folder / "examples.json"}
+    return {**examples, **audio} if index == "first" else {**audio, **examples}
+
+
+@pytest.mark.parametrize("index", ["first", "last"])
+def test_archives_give_the_clips_and_the_bytes_of_the_folders(root: Path, tmp_path: Path, index: str) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for split in ("train", "valid", "test"):
+        pack(packed / f"nsynth-{split}.jsonwav.tar.gz", files(root / f"nsynth-{split}", index=index))
+    unpacked = {clip.key: clip for clip in open_corpus(data("nsynth", root)).clips()}
+    corpus = open_corpus(data("nsynth", packed))
+    plan = list(corpus.clips())
+    assert corpus.set_aside == []
+    assert all(clip.content is None for clip in plan), "a plan holds no audio"
+    assert {clip.key: (clip.split, clip.labels) for clip in plan} == {
+        key: (clip.split, clip.labels) for key, clip in unpacked.items()
+    }
+    for clip in load(plan):
+        assert clip.content == Path(unpacked[clip.key].path).read_bytes()
+        assert clip.path.endswith(f".jsonwav.tar.gz::nsynth-{clip.split}/audio/{clip.key}.wav")
+    assert list(corpus.clips()) == plan, "the kept listing gives the same plan"
+
+
+def test_a_part_of_a_plan_loads_alone(root: Path, tmp_path: Path) -> None:
+    pack(tmp_path / "nsynth-train.jsonwav.tar.gz", files(root / "nsynth-train", index="first"))
+    plan = list(open_corpus(data("nsynth", tmp_path)).clips())
+    part = [plan[-1], plan[1]]
+    assert [clip.content for clip in load(part)] == [
+        (root / "nsynth-train/audio" / f"{clip.key}.wav").read_bytes() for clip in part
+    ]
+
+
+def test_an_archive_is_searched_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="last"))
+    corpus = open_corpus(data("nsynth", tmp_path))
+    plan = list(corpus.clips())
+    monkeypatch.setattr("pipeline.corpora.nsynth.members", lambda *_, **__: pytest.fail("searched again"))
+    assert list(corpus.clips()) == plan
+    monkeypatch.undo()
+    pack(archive, files(root / "nsynth-test", index="first"))
+    assert {clip.span for clip in corpus.clips()} != {clip.span for clip in plan}, "a changed archive is searched anew"
+
+
+def test_archive_and_index_disagree(root: Path, tmp_path: Path) -> None:
+    members = files(root / "nsynth-test", index="last")
+    gone = next(iter(members))
+    members["nsynth-test/audio/stray.wav"] = members.pop(gone)
+    pack(tmp_path / "nsynth-test.jsonwav.tar.gz", members)
+    corpus = open_corpus(data("nsynth", tmp_path))
+    list(corpus.clips())
+    assert {(left.key, left.reason) for left in corpus.set_aside} == {
+        (Path(gone).stem, "in the index, not in the archive"),
+        ("stray", "in the archive, not in the index"),
+    }
+
+
+def test_a_torn_archive_gives_what_is_whole_and_says_so(root: Path, tmp_path: Path) -> None:
+    archive = pack(tmp_path / "nsynth-train.jsonwav.tar.gz", files(root / "nsynth-train", index="first"))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    corpus = open_corpus(data("nsynth", tmp_path))
+    plan = list(corpus.clips())
+    assert 0 < len(plan) < len(index_of(root / "nsynth-train"))
+    for clip in load(plan):
+        assert clip.content == (root / "nsynth-train/audio" / f"{clip.key}.wav").read_bytes()
+    assert [left for left in corpus.set_aside if "torn" in left.reason and left.path == str(archive)]
+    assert len(plan) + len(corpus.set_aside) - 1 == len(index_of(root / "nsynth-train"))
+
+
+def test_a_torn_archive_whose_index_is_lost_is_refused(root: Path, tmp_path: Path) -> None:
+    archive = pack(tmp_path / "nsynth-train.jsonwav.tar.gz", files(root / "nsynth-train", index="last"))
+    archive.write_bytes(archive.read_bytes()[:-5000])
+    with pytest.raises(InputError, match=r"nsynth-train\.jsonwav\.tar\.gz holds no examples\.json.*torn.*download"):
+        list(open_corpus(data("nsynth", tmp_path)).clips())
+
+
+@pytest.mark.parametrize("name", ["/etc/examples.json", "nsynth-test/../../examples.json"])
+def test_members_that_point_outside_the_archive_are_refused(tmp_path: Path, name: str) -> None:
+    pack(tmp_path / "nsynth-test.jsonwav.tar.gz", {name: b"{}"})
+    with pytest.raises(InputError, match="points outside"):
+        list(open_corpus(data("nsynth", tmp_path)).clips())
+
+
+def test_fingerprints_change_with_the_input_only(root: Path, tmp_path: Path) -> None:
+    clip, *_ = open_corpus(data("nsynth", root)).clips()
+    before = fingerprint(clip)
+    assert before == fingerprint(clip)
+    Path(clip.path).write_bytes(Path(clip.path).read_bytes()[:-2])
+    assert fingerprint(clip) not in {before, ""}
+    Path(clip.path).unlink()
+    assert fingerprint(clip) == ""
+    pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="first"))
+    packed = list(open_corpus(data("nsynth", tmp_path)).clips())
+    assert len({fingerprint(clip) for clip in packed}) == len(packed)
+
+
+def test_missing_and_empty_folders_name_the_setting_and_the_command(tmp_path: Path) -> None:
+    for folder in (tmp_path / "absent", tmp_path):
+        with pytest.raises(InputError, match=r"data\.root=.*examples\.json.*pipeline\.download data=nsynth"):
+            open_corpus(data("nsynth", folder))
+    (tmp_path / "nsynth-test").mkdir()
+    with pytest.raises(InputError, match=r"nsynth-test has no examples\.json"):
+        open_corpus(data("nsynth", tmp_path))
+    (tmp_path / "nsynth-test" / "examples.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no clip"):
+        list(open_corpus(data("nsynth", tmp_path)).clips())
