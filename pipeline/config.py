@@ -73,7 +73,8 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # one rank speaks for all
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -99,6 +99,11 @@ class Split:
         shard = self.shards[number]
         return OpenShard(self.store, shard.name, shard.samples)
 
+    def longest(self) -> int:
+        """The frames of the longest clip; 0 where there is none."""
+        indices = (load_index(self.store, shard.name) for shard in self.shards)
+        return max((int(index[:, 1].max(initial=0)) for index in indices), default=0)
+
     def key(self, shard: int, row: int) -> str:
         """The key of a clip."""
         opened = self.shard(shard)

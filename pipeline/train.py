@@ -1,0 +1,63 @@
+"""Train a language model on a cache of codec tokens.
+
+    deepspeed pipeline/train.py +exp=delay_gpt2                     all GPUs of this machine (or one CPU rank)
+    deepspeed --num_gpus 2 pipeline/train.py +exp=delay_gpt2        two ranks
+    python -m pipeline.train +exp=delay_gpt2                        one rank, without a launcher
+    srun ... python pipeline/train.py +exp=delay_gpt2               a cluster: see jobs/
+
+It reads the shards that `python -m pipeline.preprocess` wrote, and leaves everything in one run folder: settings,
+metrics.jsonl, checkpoints, and export/ for `python -m pipeline.generate run=RUN`. The same command again goes on where
+the run stopped; USR1 or TERM make it save and exit with 75.
+
+People change: +exp=..., shards=DIR, model=tiny|small|medium|..., pattern=..., run=DIR, trainer.steps=N,
+trainer.micro_batch=N, optim.lr=X, deepspeed=zero0|zero1|zero2|zero3, tracking=none, resume=never.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # `deepspeed pipeline/train.py` puts pipeline/ first on the path, where it shadows other packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import DictConfig
+
+from pipeline.config import entry
+
+
+@entry("train")
+def main(cfg: DictConfig) -> int:
+    """Wire caches, model, engine and trainer; train; export."""
+    from pipeline import training
+    from pipeline.lm import checkpoint, distributed
+
+    world = distributed.start(cfg.trainer.timeout)
+    try:
+        run = Path(cfg.run)
+        found = checkpoint.find(run, cfg.resume)
+        splits, order = training.open_shards(cfg)
+        config = training.model_config(cfg, splits)
+        if found:
+            checkpoint.check_model(found, config)
+        model = training.build_model(cfg, config, splits, fresh=found is None)
+        training.prepare_run(cfg, run, world)
+        engine = training.build_engine(cfg, model, world)
+        trainer = training.build_trainer(cfg, engine, splits, order, run, world)
+        if found:
+            trainer.resume(found)
+        training.announce(cfg, trainer, splits, order)
+        tracker = training.start_tracker(cfg, run, trainer.step, world)
+        code = 1
+        try:
+            code = trainer.train(training.reporting(tracker, trainer))
+        finally:
+            tracker.finish(code)
+        checkpoint.export(engine, run, world)
+        return code
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

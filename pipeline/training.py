@@ -1,0 +1,223 @@
+"""What `pipeline.train` wires together: caches, model, DeepSpeed engine, trainer, tracking."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline import tracking
+from pipeline.cache.order import Mixture, Order
+from pipeline.cache.stream import Batch, Split, Stream, once
+from pipeline.errors import InputError
+from pipeline.lm import model as models
+from pipeline.lm import optim
+from pipeline.lm.distributed import World
+from pipeline.lm.model import CodecGPT, ModelConfig
+from pipeline.lm.patterns import Pattern
+from pipeline.lm.trainer import Settings, Trainer
+
+log = logging.getLogger("pipeline")
+_PROMPTS = 10_000  # clips whose prompts tell their mean and deviation
+
+
+def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Order | Mixture]:
+    """The training and validation splits of each cache, and the order of training.
+
+    Raises InputError, before any work, where a cache is missing, empty, or not of the codec that the settings name.
+    """
+    folders = {"": cfg.shards} if isinstance(cfg.shards, str) else dict(cfg.shards)
+    pairs = []
+    for folder in folders.values():
+        train, valid = (Split(folder, cfg.data[kind], open_shards=2 * cfg.data.window) for kind in ("train", "valid"))
+        train.manifest.check_codec({"name": cfg.codec.name}, cfg.codec.codebooks)
+        if pairs:
+            first = pairs[0][0].manifest
+            train.manifest.check_codec(first.codec, cfg.codec.codebooks)
+            train.manifest.check_embedder(first.embedder)
+        if not len(train):
+            known = ", ".join(f"{name} ({train.manifest.samples(name)} clips)" for name in train.manifest.splits)
+            raise InputError(
+                f"{folder} has no clips in data.train={cfg.data.train}: it has {known or 'no split at all'}"
+            )
+        for split in (train, valid):
+            split.codebooks = cfg.codec.codebooks
+        pairs.append((train, valid))
+    orders = {
+        name: Order(train.clips, cfg.seed + i, cfg.data.window)
+        for i, (name, (train, _)) in enumerate(zip(folders, pairs, strict=True))
+    }
+    if len(orders) == 1:
+        return pairs, next(iter(orders.values()))
+    weights = dict(cfg.weights) if cfg.weights else {name: float(order.epoch) for name, order in orders.items()}
+    return pairs, Mixture(orders, weights, cfg.seed)
+
+
+def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConfig:
+    """The model that the settings ask for, made to fit the shards. Raises InputError where it cannot."""
+    manifest, m = pairs[0][0].manifest, cfg.model
+    frames = _most_frames(cfg, pairs)
+    steps = Pattern(cfg.pattern.name, cfg.codec.codebooks).length(frames + cfg.data.end_of_audio)
+    positions = max(1024, steps) if m.positions == "auto" else int(m.positions)
+    if steps > positions:
+        raise InputError(
+            f"clips of {frames} frames are {steps} steps under pattern={cfg.pattern.name} with {cfg.codec.codebooks} "
+            f"codebooks, and model.positions={positions}: give auto, or crop by data.seconds"
+        )
+    return ModelConfig(
+        codebooks=cfg.codec.codebooks,
+        pattern=cfg.pattern.name,
+        prompt_dim=manifest.prompt_width,
+        width=m.width,
+        layers=m.layers,
+        heads=m.heads,
+        positions=positions,
+        dropout=m.dropout,
+        prompt_dropout=m.prompt_dropout,
+        end_of_audio=cfg.data.end_of_audio,
+        codec={**manifest.codec, "codebooks": cfg.codec.codebooks},
+        embedder=manifest.embedder,
+    )
+
+
+def _most_frames(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int:
+    """The frames of the longest clip, or of a crop where that is shorter."""
+    longest = max(split.longest() for pair in pairs for split in pair)
+    crop = _crop(cfg, pairs)
+    return longest if crop is None else min(crop, longest)
+
+
+def _crop(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int | None:
+    return None if cfg.data.seconds is None else round(cfg.data.seconds * pairs[0][0].manifest.frame_rate)
+
+
+def prepare_run(cfg: DictConfig, run: Path, world: World) -> None:
+    """Make the run folder, write its settings, and send the log to its file and the terminal (first rank)."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO if world.first else logging.WARNING)
+    if world.first:
+        run.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, run / "config.yaml", resolve=True)
+        form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+        for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(run / "log.txt")):
+            handler.setFormatter(form)
+            root.addHandler(handler)
+        for noisy in ("httpx", "DeepSpeed", "huggingface_hub"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+    world.wait()
+
+
+def build_model(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, Split]], fresh: bool) -> CodecGPT:
+    """The model, the same on all ranks. fresh: from its pretrained weights, if it has any; else they will be loaded.
+
+    Raises InputError where pretrained weights cannot be had.
+    """
+    torch.manual_seed(cfg.seed)
+    model = models.build(config, cfg.model.pretrained if fresh else None)
+    model.standardise_prompts(_sample_of_prompts(pairs))
+    return model
+
+
+def build_engine(cfg: DictConfig, model: CodecGPT, world: World) -> Any:
+    """The model inside a DeepSpeed engine, with its optimizer."""
+    import deepspeed
+
+    model.to(world.device)
+    bf16 = cfg.trainer.precision == "bf16" or (cfg.trainer.precision == "auto" and world.device.type == "cuda")
+    settings = {
+        **OmegaConf.to_container(cfg.deepspeed, resolve=True),  # type: ignore[dict-item]
+        "train_micro_batch_size_per_gpu": cfg.trainer.micro_batch,
+        "gradient_accumulation_steps": cfg.trainer.accumulate,
+        "gradient_clipping": float(cfg.trainer.clip),
+        "bf16": {"enabled": bf16},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+    optimizer = optim.adamw(model, cfg.optim, world.device)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+
+
+def _sample_of_prompts(pairs: list[tuple[Split, Split]]) -> torch.Tensor:
+    """Prompts of the first clips on disk of each cache: [N, P]."""
+    share = max(1, _PROMPTS // len(pairs))
+    prompts = []
+    for train, _ in pairs:
+        for batch in once(train, min(share, len(train), 500)):
+            prompts.append(batch.prompt)
+            if sum(map(len, prompts)) >= share:
+                break
+    return torch.cat(prompts)
+
+
+def build_trainer(
+    cfg: DictConfig, engine: Any, pairs: list[tuple[Split, Split]], order: Order | Mixture, run: Path, world: World
+) -> Trainer:
+    """The trainer of this rank, at step 0."""
+    t, crop = cfg.trainer, _crop(cfg, pairs)
+    stream = Stream(
+        [train for train, _ in pairs], order, batch=t.micro_batch, rank=world.rank, ranks=world.ranks, frames=crop,
+        seed=cfg.seed, threads=cfg.data.threads,
+    )  # fmt: skip
+    settings = Settings(
+        steps=t.steps, accumulate=t.accumulate, clip=t.clip, lr=cfg.optim.lr,
+        schedule=OmegaConf.to_container(cfg.optim.schedule, resolve=True), log_every=t.log_every, val_every=t.val_every,
+        save_every=t.save_every, keep=t.keep, seed=cfg.seed,
+    )  # fmt: skip
+    valid = [valid for _, valid in pairs]
+    return Trainer(engine, world, settings, stream.batches, lambda: _validation(valid, t.micro_batch, world, crop), run)
+
+
+def _validation(splits: list[Split], batch: int, world: World, frames: int | None) -> Iterator[tuple[Batch, bool]]:
+    """Every clip of the splits once over all ranks, in as many batches on each; those that fill up do not count."""
+    for split in splits:
+        if not len(split):
+            continue
+        mine = once(split, batch, world.rank, world.ranks, frames)
+        spare = next(once(split, 1, frames=frames))
+        for _ in range(math.ceil(math.ceil(len(split) / world.ranks) / batch)):
+            found = next(mine, None)
+            yield (found or spare), found is not None
+
+
+def announce(cfg: DictConfig, trainer: Trainer, pairs: list[tuple[Split, Split]], order: Order | Mixture) -> None:
+    """Say what is about to be trained on what."""
+    world, t, config = trainer.world, cfg.trainer, trainer.model.config
+    parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in trainer.model.parameters())
+    clips, valid = (sum(len(pair[i]) for pair in pairs) for i in (0, 1))
+    total = t.micro_batch * t.accumulate * world.ranks
+    log.info("%s: %.1f M parameters, pattern %s, K %d", cfg.name, parameters / 1e6, config.pattern, config.codebooks)
+    log.info("%d clips to learn from, %d to validate on, at %s", clips, valid, cfg.shards)
+    log.info(
+        "%d clips a step = %d micro_batch x %d accumulate x %d ranks on %s; an epoch is %.1f steps",
+        total, t.micro_batch, t.accumulate, world.ranks, world.device.type, order.epoch / total,
+    )  # fmt: skip
+    if trainer.step:
+        log.info("going on at step %d of %d (epoch %.2f)", trainer.step, t.steps, trainer.place / order.epoch)
+
+
+def start_tracker(cfg: DictConfig, run: Path, step: int, world: World) -> tracking.Tracker:
+    """The tracker of the first rank; the others' does nothing."""
+    if not world.first:
+        return tracking.Tracker()
+    config = OmegaConf.to_container(cfg, resolve=True)
+    return tracking.start(run, step, cfg.name, config, cfg.tracking)  # type: ignore[arg-type]
+
+
+def reporting(tracker: tracking.Tracker, trainer: Trainer) -> Callable[[int, Mapping[str, float]], None]:
+    """Send a row to the tracker, and a line of it to the log."""
+
+    def report(step: int, row: Mapping[str, float]) -> None:
+        tracker.log(step, row)
+        shown = [f"{name} {row[name]:.4g}" for name in _SHOWN if name in row]
+        log.info("step %d/%d  %s", step, trainer.settings.steps, "  ".join(shown))
+
+    return report
+
+
+_SHOWN = ("train/loss", "val/loss", "train/lr", "train/grad_norm", "speed/clips_per_second")
