@@ -73,12 +73,14 @@ class Pattern:
         laid = tokens.new_full((*tokens.shape[:2], self.length(tokens.shape[2])), EMPTY)
         return laid.scatter_(2, steps, tokens)
 
-    def revert(self, laid: Tensor, frames: int) -> Tensor:
-        """The inverse of `apply` for clips of one length: [B, K, S] -> tokens [B, K, T]."""
+    def revert(self, laid: Tensor, frames: int, lengths: Tensor | None = None) -> Tensor:
+        """The inverse of `apply`: [B, K, S] -> tokens [B, K, T]; padded frames hold whatever stood there."""
         assert laid.shape[2] == self.length(frames), f"{laid.shape[2]} steps are not those of {frames} frames"
-        return laid.gather(2, self.steps(frames, device=laid.device).expand(len(laid), -1, -1))
+        return laid.gather(2, self.steps(frames, lengths, laid.device).expand(len(laid), -1, -1))
 
-    def frames(self, frames: int) -> Tensor:
-        """Which frame stands at each step: int64 [K, S], -1 where the cell is empty."""
-        held = torch.full((self.codebooks, self.length(frames)), -1)
-        return held.scatter_(1, self.steps(frames), torch.arange(frames).expand(self.codebooks, -1))
+    def frames(self, frames: int, lengths: Tensor | None = None) -> Tensor:
+        """Which frame stands at each step: int64 [K, S] (or [B, K, S] with lengths [B]), -1 where the cell is empty."""
+        steps = self.steps(frames, lengths)
+        held = steps.new_full((*steps.shape[:-1], self.length(frames)), -1)
+        held = held.scatter_(-1, steps, torch.arange(frames, device=steps.device).expand_as(steps))
+        return held if lengths is None else held.masked_fill(held >= lengths[:, None, None], -1)
