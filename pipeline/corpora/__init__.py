@@ -33,4 +33,8 @@ def open_corpus(data: Mapping[str, Any]) -> Corpus:
         from pipeline.corpora.notes import open_notes
 
         return open_notes(data)
+    if name == "folder":
+        from pipeline.corpora.folder import Folder
+
+        return Folder(data)
     raise InputError(f"data.name={name} is no corpus: choose nsynth, notes, folder or jamendo")

@@ -89,18 +89,20 @@ def load(clips: Iterable[Clip]) -> Iterator[Clip]:
     Raises:
         InputError: an archive is not what it was when it was listed.
     """
-    name, stream = "", None
+    name, stream, last, content = "", None, "", b""
     try:
         for clip in clips:
             if clip.span is None:
                 yield clip
                 continue
-            if _container(clip.path) != name:
-                if stream:
-                    stream.close()
-                name = _container(clip.path)
-                stream = _unpacked(Path(name))
-            yield replace(clip, content=_read(stream, clip, name))
+            if clip.path != last:  # segments of one recording share its bytes
+                if _container(clip.path) != name:
+                    if stream:
+                        stream.close()
+                    name = _container(clip.path)
+                    stream = _unpacked(Path(name))
+                last, content = clip.path, _read(stream, clip, name)
+            yield replace(clip, content=content)
     finally:
         if stream:
             stream.close()

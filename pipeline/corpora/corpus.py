@@ -38,12 +38,15 @@ class Corpus(Protocol):
         ...
 
 
-def slug(name: str) -> str:
-    """A key for a name: the name where it may be a key, else its plain letters and a hash of all of it."""
-    if re.fullmatch(rf"[A-Za-z0-9_-]{{1,{KEY_LENGTH}}}", name):
+def slug(name: str, of: str | None = None, length: int = KEY_LENGTH) -> str:
+    """A key for a name: the name where it may be a key, else its plain letters and a hash of all of it.
+
+    of: the full name that the key stands for, where `name` is only its readable part: then the hash is always there.
+    """
+    if of is None and re.fullmatch(rf"[A-Za-z0-9_-]{{1,{length}}}", name):
         return name
-    mark = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[: KEY_LENGTH - len(mark) - 1]
+    mark = hashlib.sha256(os.fsencode(name if of is None else of)).hexdigest()[:16]
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[: length - len(mark) - 1]
     return f"{plain}-{mark}" if plain else mark
 
 

@@ -1,50 +1,90 @@
-"""Rows of JSON that took long to find, kept in a file so that a second run finds them at once."""
+"""Rows of JSON that took long to find, kept in a file so that a second run finds them at once.
+
+A listing is whole or not there: it is renamed into place after the last row. Parts that run at the same time may write
+the same one.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.errors import InputError
 
 
-def kept(folder: Path, about: Path, find: Callable[[], Iterator[Any]], settings: str = "") -> Iterator[Any]:
+def kept(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     """The rows of `find` about a file, from `folder` where they were found before and the file is still the same.
-
-    A listing is complete or not there: it is renamed into place after the last row.
 
     Raises:
         InputError: `folder` cannot be written.
     """
     seen = about.stat()
-    identity = json.dumps([str(about.resolve()), seen.st_size, seen.st_mtime_ns, settings])
-    file = folder / f"{about.name}-{hashlib.sha256(os.fsencode(about.resolve())).hexdigest()[:12]}.jsonl"
+    identity = [str(about.resolve()), seen.st_size, seen.st_mtime_ns]
+    file = listing_file(folder, about)
+    rows = _rows(file)
+    if next(rows, None) == identity:
+        yield from rows
+        return
+    with _written(file) as new:
+        print(json.dumps(identity), file=new)
+        for row in find():
+            print(json.dumps(row), file=new)
+            yield row
+
+
+def remembered(
+    file: Path, items: Iterable[tuple[str, str]], find: Callable[[str], Any]
+) -> Iterator[tuple[str, str, Any]]:
+    """(name, stamp, `find(name)`) for (name, stamp) of paths in ascending order, as tuples of their parts.
+
+    What was found for a name and stamp in the run before is not sought again: both runs are in order, so they are
+    merged line by line, and memory holds one line of each.
+
+    Raises:
+        InputError: the folder of `file` cannot be written.
+    """
+    rows = _rows(file)
+    row = next(rows, None)
+    with _written(file) as new:
+        for name, stamp in items:
+            while row is not None and row[0].split("/") < name.split("/"):
+                row = next(rows, None)
+            value = row[2] if row is not None and row[:2] == [name, stamp] else find(name)
+            print(json.dumps([name, stamp, value]), file=new)
+            yield name, stamp, value
+
+
+def listing_file(folder: Path, about: Path, kind: str = "members") -> Path:
+    """Where a listing lies: two corpora of one name in different places do not meet."""
+    mark = hashlib.sha256(os.fsencode(about.resolve())).hexdigest()[:12]
+    return folder / f"{about.name}-{mark}.{kind}.jsonl"
+
+
+def _rows(file: Path) -> Iterator[Any]:
     if file.is_file():
         with file.open() as rows:
-            if rows.readline().rstrip("\n") == identity:
-                for row in rows:
-                    yield json.loads(row)
-                return
+            yield from map(json.loads, rows)
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[IO[str]]:
+    """A file to write lines to, which takes its name only if the block ends well."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{file.name}.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     except OSError as error:
-        raise InputError(
-            f"data.listings={folder} cannot be written ({error.strerror}): give a folder of yours"
-        ) from error
+        message = f"data.listings={file.parent} cannot be written ({error.strerror}): give a folder of yours"
+        raise InputError(message) from error
     try:
         with os.fdopen(handle, "w") as rows:
-            print(identity, file=rows)
-            for row in find():
-                print(json.dumps(row), file=rows)
-                yield row
+            yield rows
         Path(name).replace(file)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
+    except BaseException:  # a generator that is left early ends here too
+        Path(name).unlink(missing_ok=True)
+        raise

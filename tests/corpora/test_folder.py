@@ -1,0 +1,233 @@
+"""A folder of sound files is listed whole, in one order, each recording once and in one split."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.corpora import open_corpus
+from pipeline.corpora.cut import segments, split_of
+from pipeline.corpora.listing import remembered
+from pipeline.errors import InputError
+from tests.build_corpora import data
+
+
+def sound(path: Path, seconds: float = 0.5, **kind: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tone = 0.3 * np.sin(2 * np.pi * 330 * np.arange(round(seconds * 16_000)) / 16_000)
+    soundfile.write(path, tone, 16_000, **kind)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "sounds"
+    for name in ("a.wav", "b/one.flac", "b/two.ogg", "b/c/three.mp3", "b.wav"):
+        sound(root / name)
+    return root
+
+
+def names(root: Path, *settings: str) -> list[str]:
+    return [os.path.relpath(clip.path, root) for clip in open_corpus(data("folder", root, *settings)).clips()]
+
+
+def test_every_sound_below_the_folder_is_listed_in_one_order(root: Path) -> None:
+    (root / "cover.jpg").write_bytes(b"no sound")
+    sound(root / ".trash" / "old.wav")
+    sound(root / ".hidden.wav")
+    assert names(root) == ["a.wav", "b/c/three.mp3", "b/one.flac", "b/two.ogg", "b.wav"]
+    corpus = open_corpus(data("folder", root))
+    assert list(corpus.clips()) == list(corpus.clips())
+    assert corpus.set_aside == []
+
+
+@pytest.mark.parametrize(
+    "name", ["two words.wav", "Größe Ω.wav", "line\nbreak.wav", "v1.2.final.wav", "x" * 200 + ".wav"]
+)
+def test_any_name_gets_a_key_and_is_found_again(root: Path, name: str) -> None:
+    sound(root / name)
+    clip = next(clip for clip in open_corpus(data("folder", root)).clips() if Path(clip.path).name == name)
+    assert re.fullmatch("[A-Za-z0-9_-]{1,80}", clip.key)
+    assert soundfile.info(clip.path).duration == pytest.approx(0.5)
+
+
+def test_a_name_that_is_not_unicode_is_listed(root: Path) -> None:
+    shutil.copy(root / "a.wav", os.fsencode(root) + b"/caf\xe9.wav")
+    clips = list(open_corpus(data("folder", root)).clips())
+    assert os.fsencode(root) + b"/caf\xe9.wav" in {os.fsencode(clip.path) for clip in clips}
+
+
+def test_names_that_look_alike_have_keys_of_their_own(root: Path) -> None:
+    for name in ("loop 1.wav", "loop-1.wav", "loop_1.wav", "loop.1.wav", "loop 1.flac", "Loop 1.wav", "loop/1.wav"):
+        sound(root / name)
+    keys = [clip.key for clip in open_corpus(data("folder", root)).clips()]
+    assert len(set(keys)) == len(keys) == 12
+
+
+def test_links_neither_loop_nor_repeat_a_recording(root: Path, tmp_path: Path) -> None:
+    outside = sound(tmp_path / "outside" / "far.wav").parent
+    (outside / "up").symlink_to(outside)
+    (root / "loop").symlink_to(root)
+    (root / "b" / "c" / "back").symlink_to("..")
+    (root / "again.wav").symlink_to("a.wav")
+    (root / "far").symlink_to(outside)
+    (root / "far too").symlink_to(outside)
+    (root / "gone.wav").symlink_to("nowhere.wav")
+    (root / "self.wav").symlink_to("self.wav")
+    corpus = open_corpus(data("folder", root))
+    listed = [os.path.relpath(clip.path, root) for clip in corpus.clips()]
+    assert listed == ["a.wav", "b/c/three.mp3", "b/one.flac", "b/two.ogg", "b.wav", "far/far.wav"]
+    reasons = {os.path.relpath(left.path, root): left.reason for left in corpus.set_aside}
+    for name in ("loop", "b/c/back", "again.wav", "far/up", "far too"):
+        assert reasons.pop(name) == "a link to what is listed already"
+    assert "link" in reasons.pop("gone.wav")
+    assert set(reasons) == {"self.wav"}
+
+
+def test_links_into_a_hidden_store_are_followed(root: Path) -> None:
+    """As git-annex and DVC keep large files."""
+    sound(root / ".store" / "ab12.wav")
+    (root / "kept.wav").symlink_to(".store/ab12.wav")
+    (root / "kept twice.wav").symlink_to(".store/ab12.wav")
+    assert "kept twice.wav" in names(root)
+    assert "kept.wav" not in names(root)
+
+
+def test_segments_of_a_recording_follow_each_other_in_one_split(root: Path) -> None:
+    sound(root / "long.flac", 5.3)
+    settings = ("data.segment_seconds=1", "data.shortest_seconds=0.25", "data.valid=0.3", "data.test=0.3")
+    clips = list(open_corpus(data("folder", root, *settings)).clips())
+    runs = [(path, list(run)) for path, run in groupby(clips, lambda clip: clip.path)]
+    assert len(runs) == 6, "each recording is one run"
+    for path, run in runs:
+        assert len({clip.split for clip in run}) == 1
+        cuts = [(clip.start, clip.duration) for clip in run]
+        if path.endswith("long.flac"):
+            assert cuts == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 0.3)]
+        else:
+            assert cuts == [(0, None)]
+    assert len({clip.key for clip in clips}) == len(clips)
+
+
+@given(st.floats(0.001, 600), st.floats(2, 60), st.floats(0.01, 2))
+def test_segments_cover_a_recording_but_for_a_short_rest(duration: float, length: float, shortest: float) -> None:
+    cuts = segments(duration, {"segment_seconds": length, "shortest_seconds": shortest})
+    if len(cuts) == 1 and cuts[0] == (0.0, None):
+        return
+    starts, lengths = np.array(cuts, dtype=float).T
+    assert starts[0] == 0
+    np.testing.assert_allclose(starts[1:], (starts + lengths)[:-1], atol=1e-5)
+    assert lengths.max() <= length
+    assert -1e-5 <= duration - (starts + lengths)[-1] < shortest + 1e-5
+
+
+def test_a_header_that_cannot_be_read_leaves_the_file_to_the_decoder(root: Path) -> None:
+    (root / "broken.wav").write_bytes(b"not a sound")
+    (root / "empty.mp3").write_bytes(b"")
+    clips = open_corpus(data("folder", root, "data.segment_seconds=0.1")).clips()
+    broken = [clip for clip in clips if Path(clip.path).name in {"broken.wav", "empty.mp3"}]
+    assert [(clip.start, clip.duration) for clip in broken] == [(0, None), (0, None)]
+
+
+def test_headers_are_read_once_and_again_when_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = data("folder", root, "data.segment_seconds=0.2")
+    before = list(open_corpus(settings).clips())
+    opened = []
+    original = soundfile.SoundFile
+    monkeypatch.setattr(soundfile, "SoundFile", lambda *a, **k: opened.append(a) or original(*a, **k))
+    assert list(open_corpus(settings).clips()) == before
+    assert opened == []
+    sound(root / "b" / "one.flac", 0.9)
+    sound(root / "new.wav")
+    (root / "b.wav").unlink()
+    opened.clear()
+    after = list(open_corpus(settings).clips())
+    assert len(opened) == 2, "the changed file and the new one"
+    assert Counter(clip.path for clip in after)[f"{root}/b/one.flac"] == 4
+
+
+def test_a_recording_keeps_its_split_when_others_come_and_go(root: Path) -> None:
+    shares = ("data.valid=0.3", "data.test=0.3")
+    before = {clip.path: clip.split for clip in open_corpus(data("folder", root, *shares)).clips()}
+    for number in range(40):
+        sound(root / f"more-{number}.wav", 0.01)
+    after = {clip.path: clip.split for clip in open_corpus(data("folder", root, *shares)).clips()}
+    assert {path: after[path] for path in before} == before
+    assert set(after.values()) == {"train", "valid", "test"}
+
+
+def test_files_of_one_subfolder_may_stay_together(root: Path) -> None:
+    for number in range(60):
+        sound(root / f"album-{number // 6}" / f"{number}.wav", 0.01)
+    settings = ("data.split_by=folder", "data.valid=0.3", "data.test=0.3")
+    splits: dict[Path, set] = {}
+    for clip in open_corpus(data("folder", root, *settings)).clips():
+        splits.setdefault(Path(clip.path).parent, set()).add(clip.split)
+    assert all(len(of) == 1 for of in splits.values())
+    assert len(set.union(*splits.values())) > 1
+
+
+def test_shares_are_met_and_follow_the_seed() -> None:
+    def count(seed: int) -> Counter:
+        return Counter(split_of(str(n), {"seed": seed, "valid": 0.1, "test": 0.2}) for n in range(10_000))
+
+    assert count(0)["valid"] == pytest.approx(1_000, abs=120)
+    assert count(0)["test"] == pytest.approx(2_000, abs=160)
+    assert count(0) != count(1)
+
+
+@given(
+    st.lists(st.tuples(st.text("ab/", min_size=1), st.integers(0, 1))),
+    st.lists(st.tuples(st.text("ab/", min_size=1), st.integers(0, 1))),
+)
+def test_what_is_remembered_is_what_would_be_found(tmp_path_factory, old: list, new: list) -> None:
+    """A second run seeks exactly the names whose stamp changed, wherever names came and went."""
+    file = tmp_path_factory.mktemp("listing") / "rows.jsonl"
+
+    def items(pairs: list) -> list[tuple[str, str]]:
+        return sorted(((name, str(stamp)) for name, stamp in dict(pairs).items()), key=lambda pair: pair[0].split("/"))
+
+    assert [value for *_, value in remembered(file, items(old), str.upper)] == [name.upper() for name, _ in items(old)]
+    sought: list[str] = []
+    rows = list(remembered(file, items(new), lambda name: sought.append(name) or name.upper()))
+    assert rows == [(name, stamp, name.upper()) for name, stamp in items(new)]
+    assert sought == [name for name, stamp in items(new) if (name, stamp) not in items(old)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.valid=0.6", "data.test=0.4"], r"data\.valid=0\.6 and data\.test=0\.4"),
+        (["data.segment_seconds=0"], r"data\.segment_seconds=0"),
+        (["data.shortest_seconds=0"], r"data\.shortest_seconds=0"),
+        (["data.split_by=mood"], "neither recording nor folder"),
+    ],
+)
+def test_settings_out_of_range_are_named(root: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_corpus(data("folder", root, *settings))
+
+
+def test_missing_and_empty_folders_are_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.root=.*absent is no folder.*\.wav.*data\.root=DIR"):
+        open_corpus(data("folder", tmp_path / "absent"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"data\.root=.*empty holds no clip"):
+        list(open_corpus(data("folder", tmp_path / "empty")).clips())
+
+
+def test_a_listing_that_cannot_be_written_names_its_setting(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    settings = data("folder", root, "data.segment_seconds=1", f"data.listings={tmp_path / 'file' / 'below'}")
+    with pytest.raises(InputError, match=r"data\.listings=.*cannot be written"):
+        list(open_corpus(settings).clips())
