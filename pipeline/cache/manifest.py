@@ -22,7 +22,8 @@ class Manifest:
 
     codec, embedder: their identities (name, weights' sha256, rates, sizes); data: the settings of the corpus;
     splits: the shards of each split; silent: clips that are silence, kept; set_aside: inputs that are not in the cache,
-    as dicts of path, key and reason; where: the folder it was loaded from.
+    as dicts of path, key and reason; plan: a digest of the plan it fulfils, for resuming; where: the folder it was
+    loaded from.
     """
 
     codec: dict[str, Any]
@@ -31,6 +32,7 @@ class Manifest:
     splits: dict[str, list[ShardInfo]]
     silent: int = 0
     set_aside: list[dict[str, str]] = field(default_factory=list)
+    plan: str = ""
     where: str = field(default="the cache", compare=False)
 
     @property
@@ -67,7 +69,7 @@ class Manifest:
         try:
             found = json.loads(store.read(NAME))
         except FileNotFoundError as error:
-            some = any(name.endswith(".tar") for name in store.names())
+            some = any(name.endswith(".tar") for name in store.sizes())
             why = (
                 "its preprocessing has not finished: run it again" if some else "make it: python -m pipeline.preprocess"
             )
@@ -90,7 +92,9 @@ class Manifest:
         for name in ("name", "weights", "sample_rate", "dim"):
             embedder[name]
         aside = [{name: str(row[name]) for name in ("path", "key", "reason")} for row in found["set_aside"]]
-        return cls(codec, embedder, dict(found["data"]), splits, int(found["silent"]), aside, where)
+        return cls(
+            codec, embedder, dict(found["data"]), splits, int(found["silent"]), aside, str(found.get("plan", "")), where
+        )
 
     def save(self, folder: str | Path | Store) -> None:
         """Write it, whole or not at all; the same contents give the same bytes."""
@@ -112,9 +116,9 @@ class Manifest:
                 "splits": splits,
                 "silent": self.silent,
                 "set_aside": self.set_aside,
+                "plan": self.plan,
             },
             indent=1,
-            ensure_ascii=False,
         )
         with open_store(folder).writing(NAME) as file:
             file.write(text.encode() + b"\n")

@@ -97,7 +97,7 @@ class ShardWriter:
         if sample.codes.dtype != CODES or sample.codes.ndim != 2 or sample.prompt.dtype != PROMPT:
             raise ValueError(f"{sample.key}: codes are uint16 [K, T] and a prompt is float16 [D]")
         self._keys.add(sample.key)
-        text = json.dumps(sample.info, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        text = json.dumps(sample.info, sort_keys=True, separators=(",", ":")).encode()
         codes = self._member(f"{sample.key}.codes.npy", _npy(sample.codes)) + NPY_HEADER
         prompt = self._member(f"{sample.key}.prompt.npy", _npy(sample.prompt)) + NPY_HEADER
         info = self._member(f"{sample.key}.json", text)

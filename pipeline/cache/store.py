@@ -13,7 +13,7 @@ import mmap
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -28,14 +28,17 @@ class Store(Protocol):
     def where(self, name: str = "") -> str:
         """The address of a file (or of the folder), for messages."""
 
-    def names(self) -> list[str]:
-        """The names of all whole files, sorted; none if there is no such folder."""
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every whole file by its name, sorted; none if there is no such folder."""
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None where there is none."""
 
     def read(self, name: str) -> bytes:
         """The whole of a file; FileNotFoundError where there is none."""
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        """The whole of many small files at once; FileNotFoundError where one is missing."""
 
     def view(self, name: str) -> memoryview:
         """The whole of a file as a read-only buffer, mapped where that is possible."""
@@ -78,12 +81,13 @@ class LocalStore:
     def where(self, name: str = "") -> str:
         return str(self.root / name)
 
-    def names(self) -> list[str]:
+    def sizes(self) -> dict[str, int]:
         try:
             with os.scandir(self.root) as entries:
-                return sorted(e.name for e in entries if e.is_file() and not e.name.endswith(PARTIAL))
+                files = [e for e in entries if not e.name.endswith(PARTIAL) and e.is_file()]
+                return {e.name: e.stat().st_size for e in sorted(files, key=lambda e: e.name)}
         except FileNotFoundError:
-            return []
+            return {}
 
     def size(self, name: str) -> int | None:
         try:
@@ -93,6 +97,9 @@ class LocalStore:
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        return {name: self.read(name) for name in names}
 
     def view(self, name: str) -> memoryview:
         with (self.root / name).open("rb") as file:
@@ -161,14 +168,14 @@ class RemoteStore:
     def where(self, name: str = "") -> str:
         return f"{self.address}/{name}" if name else self.address
 
-    def names(self) -> list[str]:
+    def sizes(self) -> dict[str, int]:
         self.fs.invalidate_cache(self.root)
         try:
             entries = self.fs.ls(self.root, detail=True)
         except FileNotFoundError:
-            return []
-        files = (entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "file")
-        return sorted(name for name in files if name)
+            return {}
+        found = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
+        return {name: found[name] for name in sorted(found) if name}
 
     def size(self, name: str) -> int | None:
         self.fs.invalidate_cache(self.root)
@@ -179,6 +186,10 @@ class RemoteStore:
 
     def read(self, name: str) -> bytes:
         return self.fs.cat_file(f"{self.root}/{name}")
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        found = self.fs.cat([f"{self.root}/{name}" for name in names]) if names else {}
+        return {path.rpartition("/")[2]: content for path, content in found.items()}
 
     def view(self, name: str) -> memoryview:
         return memoryview(self.read(name))

@@ -1,0 +1,183 @@
+"""Decoded clips in, codes and prompts out: what a process does that owns a device.
+
+Letters: B clips, K codebooks, T frames, S samples, D prompt width.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from pipeline.carry.read import Part, Readers, Reading, die_with_parent
+from pipeline.sound import audio
+
+if TYPE_CHECKING:
+    from pipeline.sound.codec import Codec
+    from pipeline.sound.embedder import Embedder
+
+MOST_SECONDS = 256  # of audio in a batch, whatever its count of clips: bounds a device's memory
+WANT = "want"  # a worker's word for: give me a job
+DONE = "done"  # ... and for: all of mine are through
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """A clip as numbers. codes: uint16 [K, T], None where they were not asked for; prompt: float16 [D]."""
+
+    codes: np.ndarray | None
+    prompt: np.ndarray
+    seconds: float
+    silent: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Items of a shard from number `first` on, as numbers, or why they are not."""
+
+    shard: str
+    first: int
+    found: list[Numbers | str]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a worker stopped. kind: the name of the exception."""
+
+    kind: str
+    text: str
+
+
+class Encoder:
+    """A codec and an embedder on one device."""
+
+    def __init__(self, codec: Codec, embedder: Embedder) -> None:
+        self.codec, self.embedder = codec, embedder
+
+    def encode(self, part: Part) -> Encoded:
+        """Encode a part's clips in batches of equal length. Which clips share a batch follows from the part alone."""
+        found: list[Numbers | str] = [heard if isinstance(heard, str) else "" for heard in part.heard]
+        wavs = [(i, heard) for i, heard in enumerate(part.heard) if not isinstance(heard, str)]
+        for frames, batch in self._batches(wavs):
+            for (i, _), numbers in zip(batch, self._batch([wav for _, wav in batch], frames, part), strict=True):
+                found[i] = numbers
+        return Encoded(part.shard, part.first, found)
+
+    def _batches(self, wavs: list[tuple[int, np.ndarray]]) -> Iterator[tuple[int, list[tuple[int, np.ndarray]]]]:
+        def frames(wav: tuple[int, np.ndarray]) -> int:
+            return self.codec.frames(len(wav[1]))
+
+        for count, same in groupby(sorted(wavs, key=frames), key=frames):
+            group = list(same)
+            most = max(1, int(MOST_SECONDS * self.codec.frame_rate / count))
+            for start in range(0, len(group), most):
+                yield count, group[start : start + most]
+
+    def _batch(self, wavs: list[np.ndarray], frames: int, part: Part) -> Iterator[Numbers | str]:
+        """Clips of as many frames each."""
+        import torch
+
+        padded = np.zeros((len(wavs), frames * self.codec.hop), np.float32)
+        for row, wav in zip(padded, wavs, strict=True):
+            row[: len(wav)] = wav
+        wav = torch.from_numpy(padded).to(self.codec.device)  # [B, S]
+        lengths = torch.tensor([len(wav) for wav in wavs])
+        codes = None if part.embed_only else self.codec.encode(wav[:, None], lengths)  # [B, K, T]
+        prompts = self.embedder.embed(wav, lengths).cpu().numpy().astype(np.float16)  # [B, D]
+        if codes is not None:
+            codes = codes.cpu().numpy()
+            assert codes.shape[1:] == (self.codec.codebooks, frames), codes.shape
+            assert codes.min(initial=0) >= 0 and codes.max(initial=0) < self.codec.codebook_size
+            codes = codes.astype(np.uint16)
+        for row, wav in enumerate(wavs):
+            if not np.isfinite(prompts[row]).all():
+                yield "not finite: its embedding has NaN or infinite values"
+                continue
+            seconds = len(wav) / self.codec.sample_rate
+            yield Numbers(None if codes is None else codes[row], prompts[row], seconds, audio.is_silent(wav))
+
+
+def load_encoder(codec: dict[str, Any], embedder: dict[str, Any], device: str, threads: int = 1) -> Encoder:
+    """The encoder that the settings of `conf/codec` and `conf/embedder` describe. threads: of a CPU."""
+    import torch
+
+    from pipeline.sound.codec import load_codec
+    from pipeline.sound.embedder import load_embedder
+
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    return Encoder(load_codec(**codec, device=device), load_embedder(**embedder, device=device))
+
+
+def serve(conn: Connection, load: Callable[[], Encoder], readers: int, how: Reading) -> None:
+    """Work on the jobs that come through `conn` until there are no more; say there what comes of them."""
+    speaking = threading.Lock()
+
+    def say(message: Any) -> None:
+        with speaking:  # `want` is said by the thread that reads ahead
+            conn.send(message)
+
+    crew = Readers(readers, how)
+    try:
+        encoder = load()
+        for part in ahead(crew.parts(conn, lambda: say(WANT))):
+            say(encoder.encode(part))
+        say(DONE)
+    except (BrokenPipeError, EOFError, ConnectionResetError):
+        pass  # whoever gave us the jobs is gone
+    except Exception as error:
+        say(Failure(type(error).__name__, f"{error}\n{traceback.format_exc()}"))
+    finally:
+        crew.close()
+
+
+def serve_as_process(conn: Connection, load: Callable[[], Encoder], readers: int, how: Reading) -> None:
+    """`serve`, in a process that ends with the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
+    die_with_parent()
+    serve(conn, load, readers, how)
+
+
+def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
+    """The same items, taken from their iterator by a thread that keeps up to `depth` in hand."""
+    hand: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(row: tuple[bool, Any]) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                hand.put(row, timeout=0.1)
+                return
+
+    def take() -> None:
+        try:
+            for item in items:
+                put((True, item))
+                if stopped.is_set():
+                    return
+            put((False, None))
+        except Exception as error:
+            put((False, error))
+
+    threading.Thread(target=take, daemon=True).start()
+    try:
+        while True:
+            more, item = hand.get()
+            if more:
+                yield item
+            elif item is None:
+                return
+            else:
+                raise item
+    finally:
+        stopped.set()

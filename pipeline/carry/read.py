@@ -1,0 +1,264 @@
+"""Clips decoded ahead of the encoder, by processes of their own.
+
+A job is a stretch of a shard's clips; a reader decodes it and hands it over in parts of one batch each. What a part
+holds follows from the plan alone, whichever reader is first; a reader that is ahead waits with one part in hand, so
+memory stays the same however long a file or a corpus is. A decoder that takes its process down costs that clip only.
+
+Letters: S samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+
+from pipeline.carry.plan import Item
+from pipeline.corpora import fingerprint
+from pipeline.sound import audio
+
+CHANGED = "changed: the file is not what it was when it was listed; run again"
+Heard = np.ndarray | str  # float32 [S], or why there is none
+
+
+@dataclass(frozen=True)
+class Job:
+    """Clips to decode: items of a shard from number `first` on. Bytes that lie in archives wait in the file `held`."""
+
+    shard: str
+    first: int
+    items: list[Item]
+    held: str | None = None
+    spans: tuple[tuple[int, int] | None, ...] = ()  # offset and bytes in `held`, a pair an item
+    embed_only: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Decoded clips: items of a shard from number `first` on."""
+
+    shard: str
+    first: int
+    heard: list[Heard]
+    embed_only: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How clips are read. rate: Hz; longest: seconds, clips that last longer are set aside; batch: clips a part."""
+
+    rate: int
+    longest: float
+    batch: int
+
+
+def hear(job: Job, how: Reading) -> Iterator[Heard]:
+    """Each clip of a job, decoded, or why it could not be."""
+    spans = job.spans or (None,) * len(job.items)
+    pairs = zip(job.items, spans, strict=True)
+    for _, run in groupby(pairs, key=lambda pair: pair[0].clip.path):
+        items, places = zip(*run, strict=True)
+        source: str | bytes = items[0].clip.path
+        if places[0] is not None and job.held is not None:
+            source = _held(job.held, *places[0])
+        heard = _segments(source, items, how) if len(items) > 1 else _single(source, items[0], how)
+        for item, found in zip(items, heard, strict=True):
+            yield found if fingerprint(item.clip) == item.seen else CHANGED
+
+
+def _held(file: str, offset: int, size: int) -> bytes:
+    with open(file, "rb") as content:  # noqa: PTH123
+        content.seek(offset)
+        return content.read(size)
+
+
+def _single(source: str | bytes, item: Item, how: Reading) -> Iterator[Heard]:
+    clip = item.clip
+    if clip.duration is not None and clip.duration > how.longest:
+        yield _too_long(how)
+        return
+    # one more sample than the longest clip tells whether a file goes on, without decoding all of it
+    seconds = how.longest + 1 / how.rate if clip.duration is None else clip.duration
+    try:
+        wav = audio.read(source, start=clip.start, duration=seconds, rate=how.rate)
+    except Exception as error:
+        yield _reason(error)
+        return
+    yield wav if len(wav) <= round(how.longest * how.rate) else _too_long(how)
+
+
+def _segments(source: str | bytes, items: tuple[Item, ...], how: Reading) -> Iterator[Heard]:
+    """Clips of one recording, decoded once."""
+    cuts = [(item.clip.start, item.clip.duration) for item in items]
+    if any(duration is None or duration > how.longest for _, duration in cuts) or cuts != sorted(cuts):
+        for item in items:
+            yield from _single(source, item, how)
+        return
+    done = 0
+    try:
+        for wav in audio.segments(source, cuts, rate=how.rate):  # type: ignore[arg-type]
+            yield wav
+            done += 1
+    except Exception as error:
+        yield from [_reason(error)] * (len(items) - done)
+
+
+def _reason(error: Exception) -> str:
+    """Whatever a decoder raises is about that file, and must not stop the others."""
+    if isinstance(error, audio.AudioError):
+        return error.reason
+    return f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _too_long(how: Reading) -> str:
+    return f"too long: it lasts more than longest_seconds={how.longest:g}; cut it into segments, or allow more"
+
+
+def parts(job: Job, how: Reading) -> Iterator[Part]:
+    """A job, decoded, in parts of `how.batch` clips."""
+    heard: list[Heard] = []
+    first = job.first
+    for found in hear(job, how):
+        heard.append(found)
+        if len(heard) == how.batch:
+            yield Part(job.shard, first, heard, job.embed_only)
+            first, heard = first + len(heard), []
+    if heard:
+        yield Part(job.shard, first, heard, job.embed_only)
+
+
+def digest_of_sound(source: str | bytes) -> str | None:
+    """A hash of a whole recording's decoded sound, in constant memory; None where it cannot be decoded."""
+    total = hashlib.blake2b(digest_size=16)
+    cuts = ((10.0 * i, 10.0) for i in itertools.count())
+    try:
+        for wav in audio.segments(source, cuts):
+            total.update(wav)
+    except audio.AudioError as error:
+        if not error.reason.startswith("empty"):  # the first cut past the end
+            return None
+    return total.hexdigest()
+
+
+def die_with_parent() -> None:
+    """End this process when the one that started it is gone, even killed: a thread watches."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _serve(jobs: Connection, how: Reading, read: Callable[[Job, Reading], Iterator[Part]]) -> None:
+    """What a reader process does."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
+    die_with_parent()
+    while (job := jobs.recv()) is not None:
+        for part in read(job, how):
+            jobs.send(part)
+        jobs.send(None)
+
+
+class _Reader:
+    """A reader process and the job it is at. done: clips of it that have arrived."""
+
+    def __init__(self, how: Reading, read: Callable[[Job, Reading], Iterator[Part]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.conn, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, how, read), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+        self.done = 0
+
+    def start(self, job: Job) -> None:
+        self.job, self.done = job, 0
+        self.conn.send(job)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.conn.close()
+
+
+class Readers:
+    """`count` processes that decode jobs; with a count of 0, the calling thread does. read: what decodes a job."""
+
+    def __init__(self, count: int, how: Reading, read: Callable[[Job, Reading], Iterator[Part]] = parts) -> None:
+        self._how, self._read = how, read
+        self._readers = [_Reader(how, read) for _ in range(count)]
+
+    def parts(self, inbox: Connection, want: Callable[[], Any]) -> Iterator[Part]:
+        """The jobs that come in, decoded, their parts in any order. `want` asks for a job each; None ends them."""
+        if not self._readers:
+            want()
+            while (job := inbox.recv()) is not None:
+                yield from self._read(job, self._how)
+                want()
+            return
+        jobs: deque[Job] = deque()
+        more, asked = True, False
+        while True:
+            idle = [reader for reader in self._readers if reader.job is None]
+            while idle and jobs:
+                idle.pop().start(jobs.popleft())
+            if idle and more and not asked:
+                want()
+                asked = True
+            busy = {reader.conn: reader for reader in self._readers if reader.job is not None}
+            if not busy and not more:
+                return
+            for ready in wait([*busy, *([inbox] if asked else [])]):
+                if ready is inbox:
+                    job, asked = inbox.recv(), False
+                    jobs += [job] if job else []
+                    more = job is not None
+                else:
+                    yield from self._receive(busy[ready], jobs)  # type: ignore[index]
+
+    def _receive(self, reader: _Reader, jobs: deque[Job]) -> Iterator[Part]:
+        try:
+            part = reader.conn.recv()
+        except (EOFError, ConnectionError):
+            yield from self._bury(reader, jobs)
+            return
+        if part is None:
+            reader.job = None
+        else:
+            reader.done += len(part.heard)
+            yield part
+
+    def _bury(self, reader: _Reader, jobs: deque[Job]) -> Iterator[Part]:
+        """A reader died: put another in its place, and try the rest of its job clip by clip, to find the culprit."""
+        job = reader.job
+        assert job is not None
+        reader.process.join()
+        self._readers[self._readers.index(reader)] = _Reader(self._how, self._read)
+        reader.end()
+        left = range(reader.done, len(job.items))
+        if left and len(job.items) == 1:
+            reason = f"unreadable: it ends the process that decodes it (exit code {reader.process.exitcode})"
+            yield Part(job.shard, job.first, [reason], job.embed_only)
+        elif left:
+            one = [replace(job, first=job.first + i, items=[job.items[i]], spans=job.spans[i : i + 1]) for i in left]
+            jobs.extendleft(reversed(one))
+
+    def close(self) -> None:
+        """End the processes."""
+        for reader in self._readers:
+            reader.end()

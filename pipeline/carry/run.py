@@ -1,0 +1,209 @@
+"""A cache from a corpus: what is asked for, what of it is there, the rest of it made, and all of it told.
+
+Everything that can be refused is refused before any work. Interrupted at any moment, by whatever, the next run of the
+same command goes on where this one was; a run that finds everything done says so after a look at the files' sizes and
+times, without loading a model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache import ledger
+from pipeline.cache.ledger import Plan
+from pipeline.cache.manifest import NAME as MANIFEST
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.shard import index_name
+from pipeline.cache.store import LocalStore, Store, open_store
+from pipeline.carry import crew, tell
+from pipeline.carry.encode import load_encoder
+from pipeline.carry.plan import Spool, make_plan, tree_fingerprint
+from pipeline.carry.progress import Progress
+from pipeline.carry.read import Reading, digest_of_sound
+from pipeline.carry.share import Share, share_of
+from pipeline.carry.work import JOB, Assembly, Jobs, Task
+from pipeline.corpora import open_corpus
+from pipeline.errors import InputError
+
+PLACES = {"root", "listings", "audio", "metadata", "soundfont"}  # settings that say where a corpus lies, not what it is
+GPU_BATCH = 32  # clips; on a CPU one at a time is fastest, for more do not fit its caches
+
+
+def preprocess(cfg: Mapping[str, Any]) -> int:
+    """Make the cache that `conf/preprocess.yaml` describes, or go on with it. Returns the exit code.
+
+    Raises InputError for whatever the user has to mend, before any work.
+    """
+    share = share_of(cfg["part"])
+    _refuse_nonsense(cfg)
+    store, root = open_store(cfg["out"]), cfg["data"]["root"]
+    asked = _asked(cfg)
+    old = Plan.load(store)
+    if old and (old.asked, old.tree) == (asked, _tree(cfg)) and (manifest := _finished(store)):
+        print(f"nothing to do: nothing in {root} has changed since {store.where()} was finished")
+        tell.summary(store, manifest)
+        return 0
+    corpus = open_corpus(cfg["data"], digest_of_sound)
+    store.refuse_unless_writable()
+    names = crew.devices(cfg["devices"], cfg["workers"])
+    batch = cfg["batch"] if cfg["batch"] != "auto" else 1 if names[0] == "cpu" else GPU_BATCH
+    made = _made(cfg, asked)
+    _refuse_other_settings(store, old, made, cfg["add"])
+    with closing(Spool(root)) as spool:
+        blank = Plan(asked, made, _tree(cfg), [])
+        plan = make_plan(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.set_aside)
+        reading = Reading(made["codec"]["sample_rate"], cfg["longest_seconds"], batch)
+        load = partial(load_encoder, cfg["codec"], cfg["embedder"])
+        return _Run(store, plan, old, share, spool, reading).make(load, names, crew.readers(cfg["readers"], names))
+
+
+class _Run:
+    """One process's share of a plan."""
+
+    def __init__(
+        self, store: Store, plan: Plan, old: Plan | None, share: Share, spool: Spool, reading: Reading
+    ) -> None:
+        self.store, self.plan, self.share, self.spool, self.reading = store, plan, share, spool, reading
+        self.is_new = old is None or vars(old) != vars(plan)
+        self.sizes = store.sizes()
+        self.records = ledger.records(store, self.sizes)
+        made = ledger.digest(plan.made)
+        mine = [shard for i, shard in enumerate(plan.shards) if share.has(i)]
+        todo = [shard for shard in mine if not ledger.is_done(shard, self.records.get(shard.name), made)]
+        self.tasks = [Task(shard, self._codes_are_there(shard)) for shard in todo]
+        self.total = sum(shard.clips for shard in mine)
+        self.done = self.total - sum(shard.clips for shard in todo)
+        self.whole = len(mine) - len(todo)  # shards
+        self.written: set[str] = set()  # by this run
+
+    def _codes_are_there(self, shard: ledger.Planned) -> bool:
+        record = self.records.get(shard.name)
+        wanted = (shard.inputs, ledger.digest_of_codes(self.plan.made))
+        return record is not None and record.shard is not None and (record.inputs, record.codes) == wanted
+
+    def make(self, load: Callable[..., Any], names: list[str], readers: int) -> int:
+        """Write what is missing; the exit code."""
+        tell.start(self.store, self.plan, self.share, self.done, self.total, names)
+        progress = Progress(self.total, self.done)
+        try:
+            self._prepare()
+            if self.tasks:
+                jobs = -(-(self.total - self.done) // JOB)
+                self._encode([partial(load, device=name) for name in names[:jobs]], readers, progress)
+            manifest = ledger.merge(self.store)
+        except OSError as error:
+            missing = [task.planned.name for task in self.tasks if task.planned.name not in self.written]
+            return tell.stopped(self.store, error, self.whole + len(self.written), missing)
+        if self.tasks:
+            tell.pace(progress)
+        if manifest is None:
+            tell.unfinished(self.store, self.share)
+        else:
+            tell.summary(self.store, manifest)
+        return 0
+
+    def _prepare(self) -> None:
+        """Take the manifest away if its shards are to change, and say what is planned."""
+        if self.share.count == 1 and isinstance(self.store, LocalStore):
+            self.store.remove_partial()
+        if MANIFEST in self.sizes and (self._listed() is None or self._listed() & {t.planned.name for t in self.tasks}):
+            ledger.unmerge(self.store)
+        if self.is_new:
+            self.plan.save(self.store)
+
+    def _listed(self) -> set[str] | None:
+        """The shards that the manifest knows; None where it cannot be read."""
+        try:
+            manifest = Manifest.load(self.store)
+        except InputError:
+            return None
+        return {shard.name for shards in manifest.splits.values() for shard in shards}
+
+    def _encode(self, loaders: list[Callable[[], Any]], readers: int, progress: Progress) -> None:
+        with (
+            tempfile.TemporaryDirectory(prefix="preprocess-") as folder,
+            Assembly(self.store, self.tasks, self.spool, self.plan.made, Path(folder), self.written.add) as assembly,
+            crew.Crew(loaders, readers, self.reading) as encoders,
+            progress,
+        ):
+            for encoded in encoders.encoded(iter(Jobs(self.tasks, self.spool, Path(folder), self.reading.batch))):
+                assembly.add(encoded)
+                progress.advance(len(encoded.found), sum(getattr(found, "seconds", 0.0) for found in encoded.found))
+
+
+def _refuse_nonsense(cfg: Mapping[str, Any]) -> None:
+    if cfg["add"] not in (None, "prompt"):
+        raise InputError(f"add={cfg['add']}: expected prompt, or null")
+    for name in ("samples_per_shard", "longest_seconds", "batch"):
+        value = cfg[name]
+        if not (value == "auto" and name == "batch") and (isinstance(value, str) or not value > 0):
+            raise InputError(f"{name}={value}: expected a number above 0")
+
+
+def _asked(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a cache's contents depend on, as they were given."""
+    data = {name: value for name, value in cfg["data"].items() if name not in ("root", "listings")}
+    return {"data": data, **{name: cfg[name] for name in ("codec", "embedder", "samples_per_shard", "longest_seconds")}}
+
+
+def _tree(cfg: Mapping[str, Any]) -> str:
+    """What all files of the corpus look like, those that lie elsewhere too."""
+    elsewhere = [cfg["data"].get(name) for name in sorted(PLACES - {"root", "listings"})]
+    return tree_fingerprint(cfg["data"]["root"], *[place for place in elsewhere if place])
+
+
+def _made(cfg: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the identities of codec and embedder, hashes of their weights included."""
+    encoder = load_encoder(cfg["codec"], cfg["embedder"], "cpu")
+    rates = encoder.codec.sample_rate, encoder.embedder.identity["sample_rate"]
+    if rates[0] != rates[1]:
+        raise InputError(
+            f"codec={cfg['codec']['name']} hears {rates[0]} Hz and its embedder {rates[1]} Hz: choose another"
+        )
+    data = {name: value for name, value in asked["data"].items() if name not in PLACES}
+    return {**asked, "data": data, "codec": encoder.codec.identity, "embedder": encoder.embedder.identity}
+
+
+def _finished(store: Store) -> Manifest | None:
+    """The manifest of a cache that fulfils its plan and whose shards are all there, by their sizes."""
+    try:
+        manifest = Manifest.load(store)
+    except InputError:
+        return None
+    sizes = store.sizes()
+    shards = [shard for shards in manifest.splits.values() for shard in shards]
+    whole = all(sizes.get(shard.name) == shard.bytes and index_name(shard.name) in sizes for shard in shards)
+    return manifest if whole and manifest.plan == ledger.plan_digest(store) else None
+
+
+def _refuse_other_settings(store: Store, old: Plan | None, made: Mapping[str, Any], add: str | None) -> None:
+    if old is None:
+        if add:
+            raise InputError(f"there is no cache at {store.where()} to add a {add} to: run once without add=")
+        return
+    before, now = _flat(old.made), _flat(made)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if add == "prompt":
+        changed = [name for name in changed if not name.startswith("embedder.")]
+    if changed:
+        told = ", ".join(f"{name}={_short(before.get(name))} (now {_short(now.get(name))})" for name in changed)
+        embedder_only = all(name.startswith("embedder.") for name in changed)
+        hint = "; add=prompt embeds it anew and keeps its codes" if embedder_only else ""
+        raise InputError(f"{store.where()} was made with {told}: give another out=, or remove it{hint}")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:12] + "..."

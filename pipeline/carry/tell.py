@@ -1,0 +1,75 @@
+"""What a run says to its user: the plan first, the outcome last."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+from pipeline.cache.ledger import Plan
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.store import Store
+from pipeline.carry.progress import Progress
+from pipeline.carry.share import Share
+
+NAMED = 5  # inputs set aside that are named on the screen; the manifest names them all
+
+
+def start(store: Store, plan: Plan, share: Share, done: int, total: int, devices: list[str]) -> None:
+    """Before the work."""
+    part = (
+        "" if share.count == 1 else f", of which part {share.number}/{share.count} (by {share.said}): {total:,} clips"
+    )
+    print(f"{store.where()}: {plan.clips:,} clips in {len(plan.shards):,} shards{part}")
+    if done:
+        print(f"finished before: {done:,} clips")
+    if done < total:
+        print(f"encoding on {', '.join(f'{n} x {d}' for d, n in Counter(devices).items())}", flush=True)
+
+
+def pace(progress: Progress) -> None:
+    """How fast it went."""
+    hours, minutes = progress.seconds / 3600, progress.wall / 60
+    print(f"this run: {hours:.2f} h of audio in {minutes:.1f} min, {progress.speed:,.1f} x real time")
+
+
+def unfinished(store: Store, share: Share) -> None:
+    """A part is done, the whole is not."""
+    print(
+        f"part {share.number}/{share.count} is finished; the last part to finish writes the manifest of {store.where()}"
+    )
+
+
+def summary(store: Store, manifest: Manifest) -> None:
+    """What a finished cache holds, and what may be done with it."""
+    shards = [shard for shards in manifest.splits.values() for shard in shards]
+    hours = {split: manifest.hours(split) for split in manifest.splits}
+    clips = sum(shard.samples for shard in shards)
+    print(
+        f"{store.where()}: {sum(hours.values()):.2f} h in {clips:,} clips ({_listed(hours)}), "
+        f"{len(shards):,} shards, {sum(shard.bytes for shard in shards) / 1e6:,.1f} MB"
+    )
+    if manifest.silent:
+        print(f"silent, and kept: {manifest.silent:,} clips")
+    if manifest.set_aside:
+        kinds = Counter(row["reason"].partition(":")[0] for row in manifest.set_aside)
+        told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        print(f"set aside: {len(manifest.set_aside):,} inputs ({told}); manifest.json names them all")
+        for row in manifest.set_aside[:NAMED]:
+            print(f"  {row['path']!r}: {row['reason']}")
+    print(f"next: deepspeed pipeline/train.py +exp=delay_gpt2 shards={store.where()}")
+
+
+def _listed(hours: dict[str, float]) -> str:
+    return ", ".join(f"{split} {value:.2f} h" for split, value in hours.items())
+
+
+def stopped(store: Store, error: OSError, whole: int, missing: list[str]) -> int:
+    """A full disk, or one that fails: what is there stays; the exit code."""
+    why = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    print(
+        f"error: writing to {store.where()} failed: {why}; {whole} shards are whole and stay, not written: "
+        f"{', '.join(missing[:NAMED]) or 'manifest.json'}{more}; make room and run the same command again",
+        file=sys.stderr,
+    )
+    return 1

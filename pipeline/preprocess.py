@@ -1,0 +1,41 @@
+"""Encode a corpus once into a cache of shards that training reads: codes of a codec, prompt vectors, labels.
+
+  python -m pipeline.preprocess data=nsynth
+      reads data/nsynth, writes shards/nsynth, with Meta's EnCodec and the released EnCodecMAE
+  python -m pipeline.preprocess data=folder data.root=DIR out=DIR codec=encodec_embedded embedder=encodecmae_tiny
+      any folder of sound files, with the small weights that ship with this package
+  python -m pipeline.preprocess data=jamendo part=3/16
+      one of sixteen parts, each on its own machine; under Slurm (sbatch --array, srun -n) no part= is needed
+  python -m pipeline.preprocess data=nsynth embedder=encodecmae_mel256_base_st add=prompt
+      new prompts for a cache whose codes are kept
+
+The same command again goes on where the last one stopped, however it stopped, and the finished cache is the same byte
+for byte. Inputs that were changed, added or removed since are noticed, and only the shards they touch are made anew.
+Inputs that cannot be used are set aside, by name and with the reason, in the cache's manifest.json.
+
+What people change: data=, data.root=, out= (a folder, or s3://..., gs://...), codec=, codec.codebooks=, embedder=,
+samples_per_shard=, devices=, workers=, part=.
+Look at the result with: python -m pipeline.shards verify|describe|listen DIR
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from pipeline.config import entry
+
+
+@entry("preprocess")
+def main(cfg: DictConfig) -> int:
+    """Preprocess, and return the exit code."""
+    from omegaconf import OmegaConf
+
+    from pipeline.carry.run import preprocess
+
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    return preprocess(settings)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
