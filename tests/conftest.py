@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build_corpora import render_notes
+from tests.build_corpora import build_jamendo, render_notes
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +22,9 @@ def nsynth_folder(notes_folder: Path) -> Path:
     root = notes_folder.with_name("nsynth")
     shutil.copytree(notes_folder, root, ignore=shutil.ignore_patterns("notes.json"))
     return root
+
+
+@pytest.fixture(scope="session")
+def jamendo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data.root of `data=jamendo`: 8 mp3 tracks of 2.5 to 6.1 s by 4 artists, and raw_30s.tsv."""
+    return build_jamendo(tmp_path_factory.mktemp("corpora") / "jamendo")

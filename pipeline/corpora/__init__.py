@@ -13,22 +13,26 @@ from typing import Any
 from pipeline.corpora.archive import fingerprint, load
 from pipeline.corpora.clip import Clip
 from pipeline.corpora.corpus import Corpus, SetAside
+from pipeline.corpora.duplicates import Digest
 from pipeline.errors import InputError
 
-__all__ = ["Clip", "Corpus", "SetAside", "fingerprint", "load", "open_corpus"]
+__all__ = ["Clip", "Corpus", "Digest", "SetAside", "fingerprint", "load", "open_corpus"]
 
 
-def open_corpus(data: Mapping[str, Any]) -> Corpus:
+def open_corpus(data: Mapping[str, Any], digest: Digest | None = None) -> Corpus:
     """The corpus that `data` (a choice of conf/data) describes, found and ready to list.
+
+    digest: a hash of the decoded sound of a file (its path or its bytes), or None where it cannot be decoded. Jamendo
+    asks it whether files that differ in their bytes are the same sound; without it, they are not.
 
     Raises:
         InputError: there is no such corpus, or its folder is missing.
     """
-    name, root = data["name"], Path(data["root"])
+    name = data["name"]
     if name == "nsynth":
         from pipeline.corpora.nsynth import NSynth
 
-        return NSynth(root, Path(data["listings"]))
+        return NSynth(Path(data["root"]), Path(data["listings"]))
     if name == "notes":
         from pipeline.corpora.notes import open_notes
 
@@ -37,4 +41,8 @@ def open_corpus(data: Mapping[str, Any]) -> Corpus:
         from pipeline.corpora.folder import Folder
 
         return Folder(data)
+    if name == "jamendo":
+        from pipeline.corpora.jamendo import Jamendo
+
+        return Jamendo(data, digest)
     raise InputError(f"data.name={name} is no corpus: choose nsynth, notes, folder or jamendo")

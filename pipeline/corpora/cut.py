@@ -28,7 +28,7 @@ def segments(duration: float | None, data: Mapping[str, Any]) -> list[tuple[floa
     A last piece shorter than `data.shortest_seconds` is left out; a recording shorter than a segment, or of unknown
     duration, is one segment that runs to its end.
     """
-    length = data["segment_seconds"]
+    length = data["segment_seconds"] and float(data["segment_seconds"])
     if length is None or duration is None or duration <= length:
         return [(0.0, None)]
     whole = int(duration / length + 1e-9)

@@ -17,6 +17,8 @@ from typing import IO, Any
 
 from pipeline.errors import InputError
 
+FORMAT = 1  # of the rows, whoever writes them: a change makes every listing anew
+
 
 def kept(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     """The rows of `find` about a file, from `folder` where they were found before and the file is still the same.
@@ -63,13 +65,16 @@ def remembered(
 def listing_file(folder: Path, about: Path, kind: str = "members") -> Path:
     """Where a listing lies: two corpora of one name in different places do not meet."""
     mark = hashlib.sha256(os.fsencode(about.resolve())).hexdigest()[:12]
-    return folder / f"{about.name}-{mark}.{kind}.jsonl"
+    return folder / f"{about.name}-{mark}.{kind}.{FORMAT}.jsonl"
 
 
 def _rows(file: Path) -> Iterator[Any]:
     if file.is_file():
         with file.open() as rows:
-            yield from map(json.loads, rows)
+            try:
+                yield from map(json.loads, rows)
+            except ValueError as error:
+                raise InputError(f"{file} is no listing of ours: delete it, and it is made anew") from error
 
 
 @contextmanager

@@ -1,0 +1,116 @@
+"""Recordings that are the same sound under several names, found without decoding them all.
+
+Three sieves, each for what the one before left over, each remembered from run to run:
+1. probe: a hash of 16 KiB of MPEG frames, past any tag and at one place: the same for copies, whatever their tags;
+2. frames: a hash of all bytes between the tags, for files whose probe is not alone;
+3. digest: a hash of the decoded sound, where probes agree but frames differ (an encoder's own header, say).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from pipeline.corpora.archive import container
+from pipeline.corpora.listing import remembered
+
+PLACE, LENGTH = 1 << 18, 1 << 14  # bytes: 6.5 s into a recording of 320 kbit/s, 0.4 s long
+
+Digest = Callable[[str | bytes], str | None]
+
+
+class Recording(NamedTuple):
+    """A file or a member of a plain tar. name: its place in the order; stamp: changes when it does; size: bytes."""
+
+    name: str
+    stamp: str
+    size: int
+    path: str
+    span: tuple[int, int] | None
+
+
+def duplicates(recordings: list[Recording], listing: Callable[[str], Path], digest: Digest | None) -> dict[str, str]:
+    """{name: the first name of the same sound} for every recording that is not the first of its sound.
+
+    recordings: in ascending order of their names' parts. listing: the file in which a sieve's findings are remembered.
+    digest: a hash of the decoded sound of a file or its bytes, None where it cannot be decoded; without it only
+    recordings whose frames are the same bytes count as the same sound.
+    """
+    of = {recording.name: recording for recording in recordings}
+
+    def sieve(kind: str, names: Iterable[str], find: Callable[[Recording], str | None]) -> dict[str, str | None]:
+        items = ((name, of[name].stamp) for name in names)
+        return {name: found for name, _, found in remembered(listing(kind), items, lambda n: find(of[n]))}
+
+    def alike(names: Iterable[str], by: Callable[[str], object]) -> list[list[str]]:
+        groups = defaultdict(list)
+        for name in names:
+            groups[by(name)].append(name)
+        return [group for group in groups.values() if len(group) > 1]
+
+    probes = sieve("probes", of, _probe)
+    groups = alike(of, probes.__getitem__)
+    suspects = {name for group in groups for name in group}
+    frames = sieve("frames", (name for name in of if name in suspects), _frames)
+    digests: dict[str, str | None] = {}
+    if digest is not None:
+        doubtful = {name for group in groups if len({frames[name] for name in group}) > 1 for name in group}
+        digests = sieve("digests", (name for name in of if name in doubtful), lambda one: digest(_source(one)))
+    same = alike((name for name in of if name in suspects), lambda name: digests.get(name) or frames[name])
+    return {name: first for first, *others in same for name in others}
+
+
+def _probe(recording: Recording) -> str:
+    with _opened(recording) as file:
+        start, end = _between_tags(file, recording)
+        file.seek(min(start + PLACE, (start + end) // 2))
+        return hashlib.blake2b(file.read(min(LENGTH, end - file.tell())), digest_size=16).hexdigest()
+
+
+def _frames(recording: Recording) -> str:
+    with _opened(recording) as file:
+        start, end = _between_tags(file, recording)
+        file.seek(start)
+        total = hashlib.blake2b(digest_size=16)
+        while start < end:
+            block = file.read(min(1 << 20, end - start))
+            if not block:
+                break
+            total.update(block)
+            start += len(block)
+        return total.hexdigest()
+
+
+def _opened(recording: Recording) -> BinaryIO:
+    return Path(recording.path if recording.span is None else container(recording.path)).open("rb")
+
+
+def _source(recording: Recording) -> str | bytes:
+    if recording.span is None:
+        return recording.path
+    with _opened(recording) as file:
+        file.seek(recording.span[0])
+        return file.read(recording.span[1])
+
+
+def _between_tags(file: BinaryIO, recording: Recording) -> tuple[int, int]:
+    """Where the MPEG frames start and end: past an ID3v2 tag, before ID3v1 and APEv2 tags."""
+    start = recording.span[0] if recording.span else 0
+    end = start + recording.size
+    file.seek(start)
+    head = file.read(10)
+    if head[:3] == b"ID3" and len(head) == 10:
+        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        start = min(end, start + 10 + size + (10 if head[5] & 0x10 else 0))
+    file.seek(max(start, end - 128))
+    if file.read(3) == b"TAG":
+        end = max(start, end - 128)
+    file.seek(max(start, end - 32))
+    foot = file.read(32)
+    if foot[:8] == b"APETAGEX":
+        size = int.from_bytes(foot[12:16], "little") + (32 if foot[23] & 0x80 else 0)
+        end = max(start, end - size)
+    return start, end

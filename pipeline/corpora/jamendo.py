@@ -1,0 +1,197 @@
+"""MTG-Jamendo (Bogdanov et al. 2019): 55,000 tracks as `00/565800.mp3`, in folders or in the published tars.
+
+The split is by artist; each sound is used once, however many names it has; tracks are cut into segments.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from pipeline.corpora.archive import Torn, inside, members
+from pipeline.corpora.clip import Clip
+from pipeline.corpora.corpus import KEY_LENGTH, SetAside, empty, existing, shown, slug
+from pipeline.corpora.cut import check, segments, split_of
+from pipeline.corpora.duplicates import Digest, Recording, duplicates
+from pipeline.corpora.folder import walk
+from pipeline.corpora.listing import kept, listing_file
+from pipeline.errors import InputError
+
+LOOKED_FOR = "00/565800.mp3 ... 99/*.mp3 or raw_30s_audio-{00..99}.tar, and raw_30s.tsv"
+COMMAND = "get it with `python -m pipeline.download data=jamendo`, or give the folder as data.root=DIR"
+AUDIO = ("", "audio", "audio-low", "raw_30s/audio", "raw_30s/audio-low")  # below data.root: the first that has any
+METADATA = ("raw_30s.tsv", "autotagging.tsv", "raw.tsv", "data/raw_30s.tsv", "data/autotagging.tsv", "data/raw.tsv")
+COLUMNS = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
+_ENDING = re.compile(r"(\.low)?\.mp3$", re.IGNORECASE)
+
+
+class Track(NamedTuple):
+    """A row of the metadata. seconds: of the whole track."""
+
+    id: str
+    artist: str
+    album: str
+    path: str
+    seconds: float
+    tags: list[str]
+
+
+@dataclass
+class Jamendo:
+    """See `pipeline.corpora.corpus.Corpus`. data: the settings of conf/data/jamendo.yaml; digest: see `duplicates`."""
+
+    data: Mapping[str, Any]
+    digest: Digest | None = None
+    name: str = "jamendo"
+    set_aside: list[SetAside] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check(self.data)
+        most = self.data["segments_per_track"]
+        if most is not None and most < 1:
+            raise InputError(f"data.segments_per_track={most}: expected 1 or more, or null for all")
+        root = existing(self.data["root"], LOOKED_FOR, COMMAND)
+        self.listings = Path(self.data["listings"])
+        self.audio = _found(root, self.data["audio"], AUDIO, _has_tracks, "audio")
+        self.metadata = _found(root, self.data["metadata"], METADATA, Path.is_file, "metadata")
+
+    def clips(self) -> Iterator[Clip]:
+        """Sorted by name, folders before tars, segments of a track in a row."""
+        self.set_aside.clear()
+        tracks = self._tracks()
+        recordings = self._recordings(tracks)
+        if not recordings:
+            raise empty(self.audio, LOOKED_FOR, COMMAND)
+        copies = duplicates(recordings, lambda sieve: listing_file(self.listings, self.audio, sieve), self.digest)
+        for recording in recordings:
+            track = tracks[_title(recording.name)]
+            if recording.name in copies:
+                self._leave(recording.path, track.id, f"the same sound as {shown(copies[recording.name])}")
+            else:
+                yield from self._segments(recording, track)
+
+    def _segments(self, recording: Recording, track: Track) -> Iterator[Clip]:
+        excerpt = self.data["excerpt_seconds"]
+        cuts = list(enumerate(segments(track.seconds if excerpt is None else min(track.seconds, excerpt), self.data)))
+        most = self.data["segments_per_track"]
+        if most is not None and most < len(cuts):
+            cuts = sorted(random.Random(f"{self.data['seed']}:{track.id}").sample(cuts, most))
+        split = split_of(track.artist, self.data)
+        labels = {"track": track.id, "artist": track.artist, "album": track.album, "tags": track.tags}
+        key = slug(track.id, length=KEY_LENGTH - 6)
+        for number, (start, length) in cuts:
+            yield Clip(f"{key}-{number:05d}", recording.path, split, start, length, labels, recording.span)
+
+    def _tracks(self) -> dict[str, Track]:
+        """The rows of the metadata by their title (`00/565800`); those that cannot be used are set aside."""
+        tracks: dict[str, Track] = {}
+        ids: set[str] = set()
+        with self.metadata.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.reader(file, delimiter="\t")
+            if next(rows, [])[: len(COLUMNS)] != COLUMNS:
+                raise InputError(f"{shown(self.metadata)} is not MTG-Jamendo's metadata: expected columns {COLUMNS}")
+            for row in rows:
+                where = f"line {rows.line_num} of {self.metadata.name}"
+                if len(row) < 5:
+                    self._leave("", row[0] if row else "", f"{where} has {len(row)} columns, not 5 or more")
+                elif not _is_length(row[4]):
+                    self._leave(row[3], row[0], f"{where} says {row[4]!r}, no duration in seconds")
+                elif row[0] in ids or _title(row[3]) in tracks:
+                    self._leave(row[3], row[0], f"{where} repeats a track")
+                else:
+                    ids.add(row[0])
+                    tracks[_title(row[3])] = Track(row[0], row[1], row[2], row[3], float(row[4]), row[5:])
+        return tracks
+
+    def _recordings(self, tracks: dict[str, Track]) -> list[Recording]:
+        """One file for each track, sorted by the parts of their names; what does not pair up is set aside."""
+        found: dict[str, Recording] = {}
+        empties: set[str] = set()
+        for recording in self._files():
+            title = _title(recording.name)
+            if title not in tracks:
+                self._leave(recording.path, "", f"on disk, not in {self.metadata.name}")
+            elif title in found:
+                self._leave(recording.path, tracks[title].id, f"another file of the track: {shown(found[title].path)}")
+            elif recording.size == 0:
+                self._leave(recording.path, tracks[title].id, "empty: the file has no bytes")
+                empties.add(title)
+            else:
+                found[title] = recording
+        self._leave_missing(tracks, found.keys() | empties)
+        return sorted(found.values(), key=lambda recording: recording.name.split("/"))
+
+    def _leave_missing(self, tracks: dict[str, Track], present: set[str]) -> None:
+        """Rows without a file: one by one, but once for a folder of which nothing is there (a partial download)."""
+        of_folder = Counter(title.rpartition("/")[0] for title in tracks)
+        absent = [title for title in tracks if title not in present]
+        absent_of_folder = Counter(title.rpartition("/")[0] for title in absent)
+        whole = {folder for folder, count in absent_of_folder.items() if count == of_folder[folder] > 1}
+        for folder in sorted(whole):
+            self._leave(f"{folder}/", "", f"none of its {of_folder[folder]} tracks is on disk")
+        for title in absent:
+            if title.rpartition("/")[0] not in whole:
+                self._leave(tracks[title].path, tracks[title].id, f"in {self.metadata.name}, not on disk")
+
+    def _files(self) -> Iterator[Recording]:
+        for name, stamp in walk(self.audio, (".mp3",), self.set_aside):
+            yield Recording(name, stamp, int(stamp.partition("-")[0]), f"{self.audio}/{name}", None)
+        for tar in sorted(self.audio.glob("*.tar")):
+            seen = tar.stat()
+            for name, offset, size, torn in kept(self.listings, tar, partial(_members, tar)):
+                if torn:
+                    self._leave(str(tar), "", torn)
+                    continue
+                stamp = f"{seen.st_size}-{seen.st_mtime_ns}-{offset}-{size}"
+                yield Recording(f"{tar.name}/{name}", stamp, size, inside(tar, name), (offset, size))
+
+    def _leave(self, path: str, key: str, reason: str) -> None:
+        self.set_aside.append(SetAside(shown(path), shown(key), reason))
+
+
+def _members(tar: Path) -> Iterator[tuple[str, int, int, str]]:
+    """(name, offset, size, "") of every track in a tar, and last ("", 0, 0, reason) where it is torn."""
+    try:
+        for member, _ in members(tar):
+            hidden = PurePosixPath(member.name).name.startswith(".")
+            if member.name.lower().endswith(".mp3") and not hidden:
+                yield member.name, member.offset, member.size, ""
+    except Torn as error:
+        yield "", 0, 0, f"archive torn: {error}"
+
+
+def _found(root: Path, given: str | None, places: tuple[str, ...], fits: Callable[[Path], bool], setting: str) -> Path:
+    """The path that a setting gives, or the first of the usual places below the root that fits."""
+    paths = [Path(given)] if given is not None else [root / place for place in places]
+    for path in paths:
+        if fits(path):
+            return path
+    looked = ", ".join(shown(path) for path in paths)
+    raise InputError(f"data.{setting} was not found at {looked}: expected {LOOKED_FOR}; {COMMAND}")
+
+
+def _has_tracks(folder: Path) -> bool:
+    """Whether a folder holds folders named 00 to 99, or tars."""
+    return folder.is_dir() and any(
+        re.fullmatch(r"\d\d", path.name) or path.suffix == ".tar" for path in folder.iterdir()
+    )
+
+
+def _title(path: str) -> str:
+    """What a row and its file share: folder and name, without `.mp3` or `.low.mp3`."""
+    return _ENDING.sub("", "/".join(PurePosixPath(path).parts[-2:]))
+
+
+def _is_length(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
