@@ -155,18 +155,19 @@ def remove_shard(store: Store, name: str) -> None:
         store.remove(file)
 
 
-def merge(store: Store) -> Manifest | None:
+def merge(store: Store) -> Manifest | list[str]:
     """Write the manifest of a cache whose shards are all finished, and remove what belongs to none of them.
 
-    None where some are not finished yet. Raises InputError where there is no plan.
+    The names of the shards that are not finished, where there are any. Raises InputError where there is no plan.
     """
     plan = Plan.load(store)
     if plan is None:
         raise InputError(f"there is no {PLAN} at {store.where()}: python -m pipeline.preprocess makes a cache")
     sizes = store.sizes()
     found, made = records(store, sizes), digest(plan.made)
-    if not all(is_done(shard, found.get(shard.name), made) for shard in plan.shards):
-        return None
+    missing = [shard.name for shard in plan.shards if not is_done(shard, found.get(shard.name), made)]
+    if missing:
+        return missing
     old = stale(plan, sizes)
     if old:
         unmerge(store)

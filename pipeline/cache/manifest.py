@@ -86,6 +86,10 @@ class Manifest:
     @classmethod
     def _parse(cls, found: dict[str, Any], where: str) -> Manifest:
         splits = {str(split): [_shard(shard) for shard in part["shards"]] for split, part in found["splits"].items()}
+        for split, shards in splits.items():
+            told = found["splits"][split]
+            if (told["samples"], told["frames"]) != (sum(s.samples for s in shards), sum(s.frames for s in shards)):
+                raise TypeError(f"the totals of {split} do not add up")
         codec, embedder = dict(found["codec"]), dict(found["embedder"])
         for name in ("name", "weights", "sample_rate", "frame_rate", "codebooks", "codebook_size"):
             codec[name]

@@ -101,10 +101,10 @@ class _Run:
             return tell.stopped(self.store, error, self.whole + len(self.written), missing)
         if self.tasks:
             tell.pace(progress)
-        if manifest is None:
-            tell.unfinished(self.store, self.share)
-        else:
+        if isinstance(manifest, Manifest):
             tell.summary(self.store, manifest)
+        else:
+            tell.unfinished(self.store, self.share, manifest)
         return 0
 
     def _prepare(self) -> None:

@@ -32,10 +32,11 @@ def pace(progress: Progress) -> None:
     print(f"this run: {hours:.2f} h of audio in {minutes:.1f} min, {progress.speed:,.1f} x real time")
 
 
-def unfinished(store: Store, share: Share) -> None:
+def unfinished(store: Store, share: Share, missing: list[str]) -> None:
     """A part is done, the whole is not."""
     print(
-        f"part {share.number}/{share.count} is finished; the last part to finish writes the manifest of {store.where()}"
+        f"part {share.number}/{share.count} is finished; {len(missing):,} shards of other parts are not yet; "
+        f"the last part to finish writes the manifest of {store.where()}"
     )
 
 

@@ -1,0 +1,147 @@
+"""Whether a cache is what its manifest says: every byte, every count, every key, every code.
+
+Shards are read once each, by as many processes as asked for; what must hold between shards (keys are unique, no
+recording lies in two splits) is checked on what these report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+
+import numpy as np
+
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.shard import ShardInfo, index_name, samples, scan
+from pipeline.cache.store import Store, open_store
+from pipeline.errors import InputError
+
+MOST = 3  # faults of one kind told of one shard
+
+
+@dataclass
+class Report:
+    """What came of one shard. recordings: the paths that its clips were cut from."""
+
+    name: str
+    split: str
+    faults: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    recordings: set[str] = field(default_factory=set)
+
+
+def verify(store: Store, workers: int = 1) -> Iterator[str]:
+    """Every fault of a cache, as a line each. Raises InputError where there is no manifest to hold it against."""
+    manifest = Manifest.load(store)
+    listed = [(split, shard) for split, shards in manifest.splits.items() for shard in shards]
+    yield from _folder(store, [shard.name for _, shard in listed])
+    splits: dict[int, str] = {}
+    keys: dict[int, str] = {}
+    for report in _reports(store, manifest, listed, workers):
+        yield from (f"{report.name}: {fault}" for fault in report.faults)
+        for key in report.keys:
+            other = keys.setdefault(_mark(key), report.name)
+            if other != report.name:
+                yield f"{report.name}: the key {key!r} is in {other} too"
+        for path in sorted(report.recordings):
+            other = splits.setdefault(_mark(path), report.split)
+            if other != report.split:
+                yield f"{report.name}: clips of {path!r} are in {report.split} and in {other}"
+
+
+def _mark(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _folder(store: Store, names: list[str]) -> Iterator[str]:
+    there = store.sizes()
+    for name in names:
+        if name not in there:
+            yield f"{name}: missing"
+        elif index_name(name) not in there:
+            yield f"{name}: its index {index_name(name)} is missing"
+    if len(set(names)) < len(names):
+        yield "manifest.json: a shard is listed twice"
+    for name in there:
+        if name.endswith(".tar") and name not in names:
+            yield f"{name}: foreign, the manifest does not know it"
+
+
+def _reports(store: Store, manifest: Manifest, listed: list[tuple[str, ShardInfo]], workers: int) -> Iterator[Report]:
+    rows = [(store.where(), manifest, split, shard) for split, shard in listed]
+    with ExitStack() as stack:
+        if min(workers, len(rows)) > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(min(workers, len(rows)), get_context("spawn")))
+            yield from pool.map(_report, rows)
+        else:
+            yield from map(_report, rows)
+
+
+def _report(row: tuple[str, Manifest, str, ShardInfo]) -> Report:
+    """One shard, held against what the manifest says of it."""
+    where, manifest, split, said = row
+    store = open_store(where)
+    report = Report(said.name, split)
+    try:
+        shard = store.view(said.name)
+    except FileNotFoundError:
+        return report  # told by the look at the folder
+    if len(shard) != said.bytes:
+        report.faults.append(f"{len(shard)} bytes where the manifest says {said.bytes}")
+    elif hashlib.sha256(shard).hexdigest() != said.sha256:
+        report.faults.append("its bytes are not those that were written (sha256 differs)")
+    try:
+        _contents(report, store, shard, manifest, said)
+    except InputError as error:
+        report.faults.append(str(error).removeprefix(f"{store.where(said.name)}: "))
+    return report
+
+
+def _contents(report: Report, store: Store, shard: memoryview, manifest: Manifest, said: ShardInfo) -> None:
+    index = scan(shard, store.where(said.name))
+    if store.size(index_name(said.name)) is not None:
+        try:
+            written = np.load(io.BytesIO(store.read(index_name(said.name))), allow_pickle=False)
+        except (ValueError, EOFError):
+            written = None
+        if written is None or not np.array_equal(written, index):
+            report.faults.append(f"its index {index_name(said.name)} does not fit it")
+    counted = (len(index), int(index[:, 1].sum()))
+    if counted != (said.samples, said.frames):
+        report.faults.append(f"{counted[0]} samples of {counted[1]} frames, not {said.samples} of {said.frames}")
+    faults: dict[str, list[str]] = {}
+    for sample in samples(shard, index, store.where(said.name)):
+        report.keys.append(sample.key)
+        report.recordings.add(str(sample.info.get("path")))
+        for fault in _sample_faults(sample.codes, sample.prompt, sample.info, report.split, manifest):
+            faults.setdefault(fault, []).append(sample.key)
+    if len(set(report.keys)) < len(report.keys):
+        report.faults.append("two samples have one key")
+    for fault, keys in faults.items():
+        more = f" and {len(keys) - MOST} more" if len(keys) > MOST else ""
+        report.faults.append(f"{fault}: {', '.join(keys[:MOST])}{more}")
+
+
+def _sample_faults(codes: np.ndarray, prompt: np.ndarray, info: dict, split: str, manifest: Manifest) -> Iterator[str]:
+    """codes: uint16 [K, T]; prompt: float16 [D]."""
+    size = manifest.codec["codebook_size"]
+    if codes.shape[0] != manifest.codebooks:
+        yield f"{codes.shape[0]} codebooks where the manifest says {manifest.codebooks}"
+    if codes.max(initial=0) >= size:
+        yield f"codes of {size} or more"
+    if len(prompt) != manifest.prompt_width:
+        yield f"prompts of {len(prompt)} values where the manifest says {manifest.prompt_width}"
+    if not np.isfinite(prompt).all():
+        yield "prompts with NaN or infinite values"
+    if info.get("split") != split:
+        yield f"of split {info.get('split')!r}, in a shard of {split!r}"
+    duration = info.get("duration")
+    expected = math.ceil(round(duration * manifest.frame_rate, 3)) if isinstance(duration, (int, float)) else None
+    if expected is None or abs(expected - codes.shape[1]) > 1:
+        yield "another number of frames than their duration tells"

@@ -1,0 +1,106 @@
+"""Look after a cache of shards: a folder, or s3://..., gs://..., http(s)://...
+
+python -m pipeline.shards verify DIR      every byte, count, key, shape and code against the manifest; exit 1 on faults
+python -m pipeline.shards describe DIR    hours, clips, bytes an hour, labels, how much of each codebook is used
+python -m pipeline.shards listen DIR      decode clips drawn at random into wavs: clips=8 seed=0 split=valid out=listen
+python -m pipeline.shards merge DIR       write the manifest once all parts of a preprocessing are finished
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from omegaconf import DictConfig
+
+from pipeline.config import entry
+from pipeline.errors import InputError
+
+WORDS = ("verify", "describe", "listen", "merge")
+
+
+@entry("shards")
+def main(cfg: DictConfig) -> int:
+    """Do what the first word says, and return the exit code."""
+    from pipeline.cache import ledger
+    from pipeline.cache.describe import describe
+    from pipeline.cache.store import open_store
+
+    if cfg.do not in WORDS:
+        raise InputError(f"{cfg.do!r} is none of {', '.join(WORDS)}")
+    store = open_store(cfg.shards)
+    if cfg.do == "verify":
+        return _verify(store, cfg.workers)
+    if cfg.do == "listen":
+        return _listen(store, cfg)
+    if cfg.do == "describe":
+        for line in describe(store):
+            print(line)
+        return 0
+    missing = ledger.merge(store)
+    if isinstance(missing, list):
+        told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        print(
+            f"{store.where()}: not finished, for these shards are not: {told}; run their parts again", file=sys.stderr
+        )
+        return 1
+    print(f"{store.where()}: merged {sum(map(len, missing.splits.values()))} shards")
+    return 0
+
+
+def _verify(store, workers: int | str) -> int:
+    import os
+
+    from pipeline.cache.manifest import Manifest
+    from pipeline.cache.verify import verify
+
+    count = 0
+    for fault in verify(store, len(os.sched_getaffinity(0)) if workers == "auto" else int(workers)):
+        count += 1
+        print(fault)
+    manifest = Manifest.load(store)
+    shards, clips = sum(map(len, manifest.splits.values())), sum(map(manifest.samples, manifest.splits))
+    print(f"{store.where()}: {count or 'no'} fault{'s' * (count != 1)} in {shards:,} shards, {clips:,} clips")
+    return 1 if count else 0
+
+
+def _listen(store, cfg: DictConfig) -> int:
+    from pathlib import Path
+
+    import torch
+
+    from pipeline.cache.draw import draw
+    from pipeline.cache.manifest import Manifest
+    from pipeline.sound import audio
+    from pipeline.sound.codec import load_codec
+
+    manifest = Manifest.load(store)
+    codec = load_codec(manifest.codec["name"], manifest.codebooks, repository=cfg.repository, device=cfg.device)
+    manifest.check_codec(codec.identity, manifest.codebooks)
+    for sample in draw(store, manifest, cfg.clips, cfg.seed, cfg.split):
+        codes = torch.from_numpy(sample.codes.astype("int64"))[None].to(cfg.device)  # [1, K, T]
+        wav = codec.decode(codes)[0, 0].cpu().numpy()
+        file = Path(cfg.out) / f"{sample.key.replace('/', '_')}.wav"
+        audio.write(file, wav, codec.sample_rate)
+        print(f"{file}  {len(wav) / codec.sample_rate:.2f} s  {sample.info.get('path')!r} {sample.info.get('labels')}")
+    return 0
+
+
+def settings(words: list[str]) -> list[str]:
+    """The command line as Hydra wants it: `verify DIR a=b` -> `do=verify shards='DIR' a=b`."""
+    plain = [word for word in words if "=" not in word and not word.startswith("-")]
+    if not words:
+        return ["--help"]
+    for name, word in zip(("do", "shards"), plain, strict=False):
+        words = [f"{name}={_quoted(word)}" if other is word else other for other in words]
+    return words
+
+
+def _quoted(word: str) -> str:
+    """A word in Hydra's quotes, where backslashes count only before a quote."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\'", re.sub(r"(\\+)$", r"\1\1", word)) + "'"
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = settings(sys.argv[1:])
+    main()
