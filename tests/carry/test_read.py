@@ -1,0 +1,187 @@
+"""Readers decode ahead, in constant memory, and whatever a file does to them costs that file only."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.carry.encode import ahead
+from pipeline.carry.plan import Item
+from pipeline.carry.read import CHANGED, Job, Part, Readers, Reading, digest_of_sound, parts
+from pipeline.corpora import Clip, fingerprint
+from pipeline.sound import audio
+
+HOW = Reading(rate=24_000, longest=4.0, batch=2)
+
+
+def item(path: Path, start: float = 0.0, duration: float | None = None, key: str = "k") -> Item:
+    clip = Clip(key, str(path), "train", start, duration)
+    return Item(clip, path.name, fingerprint(clip))
+
+
+def tone(path: Path, seconds: float = 1.0, rate: int = 24_000) -> Path:
+    wav = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+    soundfile.write(path, wav, rate, subtype="FLOAT", format="WAV")
+    return path
+
+
+def heard(items: list[Item], how: Reading = HOW) -> list:
+    return [found for part in parts(Job("s", 0, items), how) for found in part.heard]
+
+
+def test_clips_are_what_the_audio_room_reads(tmp_path: Path) -> None:
+    one, other = tone(tmp_path / "a.wav", 1.0, 16_000), tone(tmp_path / "b.wav", 2.0)
+    found = heard([item(one), item(other, 0.5, 1.0)])
+    assert np.array_equal(found[0], audio.read(one)) and len(found[0]) == 24_000
+    assert np.array_equal(found[1], audio.read(other, start=0.5, duration=1.0))
+
+
+def test_segments_of_one_recording_are_decoded_once_and_bad_ones_told(tmp_path: Path) -> None:
+    path = tone(tmp_path / "a.wav", 3.0)
+    found = heard([item(path, start, 1.0) for start in (0.0, 1.0, 2.5, 5.0)])
+    assert [len(f) for f in found[:3]] == [24_000, 24_000, 12_000]
+    assert found[3].startswith("empty")
+
+
+def test_a_clip_longer_than_allowed_is_set_aside_without_reading_all_of_it(tmp_path: Path) -> None:
+    exact, long = tone(tmp_path / "a.wav", 4.0), tone(tmp_path / "b.wav", 4.001)
+    found = heard([item(exact), item(long), item(long, 0.0, 9.0), item(long, 0.0, 2.0)])
+    assert len(found[0]) == 96_000 and len(found[3]) == 48_000
+    assert found[1].startswith("too long") and found[2].startswith("too long")
+
+
+def test_a_file_that_changed_since_it_was_listed_is_set_aside(tmp_path: Path) -> None:
+    path = tone(tmp_path / "a.wav")
+    items = [item(path)]
+    tone(path, 2.0)
+    assert heard(items) == [CHANGED]
+
+
+def test_a_file_that_changes_while_it_is_read_is_set_aside(tmp_path: Path) -> None:
+    """The cuts that were read before the change stand; the others are of no known file."""
+    path = tone(tmp_path / "a.wav", 3.0)
+    items = [item(path, float(i), 1.0, f"k{i}") for i in range(3)]
+    reading = parts(Job("s", 0, items), Reading(24_000, 4.0, batch=1))
+    assert len(next(reading).heard[0]) == 24_000
+    os.utime(path, (1, 1))
+    assert [part.heard for part in reading] == [[CHANGED], [CHANGED]]
+
+
+def test_a_file_that_is_gone_is_set_aside(tmp_path: Path) -> None:
+    path = tone(tmp_path / "a.wav")
+    items = [item(path)]
+    path.unlink()
+    assert heard(items) == [CHANGED]
+
+
+def test_bytes_that_wait_in_a_file_are_read_from_there(tmp_path: Path) -> None:
+    path = tone(tmp_path / "a.wav")
+    held = tmp_path / "held"
+    held.write_bytes(b"xxx" + path.read_bytes())
+    job = Job("s", 0, [item(path)], str(held), ((3, path.stat().st_size),))
+    assert np.array_equal(next(parts(job, HOW)).heard[0], audio.read(path))
+
+
+def test_the_same_sound_has_one_digest_whatever_file_holds_it(tmp_path: Path) -> None:
+    path = tone(tmp_path / "a.wav", 21.0)
+    soundfile.write(tmp_path / "b.flac", soundfile.read(path)[0], 24_000, subtype="PCM_24")
+    soundfile.write(tmp_path / "c.wav", soundfile.read(tmp_path / "b.flac")[0], 24_000, subtype="PCM_24")
+    assert digest_of_sound(str(tmp_path / "b.flac")) == digest_of_sound((tmp_path / "c.wav").read_bytes())
+    assert digest_of_sound(str(tone(tmp_path / "d.wav", 20.0))) != digest_of_sound(str(path))
+    (tmp_path / "bad.mp3").write_bytes(b"no sound at all")
+    assert digest_of_sound(str(tmp_path / "bad.mp3")) is None
+
+
+def read_all(readers: Readers, jobs: list[Job]) -> list[Part]:
+    """What a crew does, in small: a job for each time one is asked for."""
+    inbox, ours = Pipe()
+    waiting = iter(jobs)
+    try:
+        return list(readers.parts(inbox, lambda: ours.send(next(waiting, None))))
+    finally:
+        readers.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_all_jobs_come_back_in_parts_that_the_plan_decides(tmp_path: Path, count: int) -> None:
+    items = [item(tone(tmp_path / f"{i}.wav", 0.1 + i / 100), key=f"k{i}") for i in range(10)]
+    jobs = [Job("s", 0, items[:5]), Job("s", 5, items[5:7]), Job("t", 0, items[7:])]
+    found = read_all(Readers(count, HOW), jobs)
+    assert sorted((p.shard, p.first, len(p.heard)) for p in found) == [
+        ("s", 0, 2), ("s", 2, 2), ("s", 4, 1), ("s", 5, 2), ("t", 0, 2), ("t", 2, 1),
+    ]  # fmt: skip
+    lengths = {(p.shard, p.first + i): len(wav) for p in found for i, wav in enumerate(p.heard)}
+    assert lengths == {("s" if i < 7 else "t", i % 7): 2400 + 240 * i for i in range(10)}
+
+
+def deadly(job: Job, how: Reading) -> Iterator[Part]:
+    """As a decoder with a bug: one file takes the whole process down."""
+    for i, one in enumerate(job.items):
+        if "deadly" in one.path:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        yield Part(job.shard, job.first + i, [one.path])
+
+
+def test_a_decoder_that_dies_costs_the_clip_that_killed_it_only(tmp_path: Path) -> None:
+    names = ["a", "b", "deadly", "c", "deadly too", "d"]
+    items = [Item(Clip(name, name, "train"), name, "") for name in names]
+    found = read_all(Readers(2, HOW, deadly), [Job("s", 0, items), Job("t", 0, items[:2])])
+    texts = {(part.shard, part.first): part.heard[0] for part in found}
+    assert {key for key, text in texts.items() if "ends the process that decodes it" in text} == {("s", 2), ("s", 4)}
+    assert sorted(text for text in texts.values() if len(text) == 1) == ["a", "a", "b", "b", "c", "d"]
+
+
+def slow(job: Job, how: Reading) -> Iterator[Part]:
+    """One long file among short ones."""
+    for i, one in enumerate(job.items):
+        time.sleep(1.5 if one.path == "long" else 0)
+        yield Part(job.shard, job.first + i, [one.path])
+
+
+def test_one_long_file_does_not_hold_up_the_rest() -> None:
+    jobs = [Job(name, 0, [Item(Clip(name, name, "train"), name, "")]) for name in ("long", *"abcdefgh")]
+    found = [part.shard for part in read_all(Readers(2, HOW, slow), jobs)]
+    assert found[-1] == "long" and sorted(found[:-1]) == list("abcdefgh")
+
+
+def test_a_reader_that_is_ahead_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a job is, no more of it is decoded than a pipe and a hand hold."""
+    path = tone(tmp_path / "a.wav", 60.0)
+    count = 15
+    items = [item(path, 4.0 * i, 4.0, f"k{i}") for i in range(count)]
+    inbox, ours = Pipe()
+    asked = threading.Event()
+    monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))  # the reader inherits it
+    readers = Readers(1, Reading(24_000, 4.0, 1), counting)
+    stream = ahead(readers.parts(inbox, asked.set))
+    threading.Thread(target=lambda: (asked.wait(), ours.send(Job("s", 0, items)), ours.send(None))).start()
+    next(stream)
+    time.sleep(1.0)
+    assert 1 <= len((tmp_path / "counted").read_text()) <= 6 < count
+    assert len(list(stream)) == count - 1
+    readers.close()
+
+
+def counting(job: Job, how: Reading) -> Iterator[Part]:
+    for part in parts(job, how):
+        with open(os.environ["COUNTED"], "a") as file:  # noqa: PTH123
+            file.write(".")
+        yield part
+
+
+def test_what_goes_wrong_ahead_comes_out_in_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("broken")
+
+    stream = ahead(items())
+    assert next(stream) == 1
+    with pytest.raises(RuntimeError, match="broken"):
+        next(stream)
