@@ -1,0 +1,176 @@
+"""The embedded codec's two ends: log-magnitude bands at 75 Hz in, single-pass phases out.
+
+Analysis: frames of 2,048 samples under a Hann window, hop 320 at 24 kHz, frame t centred on sample 320 t + 160, so
+that T = S / 320. Magnitudes are pooled to 359 bands (every bin up to 1.3 kHz, then 0.9 % apart): natural log, less
+the mean of the corpus that the codebooks were fitted on.
+
+Synthesis: bands back to bins by interpolation; each spectral peak's phase goes on from the frame before by its
+interpolated frequency and the bins of its lobe share it (Beauregard, Harish & Wyse, "Single Pass Spectrogram
+Inversion", 2015); overlap-add. It is causal but for the window's overlap, so it streams:
+
+    frame     t   |------------ 2048 ------------|
+    frame   t+1       |------------ 2048 ------------|
+    done up to here --^ after frame t: 320 (t + 1) - 864 samples of the sound
+
+Letters: B clips, S samples, T frames, D bands, N bins (1,025).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HOP = 320
+WINDOW = 2048
+BINS = WINDOW // 2 + 1
+LEAD = (WINDOW - HOP) // 2  # samples of a frame's window before its own 320
+PIECES = math.ceil(WINDOW / HOP)  # hops that a frame reaches over
+FLOOR = 1e-4  # added to magnitudes before the log
+WIDEN = 0.009  # distance of neighbouring bands, as a share of their frequency
+GOLDEN = (3 - 5**0.5) / 2  # turns between the first phases of neighbouring bins: they have no common start
+AT_ONCE = 64  # clips x frames synthesised together on a CPU: their bins stay in its cache
+AT_ONCE_GPU = 8192
+
+
+def band_centres() -> np.ndarray:
+    """Centres of the bands in bins [D]: at least one bin apart."""
+    centres, at = [], 0.0
+    while at < BINS - 1:
+        centres.append(at)
+        at += max(1.0, at * WIDEN)
+    return np.array(centres)
+
+
+def pooling() -> Tensor:
+    """Triangles over neighbouring centres, each of sum 1: [D, N]."""
+    centres, bins = band_centres(), np.arange(BINS)
+    edges = np.concatenate([[centres[0] - 1], centres, [BINS]])
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(0, 1)
+    return torch.from_numpy((triangles / triangles.sum(axis=1, keepdims=True)).astype(np.float32))
+
+
+def unpooling() -> tuple[Tensor, Tensor]:
+    """For each bin the band below it and the share of the band above: [N] int64, [N] float32."""
+    centres, bins = band_centres(), np.arange(BINS)
+    low = (np.searchsorted(centres, bins, side="right") - 1).clip(0, len(centres) - 2)
+    share = ((bins - centres[low]) / (centres[low + 1] - centres[low])).clip(0, 1)
+    return torch.from_numpy(low), torch.from_numpy(share.astype(np.float32))
+
+
+class Analysis(nn.Module):
+    """The encoder: wav [B, 1, S] -> bands [B, D, S / 320]. mean: [D]."""
+
+    ratios = (HOP,)  # read by EncodecModel: its product is the hop
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.dimension = len(mean)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("pool", pooling().T.contiguous() / (WINDOW / 4), persistent=False)  # [N, D]
+        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+        assert self.pool.shape == (BINS, self.dimension)
+
+    def forward(self, wav: Tensor) -> Tensor:
+        """wav: [B, 1, S], S a multiple of 320."""
+        assert wav.shape[-1] % HOP == 0
+        frames = F.pad(wav.squeeze(1), (LEAD, LEAD)).unfold(1, WINDOW, HOP)  # [B, T, 2048]
+        magnitudes = torch.fft.rfft(frames * self.window).abs()  # [B, T, N]
+        return (magnitudes @ self.pool).add_(FLOOR).log_().sub_(self.mean).transpose(1, 2)
+
+
+@dataclass
+class SynthesisState:
+    """What one frame hands to the next.
+
+    phase: [B, N] in turns; tail: [B, 1920] overlap not yet complete; weight: [1920] its sum of squared windows;
+    skip: samples still to drop before the sound begins.
+    """
+
+    phase: Tensor
+    tail: Tensor
+    weight: Tensor
+    skip: int = LEAD
+
+
+class Synthesis(nn.Module):
+    """The decoder: bands [B, D, T] -> wav [B, 1, 320 T], whole or in chunks with an explicit state."""
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        low, share = unpooling()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("share", share, persistent=False)
+        self.register_buffer("bins", torch.arange(BINS), persistent=False)
+        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+
+    def forward(self, bands: Tensor) -> Tensor:
+        """bands: [B, D, T] -> [B, 1, 320 T]."""
+        state = self.start(len(bands))
+        size = max(1, (AT_ONCE_GPU if bands.is_cuda else AT_ONCE) // len(bands))
+        parts = [self.step(chunk, state) for chunk in bands.split(size, dim=-1)]
+        return torch.cat([*parts, self.finish(state)], dim=-1)
+
+    def start(self, batch: int) -> SynthesisState:
+        """The state before the first frame of `batch` clips."""
+        phase = (self.bins * GOLDEN).frac().expand(batch, BINS)
+        over = (PIECES - 1) * HOP
+        return SynthesisState(phase, self.window.new_zeros(batch, over), self.window.new_zeros(over))
+
+    def step(self, bands: Tensor, state: SynthesisState) -> Tensor:
+        """Synthesise the frames [B, D, t], t >= 1, advancing the state -> [B, 1, samples that are now complete]."""
+        magnitudes, phases = self._spectrum(bands.transpose(1, 2) + self.mean, state)
+        frames = torch.fft.irfft(torch.polar(magnitudes, phases)).roll(WINDOW // 2, -1) * self.window
+        sound = _overlap_add(frames, state.tail)
+        weight = _overlap_add(self.window.square().expand(1, frames.shape[1], WINDOW), state.weight[None])[0]
+        done = frames.shape[1] * HOP
+        state.tail, state.weight = sound[:, done:], weight[done:]
+        drop = min(state.skip, done)
+        state.skip -= drop
+        return (sound[:, drop:done] / weight[drop:done].clamp(min=0.1)).unsqueeze(1)
+
+    def finish(self, state: SynthesisState) -> Tensor:
+        """The samples after the last complete one: [B, 1, up to 864]."""
+        return (state.tail / state.weight.clamp(min=0.1))[:, None, state.skip : LEAD]
+
+    def _spectrum(self, logs: Tensor, state: SynthesisState) -> tuple[Tensor, Tensor]:
+        """logs [B, T, D] -> magnitudes and phases in radians, each [B, T, N]; state.phase moves on by T frames."""
+        low, high = logs[..., self.low], logs[..., self.low + 1]
+        magnitudes = torch.lerp(low, high, self.share).exp_().sub_(FLOOR).clamp_(min=0)
+        nearest, turns = self._peaks((magnitudes + 1e-7).log_())
+        phases = torch.empty_like(turns)
+        phase = state.phase
+        for t in range(turns.shape[1]):  # the one thing that cannot be done for all frames at once
+            phase = phase.gather(1, nearest[:, t]).add_(turns[:, t]).frac_()
+            phases[:, t] = phase
+        state.phase = phase
+        return magnitudes * (WINDOW / 4), phases.mul_(2 * math.pi)
+
+    def _peaks(self, logs: Tensor) -> tuple[Tensor, Tensor]:
+        """logs [B, T, N] -> each bin's nearest peak (int64) and the turns that its phase advances by in a hop."""
+        centre, left, right = logs[..., 1:-1], logs[..., :-2], logs[..., 2:]
+        rise, fall = centre - left, centre - right
+        peak = F.pad((rise > 0) & (fall >= 0), (1, 1))
+        offset = F.pad((0.5 * (rise - fall) / (rise + fall + 1e-9)).clamp_(-0.5, 0.5), (1, 1))
+        before = torch.where(peak, self.bins, -4 * BINS).cummax(-1).values
+        after = torch.where(peak, self.bins, 2 * BINS).flip(-1).cummin(-1).values.flip(-1)
+        nearest = torch.where(self.bins - before <= after - self.bins, before, after)
+        nearest = torch.where(nearest == 2 * BINS, BINS - 1, nearest)  # a frame without a peak
+        turns = (self.bins + offset).mul_(HOP / WINDOW).frac_()
+        return nearest, turns.gather(-1, nearest)
+
+
+def _overlap_add(frames: Tensor, tail: Tensor) -> Tensor:
+    """frames [B, T, 2048], tail [B, 1920] -> [B, 320 T + 1920]."""
+    batch, count = frames.shape[:2]
+    pieces = F.pad(frames, (0, PIECES * HOP - WINDOW)).view(batch, count, PIECES, HOP)
+    out = F.pad(tail, (0, count * HOP)).view(batch, count + PIECES - 1, HOP)
+    for i in range(PIECES):
+        out[:, i : i + count] += pieces[:, :, i]
+    return out.view(batch, -1)
