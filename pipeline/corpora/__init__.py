@@ -28,6 +28,7 @@ def open_corpus(data: Mapping[str, Any], digest: Digest | None = None) -> Corpus
     Raises:
         InputError: there is no such corpus, or its folder is missing.
     """
+    data = dict(data)  # a plain one: looking into a DictConfig for every clip of a million takes a minute
     name = data["name"]
     if name == "nsynth":
         from pipeline.corpora.nsynth import NSynth

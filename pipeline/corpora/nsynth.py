@@ -120,7 +120,7 @@ class NSynth:
             for member, content in members(archive, wanted="examples.json"):
                 if content is not None:
                     found = entries(io.BytesIO(content), inside(archive, member.name))
-                    index = {name: _labels(note) if isinstance(note, dict) else None for name, note in found}
+                    index = {name: _compact(_labels(note)) if isinstance(note, dict) else None for name, note in found}
                     yield from map(row, early)
                 elif member.name.endswith(".wav") and not PurePosixPath(member.name).name.startswith("."):
                     if index is None:
@@ -184,9 +184,9 @@ def _after(sign: re.Pattern, text: str, at: int) -> int:
 
 
 def _labels(note: dict) -> dict:
-    return {name: _shared(note[name]) for name in LABELS if name in note}
+    return {name: note[name] for name in LABELS if name in note}
 
 
-def _shared(value: Any) -> Any:
-    """One copy of a string that 300,000 notes repeat."""
-    return sys.intern(value) if isinstance(value, str) else value
+def _compact(labels: dict) -> dict:
+    """One copy of each string that 300,000 notes repeat, for an index that waits in memory."""
+    return {name: sys.intern(value) if isinstance(value, str) else value for name, value in labels.items()}

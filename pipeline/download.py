@@ -1,0 +1,79 @@
+"""Fetch a published corpus into data.root: resumed where it broke off, in parallel, verified.
+
+Nothing is unpacked: pipeline.preprocess reads the archives as they are. A file takes its name only when it is whole
+and verified; the same command again goes on, and fetches nothing that is complete.
+
+  python -m pipeline.download data=nsynth                          # 23 GB into data/nsynth
+  python -m pipeline.download data=nsynth splits=[valid,test]      # the small parts only
+  python -m pipeline.download data=jamendo quality=audio-low       # 156 GB into data/jamendo
+  python -m pipeline.download data=jamendo folders=[0,1,2] data.root=/scratch/jamendo
+
+MTG-Jamendo's SHA-256 are its project's own. NSynth publishes none: its archives are verified by the MD5 that the
+server states or, where it states none, by reading them through.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from pipeline.config import entry
+from pipeline.corpora.fetch import FetchError, Patience, Remote, begun, check, fetch, remote_size
+from pipeline.corpora.haul import haul
+from pipeline.corpora.published import published
+from pipeline.errors import InputError
+
+
+@entry("download")
+def main(cfg: DictConfig) -> int:
+    """Fetch what is not there yet, and return the exit code."""
+    patience = Patience(cfg.attempts, cfg.timeout, cfg.pause)
+
+    def get(remote: Remote) -> None:
+        remote_size(remote, cfg.timeout)  # without a network it says so at once, where a transfer would be patient
+        fetch(remote, patience)
+
+    try:
+        remotes = published(cfg, get)
+        with ThreadPoolExecutor(cfg.parallel) as pool:
+            sizes = dict(zip(remotes, pool.map(lambda remote: remote_size(remote, cfg.timeout), remotes), strict=True))
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    kept = [remote for remote, size in sizes.items() if _is_whole(remote, size)]
+    todo = {remote: size for remote, size in sizes.items() if remote not in kept}
+    _refuse_a_full_disk(Path(cfg.data.root), todo)
+    failed = haul(todo, lambda remote, at, stop: fetch(remote, patience, at, stop), cfg.parallel)
+    if cfg.verify:
+        failed += haul(dict.fromkeys(kept), lambda remote, at, stop: check(remote), cfg.parallel)
+    print(f"{cfg.data.root}: {len(remotes) - failed} of {len(remotes)} files complete, {len(kept)} of them before")
+    if failed:
+        print("error: run the same command again: it goes on where this run ended", file=sys.stderr)
+        return 1
+    print(f"next: python -m pipeline.preprocess data={cfg.data.name} data.root={cfg.data.root}")
+    return 0
+
+
+def _is_whole(remote: Remote, size: int | None) -> bool:
+    """A file takes its name when it is whole; one of another size came by other means, or is out of date."""
+    return remote.path.is_file() and size in (None, remote.path.stat().st_size)
+
+
+def _refuse_a_full_disk(root: Path, todo: Mapping[Remote, int | None]) -> None:
+    needed = sum(max(0, (size or 0) - begun(remote)) for remote, size in todo.items())
+    place = next(path for path in (root, *root.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise InputError(
+            f"data.root={root} has {free / 1e9:,.1f} GB free, the files to come need {needed / 1e9:,.1f} GB:"
+            " give data.root= on a larger disk, or less of it (splits=, folders=, quality=)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""`python -m pipeline.download` brings a corpus that opens, goes on after any end, and says what failed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import compose
+from pipeline.corpora import open_corpus
+from pipeline.corpora.fetch import Remote
+from pipeline.download import main
+from pipeline.errors import InputError
+from tests.build_corpora import data, pack
+from tests.corpora.site import Site, serve
+
+HASTY = ("attempts=3", "timeout=1", "pause=0.01")
+
+
+@pytest.fixture
+def site(nsynth_folder: Path, jamendo_folder: Path, tmp_path: Path) -> Iterator[Site]:
+    """NSynth at /nsynth, two tars of MTG-Jamendo at /jamendo, its lists at /lists."""
+    files = {}
+    for split in ("train", "valid", "test"):
+        folder, name = nsynth_folder / f"nsynth-{split}", f"nsynth-{split}.jsonwav.tar.gz"
+        members = [folder / "examples.json", *sorted((folder / "audio").iterdir())]
+        packed = pack(tmp_path / name, {str(file.relative_to(nsynth_folder)): file for file in members})
+        files[f"/nsynth/{name}"] = packed.read_bytes()
+    sums = []
+    for number, folders in enumerate(("[0-4]*", "[5-9]*")):
+        name = f"raw_30s_audio-{number:02d}.tar"
+        tracks = sorted(jamendo_folder.glob(f"{folders}/*.mp3"))
+        content = pack(tmp_path / name, {str(file.relative_to(jamendo_folder)): file for file in tracks}).read_bytes()
+        files[f"/jamendo/audio/{name}"] = content
+        sums.append(f"{hashlib.sha256(content).hexdigest()} {name}\n")
+    files["/lists/download/raw_30s_audio_sha256_tars.txt"] = "".join(sums).encode()
+    files["/lists/raw_30s.tsv"] = (jamendo_folder / "raw_30s.tsv").read_bytes()
+    with serve(Site(files)) as site:
+        yield site
+
+
+def settings(site: Site, name: str, root: Path, *more: str) -> list[str]:
+    addresses = [
+        f"addresses.{key}={site.url}/{place}"
+        for key, place in (("nsynth", "nsynth"), ("jamendo", "jamendo"), ("jamendo_lists", "lists"))
+    ]
+    return [f"data={name}", f"data.root={root}", *addresses, *HASTY, *more]
+
+
+def download(*args: object) -> int:
+    return main.task(compose("download", settings(*args)))  # type: ignore[attr-defined]
+
+
+def test_nsynth_comes_as_archives_that_open(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "nsynth"
+    site.faults = {path: ["503", "break 20000"] for path in site.files}
+    assert download(site, "nsynth", root) == 0
+    assert sorted(path.name for path in root.iterdir()) == sorted(Path(p).name for p in site.files if "nsynth" in p)
+    assert len(list(open_corpus(data("nsynth", root)).clips())) == 24
+    told = capsys.readouterr()
+    assert "3 of 3 files complete, 0 of them before" in told.out
+    assert f"next: python -m pipeline.preprocess data=nsynth data.root={root}" in told.out
+    assert "read through" in told.err
+
+
+def test_jamendo_comes_as_verified_tars_that_open(site: Site, tmp_path: Path) -> None:
+    root = tmp_path / "jamendo"
+    assert download(site, "jamendo", root) == 0
+    clips = list(open_corpus(data("jamendo", root, "data.segment_seconds=2")).clips())
+    assert len({clip.path for clip in clips}) == 8
+    assert all("/audio/raw_30s_audio-0" in clip.path for clip in clips)
+
+
+def test_some_folders_of_jamendo(site: Site, tmp_path: Path) -> None:
+    root = tmp_path / "jamendo"
+    assert download(site, "jamendo", root, "folders=[1]") == 0
+    assert [path.name for path in (root / "audio").iterdir()] == ["raw_30s_audio-01.tar"]
+    assert list(open_corpus(data("jamendo", root)).clips())
+    with pytest.raises(InputError, match=r"folders=\[7\].*lists 2 tars"):
+        download(site, "jamendo", root, "folders=[7]")
+
+
+def test_what_is_complete_is_not_fetched_again(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "jamendo"
+    download(site, "jamendo", root)
+    site.asked.clear()
+    assert download(site, "jamendo", root) == 0
+    assert site.asked == []
+    assert "3 of 3 files complete, 3 of them before" in capsys.readouterr().out
+
+
+def test_what_is_complete_is_verified_on_request(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "jamendo"
+    download(site, "jamendo", root)
+    assert download(site, "jamendo", root, "verify=true") == 0
+    tar = root / "audio" / "raw_30s_audio-00.tar"
+    content = bytearray(tar.read_bytes())
+    content[2000] ^= 1
+    tar.write_bytes(content)
+    assert download(site, "jamendo", root, "verify=true") == 1
+    assert "raw_30s_audio-00.tar: its SHA-256 is not" in capsys.readouterr().err
+
+
+def test_one_lost_file_does_not_keep_the_others(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "jamendo"
+    site.faults["/jamendo/audio/raw_30s_audio-00.tar"] = ["404"]
+    assert download(site, "jamendo", root) == 1
+    assert (root / "audio" / "raw_30s_audio-01.tar").exists()
+    told = capsys.readouterr()
+    assert "raw_30s_audio-00.tar: HTTP 404" in told.err
+    assert "2 of 3 files complete" in told.out
+    assert download(site, "jamendo", root) == 0
+
+
+def test_a_wrong_tar_never_gets_its_name(site: Site, tmp_path: Path) -> None:
+    root = tmp_path / "jamendo"
+    site.files["/jamendo/audio/raw_30s_audio-00.tar"] += bytes(512)
+    assert download(site, "jamendo", root) == 1
+    assert [path.name for path in (root / "audio").iterdir()] == ["raw_30s_audio-01.tar"]
+
+
+def test_killed_at_any_moment_the_next_run_goes_on(site: Site, tmp_path: Path) -> None:
+    root, train = tmp_path / "nsynth", "/nsynth/nsynth-train.jsonwav.tar.gz"
+    site.faults[train] = ["slow", "slow"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.download",
+        *settings(site, "nsynth", root, "splits=[train]", "timeout=9"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    partial = root / ".partial.nsynth-train.jsonwav.tar.gz"
+    for kill in (30_000, 60_000):
+        run = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        while not partial.exists() or partial.stat().st_size < kill:
+            assert run.poll() is None, "it was to be killed before its end"
+            time.sleep(0.01)
+        run.kill()
+        run.wait()
+        assert not (root / "nsynth-train.jsonwav.tar.gz").exists()
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("read through")) == (0, 1)
+    assert (root / "nsynth-train.jsonwav.tar.gz").read_bytes() == site.files[train]
+    starts = [first for path, first in site.asked if path == train]
+    assert starts == sorted(set(starts)), "each run began where the one before was killed"
+
+
+def test_a_disk_too_small_is_refused_before_any_work(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(InputError, match=r"data\.root=.* GB free, the files to come need"):
+        download(site, "nsynth", tmp_path / "nsynth")
+    assert site.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("notes", (), "data=notes is not downloaded, preprocess renders it"),
+        ("folder", (), "data=folder is not downloaded"),
+        ("nsynth", ("splits=[dev]",), r"splits=\['dev'\]: expected some of train, valid, test"),
+        ("jamendo", ("quality=best",), "quality=best: expected one of audio, audio-low"),
+    ],
+)
+def test_what_cannot_be_downloaded_is_refused(site: Site, tmp_path: Path, name: str, more: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        download(site, name, tmp_path / "data", *more)
+
+
+@pytest.mark.parametrize("name", ["nsynth", "jamendo"])
+def test_no_network_is_said_at_once(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert download(Site({}, url="http://127.0.0.1:9"), name, tmp_path / name, "pause=1000") == 1
+    assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
+    from pipeline.corpora.published import published
+
+    cfg = compose("download", ["data=jamendo", f"data.root={tmp_path}", "quality=audio-low", "folders=[99]"])
+    lists: list[Remote] = []
+
+    def get(remote: Remote) -> None:
+        lists.append(remote)
+        remote.path.write_text(f"{'a' * 64} raw_30s_audio-low-99.tar\n")
+
+    metadata, tar = published(cfg, get)
+    assert tar == Remote(
+        "https://cdn.freesound.org/mtg-jamendo/raw_30s/audio-low/raw_30s_audio-low-99.tar",
+        tmp_path / "audio-low" / "raw_30s_audio-low-99.tar",
+        "a" * 64,
+    )
+    base = "https://raw.githubusercontent.com/MTG/mtg-jamendo-dataset/master/data"
+    assert lists[0].url == f"{base}/download/raw_30s_audio-low_sha256_tars.txt"
+    assert metadata.url == f"{base}/raw_30s.tsv"
+    (test,) = published(compose("download", ["splits=[test]"]), get)
+    assert test.url == "http://download.magenta.tensorflow.org/datasets/nsynth/nsynth-test.jsonwav.tar.gz"
