@@ -39,9 +39,9 @@ class _Strict(tarfile.TarInfo):
     """A header as tarfile reads it, but for this: without its mark of the end an archive is torn, not done."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Strict:
         try:
-            return super().frombuf(buf, encoding, errors)
+            return super().frombuf(buf, encoding, errors)  # type: ignore[return-value]
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
@@ -65,7 +65,7 @@ def members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, 
             tar = tarfile.open(fileobj=stream, mode="r:", tarinfo=_Strict)  # noqa: SIM115 - the stream is closed
             held = None  # a member is known to be whole when the next header has been read
             while (info := tar.next()) is not None:
-                tar.members.clear()  # tarfile remembers every header: a million of them is a gigabyte
+                tar.members.clear()  # type: ignore[attr-defined] # tarfile remembers every header: a million of them is a gigabyte
                 if held:
                     yield held
                 held = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -53,6 +54,11 @@ def slug(name: str, of: str | None = None, length: int = KEY_LENGTH) -> str:
 def shown(path: str | Path) -> str:
     """A path as it may be printed and stored: a name that is not UTF-8 keeps its odd bytes as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def tell(line: str) -> None:
+    """Say what takes a while, where a log of the run sees it."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def existing(root: str | Path, looked_for: str, command: str) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from pipeline.corpora.archive import Torn, inside, members
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import KEY_LENGTH, SetAside, empty, existing, shown, slug
+from pipeline.corpora.corpus import KEY_LENGTH, SetAside, empty, existing, shown, slug, tell
 from pipeline.corpora.cut import check, segments, split_of
 from pipeline.corpora.duplicates import Digest, Recording, duplicates
 from pipeline.corpora.folder import walk
@@ -30,6 +30,7 @@ COMMAND = "get it with `python -m pipeline.download data=jamendo`, or give the f
 AUDIO = ("", "audio", "audio-low", "raw_30s/audio", "raw_30s/audio-low")  # below data.root: the first that has any
 METADATA = ("raw_30s.tsv", "autotagging.tsv", "raw.tsv", "data/raw_30s.tsv", "data/autotagging.tsv", "data/raw.tsv")
 COLUMNS = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
+MANY = 10_000
 _ENDING = re.compile(r"(\.low)?\.mp3$", re.IGNORECASE)
 
 
@@ -70,6 +71,10 @@ class Jamendo:
         recordings = self._recordings(tracks)
         if not recordings:
             raise empty(self.audio, LOOKED_FOR, COMMAND)
+        if len(recordings) > MANY and not listing_file(self.listings, self.audio, "probes").exists():
+            tell(
+                f"looking for copies among {len(recordings):,} tracks: once, then remembered in {shown(self.listings)}"
+            )
         copies = duplicates(recordings, lambda sieve: listing_file(self.listings, self.audio, sieve), self.digest)
         for recording in recordings:
             track = tracks[_title(recording.name)]

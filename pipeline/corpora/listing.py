@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.corpora.corpus import shown, tell
 from pipeline.errors import InputError
 
 FORMAT = 1  # of the rows, whoever writes them: a change makes every listing anew
+STALE = 86_400  # seconds
+LARGE = 1 << 30  # bytes
 
 
 def kept(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterator[Any]:
@@ -33,6 +37,10 @@ def kept(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterat
     if next(rows, None) == identity:
         yield from rows
         return
+    if seen.st_size > LARGE:
+        tell(
+            f"listing {shown(about)}: its {seen.st_size / 1e9:,.0f} GB are read once, and remembered in {shown(folder)}"
+        )
     with _written(file) as new:
         print(json.dumps(identity), file=new)
         for row in find():
@@ -80,16 +88,20 @@ def _rows(file: Path) -> Iterator[Any]:
 @contextmanager
 def _written(file: Path) -> Iterator[IO[str]]:
     """A file to write lines to, which takes its name only if the block ends well."""
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        for left in file.parent.glob(f".{file.name}.*"):  # by a run that was killed
+            if time.time() - left.stat().st_mtime > STALE:
+                left.unlink()
+        rows = partial.open("x")
     except OSError as error:
         message = f"data.listings={file.parent} cannot be written ({error.strerror}): give a folder of yours"
         raise InputError(message) from error
     try:
-        with os.fdopen(handle, "w") as rows:
+        with rows:
             yield rows
-        Path(name).replace(file)
+        partial.replace(file)
     except BaseException:  # a generator that is left early ends here too
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise

@@ -10,7 +10,6 @@ import importlib.util
 import io
 import itertools
 import json
-import logging
 import os
 import random
 import shutil
@@ -21,11 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.corpora.corpus import SPLITS, shown
+from pipeline.corpora.corpus import SPLITS, shown, tell
 from pipeline.corpora.nsynth import NSynth
 from pipeline.errors import InputError
-
-log = logging.getLogger(__name__)
 
 RATE = 16_000  # NSynth's
 RENDER_RATE = 3 * RATE  # the synthesizer interpolates without a filter: at 16 kHz high notes would alias
@@ -78,9 +75,14 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
         if state != {"complete": False, **settings}:  # else another process is at it too: it writes the same bytes
             for split in SPLITS:
                 shutil.rmtree(root / f"nsynth-{split}", ignore_errors=True)
-        _write(root / DONE, _json({"complete": False, **settings}))
-        _render_all(root, synth, settings, groups)
-        _write(root / DONE, _json({"complete": True, **settings}))
+        try:
+            _write(root / DONE, _json({"complete": False, **settings}))
+            _render_all(root, synth, settings, groups)
+            _write(root / DONE, _json({"complete": True, **settings}))
+        except OSError as error:
+            raise InputError(
+                f"data.root={shown(root)} cannot be written ({error.strerror}): give a folder of yours"
+            ) from error
     return NSynth(root, Path(data["listings"]), name="notes", command=COMMAND)
 
 
@@ -100,7 +102,7 @@ def _render_all(root: Path, synth: _Synth, settings: dict, groups: dict[Any, str
     random.Random(settings["seed"]).shuffle(notes)
     indices: dict[str, dict] = {split: {} for split in SPLITS}
     left = settings["clips"] or len(notes)
-    log.info("rendering %d notes into %s", left, root)
+    tell(f"rendering {left:,} notes into {shown(root)}")
     for number, note in enumerate(notes):
         wav = synth.render(note, settings["peak"])
         if wav is None:

@@ -231,3 +231,29 @@ def test_a_listing_that_cannot_be_written_names_its_setting(root: Path, tmp_path
     settings = data("folder", root, "data.segment_seconds=1", f"data.listings={tmp_path / 'file' / 'below'}")
     with pytest.raises(InputError, match=r"data\.listings=.*cannot be written"):
         list(open_corpus(settings).clips())
+
+
+def test_a_killed_run_leaves_no_listing_behind_for_long(root: Path, tmp_path: Path) -> None:
+    settings = data("folder", root, "data.segment_seconds=1")
+    plan = open_corpus(settings).clips()
+    next(plan)
+    (begun,) = (tmp_path / "listings").iterdir()
+    assert begun.name.startswith("."), "a listing takes its name when it is whole"
+    left = begun.with_name(f"{begun.name}0")
+    left.write_text("torn")
+    os.utime(left, (0, 0))
+    plan.close()
+    list(open_corpus(settings).clips())
+    (whole,) = (tmp_path / "listings").iterdir()
+    assert not whole.name.startswith(".")
+    (tmp_path / "usual").write_text("")
+    assert whole.stat().st_mode == (tmp_path / "usual").stat().st_mode, "others may read it as any file"
+
+
+def test_a_broken_listing_is_named(root: Path, tmp_path: Path) -> None:
+    settings = data("folder", root, "data.segment_seconds=1")
+    list(open_corpus(settings).clips())
+    (listing,) = (tmp_path / "listings").iterdir()
+    listing.write_text("{")
+    with pytest.raises(InputError, match=r"durations.*jsonl is no listing of ours: delete it"):
+        list(open_corpus(settings).clips())

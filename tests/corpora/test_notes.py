@@ -142,3 +142,9 @@ def test_without_the_synthesizer_its_command_is_named(tmp_path: Path, monkeypatc
     with pytest.raises(InputError, match="pip install --no-deps tinysoundfont"):
         render_notes(tmp_path / "notes")
     assert not (tmp_path / "notes").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"data\.root=.*file/notes cannot be written"):
+        render_notes(tmp_path / "file" / "notes")

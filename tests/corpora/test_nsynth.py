@@ -155,6 +155,17 @@ def test_an_archive_is_searched_once(root: Path, tmp_path: Path, monkeypatch: py
     assert {clip.span for clip in corpus.clips()} != {clip.span for clip in plan}, "a changed archive is searched anew"
 
 
+def test_reading_a_large_archive_through_is_announced(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.corpora.listing.LARGE", 1000)
+    pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="first"))
+    list(open_corpus(data("nsynth", tmp_path)).clips())
+    assert "nsynth-test.jsonwav.tar.gz: its" in capsys.readouterr().err
+    list(open_corpus(data("nsynth", tmp_path)).clips())
+    assert capsys.readouterr().err == ""
+
+
 def test_archive_and_index_disagree(root: Path, tmp_path: Path) -> None:
     members = files(root / "nsynth-test", index="last")
     gone = next(iter(members))
