@@ -24,19 +24,21 @@ class Crew:
     """Encoders at work. loaders: what loads the encoder of each device; readers: processes that decode, for each."""
 
     def __init__(self, loaders: list[Callable[[], Encoder]], readers: int, how: Reading) -> None:
+        self._conns: list[Connection] = []
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
+        self._thread: threading.Thread | None = None
         context = multiprocessing.get_context("spawn")
         for load in loaders:
             ours, theirs = context.Pipe()
+            self._conns.append(ours)
             if len(loaders) == 1:
-                threading.Thread(target=serve, args=(theirs, load, readers, how), daemon=True).start()
-                self._thread = ours
+                self._thread = threading.Thread(target=serve, args=(theirs, load, readers, how), daemon=True)
+                self._thread.start()
             else:
                 process = context.Process(target=serve_as_process, args=(theirs, load, readers, how))
                 process.start()
                 theirs.close()
                 self._processes[ours] = process
-        self._conns = [*self._processes] or [self._thread]
 
     def encoded(self, jobs: Iterator[Job]) -> Iterator[Encoded]:
         """What comes of the jobs, in any order. Raises InputError for a device out of memory."""
@@ -76,11 +78,13 @@ class Crew:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for conn in self._conns:
-            conn.close()  # a thread of ours, and readers, end when nobody listens
+            conn.close()  # a thread of ours ends when nobody listens
         for process in self._processes.values():
             if kind is not None:
                 process.kill()
             process.join()
+        if self._thread:
+            self._thread.join()  # a thread that is still in torch when Python ends takes it down
 
 
 def devices(setting: str | list[str], workers: str | int) -> list[str]:

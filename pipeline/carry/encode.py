@@ -9,8 +9,8 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing.connection import Connection
@@ -130,8 +130,9 @@ def serve(conn: Connection, load: Callable[[], Encoder], readers: int, how: Read
     crew = Readers(readers, how)
     try:
         encoder = load()
-        for part in ahead(crew.parts(conn, lambda: say(WANT))):
-            say(encoder.encode(part))
+        with closing(ahead(crew.parts(conn, lambda: say(WANT)))) as heard:
+            for part in heard:
+                say(encoder.encode(part))
         say(DONE)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # whoever gave us the jobs is gone
@@ -139,6 +140,7 @@ def serve(conn: Connection, load: Callable[[], Encoder], readers: int, how: Read
         say(Failure(type(error).__name__, f"{error}\n{traceback.format_exc()}"))
     finally:
         crew.close()
+        conn.close()
 
 
 def serve_as_process(conn: Connection, load: Callable[[], Encoder], readers: int, how: Reading) -> None:
@@ -148,7 +150,7 @@ def serve_as_process(conn: Connection, load: Callable[[], Encoder], readers: int
     serve(conn, load, readers, how)
 
 
-def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
+def ahead(items: Iterator[_T], depth: int = 2) -> Generator[_T, None, None]:
     """The same items, taken from their iterator by a thread that keeps up to `depth` in hand."""
     hand: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stopped = threading.Event()
@@ -169,7 +171,8 @@ def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
         except Exception as error:
             put((False, error))
 
-    threading.Thread(target=take, daemon=True).start()
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
     try:
         while True:
             more, item = hand.get()
@@ -181,3 +184,4 @@ def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
                 raise item
     finally:
         stopped.set()
+        thread.join(timeout=1)

@@ -132,7 +132,7 @@ class _Open:
 
 def _ends(count: int, mark: int, most: int) -> bool:
     """Whether a shard of `count` clips ends here: when it is full, or past its half where the last key says so."""
-    return count >= most or (2 * count >= most and mark % max(1, most // 4) == 0)
+    return count >= most or (2 * count >= most and mark % max(2, most // 4) == 0)
 
 
 def _names(planned: list[Planned], old: list[Planned]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
     store, root = open_store(cfg["out"]), cfg["data"]["root"]
     asked = _asked(cfg)
     old = Plan.load(store)
-    if old and (old.asked, old.tree) == (asked, _tree(cfg)) and (manifest := _finished(store)):
+    if old and (old.asked, old.tree) == (asked, _tree(cfg)) and (manifest := _finished(store, old)):
         print(f"nothing to do: nothing in {root} has changed since {store.where()} was finished")
         tell.summary(store, manifest)
         return 0
@@ -169,8 +169,8 @@ def _made(cfg: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     return {**asked, "data": data, "codec": encoder.codec.identity, "embedder": encoder.embedder.identity}
 
 
-def _finished(store: Store) -> Manifest | None:
-    """The manifest of a cache that fulfils its plan and whose shards are all there, by their sizes."""
+def _finished(store: Store, plan: Plan) -> Manifest | None:
+    """The manifest of a cache that fulfils its plan and whose files are all there, by their names and sizes."""
     try:
         manifest = Manifest.load(store)
     except InputError:
@@ -178,6 +178,7 @@ def _finished(store: Store) -> Manifest | None:
     sizes = store.sizes()
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     whole = all(sizes.get(shard.name) == shard.bytes and index_name(shard.name) in sizes for shard in shards)
+    whole &= all(ledger.record_name(shard.name) in sizes for shard in plan.shards)
     return manifest if whole and manifest.plan == ledger.plan_digest(store) else None
 
 
