@@ -56,8 +56,7 @@ class Head(nn.Module):
 
     def __init__(self, codebooks: int, width: int, classes: int) -> None:
         super().__init__()
-        # zeros: the loss at step 0 is ln C exactly, whatever the scale of the trunk's output
-        self.weight = nn.Parameter(torch.zeros(codebooks, classes, width))
+        self.weight = nn.Parameter(torch.empty(codebooks, classes, width))
         self.bias = nn.Parameter(torch.zeros(codebooks, classes))
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -89,9 +88,12 @@ class CodecGPT(nn.Module):
         self.register_buffer("prompt_mean", torch.zeros(config.prompt_dim))
         self.register_buffer("prompt_std", torch.ones(config.prompt_dim))
         self.register_buffer("offsets", torch.arange(config.codebooks)[:, None] * self.classes, persistent=False)
-        # a sum of K unit normals would drown GPT-2's position embeddings (std about 0.1)
-        nn.init.normal_(self.codes.weight, std=0.02)
+        # the sum of K embeddings has the deviation of GPT-2's word embeddings; unit normals would drown its positions
+        nn.init.normal_(self.codes.weight, std=0.14 / config.codebooks**0.5)
         nn.init.normal_(self.null, std=0.02)
+        # logits of deviation 0.4, so that the loss starts at ln C + 0.08: smaller ones learn to repeat a code far later
+        norm = self.trunk.ln_f
+        nn.init.normal_(self.head.weight, std=0.4 / float((norm.weight**2 + norm.bias**2).sum()) ** 0.5)
         self.train()
 
     def standardise_prompts(self, prompts: Tensor) -> None:
