@@ -42,9 +42,8 @@ class Conv(nn.Module):
         self.register_buffer("bias", bias.detach())
 
     def forward(self, x: Tensor, state: State) -> Tensor:
-        """x: [B, T, C], T a multiple of the stride."""
+        """x: [B, T, C]; T is a multiple of the stride, except at the end of a sound, which is then reflected."""
         batch, steps, width = x.shape
-        assert steps % self.stride == 0
         if self.elu or self.past:
             padded = x.new_empty(batch, self.past + steps, width)
             now = padded[:, self.past :]
@@ -53,8 +52,11 @@ class Conv(nn.Module):
             else:
                 now.copy_(x)
             if self.past:
-                padded[:, : self.past] = state[self] if self in state else self._first(now)
+                begins = self not in state
+                padded[:, : self.past] = self._first(now) if begins else state[self]
                 state[self] = padded[:, steps:].clone()
+                if steps % self.stride:
+                    padded = self._ended(padded, begins)
             x = padded
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, T], channels last in memory
         y = F.conv2d(x, self.weight, self.bias, (1, self.stride), dilation=(1, self.dilation))
@@ -66,6 +68,14 @@ class Conv(nn.Module):
         if x.shape[1] <= self.past:  # too short to reflect: zeros follow it, as in the package
             x = F.pad(x, (0, 0, 0, self.past + 1 - x.shape[1]))
         return x[:, 1 : self.past + 1].flip(1)
+
+    def _ended(self, padded: Tensor, begins: bool) -> Tensor:
+        """[B, past + T, C] -> up to a multiple of the stride, the end reflected as the package does it."""
+        steps = padded.shape[1] - self.past
+        extra = -steps % self.stride
+        if begins and steps <= self.past:  # the zeros that the start was reflected from stand here too
+            return F.pad(padded, (0, 0, 0, extra))
+        return torch.cat([padded, padded[:, -1 - extra : -1].flip(1)], dim=1)
 
 
 class Upsample(nn.Module):
