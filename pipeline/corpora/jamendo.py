@@ -101,19 +101,24 @@ class Jamendo:
         ids: set[str] = set()
         with self.metadata.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.reader(file, delimiter="\t")
-            if next(rows, [])[: len(COLUMNS)] != COLUMNS:
-                raise InputError(f"{shown(self.metadata)} is not MTG-Jamendo's metadata: expected columns {COLUMNS}")
-            for row in rows:
-                where = f"line {rows.line_num} of {self.metadata.name}"
-                if len(row) < 5:
-                    self._leave("", row[0] if row else "", f"{where} has {len(row)} columns, not 5 or more")
-                elif not _is_length(row[4]):
-                    self._leave(row[3], row[0], f"{where} says {row[4]!r}, no duration in seconds")
-                elif row[0] in ids or _title(row[3]) in tracks:
-                    self._leave(row[3], row[0], f"{where} repeats a track")
-                else:
-                    ids.add(row[0])
-                    tracks[_title(row[3])] = Track(row[0], row[1], row[2], row[3], float(row[4]), row[5:])
+            try:
+                if next(rows, [])[: len(COLUMNS)] != COLUMNS:
+                    raise InputError(
+                        f"{shown(self.metadata)} is no metadata of MTG-Jamendo: expected columns {COLUMNS}"
+                    )
+                for row in rows:
+                    where = f"line {rows.line_num} of {self.metadata.name}"
+                    if len(row) < 5:
+                        self._leave("", row[0] if row else "", f"{where} has {len(row)} columns, not 5 or more")
+                    elif not _is_length(row[4]):
+                        self._leave(row[3], row[0], f"{where} says {row[4]!r}, no duration in seconds")
+                    elif row[0] in ids or _title(row[3]) in tracks:
+                        self._leave(row[3], row[0], f"{where} repeats a track")
+                    else:
+                        ids.add(row[0])
+                        tracks[_title(row[3])] = Track(row[0], row[1], row[2], row[3], float(row[4]), row[5:])
+            except csv.Error as error:
+                raise InputError(f"{shown(self.metadata)}, line {rows.line_num}: {error}; fetch it anew") from error
         return tracks
 
     def _recordings(self, tracks: dict[str, Track]) -> list[Recording]:

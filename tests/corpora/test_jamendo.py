@@ -227,6 +227,19 @@ def test_the_same_sound_under_other_names_and_tags_is_used_once(root: Path) -> N
     assert aside == {f"61/{track}.mp3": "the same sound as 59/566059.mp3" for track in (61, 161)}
 
 
+def test_tags_after_the_frames_hide_no_copy(root: Path) -> None:
+    original = (root / "00" / "565800.mp3").read_bytes()
+    head = b"APETAGEX" + (2000).to_bytes(4, "little") + (64).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    tag = head + b"\0\0\0\xa0" + bytes(8) + b"Title".ljust(32) + head + b"\0\0\0\x80" + bytes(8)
+    tag = tag.replace((2000).to_bytes(4, "little"), (64).to_bytes(4, "little"))  # items and footer
+    (root / "00" / "91.mp3").write_bytes(original + tag)
+    (root / "00" / "92.mp3").write_bytes(tagged(original + tag, "both"))
+    for track in (91, 92):
+        add_row(root, row(track, f"00/{track}.mp3"))
+    _, aside = plan(root)
+    assert aside == {f"00/{track}.mp3": "the same sound as 00/565800.mp3" for track in (91, 92)}
+
+
 def test_copies_in_tars_are_found(root: Path, tmp_path: Path) -> None:
     original = (root / "00" / "565800.mp3").read_bytes()
     (root / "85" / "85.mp3").write_bytes(tagged(original, "Later"))
@@ -260,7 +273,7 @@ def test_sounds_that_only_begin_alike_are_both_used(root: Path) -> None:
     assert again == [], "decoded once, and remembered"
 
 
-def test_frames_that_differ_but_decode_to_the_same_sound_are_one(root: Path) -> None:
+def test_frames_that_differ_but_decode_to_the_same_sound_are_one(root: Path, tmp_path: Path) -> None:
     """An ancillary byte in a frame's slack, say: here the encoder's delay note in its own first frame."""
     content = bytearray(encoded(np.tile(music(72, 2), (24, 1))))
     (root / "00" / "91.mp3").write_bytes(content)
@@ -270,6 +283,8 @@ def test_frames_that_differ_but_decode_to_the_same_sound_are_one(root: Path) -> 
     (root / "00" / "92.mp3").write_bytes(content)
     for track in (91, 92):
         add_row(root, row(track, f"00/{track}.mp3", 48))
+    _, aside = plan(packed(root, tmp_path), digest=sound_of)
+    assert list(aside.values()) == ["the same sound as raw_30s_audio-00.tar/00/91.mp3"]
     _, aside = plan(root, digest=sound_of)
     assert aside == {"00/92.mp3": "the same sound as 00/91.mp3"}
     _, aside = plan(root)
@@ -307,7 +322,10 @@ def test_what_is_missing_is_named_with_the_command(root: Path, tmp_path: Path) -
     with pytest.raises(InputError, match=r"data\.audio was not found at /nowhere"):
         plan(root, "data.audio=/nowhere")
     (root / "raw_30s.tsv").write_text("id,artist\n1,2\n")
-    with pytest.raises(InputError, match=r"raw_30s\.tsv is not MTG-Jamendo's metadata"):
+    with pytest.raises(InputError, match=r"raw_30s\.tsv is no metadata of MTG-Jamendo"):
+        plan(root)
+    (root / "raw_30s.tsv").write_text("TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\ntrack_1\t" + "x" * 200_000)
+    with pytest.raises(InputError, match=r"raw_30s\.tsv, line 2: field larger"):
         plan(root)
     with pytest.raises(InputError, match=r"data\.segments_per_track=0"):
         plan(root, "data.segments_per_track=0")

@@ -199,6 +199,18 @@ def test_a_torn_archive_whose_index_is_lost_is_refused(root: Path, tmp_path: Pat
         list(open_corpus(data("nsynth", tmp_path)).clips())
 
 
+def test_an_archive_that_changes_while_it_is_read_is_named(root: Path, tmp_path: Path) -> None:
+    members = files(root / "nsynth-train", index="first")
+    archive = pack(tmp_path / "nsynth-train.jsonwav.tar.gz", members)
+    whole = archive.read_bytes()
+    plan = list(open_corpus(data("nsynth", tmp_path)).clips())
+    shorter = pack(tmp_path / "shorter.tar.gz", dict(list(members.items())[:3])).read_bytes()
+    for content in (whole[: len(whole) // 2], shorter, b"no longer an archive"):
+        archive.write_bytes(content)
+        with pytest.raises(InputError, match=r"nsynth-train\.jsonwav\.tar\.gz (broke|grew shorter) while it was read"):
+            list(load(plan))
+
+
 @pytest.mark.parametrize("name", ["/etc/examples.json", "nsynth-test/../../examples.json"])
 def test_members_that_point_outside_the_archive_are_refused(tmp_path: Path, name: str) -> None:
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", {name: b"{}"})
@@ -217,6 +229,11 @@ def test_fingerprints_change_with_the_input_only(root: Path, tmp_path: Path) -> 
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="first"))
     packed = list(open_corpus(data("nsynth", tmp_path)).clips())
     assert len({fingerprint(clip) for clip in packed}) == len(packed)
+
+
+def test_a_corpus_that_there_is_not_is_named(root: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.name=nsynht is no corpus: choose nsynth, notes, folder or jamendo"):
+        open_corpus({"name": "nsynht", "root": str(root)})
 
 
 def test_missing_and_empty_folders_name_the_setting_and_the_command(tmp_path: Path) -> None:
