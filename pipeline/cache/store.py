@@ -19,6 +19,7 @@ from typing import IO, Any, Protocol
 
 from pipeline.errors import InputError
 
+BUCKETS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # have no folders to make, only buckets that nobody asked for
 PARTIAL = ".partial"  # a name that ends so was being written when its writer died
 
 
@@ -199,7 +200,12 @@ class RemoteStore:
         with tempfile.NamedTemporaryFile(prefix="shard-") as file:
             yield file  # type: ignore[misc]
             file.flush()
-            self.fs.put_file(file.name, f"{self.root}/{name}")
+            try:
+                self.fs.put_file(file.name, f"{self.root}/{name}")
+            except OSError:
+                raise
+            except Exception as error:  # each backend has errors of its own
+                raise OSError(f"{self.where(name)} cannot be written ({_one_line(error)})") from error
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -207,10 +213,11 @@ class RemoteStore:
 
     def refuse_unless_writable(self) -> None:
         try:
-            self.fs.makedirs(self.root, exist_ok=True)
+            if not BUCKETS & {*([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)}:
+                self.fs.makedirs(self.root, exist_ok=True)
             self.fs.pipe_file(f"{self.root}/write-test", b"")
             self.fs.rm_file(f"{self.root}/write-test")
-        except Exception as error:  # each backend has errors of its own
+        except Exception as error:
             raise InputError(f"cannot write to {self.address} ({_one_line(error)}): give another out=") from error
 
 

@@ -1,0 +1,157 @@
+"""A cache may lie anywhere that fsspec reaches: here a real S3 server, a real web server, and memory."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.shard import Sample, ShardWriter, read_shard, samples_by_webdataset
+from pipeline.cache.store import LocalStore, RemoteStore, open_store
+from pipeline.cache.verify import verify
+from pipeline.errors import InputError
+from tests.build_caches import contents, make, tones
+
+SETTINGS = ("data.valid=0.2", "data.test=0", "data.shortest_seconds=0.01")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of an empty bucket of an S3 server of our own."""
+    server_module = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    import boto3
+
+    server = server_module.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    known = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }
+    before = {name: os.environ.get(name) for name in known}
+    os.environ.update(known)
+    boto3.client("s3").create_bucket(Bucket="tokens")
+    yield "s3://tokens"
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "store")
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}"
+    return f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}"
+
+
+def test_files_appear_whole_or_not_at_all(address: str) -> None:
+    store = open_store(address)
+    assert store.sizes() == {}
+    store.refuse_unless_writable()
+    assert store.sizes() == {}
+    with store.writing("b.bin") as file:
+        file.write(b"12345")
+        assert "b.bin" not in store.sizes()
+    with store.writing("a.bin") as file:
+        file.write(b"1")
+    with pytest.raises(RuntimeError), store.writing("a.bin") as file:
+        file.write(b"half of someth")
+        raise RuntimeError
+    assert list(store.sizes().items()) == [("a.bin", 1), ("b.bin", 5)]
+    assert store.read("b.bin") == bytes(store.view("b.bin")) == b"12345"
+    assert store.read_many(["a.bin", "b.bin"]) == {"a.bin": b"1", "b.bin": b"12345"}
+    assert store.read_many(["a.bin"]) == {"a.bin": b"1"} and store.read_many([]) == {}
+    with store.writing("a.bin") as file:
+        file.write(b"other")
+    assert store.size("a.bin") == 5 and store.size("c.bin") is None
+    store.remove("a.bin")
+    store.remove("a.bin")
+    assert list(store.sizes()) == ["b.bin"]
+    for missing in (lambda: store.read("a.bin"), lambda: store.view("a.bin"), lambda: store.read_many(["a.bin"])):
+        with pytest.raises(FileNotFoundError):
+            missing()
+
+
+def test_a_shard_is_the_same_wherever_it_is_written(address: str, tmp_path: Path) -> None:
+    sample = Sample("a", np.ones((2, 3), np.uint16), np.ones(4, np.float16), {"path": "a.wav"})
+    found = []
+    for folder in (address, str(tmp_path / "here")):
+        open_store(folder).refuse_unless_writable()
+        with ShardWriter(folder, "train-000000.tar") as shard:
+            shard.add(sample)
+        found.append((shard.info, open_store(folder).read("train-000000.tar")))
+        for reader in (read_shard, samples_by_webdataset):
+            assert [s.key for s in reader(f"{folder}/train-000000.tar")] == ["a"]
+    assert found[0] == found[1]
+
+
+def test_a_whole_cache_is_made_resumed_and_verified_on_s3(bucket: str, tmp_path: Path) -> None:
+    root, here, there = tones(tmp_path / "in", 14), tmp_path / "here", f"{bucket}/cache"
+    make("folder", root, here, *SETTINGS)
+    assert make("folder", root, there, *SETTINGS, "part=2/2") == 0
+    with pytest.raises(InputError, match="has not finished"):
+        Manifest.load(there)
+    assert make("folder", root, there, *SETTINGS) == 0
+    store = open_store(there)
+    assert {name: store.read(name) for name in store.sizes()} == contents(here)
+    assert [*verify(store)] == []
+    with pytest.raises(InputError, match=r"codec\.codebooks"):
+        make("folder", root, there, *SETTINGS, "codec.codebooks=3")
+    store.remove("train-000000.tar")
+    assert [*verify(store)] == ["train-000000.tar: missing"]
+    assert make("folder", root, there, *SETTINGS) == 0
+    assert {name: store.read(name) for name in store.sizes()} == contents(here)
+
+
+def test_a_bucket_that_is_not_there_is_refused_before_any_work(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write to s3://nobody-s/cache"):
+        make("folder", tones(tmp_path / "in", 1), "s3://nobody-s/cache", *SETTINGS)
+
+
+def test_a_cache_is_read_over_http(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    out = tmp_path / "out"
+    make("folder", tones(tmp_path / "in", 8), out, *SETTINGS)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(out))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert Manifest.load(address) == Manifest.load(out)
+        assert [s.key for s in read_shard(f"{address}/train-000000.tar")] == [
+            s.key for s in read_shard(out / "train-000000.tar")
+        ]
+        assert [*verify(open_store(address))] == []
+        with pytest.raises(InputError, match="there is no cache at http"):
+            Manifest.load(f"{address}/nowhere")
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("address", ["nonsense://x", "pipe://rm -rf", "pipe:cat x"])
+def test_an_address_that_nothing_opens_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match="cannot open|no cache"):
+        Manifest.load(address)
+
+
+def test_local_paths_never_pass_through_fsspec(tmp_path: Path) -> None:
+    assert isinstance(open_store(tmp_path), LocalStore) and isinstance(open_store(f"file://{tmp_path}"), LocalStore)
+    assert isinstance(open_store("memory://x"), RemoteStore)
+    assert open_store(f"file://{tmp_path}").where() == str(tmp_path)
