@@ -33,7 +33,7 @@ def open_corpus(data: Mapping[str, Any], digest: Digest | None = None) -> Corpus
     if name == "nsynth":
         from pipeline.corpora.nsynth import NSynth
 
-        return NSynth(Path(data["root"]), Path(data["listings"]))
+        return NSynth(Path(data["root"]), Path(data["listings"]), seconds=data["seconds"])
     if name == "notes":
         from pipeline.corpora.notes import open_notes
 

@@ -83,7 +83,7 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
             raise InputError(
                 f"data.root={shown(root)} cannot be written ({error.strerror}): give a folder of yours"
             ) from error
-    return NSynth(root, Path(data["listings"]), name="notes", command=COMMAND)
+    return NSynth(root, Path(data["listings"]), name="notes", command=COMMAND, seconds=data["seconds"])
 
 
 def _state(root: Path) -> dict:

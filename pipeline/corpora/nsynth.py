@@ -34,15 +34,21 @@ NO_NOTE = "its entry in the index is no note"
 
 @dataclass
 class NSynth:
-    """See `pipeline.corpora.corpus.Corpus`. listings: a folder where the lists of archives are kept."""
+    """See `pipeline.corpora.corpus.Corpus`.
+
+    listings: a folder where the lists of archives are kept; seconds: only the first of each note (None: all of it).
+    """
 
     root: Path
     listings: Path
     name: str = "nsynth"
     command: str = COMMAND
+    seconds: float | None = None
     set_aside: list[SetAside] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.seconds is not None and not self.seconds > 0:
+            raise InputError(f"data.seconds={self.seconds}: expected more than 0, or null for whole notes")
         existing(self.root, LOOKED_FOR, self.command)
         if not any(self._folder(split).is_dir() or self._archive(split).is_file() for split in SPLITS):
             raise empty(self.root, LOOKED_FOR, self.command)
@@ -63,7 +69,7 @@ class NSynth:
                     self.set_aside.append(SetAside(shown(path), key, reason))
                     continue
                 seen.add(key)
-                yield Clip(key, path, split, labels=labels, span=span and tuple(span))
+                yield Clip(key, path, split, duration=self.seconds, labels=labels, span=span and tuple(span))
         if not seen:
             raise empty(self.root, LOOKED_FOR, self.command)
 
