@@ -73,7 +73,7 @@ class Codec:
         # The package lists 2, 4, 8, 16 and 32 codebooks; its quantizer takes any number from the bandwidth.
         model.bandwidth = codebooks * self.bandwidth / 1000
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self._causal = isinstance(model.encoder, Seanet)
+        self.keeps_phases = isinstance(model.encoder, Seanet)  # so that waveforms can be compared
 
     @property
     def bandwidth(self) -> float:
@@ -123,7 +123,7 @@ class Codec:
         wav = wav * (torch.arange(wav.shape[-1], device=self.device) < lengths[:, None, None])
         codes = self._encode(wav)
         for b, own in enumerate(self.frames(n) for n in lengths.tolist()):
-            if self._causal and own < min(REFLECTED, frames):  # the start is reflected from frames that are not there
+            if own < min(REFLECTED, frames):  # SEANet reflects its start: here from frames that the row has not
                 codes[b, :, :own] = self._encode(wav[b : b + 1, :, : own * self.hop])[0]
         return codes
 

@@ -1,0 +1,131 @@
+"""Hear what the codec keeps: encode sound files and decode them again from 1, 2, 4, 8... codebooks.
+
+  python -m pipeline.reconstruct audio=a.wav
+  python -m pipeline.reconstruct audio=[a.wav,b.mp3] codebooks=[1,2,4,8,16,32] out=DIR
+  python -m pipeline.reconstruct audio=FOLDER codec=encodec_embedded device=cuda:0
+
+Writes {name}.k{codebooks}.wav and {name}.original.wav at 24 kHz, a table, and the same figures in reconstruct.json:
+bit rate, log-spectral distance (dB) and signal-to-noise ratio (dB). encodec_embedded keeps no phases, so its
+signal-to-noise ratio says nothing about it.
+
+What people change: audio=, codebooks=, codec=, out=, device=.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, ListConfig
+
+from pipeline.config import entry
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.sound.codec import Codec
+
+SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
+
+
+@entry("reconstruct")
+def main(cfg: DictConfig) -> None:
+    """Write every file's reconstructions, their table and reconstruct.json."""
+    import torch
+
+    from pipeline.sound import audio
+    from pipeline.sound.codec import load_codec
+
+    files = named(sources(cfg.audio))
+    counts = [cfg.codebooks] if isinstance(cfg.codebooks, int) else sorted(set(cfg.codebooks))
+    if not counts or min(counts) < 1:
+        raise InputError(f"codebooks={cfg.codebooks}: give numbers from 1 on, e.g. codebooks=[1,2,4,8]")
+    codec = load_codec(**{**cfg.codec, "codebooks": max(counts)}, device=cfg.device)
+    out, rows, refused = Path(cfg.out), [], []
+    for name, file in files.items():
+        try:
+            wav = audio.read(file, rate=codec.sample_rate)
+        except audio.AudioError as error:
+            refused.append(str(error))
+            continue
+        audio.write(out / f"{name}.original.wav", wav, codec.sample_rate)
+        codes = codec.encode(torch.from_numpy(wav)[None, None])  # [1, K, T]
+        for count in counts:
+            heard = codec.decode(codes[:, :count])[0, 0, : len(wav)].cpu().numpy()
+            written = out / f"{name}.k{count}.wav"
+            audio.write(written, heard, codec.sample_rate)
+            rows.append({"file": str(file), "wav": str(written), **figures(wav, heard, count, codec)})
+    if not rows:
+        raise InputError("no file could be read: " + "; ".join(refused))
+    report = {"codec": codec.identity, "clips": rows, "refused": refused}
+    (out / "reconstruct.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    show(rows, refused, out, codec)
+
+
+def sources(audio: Any) -> list[Path]:
+    """The sound files that the setting names: a file, a list, or every sound file below a folder."""
+    given = list(audio) if isinstance(audio, (list, ListConfig)) else [audio]
+    files: list[Path] = []
+    for path in map(Path, map(str, given)):
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not found:
+                raise InputError(f"audio={path}: the folder holds no sound file ({', '.join(sorted(SUFFIXES))})")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"audio={path}: there is no such file or folder")
+    return files
+
+
+def named(files: list[Path]) -> dict[str, Path]:
+    """A name for each file that no other has: its stem, numbered where that is taken."""
+    names: dict[str, Path] = {}
+    for file in dict.fromkeys(files):
+        name, number = file.stem, 1
+        while name in names:
+            number += 1
+            name = f"{file.stem}-{number}"
+        names[name] = file
+    return names
+
+
+def figures(wav: np.ndarray, heard: np.ndarray, count: int, codec: Codec) -> dict[str, Any]:
+    """What `count` codebooks cost and keep; snr_db is None for a codec without phases, and of silence."""
+    from pipeline.sound import metrics
+
+    ratio = metrics.snr(wav, heard)
+    return {
+        "codebooks": count,
+        "kbit_s": count * codec.bandwidth / 1000,
+        "log_spectral_distance_db": round(metrics.log_spectral_distance(wav, heard), 2),
+        "snr_db": round(ratio, 2) if codec.keeps_phases and math.isfinite(ratio) else None,
+    }
+
+
+def show(rows: list[dict[str, Any]], refused: list[str], out: Path, codec: Codec) -> None:
+    """Print the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{codec.name}, written to {out}")
+    for heading in ("file", "codebooks", "kbit/s", "log-spectral distance (dB)", "SNR (dB)"):
+        table.add_column(heading, justify="left" if heading == "file" else "right", overflow="fold")
+    for row in rows:
+        ratio = "-" if row["snr_db"] is None else f"{row['snr_db']:.1f}"
+        distance = f"{row['log_spectral_distance_db']:.1f}"
+        table.add_row(Path(row["file"]).name, str(row["codebooks"]), f"{row['kbit_s']:.2f}", distance, ratio)
+    console = Console()
+    console.print(table)
+    if not codec.keeps_phases:
+        console.print(f"{codec.name} keeps no phases: a signal-to-noise ratio says nothing about it.")
+    for reason in refused:
+        console.print(f"left out: {reason}", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
