@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.sound.codec import Codec
     from pipeline.sound.embedder import Embedder
 
-MOST_SECONDS = 256  # of audio in a batch, whatever its count of clips: bounds a device's memory
+MOST_SECONDS = {"cpu": 64, "cuda": 640}  # of audio in a batch, whatever its count of clips: bounds the memory
 WANT = "want"  # a worker's word for: give me a job
 DONE = "done"  # ... and for: all of mine are through
 _T = TypeVar("_T")
@@ -79,7 +79,7 @@ class Encoder:
 
         for count, same in groupby(sorted(wavs, key=frames), key=frames):
             group = list(same)
-            most = max(1, int(MOST_SECONDS * self.codec.frame_rate / count))
+            most = max(1, int(MOST_SECONDS[self.codec.device.type] * self.codec.frame_rate / count))
             for start in range(0, len(group), most):
                 yield count, group[start : start + most]
 

@@ -1,0 +1,218 @@
+"""How fast preprocessing is, against the usual loop and against the encoder's own limit, and how much memory it takes.
+
+    python -m tests.benchmarks.bench_preprocess                 the table: about 4 minutes on 2 cores
+    python -m tests.benchmarks.bench_preprocess memory=20000    also peak memory at 1,000 and 20,000 clips
+    python -m tests.benchmarks.bench_preprocess device=cuda     on a GPU
+
+EnCodec's 24 kHz architecture with random weights, 8 codebooks, four-second files of 16 kHz, the same for all rows:
+
+(a) the usual loop: load a file with soundfile and soxr, `model.encode` of the encodec package, default bandwidth
+(b) ours on one device or process, from files to shards
+(c) ours on all devices or cores
+(d) the limit: our encoder alone, on batches that are ready in memory
+
+Starting processes and loading models is not timed; rates are audio-seconds a second. No embedder takes part.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+from pipeline.cache.ledger import Plan
+from pipeline.cache.shard import read_shard
+from pipeline.cache.store import LocalStore
+from pipeline.carry import crew
+from pipeline.carry.encode import Encoded, Encoder
+from pipeline.carry.plan import Spool, make_plan
+from pipeline.carry.read import Reading
+from pipeline.carry.run import BATCH
+from pipeline.carry.work import Assembly, Jobs, Task
+from pipeline.corpora import Clip
+from pipeline.sound.codec import untrained_codec, untrained_encodec
+
+CODEBOOKS, SECONDS = 8, 4.0
+
+
+class NoEmbedder:
+    """A vector of nothing, for the codec's speed alone."""
+
+    dim = 8
+    identity = {"name": "none", "weights": "", "sample_rate": 24_000, "dim": 8}  # noqa: RUF012
+    best_batch = 1
+
+    def embed(self, wav: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """wav [B, S] -> zeros [B, 8]."""
+        return torch.zeros(len(wav), self.dim)
+
+
+def load(device: str, threads: int = 1) -> Encoder:
+    """What `load_encoder` does, with random weights."""
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    return Encoder(untrained_codec(CODEBOOKS, device), NoEmbedder())
+
+
+def write_files(folder: Path, count: int, seconds: float) -> list[Clip]:
+    """Sounds of some notes and some noise, 16 bits at 16 kHz."""
+    rng = np.random.default_rng(0)
+    times = np.arange(round(16_000 * seconds)) / 16_000
+    clips = []
+    for i in range(count):
+        pitches = 110 * 2 ** (rng.integers(0, 48, 3) / 12)
+        wav = np.sin(2 * np.pi * pitches[:, None] * times).sum(0) * np.exp(-times) + 0.05 * rng.standard_normal(
+            len(times)
+        )
+        soundfile.write(folder / f"{i:06d}.wav", 0.2 * wav, 16_000)
+        clips.append(Clip(f"{i:06d}", str(folder / f"{i:06d}.wav"), "train"))
+    return clips
+
+
+def usual_loop(clips: list[Clip], device: str) -> tuple[float, dict[str, np.ndarray]]:
+    """(a): audio-seconds a second, and the codes [K, T] of each clip."""
+    model = untrained_encodec().to(device).eval()
+    codes = {}
+    with torch.no_grad():
+        model.encode(torch.zeros(1, 1, 96_000, device=device))  # warms up
+        start = time.perf_counter()
+        for clip in clips:
+            wav, rate = soundfile.read(clip.path, dtype="float32")
+            wav = torch.from_numpy(soxr.resample(wav, rate, 24_000, quality="VHQ"))[None, None].to(device)
+            codes[clip.key] = model.encode(wav)[0][0][0].cpu().numpy()
+    return len(clips) * SECONDS / (time.perf_counter() - start), codes
+
+
+def ours(clips: list[Clip], out: Path, devices: list[str], readers: int) -> float:
+    """(b), (c): audio-seconds a second once every encoder has given its first results."""
+    store = LocalStore(out)
+    store.refuse_unless_writable()
+    spool = Spool(out.parent)
+    plan = make_plan(clips, spool, 1000, None, Plan({}, {"codec": {}}, "", []), list)
+    tasks = [Task(shard) for shard in plan.shards]
+    reading = Reading(24_000, 60.0, BATCH[devices[0].partition(":")[0]])
+    marks: list[tuple[float, int]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Assembly(store, tasks, spool, plan.made, Path(folder), lambda _: None) as assembly,
+        crew.Crew([partial(load, device) for device in devices], readers, reading) as encoders,
+    ):
+        for encoded in timed(encoders.encoded(iter(Jobs(tasks, spool, Path(folder), reading.batch))), marks):
+            assembly.add(encoded)
+    begin = 2 * len(devices)
+    return (marks[-1][1] - marks[begin][1]) * SECONDS / (marks[-1][0] - marks[begin][0])
+
+
+def timed(results: Iterator[Encoded], marks: list[tuple[float, int]]) -> Iterator[Encoded]:
+    """The same results; marks gets the time and the count of clips so far, at each."""
+    count = 0
+    for encoded in results:
+        assert not any(isinstance(found, str) for found in encoded.found), encoded.found
+        count += len(encoded.found)
+        marks.append((time.perf_counter(), count))
+        yield encoded
+
+
+def limit(clips: list[Clip], device: str) -> float:
+    """(d): audio-seconds a second of batches that wait in memory."""
+    codec = load(device).codec
+    size = BATCH[torch.device(device).type]
+    wavs = [soxr.resample(soundfile.read(clip.path, dtype="float32")[0], 16_000, 24_000) for clip in clips]
+    batches = [torch.from_numpy(np.stack(wavs[i : i + size]))[:, None] for i in range(0, len(wavs) - size + 1, size)]
+    codec.encode(batches[0])
+    start = time.perf_counter()
+    for batch in batches:
+        codec.encode(batch).cpu()
+    return len(batches) * size * SECONDS / (time.perf_counter() - start)
+
+
+def disagreement(theirs: dict[str, np.ndarray], out: Path) -> float:
+    """The share of codes that differ."""
+    found = {sample.key: sample.codes for path in sorted(out.glob("*.tar")) for sample in read_shard(path)}
+    assert found.keys() == theirs.keys()
+    return float(np.mean([(codes != theirs[key][:CODEBOOKS]).mean() for key, codes in found.items()]))
+
+
+def peak_memory(of: Any) -> float:
+    """GiB that this process and all it begins take at most (shared pages counted once) while a function runs."""
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.2):
+            peak = max(peak, sum(map(_pss, _family(os.getpid()))))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    of()
+    done.set()
+    thread.join()
+    return peak / 2**20
+
+
+def _family(pid: int) -> list[int]:
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    ours = {pid}
+    while more := {child for child, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sorted(ours)
+
+
+def _pss(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def main(words: list[str]) -> None:
+    """Print the table."""
+    given = {"device": "cpu", "files": "160", "memory": "0", **dict(word.split("=") for word in words)}
+    device = "cuda:0" if given["device"] == "cuda" else "cpu"
+    everything = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device != "cpu" else ["cpu"] * crew.cores()
+    name = torch.cuda.get_device_name() if device != "cpu" else f"{crew.cores()} cores"
+    print(f"torch {torch.__version__}, {name}, {given['files']} files of {SECONDS:g} s", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        clips = write_files(Path(folder), int(given["files"]), SECONDS)
+        d = limit(clips, device)
+        print(f"(d) the encoder alone, one {'thread' if device == 'cpu' else 'GPU'}  {d:8.1f}", flush=True)
+        b = ours(clips, Path(folder) / "b", everything[:1], crew.readers("auto", everything[:1]))
+        print(f"(b) ours on one                    {b:8.1f}   {b / d:.0%} of (d)", flush=True)
+        rates: list[float] = []
+        run = partial(ours, clips, Path(folder) / "c", everything, crew.readers("auto", everything))
+        memory = peak_memory(lambda: rates.append(run()))
+        torch.set_num_threads(crew.cores())
+        a, codes = usual_loop(clips, device)
+        differ = disagreement(codes, Path(folder) / "c")
+        print(f"(a) the usual loop                 {a:8.1f}")
+        print(f"(c) ours on all {len(everything)}                  {rates[0]:8.1f}   {rates[0] / a:.1f} x (a)")
+        print(
+            f"peak memory of (c), models and all: {memory:.2f} GiB; codes that differ from (a): {differ:.3%}",
+            flush=True,
+        )
+    for count in (1000, int(given["memory"])) if int(given["memory"]) else ():
+        with tempfile.TemporaryDirectory() as folder:
+            clips = write_files(Path(folder), count, 0.25)
+            run = partial(ours, clips, Path(folder) / "m", everything, crew.readers("auto", everything))
+            print(f"peak memory at {count:,} clips of 0.25 s: {peak_memory(run):.2f} GiB", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
