@@ -95,9 +95,10 @@ class Codec:
 
     @property
     def best_batch(self) -> int:
-        """Clips of some seconds to encode together: measured on one or two cores; on a GPU, memory for 10 s clips.
+        """Clips of some seconds to encode together, by measurement.
 
-        On a CPU convolutions run clip by clip whatever the batch; what gains by it is the LSTM, up to 8.
+        On a CPU convolutions run clip by clip whatever the batch; what gains by it is the LSTM, up to 8. On an H100
+        64 clips are within 10 % of the fastest, and take 4 GiB at 4 s.
         """
         return 64 if self.device.type == "cuda" else 8
 
