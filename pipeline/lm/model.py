@@ -92,8 +92,8 @@ class CodecGPT(nn.Module):
         nn.init.normal_(self.codes.weight, std=0.14 / config.codebooks**0.5)
         nn.init.normal_(self.null, std=0.02)
         # logits of deviation 0.4, so that the loss starts at ln C + 0.08: smaller ones learn to repeat a code far later
-        norm = self.trunk.ln_f
-        nn.init.normal_(self.head.weight, std=0.4 / float((norm.weight**2 + norm.bias**2).sum()) ** 0.5)
+        norm = torch.stack([self.trunk.ln_f.weight, self.trunk.ln_f.bias]).detach().norm()
+        nn.init.normal_(self.head.weight, std=0.4 / float(norm))
         self.train()
 
     def standardise_prompts(self, prompts: Tensor) -> None:
