@@ -48,7 +48,8 @@ class Sampling:
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, temperature: Tensor | None = None) -> Tensor:
     """Logits [..., C], numbers in [0, 1) [...] -> classes [...], by inverting the cumulated probabilities.
 
-    temperature: one for each [...], instead of the sampling's own. Raises ValueError for logits that are not numbers, or leave nothing to choose.
+    temperature: one for each [...], instead of the sampling's own. Raises ValueError for logits that are not numbers,
+    or leave nothing to choose.
     """
     if not bool((logits.amax(-1).isfinite()).all()) or bool(logits.isnan().any()):
         raise ValueError("the model's logits are not finite: its weights are damaged, or training diverged")

@@ -1,0 +1,114 @@
+"""A run ready to be played: its model, with the very codec and embedder that its codes and prompts came from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.config import CONF
+from pipeline.errors import InputError
+from pipeline.lm.model import WEIGHTS, CodecGPT
+from pipeline.sound.codec import Codec, load_codec
+from pipeline.sound.embedder import Embedder, load_embedder
+
+PACKAGES = ("codec-audio-lm", "torch", "transformers", "encodec", "numpy", "soxr", "soundfile")
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """folder: the export; sha256: of its weights' file."""
+
+    model: CodecGPT
+    codec: Codec
+    embedder: Embedder
+    folder: Path
+    sha256: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where all three are."""
+        return self.model.null.device
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that must be the same for the same seed to give the same sound."""
+        return {
+            "export": {"folder": str(self.folder), "sha256": self.sha256},
+            "codec": self.codec.identity,
+            "embedder": self.embedder.identity,
+            "versions": {name: version(name) for name in PACKAGES},
+            "device": str(self.device),
+        }
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one. Raises InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name}: {str(error).splitlines()[0]}; give auto, cpu or cuda:0") from None
+    return device
+
+
+def find_export(run: str | Path) -> Path:
+    """The folder with the model of a run. Raises InputError, with the command that makes it, where there is none."""
+    run = Path(run)
+    for folder in (run / "export", run):
+        if (folder / WEIGHTS).is_file():
+            return folder
+    if not run.is_dir():
+        raise InputError(f"run={run}: there is no such folder; pipeline.train writes runs/NAME")
+    raise InputError(f"run={run}: it has no export; make it: python -m pipeline.export run={run}")
+
+
+def open_run(
+    run: str | Path, device: str = "auto", repository: str | None = None, embedder_source: str | None = None
+) -> Instrument:
+    """Load a run's export and what it plays through.
+
+    repository: the folder with Meta's codec weights; embedder_source: where the embedder's weights lie. Raises
+    InputError for a missing export, and for a codec or embedder whose weights are not those of training.
+    """
+    folder, place = find_export(run), pick_device(device)
+    model = CodecGPT.from_pretrained(folder, str(place))
+    codec = _codec(model, folder, repository, place)
+    embedder = _embedder(model, folder, embedder_source, place)
+    return Instrument(model, codec, embedder, folder, hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
+
+
+def _codec(model: CodecGPT, folder: Path, repository: str | None, device: torch.device) -> Codec:
+    told = model.config.codec
+    if not told:
+        raise InputError(f"{folder}/config.json names no codec: train on a cache that pipeline.preprocess wrote")
+    codec = load_codec(told["name"], model.config.codebooks, repository, device)
+    _check("codec", told, codec.identity, folder, "repository=FOLDER names the folder with its weights")
+    return codec
+
+
+def _embedder(model: CodecGPT, folder: Path, source: str | None, device: torch.device) -> Embedder:
+    told = model.config.embedder
+    if not told:
+        raise InputError(f"{folder}/config.json names no embedder: train on a cache that pipeline.preprocess wrote")
+    name, _, package_model = told["name"].partition("/")
+    settings = CONF / "embedder" / f"{name}.yaml"
+    if source is None and settings.is_file():
+        source = package_model or yaml.safe_load(settings.read_text())["source"]
+    embedder = load_embedder(name, source, device)
+    _check("embedder", told, embedder.identity, folder, "embedder_source=PLACE names where its weights lie")
+    return embedder
+
+
+def _check(part: str, told: dict[str, Any], found: dict[str, Any], folder: Path, way_out: str) -> None:
+    differ = [key for key in told if key in found and told[key] != found[key] and key != "codebooks"]
+    if differ:
+        what = ", ".join(f"{part}.{key} {told[key]!r} and not {found[key]!r}" for key in differ)
+        raise InputError(f"{folder} was trained with {what}, which is at hand: {way_out}")
