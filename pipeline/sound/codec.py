@@ -35,6 +35,7 @@ from pipeline.sound.spectral import Analysis, Synthesis
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 META_FILE = "encodec_24khz-d7cc33bc.th"  # named by the first digits of its sha256
+EMBEDDED_FILE = "encodec_embedded.safetensors"
 NAMES = ("encodec_24khz", "encodec_embedded")
 
 
@@ -175,14 +176,17 @@ class Codec:
 def load_codec(
     name: str, codebooks: int, repository: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> Codec:
-    """A codec by name, with its weights. repository: a folder that holds Meta's file, else torch hub's cache.
+    """A codec by name, with its weights. repository: a folder that holds its file.
+
+    Without one Meta's file is looked for in torch hub's cache, and the embedded codec's lies in this package.
 
     Raises InputError for an unknown name, too many codebooks, and weights that are neither there nor to be had.
     """
+    folder = None if repository is None else Path(repository)
     if name == "encodec_embedded":
-        model, weights = _embedded(ASSETS / "encodec_embedded.safetensors")
+        model, weights = _embedded(folder or ASSETS)
     elif name == "encodec_24khz":
-        model, weights = _meta(None if repository is None else Path(repository))
+        model, weights = _meta(folder)
     else:
         raise InputError(f"codec.name={name}: the codecs are {', '.join(NAMES)}")
     return Codec(name, model, codebooks, weights, device)
@@ -253,7 +257,10 @@ def _meta_file(repository: Path | None) -> Path:
     return file
 
 
-def _embedded(file: Path) -> tuple[EncodecModel, str]:
+def _embedded(folder: Path) -> tuple[EncodecModel, str]:
+    file = folder / EMBEDDED_FILE
+    if not file.is_file():
+        raise InputError(f"codec.repository={folder}: there is no {EMBEDDED_FILE} in it; null takes the one that ships")
     tensors = load_file(file)
     books, mean = tensors["codebooks"].float(), tensors["mean"].float()  # [8, 1024, D], [D]
     model = EncodecModel(

@@ -149,7 +149,7 @@ VARIANTS = pytest.mark.parametrize(
 
 
 @VARIANTS
-@pytest.mark.parametrize("seconds", [0.3, 1.3, 3.9999, 4.0, 4.05, 5.7])
+@pytest.mark.parametrize("seconds", [0.3, 3.9999, 4.05, 5.7])
 def test_features_equal_the_naive_computation(tmp_path: Path, version: int, mel: bool, seconds: float) -> None:
     """From a file in the released layout; 4.05 s has a tail that v2 leaves out, v1 does not."""
     embedder = load_embedder("encodecmae_base", str(save(tmp_path, version, mel)))
