@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from pipeline.sound.codec import Codec
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
-
 
 @entry("reconstruct")
 def main(cfg: DictConfig) -> None:
@@ -38,8 +36,9 @@ def main(cfg: DictConfig) -> None:
 
     from pipeline.sound import audio
     from pipeline.sound.codec import load_codec
+    from pipeline.sound.files import find
 
-    files = named(sources(cfg.audio))
+    files = find("audio", list(cfg.audio) if isinstance(cfg.audio, ListConfig) else [cfg.audio])
     counts = [cfg.codebooks] if isinstance(cfg.codebooks, int) else sorted(set(cfg.codebooks))
     if not counts or min(counts) < 1:
         raise InputError(f"codebooks={cfg.codebooks}: give numbers from 1 on, e.g. codebooks=[1,2,4,8]")
@@ -63,35 +62,6 @@ def main(cfg: DictConfig) -> None:
     report = {"codec": codec.identity, "clips": rows, "refused": refused}
     (out / "reconstruct.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     show(rows, refused, out, codec)
-
-
-def sources(audio: Any) -> list[Path]:
-    """The sound files that the setting names: a file, a list, or every sound file below a folder."""
-    given = list(audio) if isinstance(audio, (list, ListConfig)) else [audio]
-    files: list[Path] = []
-    for path in map(Path, map(str, given)):
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not found:
-                raise InputError(f"audio={path}: the folder holds no sound file ({', '.join(sorted(SUFFIXES))})")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise InputError(f"audio={path}: there is no such file or folder")
-    return files
-
-
-def named(files: list[Path]) -> dict[str, Path]:
-    """A name for each file that no other has: its stem, numbered where that is taken."""
-    names: dict[str, Path] = {}
-    for file in dict.fromkeys(files):
-        name, number = file.stem, 1
-        while name in names:
-            number += 1
-            name = f"{file.stem}-{number}"
-        names[name] = file
-    return names
 
 
 def figures(wav: np.ndarray, heard: np.ndarray, count: int, codec: Codec) -> dict[str, Any]:

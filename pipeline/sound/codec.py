@@ -149,17 +149,18 @@ class Codec:
         The sound lags behind the codes: Meta's decoder by nothing (but for its first 7 frames, which come together),
         the embedded one by 864 samples.
         """
+        decoder: Decoder = self.model.decoder  # type: ignore[assignment]
         state: Any = None
         for chunk in chunks:
             codes = self._checked(chunk)
             with full_precision(self.device):
-                state = self.model.decoder.start(len(codes)) if state is None else state
-                wav = self.model.decoder.step(self.model.quantizer.decode(codes.transpose(0, 1)), state)
+                state = decoder.start(len(codes)) if state is None else state
+                wav = decoder.step(self.model.quantizer.decode(codes.transpose(0, 1)), state)
             if wav.shape[-1]:
                 yield wav
         if state is not None:
             with full_precision(self.device):
-                wav = self.model.decoder.finish(state)
+                wav = decoder.finish(state)
             if wav.shape[-1]:
                 yield wav
 
@@ -221,7 +222,7 @@ def _package_model() -> EncodecModel:
 
 
 def _rewritten(model: EncodecModel) -> EncodecModel:
-    model.encoder, model.decoder = Seanet(model.encoder), Seanet(model.decoder)
+    model.encoder, model.decoder = Seanet(model.encoder), Seanet(model.decoder)  # type: ignore[assignment]
     return model
 
 
@@ -264,8 +265,8 @@ def _embedded(folder: Path) -> tuple[EncodecModel, str]:
     tensors = load_file(file)
     books, mean = tensors["codebooks"].float(), tensors["mean"].float()  # [8, 1024, D], [D]
     model = EncodecModel(
-        encoder=Analysis(mean),
-        decoder=Synthesis(mean),
+        encoder=Analysis(mean),  # type: ignore[arg-type]
+        decoder=Synthesis(mean),  # type: ignore[arg-type]
         quantizer=ResidualVectorQuantizer(dimension=books.shape[2], n_q=len(books), bins=books.shape[1]),
         target_bandwidths=[0.75, 1.5, 3.0, 6.0],
         sample_rate=24_000,

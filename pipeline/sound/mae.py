@@ -63,6 +63,9 @@ class Architecture:
 class KaldiMel(nn.Module):
     """[B, S] -> [B, T, bins]: frames that fit wholly, DC removed, pre-emphasis, Hann, power, triangles, log, normed."""
 
+    window: Tensor
+    triangles: Tensor
+
     def __init__(self, mel: Mel) -> None:
         super().__init__()
         self.mel = mel

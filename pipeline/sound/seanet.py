@@ -33,6 +33,9 @@ class Conv(nn.Module):
     The past of the first chunk is its own start, reflected, or zeros where `reflect` is off.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, weight: Tensor, bias: Tensor, stride: int, dilation: int, elu: bool, reflect: bool) -> None:
         super().__init__()
         self.stride, self.dilation, self.elu, self.reflect = stride, dilation, elu, reflect
@@ -101,7 +104,7 @@ class Upsample(nn.Module):
 class Residual(nn.Module):
     """Two convolutions beside a third of kernel 1: [B, T, C] -> [B, T, C]."""
 
-    def __init__(self, first: Conv, second: Conv, shortcut: Conv) -> None:
+    def __init__(self, first: nn.Module, second: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
         self.first, self.second, self.shortcut = first, second, shortcut
 
@@ -139,7 +142,8 @@ class Seanet(nn.Module):
         super().__init__()
         layers = _convert(package.model)
         at = next(i for i, layer in enumerate(layers) if isinstance(layer, Lstm))
-        self.before, self.lstm, self.after = nn.ModuleList(layers[:at]), layers[at], nn.ModuleList(layers[at + 1 :])
+        self.lstm: Lstm = layers[at]
+        self.before, self.after = nn.ModuleList(layers[:at]), nn.ModuleList(layers[at + 1 :])
         hop = int(package.hop_length) if isinstance(package, theirs.SEANetEncoder) else 1
         self.chunks = CHUNK * hop, CHUNK  # in steps of what enters `before` and `after`
 
@@ -165,7 +169,7 @@ class Seanet(nn.Module):
     def finish(self, stream: Stream) -> Tensor:
         """The samples of a sound shorter than REFLECTED frames; else none."""
         if stream.waiting is None:
-            return self.lstm.lstm.weight_ih_l0.new_empty(stream.batch, 1, 0)
+            return torch.empty(stream.batch, 1, 0, device=next(self.buffers()).device)
         return self._run(stream.waiting, stream.state)
 
     def _run(self, x: Tensor, state: State) -> Tensor:
@@ -196,9 +200,9 @@ def _elu(x: Tensor, out: Tensor) -> None:
         out.exp_().sub_(1).add_(x.clamp(min=0))
 
 
-def _convert(package: Iterable[nn.Module]) -> list[nn.Module]:
+def _convert(package: Iterable[Any]) -> list[Any]:
     """The package's layers as ours, each activation joined to the layer that it precedes."""
-    layers: list[nn.Module] = []
+    layers: list[Any] = []
     elu = False
     for layer in package:
         if isinstance(layer, nn.ELU):
@@ -207,12 +211,12 @@ def _convert(package: Iterable[nn.Module]) -> list[nn.Module]:
             continue
         if isinstance(layer, theirs.SConv1d):
             assert layer.causal and layer.pad_mode == "reflect"
-            conv = layer.conv.conv
-            weight, bias = _folded(conv), conv.bias
-            layers.append(Conv(weight, bias, conv.stride[0], conv.dilation[0], elu, reflect=True))
+            conv: Any = layer.conv.conv
+            layers.append(Conv(_folded(conv), conv.bias, conv.stride[0], conv.dilation[0], elu, reflect=True))
         elif isinstance(layer, theirs.SConvTranspose1d):
             assert elu and layer.causal and layer.trim_right_ratio == 1
-            layers.append(Upsample(_folded(layer.convtr.convtr), layer.convtr.convtr.bias))
+            conv = layer.convtr.convtr
+            layers.append(Upsample(_folded(conv), conv.bias))
         elif isinstance(layer, theirs.SEANetResnetBlock):
             assert not elu
             first, second = _convert(layer.block)
@@ -225,6 +229,6 @@ def _convert(package: Iterable[nn.Module]) -> list[nn.Module]:
     return layers
 
 
-def _folded(conv: nn.Module) -> Tensor:
+def _folded(conv: Any) -> Tensor:
     """The weight that weight norm stands for: v g / |v| over all but the first dimension."""
     return torch._weight_norm(conv.weight_v, conv.weight_g, 0).detach()

@@ -67,6 +67,9 @@ class Analysis(nn.Module):
     """The encoder: wav [B, 1, S] -> bands [B, D, S / 320]. mean: [D]."""
 
     ratios = (HOP,)  # read by EncodecModel: its product is the hop
+    mean: Tensor
+    pool: Tensor
+    window: Tensor
 
     def __init__(self, mean: Tensor) -> None:
         super().__init__()
@@ -100,6 +103,12 @@ class SynthesisState:
 
 class Synthesis(nn.Module):
     """The decoder: bands [B, D, T] -> wav [B, 1, 320 T], whole or in chunks with an explicit state."""
+
+    mean: Tensor
+    low: Tensor
+    share: Tensor
+    bins: Tensor
+    window: Tensor
 
     def __init__(self, mean: Tensor) -> None:
         super().__init__()
