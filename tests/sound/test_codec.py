@@ -57,7 +57,7 @@ def codec(request: pytest.FixtureRequest) -> Codec:
     return codec_named(request.param)
 
 
-@pytest.mark.parametrize("samples", [320, 640, 6 * 320, 7 * 320, 8 * 320 - 1, 24_000, 35_001])
+@pytest.mark.parametrize("samples", [320, 6 * 320, 8 * 320 - 1, 35_001])
 def test_the_codes_are_those_of_the_package(seanet: Codec, samples: int) -> None:
     """Float ties aside; a length that is no multiple of 320 is padded with silence first."""
     package = untrained_encodec()
@@ -72,7 +72,7 @@ def test_the_codes_are_those_of_the_package(seanet: Codec, samples: int) -> None
     torch.testing.assert_close(seanet.decode(expected), sound, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("codebooks", [1, 2, 3, 8, 13, 32])
+@pytest.mark.parametrize("codebooks", [1, 3, 32])
 def test_any_number_of_codebooks_is_the_first_of_all(codebooks: int) -> None:
     """Also those between the package's bandwidths: 1.5, 3, 6, 12, 24 kbit/s are 2, 4, 8, 16, 32 codebooks."""
     wav = sounds(1, 6400)

@@ -164,7 +164,7 @@ def test_features_equal_the_naive_computation(tmp_path: Path, version: int, mel:
 def test_a_padded_batch_equals_single_clips(tmp_path: Path, version: int, mel: bool) -> None:
     """Each row masked by its own length, its mean over its own frames only; padding may hold anything."""
     embedder = load_embedder("encodecmae_base", str(save(tmp_path, version, mel)))
-    lengths = torch.tensor([6.7, 4.0, 0.05, 5.0, 1.2345, 4.01]).mul(RATE).long()
+    lengths = torch.tensor([5.3, 4.0, 0.05, 1.2345, 4.01]).mul(RATE).long()
     wav = torch.randn(len(lengths), int(lengths.max()), generator=torch.Generator().manual_seed(1)) * 0.3
     for b, length in enumerate(lengths.tolist()):
         wav[b, :length] = sound(length / RATE, seed=b)

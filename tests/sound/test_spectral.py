@@ -65,7 +65,7 @@ def test_analysis_equals_plain_loops() -> None:
 
 
 def test_synthesis_equals_plain_loops() -> None:
-    logs = bands_in_loops(chord(0.2)).astype(np.float32)
+    logs = bands_in_loops(chord(0.12)).astype(np.float32)
     found = Synthesis(torch.zeros(359))(torch.from_numpy(logs.T)[None])[0, 0].numpy()
     expected = sound_in_loops(logs)
     assert np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected)
