@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.sound.codec import Codec
     from pipeline.sound.embedder import Embedder
 
-MOST_SECONDS = {"cpu": 64, "cuda": 640}  # of audio in a batch, whatever its count of clips: bounds the memory
+MOST_SECONDS = {"cpu": 32, "cuda": 640}  # of audio in a batch, whatever its count of clips: bounds the memory
 WANT = "want"  # a worker's word for: give me a job
 DONE = "done"  # ... and for: all of mine are through
 _T = TypeVar("_T")
@@ -66,12 +66,24 @@ class Encoder:
 
     def encode(self, part: Part) -> Encoded:
         """Encode a part's clips in batches of equal length. Which clips share a batch follows from the part alone."""
-        found: list[Numbers | str] = [heard if isinstance(heard, str) else "" for heard in part.heard]
+        return self.launch(part)()
+
+    def launch(self, part: Part) -> Callable[[], Encoded]:
+        """Begin to encode a part. What is returned waits for the numbers: a GPU may have the next part by then."""
         wavs = [(i, heard) for i, heard in enumerate(part.heard) if not isinstance(heard, str)]
-        for frames, batch in self._batches(wavs):
-            for (i, _), numbers in zip(batch, self._batch([wav for _, wav in batch], frames, part), strict=True):
-                found[i] = numbers
-        return Encoded(part.shard, part.first, found)
+        batches = [
+            ([i for i, _ in batch], self._batch([wav for _, wav in batch], frames, part.embed_only))
+            for frames, batch in self._batches(wavs)
+        ]
+
+        def finish() -> Encoded:
+            found: list[Numbers | str] = [heard if isinstance(heard, str) else "" for heard in part.heard]
+            for rows, numbers in batches:
+                for i, one in zip(rows, numbers(), strict=True):
+                    found[i] = one
+            return Encoded(part.shard, part.first, found)
+
+        return finish
 
     def _batches(self, wavs: list[tuple[int, np.ndarray]]) -> Iterator[tuple[int, list[tuple[int, np.ndarray]]]]:
         def frames(wav: tuple[int, np.ndarray]) -> int:
@@ -83,28 +95,35 @@ class Encoder:
             for start in range(0, len(group), most):
                 yield count, group[start : start + most]
 
-    def _batch(self, wavs: list[np.ndarray], frames: int, part: Part) -> Iterator[Numbers | str]:
-        """Clips of as many frames each."""
+    def _batch(self, wavs: list[np.ndarray], frames: int, embed_only: bool) -> Callable[[], Iterator[Numbers | str]]:
+        """Clips of as many frames each, silence after them up to the last frame's end."""
         import torch
 
-        padded = np.zeros((len(wavs), frames * self.codec.hop), np.float32)
-        for row, wav in zip(padded, wavs, strict=True):
+        on_gpu = self.codec.device.type == "cuda"
+        batch = torch.zeros(len(wavs), frames * self.codec.hop, pin_memory=on_gpu)  # [B, S]
+        for row, wav in zip(batch.numpy(), wavs, strict=True):
             row[: len(wav)] = wav
-        wav = torch.from_numpy(padded).to(self.codec.device)  # [B, S]
-        lengths = torch.tensor([len(wav) for wav in wavs])
-        codes = None if part.embed_only else self.codec.encode(wav[:, None], lengths)  # [B, K, T]
-        prompts = self.embedder.embed(wav, lengths).cpu().numpy().astype(np.float16)  # [B, D]
-        if codes is not None:
-            codes = codes.cpu().numpy()
-            assert codes.shape[1:] == (self.codec.codebooks, frames), codes.shape
-            assert codes.min(initial=0) >= 0 and codes.max(initial=0) < self.codec.codebook_size
-            codes = codes.astype(np.uint16)
-        for row, wav in enumerate(wavs):
-            if not np.isfinite(prompts[row]).all():
-                yield "not finite: its embedding has NaN or infinite values"
-                continue
-            seconds = len(wav) / self.codec.sample_rate
-            yield Numbers(None if codes is None else codes[row], prompts[row], seconds, audio.is_silent(wav))
+        batch = batch.to(self.codec.device, non_blocking=True)
+        codes = None if embed_only else self.codec.encode(batch[:, None])  # [B, K, T]
+        prompts = self.embedder.embed(batch, torch.tensor([len(wav) for wav in wavs]))  # [B, D]
+
+        def finish() -> Iterator[Numbers | str]:
+            vectors = prompts.cpu().numpy().astype(np.float16)
+            numbers = None if codes is None else self._checked(codes.cpu().numpy(), frames)
+            for row, wav in enumerate(wavs):
+                if not np.isfinite(vectors[row]).all():
+                    yield "not finite: its embedding has NaN or infinite values"
+                    continue
+                seconds = len(wav) / self.codec.sample_rate
+                yield Numbers(None if numbers is None else numbers[row], vectors[row], seconds, audio.is_silent(wav))
+
+        return finish
+
+    def _checked(self, codes: np.ndarray, frames: int) -> np.ndarray:
+        """int64 [B, K, T] -> uint16."""
+        assert codes.shape[1:] == (self.codec.codebooks, frames), codes.shape
+        assert codes.min() >= 0 and codes.max() < self.codec.codebook_size
+        return codes.astype(np.uint16)
 
 
 def load_encoder(codec: dict[str, Any], embedder: dict[str, Any], device: str, threads: int = 1) -> Encoder:
@@ -131,8 +150,14 @@ def serve(conn: Connection, load: Callable[[], Encoder], readers: int, how: Read
     try:
         encoder = load()
         with closing(ahead(crew.parts(conn, lambda: say(WANT)))) as heard:
+            finish: Callable[[], Encoded] | None = None
             for part in heard:
-                say(encoder.encode(part))
+                launched = encoder.launch(part)
+                if finish:
+                    say(finish())
+                finish = launched
+            if finish:
+                say(finish())
         say(DONE)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # whoever gave us the jobs is gone

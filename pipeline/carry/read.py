@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import mmap
 import multiprocessing
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any
 
 import numpy as np
@@ -169,9 +172,49 @@ def _serve(jobs: Connection, how: Reading, read: Callable[[Job, Reading], Iterat
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
     die_with_parent()
     while (job := jobs.recv()) is not None:
+        waiting = False
         for part in read(job, how):
-            jobs.send(part)
+            if waiting:
+                jobs.recv()  # the part before has been taken: one in hand, one on its way, never more
+            _send(jobs, part)
+            waiting = True
+        if waiting:
+            jobs.recv()
         jobs.send(None)
+
+
+def _send(conn: Connection, part: Part) -> None:
+    """A part through a pipe, its sound through shared memory without a name: nothing to clean up, no /dev/shm full."""
+    wavs = [heard for heard in part.heard if not isinstance(heard, str)]
+    if not wavs or not hasattr(os, "memfd_create"):
+        conn.send((part, None))
+        return
+    descriptor = os.memfd_create("part")
+    try:
+        with open(descriptor, "wb", closefd=False) as block:
+            for wav in wavs:
+                block.write(wav)
+        conn.send((replace(part, heard=[h if isinstance(h, str) else "" for h in part.heard]), [*map(len, wavs)]))
+        send_handle(conn, descriptor, os.getppid())
+    finally:
+        os.close(descriptor)
+
+
+def _take(conn: Connection) -> Part | None:
+    """What `_send` sent; None for the end of a job."""
+    message = conn.recv()
+    if message is None:
+        return None
+    part, lengths = message
+    if lengths is None:
+        return part
+    descriptor = recv_handle(conn)
+    try:
+        block = np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.float32)
+    finally:
+        os.close(descriptor)
+    wavs = iter(np.split(block, np.cumsum(lengths)[:-1]))
+    return replace(part, heard=[next(wavs) if heard == "" else heard for heard in part.heard])
 
 
 class _Reader:
@@ -233,15 +276,17 @@ class Readers:
 
     def _receive(self, reader: _Reader, jobs: deque[Job]) -> Iterator[Part]:
         try:
-            part = reader.conn.recv()
+            part = _take(reader.conn)
         except (EOFError, ConnectionError):
             yield from self._bury(reader, jobs)
             return
         if part is None:
             reader.job = None
-        else:
-            reader.done += len(part.heard)
-            yield part
+            return
+        reader.done += len(part.heard)
+        with suppress(ConnectionError):  # a reader that died is buried when it is heard next
+            reader.conn.send(None)
+        yield part
 
     def _bury(self, reader: _Reader, jobs: deque[Job]) -> Iterator[Part]:
         """A reader died: put another in its place, and try the rest of its job clip by clip, to find the culprit."""
