@@ -1,4 +1,4 @@
-"""The encoders of one machine: a process a device, or a thread of ours where there is one device only.
+"""The encoders of one machine: a process a device, or a thread of ours where there is one CPU worker only.
 
 Jobs are handed out as they are asked for, so a slow job never holds up the other encoders.
 """
@@ -9,9 +9,10 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from pipeline.carry.encode import DONE, WANT, Encoded, Encoder, Failure, serve, serve_as_process
 from pipeline.carry.read import Job, Reading
@@ -21,21 +22,22 @@ MOST_READERS = 16  # of one encoder: more do not make a GPU wait less
 
 
 class Crew:
-    """Encoders at work. loaders: what loads the encoder of each device; readers: processes that decode, for each."""
+    """Encoders at work: one on each device, loaded by `load(device=...)`, each with so many readers."""
 
-    def __init__(self, loaders: list[Callable[[], Encoder]], readers: int, how: Reading) -> None:
+    def __init__(self, load: Callable[..., Encoder], names: list[str], readers: int, how: Reading) -> None:
         self._conns: list[Connection] = []
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
         self._thread: threading.Thread | None = None
         context = multiprocessing.get_context("spawn")
-        for load in loaders:
+        for name in names:
             ours, theirs = context.Pipe()
             self._conns.append(ours)
-            if len(loaders) == 1:
-                self._thread = threading.Thread(target=serve, args=(theirs, load, readers, how), daemon=True)
+            work = (theirs, partial(load, device=name), readers, how)
+            if names == ["cpu"]:
+                self._thread = threading.Thread(target=serve, args=work, daemon=True)
                 self._thread.start()
-            else:
-                process = context.Process(target=serve_as_process, args=(theirs, load, readers, how))
+            else:  # a GPU also has a process that does nothing else: whoever writes shards would make it wait
+                process = context.Process(target=serve_as_process, args=work)
                 process.start()
                 theirs.close()
                 self._processes[ours] = process
@@ -44,15 +46,16 @@ class Crew:
         """What comes of the jobs, in any order. Raises InputError for a device out of memory."""
         at_work = list(self._conns)
         while at_work:
-            for conn in wait(at_work):
-                message = self._hear(conn)  # type: ignore[arg-type]
+            for ready in wait(at_work):
+                conn = cast(Connection, ready)
+                message = self._hear(conn)
                 if isinstance(message, Encoded):
                     yield message
                 elif message == WANT:
-                    conn.send(next(jobs, None))  # type: ignore[union-attr]
+                    conn.send(next(jobs, None))
                 else:
                     assert message == DONE
-                    at_work.remove(conn)  # type: ignore[arg-type]
+                    at_work.remove(conn)
 
     def _hear(self, conn: Connection) -> Any:
         try:

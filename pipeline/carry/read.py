@@ -146,7 +146,7 @@ def digest_of_sound(source: str | bytes) -> str | None:
     cuts = ((10.0 * i, 10.0) for i in itertools.count())
     try:
         for wav in audio.segments(source, cuts):
-            total.update(wav)
+            total.update(wav.data)
     except audio.AudioError as error:
         if not error.reason.startswith("empty"):  # the first cut past the end
             return None
@@ -193,7 +193,7 @@ def _send(conn: Connection, part: Part) -> None:
     try:
         with open(descriptor, "wb", closefd=False) as block:
             for wav in wavs:
-                block.write(wav)
+                block.write(wav.data)
         conn.send((replace(part, heard=[h if isinstance(h, str) else "" for h in part.heard]), [*map(len, wavs)]))
         send_handle(conn, descriptor, os.getppid())
     finally:

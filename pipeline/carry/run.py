@@ -93,8 +93,8 @@ class _Run:
         try:
             self._prepare()
             if self.tasks:
-                jobs = -(-(self.total - self.done) // JOB)
-                self._encode([partial(load, device=name) for name in names[:jobs]], readers, progress)
+                jobs = -(-(self.total - self.done) // JOB)  # no use for more encoders
+                self._encode(load, names[:jobs], readers, progress)
             manifest = ledger.merge(self.store)
         except OSError as error:
             missing = [task.planned.name for task in self.tasks if task.planned.name not in self.written]
@@ -111,7 +111,8 @@ class _Run:
         """Take the manifest away if its shards are to change, and say what is planned."""
         if self.share.count == 1 and isinstance(self.store, LocalStore):
             self.store.remove_partial()
-        if MANIFEST in self.sizes and (self._listed() is None or self._listed() & {t.planned.name for t in self.tasks}):
+        listed = self._listed() if MANIFEST in self.sizes else set()
+        if listed is None or listed & {task.planned.name for task in self.tasks}:
             ledger.unmerge(self.store)
         if self.is_new:
             self.plan.save(self.store)
@@ -124,11 +125,11 @@ class _Run:
             return None
         return {shard.name for shards in manifest.splits.values() for shard in shards}
 
-    def _encode(self, loaders: list[Callable[[], Any]], readers: int, progress: Progress) -> None:
+    def _encode(self, load: Callable[..., Any], names: list[str], readers: int, progress: Progress) -> None:
         with (
             tempfile.TemporaryDirectory(prefix="preprocess-") as folder,
             Assembly(self.store, self.tasks, self.spool, self.plan.made, Path(folder), self.written.add) as assembly,
-            crew.Crew(loaders, readers, self.reading) as encoders,
+            crew.Crew(load, names, readers, self.reading) as encoders,
             progress,
         ):
             for encoded in encoders.encoded(iter(Jobs(self.tasks, self.spool, Path(folder), self.reading.batch))):

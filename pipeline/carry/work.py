@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.cache import ledger
 from pipeline.cache.ledger import Planned, Record
 from pipeline.cache.shard import Sample, ShardWriter, load_index, samples
@@ -156,7 +158,7 @@ class Assembly:
         self._wrote(name)
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
-    def _old_codes(self, name: str) -> dict[str, Any]:
+    def _old_codes(self, name: str) -> dict[str, np.ndarray]:
         if self._store.size(name) is None:
             return {}
         shard = self._store.view(name)
@@ -172,8 +174,10 @@ class Assembly:
             self._writing.popleft().result()
 
 
-def _sample(item: Item, numbers: Numbers, codes: Any) -> Sample:
+def _sample(item: Item, numbers: Numbers, kept: np.ndarray | None) -> Sample:
     clip = item.clip
+    codes = numbers.codes if kept is None else kept
+    assert codes is not None
     info = {
         "path": shown(item.path),
         "start": clip.start,
@@ -181,4 +185,4 @@ def _sample(item: Item, numbers: Numbers, codes: Any) -> Sample:
         "split": clip.split,
         "labels": clip.labels,
     }
-    return Sample(clip.key, numbers.codes if codes is None else codes, numbers.prompt, info)
+    return Sample(clip.key, codes, numbers.prompt, info)

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def ours(clips: list[Clip], out: Path, devices: list[str], readers: int) -> floa
     with (
         tempfile.TemporaryDirectory() as folder,
         Assembly(store, tasks, spool, plan.made, Path(folder), lambda _: None) as assembly,
-        crew.Crew([partial(load, device) for device in devices], readers, reading) as encoders,
+        crew.Crew(load, devices, readers, reading) as encoders,
     ):
         for encoded in timed(encoders.encoded(iter(Jobs(tasks, spool, Path(folder), reading.batch))), marks):
             assembly.add(encoded)
