@@ -174,7 +174,7 @@ def merge(store: Store) -> Manifest | list[str]:
     for name in old:
         store.remove(name)
     if isinstance(store, LocalStore):
-        store.remove_partial()
+        store.remove_partial(but=(PLAN, MANIFEST))  # another part may be merging too
     manifest = _manifest(plan, found, plan_digest(store))
     manifest.save(store)
     return manifest

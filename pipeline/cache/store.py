@@ -134,11 +134,11 @@ class LocalStore:
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
 
-    def remove_partial(self) -> None:
-        """Remove what writers that died left behind; only while no other writer is at work here."""
+    def remove_partial(self, but: tuple[str, ...] = ()) -> None:
+        """Remove what writers that died left behind of all files `but` some; only while nobody writes the others."""
         with os.scandir(self.root) as entries:
             for entry in entries:
-                if entry.name.endswith(PARTIAL):
+                if entry.name.endswith(PARTIAL) and not entry.name.startswith(tuple(f".{name}." for name in but)):
                     (self.root / entry.name).unlink(missing_ok=True)
 
     def refuse_unless_writable(self) -> None:
@@ -169,10 +169,21 @@ class RemoteStore:
     def where(self, name: str = "") -> str:
         return f"{self.address}/{name}" if name else self.address
 
+    @contextlib.contextmanager
+    def _reading(self, name: str = "") -> Iterator[None]:
+        """What a backend raises (no credentials, no network, no right to) as InputError, but for a missing file."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each backend has errors of its own
+            raise InputError(f"cannot read {self.where(name)} ({_one_line(error)})") from error
+
     def sizes(self) -> dict[str, int]:
         self.fs.invalidate_cache(self.root)
         try:
-            entries = self.fs.ls(self.root, detail=True)
+            with self._reading():
+                entries = self.fs.ls(self.root, detail=True)
         except FileNotFoundError:
             return {}
         found = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
@@ -181,15 +192,18 @@ class RemoteStore:
     def size(self, name: str) -> int | None:
         self.fs.invalidate_cache(self.root)
         try:
-            return self.fs.info(f"{self.root}/{name}")["size"]
+            with self._reading(name):
+                return self.fs.info(f"{self.root}/{name}")["size"]
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes:
-        return self.fs.cat_file(f"{self.root}/{name}")
+        with self._reading(name):
+            return self.fs.cat_file(f"{self.root}/{name}")
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        found = self.fs.cat([f"{self.root}/{name}" for name in names]) if names else {}
+        with self._reading():
+            found = self.fs.cat([f"{self.root}/{name}" for name in names]) if names else {}
         return {path.rpartition("/")[2]: content for path, content in found.items()}
 
     def view(self, name: str) -> memoryview:
@@ -204,7 +218,7 @@ class RemoteStore:
                 self.fs.put_file(file.name, f"{self.root}/{name}")
             except OSError:
                 raise
-            except Exception as error:  # each backend has errors of its own
+            except Exception as error:
                 raise OSError(f"{self.where(name)} cannot be written ({_one_line(error)})") from error
 
     def remove(self, name: str) -> None:

@@ -124,6 +124,13 @@ def test_a_bucket_that_is_not_there_is_refused_before_any_work(bucket: str, tmp_
         make("folder", tones(tmp_path / "in", 1), "s3://nobody-s/cache", *SETTINGS)
 
 
+def test_a_server_that_cannot_be_reached_is_told_in_one_line() -> None:
+    pytest.importorskip("aiohttp")
+    with pytest.raises(InputError, match=r"cannot read http://127\.0\.0\.1:9/x/manifest\.json") as caught:
+        Manifest.load("http://127.0.0.1:9/x")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_cache_is_read_over_http(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
     out = tmp_path / "out"
