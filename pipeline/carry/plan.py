@@ -56,14 +56,14 @@ class Spool:
         self._file.write(rows)
 
     def renamed(self, names: Mapping[str, str]) -> None:
-        """Give the shards their names."""
+        """Give the shards their names; the spool is complete."""
+        self._file.flush()
         self._places = {names[name]: place for name, place in self._places.items()}
 
     def items(self, shard: str) -> list[Item]:
-        """The clips of a shard, in order."""
+        """The clips of a shard, in order; any thread may ask."""
         start, size = self._places[shard]
-        self._file.seek(start)
-        return [self._item(line) for line in self._file.read(size).splitlines()]
+        return [self._item(line) for line in os.pread(self._file.fileno(), size, start).splitlines()]
 
     def _item(self, line: bytes) -> Item:
         key, path, inside, split, start, duration, labels, span, seen = json.loads(line)

@@ -1,6 +1,7 @@
 """A plan puts every clip into one shard, and a change to the corpus moves few of them."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ def test_any_file_name_survives_the_spool(name: str) -> None:
     plan, spool = planned([clip])
     assert spool.items(plan.shards[0].name)[0].clip == clip
     assert spool.items(plan.shards[0].name)[0].path == f"a.tar::{name}"
+
+
+def test_threads_may_ask_a_spool_at_once() -> None:
+    """One hands out jobs while another writes shards."""
+    plan, spool = planned(clips(2000), 50)
+    names = [shard.name for shard in plan.shards] * 10
+    expected = {name: [item.clip.key for item in spool.items(name)] for name in set(names)}
+    with ThreadPoolExecutor(4) as pool:
+        for name, items in zip(names, pool.map(spool.items, names), strict=True):
+            assert [item.clip.key for item in items] == expected[name]
 
 
 def test_a_look_at_the_tree_notices_every_change_and_survives_loops(tmp_path: Path) -> None:
