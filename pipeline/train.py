@@ -33,30 +33,27 @@ def main(cfg: DictConfig) -> int:
     from pipeline.lm import checkpoint, distributed
 
     world = distributed.start(cfg.trainer.timeout)
+    run = Path(cfg.run)
+    found = checkpoint.find(run, cfg.resume)
+    splits, order = training.open_shards(cfg)
+    config = training.model_config(cfg, splits)
+    if found:
+        checkpoint.check_model(found, config)
+    model = training.build_model(cfg, config, splits, fresh=found is None)
+    training.prepare_run(cfg, run, world)
+    engine = training.build_engine(cfg, model, world, found is not None and checkpoint.needs_conversion(found, world))
+    trainer = training.build_trainer(cfg, engine, splits, order, run, world)
+    if found:
+        trainer.resume(found)
+    training.announce(cfg, trainer, splits, order)
+    tracker = training.start_tracker(cfg, run, trainer.step, world)
+    code = 1
     try:
-        run = Path(cfg.run)
-        found = checkpoint.find(run, cfg.resume)
-        splits, order = training.open_shards(cfg)
-        config = training.model_config(cfg, splits)
-        if found:
-            checkpoint.check_model(found, config)
-        model = training.build_model(cfg, config, splits, fresh=found is None)
-        training.prepare_run(cfg, run, world)
-        engine = training.build_engine(cfg, model, world)
-        trainer = training.build_trainer(cfg, engine, splits, order, run, world)
-        if found:
-            trainer.resume(found)
-        training.announce(cfg, trainer, splits, order)
-        tracker = training.start_tracker(cfg, run, trainer.step, world)
-        code = 1
-        try:
-            code = trainer.train(training.reporting(tracker, trainer))
-        finally:
-            tracker.finish(code)
-        checkpoint.export(engine, run, world)
-        return code
+        code = trainer.train(training.reporting(tracker, trainer))
+        checkpoint.export(engine, run, world, trainer.ema)
     finally:
-        distributed.stop()
+        tracker.finish(code)
+    return code
 
 
 if __name__ == "__main__":

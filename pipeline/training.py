@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.cache.stream import Batch, Split, Stream, once
 from pipeline.errors import InputError
 from pipeline.lm import model as models
 from pipeline.lm import optim
+from pipeline.lm.checkpoint import Keep
 from pipeline.lm.distributed import World
 from pipeline.lm.model import CodecGPT, ModelConfig
 from pipeline.lm.patterns import Pattern
@@ -124,11 +126,23 @@ def build_model(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, S
     return model
 
 
-def build_engine(cfg: DictConfig, model: CodecGPT, world: World) -> Any:
-    """The model inside a DeepSpeed engine, with its optimizer."""
+def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool = False) -> Any:
+    """The model inside a DeepSpeed engine, with its optimizer.
+
+    universal: whether it is going to load a checkpoint of another number of ranks.
+    """
     import deepspeed
 
+    t = cfg.trainer
+    if t.ema and cfg.deepspeed.zero_optimization.stage == 3:
+        raise InputError("trainer.ema needs whole weights on the first rank: take deepspeed=zero2, or trainer.ema=0")
     model.to(world.device)
+    model.label_smoothing = t.label_smoothing
+    if t.activation_checkpointing:
+        model.trunk.activation_checkpointing_enable()
+    if t.compile is True or (t.compile == "auto" and world.device.type == "cuda"):
+        for block in model.trunk.h:
+            block.compile()
     bf16 = cfg.trainer.precision == "bf16" or (cfg.trainer.precision == "auto" and world.device.type == "cuda")
     settings = {
         **OmegaConf.to_container(cfg.deepspeed, resolve=True),  # type: ignore[dict-item]
@@ -137,6 +151,7 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World) -> Any:
         "gradient_clipping": float(cfg.trainer.clip),
         "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
+        "checkpoint": {"load_universal": universal},
         "steps_per_print": 2**31,
     }
     optimizer = optim.adamw(model, cfg.optim, world.device)
@@ -167,10 +182,22 @@ def build_trainer(
     settings = Settings(
         steps=t.steps, accumulate=t.accumulate, clip=t.clip, lr=cfg.optim.lr,
         schedule=OmegaConf.to_container(cfg.optim.schedule, resolve=True), log_every=t.log_every, val_every=t.val_every,
-        save_every=t.save_every, keep=t.keep, seed=cfg.seed,
+        save_every=t.save_every, keep=Keep(t.keep, t.keep_best, t.keep_every), seed=cfg.seed, ema=t.ema,
+        skip_most=t.skip_most, timeout=t.timeout, peak_flops=peak_flops(world),
     )  # fmt: skip
     valid = [valid for _, valid in pairs]
-    return Trainer(engine, world, settings, stream.batches, lambda: _validation(valid, t.micro_batch, world, crop), run)
+    validation = partial(_validation, valid, t.micro_batch, world, crop)
+    return Trainer(engine, world, settings, stream.batches, validation, lambda b: stream.keys(b.clips), run)
+
+
+def peak_flops(world: World) -> float:
+    """Dense bf16 operations a second that the maker states for this GPU; 0 where it is not known here."""
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
+    return next((tera * 1e12 for part, tera in _PEAK_TFLOPS.items() if part in name), 0.0)
+
+
+# from NVIDIA's data sheets
+_PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A10": 125, "4090": 165, "V100": 125}
 
 
 def _validation(splits: list[Split], batch: int, world: World, frames: int | None) -> Iterator[tuple[Batch, bool]]:

@@ -131,6 +131,14 @@ class Stream:
         self.splits, self.order, self.batch, self.rank, self.ranks = list(splits), order, batch, rank, ranks
         self.frames, self.seed, self.threads = frames, seed, threads
 
+    def keys(self, places: np.ndarray) -> list[str]:
+        """The keys of the clips at some places of the stream."""
+        found = self.order(places)
+        return [
+            self.splits[s].key(n, r)
+            for s, n, r in zip(found.source.tolist(), found.shard.tolist(), found.row.tolist(), strict=True)
+        ]
+
     def batches(self, place: int = 0) -> Iterator[Batch]:
         """From a place of the stream on; read ahead by `threads` threads (0: none), in order all the same."""
         jobs = self._jobs(place)

@@ -1,9 +1,11 @@
 """Checkpoints of a run: saved whole or not at all, found again, and thinned out.
 
-    checkpoints/step-1200/          DeepSpeed's own files of all ranks
+    checkpoints/step-1200/                DeepSpeed's own files of all ranks
     checkpoints/step-1200/complete.json   written last: the step, the place of the stream, the model's settings
 
-A folder without `complete.json` is torn: its save was interrupted. It is never read, and removed by the next run.
+A folder without `complete.json` is torn: its save was interrupted. It is never read, and removed by the next save.
+DeepSpeed's files hold a share of the optimizer for each rank; for another number of ranks they are converted to its
+universal format, beside them, on the first resume.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import logging
 import os
 import re
 import shutil
-from dataclasses import asdict
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.lm.distributed import World
+from pipeline.lm.ema import Ema
 from pipeline.lm.model import CodecGPT, ModelConfig, write_pretrained
 
 log = logging.getLogger(__name__)
@@ -59,8 +64,32 @@ def find(run: Path, resume: str) -> Path | None:
     return chosen
 
 
-def save(engine: Any, run: Path, world: World, state: dict[str, Any], keep: int) -> Path:
-    """Save the engine on all ranks under the step in `state`, say that it is complete, and keep the newest `keep`."""
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the `last` newest (0: all), the best by validation loss, and every `every`-th step."""
+
+    last: int
+    best: bool
+    every: int
+
+    def spared(self, found: list[Path]) -> set[Path]:
+        """Those of the complete checkpoints, oldest first, that stay."""
+        spared = set(found[-self.last :]) if self.last else set(found)
+        if self.every:
+            spared |= {path for path in found if _step(path) % self.every == 0}
+        if self.best and (best := best_of(found)):
+            spared.add(best)
+        return spared
+
+
+def best_of(found: list[Path]) -> Path | None:
+    """The checkpoint with the lowest validation loss at its own step, if any was validated."""
+    losses = {path: state_of(path).get("val_loss") for path in found}
+    return min((path for path in found if losses[path] is not None), key=lambda path: losses[path], default=None)
+
+
+def save(engine: Any, run: Path, world: World, state: dict[str, Any], keep: Keep, ema: Ema | None = None) -> Path:
+    """Save the engine on all ranks under the step in `state`, say that it is complete, and thin out the others."""
     folder = run / "checkpoints" / f"step-{state['step']}"
     if world.first and folder.exists():
         shutil.rmtree(folder)  # torn, or this very step again after a resume from elsewhere
@@ -68,20 +97,26 @@ def save(engine: Any, run: Path, world: World, state: dict[str, Any], keep: int)
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     world.wait()
     if world.first:
-        state = {**state, "ranks": world.ranks, "model": asdict(engine.module.config)}
+        if ema is not None:
+            ema.save(folder)
+        stage = engine.zero_optimization_stage()
+        state = {**state, "ranks": world.ranks, "stage": stage, "model": asdict(engine.module.config)}
         temporary = folder / f".{COMPLETE}.tmp"
         temporary.write_text(json.dumps(state, indent=1) + "\n")
         with temporary.open() as file:
             os.fsync(file.fileno())
         temporary.replace(folder / COMPLETE)
-        for old in [*torn(run), *(saved(run)[:-keep] if keep else [])]:
+        found = saved(run)
+        for converted in folder.parent.glob("universal-*"):
+            shutil.rmtree(converted)
+        for old in [*torn(run), *(path for path in found if path not in keep.spared(found))]:
             (old / COMPLETE).unlink(missing_ok=True)
             shutil.rmtree(old)
     return folder
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """What `complete.json` says: step, place, seed, ranks, model."""
+    """What `complete.json` says: step, place, seed, ranks, stage, model, and the validation loss if it was taken."""
     return json.loads((checkpoint / COMPLETE).read_text())
 
 
@@ -95,19 +130,43 @@ def check_model(checkpoint: Path, config: ModelConfig) -> None:
         )
 
 
+def needs_conversion(checkpoint: Path, world: World) -> bool:
+    """Whether the optimizer's shares are those of another number of ranks: DeepSpeed must then load universal files."""
+    state = state_of(checkpoint)
+    return state["ranks"] != world.ranks and state["stage"] > 0
+
+
+def convert(checkpoint: Path, world: World) -> Path:
+    """The checkpoint in DeepSpeed's universal format, for any number of ranks; made by the first rank if need be."""
+    folder = checkpoint.with_name(f"{checkpoint.name.replace('step', 'universal')}")
+    if world.first and not (folder / COMPLETE).exists():
+        from deepspeed.checkpoint import ds_to_universal
+
+        log.info("%s is converted for %d ranks", checkpoint, world.ranks)
+        shutil.rmtree(folder, ignore_errors=True)
+        words = ["--input_folder", str(checkpoint), "--output_folder", str(folder), "--inject_missing_state"]
+        done = subprocess.run([sys.executable, "-m", ds_to_universal.__name__, *words], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{checkpoint} cannot be converted for {world.ranks} ranks:\n{done.stderr[-3000:]}")
+        shutil.copy(checkpoint / COMPLETE, folder / COMPLETE)
+    world.wait()
+    return folder
+
+
 def load(engine: Any, checkpoint: Path, world: World) -> None:
-    """Load weights and optimizer on all ranks. Raises InputError for another number of ranks."""
-    ranks = state_of(checkpoint)["ranks"]
-    if ranks != world.ranks:
-        raise InputError(f"{checkpoint} was saved by {ranks} ranks, and these are {world.ranks}: run on {ranks}")
+    """Load weights and optimizer on all ranks; the engine was built with what `needs_conversion` says."""
+    if needs_conversion(checkpoint, world):
+        checkpoint = convert(checkpoint, world)
     loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     assert loaded is not None, f"{checkpoint} is complete, and DeepSpeed found nothing in it"
 
 
-def export(engine: Any, run: Path, world: World) -> None:
-    """Write `export/`: weights and config in safetensors, all that inference needs of the model."""
+def export(engine: Any, run: Path, world: World, ema: Ema | None = None) -> None:
+    """Write `export/`: weights (or their running mean) and config in safetensors, all that inference needs."""
     model: CodecGPT = engine.module
-    if engine.zero_optimization_partition_weights():
+    if ema is not None:
+        state = ema.state(model)
+    elif engine.zero_optimization_partition_weights():
         state = engine._zero3_consolidated_16bit_state_dict()  # gathered on rank 0; the public call writes a pickle
     else:
         state = model.state_dict()

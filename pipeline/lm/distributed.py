@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -74,18 +75,15 @@ def start(timeout: float) -> World:
         with contextlib.suppress(AttributeError, KeyError):  # else built on a fresh machine for 85 s, and never used
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     limit = timedelta(seconds=timeout)
+    if dist.is_initialized():  # by an earlier run of a sweep in this process
+        return World(rank, ranks, device)
     deepspeed.init_distributed(
         "nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, timeout=limit, verbose=False
     )
+    atexit.register(dist.destroy_process_group)
     if ranks > 1:
         _group[:] = [dist.new_group(backend="gloo", timeout=limit)]
     return World(rank, ranks, device)
-
-
-def stop() -> None:
-    """Leave the other ranks in good order."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _free_port() -> int:

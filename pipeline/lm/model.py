@@ -85,6 +85,7 @@ class CodecGPT(nn.Module):
         same = config.prompt_dim == config.width
         self.prompt = nn.Identity() if same else nn.Linear(config.prompt_dim, config.width)
         self.null = nn.Parameter(torch.empty(config.width))
+        self.label_smoothing = 0.0  # of the training loss alone
         self.register_buffer("prompt_mean", torch.zeros(config.prompt_dim))
         self.register_buffer("prompt_std", torch.ones(config.prompt_dim))
         self.register_buffer("offsets", torch.arange(config.codebooks)[:, None] * self.classes, persistent=False)
@@ -98,6 +99,9 @@ class CodecGPT(nn.Module):
 
     def standardise_prompts(self, prompts: Tensor) -> None:
         """Take mean and deviation from a sample of prompts [N, P]: embedders differ in scale by large factors."""
+        prompts = prompts[prompts.isfinite().all(1)]
+        if not len(prompts):
+            raise InputError("no prompt of the cache is finite: preprocess it again with add=prompt")
         self.prompt_mean.copy_(prompts.float().mean(0))
         self.prompt_std.copy_(prompts.float().std(0, correction=0).clamp_min(1e-3))
 
@@ -150,7 +154,9 @@ class CodecGPT(nn.Module):
         # only the rows that predict a code: flatten would else compute K times as many logits as it needs
         rows = hidden.gather(1, steps.reshape(B, K * T, 1).expand(-1, -1, hidden.shape[2])).view(B, K, T, -1)
         real = (torch.arange(T, device=codes.device) < lengths[:, None, None]).expand(-1, K, -1)
-        nats = F.cross_entropy(self.head(rows).float().flatten(0, 2), tokens.flatten(), reduction="none").view(B, K, T)
+        smoothing = self.label_smoothing if self.training else 0.0
+        logits = self.head(rows).float().flatten(0, 2)
+        nats = F.cross_entropy(logits, tokens.flatten(), reduction="none", label_smoothing=smoothing).view(B, K, T)
         return (nats * real).sum((0, 2)), real.sum((0, 2))
 
     # ---- sampling ----------------------------------------------------------------------------------------------

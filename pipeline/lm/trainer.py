@@ -5,15 +5,21 @@ somebody wants to stop), add up the gradients of nats / cells, update. So the lo
 active cells of all ranks and micro-batches, however long their clips are.
 
 Randomness (dropout, dropped prompts) is seeded by (seed, step, micro-batch, rank): nothing of it needs saving.
+
+A batch whose loss is not finite changes nothing: its step is skipped on all ranks, and its clips are written down.
+A rank that hangs (a dead peer, stuck storage) prints the stacks of its threads and ends the job.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import json
 import logging
 import math
+import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +30,7 @@ from torch import Tensor
 
 from pipeline.lm import checkpoint, optim
 from pipeline.lm.distributed import World
+from pipeline.lm.ema import Ema
 from pipeline.lm.model import CodecGPT
 
 log = logging.getLogger(__name__)
@@ -35,6 +42,7 @@ class Batch(Protocol):
 
     frames: Tensor
     place: int
+    clips: Any
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Codes [B, K, T], frames [B], prompts [B, P] on a device."""
@@ -52,8 +60,12 @@ class Settings:
     log_every: int
     val_every: int
     save_every: int
-    keep: int
+    keep: checkpoint.Keep
     seed: int
+    ema: float  # decay of the running mean of the weights; 0: none
+    skip_most: int  # non-finite batches in a row before giving up
+    timeout: float  # seconds that a step may take before the watchdog ends the job
+    peak_flops: float  # of the device, in the precision of training; 0: unknown
 
 
 class Meter:
@@ -64,7 +76,11 @@ class Meter:
         self.sums = torch.zeros(2, codebooks, dtype=torch.float64, device=device)
         if saved:
             self.sums += torch.tensor(saved, dtype=torch.float64, device=device).view(2, codebooks)
-        self.since, self.clips = time.perf_counter(), 0
+        self.start()
+
+    def start(self) -> None:
+        """Begin to measure the time of a row; what was counted of losses stays."""
+        self.since, self.clips, self.waited = time.perf_counter(), 0, 0.0
 
     def add(self, nats: Tensor, cells: Tensor, clips: int) -> None:
         """Count a batch: nats [K], cells [K]."""
@@ -99,25 +115,32 @@ class Trainer:
         settings: Settings,
         stream: Callable[[int], Iterator[Batch]],
         validation: Callable[[], Iterator[tuple[Batch, bool]]],
+        describe: Callable[[Batch], list[str]],
         run: Path,
     ) -> None:
-        """stream(place): training batches from a place on.
+        """stream(place): training batches from a place on; describe(batch): the keys of its clips.
 
         validation(): the same number of batches on every rank, each with whether it counts (ZeRO-3 needs all ranks in
         every forward pass, so a rank that has run out repeats a batch that does not count).
         """
         self.engine, self.world, self.settings, self.run = engine, world, settings, run
-        self.stream, self.validation = stream, validation
+        self.stream, self.validation, self.describe = stream, validation, describe
         self.model: CodecGPT = engine.module
-        self.step = self.place = 0
+        self.ema = Ema(self.model, settings.ema) if settings.ema and world.first else None
+        self.step = self.place = self.frames = self.skipped = 0
         self.meter = Meter(self.model.config.codebooks, world.device)
-        self._stop = False
+        self._flops_a_code, self._norm = flops_a_code(self.model), math.nan
+        self._stop, self._in_a_row, self._val_loss = False, 0, (-1, math.nan)
 
     def resume(self, found: Path) -> None:
         """Go on from a checkpoint: weights, optimizer, step, place and the loss since the last row of the log."""
         checkpoint.load(self.engine, found, self.world)
         state = checkpoint.state_of(found)
         self.step, self.place = state["step"], state["place"]
+        self.frames, self.skipped = state["frames"], state["skipped"]
+        if self.ema is not None:
+            self.ema = Ema(self.model, self.settings.ema)
+            self.ema.load(found)
         self.meter = Meter(self.model.config.codebooks, self.world.device, state["meter"] if self.world.first else None)
 
     def train(self, track: Callable[[int, dict[str, float]], None]) -> int:
@@ -125,7 +148,7 @@ class Trainer:
 
         track(step, metrics) is called on every rank with the same numbers.
         """
-        s, saved_at = self.settings, self.step
+        s = self.settings
         before = {sig: signal.signal(sig, self._ask_to_stop) for sig in (signal.SIGUSR1, signal.SIGTERM)}
         batches = self.stream(self.place)
         try:
@@ -138,15 +161,14 @@ class Trainer:
                     track(self.step, self.validate())
                 if done or stop or (s.save_every and self.step % s.save_every == 0):
                     self.save()
-                    saved_at = self.step
                 if stop and not done:
                     log.info("stopped on request at step %d of %d; the same command goes on", self.step, s.steps)
                     return STOPPED
         finally:
+            faulthandler.cancel_dump_traceback_later()
             batches.close()  # type: ignore[attr-defined]
             for sig, handler in before.items():
                 signal.signal(sig, handler)
-        assert saved_at == self.step
         return 0
 
     def validate(self) -> dict[str, float]:
@@ -155,53 +177,140 @@ class Trainer:
         meter = Meter(self.model.config.codebooks, self.world.device)
         with torch.no_grad():
             for batch, counts in self.validation():
+                self._watch()
                 nats, cells = self.engine(*batch.to(self.world.device))
                 meter.add(nats * counts, cells * counts, len(batch.frames))
         self.engine.train()
-        self.meter.since = time.perf_counter()  # the time went to validation: no row of training counts it
-        self.meter.clips = 0
-        return meter.losses(self.world, "val") if self.world.total([meter.clips])[0] else {}
+        self.meter.start()  # the time went to validation: no row of training counts it
+        row = meter.losses(self.world, "val") if self.world.total([meter.clips])[0] else {}
+        if row:
+            self._val_loss = (self.step, row["val/loss"])
+        return row
 
     def save(self) -> None:
         """Write a checkpoint from which this very state goes on."""
-        state = {"step": self.step, "place": self.place, "seed": self.settings.seed}
-        state["meter"] = self.meter.state(self.world)
-        checkpoint.save(self.engine, self.run, self.world, state, self.settings.keep)
+        self._watch()
+        state: dict[str, Any] = {"step": self.step, "place": self.place, "seed": self.settings.seed}
+        state |= {"frames": self.frames, "skipped": self.skipped, "meter": self.meter.state(self.world)}
+        if self._val_loss[0] == self.step:
+            state["val_loss"] = self._val_loss[1]
+        checkpoint.save(self.engine, self.run, self.world, state, self.settings.keep, self.ema)
 
     def _update(self, batches: Iterator[Batch]) -> bool:
         """One optimizer step; whether any rank has been asked to stop."""
-        s, model = self.settings, self.model
+        self._watch()
+        s, began = self.settings, time.perf_counter()
         micro = [next(batches) for _ in range(s.accumulate)]
-        ends = model.config.end_of_audio
-        cells = sum(int(b.frames.sum()) + ends * len(b.frames) for b in micro) * model.config.codebooks
-        total, asked = self.world.total([cells, self._stop])
+        self.meter.waited += time.perf_counter() - began
+        frames = sum(int(b.frames.sum()) for b in micro)
+        ends = self.model.config.end_of_audio * sum(len(b.frames) for b in micro)
+        cells, asked, frames = self.world.total([(frames + ends) * self.model.config.codebooks, self._stop, frames])
         optim.set_rate(self.engine.optimizer, s.lr * optim.rate(self.step, s.steps, s.schedule))
+        bad = 0
         for m, batch in enumerate(micro):
             torch.manual_seed(_fold(s.seed, self.step, m, self.world.rank))
-            nats, counted = self.engine(*batch.to(self.world.device))
             # the engine takes the mean over accumulation and ranks; the division is over all their cells
-            self.engine.backward(nats.sum() * (s.accumulate * self.world.ranks / total))
+            bad += self._learn(batch, s.accumulate * self.world.ranks / cells)
+            if bad:  # gradients of the other batches are in the engine already: let them change nothing
+                optim.set_rate(self.engine.optimizer, 0.0)
+            if m == s.accumulate - 1 and self.engine.zero_optimization_stage() == 0 and self._logs_now():
+                self._norm = _norm(p.grad for p in self.model.parameters() if p.grad is not None)
             self.engine.step()
-            self.meter.add(nats, counted, len(batch.frames))
-        self.step, self.place = self.step + 1, micro[-1].place
+        self.step, self.place, self.frames = self.step + 1, micro[-1].place, self.frames + int(frames)
+        if self.ema is not None and not bad:
+            self.ema.update(self.model)
+        self._count_skipped(bad)
         return asked > 0
+
+    def _learn(self, batch: Batch, scale: float) -> int:
+        """Forward and backward; how many ranks had a loss that is not finite, and so learned nothing here."""
+        inputs = batch.to(self.world.device)
+        nats, cells = self.engine(*inputs)
+        finite = bool(nats.detach().sum().isfinite())
+        bad = int(self.world.total([not finite])[0])
+        if bad and not finite:
+            self._write_down(batch)
+        if bad:  # every rank goes backward, so that none waits: from a batch of nothing, which counts nothing
+            empty = [torch.zeros_like(x) for x in inputs]
+            empty[1] += 1
+            nats, scale = self.engine(*empty)[0], 0.0
+            if not bool(nats.detach().sum().isfinite()):
+                raise FloatingPointError(f"the weights are no longer finite at step {self.step}: resume from before it")
+        else:
+            self.meter.add(nats, cells, len(batch.frames))
+        self.engine.backward(nats.sum() * scale)
+        return bad
+
+    def _write_down(self, batch: Batch) -> None:
+        """Leave the keys of a batch whose loss is not finite for inspection."""
+        row = {"step": self.step, "rank": self.world.rank, "clips": self.describe(batch)}
+        with (self.run / f"not-finite-rank-{self.world.rank}.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _count_skipped(self, bad: int) -> None:
+        """Raises FloatingPointError after too many skipped steps in a row; the same on all ranks."""
+        self.skipped += bool(bad)
+        self._in_a_row = self._in_a_row + 1 if bad else 0
+        if bad:
+            log.warning("step %d skipped: the loss is not finite; see %s/not-finite-*.jsonl", self.step, self.run)
+        if self._in_a_row >= self.settings.skip_most:
+            raise FloatingPointError(
+                f"{self._in_a_row} steps in a row had a loss that is not finite: {self.run}/not-finite-*.jsonl names "
+                "their clips; lower optim.lr, or look at the cache with `python -m pipeline.shards verify`"
+            )
+
+    def _watch(self) -> None:
+        """Give the watchdog new patience: past it, all stacks are printed and this rank ends, and so the job."""
+        if self.settings.timeout:
+            faulthandler.dump_traceback_later(self.settings.timeout, exit=True)
+
+    def _logs_now(self) -> bool:
+        """Whether the step being taken ends in a row of the log."""
+        return (self.step + 1) % self.settings.log_every == 0 or self.step + 1 == self.settings.steps
 
     def _row(self) -> dict[str, float]:
         """A row of the log over the steps since the last one."""
-        clips, seconds = self.world.total([self.meter.clips])[0], time.perf_counter() - self.meter.since
-        cells = float(self.meter.sums[1].sum())
-        codes = self.world.total([cells])[0]
+        seconds = time.perf_counter() - self.meter.since
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        mine = [self.meter.clips, float(self.meter.sums[1].sum()), self.meter.waited / seconds, self._squares()]
+        clips, codes, waited, squares = self.world.total(mine)
         row = self.meter.losses(self.world, "train")
         norm = self.engine.get_global_grad_norm()
         row["train/lr"] = self.engine.optimizer.param_groups[0]["lr"]
-        row["train/grad_norm"] = float(norm) if norm is not None else math.nan
-        row["train/clips"] = self.place
+        row["train/grad_norm"] = float(norm) if norm is not None else self._norm
+        row["train/parameter_norm"] = math.sqrt(squares)
+        row["train/clips"], row["train/frames"], row["train/skipped"] = self.place, self.frames, self.skipped
         row["speed/clips_per_second"], row["speed/codes_per_second"] = clips / seconds, codes / seconds
-        self.meter.since, self.meter.clips = time.perf_counter(), 0
+        row["speed/codes_per_second_per_gpu"] = codes / seconds / self.world.ranks
+        row["speed/data_wait"] = waited / self.world.ranks
+        row["memory/host_gib"] = host
+        if self.world.device.type == "cuda":
+            row["memory/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if self.settings.peak_flops:
+            flops = self._flops_a_code * codes / seconds / self.world.ranks
+            row["speed/mfu"] = flops / self.settings.peak_flops
+        self.meter.start()
         return row
+
+    def _squares(self) -> float:
+        """The part of the squared norm of all weights that this rank holds."""
+        if self.engine.zero_optimization_partition_weights():
+            return sum(float(p.ds_tensor.float().square().sum()) for p in self.model.parameters())
+        return _norm(self.model.parameters()) ** 2 if self.world.first else 0.0
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
+
+
+def flops_a_code(model: CodecGPT) -> float:
+    """Floating-point operations of training that one code takes: 6 a weight that it meets (Kaplan et al. 2020).
+
+    A step of the trunk serves as many codes as the pattern puts into it; attention's own products, under 3 % at these
+    lengths, are left out.
+    """
+    K, frames = model.config.codebooks, 300
+    trunk = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in model.trunk.h.parameters())
+    return 6 * (trunk * model.pattern.length(frames) / (K * frames) + model.classes * model.config.width)
 
 
 def _fold(*parts: int) -> int:
@@ -210,3 +319,8 @@ def _fold(*parts: int) -> int:
     for part in parts:
         seed = (seed * 1_000_003 + part + 1) % 2**63
     return seed
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """The norm of many tensors as one vector."""
+    return float(torch.stack([x.detach().float().norm() for x in tensors]).norm())

@@ -16,8 +16,12 @@ def write_cache(
     lengths: tuple[int, ...] = (12,),
     codec: str = "encodec_embedded",
     per_shard: int = 16,
+    broken: tuple[str, ...] = (),
 ) -> Path:
-    """Clips whose prompt says which of eight melodies they hold, three quarters to train on, the rest to validate."""
+    """Clips whose prompt says which of eight melodies they hold, three quarters to train on, the rest to validate.
+
+    broken: keys of clips whose prompt is not finite.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     melodies, prompts = rng.integers(0, 1024, (8, K, max(lengths))), rng.normal(size=(8, P))
@@ -27,7 +31,8 @@ def write_cache(
             with ShardWriter(folder, f"{split}-{s:06d}.tar") as shard:
                 for i in range(first, min(count, first + per_shard)):
                     codes = melodies[i % 8][:, : lengths[i % len(lengths)]].astype("<u2")
-                    shard.add(Sample(f"{split}-{i}", codes, prompts[i % 8].astype("<f2"), {"split": split}))
+                    key, prompt = f"{split}-{i}", prompts[i % 8].astype("<f2")
+                    shard.add(Sample(key, codes, prompt * np.inf if key in broken else prompt, {"split": split}))
             splits.setdefault(split, []).append(shard.info)
     identity = {"name": codec, "weights": "0" * 64, "sample_rate": 24000, "frame_rate": 75, "codebooks": K}
     identity |= {"codebook_size": 1024, "dtype": "float32"}

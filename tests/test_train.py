@@ -1,0 +1,351 @@
+"""Training as its user starts it: the literal commands, real DeepSpeed ranks, real shards, real interruptions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config import compose
+from pipeline.errors import InputError
+from pipeline.train import main
+from tests.lm.caches import write_cache
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "codec=encodec_embedded", "codec.codebooks=4", "model=tiny", "model.width=32", "model.layers=2", "tracking=none",
+    "trainer.micro_batch=4", "trainer.log_every=1", "trainer.save_every=5", "trainer.val_every=10", "optim.lr=0.01",
+    "optim.schedule.warmup=2",
+)  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def fresh_env(extensions: Path) -> dict[str, str]:
+    """A fresh shell: nothing on PYTHONPATH, this environment's programs first, no extension built yet."""
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {
+        **env,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}",
+        "TORCH_EXTENSIONS_DIR": str(extensions),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def start(cache: Path, run: Path, *words: str, ranks: int = 1) -> subprocess.Popen[str]:
+    """`deepspeed --num_gpus N pipeline/train.py +exp=delay_gpt2 ...`, begun in a process group of its own."""
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
+    command = [*launcher, "--master_port", str(free_port()), str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2"]
+    return subprocess.Popen(
+        [*command, f"shards={cache}", f"run={run}", *SMALL, *words],
+        env=fresh_env(run.parent / "extensions"),
+        cwd=run.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def train(cache: Path, run: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
+    """The same, to its end, with the exit code that is expected."""
+    process = start(cache, run, *words, ranks=ranks)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == code, out
+    return out
+
+
+def rows(run: Path, name: str = "train/loss") -> dict[int, float]:
+    """A metric by step."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in found] == sorted(row["step"] for row in found)
+    return {row["step"]: row[name] for row in found if name in row}
+
+
+def kill_at(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """kill -9 the launcher and its ranks as soon as a step is logged."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and step in rows_so_far(run):
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    for rank in pids(f"run={run} "):
+        os.kill(rank, signal.SIGKILL)
+    process.communicate()
+
+
+def pids(command: str) -> list[int]:
+    """The processes whose command line matches."""
+    return [int(n) for n in subprocess.run(["pgrep", "-f", command], capture_output=True, text=True).stdout.split()]
+
+
+def rows_so_far(run: Path) -> set[int]:
+    return {int(n) for n in re.findall(r'"step": (\d+)', (run / "metrics.jsonl").read_text())}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("caches") / "one length")
+
+
+@pytest.fixture(scope="module")
+def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps on two ranks with dropout, never interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "unbroken"
+    out = train(cache, run, "trainer.steps=20", "model.dropout=0.1", ranks=2)
+    assert "8 clips a step = 4 micro_batch x 1 accumulate x 2 ranks" in out
+    return run
+
+
+def test_a_run_learns_and_leaves_its_folder(unbroken: Path) -> None:
+    losses = rows(unbroken)
+    assert sorted(losses) == list(range(1, 21)) and losses[20] < losses[1] - 1
+    assert set(rows(unbroken, "val/loss")) == {10, 20}
+    assert {path.name for path in unbroken.iterdir()} >= {"config.yaml", "metrics.jsonl", "log.txt", "checkpoints"}
+    assert (unbroken / "export" / "model.safetensors").is_file()
+    assert [path.name for path in sorted((unbroken / "checkpoints").glob("step-*"))] == [
+        "step-10",
+        "step-15",
+        "step-20",
+    ]
+    assert not any((unbroken.parent / "extensions").glob("**/*.so"))  # nothing is compiled on a CPU
+
+
+def test_killed_twice_and_resumed_the_losses_are_those_of_an_unbroken_run(
+    cache: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    """Dropout and dropped prompts included, to 6 decimals; the same command each time."""
+    words, run = ("trainer.steps=20", "model.dropout=0.1"), tmp_path / "run"
+    for step in (7, 12):
+        kill_at(start(cache, run, *words, ranks=2), run, step)
+    assert "going on at step" in train(cache, run, *words, ranks=2)
+    assert rows(run) == pytest.approx(rows(unbroken), abs=1e-6)
+    assert rows(run, "val/loss") == pytest.approx(rows(unbroken, "val/loss"), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_resumed_on_another_number_of_ranks_every_clip_is_still_seen_once(
+    cache: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    """From two ranks to one and back: no clip of the stream is lost or seen twice, and the losses agree."""
+    run, words = tmp_path / "run", ("trainer.steps=20", "model.prompt_dropout=0")
+    whole = tmp_path / "whole"
+    train(cache, whole, *words, ranks=2)
+    kill_at(start(cache, run, *words, ranks=2), run, 7)
+    out = train(cache, run, *words[1:], "trainer.steps=10", "trainer.micro_batch=8")
+    assert "is converted for 1 ranks" in out and "going on at step 5 of 10" in out
+    out = train(cache, run, *words, ranks=2)
+    assert "is converted for 2 ranks" in out
+    assert rows(run, "train/clips") == rows(whole, "train/clips")
+    assert rows(run) == pytest.approx(rows(whole), abs=2e-3)
+
+
+def test_asked_to_stop_it_saves_and_the_same_command_goes_on(cache: Path, tmp_path: Path) -> None:
+    run, words = tmp_path / "run", ("trainer.steps=400", "trainer.save_every=0", "trainer.val_every=0")
+    process = start(cache, run, *words)
+    while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    (rank,) = pids(rf"train\.py --local_rank=0.*run={run} ")
+    asked = max(rows_so_far(run))
+    os.kill(rank, signal.SIGUSR1)
+    out, _ = process.communicate(timeout=60)
+    stopped = max(rows(run))
+    assert process.returncode != 0 and "stopped on request" in out
+    assert stopped <= asked + 40 and (run / "checkpoints" / f"step-{stopped}" / "complete.json").is_file()
+    out = train(cache, run, "trainer.steps=" + str(stopped + 3), *words[1:])
+    assert f"going on at step {stopped}" in out and max(rows(run)) == stopped + 3
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One rank in this process: quicker, where the launcher is not what is tested."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    handlers = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers[:] = handlers
+
+
+def train_here(cache: Path, run: Path, *words: str) -> None:
+    cfg = compose("train", ["+exp=delay_gpt2", f"shards={cache}", f"run={run}", *SMALL, *words])
+    assert main.task(cfg) == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["flatten", "parallel", "valle"])
+def test_every_pattern_trains(here: None, cache: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / name
+    train_here(cache, run, f"pattern={name}", "trainer.steps=12", "trainer.val_every=0")
+    losses = rows(run)
+    assert losses[12] < losses[1] - 0.5
+
+
+def test_accumulation_is_one_big_batch(here: None, tmp_path: Path) -> None:
+    """Clips of different lengths, so that micro-batches differ in how many cells they hold: the losses agree."""
+    cache = write_cache(tmp_path / "cache", lengths=(12, 3, 7))
+    runs = {"big": ("8", "1"), "small": ("2", "4")}
+    for name, (micro, accumulate) in runs.items():
+        words = (f"trainer.micro_batch={micro}", f"trainer.accumulate={accumulate}", "model.prompt_dropout=0")
+        train_here(cache, tmp_path / name, "trainer.steps=6", *words)
+    assert rows(tmp_path / "big") == pytest.approx(rows(tmp_path / "small"), abs=1e-4)
+
+
+def test_zero_stages_agree(here: None, cache: Path, tmp_path: Path) -> None:
+    for stage in (0, 1, 2, 3):
+        train_here(cache, tmp_path / str(stage), "trainer.steps=4", f"deepspeed=zero{stage}")
+    losses = [rows(tmp_path / str(stage)) for stage in (0, 1, 2, 3)]
+    assert losses[0] == losses[1] == losses[2]
+    assert losses[3] == pytest.approx(losses[0], abs=1e-5)
+    norms = rows(tmp_path / "0", "train/grad_norm")
+    assert norms == pytest.approx(rows(tmp_path / "1", "train/grad_norm"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["shards=nowhere"], r"there is no cache at nowhere.*python -m pipeline\.preprocess"),
+        (["codec=encodec_24khz"], r"codec\.name='encodec_embedded' where 'encodec_24khz'"),
+        (["codec.codebooks=8"], r"the model reads codec\.codebooks=8.*hold 4"),
+        (["data.train=training"], r"has no clips in data\.train=training.*train \(45 clips\)"),
+        (["model.positions=8"], r"clips of 12 frames are 15 steps.*model\.positions=8"),
+        (["model.width=30"], r"model\.width=30 does not divide into model\.heads=4"),
+        (["resume=elsewhere"], r"resume=elsewhere holds no complete checkpoint"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(
+    here: None, cache: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_here(cache, tmp_path / "run", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_model_is_not_continued(here: None, cache: Path, tmp_path: Path) -> None:
+    train_here(cache, tmp_path / "run", "trainer.steps=2")
+    with pytest.raises(InputError, match=r"layers=2 then, 3 now.*another run=DIR"):
+        train_here(cache, tmp_path / "run", "trainer.steps=2", "model.layers=3")
+    with pytest.raises(InputError, match=r"holds a run that reached step-2"):
+        train_here(cache, tmp_path / "run", "trainer.steps=2", "resume=never")
+
+
+def test_a_torn_checkpoint_is_never_read(here: None, cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_here(cache, run, "trainer.steps=10")
+    (run / "checkpoints" / "step-10" / "complete.json").unlink()
+    train_here(cache, run, "trainer.steps=11")
+    assert sorted(rows(run)) == list(range(1, 12))
+    names = {path.name for path in (run / "checkpoints").glob("step-*")}
+    assert names == {"step-5", "step-10", "step-11"}
+
+
+def test_clips_whose_loss_is_not_finite_are_skipped_and_named(here: None, tmp_path: Path) -> None:
+    cache, run = write_cache(tmp_path / "cache", broken=("train-3",)), tmp_path / "run"
+    train_here(cache, run, "trainer.steps=24", "trainer.val_every=0")
+    losses, skipped = rows(run), rows(run, "train/skipped")
+    assert skipped[24] in (2, 3) and losses[24] < losses[1] - 1  # 45 clips an epoch, 4 a step
+    bad = [json.loads(line) for line in (run / "not-finite-rank-0.jsonl").read_text().splitlines()]
+    assert len(bad) == skipped[24] and all("train-3" in row["clips"] for row in bad)
+
+
+def test_too_many_of_them_in_a_row_end_the_run(here: None, tmp_path: Path) -> None:
+    cache, run = write_cache(tmp_path / "cache", broken=tuple(f"train-{i}" for i in range(1, 45))), tmp_path / "run"
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row.*pipeline\.shards verify"):
+        train_here(cache, run, "trainer.steps=24", "trainer.skip_most=3", "trainer.micro_batch=8")
+
+
+def test_the_mean_of_the_weights_is_kept_and_exported(here: None, cache: Path, tmp_path: Path) -> None:
+    """Resumed, the mean is that of an unbroken run; it is not the last step's weights."""
+    exported = {}
+    for name, stops in (("whole", ["12"]), ("broken", ["5", "12"]), ("none", ["12"])):
+        for stop in stops:
+            ema = "0" if name == "none" else "0.9"
+            train_here(cache, tmp_path / name, f"trainer.steps={stop}", f"trainer.ema={ema}")
+        exported[name] = load_file(tmp_path / name / "export" / "model.safetensors")["head.weight"]
+    assert torch.allclose(exported["whole"], exported["broken"], atol=1e-6)
+    assert not torch.allclose(exported["whole"], exported["none"], atol=1e-4)
+
+
+@pytest.mark.parametrize("word", ["trainer.activation_checkpointing=true", "trainer.label_smoothing=0.1"])
+def test_what_is_said_to_change_only_training_changes_no_validation(
+    here: None, cache: Path, tmp_path: Path, word: str
+) -> None:
+    words = ("trainer.steps=1", "optim.lr=0", "model.prompt_dropout=0")
+    train_here(cache, tmp_path / "plain", *words)
+    train_here(cache, tmp_path / "other", *words, word)
+    assert rows(tmp_path / "plain", "val/loss") == rows(tmp_path / "other", "val/loss")
+    assert (rows(tmp_path / "plain") == rows(tmp_path / "other")) == ("smoothing" not in word)
+
+
+def test_checkpoints_are_thinned_out_to_the_newest_the_best_and_every_mth(
+    here: None, cache: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = (
+        "trainer.steps=12",
+        "trainer.save_every=1",
+        "trainer.val_every=1",
+        "trainer.keep=2",
+        "trainer.keep_every=5",
+    )
+    train_here(cache, run, *words, "optim.lr=0.5")  # too high: the first steps are the best
+    losses = rows(run, "val/loss")
+    best = min(losses, key=lambda step: losses[step])
+    kept = {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")}
+    assert kept == {5, 10, 11, 12, best}
+
+
+def test_a_rank_that_hangs_prints_its_stacks_and_ends_the_job(cache: Path, tmp_path: Path) -> None:
+    """One of two ranks is stopped as if its machine had died: the other does not wait forever."""
+    run = tmp_path / "run"
+    process = start(cache, run, "trainer.steps=100000", "trainer.timeout=8", ranks=2)
+    while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    (rank,) = pids(rf"train\.py --local_rank=1.*run={run} ")
+    os.kill(rank, signal.SIGSTOP)
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "Timeout (0:00:08)!" in line:
+            os.kill(rank, signal.SIGKILL)  # the launcher waits for a stopped process to end, and it cannot
+    assert process.wait() != 0
+    stacks = "".join(said)
+    assert "Timeout (0:00:08)!" in stacks
+    assert "trainer.py" in stacks and "in _update" in stacks  # the stack says where it waited
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trainer.stpes=3", r"error: there is no setting 'trainer\.stpes'; did you mean 'trainer\.steps'"),
+        ("shards=nowhere", r"error: there is no cache at nowhere"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path, word: str, message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2", word], env=fresh_env(tmp_path),
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and re.match(message, errors[0]) and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "runs").exists()
