@@ -23,7 +23,8 @@ from pipeline.listen import figures
 from pipeline.listen.figures import figure
 from pipeline.listen.instrument import Instrument
 from pipeline.listen.prompts import decode, embed
-from pipeline.lm.sampling import Sampling, generate
+from pipeline.lm.choice import Sampling
+from pipeline.lm.sampling import generate
 from pipeline.sound import audio
 
 
@@ -86,7 +87,7 @@ def play(
     for first in range(0, len(jobs), batch):
         part = jobs[first : first + batch]
         codes, ends = generate(
-            instrument.model,
+            instrument.player,
             prompts[[i for _, i in part]],
             max(lengths[i] for _, i in part),
             [replace(sampling, temperature=t) for t, _ in part],

@@ -14,6 +14,7 @@ import yaml
 from pipeline.config import CONF
 from pipeline.errors import InputError
 from pipeline.lm.model import WEIGHTS, CodecGPT
+from pipeline.lm.step import Player
 from pipeline.sound.codec import Codec, load_codec
 from pipeline.sound.embedder import Embedder, load_embedder
 
@@ -25,6 +26,7 @@ class Instrument:
     """folder: the export; sha256: of its weights' file."""
 
     model: CodecGPT
+    player: Player
     codec: Codec
     embedder: Embedder
     folder: Path
@@ -82,7 +84,8 @@ def open_run(
     model = CodecGPT.from_pretrained(folder, str(place))
     codec = _codec(model, folder, repository, place)
     embedder = _embedder(model, folder, embedder_source, place)
-    return Instrument(model, codec, embedder, folder, hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
+    sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return Instrument(model, Player(model), codec, embedder, folder, sha256)
 
 
 def _codec(model: CodecGPT, folder: Path, repository: str | None, device: torch.device) -> Codec:

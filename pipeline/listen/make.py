@@ -14,7 +14,8 @@ from torch import Tensor
 from pipeline.errors import InputError
 from pipeline.listen.instrument import Instrument
 from pipeline.listen.prompts import Prompt, decode
-from pipeline.lm.sampling import Sampling, generate
+from pipeline.lm.choice import Sampling
+from pipeline.lm.sampling import generate
 from pipeline.sound import audio
 
 
@@ -55,7 +56,7 @@ def make(
         part = orders[first : first + batch]
         vectors = [order.vector for order in part if order.vector is not None]
         prompts = torch.stack(vectors) if vectors else None
-        codes, lengths = generate(instrument.model, prompts, frames, sampling, [order.seed for order in part])
+        codes, lengths = generate(instrument.player, prompts, frames, sampling, [order.seed for order in part])
         sounds = decode(instrument.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])
         for order, sound in zip(part, sounds, strict=True):
             wav = sound[:samples]

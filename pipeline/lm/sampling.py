@@ -1,171 +1,245 @@
-"""Codes from a model: choose among logits, and step through a pattern with a key-value cache.
+"""Codes from a model, step by step through its pattern: whole clips, continued ones, and pieces longer than a clip.
 
-Every row of a batch has random numbers of its own, drawn from its own seed: row i gives the same codes alone.
+    plan = Plan(frames=300, seeds=[0, 1], samplings=[Sampling(0.7)] * 2, prompts=[(0, prompts)])
+    take = Take(Player(model), plan)
+    for codes in take.chunks(25):      # [B, K, t] as soon as t more frames are complete
+        ...
+    take.codes, take.lengths           # [B, K, T], [B]
 
-Letters: B clips, K codebooks, T frames, S steps, C = 1025 classes, P prompt width.
+A piece longer than `window` frames is made first in, first out: when the window is full, its first `hop` frames go, and
+the model reads the rest again from its first position on, as if the piece began there. What a later frame had begun
+(under the delay pattern, step s holds codebook k of frame s - k) stays; what reaches before the window's first frame is
+empty, as at the start of every clip in training:
+
+    codebook 0    0 1 2 3 4 5 6 7      slides by 4:      4 5 6 7 | 8 9 ...
+    codebook 1    . 0 1 2 3 4 5 6                        . 4 5 6 | 7 8 ...
+    codebook 2    . . 0 1 2 3 4 5                        . . 4 5 | 6 7 ...
+
+A prompt that changes on the way takes the place of the first at position 0, and all that was made is read again: every
+key and value depends on it. Under the delay pattern it reaches codebook k up to k frames late.
+
+Letters: B clips, K codebooks, T frames, N frames of a window, S steps, C = 1025 classes, P prompt width.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import bisect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from pipeline.errors import InputError
-from pipeline.lm.model import CodecGPT
+from pipeline.lm import noise
+from pipeline.lm.choice import Sampling, choose, finite, temperatures
 from pipeline.lm.patterns import EMPTY
+from pipeline.lm.step import Player
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to choose among the classes of a codebook.
+class Plan:
+    """What to make.
 
-    temperature: 0 is greedy; above 0 it divides the logits; one for all codebooks, or one each. top_k: only the k
-    likeliest (0: all). top_p: only the likeliest whose probabilities first reach p (1: all). guidance: 1 follows the
-    prompt as trained; above 1 pushes away from what the model would do without it (Ho & Salimans 2022,
-    arXiv:2207.12598).
+    frames: of each clip, at most. seeds: one a clip. samplings: one a clip; they may differ in temperature only.
+    prompts: from which frame on which prompts [B, P] hold, the first from 0; none: without a prompt.
+    given: codes [B, K, T0] that each clip begins with. window, hop: frames kept and let go, where a piece is longer
+    than the model can read or was trained to.
     """
 
-    temperature: float | tuple[float, ...] = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance: float = 1.0
-
-    def __post_init__(self) -> None:
-        each = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-        if not each or not all(0 <= one < math.inf for one in each):
-            raise InputError(f"sampling.temperature={self.temperature}: give 0 (greedy) or more")
-        if self.top_k < 0:
-            raise InputError(f"sampling.top_k={self.top_k}: give 0 (all classes) or more")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"sampling.top_p={self.top_p}: give more than 0 and at most 1")
+    frames: int
+    seeds: Sequence[int]
+    samplings: Sequence[Sampling]
+    prompts: Sequence[tuple[int, Tensor]] = ()
+    given: Tensor | None = None
+    window: int | None = None
+    hop: int | None = None
 
 
-def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, temperature: Tensor | None = None) -> Tensor:
-    """Logits [..., C], numbers in [0, 1) [...] -> classes [...], by inverting the cumulated probabilities.
+class Take:
+    """One playing of a plan. Raises InputError for a plan that the model cannot follow.
 
-    temperature: one for each [...], instead of the sampling's own. Raises ValueError for logits that are not numbers,
-    or leave nothing to choose.
+    codes: int64 [B, K, T], 0 where not made (yet). lengths: [B], the true frames: fewer than asked for only where the
+    model was trained to end its clips. complete: frames that are whole so far.
     """
-    if not bool((logits.amax(-1).isfinite()).all()) or bool(logits.isnan().any()):
-        raise ValueError("the model's logits are not finite: its weights are damaged, or training diverged")
-    if temperature is None:
-        temperature = torch.tensor(sampling.temperature, device=logits.device).expand(logits.shape[:-1])
-    likeliest = logits.argmax(-1)
-    if not bool(temperature.any()):
-        return likeliest
-    logits = logits / torch.where(temperature == 0, 1, temperature)[..., None]
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k, -1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(-1)
-    if sampling.top_p < 1:
-        ranked, order = probabilities.sort(-1, descending=True)
-        before = ranked.cumsum(-1) - ranked
-        kept = torch.zeros_like(ranked, dtype=torch.bool).scatter(-1, order, before < sampling.top_p)
-        probabilities = probabilities * kept
-    edges = probabilities.cumsum(-1)
-    drawn = torch.searchsorted(edges, (uniform * edges[..., -1])[..., None], right=True)[..., 0]
-    # rounding may point behind the last class that has any probability
-    last = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
-    return torch.where(temperature == 0, likeliest, torch.minimum(drawn, last))
+
+    def __init__(self, player: Player, plan: Plan) -> None:
+        self.player, self.plan, self.pattern = player, plan, player.pattern
+        config, device, B = player.config, player.device, len(plan.seeds)
+        self.ends = int(config.end_of_audio)  # it was trained with a frame of EMPTY after the last
+        self.total = plan.frames + self.ends
+        self.window = self.total if plan.window is None else min(plan.window, self.total)
+        self._check()
+        self.sampling = plan.samplings[0]
+        assert len(plan.samplings) == B
+        assert all(replace(s, temperature=self.sampling.temperature) == self.sampling for s in plan.samplings)
+        self.temperature = temperatures(plan.samplings, config.codebooks).to(device)
+        self.guided = self.sampling.guidance != 1 and bool(plan.prompts)
+        self.rows = B * (1 + self.guided)
+        self.starts = [self._start(prompts) for _, prompts in plan.prompts] or [self._start(None)]
+        self.cache = player.cache(self.rows, self.pattern.length(self.window))
+        self.tokens = torch.full((B, config.codebooks, self.total), EMPTY, device=device)
+        if plan.given is not None:
+            assert plan.given.shape[2] < plan.frames
+            self.tokens[:, :, : plan.given.shape[2]] = plan.given.to(device) + 1
+        self.lengths = torch.full((B,), plan.frames, device=device)
+        self.complete = 0 if plan.given is None else plan.given.shape[2]
+        forbidden = torch.zeros(config.codebooks, config.codebook_size + 1, dtype=torch.bool, device=device)
+        forbidden[self.ends :, EMPTY] = True  # a hole in the sound, unless it is codebook 0's way to say the end
+        self.forbidden = forbidden
+
+    @property
+    def codes(self) -> Tensor:
+        """What is made so far."""
+        tokens = self.tokens[:, :, : self.plan.frames]
+        behind = torch.arange(tokens.shape[2], device=tokens.device) >= self.lengths[:, None, None]
+        return (tokens - 1).masked_fill(behind, 0).clamp(min=0)
+
+    def chunks(self, size: int | None = None) -> Iterator[Tensor]:
+        """Make the clips; yield codes [B, K, t] when t >= size frames more are whole, and the rest at the end.
+
+        Codes given in advance come first. Behind a clip's end they are 0.
+        """
+        told = 0
+        for _ in self._steps(size):
+            yield self.codes[:, :, told : self.complete]
+            told = self.complete
+        self.complete = int(self.lengths.max())
+        assert bool((self._missing() == 0).all()), "a cell that holds a code was left empty"
+        if self.complete > told:
+            yield self.codes[:, :, told : self.complete]
+
+    @torch.inference_mode()
+    def _steps(self, size: int | None) -> Iterator[None]:
+        """Window after window; yields whenever `size` frames more are whole."""
+        base, hop = 0, self.plan.hop or self.window
+        while True:
+            yield from self._play(base, size)
+            if base + self.window == self.total or int(self.lengths.max()) <= base:
+                return
+            base = min(base + hop, self.total - self.window)
+
+    def _play(self, base: int, size: int | None) -> Iterator[None]:
+        """The steps of the window of frames base..base + window; those already known are read, not made."""
+        N, last = self.window, base + self.window == self.total
+        laid, active, keys = self._lay(base)
+        whole = self.pattern.steps(N).amax(0).tolist()  # after which step each frame is
+        turns = self._turns(base)
+        unknown = (active & (laid == EMPTY)).any(0).any(0).tolist()
+        first = unknown.index(True) if True in unknown else len(unknown)
+        # the last K - 1 steps of the delay pattern only finish frames: the next window does that where it knows more
+        stop = laid.shape[2] if last or self.pattern.name != "delay" else N
+        told = self.complete
+        try:
+            for s in range(first, stop):
+                fresh = s == first or turns[s] != turns[s - 1]
+                logits = self._prefill(laid[:, :, :s], turns[s]) if fresh else self._step(laid[:, :, s - 1], s)
+                known = laid[:, :, s]
+                laid[:, :, s] = known.where(known != EMPTY, self._choose(logits, keys[:, :, s], active[:, :, s]))
+                if self.ends and bool((ended := active[:, 0, s] & (laid[:, 0, s] == EMPTY)).any()):
+                    self._end(laid, base, ended, s)
+                    laid, active, keys = self._lay(base)
+                if self.ends and not bool(active[:, :, s + 1 :].any()):
+                    break
+                complete = bisect.bisect_right(whole, s)
+                self.complete = max(self.complete, min(base + complete, self.plan.frames))
+                if size is not None and self.complete - told >= size:
+                    self._keep(laid, base)
+                    yield
+                    told = self.complete
+        finally:  # interrupted, it still holds what is made
+            self._keep(laid, base)
+
+    # ---- one window's layout -----------------------------------------------------------------------------------
+    def _lay(self, base: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens as laid out, which cells hold a code of the clip, and the keys of their noise: [B, K, S] each."""
+        lengths = self._window_lengths(base)
+        laid = self.pattern.apply(self.tokens[:, :, base : base + self.window], lengths)
+        held = self.pattern.frames(self.window, lengths)
+        active = (held >= 0) & (held < (self.lengths - base)[:, None, None])
+        return laid, active, noise.keys(self.plan.seeds, held + base)
+
+    def _keep(self, laid: Tensor, base: int) -> None:
+        """Take what a window holds back into the clips."""
+        lengths = self._window_lengths(base)
+        tokens = self.pattern.revert(laid, self.window, lengths)
+        behind = torch.arange(self.window, device=laid.device) >= (self.lengths - base)[:, None, None]
+        self.tokens[:, :, base : base + self.window] = tokens.masked_fill(behind, EMPTY)
+
+    def _window_lengths(self, base: int) -> Tensor:
+        return (self.lengths - base + self.ends).clamp(0, self.window)
+
+    def _end(self, laid: Tensor, base: int, ended: Tensor, step: int) -> None:
+        """Rows that have said that their clip ends at this step's frame."""
+        self._keep(laid, base)
+        frame = base + self.pattern.frames(self.window)[0, step]
+        self.lengths = torch.where(ended, frame, self.lengths)
+        behind = torch.arange(self.total, device=laid.device) >= self.lengths[:, None, None]
+        self.tokens.masked_fill_(behind, EMPTY)
+
+    def _turns(self, base: int) -> list[int]:
+        """Which prompt each step follows: that of the frame of its first codebook with one."""
+        held = self.pattern.frames(self.window)  # [K, S]
+        frame = held.gather(0, (held >= 0).int().argmax(0, keepdim=True))[0] + base
+        starts = torch.tensor([start for start, _ in self.plan.prompts] or [0])
+        return (torch.searchsorted(starts, frame, right=True) - 1).clamp(min=0).tolist()
+
+    # ---- one step ----------------------------------------------------------------------------------------------
+    def _start(self, prompts: Tensor | None) -> Tensor:
+        """Position 0: [B, 1, D], or with guidance [2 B, 1, D], the second half without a prompt."""
+        B = len(self.plan.seeds)
+        vector = self.player.condition(prompts, B)
+        return torch.cat([vector, self.player.condition(None, B)]) if self.guided else vector
+
+    def _prefill(self, laid: Tensor, turn: int) -> Tensor:
+        """Read a prompt and the steps [B, K, s] after it -> logits [B, K, C] of step s."""
+        steps = self.player.model.embed(laid)
+        steps = torch.cat([steps, steps]) if self.guided else steps
+        return self._guide(self.player.read(torch.cat([self.starts[turn], steps], 1), self.cache, 0))
+
+    def _step(self, tokens: Tensor, at: int) -> Tensor:
+        """Read one step [B, K] at a position -> logits [B, K, C] of the next."""
+        step = self.player.model.embed(tokens[:, :, None])
+        return self._guide(self.player.read(torch.cat([step, step]) if self.guided else step, self.cache, at))
+
+    def _guide(self, logits: Tensor) -> Tensor:
+        if not self.guided:
+            return logits
+        prompted, without = logits.chunk(2)
+        return without + self.sampling.guidance * (prompted - without)
+
+    def _choose(self, logits: Tensor, keys: Tensor, active: Tensor) -> Tensor:
+        """Logits [B, K, C], keys [B, K] -> tokens [B, K]: EMPTY where not active [B, K]."""
+        if not bool(finite(logits)):
+            raise InputError("the model's logits are not finite: its weights are damaged, or its training diverged")
+        drawn = noise.gumbel(keys, logits.shape[-1])
+        tokens = choose(logits.masked_fill(self.forbidden, -torch.inf), drawn, self.temperature, self.sampling)
+        return tokens.where(active, EMPTY)
+
+    # ---- checks ------------------------------------------------------------------------------------------------
+    def _missing(self) -> Tensor:
+        """Cells of real frames that hold no code, a clip: [B]."""
+        real = torch.arange(self.plan.frames, device=self.lengths.device) < self.lengths[:, None]
+        return ((self.tokens[:, :, : self.plan.frames] == EMPTY) & real[:, None]).sum((1, 2))
+
+    def _check(self) -> None:
+        plan, positions = self.plan, self.player.config.positions
+        steps = self.pattern.length(self.window)
+        if plan.frames < 1 or not 0 < steps <= positions:
+            raise InputError(
+                f"{self.window - self.ends} frames are {steps} steps under pattern={self.pattern.name}, and the model "
+                f"reads 1..{positions}: ask for other seconds=, or train with a larger model.positions"
+            )
+        if self.window < self.total and not 0 < (plan.hop or 0) < self.window:
+            raise InputError(f"a window of {self.window} frames moves by 1..{self.window - 1} frames, not {plan.hop}")
 
 
-def temperatures(samplings: Sequence[Sampling], codebooks: int) -> Tensor:
-    """The temperature of each row and codebook: float32 [B, K]. Raises InputError where they are not K."""
-    rows = []
-    for each in (sampling.temperature for sampling in samplings):
-        if isinstance(each, tuple) and len(each) != codebooks:
-            raise InputError(f"sampling.temperature={list(each)}: the model has {codebooks} codebooks; give one each")
-        rows.append(each if isinstance(each, tuple) else (each,) * codebooks)
-    return torch.tensor(rows, dtype=torch.float32)
-
-
-def uniforms(seeds: Sequence[int], steps: int, codebooks: int) -> Tensor:
-    """The random numbers of each row, from its own seed: float32 [B, S, K]."""
-    draw = [torch.rand(steps, codebooks, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(draw)
-
-
-@torch.inference_mode()
 def generate(
-    model: CodecGPT,
-    prompts: Tensor | None,
-    frames: int,
-    sampling: Sampling | Sequence[Sampling],
-    seeds: Sequence[int],
+    player: Player, prompts: Tensor | None, frames: int, sampling: Sampling | Sequence[Sampling], seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Generate codes under the model's pattern.
-
-    prompts: [B, P], or None for the null prompt; frames: how many at most; sampling: one for all rows, or one a row,
-    which may differ in temperature; seeds: one a row.
-    Returns codes [B, K, T] in 0..1023 and the true frames [B]: fewer than asked for only where the model was trained
-    to end its clips; codes behind the end are 0. Raises InputError for more steps than the model has positions.
-    """
-    pattern, ends, device = model.pattern, model.config.end_of_audio, model.null.device
-    laid_frames = frames + ends  # a model that knows ends was trained with a frame of EMPTY after the last
-    steps, B = pattern.length(laid_frames), len(seeds)
-    if not 0 < steps <= model.config.positions or frames < 1:
-        raise InputError(
-            f"{frames} frames are {steps} steps under pattern={pattern.name}, and the model reads "
-            f"1..{model.config.positions}: ask for other seconds=, or train with a larger model.positions"
-        )
-    samplings = [sampling] * B if isinstance(sampling, Sampling) else list(sampling)
-    sampling = samplings[0]
-    assert len(samplings) == B and all(replace(s, temperature=sampling.temperature) == sampling for s in samplings)
-    temperature = temperatures(samplings, model.config.codebooks).to(device)
-    guided = sampling.guidance != 1 and prompts is not None
-    random = uniforms(seeds, steps, model.config.codebooks).to(device)
-    laid = torch.full((B, model.config.codebooks, steps), EMPTY, device=device)
-    lengths = torch.full((B,), frames, device=device)
-    held = pattern.frames(laid_frames, lengths + ends)  # [B, K, S]
-    cache, inputs = DynamicCache(config=model.trunk.config), _start(model, prompts, B, guided)
-    for s in range(steps):
-        logits = model.predict(model.read(inputs, cache)[:, -1:])[:, 0]  # [B or 2 B, K, C]
-        if guided:
-            with_prompt, without = logits.chunk(2)
-            logits = without + sampling.guidance * (with_prompt - without)
-        active = (held[:, :, s] >= 0) & (held[:, :, s] < lengths[:, None])
-        tokens = _choose_step(model, logits, random[:, s], active, sampling, temperature)
-        if ends:
-            ended = active[:, 0] & (tokens[:, 0] == EMPTY)
-            if bool(ended.any()):
-                lengths = torch.where(ended, held[:, 0, s], lengths)
-                held = pattern.frames(laid_frames, lengths + 1)
-                tokens = torch.where(held[:, :, s] < lengths[:, None], tokens, EMPTY)
-            if not bool(((held >= 0) & (held < lengths[:, None, None]))[:, :, s + 1 :].any()):
-                laid[:, :, s] = tokens
-                break
-        laid[:, :, s] = tokens
-        inputs = model.embed(tokens[:, :, None])
-        if guided:
-            inputs = inputs.repeat(2, 1, 1)
-    codes = pattern.revert(laid, laid_frames, lengths + ends)[:, :, :frames] - 1
-    behind = torch.arange(frames, device=device) >= lengths[:, None, None]
-    codes = codes.masked_fill(behind, 0)
-    assert bool((codes >= 0).all()), "a cell that holds a code was left empty"
-    return codes, lengths
-
-
-def _start(model: CodecGPT, prompts: Tensor | None, rows: int, guided: bool) -> Tensor:
-    """Position 0: [B, 1, D], or with guidance [2 B, 1, D], the second half without a prompt."""
-    vector = model.condition(None if prompts is None else prompts.to(model.null.device), rows)
-    return torch.cat([vector, model.condition(None, rows)]) if guided else vector
-
-
-def _choose_step(
-    model: CodecGPT, logits: Tensor, uniform: Tensor, active: Tensor, sampling: Sampling, temperature: Tensor
-) -> Tensor:
-    """Logits [B, K, C], temperatures [B, K] -> tokens [B, K]: a code in active cells [B, K], EMPTY elsewhere.
-
-    EMPTY in an active cell would be a hole in the sound: it is impossible, unless it is the first codebook's way to
-    say that the clip has ended.
-    """
-    forbidden = torch.zeros_like(logits, dtype=torch.bool)
-    forbidden[:, int(model.config.end_of_audio) :, EMPTY] = True
-    tokens = choose(logits.masked_fill(forbidden, -torch.inf), uniform, sampling, temperature)
-    return torch.where(active, tokens, EMPTY)
+    """Clips of one length from prompts [B, P], or none -> codes [B, K, T] and the true frames [B]. See `Take`."""
+    samplings = [sampling] * len(seeds) if isinstance(sampling, Sampling) else sampling
+    take = Take(player, Plan(frames, seeds, samplings, () if prompts is None else [(0, prompts)]))
+    for _ in take.chunks():
+        pass
+    return take.codes, take.lengths
