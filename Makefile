@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml
 quickstart: install
 	$(RUN) python -m pipeline.preprocess data=notes data.root=quickstart/notes data.listings=quickstart/listings data.clips=2000 data.seconds=1.5 out=quickstart/shards $(CHEAP)
 	$(RUN) deepspeed --num_gpus 2 pipeline/train.py +exp=quickstart
-	$(RUN) python -m pipeline.evaluate run=quickstart/run shards=quickstart/shards
+	$(RUN) python -m pipeline.evaluate run=quickstart/run shards=quickstart/shards sampling.guidance=2.5
 
 test: install
 	$(RUN) python -m pytest -m "not slow and not slurm and not bench"
