@@ -1,21 +1,29 @@
 """Where metrics go: the run folder's `metrics.jsonl` always, Weights & Biases beside it where it is asked for.
 
-Only the first rank tracks; the others hold a Tracker that does nothing, so callers need not ask.
+Only the first rank tracks; the others hold a Tracker that does nothing, so callers need not ask. Nothing here stops or
+slows training: what goes wrong is logged once, and W&B is talked to from a thread of its own.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import netrc
-import os
-from collections.abc import Mapping
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+
+from pipeline.track import media
+from pipeline.track.aside import Aside
+
+if TYPE_CHECKING:
+    from pipeline.track.session import Session
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
+_LOSSES = ("train/loss", "val/loss")
 
 
 class Tracker:
@@ -24,88 +32,132 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record numbers at a step."""
 
+    def listen(self, step: int, heard: Sequence[tuple[str, media.Sounds]], rate: int) -> None:
+        """Record sounds at a step: for each clip its name, and its wavs [S] of `rate` Hz by what they are."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Call for attention."""
+
+    def artifact(self, kind: str, place: str | Path) -> None:
+        """Record what the run reads (a `cache`) or has made (a `checkpoint`, the `export`), and where it lies."""
+
     def finish(self, code: int = 0) -> None:
-        """Flush, and say whether the run went well (0)."""
+        """Flush, and say how the run ended: 0 well, 75 to go on later, else badly."""
 
 
 class JsonLines(Tracker):
-    """A row a logged step in `metrics.jsonl`."""
+    """A row a logged step in `metrics.jsonl`, and sounds as wavs in `listen/step-{n}/`."""
 
     def __init__(self, run: Path, step: int) -> None:
         """Open the file of a run that goes on at `step`: rows of later steps, lost in a crash, go."""
+        self.run, self._broken = run, False
         path = run / METRICS
         rows = path.read_text().splitlines() if path.exists() else []
         kept = [row for row in rows if _step(row) <= step]
         if len(kept) != len(rows):
-            path.write_text("".join(row + "\n" for row in kept))
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(row + "\n" for row in kept))
+            temporary.replace(path)
         self._file = path.open("a", buffering=1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+        try:
+            self._file.write(json.dumps({"step": step, **row}) + "\n")
+        except OSError as error:
+            self._lost(error)
+
+    def listen(self, step: int, heard: Sequence[tuple[str, media.Sounds]], rate: int) -> None:
+        from pipeline.sound import audio
+
+        try:
+            for clip, sounds in heard:
+                for name, wav in sounds.items():
+                    file = f"{clip} {name}.wav".replace("/", "_").replace(" ", "-")
+                    audio.write(self.run / "listen" / f"step-{step}" / file, wav, rate)
+        except OSError as error:
+            self._lost(error)
+
+    def alert(self, title: str, text: str) -> None:
+        log.warning("%s: %s", title, text)
 
     def finish(self, code: int = 0) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        if not self._broken:
+            log.warning("%s cannot be written, and training goes on without: %s", self.run, error)
+        self._broken = True
 
 
 class WandB(JsonLines):
-    """The same rows to Weights & Biases as well, in one run over all restarts."""
+    """The same to Weights & Biases as well, in one run over all restarts; with alerts of what goes wrong."""
 
     def __init__(self, run: Path, step: int, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         super().__init__(run, step)
-        import wandb
+        self._settings, self._last, self._row_at, self._odd = settings, step, time.monotonic(), False
 
-        mode = settings["mode"]
-        if mode == "auto":
-            mode = "online" if _has_key() else "offline"
-        self._run = wandb.init(
-            project=settings["project"],
-            entity=settings["entity"],
-            name=name,
-            id=_run_id(run),
-            resume="allow",
-            dir=str(run),
-            mode=mode,
-            config=dict(config),
-            settings=wandb.Settings(console="off", silent=True),
-        )
-        self._run.define_metric("trainer/step")
-        self._run.define_metric("*", step_metric="trainer/step")
-        if mode == "offline":
-            log.info("W&B is offline: `wandb sync %s` uploads the run later", self._run.dir.removesuffix("/files"))
+        def open_session() -> Session:
+            from pipeline.track.session import Session
+
+            return Session(run, name, config, settings)
+
+        self._aside = Aside("W&B", open_session, settings["queue"], self._watch, settings["stalled"] / 4)
+        self._aside.do(lambda session: session.keep(), slow=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         super().log(step, metrics)
-        self._run.log({"trainer/step": step, **metrics})
+        row = dict(metrics)
+        self._aside.do(lambda session: session.log(step, row))
+        self._last, self._row_at = step, time.monotonic()
+        odd = [name for name in metrics if name in _LOSSES and not math.isfinite(row[name])]
+        if odd and not self._odd:
+            self.alert("The loss is not finite", f"{odd[0]} is {row[odd[0]]} at step {step} of {self.run}")
+        self._odd = bool(odd)
+
+    def listen(self, step: int, heard: Sequence[tuple[str, media.Sounds]], rate: int) -> None:
+        super().listen(step, heard, rate)
+        kept = list(heard)
+        self._aside.do(lambda session: session.listen(step, kept, rate), slow=True)
+
+    def alert(self, title: str, text: str) -> None:
+        super().alert(title, text)
+        self._aside.do(lambda session: session.alert(title, text))
+
+    def artifact(self, kind: str, place: str | Path) -> None:
+        self._aside.do(lambda session: session.artifact(kind, str(place)), slow=True)
 
     def finish(self, code: int = 0) -> None:
+        from pipeline.track.session import end_service
+
         super().finish(code)
-        self._run.finish(exit_code=code)
+        patience = self._settings["patience"] * (1 if code == 75 else 3)  # who asked us to stop will not wait long
+        done = self._aside.close(lambda session: session.finish(code), patience)
+        if not done:
+            log.warning("W&B is not done after %d s, and ended; what it has not sent is kept", patience)
+            end_service()
+        unsent = [f for f in self.run.glob("wandb/offline-run-*") if not [*f.glob("*.synced")]]
+        if unsent or not done:
+            online = "" if done else " --include-online"
+            log.info("to upload it from where there is a network: wandb sync --yes%s %s", online, self._quoted())
+
+    def _quoted(self) -> str:
+        return shlex.quote(str(self.run.absolute() / "wandb"))
+
+    def _watch(self) -> None:
+        """Called now and then from the thread aside."""
+        silent = time.monotonic() - self._row_at
+        if silent > self._settings["stalled"]:
+            self._row_at = math.inf  # one alert a stall: the next row sets it back
+            self.alert("Training stalls", f"no row for {silent / 60:.0f} minutes after step {self._last} of {self.run}")
 
 
 def start(run: Path, step: int, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Tracker:
     """The tracker that `conf/tracking` asks for, of a run that goes on at `step`."""
     return JsonLines(run, step) if settings["name"] == "none" else WandB(run, step, name, config, settings)
-
-
-def _has_key() -> bool:
-    """Whether W&B would find a key without asking: in the environment, or where `wandb login` writes it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _run_id(run: Path) -> str:
-    """The W&B id of a run folder, made once: requeues go on in the same W&B run."""
-    import wandb
-
-    path = run / "wandb_id"
-    if not path.exists():
-        path.write_text(wandb.util.generate_id() + "\n")
-    return path.read_text().strip()
 
 
 def _step(row: str) -> int:
