@@ -3,11 +3,16 @@
 The stream is one epoch after another; its places are counted from 0, and the count of places taken is the whole state
 of training data. An epoch visits every clip once, in an order of its own:
 
-    shards    shuffled, then taken `window` at a time          (window 0: all of them at once)
+    shards    shuffled into one line of clips, cut into `lanes` equal parts (1: one part)
+    lane      its shards taken `window` at a time              (window 0: all of them at once)
     window    its clips shuffled as one                        (a keyed permutation: nothing is stored)
 
-So with a window of W equal shards, two neighbours come from one shard about once in W times; with window 0 the shuffle
-is global. Any place is found without the ones before it, in memory of a number a shard, whatever the count of clips.
+So with a window of W equal shards, two neighbours of a lane come from one shard about once in W times; with window 0
+the shuffle is global. Any place is found without the ones before it, in memory of a number a shard, whatever the count
+of clips.
+
+Lanes take turns of 16 places. Where ranks x clips a batch is a multiple of 16 x lanes, a rank stays in its own lanes:
+then each machine of a cluster needs its share of the shards, and a step still mixes the windows of all lanes.
 
 Letters: n clips, i places.
 """
@@ -21,16 +26,26 @@ import numpy as np
 
 from pipeline.errors import InputError
 
-_ROUNDS = 6
+TURN = 16  # places that a lane has in a row
+_ROUNDS = 6  # of the permutation
+_GOLDEN, _ODD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where places of the stream lie: int64 [n] each; row is the clip's number in its shard."""
+    """What stands at places of the stream: int64 [n] each.
+
+    source: which cache; shard, row: the clip's shard, and its number in it; epoch: how often the cache has been seen.
+    """
 
     source: np.ndarray
     shard: np.ndarray
     row: np.ndarray
+    epoch: np.ndarray
+
+    def take(self, which: np.ndarray) -> Places:
+        """Some of them, by index or mask."""
+        return Places(self.source[which], self.shard[which], self.row[which], self.epoch[which])
 
 
 def mixed(x: np.ndarray) -> np.ndarray:
@@ -44,76 +59,140 @@ def key(*parts: int) -> np.uint64:
     """One 64-bit key from several numbers: seed, epoch, window..."""
     state = np.zeros(1, np.uint64)
     for part in parts:
-        state = mixed(state + np.uint64(0x9E3779B97F4A7C15) + np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
+        state = keyed(state, np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
     return state[0]
 
 
-def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray | np.uint64) -> np.ndarray:
-    """A keyed permutation of range(size) at some places, each with a size and a key of its own: int64, same shape.
+def keyed(state: np.ndarray | np.uint64, parts: np.ndarray) -> np.ndarray:
+    """The keys that come of one key and another number each: uint64, shape of parts."""
+    return mixed(parts.astype(np.uint64) + state + _GOLDEN)
 
-    A Feistel network over the next even number of bits; what falls outside the range walks on until it is inside
-    (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
+
+_ROUND_KEYS = [key(r) for r in range(_ROUNDS)]
+
+
+def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray | np.uint64) -> np.ndarray:
+    """A keyed permutation of range(size) at some places [n], each with a size and a key of its own, or one for all.
+
+    A Feistel network over two digits of about the square root of the size; the few places that fall outside the range
+    walk on until they are inside (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains"). int64 [n].
     """
-    sizes = np.broadcast_to(np.asarray(sizes, np.uint64), places.shape)
-    keys = np.broadcast_to(np.asarray(keys, np.uint64), places.shape)
-    half = np.maximum(1, (np.ceil(np.log2(np.maximum(sizes, 2).astype(np.float64))).astype(np.uint64) + 1) // 2)
-    result = places.astype(np.uint64)
-    out = np.ones(places.shape, bool)
-    while out.any():
-        result[out] = _feistel(result[out], half[out], keys[out])
-        out &= result >= sizes
+    sizes, keys = np.asarray(sizes).astype(np.uint64), np.asarray(keys, np.uint64)
+    high = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)
+    network = (high, (sizes + high - np.uint64(1)) // high, keys)
+    result = _feistel(places.astype(np.uint64), *network)
+    out = np.flatnonzero(result >= sizes)
+    while len(out):
+        result[out] = _feistel(result[out], *(x if x.ndim == 0 else x[out] for x in network))
+        out = out[result[out] >= (sizes if sizes.ndim == 0 else sizes[out])]
     return result.astype(np.int64)
 
 
-def _feistel(x: np.ndarray, half: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = x >> half, x & mask
-    for r in range(_ROUNDS):
-        left, right = right, left ^ (mixed(keys + right * np.uint64(0x9E3779B97F4A7C15) + np.uint64(r)) & mask)
-    return (left << half) | right
+def _feistel(x: np.ndarray, high: np.ndarray, low: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """A permutation of range(high * low): each digit in turn is moved on by a hash of the other."""
+    left = x // low
+    right = x - left * low
+    for r in range(0, _ROUNDS, 2):
+        left += _hashed(right, keys, r, high)
+        left -= high * (left >= high)
+        right += _hashed(left, keys, r + 1, low)
+        right -= low * (right >= low)
+    return left * low + right
+
+
+def _hashed(x: np.ndarray, keys: np.ndarray, number: int, size: np.ndarray) -> np.ndarray:
+    """A hash in range(size), for sizes below 2**32."""
+    h = x * _GOLDEN
+    h += keys + _ROUND_KEYS[number]
+    h ^= h >> np.uint64(32)
+    h *= _ODD
+    h >>= np.uint64(32)
+    h *= size
+    h >>= np.uint64(32)
+    return h
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """One epoch: its line of shards, at which clip of the line each begins, and the windows cut from it."""
+
+    shards: np.ndarray
+    starts: np.ndarray
+    windows: np.ndarray  # where each begins on the line, and where the last ends
+    keys: np.ndarray  # one a window, uint64
+    lanes: np.ndarray  # where each begins on the line, and where the last ends
+
+    def shards_of(self, windows: np.ndarray) -> list[int]:
+        """The shards of some windows, in their order on the line."""
+        first = np.searchsorted(self.starts, self.windows[windows], side="right") - 1
+        last = np.searchsorted(self.starts, self.windows[windows + 1], side="left")
+        return [int(s) for a, b in zip(first, last, strict=True) for s in self.shards[a:b]]
 
 
 class Order:
     """The endless stream over the shards of one cache."""
 
-    def __init__(self, clips: Sequence[int] | np.ndarray, seed: int, window: int = 0) -> None:
+    def __init__(self, clips: Sequence[int] | np.ndarray, seed: int, window: int = 0, lanes: int = 1) -> None:
         """clips: how many each shard holds. Raises InputError where there are none."""
         self.clips = np.asarray(clips, np.int64)
         self.epoch = int(self.clips.sum())  # places in an epoch
         if not self.epoch:
             raise InputError("there are no clips to train on: the shards of this split are empty")
-        self.seed = seed
+        self.seed, self.lanes = seed, lanes
         self.window = window if 0 < window < len(self.clips) else len(self.clips)
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._walks: dict[int, _Walk] = {}
 
     def __call__(self, places: np.ndarray) -> Places:
         """The clips at some places of the stream."""
-        shard, row = np.empty_like(places), np.empty_like(places)
         epochs = places // self.epoch
-        for epoch in np.unique(epochs):
+        shard, row = np.empty_like(places), np.empty_like(places)
+        for epoch in _distinct(epochs):
             here = epochs == epoch
-            shard[here], row[here] = self._within(int(epoch), places[here] - epoch * self.epoch)
-        return Places(np.zeros_like(places), shard, row)
+            walk = self._walk(epoch)
+            at, window = self._on_line(walk, places[here] - epoch * self.epoch)
+            first = walk.windows[window]
+            at = first + permuted(at - first, walk.windows[window + 1] - first, walk.keys[window])
+            found = np.searchsorted(walk.starts, at, side="right") - 1
+            shard[here], row[here] = walk.shards[found], at - walk.starts[found]
+        return Places(np.zeros_like(places), shard, row, epochs)
 
-    def _within(self, epoch: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        shards, starts = self._shuffled(epoch)
-        first = starts[:: self.window][: -(-len(shards) // self.window)]  # where each window starts
-        last = np.append(first[1:], self.epoch)
-        window = np.searchsorted(first, offsets, side="right") - 1
-        keys = np.array([key(self.seed, epoch, w) for w in range(len(first))], np.uint64)[window]
-        sizes = (last - first)[window]
-        at = first[window] + permuted(offsets - first[window], sizes, keys)
-        found = np.searchsorted(starts, at, side="right") - 1
-        return shards[found], at - starts[found]
+    def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
+        """Source and shard of all that is read around some places: of their windows, then of those after these."""
+        now: dict[int, None] = {}
+        then: dict[int, None] = {}
+        epochs = places // self.epoch
+        for epoch in _distinct(epochs):
+            walk, following = self._walk(epoch), self._walk(epoch + 1)
+            windows = np.unique(self._on_line(walk, places[epochs == epoch] - epoch * self.epoch)[1])
+            now.update(dict.fromkeys(walk.shards_of(windows)))
+            ends = np.searchsorted(walk.lanes, walk.windows[windows + 1])  # the lane whose start this is, if it is one
+            last = walk.lanes[ends] == walk.windows[windows + 1]
+            then.update(dict.fromkeys(walk.shards_of(windows[~last] + 1)))
+            lanes = following.lanes[ends[last] - 1]
+            then.update(dict.fromkeys(following.shards_of(np.searchsorted(following.windows, lanes))))
+        return [(0, shard) for shard in {**now, **then}]
 
-    def _shuffled(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards that hold anything in the epoch's order, and at which offset each starts."""
-        if epoch not in self._epochs:
+    def _on_line(self, walk: _Walk, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the places of an epoch lie on its line before windows are shuffled, and in which window."""
+        if self.lanes > 1:
+            turn, inside = np.divmod(offsets, TURN)
+            offsets = walk.lanes[turn % self.lanes] + turn // self.lanes * TURN + inside
+        return offsets, np.searchsorted(walk.windows, offsets, side="right") - 1
+
+    def _walk(self, epoch: int) -> _Walk:
+        if epoch not in self._walks:
             filled = np.flatnonzero(self.clips)
-            order = filled[np.argsort(mixed(filled.astype(np.uint64) + key(self.seed, epoch, -1)), kind="stable")]
-            starts = np.cumsum(self.clips[order]) - self.clips[order]
-            self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: (order, starts)}
-        return self._epochs[epoch]
+            shards = filled[np.argsort(keyed(key(self.seed, epoch, -1), filled), kind="stable")]
+            ends = np.cumsum(self.clips[shards])
+            starts = ends - self.clips[shards]
+            whole, rest = divmod(self.epoch, TURN * self.lanes)
+            number = np.arange(self.lanes + 1)
+            lanes = whole * TURN * number + np.minimum(rest, TURN * number)
+            windows = np.unique(np.concatenate([starts[:: self.window], lanes]))
+            keys = keyed(key(self.seed, epoch), np.arange(len(windows)))
+            kept = list(self._walks.items())[-2:]
+            self._walks = {**dict(kept), epoch: _Walk(shards, starts, windows, keys, lanes)}
+        return self._walks[epoch]
 
 
 class Mixture:
@@ -140,17 +219,22 @@ class Mixture:
         """The clips at some places of the stream."""
         source, own = np.empty_like(places), np.empty_like(places)
         blocks = places // self.BLOCK
-        for block in np.unique(blocks):
+        for block in _distinct(blocks):
             here = blocks == block
-            drawn, count = self._block(int(block))
+            drawn, count = self._block(block)
             inside = places[here] - block * self.BLOCK
             source[here], own[here] = drawn[inside], count[inside]
-        shard, row = np.empty_like(places), np.empty_like(places)
+        shard, row, epoch = (np.empty_like(places) for _ in range(3))
         for s, order in enumerate(self.orders):
             here = source == s
             found = order(own[here])
-            shard[here], row[here] = found.shard, found.row
-        return Places(source, shard, row)
+            shard[here], row[here], epoch[here] = found.shard, found.row, found.epoch
+        return Places(source, shard, row, epoch)
+
+    def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
+        """Source and shard of all that is read around some places, as of an `Order`."""
+        taken = np.array([self._taken(block) for block in _distinct(places // self.BLOCK)])  # [blocks, sources]
+        return [(s, n) for s, order in enumerate(self.orders) for _, n in order.coming(taken[:, s])]
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """For each place of a block, its source and that source's own place: int64 [1000] each."""
@@ -168,3 +252,11 @@ class Mixture:
         """How many places each source has in the first blocks: cumulated shares rounded, so that they add up."""
         edges = np.floor(self.shares * (blocks * self.BLOCK) + 0.5).astype(np.int64)
         return np.diff(edges, prepend=0)
+
+
+def _distinct(x: np.ndarray) -> list[int]:
+    """The different numbers in an array, from least to greatest."""
+    if not len(x):
+        return []
+    low, high = int(x.min()), int(x.max())
+    return [low] if low == high else np.unique(x).tolist()
