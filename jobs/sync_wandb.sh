@@ -20,10 +20,9 @@ if ((${#folders[@]} == 0)); then
     echo "no W&B runs below $*"
     exit 0
 fi
-# online runs too: one that lost its server has more in its file than the server has
 status=0
 for folder in "${folders[@]}"; do
     echo "$folder"
-    wandb sync --yes --include-online "$folder" || status=1
+    wandb sync --yes "$folder" || status=1
 done
 exit "$status"

@@ -66,7 +66,7 @@ class Session:
             notes=s["notes"],
             job_type="train",
             id=self.id,
-            resume="allow",
+            resume="allow" if self.told else None,  # only a restart appends: its lines then follow those before
             dir=str(self.folder),
             mode=mode,
             config=flat({name: value for name, value in config.items() if name != "tracking"}),
@@ -76,6 +76,7 @@ class Session:
                 init_timeout=s["patience"],
                 finish_timeout=s["patience"],
                 git_root=str(ROOT),
+                x_transaction_log_flush_interval=2.0,  # seconds of rows that a dying node takes along
                 x_file_stream_retry_max=1_000_000,  # outages of any length: the rest of training is sent when it ends
             ),
         )
