@@ -1,0 +1,108 @@
+"""Weights out of DeepSpeed's files: exactly those that the ranks had at any stage, and nothing run on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import InputError
+from pipeline.lm import checkpoint, cost
+from pipeline.lm.consolidate import weights
+from pipeline.lm.model import CodecGPT, ModelConfig
+from tests.lm.shards_of_weights import KINDS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    command = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "-m", "tests.lm.shards_of_weights", out], env=env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weights_are_those_that_the_ranks_had(runs: Path, kind: str) -> None:
+    folder = runs / kind / "checkpoints" / "step-2"
+    found, truth = weights(folder, mean=False), load_file(runs / kind / "truth.safetensors")
+    assert found.keys() == truth.keys() and {"prompt_mean", "prompt_std"} < found.keys()
+    for name, value in truth.items():
+        assert torch.equal(found[name], value), name
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    config = checkpoint.state_of(folder)["model"]
+    CodecGPT(ModelConfig(**config)).load_state_dict(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_takes_the_disk_that_was_foretold(runs: Path, kind: str) -> None:
+    folder = runs / kind / "checkpoints" / "step-2"
+    state = checkpoint.state_of(folder)
+    total = cost.parameters(ModelConfig(**state["model"]))
+    setup = cost.Setup(state["stage"], kind.endswith("bf16"), 2, 2)
+    taken = sum(file.stat().st_size for file in folder.rglob("*"))
+    assert taken == pytest.approx(cost.checkpoint(total, setup, ema=kind.startswith("1-")), rel=0.06)
+
+
+def test_the_running_mean_is_taken_where_there_is_one(runs: Path) -> None:
+    folder = runs / "1-bf16" / "checkpoints" / "step-2"
+    mean, last = weights(folder), weights(folder, mean=False)
+    assert mean.keys() == last.keys()
+    assert torch.equal(mean["head.weight"], last["head.weight"].bfloat16().float())  # taken just now
+    assert not torch.equal(mean["head.weight"], last["head.weight"])
+    assert torch.equal(mean["prompt_mean"], last["prompt_mean"])
+
+
+def test_a_rank_that_is_missing_is_told(runs: Path, tmp_path: Path) -> None:
+    folder = copy(runs / "2-bf16", tmp_path)
+    (folder / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+    with pytest.raises(InputError, match="shares of 1 ranks, and 2 ranks saved it"):
+        weights(folder)
+
+
+def test_a_torn_file_is_told(runs: Path, tmp_path: Path) -> None:
+    folder = copy(runs / "2-bf16", tmp_path)
+    file = folder / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"rank_1.*is damaged"):
+        weights(folder)
+
+
+class Trap:
+    """What a forged checkpoint would have run."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch sprung",)
+
+
+def test_nothing_that_a_forged_file_says_is_run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copy(runs / "1-fp32", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    torch.save({"module": Trap()}, folder / "mp_rank_00_model_states.pt")
+    with pytest.raises(InputError, match=r"mp_rank_00_model_states\.pt holds more than a checkpoint does"):
+        weights(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_another_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint of this trainer"):
+        weights(tmp_path)
+    torch.save({"module": {}, "something": 1}, tmp_path / "mp_rank_00_model_states.pt")
+    with pytest.raises(InputError, match="not laid out as DeepSpeed does"):
+        weights(tmp_path)
+
+
+def copy(run: Path, to: Path) -> Path:
+    """A copy of a run's checkpoint, to be damaged."""
+    return Path(shutil.copytree(run / "checkpoints" / "step-2", to / "step-2"))
