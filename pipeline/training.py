@@ -107,6 +107,7 @@ def prepare_run(cfg: DictConfig, run: Path, world: World) -> None:
         run.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run / "config.yaml", resolve=True)
         form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+        root.handlers.clear()  # of an earlier run of a sweep in this process
         for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(run / "log.txt")):
             handler.setFormatter(form)
             root.addHandler(handler)

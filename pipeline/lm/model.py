@@ -52,7 +52,7 @@ class ModelConfig:
 
 
 class Head(nn.Module):
-    """One linear classifier a codebook: rows [B, K, T, D] -> logits [B, K, T, C]."""
+    """One linear classifier a codebook: rows [K, N, D] -> logits [K, N, C]."""
 
     def __init__(self, codebooks: int, width: int, classes: int) -> None:
         super().__init__()
@@ -60,10 +60,11 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(codebooks, classes))
 
     def forward(self, rows: Tensor) -> Tensor:
-        B, K, T, D = rows.shape
-        flat = rows.transpose(0, 1).reshape(K, B * T, D)
-        logits = torch.baddbmm(self.bias[:, None], flat, self.weight.transpose(1, 2))  # [K, B*T, C]
-        return logits.view(K, B, T, -1).transpose(0, 1)
+        weight, bias, classes = self.weight, self.bias, self.weight.shape[1]
+        if rows.is_cuda:  # 1025 columns are on no boundary that a GPU's matrix units want
+            spare = -classes % 64
+            weight, bias = F.pad(weight, (0, 0, 0, spare)), F.pad(bias, (0, spare))
+        return torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))[..., :classes]
 
 
 class CodecGPT(nn.Module):
@@ -143,7 +144,6 @@ class CodecGPT(nn.Module):
         The loss of training is the first's sum over the second's: the mean over active cells of real frames.
         """
         tokens, lengths = self.targets(codes, frames)
-        steps = self.pattern.steps(tokens.shape[2], lengths)
         laid = self.pattern.apply(tokens, lengths)
         drop = None
         if self.training and prompt is not None and self.config.prompt_dropout:
@@ -151,13 +151,12 @@ class CodecGPT(nn.Module):
         inputs = torch.cat([self.condition(prompt, len(codes), drop), self.embed(laid[:, :, :-1])], 1)
         hidden = self.trunk(inputs_embeds=inputs, use_cache=False).last_hidden_state  # [B, S, D]
         B, K, T = tokens.shape
-        # only the rows that predict a code: flatten would else compute K times as many logits as it needs
-        rows = hidden.gather(1, steps.reshape(B, K * T, 1).expand(-1, -1, hidden.shape[2])).view(B, K, T, -1)
-        real = (torch.arange(T, device=codes.device) < lengths[:, None, None]).expand(-1, K, -1)
+        logits = self.head(self.pattern.pick(hidden, T, lengths).flatten(1, 2)).float()  # [K, B*T, C]
+        wanted = tokens.transpose(0, 1).flatten()
         smoothing = self.label_smoothing if self.training else 0.0
-        logits = self.head(rows).float().flatten(0, 2)
-        nats = F.cross_entropy(logits, tokens.flatten(), reduction="none", label_smoothing=smoothing).view(B, K, T)
-        return (nats * real).sum((0, 2)), real.sum((0, 2))
+        nats = F.cross_entropy(logits.flatten(0, 1), wanted, reduction="none", label_smoothing=smoothing)
+        real = (torch.arange(T, device=codes.device) < lengths[:, None]).flatten()  # [B*T]
+        return (nats.view(K, B * T) * real).sum(1), real.sum().expand(K)
 
     # ---- sampling ----------------------------------------------------------------------------------------------
     def read(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:
@@ -167,8 +166,8 @@ class CodecGPT(nn.Module):
 
     def predict(self, hidden: Tensor) -> Tensor:
         """The trunk's output [B, S, D] -> logits [B, S, K, C] in float32."""
-        rows = hidden[:, None].expand(-1, self.config.codebooks, -1, -1)
-        return self.head(rows).float().transpose(1, 2)
+        rows = hidden.flatten(0, 1).expand(self.config.codebooks, -1, -1)
+        return self.head(rows).float().transpose(0, 1).unflatten(0, hidden.shape[:2])
 
     def logits(self, laid: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Logits [B, S, K, C] of every step of tokens [B, K, S], each seeing the prompt and the steps before it."""

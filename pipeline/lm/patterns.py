@@ -78,6 +78,21 @@ class Pattern:
         assert laid.shape[2] == self.length(frames), f"{laid.shape[2]} steps are not those of {frames} frames"
         return laid.gather(2, self.steps(frames, lengths, laid.device).expand(len(laid), -1, -1))
 
+    def pick(self, hidden: Tensor, frames: int, lengths: Tensor) -> Tensor:
+        """What stands at the step of every code: [B, S, D] -> [K, B, T, D], clips laid out at their own lengths [B].
+
+        Only these rows predict a code: under flatten, all logits of all steps would be K times as many. A codebook's
+        steps are evenly spaced, so they are slices, whose gradients are slices too (a gather's would be atomic adds).
+        """
+        if self.name == "valle" and self.codebooks > 1:  # its fine codes start where the clip's own coarse ones end
+            at = lengths[:, None] + torch.arange(frames, device=hidden.device)
+            at = at + torch.arange(len(hidden), device=hidden.device)[:, None] * hidden.shape[1]
+            fine = hidden.flatten(0, 1).index_select(0, at.flatten()).view(len(hidden), frames, -1)
+            return torch.stack([hidden[:, :frames], *[fine] * (self.codebooks - 1)])
+        steps = self.steps(2)  # of two frames: where a codebook starts, and how far apart its steps are
+        starts, strides = steps[:, 0].tolist(), (steps[:, 1] - steps[:, 0]).tolist()
+        return torch.stack([hidden[:, s::d][:, :frames] for s, d in zip(starts, strides, strict=True)])
+
     def frames(self, frames: int, lengths: Tensor | None = None) -> Tensor:
         """Which frame stands at each step: int64 [K, S] (or [B, K, S] with lengths [B]), -1 where the cell is empty."""
         steps = self.steps(frames, lengths)

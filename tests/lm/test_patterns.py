@@ -55,6 +55,17 @@ def test_each_clip_of_a_batch_is_laid_out_at_its_own_length(name: str, K: int, l
         assert torch.equal(laid[b], slow_apply(name, tokens[b], n, laid.shape[2]))
 
 
+@given(names, codebooks, st.lists(frames, min_size=1, max_size=4))
+def test_what_predicts_a_code_is_picked_from_its_step(name: str, K: int, lengths: list[int]) -> None:
+    pattern, T = Pattern(name, K), max(lengths)
+    hidden = torch.randn(len(lengths), pattern.length(T), 3)
+    picked = pattern.pick(hidden, T, torch.tensor(lengths))
+    steps = pattern.steps(T, torch.tensor(lengths))
+    for b, n in enumerate(lengths):
+        for k in range(K):
+            assert torch.equal(picked[k, b, :n], hidden[b, steps[b, k, :n]])
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("K", [1, 2, 8])
 @pytest.mark.parametrize("T", [1, 2, 300])
