@@ -59,17 +59,25 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and are told in one line
     code: list[Any] = []
+    refused: list[InputError] = []
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            code.append(task(cfg))
+        except InputError as error:  # caught in here: Hydra would announce it in its own words first
+            refused.append(error)
+
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(lambda cfg: code.append(task(cfg)))()
-    except InputError as error:
-        _refuse(str(error))
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_explain(name, str(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    if code and code[-1]:
-        sys.exit(code[-1])
+    if refused:
+        _refuse("\nerror: ".join(map(str, refused)))
+    if any(code):
+        sys.exit(max(code, key=lambda c: c or 0))
 
 
 def _refuse(message: str) -> NoReturn:
