@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# From a corpus to sound, in one command on the login node: preprocess, merge, train, generate and evaluate, each waiting
+# for the one before; when one fails, those that wait for it are cancelled. The site's settings are in jobs/site.env.
+#
+#   jobs/submit.sh delay_gpt2
+#   jobs/submit.sh delay_gpt2 --preprocess data=jamendo data.root=/data/mtg --train model=medium trainer.steps=500000
+#   jobs/submit.sh delay_gpt2 codec.codebooks=4 --generate 'prompt=[a.wav,b c.wav]' seconds=10 --evaluate n=256
+#   jobs/submit.sh delay_gpt2 --from train          the cache is there already
+#   jobs/submit.sh delay_gpt2 --dry-run             print what would be submitted
+#
+# The first word is an experiment of conf/exp. Settings right behind it go to preprocess and train, those behind
+# --preprocess, --train, --generate, --evaluate to that step. --shards DIR and --run DIR say where the cache and the run
+# lie (shards/DATA and runs/EXPERIMENT below the current folder); the jobs' logs are in RUN/slurm. The same command again
+# goes on where the last one stopped.
+set -Eeuo pipefail
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export REPO
+# shellcheck source=jobs/site.env
+source "${SITE:-$REPO/jobs/site.env}"
+
+refuse() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+STEPS=(preprocess merge train generate evaluate)
+experiment=${1:-}
+[[ -n $experiment && $experiment != -* ]] || refuse "give an experiment first: jobs/submit.sh delay_gpt2 (head $0 says more)"
+[[ -f $REPO/conf/exp/$experiment.yaml ]] || refuse "there is no conf/exp/$experiment.yaml"
+shift
+
+shards='' run="runs/$experiment" from=preprocess data=nsynth dry='' step=both
+both=() preprocess=() train=() generate=() evaluate=() # the words for each; a step is looked up by its name
+while (($#)); do
+    case $1 in
+    --shards | --run | --from)
+        (($# > 1)) || refuse "$1 needs a word after it"
+        printf -v "${1#--}" %s "$2"
+        shift
+        ;;
+    --dry-run) dry=yes ;;
+    --preprocess | --train | --generate | --evaluate) step=${1#--} ;;
+    --*) refuse "there is no $1" ;;
+    *)
+        declare -n words=$step
+        words+=("$1")
+        [[ $1 != data=* || $step == train ]] || data=${1#data=}
+        ;;
+    esac
+    shift
+done
+[[ " ${STEPS[*]} " == *" $from "* ]] || refuse "--from $from: give one of ${STEPS[*]}"
+shards=${shards:-shards/$data}
+
+quoted() { # a value in Hydra's quotes, where a backslash counts before a quote only
+    local value=$1
+    printf "'%s'" "${value//\'/\\\'}"
+}
+
+options() { # NODES RANKS GPUS CPUS MEM TIME
+    local gpus=$3
+    echo "--nodes=$1" "--ntasks-per-node=$2" "--cpus-per-task=$4" "--mem=$5" "--time=$6"
+    if [[ -n ${PARTITION:-} ]]; then echo "--partition=$PARTITION"; fi
+    if [[ -n ${ACCOUNT:-} ]]; then echo "--account=$ACCOUNT"; fi
+    if ((gpus)); then echo "--gpus-per-node=${GPU_TYPE:+$GPU_TYPE:}$gpus"; fi
+}
+
+job='' # the one to wait for
+made=()
+queue() { # NAME "OPTIONS" WORDS...: submit a step that waits for the job before
+    local name=$1 flags
+    read -r -a flags <<<"$2"
+    shift 2
+    if [[ -n $job ]]; then flags+=("--dependency=afterok:$job" --kill-on-invalid-dep=yes); fi
+    if [[ $name == preprocess ]]; then flags+=("--output=$run/slurm/%x-%A_%a.log"); else flags+=("--output=$run/slurm/%x-%j.log"); fi
+    set -- "${flags[@]}" "$REPO/jobs/$name.sbatch" "$@"
+    if [[ -n $dry ]]; then
+        printf '%q ' sbatch "$@"
+        echo
+        submitted="<$name>"
+        return
+    fi
+    submitted=$(sbatch --parsable "$@")
+    submitted=${submitted%%;*} # JOB;CLUSTER where there are several clusters
+    made+=("$submitted")
+    printf '%-11s job %s\n' "$name" "$submitted"
+}
+# half a chain is of no use
+trap 'echo "error: not all could be submitted" >&2; if ((${#made[@]})); then scancel "${made[@]}"; fi' ERR
+
+skipping=yes
+wanted() {
+    [[ $1 != "$from" ]] || skipping=
+    [[ -z $skipping ]]
+}
+
+[[ -n $dry ]] || mkdir -p "$run/slurm"
+listen=$(options 1 1 "$LISTEN_GPUS" "$LISTEN_CPUS" "$LISTEN_MEM" "$LISTEN_TIME" | xargs)
+if wanted preprocess; then
+    encode=$(options 1 1 "$ENCODE_GPUS" "$ENCODE_CPUS" "$ENCODE_MEM" "$ENCODE_TIME" | xargs)
+    queue preprocess "$encode --array=0-$((ENCODE_PARTS - 1))" "out=$(quoted "$shards")" "${both[@]}" "${preprocess[@]}"
+    job=$submitted
+fi
+if wanted merge; then
+    queue merge "$listen" "$shards"
+    job=$submitted
+fi
+if wanted train; then
+    learn=$(options "$TRAIN_NODES" "$TRAIN_RANKS" "$TRAIN_GPUS" "$TRAIN_CPUS" "$TRAIN_MEM" "$TRAIN_TIME" | xargs)
+    known=()
+    for word in "${both[@]}"; do [[ $word == data=* ]] || known+=("$word"); done
+    queue train "$learn" "+exp=$experiment" "run=$(quoted "$run")" "shards=$(quoted "$shards")" "${known[@]}" "${train[@]}"
+    job=$submitted
+fi
+if wanted generate; then
+    queue generate "$listen" "run=$(quoted "$run")" "out=$(quoted "$run/generated/clip.wav")" "${generate[@]}"
+fi
+if wanted evaluate; then
+    queue evaluate "$listen" "run=$(quoted "$run")" "shards=$(quoted "$shards")" "${evaluate[@]}"
+fi
+if [[ -z $dry ]]; then echo "logs in $run/slurm; squeue --me shows where it stands"; fi

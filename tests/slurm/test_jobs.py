@@ -1,0 +1,163 @@
+"""The jobs on a real Slurm: two nodes of two CPU ranks, from sounds to wavs, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.track import journal
+from tests.build_caches import tones
+from tests.slurm.cluster import ROOT, Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+
+STEPS = 300
+SMALL = ("codec=encodec_embedded", "codec.codebooks=2")
+PREPROCESS = ("data=folder", "embedder=encodecmae_tiny", "samples_per_shard=6", "data.valid=0.3", "data.test=0")
+MODEL = ("model=tiny", "model.width=64", "model.layers=2", "model.heads=2", "optim.betas=[0.9,0.99]")
+TRAINER = (f"trainer.steps={STEPS}", "trainer.micro_batch=4", "trainer.log_every=5", "trainer.save_every=50")
+QUIET = ("tracking.mode=offline", "tracking.code=false", "trainer.val_every=100", "optim.schedule.warmup=10")
+TRAIN = ("--train", *MODEL, *TRAINER, *QUIET)
+EXPERIMENT = "delay_gpt2"
+
+
+def losses(run: Path) -> dict[int, float]:
+    """The training loss of each step that was logged; no step twice."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def reached(run: Path) -> int:
+    """The last step that was logged."""
+    rows = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    return int(json.loads(rows[-1])["step"]) if rows else 0
+
+
+def train_again(cluster: Cluster, run: str, *words: str) -> str:
+    """The training of the chain once more, in another run folder; its job."""
+    shards = ("--shards", "shards of tones", "--from", "train", "--run", run)
+    jobs = cluster.submit(EXPERIMENT, *SMALL, *shards, *TRAIN, *words)
+    cluster.call("scancel", jobs["generate"], jobs["evaluate"])
+    return jobs["train"]
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster) -> Path:
+    """The run of the whole chain, from a folder of sounds to wavs; one of its encoders is killed and requeued."""
+    tones(cluster.work.parent / "sounds", 48, 0.6)
+    place = f"data.root='{cluster.work.parent / 'sounds'}'"
+    jobs = cluster.submit(
+        EXPERIMENT, *SMALL, "--shards", "shards of tones", "--run", "runs/whole", "--preprocess", *PREPROCESS, place,
+        "data.shortest_seconds=0.01", *TRAIN, "--generate", "n=2", "seconds=0.5", "sampling.top_k=50",
+        "--evaluate", "n=4", "temperatures=[0.7,1.0]", "resamples=10", "pitch=false",
+    )  # fmt: skip
+    assert list(jobs) == ["preprocess", "merge", "train", "generate", "evaluate"]
+    second = ("pipeline.preprocess", "SLURM_ARRAY_TASK_ID=1", f"SLURM_ARRAY_JOB_ID={jobs['preprocess']}")
+    cluster.until(lambda: cluster.processes(*second), 60, "the second encoder")
+    os.kill(cluster.processes(*second)[0], signal.SIGKILL)
+    for step, job in jobs.items():
+        ended = cluster.wait(job)
+        assert ended["JobState"] == "COMPLETED", f"{step}: {ended}\n{cluster.logs()}"
+    starts = sorted(task.get("Restarts") for task in cluster.look(jobs["preprocess"]))
+    assert starts == ["0", "1"]
+    return cluster.work / "runs/whole"
+
+
+def test_the_whole_chain_ends_in_wavs(whole: Path, cluster: Cluster) -> None:
+    assert [file.name for file in sorted((whole / "generated").glob("*.wav"))] == ["clip-0.wav", "clip-1.wav"]
+    assert [*(whole / "listen").rglob("*.wav")] and (whole / "listen" / "evaluate.json").is_file()
+    assert max(losses(whole)) == STEPS and (whole / "export" / "model.safetensors").is_file()
+
+
+def test_a_cache_of_parts_one_of_them_killed_is_one_made_alone(whole: Path, cluster: Cluster, tmp_path: Path) -> None:
+    words = [*SMALL, *PREPROCESS, f"data.root='{cluster.work.parent / 'sounds'}'", "data.shortest_seconds=0.01"]
+    command = [sys.executable, "-m", "pipeline.preprocess", *words, f"out='{tmp_path / 'alone'}'", "workers=1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, env=env, cwd=cluster.work, capture_output=True, timeout=120)
+    alone = {file.name: file.read_bytes() for file in (tmp_path / "alone").iterdir()}
+    assert {file.name: file.read_bytes() for file in (cluster.work / "shards of tones").iterdir()} == alone
+
+
+def test_preempted_and_requeued_it_learns_the_same(whole: Path, cluster: Cluster) -> None:
+    """USR1, as Slurm sends it before the time is up: saved, requeued, in the same run folder and W&B run."""
+    run = cluster.work / "runs" / "preempted"
+    job = train_again(cluster, str(run))
+    cluster.until(lambda: reached(run) >= 60, 120, "step 60")
+    assert cluster.call("scancel", "--signal=USR1", job).returncode == 0
+    ended = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
+    assert losses(run) == losses(whole)
+    log = next((run / "slurm").glob("train-*.log")).read_text()
+    assert "stopped on request: requeued" in log and "going on at step" in log
+    number = (run / "wandb_id").read_text().strip()
+    told = [row for file in journal.files(run, number) for row in journal.rows(file)]
+    steps = [row["trainer/step"] for row in told]
+    assert len(journal.files(run, number)) == 2 and steps == sorted(steps)
+    assert {row["trainer/step"]: row["train/loss"] for row in told if "train/loss" in row} == losses(run)
+    assert not [*cluster.work.glob(".train-*")]
+
+
+def test_a_node_that_dies_is_survived(whole: Path, cluster: Cluster) -> None:
+    run = cluster.work / "runs" / "node died"
+    if (cluster.root / "mode").read_text().strip() != "ns":
+        pytest.skip("nodes have no processes of their own here, so none can die as a whole")
+    job = train_again(cluster, str(run))
+    cluster.until(lambda: reached(run) >= 60, 120, "step 60")
+    cluster.kill_node("node2")
+    cluster.until(lambda: cluster.look(job)[0]["Restarts"] == "1", 60, "Slurm to see that node2 is gone")
+    cluster.start_node("node2")
+    ended = cluster.wait(job)
+    assert ended["JobState"] == "COMPLETED", cluster.logs()
+    assert losses(run) == losses(whole)
+
+
+def test_a_rank_that_dies_fails_the_job_and_cancels_what_waits_for_it(whole: Path, cluster: Cluster) -> None:
+    run = cluster.work / "runs" / "rank died"
+    shards = ("--shards", "shards of tones", "--from", "train", "--run", str(run))
+    jobs = cluster.submit(EXPERIMENT, *SMALL, *shards, *TRAIN)
+    cluster.until(lambda: reached(run) >= 10, 120, "step 10")
+    ranks = cluster.processes("pipeline/train.py", "RANK=3", f"SLURM_JOB_ID={jobs['train']}")
+    os.kill(ranks[0], signal.SIGKILL)
+    ended = cluster.wait(jobs["train"])
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0"), cluster.logs()
+    for step in ("generate", "evaluate"):
+        assert cluster.wait(jobs[step])["JobState"] == "CANCELLED"
+
+
+def test_cancelled_it_saves_and_stays_so(whole: Path, cluster: Cluster) -> None:
+    run = cluster.work / "runs" / "cancelled"
+    job = train_again(cluster, str(run))
+    cluster.until(lambda: reached(run) >= 10, 120, "step 10")
+    assert cluster.call("scancel", job).returncode == 0
+    ended = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), cluster.logs()
+    steps = [int(file.parent.name.removeprefix("step-")) for file in run.glob("checkpoints/*/complete.json")]
+    assert steps and max(steps) < STEPS, "saved where it was told to stop"
+
+
+def test_an_experiment_that_is_none_and_a_step_that_is_none_are_refused(cluster: Cluster) -> None:
+    for words, said in ((("nothing",), "no conf/exp/nothing.yaml"), ((EXPERIMENT, "--from", "here"), "--from here")):
+        done = cluster.call("bash", str(ROOT / "jobs" / "submit.sh"), *words)
+        assert done.returncode == 2 and said in done.stdout
+
+
+def test_input_that_is_refused_is_not_tried_again(cluster: Cluster) -> None:
+    words = (
+        "--array=0",
+        "--partition=test",
+        str(ROOT / "jobs" / "preprocess.sbatch"),
+        "data=folder",
+        "data.root=nowhere",
+    )
+    cluster.env["REPO"] = str(ROOT)
+    job = cluster.call("sbatch", "--parsable", *words).stdout.strip()
+    ended = cluster.wait(job)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")

