@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH"
 CHEAP := codec=encodec_embedded embedder=encodecmae_tiny
 
-.PHONY: install quickstart test test-slow bench lint clean
+.PHONY: install quickstart test test-slow test-slurm bench lint clean
 
 install: $(VENV)/.installed
 
@@ -23,18 +23,26 @@ quickstart: install
 	$(RUN) deepspeed --num_gpus 2 pipeline/train.py +exp=quickstart
 	$(RUN) python -m pipeline.evaluate run=quickstart/run shards=quickstart/shards sampling.guidance=2.5
 
+# two processes of one thread each; a file's tests share its fixtures, so they stay together
 test: install
-	$(RUN) python -m pytest -m "not slow and not slurm and not bench"
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
 
 test-slow: install
-	$(RUN) python -m pytest -m "slow and not slurm"
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "slow and not slurm"
+
+# starts a real Slurm cluster of two nodes on this machine (Debian, root); skips with the reason elsewhere
+test-slurm: install
+	$(RUN) python -m pytest -m slurm
 
 lint: install
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 
+# each prints a table, the ratios of one run; a GPU is used where there is one
 bench: install
-	$(RUN) python -m pytest -m bench -s
+	$(RUN) python -m tests.benchmarks.bench_codec
+	$(RUN) python -m tests.benchmarks.bench_preprocess
+	$(RUN) python -m tests.benchmarks.bench_train
 
 clean:
 	rm -rf quickstart build *.egg-info
