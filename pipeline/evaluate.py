@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     from pipeline.listen import tables
     from pipeline.listen.instrument import open_run
     from pipeline.listen.loss import measure
-    from pipeline.listen.make import sampling_of
+    from pipeline.listen.pieces import sampling_of
 
     sampling, out = sampling_of(cfg.sampling), Path(cfg.out)
     instrument = open_run(cfg.run, cfg.device, cfg.repository, cfg.embedder_source)

@@ -2,14 +2,25 @@
 
   python -m pipeline.generate run=runs/quickstart prompt=a.wav out=b.wav
   python -m pipeline.generate run=RUN prompt=a.wav out=b.wav sampling.temperature=0.7 seconds=4 seed=3
-  python -m pipeline.generate run=RUN prompt=[a.wav,b.flac] n=4 out=DIR/clip.wav
-  python -m pipeline.generate run=RUN out=b.wav                                       without a prompt
+  python -m pipeline.generate run=RUN prompt=[a.wav,DIR,'*.flac'] n=4 out=DIR          many prompts, 4 sounds of each
+  python -m pipeline.generate run=RUN mode=interpolate prompt=[a.wav,b.wav] steps=15 out=c.wav
+  python -m pipeline.generate run=RUN mode=morph keyframes='[{at: 0, prompt: a.wav}, {at: 4, prompt: b.wav}]' seconds=8
+  python -m pipeline.generate run=RUN mode=continue prompt=a.wav seconds=30 stream=true out=c.wav
+  python -m pipeline.generate run=RUN mode=extend audio=a.wav seconds=6 out=c.wav
+  python -m pipeline.generate from=b.json out=again.wav
 
-Any sound file is a prompt. Beside b.wav stands b.json: the model's sha256, the seed, every setting, the prompt and its
-sha256, the codec and the embedder. The same seed gives the same codes alone or among others.
+Any sound file is a prompt; without one the model plays what it likes. Modes:
+  prompt       each clip whole, from one prompt
+  interpolate  clips on the way from prompt to prompt, joined by short fades
+  morph        one piece whose prompt moves from keyframe to keyframe
+  continue     a piece of any length: it looks back over a window that moves on
+  extend       goes on with a sound's own codes
+Beside b.wav stands b.json: the model's sha256, the seed, every setting, the prompts and their sha256, the codec and the
+embedder; from=b.json makes that very sound again. The same seed gives the same codes alone or among others. Stopped by
+Ctrl-C, what is made is kept.
 
-What people change: prompt=, out=, seconds=, n=, seed=, sampling.temperature=, sampling.top_k=, sampling.top_p=,
-sampling.guidance=, device=.
+What people change: prompt=, out=, seconds=, n=, seed=, sampling.temperature= (one, or one a codebook), sampling.top_k=,
+sampling.top_p=, sampling.min_p=, sampling.guidance=, device=.
 """
 
 from __future__ import annotations
@@ -20,29 +31,43 @@ from pipeline.config import entry
 
 
 @entry("generate")
-def main(cfg: DictConfig) -> None:
-    """Generate, and print what was written."""
-    from pathlib import Path
+def main(cfg: DictConfig) -> int:
+    """Generate, print what was written, and return the exit code."""
+    import logging
+
+    from omegaconf import OmegaConf
 
     from pipeline.errors import InputError
+    from pipeline.listen import sidecar
     from pipeline.listen.instrument import open_run
-    from pipeline.listen.make import Order, make, sampling_of
-    from pipeline.listen.prompts import embed, read_prompt
+    from pipeline.listen.perform import perform, perform_streaming
+    from pipeline.listen.pieces import pieces, samples_of, sampling_of, window_of
 
-    sampling, n = sampling_of(cfg.sampling), int(cfg.n)
-    if n < 1:
-        raise InputError(f"n={n}: give 1 or more")
-    instrument = open_run(cfg.run, cfg.device, cfg.repository, cfg.embedder_source)
-    given = [] if cfg.prompt is None else [cfg.prompt] if isinstance(cfg.prompt, str) else list(cfg.prompt)
-    prompts = [read_prompt(path, cfg.prompt_seconds, instrument.codec.sample_rate) for path in given]
-    vectors = embed(instrument.embedder, [prompt.wav for prompt in prompts]) if prompts else []
-    pairs = [(p, v) for p, v in zip(prompts, vectors, strict=True) for _ in range(n)] or [(None, None)] * n
-    out = Path(cfg.out)
-    names = [out] if len(pairs) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(pairs))]
-    orders = [Order(name, p, v, cfg.seed + i) for i, (name, (p, v)) in enumerate(zip(names, pairs, strict=True))]
+    logging.basicConfig(format="%(message)s")
+    given = OmegaConf.to_container(cfg, resolve=True)
+    told = sidecar.read(cfg["from"]) if cfg["from"] else None
+    settings = {**given, **(told["settings"] if told else {})}
+    if told is None and cfg.run is None:
+        raise InputError("run=RUN: give the run to play, e.g. run=runs/quickstart")
+    run = cfg.run or told["export"]["folder"]
+    instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source, settings["exact"])
+    if told:
+        sidecar.check(cfg["from"], told, instrument)
+    sampling, frames = sampling_of(settings["sampling"]), instrument.codec.frames(samples_of(settings, instrument))
+    window, found = window_of(settings, frames, instrument), pieces(settings, instrument)
     batch = (64 if instrument.device.type == "cuda" else 16) if cfg.batch == "auto" else int(cfg.batch)
-    for path, wav in make(instrument, orders, cfg.seconds, sampling, batch):
-        print(f"{path}  {len(wav) / instrument.codec.sample_rate:.3f} s")
+    if settings["stream"]:
+        makes = perform_streaming(instrument, found, sampling, window, settings["chunk"])
+    else:
+        makes = perform(instrument, found, sampling, window, batch, told and told["batch"])
+    same = True
+    for made in makes:
+        note = ""
+        if told:
+            same = made.codes_sha256 == told["codes_sha256"]
+            note = "  the same codes" if same else "  NOT the same codes: see the warnings, or another machine made it"
+        print(f"{made.path}  {made.seconds:.3f} s{note}", flush=True)
+    return 0 if same else 1
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from pipeline.cache.stream import Split
 from pipeline.config import CONF
 from pipeline.errors import InputError
 from pipeline.lm.model import WEIGHTS, CodecGPT
@@ -23,7 +24,7 @@ PACKAGES = ("codec-audio-lm", "torch", "transformers", "encodec", "numpy", "soxr
 
 @dataclass(frozen=True)
 class Instrument:
-    """folder: the export; sha256: of its weights' file."""
+    """folder: the export; sha256: of its weights' file; trained_frames: of the longest clip of training, if known."""
 
     model: CodecGPT
     player: Player
@@ -31,6 +32,7 @@ class Instrument:
     embedder: Embedder
     folder: Path
     sha256: str
+    trained_frames: int | None
 
     @property
     def device(self) -> torch.device:
@@ -73,19 +75,37 @@ def find_export(run: str | Path) -> Path:
 
 
 def open_run(
-    run: str | Path, device: str = "auto", repository: str | None = None, embedder_source: str | None = None
+    run: str | Path,
+    device: str = "auto",
+    repository: str | None = None,
+    embedder_source: str | None = None,
+    exact: bool = True,
 ) -> Instrument:
     """Load a run's export and what it plays through.
 
-    repository: the folder with Meta's codec weights; embedder_source: where the embedder's weights lie. Raises
-    InputError for a missing export, and for a codec or embedder whose weights are not those of training.
+    repository: the folder with Meta's codec weights; embedder_source: where the embedder's weights lie; exact: see
+    `Player`. Raises InputError for a missing export, and for a codec or embedder whose weights are not those of
+    training.
     """
     folder, place = find_export(run), pick_device(device)
     model = CodecGPT.from_pretrained(folder, str(place))
     codec = _codec(model, folder, repository, place)
     embedder = _embedder(model, folder, embedder_source, place)
     sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    return Instrument(model, Player(model), codec, embedder, folder, sha256)
+    frames = trained_frames(folder.parent, codec.frame_rate)
+    return Instrument(model, Player(model, exact), codec, embedder, folder, sha256, frames)
+
+
+def trained_frames(run: Path, frame_rate: float) -> int | None:
+    """How long the clips of training were at most, by the settings of the run; None where they do not tell."""
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        crop, shards = settings["data"]["seconds"], settings["shards"]
+        folders = [shards] if isinstance(shards, str) else list(shards.values())
+        longest = max(Split(folder, settings["data"]["train"]).longest() for folder in folders)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, InputError):
+        return None
+    return longest if crop is None else min(longest, round(crop * frame_rate))
 
 
 def _codec(model: CodecGPT, folder: Path, repository: str | None, device: torch.device) -> Codec:

@@ -1,6 +1,6 @@
-"""What a generation starts from: sound files as prompt vectors.
+"""Sound files in as prompt vectors, codes out as sounds.
 
-Letters: B prompts, S samples, P prompt width.
+Letters: B prompts, K codebooks, T frames, S samples, P prompt width.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.sound import audio
+from pipeline.errors import InputError
+from pipeline.sound import audio, files
 from pipeline.sound.codec import Codec
 from pipeline.sound.embedder import Embedder
 
@@ -23,25 +25,54 @@ log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A sound file, read: wav [S] at the embedder's rate; sha256: of the file."""
+class Source:
+    """A sound file, read: wav [S] mono at the codec's rate; sha256: of the file."""
 
     path: Path
     sha256: str
     wav: np.ndarray
 
+    def told(self) -> dict[str, Any]:
+        """As JSON: enough to know it again."""
+        return {"path": str(self.path.absolute()), "sha256": self.sha256}
 
-def read_prompt(path: str | Path, seconds: float, rate: int) -> Prompt:
+
+def read_source(path: str | Path, seconds: float, rate: int) -> Source:
     """The first `seconds` of a sound file. Raises AudioError for a file that is no sound."""
     path = Path(path)
     wav = audio.read(path, duration=seconds, rate=rate)
+    if audio.is_silent(wav):
+        log.warning("%s is silent: expect what the model makes of silence", path)
+    return Source(path, sha256_of(path), wav)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    if audio.is_silent(wav):
-        log.warning("%s is silent: expect silence, or what the model makes of it", path)
-    return Prompt(path, digest.hexdigest(), wav)
+    return digest.hexdigest()
+
+
+def find(given: Any) -> dict[str, Path]:
+    """The sound files that the setting `prompt` names (files, folders, globs, a list of them), each by its own name.
+
+    Raises InputError for what is not there.
+    """
+    paths: list[str] = []
+    for one in [] if given is None else [given] if isinstance(given, str) else map(str, given):
+        matches = _matching(one) if set("*?[") & set(one) and not Path(one).exists() else [one]
+        if not matches:
+            raise InputError(f"prompt={one}: no file matches")
+        paths += matches
+    return files.find("prompt", paths)
+
+
+def _matching(pattern: str) -> list[str]:
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if set("*?[") & set(part))
+    return sorted(map(str, Path(*parts[:first]).glob(str(Path(*parts[first:])))))
 
 
 def embed(embedder: Embedder, wavs: Sequence[np.ndarray]) -> Tensor:

@@ -1,0 +1,226 @@
+"""From settings to pieces: which clips each sound file is made of, under which prompts, from which beginnings.
+
+Letters: K codebooks, T frames, P prompt width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.listen import blend
+from pipeline.listen.instrument import Instrument
+from pipeline.listen.prompts import Source, embed, find, read_source
+from pipeline.lm.choice import Sampling
+from pipeline.sound.audio import AudioError
+
+MODES = ("prompt", "interpolate", "morph", "continue", "extend")
+SECONDS = 4.0  # where the length of training is not known: NSynth's, as in the article
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of a batch. prompts: from which frame on which prompt [P] holds; given: codes [K, T] it begins with."""
+
+    seed: int
+    prompts: Sequence[tuple[int, Tensor]] = ()
+    given: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One sound file, of one clip or of several that fade into each other.
+
+    settings: those that make this very piece alone. sources: the sound files it depends on.
+    """
+
+    out: Path
+    clips: Sequence[Clip]
+    samples: int
+    settings: Mapping[str, Any]
+    sources: Sequence[Source] = ()
+    fade: int = 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """How far back a piece longer than the trained length looks, and by how much it moves: in frames."""
+
+    frames: int
+    hop: int
+
+
+def sampling_of(settings: Mapping[str, Any]) -> Sampling:
+    """The `sampling` group of a config. Raises InputError for values that make no sense."""
+    found = {str(key): value for key, value in settings.items()}
+    if not isinstance(found["temperature"], (int, float)):
+        found["temperature"] = tuple(found["temperature"])
+    return Sampling(**found)
+
+
+def samples_of(settings: Mapping[str, Any], instrument: Instrument) -> int:
+    """The setting `seconds` in samples. Raises InputError for none."""
+    seconds, trained = settings["seconds"], instrument.trained_frames
+    if seconds == "auto":
+        seconds = SECONDS if trained is None else trained / instrument.codec.frame_rate
+    samples = round(seconds * instrument.codec.sample_rate)
+    if not samples > 0:
+        raise InputError(f"seconds={seconds}: give more than 0")
+    return samples
+
+
+def window_of(settings: Mapping[str, Any], frames: int, instrument: Instrument) -> Window | None:
+    """The window of a piece of so many frames; None where it is no longer than the clips of training.
+
+    Raises InputError for a window that does not lie within the trained length, or is needed but not known.
+    """
+    trained, rate = instrument.trained_frames, instrument.codec.frame_rate
+    if settings["mode"] in ("prompt", "interpolate"):
+        return None
+    if settings["window"] == "auto":
+        if trained is None:
+            raise InputError("window=auto: how long the clips of training were is not known; give window=SECONDS")
+        if frames <= trained:
+            return None
+        window = max(2, trained // 2)
+    else:
+        window = round(settings["window"] * rate)
+    if not 2 <= window < (trained or window + 1):
+        raise InputError(
+            f"window={settings['window']}: {window} frames; give 2 frames or more, and less than the {trained} "
+            f"({trained and trained / rate:g} s) of training"
+        )
+    if frames <= window:
+        return None
+    hop = window // 2 if settings["hop"] == "auto" else round(settings["hop"] * rate)
+    if not 0 < hop < window:
+        raise InputError(f"hop={settings['hop']}: {hop} frames; give more than 0 and less than the window's {window}")
+    return Window(window, hop)
+
+
+def pieces(settings: Mapping[str, Any], instrument: Instrument) -> list[Piece]:
+    """All that the settings ask for. Raises InputError for what they cannot mean; broken prompts are all named."""
+    mode, n = settings["mode"], settings["n"]
+    if mode not in MODES:
+        raise InputError(f"mode={mode}: give {', '.join(MODES)}")
+    if n < 1:
+        raise InputError(f"n={n}: give 1 or more")
+    build = {"interpolate": _interpolate, "morph": _morph, "extend": _extend}.get(mode, _prompt)
+    found = build(settings, instrument)
+    return [
+        Piece(out, clips, samples_of(settings, instrument), own, sources, round(settings["fade"] * 24_000))
+        for out, (clips, own, sources) in zip(
+            _outs(settings, [name for name, *_ in found]), [f[1:] for f in found], strict=True
+        )
+    ]
+
+
+_Made = tuple[str, list[Clip], dict[str, Any], list[Source]]  # name, clips, own settings, sources
+
+
+def _prompt(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
+    n, seed = settings["n"], settings["seed"]
+    sources = read_all(find(settings["prompt"]), settings["prompt_seconds"], instrument)
+    made: list[_Made] = []
+    for name, source, vector in sources or [("sound", None, None)]:
+        for _ in range(n):
+            clip = Clip(seed + len(made), () if vector is None else [(0, vector)])
+            given = None if source is None else str(source.path.absolute())
+            own = {**settings, "prompt": given, "n": 1, "seed": clip.seed}
+            made.append((name, [clip], own, [] if source is None else [source]))
+    return made
+
+
+def _interpolate(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
+    sources = read_all(find(settings["prompt"]), settings["prompt_seconds"], instrument)
+    prompts = blend.path([vector for _, _, vector in sources], settings["steps"], settings["blend"])
+    paths = [str(source.path.absolute()) for _, source, _ in sources]
+    made: list[_Made] = []
+    for i in range(settings["n"]):
+        seed = settings["seed"] + i  # all clips have the same noise: only the prompt moves
+        own = {**settings, "prompt": paths, "n": 1, "seed": seed}
+        clips = [Clip(seed, [(0, vector)]) for vector in prompts]
+        made.append(("-".join(name for name, _, _ in sources), clips, own, [source for _, source, _ in sources]))
+    return made
+
+
+def _morph(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
+    keyframes, every = blend.keyframes_of(settings["keyframes"]), settings["every"]
+    if not every > 0:
+        raise InputError(f"every={every}: give more than 0 seconds")
+    named = {str(i): Path(path) for i, (_, path) in enumerate(keyframes)}
+    sources = read_all(named, settings["prompt_seconds"], instrument)
+    stops = [(at, vector) for (at, _), (_, _, vector) in zip(keyframes, sources, strict=True)]
+    rate = instrument.codec.frame_rate
+    prompts = [(round(at * rate), vector) for at, vector in blend.trajectory(stops, every, settings["blend"])]
+    kept = dict(prompts)
+    frames = [
+        {"at": at, "prompt": str(source.path.absolute())}
+        for (at, _), (_, source, _) in zip(keyframes, sources, strict=True)
+    ]
+    made: list[_Made] = []
+    for i in range(settings["n"]):
+        own = {**settings, "keyframes": frames, "n": 1, "seed": settings["seed"] + i}
+        clip = Clip(own["seed"], sorted(kept.items(), key=lambda item: item[0]))
+        made.append(("-".join(path.stem for path in named.values()), [clip], own, [source for _, source, _ in sources]))
+    return made
+
+
+def _extend(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
+    if settings["audio"] is None:
+        raise InputError("mode=extend goes on with a sound file: give audio=a.wav")
+    rate, samples = instrument.codec.sample_rate, samples_of(settings, instrument)
+    start = read_source(settings["audio"], (samples + 1) / rate, rate)
+    if len(start.wav) >= samples:
+        raise InputError(
+            f"audio={start.path}: it is not shorter than the {samples / rate:g} s to be made: give more seconds="
+        )
+    codes = instrument.codec.encode(torch.from_numpy(start.wav)[None, None])[0].cpu()  # [K, T]
+    given = codes[:, : max(1, len(start.wav) // instrument.codec.hop)]  # the last frame may be partly silence
+    prompts = find(settings["prompt"] if settings["prompt"] is not None else str(settings["audio"]))
+    sources = read_all(prompts, settings["prompt_seconds"], instrument)
+    made: list[_Made] = []
+    for _, source, vector in sources:
+        for _ in range(settings["n"]):
+            clip = Clip(settings["seed"] + len(made), [(0, vector)], given)
+            paths = {"audio": str(start.path.absolute()), "prompt": str(source.path.absolute())}
+            made.append((start.path.stem, [clip], {**settings, **paths, "n": 1, "seed": clip.seed}, [start, source]))
+    return made
+
+
+def read_all(paths: Mapping[str, Path], seconds: float, instrument: Instrument) -> list[tuple[str, Source, Tensor]]:
+    """Name, sound and prompt vector [P] of each file; each embedded alone, so that the others change nothing.
+
+    Raises InputError naming every file that cannot be read.
+    """
+    found, refused = [], []
+    for name, path in paths.items():
+        try:
+            source = read_source(path, seconds, instrument.codec.sample_rate)
+        except AudioError as error:
+            refused.append(str(error))
+            continue
+        found.append((name, source, embed(instrument.embedder, [source.wav])[0]))
+    if refused:
+        raise InputError("prompts that cannot be read: " + "; ".join(refused))
+    return found
+
+
+def _outs(settings: Mapping[str, Any], names: list[str]) -> list[Path]:
+    """A file for each piece: `out` itself for one, else numbered, or named by prompts in a folder."""
+    out = Path(settings["out"])
+    if out.suffix:
+        return [out] if len(names) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(names))]
+    taken: dict[str, int] = {}
+    found = []
+    for name in names:
+        taken[name] = taken.get(name, 0) + 1
+        count = f"-{taken[name]}" if names.count(name) > 1 else ""
+        found.append(out / f"{name}{count}.wav")
+    return found

@@ -1,0 +1,92 @@
+"""The .json beside a sound: all that it was made from, and all that makes it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.listen.instrument import Instrument
+from pipeline.listen.pieces import Piece
+from pipeline.listen.prompts import sha256_of
+
+log = logging.getLogger("pipeline")
+FORMAT = 1
+ELSEWHERE = (
+    "run",
+    "out",
+    "from",
+    "device",
+    "batch",
+    "repository",
+    "embedder_source",
+)  # told by `identity`, or no matter
+
+
+def write(piece: Piece, instrument: Instrument, codes: Sequence[Tensor], place: Mapping[str, int], whole: bool) -> None:
+    """Write {name}.json beside {name}.wav. codes: [K, T] of each clip; place: rows of the batch, and which was its."""
+    told = {
+        "format": FORMAT,
+        "sound": piece.out.name,
+        "whole": whole,
+        "seconds": piece.samples / instrument.codec.sample_rate,
+        "codes_sha256": digest(codes),
+        "sound_sha256": sha256_of(piece.out),
+        "settings": {key: value for key, value in piece.settings.items() if key not in ELSEWHERE},
+        "sources": [source.told() for source in piece.sources],
+        "batch": dict(place),
+        "pattern": instrument.model.config.pattern,
+        **instrument.identity,
+    }
+    part = piece.out.with_name(f".{piece.out.stem}.json.part")
+    part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    part.replace(piece.out.with_suffix(".json"))
+
+
+def digest(codes: Sequence[Tensor]) -> str:
+    """sha256 over codes [K, T] of each clip, as int16."""
+    found = hashlib.sha256()
+    for clip in codes:
+        found.update(clip.to(torch.int16).contiguous().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A sidecar. Raises InputError for what is none, and where a source has changed since."""
+    path = Path(path)
+    try:
+        told = json.loads(path.read_text())
+        if told["format"] != FORMAT:
+            raise InputError(f"from={path}: it has format {told['format']!r}, and this program reads {FORMAT}")
+        sources = [(Path(source["path"]), source["sha256"]) for source in told["sources"]]
+        told["settings"]["mode"], told["export"]["folder"], told["batch"]["rows"], told["codes_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"from={path}: not the .json that pipeline.generate writes ({error!r})") from error
+    for source, sha256 in sources:
+        if not source.is_file():
+            raise InputError(f"from={path}: {source}, which it was made from, is gone")
+        if sha256_of(source) != sha256:
+            raise InputError(f"from={path}: {source} has changed since: put back the file with sha256 {sha256}")
+    return told
+
+
+def check(path: str | Path, told: Mapping[str, Any], instrument: Instrument) -> None:
+    """Raises InputError unless the instrument is the one it was made with; other versions are only told."""
+    now = instrument.identity
+    if told["export"]["sha256"] != now["export"]["sha256"]:
+        raise InputError(
+            f"from={path}: made with weights of sha256 {told['export']['sha256']}, but {instrument.folder} has "
+            f"{now['export']['sha256']}; give run=RUN that has the former"
+        )
+    for part in ("versions", "device"):
+        if told[part] != now[part]:
+            log.warning("%s: made with %s %s, now %s; the last bits may differ", path, part, told[part], now[part])
