@@ -105,7 +105,7 @@ def test_w_and_b_is_told_what_its_users_filter_and_group_by(requeued: tuple[Path
     assert (told.display_name, told.run_group, told.job_type) == ("delay gpt2", "delay_gpt2", "train")
     assert list(told.tags) == ["delay", "gpt2", "encodec_24khz"]
     config = {item.key: json.loads(item.value_json) for item in told.config.update}
-    assert (config["pattern.name"], config["optim.schedule.warmup"], config["trainer.steps"]) == (
+    assert (config["pattern"], config["optim.schedule.warmup"], config["trainer.steps"]) == (
         "delay",
         1000,
         200_000,

@@ -29,7 +29,7 @@ class Server(ThreadingHTTPServer):
         self.alerts: list[dict[str, Any]] = []
         self.operations: list[str] = []
         self.files: dict[str, bytes] = {}
-        self.views: list[dict[str, Any]] = []
+        self.views: dict[str, dict[str, Any]] = {}
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -161,6 +161,16 @@ class Server(ThreadingHTTPServer):
     def on_NotifyScriptableRunAlert(self, given: dict[str, Any]) -> dict[str, Any]:
         self.alerts.append(given)
         return {"notifyScriptableRunAlert": {"success": True}}
+
+    def on_UpsertView2(self, given: dict[str, Any]) -> dict[str, Any]:
+        name = given["name"]
+        new, self.views[name] = name not in self.views, {**given, "id": f"v-{name}"}
+        return {"upsertView": {"view": {"id": f"v-{name}", "name": name}, "inserted": new}}
+
+    def on_View(self, given: dict[str, Any]) -> dict[str, Any]:
+        found = self.views.get(given["viewName"])
+        edges = [{"node": {key: found[key] for key in ("id", "name", "displayName", "spec")}}] if found else []
+        return {"project": {"allViews": {"edges": edges}}}
 
     def stream(self, name: str, sent: dict[str, Any]) -> None:
         """The file stream: lines of the history by their number, the summary, the end."""

@@ -134,10 +134,13 @@ class Session:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names: what can be filtered and grouped by, as it is typed on the command line."""
+    """Nested settings by the names that the command line knows them by: `pattern`, `optim.lr`."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix[:-1] if prefix and name == "name" else f"{prefix}{name}"] = value
     return found
 
 

@@ -17,11 +17,11 @@ from tests.slurm.cluster import ROOT, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
-STEPS = 300
+STEPS = 200
 SMALL = ("codec=encodec_embedded", "codec.codebooks=2")
 PREPROCESS = ("data=folder", "embedder=encodecmae_tiny", "samples_per_shard=6", "data.valid=0.3", "data.test=0")
 MODEL = ("model=tiny", "model.width=64", "model.layers=2", "model.heads=2", "optim.betas=[0.9,0.99]")
-TRAINER = (f"trainer.steps={STEPS}", "trainer.micro_batch=4", "trainer.log_every=5", "trainer.save_every=50")
+TRAINER = (f"trainer.steps={STEPS}", "trainer.micro_batch=4", "trainer.log_every=5", "trainer.save_every=40")
 QUIET = ("tracking.mode=offline", "tracking.code=false", "trainer.val_every=100", "optim.schedule.warmup=10")
 TRAIN = ("--train", *MODEL, *TRAINER, *QUIET)
 EXPERIMENT = "delay_gpt2"
@@ -72,7 +72,7 @@ def whole(cluster: Cluster) -> Path:
 
 
 def test_the_whole_chain_ends_in_wavs(whole: Path, cluster: Cluster) -> None:
-    assert [file.name for file in sorted((whole / "generated").glob("*.wav"))] == ["clip-0.wav", "clip-1.wav"]
+    assert [file.name for file in sorted((whole / "generated").glob("*.wav"))] == ["clip-1.wav", "clip-2.wav"]
     assert [*(whole / "listen").rglob("*.wav")] and (whole / "listen" / "evaluate.json").is_file()
     assert max(losses(whole)) == STEPS and (whole / "export" / "model.safetensors").is_file()
 
