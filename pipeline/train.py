@@ -29,7 +29,7 @@ from pipeline.config import entry
 @entry("train")
 def main(cfg: DictConfig) -> int:
     """Wire caches, model, engine and trainer; train; export."""
-    from pipeline import training
+    from pipeline import preflight, training
     from pipeline.lm import checkpoint, distributed
 
     world = distributed.start(cfg.trainer.timeout)
@@ -39,6 +39,8 @@ def main(cfg: DictConfig) -> int:
     config = training.model_config(cfg, splits)
     if found:
         checkpoint.check_model(found, config)
+    if preflight.check(cfg, config, splits, order, world, found):
+        return 0
     model = training.build_model(cfg, config, splits, fresh=found is None)
     training.prepare_run(cfg, run, world)
     engine = training.build_engine(cfg, model, world, found is not None and checkpoint.needs_conversion(found, world))

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Order | Mix
 def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConfig:
     """The model that the settings ask for, made to fit the shards. Raises InputError where it cannot."""
     manifest, m = pairs[0][0].manifest, cfg.model
-    frames = _most_frames(cfg, pairs)
+    frames = most_frames(cfg, pairs)
     steps = Pattern(cfg.pattern.name, cfg.codec.codebooks).length(frames + cfg.data.end_of_audio)
     positions = max(1024, steps) if m.positions == "auto" else int(m.positions)
     if steps > positions:
@@ -88,11 +88,16 @@ def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConf
     )
 
 
-def _most_frames(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int:
+def most_frames(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int:
     """The frames of the longest clip, or of a crop where that is shorter."""
-    longest = max(split.longest() for pair in pairs for split in pair)
+    longest = max(_longest(split) for pair in pairs for split in pair)
     crop = _crop(cfg, pairs)
     return longest if crop is None else min(crop, longest)
+
+
+@cache
+def _longest(split: Split) -> int:
+    return split.longest()  # reads every index
 
 
 def _crop(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int | None:
@@ -144,19 +149,31 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     if t.compile is True or (t.compile == "auto" and world.device.type == "cuda"):
         for block in model.trunk.h:
             block.compile()
-    bf16 = cfg.trainer.precision == "bf16" or (cfg.trainer.precision == "auto" and world.device.type == "cuda")
     settings = {
         **OmegaConf.to_container(cfg.deepspeed, resolve=True),  # type: ignore[dict-item]
         "train_micro_batch_size_per_gpu": cfg.trainer.micro_batch,
         "gradient_accumulation_steps": cfg.trainer.accumulate,
         "gradient_clipping": float(cfg.trainer.clip),
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": computes_in_bf16(cfg, world.device.type)},
         "zero_allow_untested_optimizer": True,
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 2**31,
     }
     optimizer = optim.adamw(model, cfg.optim, world.device)
     return deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+
+
+def computes_in_bf16(cfg: DictConfig, device: str) -> bool:
+    """Whether weights and activations are bf16. Raises InputError for a precision that this device has not."""
+    asked = cfg.trainer.precision
+    if asked not in ("auto", "bf16", "fp32"):
+        raise InputError(f"trainer.precision={asked}: give auto, bf16 or fp32")
+    if cfg.deepspeed.get("fp16") or cfg.deepspeed.get("bf16"):
+        raise InputError("deepspeed.fp16 and deepspeed.bf16 are not read: precision is set by trainer.precision")
+    chosen = bool(asked == "bf16" or (asked == "auto" and device == "cuda"))
+    if chosen and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(f"{torch.cuda.get_device_name()} has no bf16: give trainer.precision=fp32")
+    return chosen
 
 
 def _sample_of_prompts(pairs: list[tuple[Split, Split]]) -> torch.Tensor:
