@@ -150,6 +150,8 @@ class Order:
             here = epochs == epoch
             walk = self._walk(epoch)
             at, window = self._on_line(walk, places[here] - epoch * self.epoch)
+            if (window == window[0]).all():  # numbers for arrays are quicker
+                window = window[0]
             first = walk.windows[window]
             at = first + permuted(at - first, walk.windows[window + 1] - first, walk.keys[window])
             found = np.searchsorted(walk.starts, at, side="right") - 1
@@ -157,20 +159,16 @@ class Order:
         return Places(np.zeros_like(places), shard, row, epochs)
 
     def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
-        """Source and shard of all that is read around some places: of their windows, then of those after these."""
-        now: dict[int, None] = {}
-        then: dict[int, None] = {}
-        epochs = places // self.epoch
-        for epoch in _distinct(epochs):
-            walk, following = self._walk(epoch), self._walk(epoch + 1)
-            windows = np.unique(self._on_line(walk, places[epochs == epoch] - epoch * self.epoch)[1])
-            now.update(dict.fromkeys(walk.shards_of(windows)))
-            ends = np.searchsorted(walk.lanes, walk.windows[windows + 1])  # the lane whose start this is, if it is one
-            last = walk.lanes[ends] == walk.windows[windows + 1]
-            then.update(dict.fromkeys(walk.shards_of(windows[~last] + 1)))
-            lanes = following.lanes[ends[last] - 1]
-            then.update(dict.fromkeys(following.shards_of(np.searchsorted(following.windows, lanes))))
-        return [(0, shard) for shard in {**now, **then}]
+        """Source and shard of what is read at some places and soon after: of their windows, then of the next ones."""
+        found: dict[int, None] = {}
+        window = self.lanes * self.epoch * self.window // np.count_nonzero(self.clips)  # about so many places
+        for ahead in (0, window // 2, window):
+            epochs = (places + ahead) // self.epoch
+            for epoch in _distinct(epochs):
+                walk = self._walk(epoch)
+                offsets = (places + ahead)[epochs == epoch] - epoch * self.epoch
+                found.update(dict.fromkeys(walk.shards_of(np.unique(self._on_line(walk, offsets)[1]))))
+        return [(0, shard) for shard in found]
 
     def _on_line(self, walk: _Walk, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the places of an epoch lie on its line before windows are shuffled, and in which window."""
@@ -217,13 +215,7 @@ class Mixture:
 
     def __call__(self, places: np.ndarray) -> Places:
         """The clips at some places of the stream."""
-        source, own = np.empty_like(places), np.empty_like(places)
-        blocks = places // self.BLOCK
-        for block in _distinct(blocks):
-            here = blocks == block
-            drawn, count = self._block(block)
-            inside = places[here] - block * self.BLOCK
-            source[here], own[here] = drawn[inside], count[inside]
+        source, own = self._own(places)
         shard, row, epoch = (np.empty_like(places) for _ in range(3))
         for s, order in enumerate(self.orders):
             here = source == s
@@ -233,8 +225,19 @@ class Mixture:
 
     def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
         """Source and shard of all that is read around some places, as of an `Order`."""
-        taken = np.array([self._taken(block) for block in _distinct(places // self.BLOCK)])  # [blocks, sources]
-        return [(s, n) for s, order in enumerate(self.orders) for _, n in order.coming(taken[:, s])]
+        source, own = self._own(places)
+        return [(s, n) for s, order in enumerate(self.orders) for _, n in order.coming(own[source == s])]
+
+    def _own(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each place, its source and that source's own place."""
+        source, own = np.empty_like(places), np.empty_like(places)
+        blocks = places // self.BLOCK
+        for block in _distinct(blocks):
+            here = blocks == block
+            drawn, count = self._block(block)
+            inside = places[here] - block * self.BLOCK
+            source[here], own[here] = drawn[inside], count[inside]
+        return source, own
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """For each place of a block, its source and that source's own place: int64 [1000] each."""

@@ -7,107 +7,68 @@ Which clip stands at a place is the order's to say (`pipeline.cache.order`), on 
 own places out. A batch knows the place that the run has reached when all ranks have taken theirs: that number is saved
 with the model, and is all that a resume needs, on any number of ranks or threads.
 
-Letters: B clips, K codebooks, T frames, P prompt width, n samples.
+A clip whose shard is lost gives its place to another, which the place alone decides: batches stay full, ranks in step.
+
+Letters: B clips, K codebooks, T frames, P prompt width, n batches.
 """
 
 from __future__ import annotations
 
 import collections
-import functools
-import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache.manifest import Manifest
-from pipeline.cache.order import Mixture, Order, key, permuted
-from pipeline.cache.shard import CODES, PROMPT, key_at, load_index
-from pipeline.cache.store import Store, open_store
+from pipeline.cache.order import Mixture, Order, Places, key, permuted
+from pipeline.cache.shard import CODES
+from pipeline.cache.split import ALIGN, WIDEST, OpenShard, Split, memory, numbers
 from pipeline.errors import InputError
 
-_AHEAD = 64  # batches whose places are worked out in one go
+_PLANNED = 4096  # clips that are looked up in one go, at most
+_FIRST = 8  # batches that are looked up in the first go, so that it comes soon
+_PIECE = 4  # batches that a thread reads in one go
+_STEP, _TRIES = 10_007, 100  # places from a lost clip to the one that stands in for it, and how many are tried
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """Clips of one rank.
 
-    codes: int16 [B, K, T], 0 where padded; frames: int64 [B], the real ones; prompt: float32 [B, P];
+    codes: int16 [B, K, T], 0 where padded; frames: int64 [B], the real ones; half: float16 [B, P], the prompts;
     place: the place of the stream after this batch on all ranks; clips: the places of these clips, int64 [B].
     """
 
     codes: Tensor
     frames: Tensor
-    prompt: Tensor
+    half: Tensor
     place: int
     clips: np.ndarray
 
+    @property
+    def prompt(self) -> Tensor:
+        """The prompts: float32 [B, P]."""
+        return self.half.float()
+
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes, frames and prompt on a device, copied without waiting where that is possible."""
+        """Codes, frames and prompts (float32) on a device, copied without waiting where that is possible."""
         if device.type == "cpu":
             return self.codes, self.frames, self.prompt
-        return tuple(x.pin_memory().to(device, non_blocking=True) for x in (self.codes, self.frames, self.prompt))  # type: ignore[return-value]
+        codes, frames, half = (
+            x.pin_memory().to(device, non_blocking=True) for x in (self.codes, self.frames, self.half)
+        )
+        return codes, frames, half.float()
 
 
-class OpenShard:
-    """One shard, mapped: its bytes as two kinds of numbers, and the rows of its index."""
+@dataclass(frozen=True)
+class Lost:
+    """What could not be read so far: clips, and the names of the shards that held them."""
 
-    def __init__(self, store: Store, name: str, samples: int) -> None:
-        where = store.where(name)
-        try:
-            view = store.view(name)
-        except FileNotFoundError as error:
-            raise InputError(f"{where} is in the manifest but not there: `python -m pipeline.shards verify`") from error
-        index = load_index(store, name, view)
-        ends = index[:, 3] + index[:, 4]
-        if len(index) != samples or len(view) < ends.max(initial=0):
-            raise InputError(f"{where} is cut short or another's: `python -m pipeline.shards verify` says more")
-        even = len(view) // 2 * 2
-        self.bytes = view
-        self.codes = np.frombuffer(view[:even], CODES)
-        self.prompts = np.frombuffer(view[:even], PROMPT)
-        self.rows = index[:, :3].tolist()  # codes' offset, frames, prompt's offset
-
-
-class Split:
-    """One split of one cache, open for random reading. At most `open_shards` stay mapped."""
-
-    def __init__(self, folder: str | Path, split: str, codebooks: int | None = None, open_shards: int = 512) -> None:
-        """codebooks: how many to read of those written. Raises InputError for a missing or unfit cache."""
-        self.store = open_store(folder)
-        self.manifest = Manifest.load(self.store)
-        self.name = split
-        self.shards = self.manifest.splits.get(split, [])
-        self.clips = np.array([shard.samples for shard in self.shards], np.int64)
-        self.codebooks = codebooks or self.manifest.codebooks
-        if self.codebooks > self.manifest.codebooks:
-            raise InputError(
-                f"{self.store.where()} holds {self.manifest.codebooks} codebooks, and {self.codebooks} are asked for"
-            )
-        _allow_open_files(open_shards + 256)
-        self.shard = functools.lru_cache(maxsize=open_shards)(self._open)
-
-    def __len__(self) -> int:
-        return int(self.clips.sum())
-
-    def _open(self, number: int) -> OpenShard:
-        shard = self.shards[number]
-        return OpenShard(self.store, shard.name, shard.samples)
-
-    def longest(self) -> int:
-        """The frames of the longest clip; 0 where there is none."""
-        indices = (load_index(self.store, shard.name) for shard in self.shards)
-        return max((int(index[:, 1].max(initial=0)) for index in indices), default=0)
-
-    def key(self, shard: int, row: int) -> str:
-        """The key of a clip."""
-        opened = self.shard(shard)
-        return key_at(opened.bytes, opened.rows[row][0])
+    clips: int
+    shards: list[str]
 
 
 class Stream:
@@ -131,9 +92,15 @@ class Stream:
         self.splits, self.order, self.batch, self.rank, self.ranks = list(splits), order, batch, rank, ranks
         self.frames, self.seed, self.threads = frames, seed, threads
 
+    @property
+    def lost(self) -> Lost:
+        """What this rank could not read so far."""
+        shards = [split.store.where(split.shards[n].name) for split in self.splits for n in list(split.lost)]
+        return Lost(sum(split.clips_lost() for split in self.splits), shards)
+
     def keys(self, places: np.ndarray) -> list[str]:
         """The keys of the clips at some places of the stream."""
-        found = self.order(places)
+        found, _, _ = self._find(places)
         return [
             self.splits[s].key(n, r)
             for s, n, r in zip(found.source.tolist(), found.shard.tolist(), found.row.tolist(), strict=True)
@@ -141,99 +108,161 @@ class Stream:
 
     def batches(self, place: int = 0) -> Iterator[Batch]:
         """From a place of the stream on; read ahead by `threads` threads (0: none), in order all the same."""
-        jobs = self._jobs(place)
         if not self.threads:
-            yield from (self._read(*job) for job in jobs)
-            return
+            plan = self._plan(place, _FIRST)
+            while True:
+                yield from (plan.batch(i) for i in range(len(plan)))
+                plan = self._plan(plan.end, 2 * len(plan))
         with ThreadPoolExecutor(self.threads, thread_name_prefix="stream") as pool:
-            ahead: collections.deque[Future[Batch]] = collections.deque()
+            ahead: collections.deque[Future[list[Batch]]] = collections.deque()
+            planned = pool.submit(self._plan, place, _FIRST)
             try:
-                for job in jobs:
-                    ahead.append(pool.submit(self._read, *job))
-                    if len(ahead) > 2 * self.threads + 2:
-                        yield ahead.popleft().result()
+                while True:
+                    plan = planned.result()
+                    for first in range(0, len(plan), _PIECE):
+                        if len(ahead) > self.threads + 1:
+                            yield from ahead.popleft().result()
+                        ahead.append(pool.submit(plan.batches, first, first + _PIECE))
+                    planned = pool.submit(self._plan, plan.end, 2 * len(plan))
             finally:
+                planned.cancel()
                 for future in ahead:
                     future.cancel()
 
-    def _jobs(self, place: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]]:
-        """For each batch: its clips' places, sources, shards, rows, and the place after it."""
+    def _plan(self, place: int, batches: int) -> _Plan:
+        """What to copy for so many batches from a place on, or fewer."""
+        n = min(batches, -(-_PLANNED // self.batch))
         stride = self.batch * self.ranks
-        while True:
-            starts = place + stride * np.arange(_AHEAD)
-            places = starts[:, None] + self.rank * self.batch + np.arange(self.batch)
-            found = self.order(places.ravel())
-            columns = (x.reshape(places.shape) for x in (found.source, found.shard, found.row))
-            yield from zip(places, *columns, (starts + stride).tolist(), strict=True)
-            place += stride * _AHEAD
+        starts = place + stride * np.arange(n)
+        places = (starts[:, None] + self.rank * self.batch + np.arange(self.batch)).ravel()
+        found, at, held = self._find(places)
+        offsets = None
+        if self.frames is not None and (at[:, 1] > self.frames).any():
+            room = np.maximum(0, at[:, 1] - self.frames) + 1
+            offsets = permuted(places % room, room, key(self.seed, -3))
+        return _Plan(self.splits, found.source, at, held, places, self.batch, self.frames, offsets, starts + stride)
 
-    def _read(self, places: np.ndarray, source: np.ndarray, shard: np.ndarray, row: np.ndarray, place: int) -> Batch:
-        shards = [self.splits[s].shard(n) for s, n in zip(source.tolist(), shard.tolist(), strict=True)]
-        books = [self.splits[s].manifest.codebooks for s in source.tolist()]
-        rows = [opened.rows[r] for opened, r in zip(shards, row.tolist(), strict=True)]
-        starts = None
-        if self.frames is not None and any(frames > self.frames for _, frames, _ in rows):
-            room = np.maximum(0, np.array([frames for _, frames, _ in rows]) - self.frames) + 1
-            starts = permuted(places % room, room, key(self.seed, -3)).tolist()
-        return _collate(shards, rows, books, self.splits[0], self.frames, starts, places, place)
+    def _find(self, places: np.ndarray) -> tuple[Places, np.ndarray, list[OpenShard]]:
+        """What stands at some places, with stand-ins for what is lost; where it lies [n, 3]; and what it lies in."""
+        found = self.order(places)
+        at, held, lost = _addresses(self.splits, found)
+        for attempt in range(1, _TRIES):
+            if not len(lost):
+                return found, at, held
+            other = self.order(places[lost] + attempt * _STEP)
+            for mine, theirs in zip(vars(found).values(), vars(other).values(), strict=True):
+                mine[lost] = theirs
+            at[lost], more, still = _addresses(self.splits, other)
+            held, lost = held + more, lost[still]
+        raise InputError(f"{len(lost)} clips of lost shards have no other clip to stand in for them")
+
+
+class _Plan:
+    """Batches about to be copied out of shards."""
+
+    def __init__(
+        self,
+        splits: list[Split],
+        source: np.ndarray,
+        at: np.ndarray,
+        held: list[OpenShard],
+        places: np.ndarray,
+        batch: int,
+        most: int | None,
+        offsets: np.ndarray | None,
+        after: np.ndarray,
+    ) -> None:
+        """For n batches of B clips (the last may hold fewer) in a row; all arrays are int64.
+
+        source: [clips]; at: [clips, 3], addresses of codes and prompts as of `OpenShard`; held: keeps these alive;
+        places: [clips]; most, offsets: crop to so many frames, from these [clips] on; after: [n], the stream's places.
+        """
+        self.held, self.size, self.after = held, batch, after.tolist()
+        self.K, self.P = splits[0].codebooks, splits[0].manifest.prompt_width
+        self.books = np.array([split.manifest.codebooks for split in splits])[source]
+        self.codes, self.whole, self.prompts = at[:, 0], at[:, 1], at[:, 2]
+        self.frames = self.whole if most is None else np.minimum(self.whole, most)
+        self.offsets = np.zeros_like(self.frames) if offsets is None else offsets
+        firsts = np.arange(0, len(places), batch)
+        least, self.longest = (f.reduceat(self.frames, firsts).tolist() for f in (np.minimum, np.maximum))
+        # one length, nothing cropped: the first K codebooks are then the first K * T numbers of each clip
+        cropped = np.logical_or.reduceat(self.frames < self.whole, firsts).tolist()
+        fits = WIDEST // (self.K * CODES.itemsize)
+        self.even = [a == b <= fits and not c for a, b, c in zip(least, self.longest, cropped, strict=True)]
+        columns = (self.codes // ALIGN - 1, self.prompts // ALIGN - 1, self.frames, places)
+        self.columns = list(zip(*(_cut(x, batch) for x in columns), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.longest)
+
+    @property
+    def end(self) -> int:
+        """The place of the stream after all of it."""
+        return self.after[-1]
+
+    def batches(self, first: int, last: int) -> list[Batch]:
+        """Some of the batches, as far as there are any."""
+        return [self.batch(i) for i in range(first, min(last, len(self)))]
+
+    def batch(self, i: int) -> Batch:
+        """Batch number i, copied."""
+        K, P, T = self.K, self.P, self.longest[i]
+        code_items, prompt_items, frames, places = self.columns[i]
+        if self.even[i]:
+            codes = memory(2 * K * T)[code_items].view(np.int16).reshape(-1, K, T)
+        else:
+            codes = self._padded(slice(i * self.size, (i + 1) * self.size), T)
+        half = memory(2 * P)[prompt_items].view(np.float16).reshape(-1, P)
+        return Batch(torch.from_numpy(codes), torch.from_numpy(frames), torch.from_numpy(half), self.after[i], places)
+
+    def _padded(self, clips: slice, T: int) -> np.ndarray:
+        """Codes of clips of several lengths: int16 [B, K, T]."""
+        columns = (self.codes, self.books, self.whole, self.offsets, self.frames)
+        rows = list(zip(*(x[clips].tolist() for x in columns), strict=True))
+        codes = np.zeros((len(rows), self.K, T), np.int16)
+        for i, (address, books, whole, start, frames) in enumerate(rows):
+            codes[i, :, :frames] = numbers(address, (books, whole), CODES)[: self.K, start : start + frames]
+        return codes
 
 
 def once(split: Split, batch: int, rank: int = 0, ranks: int = 1, frames: int | None = None) -> Iterator[Batch]:
     """Every clip of a split exactly once over all ranks, on disk's order; longer clips give their first `frames`.
 
     Ranks may get different numbers of batches (their counts of clips differ by one at most): no collective inside.
+    Clips of lost shards are left out.
     """
     ends = np.cumsum(split.clips)
     mine = np.arange(rank, len(split), ranks)
-    for first in range(0, len(mine), batch):
-        places = mine[first : first + batch]
+    planned = -(-_PLANNED // batch) * batch
+    for first in range(0, len(mine), planned):
+        places = mine[first : first + planned]
         number = np.searchsorted(ends, places, side="right")
-        row = places - (ends - split.clips)[number]
-        shards = [split.shard(n) for n in number.tolist()]
-        rows = [opened.rows[r] for opened, r in zip(shards, row.tolist(), strict=True)]
-        books = [split.manifest.codebooks] * len(rows)
-        yield _collate(shards, rows, books, split, frames, None, places, int(places[-1]) + 1)
+        none = np.zeros_like(places)
+        at, held, lost = _addresses([split], Places(none, number, places - (ends - split.clips)[number], none))
+        at, places = np.delete(at, lost, 0), np.delete(places, lost)
+        if len(places):
+            after = np.append(places[batch::batch], places[-1] + 1)
+            plan = _Plan([split], np.zeros_like(places), at, held, places, batch, frames, None, after)
+            yield from (plan.batch(i) for i in range(len(plan)))
 
 
-def _collate(
-    shards: list[OpenShard],
-    rows: list[list[int]],
-    books: list[int],
-    like: Split,
-    most: int | None,
-    starts: list[int] | None,
-    places: np.ndarray,
-    place: int,
-) -> Batch:
-    """Copy clips out of their shards, padded to the longest, cropped to `most` frames from `starts`."""
-    frames = [min(n, most or n) for _, n, _ in rows]
-    K, T, P = like.codebooks, max(frames), like.manifest.prompt_width
-    even = min(frames) == T
-    codes = (np.empty if even else np.zeros)((len(rows), K, T), CODES)
-    prompts = np.empty((len(rows), P), PROMPT)
-    flat = codes.reshape(len(rows), K * T)
-    for i, (shard, (codes_at, n, prompt_at)) in enumerate(zip(shards, rows, strict=True)):
-        at = codes_at >> 1
-        if n == T:
-            flat[i] = shard.codes[at : at + K * T]  # the first K codebooks are the first K * T numbers
+def _cut(x: np.ndarray, size: int) -> list[np.ndarray]:
+    """A row in pieces of a size, the last one shorter if need be; quicker than np.split."""
+    whole = len(x) // size * size
+    return [*x[:whole].reshape(-1, size), *([x[whole:]] if whole < len(x) else [])]
+
+
+def _addresses(splits: Sequence[Split], found: Places) -> tuple[np.ndarray, list[OpenShard], np.ndarray]:
+    """Where clips lie, int64 [n, 3] as of `OpenShard`; the shards that they lie in; and which clips are lost."""
+    at, held, lost = np.zeros((len(found.row), 3), np.int64), [], []
+    joint = found.source * (1 + found.shard.max(initial=0)) + found.shard
+    joint = joint.astype(np.uint16) if joint.max(initial=0) < 2**16 else joint  # sorted in a fraction of the time
+    order = np.argsort(joint, kind="stable")
+    for clips in np.split(order, np.flatnonzero(np.diff(joint[order])) + 1) if len(order) else []:
+        shard = splits[int(found.source[clips[0]])].shard(int(found.shard[clips[0]]))
+        if shard is None:
+            lost.append(clips)
         else:
-            start = starts[i] if starts else 0
-            whole = shard.codes[at : at + books[i] * n].reshape(books[i], n)
-            codes[i, :, : frames[i]] = whole[:K, start : start + frames[i]]
-        prompts[i] = shard.prompts[prompt_at >> 1 : (prompt_at >> 1) + P]
-    return Batch(
-        torch.from_numpy(codes.view(np.int16)),
-        torch.tensor(frames),
-        torch.from_numpy(prompts).float(),
-        place,
-        places,
-    )
-
-
-def _allow_open_files(count: int) -> None:
-    """A mapped shard keeps a file open: ask for as many as are needed, up to what the machine allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard)
-        )
+            at[clips] = shard.at[found.row[clips]]
+            held.append(shard)
+    return at, held, np.concatenate([np.zeros(0, np.int64), *lost])

@@ -1,5 +1,8 @@
 """The law of the order: every clip once an epoch, found from its place alone."""
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +11,8 @@ from hypothesis import strategies as st
 from pipeline.cache.order import Mixture, Order, key, permuted
 from pipeline.errors import InputError
 
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 shards = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
 seeds = st.integers(0, 2**32)
 
@@ -83,21 +88,72 @@ def test_no_clips_is_refused() -> None:
         Order([0, 0], 0)
 
 
-def test_ten_million_clips_for_1024_ranks() -> None:
-    """20,000 shards, a window or a global shuffle: complete, disjoint, balanced to one clip."""
-    clips = np.full(20_000, 500)
-    clips[::7] += 3
-    clips[1::7] -= 3
-    n, ranks = int(clips.sum()), 1024
-    order, seen = Order(clips, 5), np.zeros(int(clips.sum()), bool)
-    starts = np.cumsum(clips) - clips
-    share = [len(range(rank, n, ranks)) for rank in (0, ranks - 1)]
-    assert share[0] - share[1] <= 1
-    for rank in range(0, ranks, 64):  # 16 of the ranks, 64 neighbours each
-        places = (np.arange(0, n, ranks)[:, None] + np.arange(rank, rank + 64)).ravel()
-        places = places[places < n]
+@given(shards, seeds, st.integers(0, 3), st.integers(1, 5))
+def test_lanes_keep_the_law(clips: list[int], seed: int, window: int, lanes: int) -> None:
+    order = Order(clips, seed, window, lanes)
+    for epoch in range(2):
+        seen = ids(order, np.arange(order.epoch) + epoch * order.epoch)
+        assert sorted(seen) == [(0, s, r) for s, n in enumerate(clips) for r in range(n)]
+
+
+def test_in_lanes_a_rank_reads_its_share_of_the_shards() -> None:
+    """Where ranks x clips a batch is a multiple of 16 x lanes, and still every clip once over all of them."""
+    lanes, ranks, m = 8, 16, 8
+    order, steps = Order([100] * 64, 0, window=2, lanes=lanes), 50
+    read = [
+        {s for t in range(steps) for s in order(np.arange(m) + (t * ranks + rank) * m).shard.tolist()}
+        for rank in range(ranks)
+    ]
+    assert max(map(len, read)) <= 64 // lanes + 1 and set.union(*read) == set(range(64))
+
+
+@given(st.integers(0, 5000), st.sampled_from([1, 2]), st.integers(0, 3))
+def test_what_is_coming_is_known_ahead(place: int, lanes: int, seed: int) -> None:
+    """All shards of the windows that places lie in, then of the next ones, over the end of an epoch too."""
+    order = Order([64] * 24, seed, window=4, lanes=lanes)
+    coming = [shard for _, shard in order.coming(np.arange(place, place + 16 * lanes))]
+    assert set(order(np.arange(place, place + 256)).shard.tolist()) <= set(coming) and len(coming) <= 12 * lanes
+    assert set(order(np.arange(place, place + 16)).shard.tolist()) <= set(coming[: 8 * lanes])  # the nearest first
+
+
+def test_what_is_coming_in_a_mixture_is_of_all_its_sources() -> None:
+    orders = {"a": Order([50] * 24, 0, window=4), "b": Order([50] * 12, 1, window=2)}
+    mixture = Mixture(orders, {"a": 3, "b": 1}, 0)
+    for place in (0, 900, 3500):
+        found = mixture(np.arange(place, place + 64))
+        near = set(zip(found.source.tolist(), found.shard.tolist(), strict=True))
+        assert near <= set(mixture.coming(np.arange(place, place + 64)))
+    assert len(mixture.coming(np.arange(64))) <= 12
+
+
+CLIPS = np.full(20_000, 500)
+CLIPS[::7] += 3
+CLIPS[1::7] -= 3
+
+
+@pytest.mark.parametrize(("window", "lanes"), [(0, 1), (256, 1), (16, 64)])
+def test_ten_million_clips_for_1024_ranks(window: int, lanes: int) -> None:
+    """20,000 shards: every clip is read once, by one rank; no rank reads more than a clip more than another."""
+    n, ranks = int(CLIPS.sum()), 1024
+    order, starts = Order(CLIPS, 5, window, lanes), np.cumsum(CLIPS) - CLIPS
+    seen, taken = np.zeros(n, np.int8), np.zeros(ranks, np.int64)
+    for first in range(0, n, 64 * ranks):  # 64 batches of a clip on each rank
+        places = np.arange(first, min(n, first + 64 * ranks))
         found = order(places)
-        at = starts[found.shard] + found.row
-        assert not seen[at].any()
-        seen[at] = True
-    assert seen.all()
+        np.add.at(seen, starts[found.shard] + found.row, 1)
+        taken += np.bincount(places % ranks, minlength=ranks)
+    assert (seen == 1).all() and taken.max() - taken.min() <= 1
+
+
+def test_one_of_1024_ranks_finds_its_clips_in_milliseconds_and_megabytes() -> None:
+    """256 batches of 16 anywhere in a later epoch of 10 million clips."""
+    tracemalloc.start()
+    try:
+        began = time.process_time()
+        order = Order(CLIPS, 5, window=256)
+        places = (7 * order.epoch + np.arange(256)[:, None] * 16 * 1024 + 77 * 16 + np.arange(16)).ravel()
+        assert len(set(ids(order, places))) == len(places)
+        order.coming(places)
+        assert time.process_time() - began < 1 and tracemalloc.get_traced_memory()[1] < 16e6
+    finally:
+        tracemalloc.stop()

@@ -6,44 +6,16 @@ Real tar files throughout.
 import itertools
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.manifest import Manifest
 from pipeline.cache.order import Mixture, Order
-from pipeline.cache.shard import Sample, ShardWriter
-from pipeline.cache.stream import Batch, Split, Stream, once
+from pipeline.cache.split import Split
+from pipeline.cache.stream import Stream, once
 from pipeline.errors import InputError
-
-K, P = 3, 5
-CODEC = {
-    "name": "test", "weights": "0" * 64, "sample_rate": 24000, "frame_rate": 75, "codebooks": K, "codebook_size": 1024,
-    "dtype": "float32",
-}  # fmt: skip
-EMBEDDER = {"name": "test", "weights": "1" * 64, "sample_rate": 24000, "dim": P}
-
-
-def write_cache(folder: Path, shards: list[int], lengths: tuple[int, ...] = (6,), split: str = "train") -> Path:
-    """A real cache whose clip number i (0-based over all shards) has its number in its first code and its prompt."""
-    folder.mkdir(parents=True)
-    number, infos = itertools.count(), []
-    for s, n in enumerate(shards):
-        with ShardWriter(folder, f"{split}-{s:06d}.tar") as shard:
-            for _ in range(n):
-                i = next(number)
-                T = lengths[i % len(lengths)]
-                codes = (np.arange(K * T).reshape(K, T) + i).astype("<u2") % 1024
-                shard.add(Sample(f"clip-{i}", codes, np.full(P, i, "<f2"), {"split": split}))
-        infos.append(shard.info)
-    Manifest(CODEC, EMBEDDER, {}, {split: infos}).save(folder)
-    return folder
-
-
-def numbers(batch: Batch) -> list[int]:
-    return batch.prompt[:, 0].int().tolist()
+from tests.cache.made import K, numbers, write_cache
 
 
 def read(split: Split, order: Order, place: int, steps: int, ranks: int, batch: int, threads: int) -> list[list[int]]:

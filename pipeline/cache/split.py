@@ -1,0 +1,222 @@
+"""One split of a cache, open for random reading: shards are mapped, checked once, and known by their addresses.
+
+A batch is gathered from many shards at once, so its clips are named by where they lie in this process's memory: all of
+that memory, seen as one array of rows, is then indexed by the whole batch in a single call. Every address comes from an
+index that was held against its shard when that was opened, and a shard stays mapped for as long as anybody holds it.
+
+A shard that is missing, cut short, unreadable, or not of its index is *lost*: told once, counted, and left out, up to
+a share of the split's clips that the caller allows. A file that is cut short while it is mapped kills its reader, as
+with any mapped file; caches are only ever written by renaming, which harms no reader.
+
+Letters: N samples, K codebooks, T frames, P prompt width.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import mmap
+import resource
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.shard import BLOCK, CODES, NPY_HEADER, PROMPT, ShardInfo, key_at, load_index, samples
+from pipeline.cache.store import LocalStore, open_store
+from pipeline.errors import InputError
+
+log = logging.getLogger(__name__)
+ALIGN = 128  # arrays in a shard begin at multiples of this
+WIDEST = 2**21  # bytes of an item of all memory: numpy counts the whole in 63 bits
+_HELD = 8  # samples of a shard that are looked at when it is opened
+
+
+class _At:
+    """Something that numpy makes an array of: items at an address."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype) -> None:
+        self.__array_interface__ = {
+            "data": (address, True),
+            "shape": shape,
+            "strides": strides,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+
+@functools.lru_cache(maxsize=256)
+def memory(size: int) -> np.ndarray:
+    """All memory as items of so many bytes (at most WIDEST), one begun every 128 bytes; read-only.
+
+    The item at an address is number address // 128 - 1. Items are opaque to numpy, which so copies each in one go.
+    """
+    return np.asarray(_At(ALIGN, (2**48 // ALIGN - 1,), (ALIGN,), np.dtype(f"V{size}")))
+
+
+def numbers(address: int, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """The array at an address, read-only and not copied."""
+    return np.asarray(_At(address, shape, (shape[1] * dtype.itemsize, dtype.itemsize), dtype))
+
+
+class OpenShard:
+    """One shard, mapped. at: int64 [N, 3], a row a sample: address of its codes, frames, address of its prompt."""
+
+    def __init__(self, shard: memoryview, index: np.ndarray, info: ShardInfo, manifest: Manifest, where: str) -> None:
+        """index: [N, 5], held against the shard here. Raises InputError where the two or the manifest do not agree."""
+        if len(shard) != info.bytes or len(index) != info.samples:
+            raise InputError(
+                f"{where} is cut short or another's ({len(shard)} bytes and {len(index)} clips where the manifest says "
+                f"{info.bytes} and {info.samples}): `python -m pipeline.shards verify` says more"
+            )
+        self.view = shard = _aligned(shard)
+        codes, frames, prompts = index[:, 0], index[:, 1], index[:, 2]
+        ends = (
+            codes + manifest.codebooks * frames * CODES.itemsize,
+            prompts + manifest.prompt_width * PROMPT.itemsize,
+        )
+        inside = (frames >= 0).all() and all((x <= len(shard)).all() for x in ends)
+        if not inside or any((x < BLOCK).any() or ((x - NPY_HEADER) % BLOCK).any() for x in (codes, prompts)):
+            raise InputError(f"{where} and its index do not belong together: remove the index, or restore the shard")
+        self._look(index, manifest, where)
+        self.codes_at = codes  # their offsets in the shard
+        base = np.frombuffer(shard, np.uint8).ctypes.data if len(shard) else 0
+        self.at = np.stack([base + codes, frames, base + prompts], 1)
+
+    def _look(self, index: np.ndarray, manifest: Manifest, where: str) -> None:
+        some = np.unique(np.linspace(0, len(index) - 1, min(_HELD, len(index))).astype(np.int64))
+        for sample in samples(self.view, index[some], where):
+            if (len(sample.codes), len(sample.prompt)) != (manifest.codebooks, manifest.prompt_width):
+                raise InputError(
+                    f"{where}: {sample.key} has {len(sample.codes)} codebooks and a prompt of {len(sample.prompt)} "
+                    f"where the manifest says {manifest.codebooks} and {manifest.prompt_width}"
+                )
+
+
+class Split:
+    """One split of one cache. At most `open_shards` stay mapped."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        codebooks: int | None = None,
+        open_shards: int = 512,
+        *,
+        bad_share: float = 0.0,
+    ) -> None:
+        """codebooks: how many to read of those written; bad_share: of the clips that may be lost with their shards.
+
+        Raises InputError for a missing or unfit cache, and for one with more lost than that.
+        """
+        self.store = open_store(folder)
+        self.manifest = Manifest.load(self.store)
+        self.name = split
+        self.shards = self.manifest.splits.get(split, [])
+        self.clips = np.array([shard.samples for shard in self.shards], np.int64)
+        self.codebooks = codebooks or self.manifest.codebooks
+        if self.codebooks > self.manifest.codebooks:
+            raise InputError(
+                f"{self.store.where()} holds {self.manifest.codebooks} codebooks, and {self.codebooks} are asked for"
+            )
+        self.bad_share = bad_share
+        self.lost: dict[int, str] = {}  # number of a shard, and what is wrong with it
+        self._lock = threading.Lock()
+        self._missing()
+        _allow_open_files(open_shards + 256)
+        self._opened = functools.lru_cache(maxsize=open_shards)(self._open)
+
+    def __len__(self) -> int:
+        return int(self.clips.sum())
+
+    def shard(self, number: int) -> OpenShard | None:
+        """A shard, mapped; None if it is lost. Raises InputError when that is one too many."""
+        if number in self.lost:
+            return None
+        try:
+            return self._opened(number)
+        except (InputError, OSError) as error:
+            self._lose(number, str(error))
+            return None
+
+    def lengths(self) -> np.ndarray:
+        """The frames of every clip, shard after shard: int32 [clips].
+
+        They come from the indices; clips of a shard without a whole one count as long as the shard's mean.
+        """
+        parts = [np.zeros(0, np.int64)]
+        for number, shard in enumerate(self.shards):
+            try:
+                index = load_index(self.store, shard.name)
+            except (InputError, OSError) as error:
+                index = np.zeros((0, 5), np.int64)
+                self._lose(number, str(error))
+            fits = len(index) == shard.samples
+            parts.append(index[:, 1] if fits else np.full(shard.samples, shard.frames // max(1, shard.samples)))
+        return np.concatenate(parts).astype(np.int32)
+
+    def longest(self) -> int:
+        """The frames of the longest clip; 0 where there is none."""
+        return int(self.lengths().max(initial=0))
+
+    def key(self, shard: int, row: int) -> str:
+        """The key of a clip."""
+        opened = self.shard(shard)
+        return key_at(opened.view, int(opened.codes_at[row])) if opened else ""
+
+    def clips_lost(self) -> int:
+        """Clips in the shards that are lost."""
+        return sum(int(self.clips[number]) for number in list(self.lost))
+
+    def _open(self, number: int) -> OpenShard:
+        info = self.shards[number]
+        where = self.store.where(info.name)
+        try:
+            shard = self.store.view(info.name)
+        except FileNotFoundError as error:
+            raise InputError(f"{where} {_NOT_THERE}") from error
+        return OpenShard(shard, load_index(self.store, info.name, shard), info, self.manifest, where)
+
+    def _missing(self) -> None:
+        """Look for every shard before any work, where a look is cheap."""
+        if isinstance(self.store, LocalStore):
+            sizes = self.store.sizes()
+            for number, shard in enumerate(self.shards):
+                if shard.name not in sizes:
+                    self._lose(number, f"{self.store.where(shard.name)} {_NOT_THERE}")
+                elif sizes[shard.name] != shard.bytes:
+                    self._lose(number, f"{self.store.where(shard.name)} is cut short or another's: {_VERIFY}")
+
+    def _lose(self, number: int, reason: str) -> None:
+        with self._lock:
+            if number in self.lost:
+                return
+            self.lost[number] = reason
+            lost = self.clips_lost()
+        if lost > self.bad_share * len(self):
+            allowed = f"; {lost} of {len(self)} clips are lost, and data.bad_share={self.bad_share:g} may be"
+            raise InputError(reason + (allowed if self.bad_share else ""))
+        log.warning("shard set aside, with its %d clips: %s", self.clips[number], reason)
+
+
+_VERIFY = "`python -m pipeline.shards verify` says more"
+_NOT_THERE = f"is in the manifest but not there: {_VERIFY}"
+
+
+def _aligned(shard: memoryview) -> memoryview:
+    """The same bytes at an address that is a multiple of ALIGN: a mapped file as it is, others copied."""
+    if not len(shard) or np.frombuffer(shard, np.uint8).ctypes.data % ALIGN == 0:
+        return shard
+    copy = mmap.mmap(-1, len(shard))
+    copy[:] = shard
+    return memoryview(copy).toreadonly()
+
+
+def _allow_open_files(count: int) -> None:
+    """A mapped shard keeps a file open: ask for as many as are needed, up to what the machine allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard)
+        )

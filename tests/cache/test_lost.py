@@ -1,0 +1,147 @@
+"""Shards that are missing, cut short, unreadable or not of their index: set aside, told once, and stood in for."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.cache.order import Order
+from pipeline.cache.split import Split
+from pipeline.cache.stream import Batch, Stream, once
+from pipeline.errors import InputError
+from tests.cache.made import numbers, write_cache
+
+SHARDS, EACH = 20, 30
+
+
+def missing(folder: Path, name: str) -> None:
+    (folder / f"{name}.tar").unlink()
+
+
+def cut_short(folder: Path, name: str) -> None:
+    tar = folder / f"{name}.tar"
+    data = tar.read_bytes()
+    tar.unlink()
+    tar.write_bytes(data[:-2000])
+
+
+def unreadable(folder: Path, name: str) -> None:
+    missing(folder, name)
+    (folder / f"{name}.tar").mkdir()
+
+
+def not_of_its_index(folder: Path, name: str) -> None:
+    """The index of a shard of as many clips that lie elsewhere."""
+    other = write_cache(folder.parent / "other", [EACH], lengths=(6, 300))
+    (folder / f"{name}.index.npy").write_bytes((other / "train-000000.index.npy").read_bytes())
+
+
+def not_of_its_manifest(folder: Path, name: str) -> None:
+    """Another shard, and its index, under the name of the first."""
+    other = write_cache(folder.parent / "other", [EACH + 1])
+    for end in (".tar", ".index.npy"):
+        (folder / f"{name}{end}").unlink()
+        (folder / f"{name}{end}").write_bytes((other / f"train-000000{end}").read_bytes())
+
+
+def torn_index(folder: Path, name: str) -> None:
+    index = folder / f"{name}.index.npy"
+    index.write_bytes(index.read_bytes()[:-40])
+
+
+HARMS = [missing, cut_short, unreadable, not_of_its_index, not_of_its_manifest, torn_index]
+
+
+def streams(folder: Path, bad_share: float, ranks: int = 1, threads: int = 0) -> list[Stream]:
+    made = []
+    for rank in range(ranks):
+        split = Split(folder, "train", open_shards=2, bad_share=bad_share)
+        order = Order(split.clips, seed=1, window=2)
+        made.append(Stream([split], order, batch=5, rank=rank, ranks=ranks, threads=threads))
+    return made
+
+
+def epoch(stream: Stream) -> list[Batch]:
+    return list(itertools.islice(stream.batches(), SHARDS * EACH // (stream.batch * stream.ranks)))
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_shard_that_goes_bad_is_stood_in_for(
+    tmp_path: Path, harm: Callable[[Path, str], None], threads: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of a run: batches stay full, all other clips come once an epoch, and the loss is told once."""
+    folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
+    (stream,) = streams(folder, bad_share=0.06, threads=threads)
+    last = stream.order(torch.arange(SHARDS * EACH).numpy()).shard[-1]
+    batches = stream.batches()
+    first = list(itertools.islice(batches, 2))
+    harm(folder, f"train-{last:06d}")
+    with caplog.at_level(logging.WARNING):
+        rest = list(itertools.islice(batches, SHARDS * EACH // 5 - 2))
+    seen = Counter(n for batch in first + rest for n in numbers(batch))
+    gone = set(range(last * EACH, (last + 1) * EACH))
+    assert all(len(batch.frames) == 5 for batch in rest)
+    assert set(seen) == set(range(SHARDS * EACH)) - gone and sum(seen.values()) == SHARDS * EACH
+    assert sum(n - 1 for n in seen.values()) == len(gone)  # only as many as are lost come twice
+    assert stream.lost.clips == EACH and stream.lost.shards == [str(folder / f"train-{last:06d}.tar")]
+    assert len(caplog.records) == 1 and f"train-{last:06d}" in caplog.text and "its 30 clips" in caplog.text
+
+
+def test_who_stands_in_depends_on_the_place_alone(tmp_path: Path) -> None:
+    """So every rank, and a run that goes on elsewhere, reads the same."""
+    folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
+    missing(folder, "train-000003")
+    (alone,), pair = streams(folder, 0.1), streams(folder, 0.1, ranks=2)
+    ranks = [epoch(stream) for stream in pair]
+    together = [n for batches in zip(*ranks, strict=True) for batch in batches for n in numbers(batch)]
+    assert together == [n for batch in epoch(alone) for n in numbers(batch)]
+    (resumed,) = streams(folder, 0.1)
+    assert numbers(next(resumed.batches(300))) == together[300:305]
+    assert resumed.keys(torch.arange(300, 305).numpy()) == [f"clip-{n}" for n in together[300:305]]
+
+
+@pytest.mark.parametrize("harm", [missing, cut_short])
+def test_at_the_start_the_same_law_holds(tmp_path: Path, harm: Callable[[Path, str], None]) -> None:
+    """What a look at the folder finds is set aside before any work, or refused where that is too much."""
+    folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
+    for name in ("train-000003", "train-000007"):
+        harm(folder, name)
+    (stream,) = streams(folder, bad_share=0.1)
+    assert stream.lost.clips == 60
+    for share, message in ((0.09, r"60 of 600 clips are lost, and data.bad_share=0.09"), (0.0, r"train-000003.tar is")):
+        with pytest.raises(InputError, match=message):
+            streams(folder, share)
+
+
+def test_too_many_bad_shards_end_the_run(tmp_path: Path) -> None:
+    folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
+    (stream,) = streams(folder, bad_share=0.12, threads=2)
+    batches = stream.batches()
+    next(batches)
+    for n in range(0, SHARDS, 2):
+        missing(folder, f"train-{n:06d}")
+    with pytest.raises(InputError, match=r"is in the manifest but not there.*90 of 600 clips.*data.bad_share=0.12"):
+        list(itertools.islice(batches, 120))
+
+
+def test_validation_leaves_lost_clips_out(tmp_path: Path) -> None:
+    folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
+    missing(folder, "train-000003")
+    split = Split(folder, "train", bad_share=0.1)
+    seen = [n for rank in range(3) for batch in once(split, 7, rank, 3) for n in numbers(batch)]
+    assert sorted(seen) == [n for n in range(SHARDS * EACH) if n // EACH != 3]
+
+
+def test_all_clips_lost_is_an_error(tmp_path: Path) -> None:
+    folder = write_cache(tmp_path / "c", [4])
+    (stream,) = streams(folder, bad_share=1.0)
+    missing(folder, "train-000000")
+    with pytest.raises(InputError, match="no other clip to stand in"):
+        next(stream.batches())
