@@ -84,6 +84,7 @@ class Take:
             self.tokens[:, :, : plan.given.shape[2]] = plan.given.to(device) + 1
         self.lengths = torch.full((B,), plan.frames, device=device)
         self.complete = 0 if plan.given is None else plan.given.shape[2]
+        self._told = 0  # frames that `chunks` has yielded
         forbidden = torch.zeros(config.codebooks, config.codebook_size + 1, dtype=torch.bool, device=device)
         forbidden[self.ends :, EMPTY] = True  # a hole in the sound, unless it is codebook 0's way to say the end
         self.forbidden = forbidden
@@ -100,14 +101,13 @@ class Take:
 
         Codes given in advance come first. Behind a clip's end they are 0.
         """
-        told = 0
         for _ in self._steps(size):
-            yield self.codes[:, :, told : self.complete]
-            told = self.complete
+            yield self.codes[:, :, self._told : self.complete]
+            self._told = self.complete
         self.complete = int(self.lengths.max())
         assert bool((self._missing() == 0).all()), "a cell that holds a code was left empty"
-        if self.complete > told:
-            yield self.codes[:, :, told : self.complete]
+        if self.complete > self._told:
+            yield self.codes[:, :, self._told : self.complete]
 
     @torch.inference_mode()
     def _steps(self, size: int | None) -> Iterator[None]:
@@ -129,7 +129,6 @@ class Take:
         first = unknown.index(True) if True in unknown else len(unknown)
         # the last K - 1 steps of the delay pattern only finish frames: the next window does that where it knows more
         stop = laid.shape[2] if last or self.pattern.name != "delay" else N
-        told = self.complete
         try:
             for s in range(first, stop):
                 fresh = s == first or turns[s] != turns[s - 1]
@@ -143,10 +142,9 @@ class Take:
                     break
                 complete = bisect.bisect_right(whole, s)
                 self.complete = max(self.complete, min(base + complete, self.plan.frames))
-                if size is not None and self.complete - told >= size:
+                if size is not None and self.complete - self._told >= size:
                     self._keep(laid, base)
                     yield
-                    told = self.complete
         finally:  # interrupted, it still holds what is made
             self._keep(laid, base)
 
