@@ -1,4 +1,4 @@
-"""A throw-away Slurm cluster of two nodes on this machine, and the questions that a test asks of it."""
+"""A throw-away Slurm cluster of three nodes on this machine, and the questions that a test asks of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VENV='{sys.prefix}' MODULES= CONTAINER= CONTAINER_BINDS=
 
 
 class Cluster:
-    """Two nodes of two ranks; jobs run in `work`."""
+    """Two nodes of two ranks, and a spare one; jobs run in `work`."""
 
     def __init__(self, folder: Path) -> None:
         """Start it. Skips where it cannot be had."""
@@ -37,6 +37,7 @@ class Cluster:
         (folder / "site.env").write_text(SITE)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
         self.env |= {"SLURM_TEST_ROOT": str(self.root), "SLURM_CONF": str(self.root / "slurm.conf")}
+        self.env |= {"SLURM_TEST_NODES": "3"}
         self.env |= {"SITE": str(folder / "site.env"), "OMP_NUM_THREADS": "1", "HOME": str(folder)}
         done = self.script("start_cluster.sh")
         if done.returncode == 77:
@@ -99,10 +100,7 @@ class Cluster:
         return sorted(found)
 
     def kill_node(self, node: str) -> None:
-        """All of a node at once, as when its power goes; and start it again."""
+        """All of a node at once, as when its power goes."""
         parent = int((self.root / "run" / f"{node}.parent").read_text())
         child = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0]
         os.kill(int(child), signal.SIGKILL)
-
-    def start_node(self, node: str) -> None:
-        assert self.script("start_node.sh", node).returncode == 0

@@ -1,0 +1,77 @@
+"""The same few validation clips heard again and again as training goes on: prompt, reconstruction, generations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.cache.draw import draw
+from pipeline.cache.shard import Sample
+from pipeline.cache.stream import Split
+from pipeline.lm.choice import Sampling
+from pipeline.lm.model import CodecGPT
+from pipeline.lm.sampling import generate
+from pipeline.lm.step import Player
+from pipeline.sound import audio
+from pipeline.sound.codec import Codec
+from pipeline.track.media import Sounds
+
+SEED = 0
+
+
+class Ears:
+    """Some clips of a split, drawn once, and how to continue from their prompts."""
+
+    def __init__(
+        self, split: Split, codec: Codec, clips: int, seconds: float, temperatures: Sequence[float], sampling: Sampling
+    ) -> None:
+        """seconds: of each clip, at most."""
+        self.codec, self.temperatures, self.sampling = codec, list(temperatures), sampling
+        frames = round(seconds * codec.frame_rate)
+        self.samples = [*draw(split.store, split.manifest, clips, SEED, split.name)]
+        self.codes = [torch.from_numpy(s.codes[: codec.codebooks, :frames].astype(np.int64)) for s in self.samples]
+        self.rate = codec.sample_rate
+        self._same = [self._given(sample, codes) for sample, codes in zip(self.samples, self.codes, strict=True)]
+
+    @torch.no_grad()
+    def hear(self, model: CodecGPT) -> list[tuple[str, Sounds]]:
+        """For each clip its name and its sounds; the model is left as it was."""
+        prompts = torch.from_numpy(np.stack([sample.prompt for sample in self.samples])).float()  # [B, P]
+        frames = max(codes.shape[1] for codes in self.codes)
+        training = model.training
+        model.eval()
+        try:
+            player, made = Player(model), {}
+            for t in self.temperatures:
+                seeds = range(SEED, SEED + len(prompts))
+                sampling = replace(self.sampling, temperature=t)
+                made[t] = generate(player, prompts.to(model.null.device), frames, sampling, list(seeds))
+        finally:
+            model.train(training)
+        found = []
+        for i, (sample, codes, same) in enumerate(zip(self.samples, self.codes, self._same, strict=True)):
+            ends = {t: min(int(lengths[i]), codes.shape[1]) for t, (_, lengths) in made.items()}
+            new = {f"temperature {t:g}": self._decode(all_[i, :, : ends[t]].cpu()) for t, (all_, _) in made.items()}
+            found.append((sample.key, {**same, **new}))
+        return found
+
+    def _given(self, sample: Sample, codes: torch.Tensor) -> dict[str, Any]:
+        """What no training changes: the sound itself, where it still lies there, and what the codec makes of it."""
+        given = {"reconstruction": self._decode(codes)}
+        path, start = Path(str(sample.info.get("path", ""))), float(sample.info.get("start") or 0.0)
+        if path.is_file():
+            wav = audio.read(path, start=start, duration=codes.shape[1] / self.codec.frame_rate, rate=self.rate)
+            given = {"prompt": wav, **given}
+        return given
+
+    def _decode(self, codes: torch.Tensor) -> np.ndarray:
+        """Codes [K, T] -> wav [S]."""
+        if not codes.shape[1]:  # ended before it began
+            return np.zeros(self.codec.hop, np.float32)
+        device = getattr(self.codec, "device", "cpu")
+        return self.codec.decode(codes[None].to(device))[0, 0].float().cpu().numpy()

@@ -1,0 +1,52 @@
+"""What is heard of a model while it trains: always the same clips, and the training as if nobody had listened."""
+
+from __future__ import annotations
+
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.cache.stream import Split
+from pipeline.lm.choice import Sampling
+from pipeline.sound.codec import load_codec
+from pipeline.track.hear import Ears
+from tests.lm.caches import K, write_cache
+from tests.lm.models import tiny
+
+
+@pytest.fixture(scope="module")
+def ears(tmp_path_factory: pytest.TempPathFactory) -> Ears:
+    cache = write_cache(tmp_path_factory.mktemp("cache") / "cache", lengths=(12, 30))
+    return Ears(Split(cache, "valid"), load_codec("encodec_embedded", K), 3, 0.24, [0.0, 1.0], Sampling())
+
+
+def test_each_clip_has_its_reconstruction_and_a_sound_a_temperature(ears: Ears) -> None:
+    heard = ears.hear(tiny())
+    assert len({key for key, _ in heard}) == 3
+    for (_, sounds), codes in zip(heard, ears.codes, strict=True):
+        assert list(sounds) == ["reconstruction", "temperature 0", "temperature 1"]
+        assert codes.shape[1] <= 18, "0.24 s"
+        assert {len(wav) for wav in sounds.values()} == {codes.shape[1] * 320}
+        assert all(wav.dtype == np.float32 and np.isfinite(wav).all() for wav in sounds.values())
+
+
+def test_the_same_model_is_heard_the_same_and_another_is_not(ears: Ears) -> None:
+    first, again, other = (ears.hear(tiny(seed)) for seed in (0, 0, 1))
+    for (_, a), (_, b), (_, c) in zip(first, again, other, strict=True):
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+        assert np.array_equal(a["reconstruction"], c["reconstruction"])
+        assert not np.array_equal(a["temperature 1"], c["temperature 1"])
+
+
+def test_listening_changes_nothing_of_training(ears: Ears) -> None:
+    model = tiny(dropout=0.5)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(5)
+    ears.hear(model)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3)), "no random number of training's is used up"
+    assert model.training and all(part.training for part in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
