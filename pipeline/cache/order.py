@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -46,6 +47,18 @@ class Places:
     def take(self, which: np.ndarray) -> Places:
         """Some of them, by index or mask."""
         return Places(self.source[which], self.shard[which], self.row[which], self.epoch[which])
+
+
+class Ordering(Protocol):
+    """What says which clip stands where. epoch: places until all clips have come once."""
+
+    epoch: int
+
+    def __call__(self, places: np.ndarray) -> Places:
+        """The clips at some places of the stream."""
+
+    def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
+        """Source and shard of what is read at some places and soon after, the nearest first."""
 
 
 def mixed(x: np.ndarray) -> np.ndarray:
@@ -146,7 +159,7 @@ class Order:
         """The clips at some places of the stream."""
         epochs = places // self.epoch
         shard, row = np.empty_like(places), np.empty_like(places)
-        for epoch in _distinct(epochs):
+        for epoch in distinct(epochs):
             here = epochs == epoch
             walk = self._walk(epoch)
             at, window = self._on_line(walk, places[here] - epoch * self.epoch)
@@ -164,7 +177,7 @@ class Order:
         window = self.lanes * self.epoch * self.window // np.count_nonzero(self.clips)  # about so many places
         for ahead in (0, window // 2, window):
             epochs = (places + ahead) // self.epoch
-            for epoch in _distinct(epochs):
+            for epoch in distinct(epochs):
                 walk = self._walk(epoch)
                 offsets = (places + ahead)[epochs == epoch] - epoch * self.epoch
                 found.update(dict.fromkeys(walk.shards_of(np.unique(self._on_line(walk, offsets)[1]))))
@@ -232,7 +245,7 @@ class Mixture:
         """For each place, its source and that source's own place."""
         source, own = np.empty_like(places), np.empty_like(places)
         blocks = places // self.BLOCK
-        for block in _distinct(blocks):
+        for block in distinct(blocks):
             here = blocks == block
             drawn, count = self._block(block)
             inside = places[here] - block * self.BLOCK
@@ -257,7 +270,7 @@ class Mixture:
         return np.diff(edges, prepend=0)
 
 
-def _distinct(x: np.ndarray) -> list[int]:
+def distinct(x: np.ndarray) -> list[int]:
     """The different numbers in an array, from least to greatest."""
     if not len(x):
         return []

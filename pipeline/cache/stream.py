@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache.order import Mixture, Order, Places, key, permuted
+from pipeline.cache.order import Ordering, Places, key, permuted
 from pipeline.cache.shard import CODES
 from pipeline.cache.split import ALIGN, WIDEST, OpenShard, Split, memory, numbers
 from pipeline.errors import InputError
@@ -77,7 +77,7 @@ class Stream:
     def __init__(
         self,
         splits: Sequence[Split],
-        order: Order | Mixture,
+        order: Ordering,
         *,
         batch: int,
         rank: int = 0,
