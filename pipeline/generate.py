@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> int:
         sidecar.check(cfg["from"], told, instrument)
     sampling, frames = sampling_of(settings["sampling"]), instrument.codec.frames(samples_of(settings, instrument))
     window, found = window_of(settings, frames, instrument), pieces(settings, instrument)
-    batch = (64 if instrument.device.type == "cuda" else 16) if cfg.batch == "auto" else int(cfg.batch)
+    batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else int(cfg.batch)
     if settings["stream"]:
         makes = perform_streaming(instrument, found, sampling, window, settings["chunk"])
     else:

@@ -1,12 +1,12 @@
-"""Figures with intervals: how near generations come to their prompts, and whether they play the right note.
+"""Figures of generations: nearness to their prompts, the right note, spread, and what goes wrong with sounds.
 
-Letters: N clips, D width of an embedding.
+Letters: N clips, D width of an embedding, K codebooks, T frames, S samples.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 from pipeline.sound import metrics
 
 SEMITONE = 0.5  # a note is right within half a semitone
+QUIET = 1e-3  # -60 dBFS
+TAIL = 0.25  # share of a clip in which it must not have fallen silent
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,52 @@ def chance(found: np.ndarray, labels: np.ndarray, octaves: bool = False) -> np.n
     """How often each found pitch is right for the labels of all other clips: [N], N >= 2."""
     hits = np.stack([right(found, np.roll(labels, shift), octaves) for shift in range(1, len(labels))])
     return hits.mean(0)
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance between the normal distributions of two sets of embeddings [N, D] and [M, D], N, M >= 2.
+
+    |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017; on audio: Kilgour et al. 2019). Biased upwards
+    for few clips: compare figures of one N only. The root's trace is that of (A^(1/2) B A^(1/2))^(1/2), which is
+    symmetric and so exact for covariances without full rank.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    A, B = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(A)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    shared = np.sqrt(np.linalg.eigvalsh(root @ B @ root).clip(min=0)).sum()
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(A) + np.trace(B) - 2 * shared)
+
+
+def different(embeddings: np.ndarray) -> float:
+    """How many different sounds a set [N, D] seems to hold, 1..N: the Vendi score under the cosine of embeddings.
+
+    exp of the entropy of the eigenvalues of their similarities / N (Friedman & Dieng 2023).
+    """
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(min=1e-12)
+    values = np.linalg.eigvalsh(unit.astype(np.float64) @ unit.T / len(unit)).clip(min=0)
+    values = values[values > 1e-12]
+    return float(np.exp(-(values * np.log(values)).sum()))
+
+
+def falls_silent(wav: np.ndarray, like: np.ndarray) -> bool:
+    """Whether the last quarter of a sound [S] is silent where that of another of its length is not."""
+    last = max(1, round(len(like) * TAIL))
+    return float(np.abs(wav[-last:]).max()) < QUIET <= float(np.abs(like[-last:]).max())
+
+
+def loops(codes: np.ndarray) -> bool:
+    """Whether the last half of codes [K, T] goes round and round: all codebooks repeat with one period of 1..T / 8."""
+    half, most = codes.shape[1] // 2, codes.shape[1] // 8
+    return any(np.array_equal(codes[:, -half:], codes[:, -half - p : -p]) for p in range(1, most + 1))
+
+
+def flat(told: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of `evaluate.json` by one name each: loss/model, t0.7/pitch, ceiling/fidelity..."""
+    found = {f"loss/{name}": told["loss"][name]["nats"] for name in ("model", "unigram", "uniform")}
+    found["loss/bits_second"] = told["loss"]["model"]["bits_second"]
+    columns = {"floor": told["floor"], "ceiling": told["ceiling"]}
+    columns |= {f"t{t}": row for t, row in told["temperatures"].items()}
+    for title, row in columns.items():
+        found |= {f"{title}/{name}": value["mean"] for name, value in row.items()}
+    return found

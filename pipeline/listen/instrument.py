@@ -39,6 +39,13 @@ class Instrument:
         """Where all three are."""
         return self.model.null.device
 
+    def best_batch(self, frames: int) -> int:
+        """Clips to make at once: as many as keep the cache of keys and values within a GiB, eight on a GPU."""
+        config = self.model.config
+        row = 8 * config.layers * config.width * self.model.pattern.length(frames)  # bytes, in float32
+        most = 8 if self.device.type == "cuda" else 1
+        return max(1, min(256, (most << 30) // row))
+
     @property
     def identity(self) -> dict[str, Any]:
         """All that must be the same for the same seed to give the same sound."""

@@ -8,15 +8,24 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-NAMES = {"fidelity": "prompt fidelity", "pitch": "pitch", "pitch_class": "pitch class"}
-SHARES = {"pitch", "pitch_class"}
+NEAR = {"fidelity": "prompt fidelity", "pitch": "pitch (%)", "pitch_class": "pitch class (%)"}
+SPREAD = {
+    "distance": "Fréchet distance",
+    "different": "different sounds",
+    "silent": "falls silent (%)",
+    "looping": "loops (%)",
+}
+SHARES = {"pitch", "pitch_class", "silent", "looping"}
 
 
 def show(told: dict[str, Any], out: Path) -> None:
     """Print what `evaluate.json` holds, and where to listen."""
-    console = Console()
+    console, settings, distance = Console(), told["settings"], told["distance"]
     console.print(losses(told["loss"]))
-    console.print(generations(told))
+    console.print(generations(told, NEAR, f"generated from {settings['n']} clips' prompts"))
+    console.print(generations(told, SPREAD, "as a whole"))
+    told_of = f"{distance['embedding']['name']} embeddings, {distance['n']} clips of {distance['reference']}"
+    console.print(f"in brackets: 95 % over {settings['n']} clips; Fréchet distance: {told_of}", highlight=False)
     console.print(f"listen: {out}/*.wav   figures: {out}/evaluate.json", highlight=False, soft_wrap=True)
 
 
@@ -26,35 +35,38 @@ def losses(told: dict[str, Any]) -> Table:
     table.add_column("")
     table.add_column("all", justify="right")
     for k in range(len(told["model"]["nats_codebook"])):
-        table.add_column(f"codebook {k + 1}", justify="right")
+        table.add_column(f"book {k + 1}", justify="right")
     table.add_column("bits/s", justify="right")
     for name in ("model", "unigram", "uniform"):
         row = told[name]
-        table.add_row(
-            name, f"{row['nats']:.3f}", *(f"{x:.3f}" for x in row["nats_codebook"]), f"{row['bits_second']:.0f}"
-        )
+        each = (f"{nats:.3f}" for nats in row["nats_codebook"])
+        table.add_row(name, f"{row['nats']:.3f}", *each, f"{row['bits_second']:.0f}")
     return table
 
 
-def generations(told: dict[str, Any]) -> Table:
-    """Fidelity and pitch at each temperature, between floor and ceiling."""
+def generations(told: dict[str, Any], names: dict[str, str], title: str) -> Table:
+    """A row a temperature, between floor and ceiling; a column a figure."""
     rows = {"floor": told["floor"]}
     rows |= {f"temperature {t}": row for t, row in told["temperatures"].items()}
     rows |= {"ceiling (codec)": told["ceiling"]}
-    names = [name for name in NAMES if name in told["ceiling"]]
-    table = Table(title=f"generated from {told['settings']['n']} clips' prompts", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
-    for name in names:
-        table.add_column(NAMES[name] + (" (%)" if name in SHARES else ""), justify="right")
-    for title, row in rows.items():
-        table.add_row(title, *(_cell(row.get(name), name in SHARES) for name in names))
+    known = [name for name in names if name in told["ceiling"]]
+    for name in known:
+        table.add_column(names[name], justify="right")
+    for label, row in rows.items():
+        if any(name in row for name in known):
+            table.add_row(label, *(cell(row.get(name), name in SHARES) for name in known))
     return table
 
 
-def _cell(told: dict[str, Any] | None, share: bool) -> str:
+def cell(told: dict[str, Any] | None, share: bool) -> str:
+    """A figure with its interval."""
     if told is None:
         return "-"
-    low, high = told["interval"]
-    if share:
-        return f"{100 * told['mean']:.0f} [{100 * low:.0f}..{100 * high:.0f}]"
-    return f"{told['mean']:.3f} [{low:.3f}..{high:.3f}]"
+    scale, digits = (100, 0) if share else (1, 3 if abs(told["mean"]) < 10 else 1)
+    text = f"{scale * told['mean']:.{digits}f}"
+    if "interval" in told:
+        low, high = (scale * edge for edge in told["interval"])
+        text += f" [{low:.{digits}f}..{high:.{digits}f}]"
+    return text
