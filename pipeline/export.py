@@ -1,0 +1,75 @@
+"""Put a trained model together from a checkpoint of its run, for generation or for others.
+
+  python -m pipeline.export run=runs/delay_gpt2
+  python -m pipeline.export run=RUN checkpoint=best
+  python -m pipeline.export run=RUN push=OWNER/NAME
+
+Writes RUN/export/: model.safetensors and config.json, all that inference needs of the model, and README.md, its card
+(data, model, training, the figures of pipeline.evaluate where it has run, licences). Training writes the same at its
+end. It takes neither a GPU nor the ranks that trained, whatever the ZeRO stage was, and memory for the weights alone.
+`CodecGPT.from_pretrained` reads the folder, or the repository that it was pushed to.
+
+What people change: run=, checkpoint=, weights=last, out=, push=, private=.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from pipeline.config import entry
+from pipeline.errors import InputError
+
+
+def chosen(run: Path, wanted: str) -> Path:
+    """The checkpoint to export: `newest`, `best`, or its path. Raises InputError where there is none."""
+    from pipeline.lm import checkpoint
+
+    if wanted not in ("newest", "best"):
+        path = Path(wanted)
+        if not (path / checkpoint.COMPLETE).is_file():
+            raise InputError(f"checkpoint={wanted} is no complete checkpoint: give newest, best, or a step-N folder")
+        return path
+    if not run.is_dir():
+        raise InputError(f"run={run}: there is no such folder; pipeline.train writes runs/NAME")
+    found = checkpoint.saved(run)
+    if not found:
+        raise InputError(f"run={run} has no complete checkpoint: pipeline.train writes one every trainer.save_every")
+    if wanted == "newest":
+        return found[-1]
+    best = checkpoint.best_of(found)
+    if best is None:
+        raise InputError(f"run={run} has no checkpoint with a validation loss: give checkpoint=newest")
+    return best
+
+
+@entry("export")
+def main(cfg: DictConfig) -> int:
+    """Check, put together, write, and push if asked to."""
+    from pipeline.lm import checkpoint, consolidate
+    from pipeline.lm.model import ModelConfig, write_pretrained
+    from pipeline.publish import card, hub
+
+    if cfg.weights not in ("auto", "last"):
+        raise InputError(f"weights={cfg.weights}: give auto or last")
+    if cfg.push:
+        hub.check(cfg.push)
+    run, folder = Path(cfg.run), Path(cfg.out)
+    found = chosen(run, str(cfg.checkpoint))
+    config = ModelConfig(**checkpoint.state_of(found)["model"])
+    write_pretrained(folder, config, consolidate.weights(found, mean=cfg.weights == "auto"))
+    card.write(found, folder)
+    print(f"{found} is exported to {folder}")
+    if cfg.push:
+        try:
+            print(f"pushed to {hub.push(folder, cfg.push, cfg.private)}")
+        except hub.Unreached as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""A model's card: what it learned from and how, what it is worth, how to play it, and under which licences.
+
+Everything in it is read from the run folder (and the cache, where it is still at hand); what is not known is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.cache.manifest import Manifest
+from pipeline.config import CONF
+from pipeline.errors import InputError
+from pipeline.lm import checkpoint, cost
+from pipeline.lm.model import WEIGHTS, ModelConfig
+
+NAME = "README.md"
+PACKAGES = ("codec-audio-lm", "torch", "transformers", "deepspeed", "encodec")
+NAMES = {"fidelity": "prompt fidelity", "pitch": "right pitch", "pitch_class": "right pitch class"}
+CORPORA = {
+    "nsynth": "NSynth (Engel et al. 2017, arXiv:1704.01279), published under CC BY 4.0",
+    "jamendo": "MTG-Jamendo (Bogdanov et al. 2019), each track under the Creative Commons licence of its artist",
+    "notes": "General MIDI notes rendered from a soundfont",
+}
+CODECS = {
+    "encodec_24khz": "Decoding takes Meta's EnCodec weights (Défossez et al. 2022, arXiv:2210.13438), which are not in "
+    "this folder. The metadata of the `encodec` 0.1.1 package names the Creative Commons "
+    "Attribution-NonCommercial 4.0 International licence (CC-BY-NC-4.0).",
+    "encodec_embedded": "Decoding takes the small codec that ships with the program, under the program's licence.",
+}
+TINY = "Prompts take the small embedder that ships with the program, under the program's licence."
+MAE = (
+    "Prompts take the EnCodecMAE weights of its authors (Pepino, Riera & Ferrer 2023, arXiv:2309.07391), which are not "
+    "in this folder and are theirs to license{source}."
+)
+
+
+def write(found: Path, folder: Path | None = None) -> Path:
+    """Write the card of an exported checkpoint beside its weights, whole or not at all.
+
+    folder: of the export, `RUN/export` if not given. Raises InputError for a run folder without its settings.
+    """
+    folder = folder or found.absolute().parents[1] / "export"
+    text = card(found, folder)
+    temporary = folder / f".{NAME}.tmp"
+    temporary.write_text(text)
+    temporary.replace(folder / NAME)
+    return folder / NAME
+
+
+def card(found: Path, folder: Path) -> str:
+    """The text of the card, in Markdown with the hub's header."""
+    run, state = found.absolute().parents[1], checkpoint.state_of(found)
+    try:
+        settings: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    except OSError as error:
+        raise InputError(f"{run} has no config.yaml: it is no run folder that pipeline.train wrote") from error
+    config = ModelConfig(**state["model"])
+    parts = [
+        _head(settings, config),
+        _section("Data", _data(settings)),
+        _section("Model", _model(settings, config)),
+        _section("Training", _training(settings, state, _metrics(run, state["step"]))),
+        *_figures(run, folder),
+        _use(),
+        _licences(settings, config),
+    ]
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def _head(settings: Mapping[str, Any], config: ModelConfig) -> str:
+    title = settings["name"]
+    return f"""---
+tags: [audio, audio-generation, audio-language-model, {config.codec["name"]}]
+library_name: codec-audio-lm
+---
+# {title}
+
+A language model over the tokens of a neural audio codec ({config.codec["name"]}, {config.codebooks} codebooks under
+the {config.pattern} pattern). It is given one vector, the embedding of a sound ({config.embedder["name"]}), and
+writes the tokens of a sound like it, which the codec turns into audio.
+"""
+
+
+def _data(settings: Mapping[str, Any]) -> dict[str, str]:
+    told: dict[str, str] = {}
+    shards = settings["shards"]
+    caches = {"": shards} if isinstance(shards, str) else shards
+    for place in caches.values():
+        try:
+            manifest = Manifest.load(place)
+        except (InputError, OSError):
+            told[f"cache `{Path(place).name}`"] = "not at hand when this card was written"
+            continue
+        name = str(manifest.data.get("name", Path(place).name))
+        for split in (settings["data"]["train"], settings["data"]["valid"]):
+            clips, hours = manifest.samples(split), manifest.hours(split)
+            told[f"{name}, {split}"] = f"{hours:,.3g} hours in {clips:,} clips"
+        if name in CORPORA:
+            told[f"{name}, source"] = CORPORA[name]
+    if settings.get("weights"):
+        told["shares"] = ", ".join(f"{name} {weight}" for name, weight in settings["weights"].items())
+    return told
+
+
+def _model(settings: Mapping[str, Any], config: ModelConfig) -> dict[str, str]:
+    parts, m = cost.parts(config), settings["model"]
+    codec, embedder = config.codec, config.embedder
+    return {
+        "parameters": f"{sum(parts.values()):,} (" + ", ".join(f"{name} {n:,}" for name, n in parts.items()) + ")",
+        "shape": f"GPT-2, {config.layers} layers of {config.heads} heads, {config.width} wide, "
+        f"{config.positions:,} positions",
+        "start": f"pretrained weights of {m['pretrained']}" if m.get("pretrained") else "from scratch",
+        "pattern": f"{config.pattern}, {config.codebooks} codebooks of {config.codebook_size:,} codes",
+        "end of audio": "learned" if config.end_of_audio else "not learned: clips are as long as asked for",
+        "codec": f"{codec['name']}, {codec['sample_rate']:,} Hz, {codec['frame_rate']} frames a second, weights sha256 "
+        f"`{codec['weights'][:16]}`",
+        "embedder": f"{embedder['name']}, {config.prompt_dim} wide, weights sha256 `{embedder['weights'][:16]}`",
+    }
+
+
+def _training(settings: Mapping[str, Any], state: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
+    t, optim = settings["trainer"], settings["optim"]
+    clips = t["micro_batch"] * t["accumulate"] * state["ranks"]
+    told = {
+        "steps": f"{state['step']:,} of {t['steps']:,}",
+        "clips seen": f"{state['place']:,}, {clips:,} a step on {state['ranks']} ranks",
+        "optimizer": f"AdamW, peak learning rate {optim['lr']:g}, {optim['schedule']['name']} schedule, weight decay "
+        f"{optim['weight_decay']:g}",
+    }
+    if t.get("ema"):
+        told["weights"] = f"running mean with decay {t['ema']}"
+    for split, name in (("train", "training"), ("val", "validation")):
+        losses = [(row["step"], row[f"{split}/loss"]) for row in rows if row.get(f"{split}/loss") is not None]
+        if losses:
+            told[f"{name} loss"] = f"{losses[-1][1]:.4f} nats a code at step {losses[-1][0]:,}"
+    packages = {name: found for name in PACKAGES if (found := _version(name))}
+    return {**told, "software": ", ".join(f"{name} {found}" for name, found in packages.items())}
+
+
+def _metrics(run: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl up to a step; a row torn by a crash is none."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row["step"] <= step:
+            rows.append(row)
+    return rows
+
+
+def _figures(run: Path, folder: Path) -> Iterable[str]:
+    """What `pipeline.evaluate` measured, if it measured these very weights."""
+    try:
+        told = json.loads((run / "listen" / "evaluate.json").read_text())
+    except (OSError, ValueError):
+        return
+    with (folder / WEIGHTS).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if told["export"]["sha256"] != digest.hexdigest():
+        return
+    losses, s = told["loss"], told["settings"]
+    yield "## Figures\n"
+    yield f"Measured by `python -m pipeline.evaluate` on {losses['clips']:,} clips of the {s['split']} split.\n"
+    yield _table(
+        ["loss (nats a code)", *(f"codebook {k + 1}" for k in range(len(losses["model"]["nats_codebook"])))],
+        [
+            [f"{name}: {losses[name]['nats']:.3f}", *(f"{x:.3f}" for x in losses[name]["nats_codebook"])]
+            for name in ("model", "unigram", "uniform")
+        ],
+    )
+    rows = {"floor": told["floor"]} | {f"temperature {t}": row for t, row in told["temperatures"].items()}
+    rows["ceiling (the codec's reconstruction)"] = told["ceiling"]
+    names = [name for name in NAMES if name in told["ceiling"]]
+    yield f"Generated from the prompts of {s['n']} clips; brackets hold 95 % intervals.\n"
+    yield _table(
+        ["", *(NAMES[name] for name in names)],
+        [[title, *(_figure(row.get(name)) for name in names)] for title, row in rows.items()],
+    )
+
+
+def _figure(told: Mapping[str, Any] | None) -> str:
+    return "-" if told is None else f"{told['mean']:.3f} [{told['interval'][0]:.3f}, {told['interval'][1]:.3f}]"
+
+
+def _use() -> str:
+    return """## Use
+
+`FOLDER` is this folder. With the `codec-audio-lm` package installed, from a shell:
+
+```
+python -m pipeline.generate run=FOLDER prompt=a.wav out=b.wav seconds=4
+```
+
+or from Python:
+
+```python
+from pipeline.listen.instrument import open_run
+from pipeline.lm.model import CodecGPT
+
+model = CodecGPT.from_pretrained("FOLDER")  # or "OWNER/NAME" on the hub
+instrument = open_run("FOLDER")             # the model with the codec and embedder that it was trained with
+```
+"""
+
+
+def _licences(settings: Mapping[str, Any], config: ModelConfig) -> str:
+    notes = [CODECS.get(config.codec["name"], f"Decoding takes the weights of {config.codec['name']}.")]
+    name = config.embedder["name"].partition("/")[0]
+    file = CONF / "embedder" / f"{name}.yaml"
+    if name == "encodecmae_tiny":
+        notes.append(TINY)
+    elif file.is_file():
+        source = yaml.safe_load(file.read_text())["source"]
+        notes.append(MAE.format(source=f": `{source}` on the hub" if "/" in str(source) else ""))
+    if settings["model"].get("pretrained"):
+        notes.append(
+            f"Training started from `{settings['model']['pretrained']}`: its licence holds for what came of it."
+        )
+    notes.append("The licence of the weights in this folder is for whoever trained them to give.")
+    return "## Licences\n\n" + "".join(f"- {note}\n" for note in notes)
+
+
+def _section(title: str, told: Mapping[str, str]) -> str:
+    return f"## {title}\n\n" + _table(["", ""], [[name, value] for name, value in told.items()])
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
+
+    return line(head) + line(["---"] * len(head)) + "".join(line(row) for row in rows)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
