@@ -71,7 +71,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("caches") / "whole"
-    assert make("folder", corpus, out, *TRAIN_AND_VALID) == 0
+    done = command(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, *HERE))
+    assert done.returncode == 0, done.stderr
     return out
 
 

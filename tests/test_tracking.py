@@ -61,7 +61,7 @@ def requeued(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run that crashed after step 40, went on from its checkpoint at 20, and was stopped at 60; what it said."""
     folder = tmp_path_factory.mktemp("a folder with spaces")
     run, cache = folder / "delay gpt2", write_cache(folder / "nsynth")
-    track(run, 0, "tracking.mode=offline", "--", f"cache:{cache}", "rows:4", "sleep:2")  # ends without a word
+    track(run, 0, "tracking.mode=offline", "--", f"cache:{cache}", "rows:4", "sleep:8")  # ends without a word
     words = (f"cache:{cache}", "rows:4", "nan", "nan", "listen", "checkpoint", "export", "finish:75")
     return run, track(run, 20, "tracking.mode=offline", "--", *words)
 
