@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from pipeline.cache.stream import Split
 from pipeline.lm.choice import Sampling
 from pipeline.sound.codec import load_codec
-from pipeline.track.hear import Ears
+from pipeline.track.hear import Ears, open_ears
 from tests.lm.caches import K, write_cache
 from tests.lm.models import tiny
 
@@ -50,3 +51,15 @@ def test_listening_changes_nothing_of_training(ears: Ears) -> None:
     assert torch.equal(drawn, torch.rand(3)), "no random number of training's is used up"
     assert model.training and all(part.training for part in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_without_the_codec_s_weights_training_goes_on_unheard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    split = Split(write_cache(tmp_path / "cache"), "valid")
+    listen = {"clips": 2, "seconds": 0.2, "temperatures": [1.0], "top_k": 0}
+    meta = {"name": "encodec_24khz", "codebooks": 4, "repository": str(tmp_path)}
+    assert open_ears(listen, meta, split, torch.device("cpu")) is None
+    assert caplog.text.count("nothing will be heard") == 1
+    embedded = {"name": "encodec_embedded", "codebooks": 4, "repository": None}
+    assert open_ears({**listen, "clips": 0}, embedded, split, torch.device("cpu")) is None
+    ears = open_ears(listen, embedded, split, torch.device("cpu"))
+    assert ears is not None and len(ears.hear(tiny())) == 2

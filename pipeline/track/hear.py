@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import torch
 from pipeline.cache.draw import draw
 from pipeline.cache.shard import Sample
 from pipeline.cache.stream import Split
+from pipeline.errors import InputError
 from pipeline.lm.choice import Sampling
 from pipeline.lm.model import CodecGPT
 from pipeline.lm.sampling import generate
 from pipeline.lm.step import Player
 from pipeline.sound import audio
-from pipeline.sound.codec import Codec
+from pipeline.sound.codec import Codec, load_codec
 from pipeline.track.media import Sounds
 
+log = logging.getLogger(__name__)
 SEED = 0
 
 
@@ -75,3 +78,19 @@ class Ears:
             return np.zeros(self.codec.hop, np.float32)
         device = getattr(self.codec, "device", "cpu")
         return self.codec.decode(codes[None].to(device))[0, 0].float().cpu().numpy()
+
+
+def open_ears(listen: Mapping[str, Any], codec: Mapping[str, Any], split: Split, device: torch.device) -> Ears | None:
+    """Ears as the settings ask for; None where they ask for none, or the codec's weights are not at hand (told).
+
+    listen: clips, seconds, temperatures, top_k; codec: as `conf/codec`.
+    """
+    if not listen["clips"] or not len(split):
+        return None
+    try:
+        opened = load_codec(codec["name"], codec["codebooks"], repository=codec["repository"], device=device)
+    except InputError as error:
+        log.warning("nothing will be heard of the model while it trains: %s", error)
+        return None
+    sampling = Sampling(top_k=listen["top_k"])
+    return Ears(split, opened, listen["clips"], listen["seconds"], listen["temperatures"], sampling)

@@ -159,3 +159,20 @@ def test_input_that_is_refused_is_not_tried_again(cluster: Cluster) -> None:
     job = cluster.call("sbatch", "--parsable", *words).stdout.strip()
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+
+
+def test_a_sweep_is_an_array_of_jobs(whole: Path, cluster: Cluster) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
+    launcher = [
+        f"hydra.launcher.{word}" for word in ("partition=test", "cpus_per_task=1", "mem_gb=2", "gpus_per_node=1")
+    ]
+    small = [*SMALL, *MODEL, "trainer.steps=2", "trainer.log_every=1", "trainer.micro_batch=2", "tracking=none"]
+    sweep = ["shards='shards of tones'", "optim.lr=1e-4,3e-4", "run=runs/lr-${optim.lr}"]
+    words = ("-m", "pipeline.train", "-m", "hydra/launcher=slurm", *launcher, *small, *sweep)
+    cluster.env["PYTHONPATH"] = str(ROOT)
+    done = cluster.call(sys.executable, *words, seconds=180)
+    assert done.returncode == 0, done.stdout
+    runs = [cluster.work / "runs" / f"lr-{lr}" for lr in ("0.0001", "0.0003")]
+    cluster.until(lambda: all((run / "export" / "config.json").exists() for run in runs), 60, "both runs")
+    assert all(max(losses(run)) == 2 for run in runs)
+    assert len([*(cluster.work / "sweep").glob("*_*")]) == 2, "two tasks of one array"
