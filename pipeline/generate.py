@@ -36,6 +36,7 @@ def main(cfg: DictConfig) -> int:
     import logging
 
     from omegaconf import OmegaConf
+    from rich.console import Console
 
     from pipeline.errors import InputError
     from pipeline.listen import sidecar
@@ -56,17 +57,18 @@ def main(cfg: DictConfig) -> int:
     sampling, frames = sampling_of(settings["sampling"]), instrument.codec.frames(samples_of(settings, instrument))
     window, found = window_of(settings, frames, instrument), pieces(settings, instrument)
     batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else int(cfg.batch)
-    if settings["stream"]:
-        makes = perform_streaming(instrument, found, sampling, window, settings["chunk"])
-    else:
-        makes = perform(instrument, found, sampling, window, batch, told and told["batch"])
+    seconds, where = found[0].samples / instrument.codec.sample_rate, f"{instrument.folder} on {instrument.device}"
+    print(f"{len(found)} sound{'s' * (len(found) > 1)} of {seconds:g} s by {where}", flush=True)
     same = True
-    for made in makes:
-        note = ""
-        if told:
-            same = made.codes_sha256 == told["codes_sha256"]
-            note = "  the same codes" if same else "  NOT the same codes: see the warnings, or another machine made it"
-        print(f"{made.path}  {made.seconds:.3f} s{note}", flush=True)
+    with Console(stderr=True).status("making") as status:
+        if settings["stream"]:
+            makes = perform_streaming(instrument, found, sampling, window, settings["chunk"])
+        else:
+            makes = perform(instrument, found, sampling, window, batch, status.update, told and told["batch"])
+        for made in makes:
+            same = told is None or made.codes_sha256 == told["codes_sha256"]
+            note = "" if told is None else "  the same codes" if same else "  NOT the same codes"
+            print(f"{made.path}  {made.seconds:.3f} s{note}", flush=True)
     return 0 if same else 1
 
 

@@ -5,7 +5,7 @@ Letters: K codebooks, T frames, S samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +23,17 @@ from pipeline.lm.choice import Sampling
 from pipeline.lm.sampling import Plan, Take
 from pipeline.sound import audio
 
+Job = tuple[int, int]  # a piece, and a clip of it, by number
+SAY_EVERY = 75  # frames
+
 
 @dataclass(frozen=True)
 class Made:
-    """A sound file that was written; whole: not interrupted."""
+    """A sound file that was written."""
 
     path: Path
     seconds: float
     codes_sha256: str
-    whole: bool = True
 
 
 def take_of(
@@ -61,43 +63,50 @@ def perform(
     sampling: Sampling,
     window: Window | None,
     batch: int,
+    say: Callable[[str], None],
     repeat: Mapping[str, int] | None = None,
 ) -> Iterator[Made]:
     """Make pieces, at most `batch` clips at once, and write each as soon as it is whole.
 
-    repeat: rows and row of the batch that the one clip was made in, to be made again in a batch of that size.
-    Interrupted, what is made of the pieces under way is written too.
+    say(line): told now and then how far it is. repeat: rows and row of the batch in which the one clip was made, to be
+    made again in such a batch. Interrupted, what is made of the pieces under way is written too.
     """
     jobs = [(p, c) for p, piece in enumerate(pieces) for c in range(len(piece.clips))]
-    codes: dict[tuple[int, int], Tensor] = {}
+    rate, codes = instrument.codec.frame_rate, {}
     for part in _batches(pieces, jobs, batch):
-        clips = [pieces[p].clips[c] for p, c in part]
+        clips, (p, c) = [pieces[p].clips[c] for p, c in part], part[0]
         rows, row = (repeat["rows"], repeat["row"]) if repeat and len(clips) == 1 else (len(clips), 0)
-        take = take_of(instrument, clips * (rows // len(clips)), pieces[part[0][0]].samples, sampling, window)
-        whole = False
+        take = take_of(instrument, clips * (rows // len(clips)), pieces[p].samples, sampling, window)
+        touched, place = list(dict.fromkeys(p for p, _ in part)), {"rows": rows, "row": row}
         try:
-            for _ in take.chunks():
-                pass
-            whole = True
-        finally:
-            for i, job in enumerate(part):
-                codes[job] = take.codes[row + i, :, : min(int(take.lengths[row + i]), take.complete)].cpu()
-            if not whole:  # interrupted, or stopped by an error: what is made is kept
-                for p in dict.fromkeys(p for p, _ in part):
-                    mine = [codes[p, c] for c in range(len(pieces[p].clips)) if (p, c) in codes]
-                    write(instrument, pieces[p], [clip for clip in mine if clip.shape[1]], (rows, row), whole=False)
-        for p in dict.fromkeys(p for p, _ in part):
-            mine = [codes.get((p, c)) for c in range(len(pieces[p].clips))]
-            if all(clip is not None for clip in mine):
-                place = (rows, row + [q for q, _ in part].index(p))
-                made = write(instrument, pieces[p], mine, place, whole=True)  # type: ignore[arg-type]
-                if made is not None:
-                    yield made
+            for _ in take.chunks(SAY_EVERY):
+                made, frames = take.complete / rate, take.plan.frames / rate
+                say(f"clip {jobs.index((p, c)) + 1}+{len(part)} of {len(jobs)}: {made:.1f} s of {frames:.1f} s")
+        except BaseException:  # what is made is kept
+            codes |= _codes(take, part, row)
+            for p in touched:
+                _write(instrument, pieces[p], _of(codes, p), place, whole=False)
+            raise
+        codes |= _codes(take, part, row)
+        for p in touched:
+            if len(_of(codes, p)) == len(pieces[p].clips):
+                first = row + [q for q, _ in part].index(p)
+                yield _write(instrument, pieces[p], _of(codes, p), {**place, "row": first}, whole=True)
 
 
-def _batches(pieces: Sequence[Piece], jobs: Sequence[tuple[int, int]], batch: int) -> Iterator[list[tuple[int, int]]]:
+def _codes(take: Take, part: Sequence[Job], row: int) -> dict[Job, Tensor]:
+    """What a take has made of each clip of a batch: [K, T]."""
+    ends = take.lengths.clamp(max=take.complete).tolist()
+    return {job: take.codes[row + i, :, : ends[row + i]].cpu() for i, job in enumerate(part)}
+
+
+def _of(codes: Mapping[Job, Tensor], piece: int) -> list[Tensor]:
+    return [clip for (p, _), clip in sorted(codes.items(), key=lambda item: item[0]) if p == piece]
+
+
+def _batches(pieces: Sequence[Piece], jobs: Sequence[Job], batch: int) -> Iterator[list[Job]]:
     """Jobs in order, those of one shape together, at most `batch` of them."""
-    part: list[tuple[int, int]] = []
+    part: list[Job] = []
     for p, c in jobs:
         if part and (len(part) == batch or _shape(pieces, part[-1]) != _shape(pieces, (p, c))):
             yield part
@@ -107,28 +116,23 @@ def _batches(pieces: Sequence[Piece], jobs: Sequence[tuple[int, int]], batch: in
         yield part
 
 
-def _shape(pieces: Sequence[Piece], job: tuple[int, int]) -> tuple[object, ...]:
+def _shape(pieces: Sequence[Piece], job: Job) -> tuple[object, ...]:
     piece, clip = pieces[job[0]], pieces[job[0]].clips[job[1]]
     given = 0 if clip.given is None else clip.given.shape[1]
     return piece.samples, given, *(frame for frame, _ in clip.prompts)
 
 
-def write(
-    instrument: Instrument, piece: Piece, codes: Sequence[Tensor], place: tuple[int, int], whole: bool
-) -> Made | None:
+def _write(
+    instrument: Instrument, piece: Piece, codes: Sequence[Tensor], place: Mapping[str, int], whole: bool
+) -> Made:
     """Decode clips [K, T], each alone so that the others change nothing, and write the piece and its sidecar."""
     rate = instrument.codec.sample_rate
-    wavs = [
-        instrument.codec.decode(clip[None].long())[0, 0].cpu().numpy()[: piece.samples]
-        for clip in codes
-        if clip.shape[1]
-    ]
-    if not wavs:
-        return None
-    wav = join(wavs, piece.fade)
-    audio.write(piece.out, wav, rate)
-    sidecar.write(piece, instrument, codes, {"rows": place[0], "row": place[1]}, whole)
-    return Made(piece.out, len(wav) / rate, sidecar.digest(codes), whole)
+    sounds = [instrument.codec.decode(clip[None].long())[0, 0].cpu().numpy() for clip in codes if clip.shape[1]]
+    wav = join([sound[: piece.samples] for sound in sounds], piece.fade) if sounds else np.zeros(0, np.float32)
+    if whole or len(wav):
+        audio.write(piece.out, wav, rate)
+        sidecar.write(piece, instrument, codes, place, whole)
+    return Made(piece.out, len(wav) / rate, sidecar.digest(codes))
 
 
 def stream(

@@ -10,9 +10,9 @@ from rich.table import Table
 
 NEAR = {"fidelity": "prompt fidelity", "pitch": "pitch (%)", "pitch_class": "pitch class (%)"}
 SPREAD = {
-    "distance": "Fréchet distance",
-    "different": "different sounds",
-    "silent": "falls silent (%)",
+    "distance": "Fréchet",
+    "different": "different",
+    "silent": "silent (%)",
     "looping": "loops (%)",
 }
 SHARES = {"pitch", "pitch_class", "silent", "looping"}

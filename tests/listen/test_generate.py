@@ -1,0 +1,265 @@
+"""`python -m pipeline.generate`: every mode, told in a sidecar and made again from it; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import InputError
+from pipeline.listen.blend import join
+from pipeline.lm.patterns import NAMES
+from tests.build_caches import command, start
+from tests.listen.conftest import FRAMES, Stage, task
+
+LONG = ("seconds=1.2", "window=0.2", "hop=0.1")
+
+
+def generate(*words: str) -> int:
+    return task("generate", *words)
+
+
+def sidecar(wav: Path) -> dict:
+    return json.loads(wav.with_suffix(".json").read_text())
+
+
+def samples(wav: Path) -> int:
+    sound = soundfile.info(wav)
+    assert sound.samplerate == 24_000 and sound.channels == 1
+    return sound.frames
+
+
+@pytest.mark.parametrize("pattern", NAMES)
+def test_seconds_are_exact_and_the_sidecar_tells_all(stage: Stage, tmp_path: Path, pattern: str) -> None:
+    out, run = tmp_path / "b.wav", stage.run(pattern)
+    assert generate(f"run={run}", f"prompt={stage.tones[0]}", f"out={out}", "seconds=0.701", "seed=3") == 0
+    assert samples(out) == 16_824
+    told = sidecar(out)
+    assert told["settings"]["sampling"]["temperature"] == 0.7 and told["settings"]["seed"] == 3
+    assert told["export"]["sha256"] and told["pattern"] == pattern and told["whole"]
+    assert told["sources"][0]["path"] == str(stage.tones[0]) and len(told["sources"][0]["sha256"]) == 64
+    assert (
+        told["codec"]["name"] == "encodec_embedded" and told["embedder"]["dim"] == 192 and "torch" in told["versions"]
+    )
+
+
+MODES = {
+    "prompt": ("prompt={0}",),
+    "without a prompt": (),
+    "sampled": ("prompt={0}", "sampling.top_k=40", "sampling.min_p=0.02", "sampling.temperature=[0.5,1]"),
+    "guided": ("prompt={0}", "sampling.guidance=2", "sampling.top_p=0.9"),
+    "interpolate": ("mode=interpolate", "prompt=[{0},{1},{2}]", "steps=5", "blend=slerp"),
+    "morph": ("mode=morph", "keyframes=[{{at: 0, prompt: {0}}}, {{at: 0.5, prompt: {1}}}]", *LONG),
+    "continue": ("mode=continue", "prompt={0}", *LONG),
+    "extend": ("mode=extend", "audio={1}", "prompt={0}", *LONG),
+    "streamed": ("mode=continue", "prompt={0}", "stream=true", "chunk=0.1", *LONG),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sidecar_makes_the_very_sound_again(stage: Stage, tmp_path: Path, mode: str) -> None:
+    out, again = tmp_path / "out.wav", tmp_path / "again.wav"
+    words = [word.format(*stage.tones) for word in MODES[mode]]
+    assert generate(f"run={stage.run()}", f"out={out}", *words) == 0
+    assert generate(f"from={out.with_suffix('.json')}", f"out={again}") == 0
+    assert out.read_bytes() == again.read_bytes()
+    assert {**sidecar(out), "sound": ""} == {**sidecar(again), "sound": ""}
+
+
+def test_a_clip_of_many_is_the_clip_alone_and_its_sidecar_makes_it_alone(stage: Stage, tmp_path: Path) -> None:
+    folder, alone, run = tmp_path / "many", tmp_path / "alone.wav", f"run={stage.run()}"
+    assert generate(run, f"prompt=[{stage.tones[0]},'{stage.root}/tones/tone[12].wav']", "n=2", f"out={folder}") == 0
+    names = [f"tone{i}-{j}.wav" for i in (0, 1, 2) for j in (1, 2)]
+    assert sorted(path.name for path in folder.glob("*.wav")) == sorted(names)
+    assert generate(run, f"prompt={stage.tones[1]}", "seed=3", f"out={alone}") == 0
+    assert alone.read_bytes() == (folder / "tone1-2.wav").read_bytes()
+    assert generate(f"from={folder}/tone2-1.json", f"out={tmp_path / 'again.wav'}") == 0
+    assert (tmp_path / "again.wav").read_bytes() == (folder / "tone2-1.wav").read_bytes()
+    assert len({path.read_bytes() for path in folder.glob("*.wav")}) == 6
+
+
+def test_a_batch_of_any_size_gives_the_same_sounds(stage: Stage, tmp_path: Path) -> None:
+    for batch in (1, 3, 5):
+        words = (f"run={stage.run()}", f"prompt={stage.tones[0].parent}", f"out={tmp_path / str(batch)}")
+        assert generate(*words, f"batch={batch}") == 0
+    for path in sorted((tmp_path / "1").glob("*.wav")):
+        assert path.read_bytes() == (tmp_path / "3" / path.name).read_bytes()
+        assert path.read_bytes() == (tmp_path / "5" / path.name).read_bytes()
+
+
+def test_an_interpolation_goes_from_the_first_prompts_clip_to_the_lasts_by_fades(stage: Stage, tmp_path: Path) -> None:
+    run, ends = f"run={stage.run()}", []
+    for i in (0, 1):
+        assert generate(run, f"prompt={stage.tones[i]}", f"out={tmp_path / f'{i}.wav'}") == 0
+        ends.append(soundfile.read(tmp_path / f"{i}.wav", dtype="float32")[0])
+    words = ("mode=interpolate", f"prompt=[{stage.tones[0]},{stage.tones[1]}]", "steps=4", "fade=0.1")
+    assert generate(run, *words, f"out={tmp_path / 'strip.wav'}") == 0
+    strip, fade = soundfile.read(tmp_path / "strip.wav", dtype="float32")[0], 2400
+    assert len(strip) == 4 * len(ends[0]) - 3 * fade
+    kept = len(ends[0]) - fade
+    assert np.allclose(strip[:kept], ends[0][:kept], atol=1e-4)
+    assert np.allclose(strip[-kept:], ends[1][fade:], atol=1e-4)
+
+
+def test_fades_keep_the_power_of_sounds_that_have_nothing_to_do_with_each_other() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 40_000)).astype(np.float32)
+    joined = join([a, b], 30_000)
+    assert joined.std() == pytest.approx(1, abs=0.02) and joined[15_000:35_000].std() == pytest.approx(1, abs=0.02)
+
+
+def test_an_extension_begins_with_the_codecs_own_sound(stage: Stage, tmp_path: Path) -> None:
+    from pipeline.sound import audio
+    from pipeline.sound.codec import load_codec
+
+    out = tmp_path / "e.wav"
+    assert generate(f"run={stage.run()}", "mode=extend", f"audio={stage.tones[2]}", "seconds=0.7", f"out={out}") == 0
+    codec, made = load_codec("encodec_embedded", 2), soundfile.read(out, dtype="float32")[0]
+    heard = codec.decode(codec.encode(torch.from_numpy(audio.read(stage.tones[2]))[None, None]))[0, 0].numpy()
+    assert len(made) == 16_800 and np.allclose(made[:10_000], heard[:10_000].clip(-1, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["prompt", "continue", "morph"])
+def test_what_is_streamed_is_what_is_made_whole(stage: Stage, tmp_path: Path, mode: str) -> None:
+    words = [word.format(*stage.tones) for word in MODES[mode]]
+    for stream in ("false", "true"):
+        out = tmp_path / f"{stream}.wav"
+        assert generate(f"run={stage.run()}", f"out={out}", *words, f"stream={stream}", "chunk=0.05") == 0
+    whole, streamed = (soundfile.read(tmp_path / f"{stream}.wav")[0] for stream in ("false", "true"))
+    assert np.abs(whole - streamed).max() < 1e-4
+    assert sidecar(tmp_path / "true.wav")["codes_sha256"] == sidecar(tmp_path / "false.wav")["codes_sha256"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_interrupted_it_keeps_what_is_made(stage: Stage, tmp_path: Path, stream: bool) -> None:
+    """Ctrl-C in the middle of an hour: a sound that plays, and its sidecar, which says that it is not whole."""
+    out = tmp_path / "long.wav"
+    words = ("mode=continue", f"prompt={stage.tones[0]}", "seconds=3600", "window=0.2", f"stream={stream}", "chunk=0.1")
+    process = start("pipeline.generate", f"run={stage.run()}", f"out={out}", *words)
+    assert "1 sound of 3600 s" in process.stdout.readline()  # type: ignore[union-attr]
+    time.sleep(2)
+    while stream and process.poll() is None and not (out.exists() and out.stat().st_size > 20_000):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and error.strip().endswith("interrupted") and "Traceback" not in error, error
+    assert samples(out) > 1000 and soundfile.read(out)[0].std() > 0
+    assert not sidecar(out)["whole"]
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+def test_a_run_without_an_export_is_told_the_command_that_makes_it(tmp_path: Path) -> None:
+    found = command("pipeline.generate", f"run={tmp_path}", "out=b.wav", cwd=tmp_path)
+    assert found.returncode == 2 and f"python -m pipeline.export run={tmp_path}" in found.stderr
+    assert len(found.stderr.splitlines()) == 1 and not found.stdout and not (tmp_path / "b.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seconds=0"], "seconds=0: give more than 0"),
+        (["seconds=2"], r"150 frames are 151 steps under pattern=delay, and the model reads 1\.\.61"),
+        (["mode=waltz"], "mode=waltz: give prompt, interpolate, morph, continue, extend"),
+        (["n=0"], "n=0"),
+        (["prompt=nowhere.wav"], r"prompt=nowhere\.wav: there is no such file"),
+        (["prompt='{0}*.nothing'"], "no file matches"),
+        (["mode=interpolate", "prompt={0}"], "1 given, 2 or more are needed"),
+        (["mode=interpolate", "prompt=[{0},{1}]", "blend=cubic"], "blend=cubic: give linear or slerp"),
+        (["mode=morph"], r"keyframes=None: give them in order|keyframes=None: give"),
+        (["mode=morph", "keyframes=[{{at: 1, prompt: {0}}}]"], "the first at 0"),
+        (["mode=morph", "keyframes=[{{when: 1}}]"], r"give \[\{at: 0"),
+        (["mode=extend", "prompt={0}"], r"give audio=a\.wav"),
+        (["mode=extend", "audio={0}", "seconds=0.3"], "not shorter than the 0.3 s"),
+        (["mode=continue", "seconds=2", "window=0.5"], "less than the 30"),
+        (["mode=continue", "seconds=2", "window=0.2", "hop=0.2"], "hop=0.2: 15 frames"),
+        (["sampling.temperature=-1"], "sampling.temperature=-1"),
+        (["sampling.temperature=[1,1,1]"], "the model has 2 codebooks"),
+        (["device=cuda:7"], "device=cuda:7"),
+        (["from=nothing.json"], "from=nothing.json: not the .json"),
+        (["mode=interpolate", "prompt=[{0},{1}]", "stream=true"], "stream=true: an interpolation"),
+    ],
+)
+def test_settings_that_make_no_sound_are_refused(stage: Stage, tmp_path: Path, words: list[str], message: str) -> None:
+    words = [word.format(*stage.tones) for word in words]
+    with pytest.raises(InputError, match=message):
+        generate(f"run={stage.run()}", f"out={tmp_path / 'o.wav'}", *words)
+    assert not list(tmp_path.glob("*.wav"))
+
+
+def test_prompts_of_every_kind(stage: Stage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Stereo, 8 kHz, silent and very long prompts are played; all that is no sound is named at once."""
+    prompts, wav = tmp_path / "prompts", soundfile.read(stage.tones[0])[0]
+    prompts.mkdir()
+    soundfile.write(prompts / "stereo.wav", np.stack([wav, wav], 1), 24_000)
+    soundfile.write(prompts / "telephone.wav", wav[::3], 8_000)
+    soundfile.write(prompts / "silent.wav", np.zeros(24_000), 24_000)
+    with soundfile.SoundFile(prompts / "hours.flac", "w", 8_000, 1) as file:
+        for _ in range(60):
+            file.write(np.zeros(8_000 * 60, np.int16))
+    words = (f"run={stage.run()}", f"prompt={prompts}", f"out={tmp_path / 'out'}", "prompt_seconds=2")
+    started = time.perf_counter()
+    assert generate(*words) == 0
+    assert time.perf_counter() - started < 30
+    assert {path.stem for path in (tmp_path / "out").glob("*.wav")} == {"stereo", "telephone", "silent", "hours"}
+    assert f"{prompts / 'silent.wav'} is silent" in caplog.text
+    generate(f"run={stage.run()}", f"prompt={stage.tones[0]}", f"out={tmp_path / 'mono.wav'}", "seed=2")
+    mono, stereo = (sidecar(path)["codes_sha256"] for path in (tmp_path / "mono.wav", tmp_path / "out" / "stereo.wav"))
+    assert sidecar(tmp_path / "out" / "stereo.wav")["settings"]["seed"] == 2 and mono == stereo
+    (prompts / "empty.wav").write_bytes(b"")
+    (prompts / "picture.wav").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    soundfile.write(prompts / "nothing.wav", np.zeros(0), 24_000)
+    with pytest.raises(InputError, match=r"empty\.wav: empty.*nothing\.wav: empty.*picture\.wav: not audio"):
+        generate(*words)
+
+
+def test_weights_that_are_not_those_of_training_are_refused_by_both_hashes(stage: Stage, tmp_path: Path) -> None:
+    for part, others in (("codec", "0" * 64), ("embedder", "1" * 64)):
+        run = tmp_path / part
+        shutil.copytree(stage.run(), run)
+        config = json.loads((run / "export" / "config.json").read_text())
+        real = config[part]["weights"]
+        config[part]["weights"] = others
+        (run / "export" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=f"{part}.weights '{others}' and not '{real}'"):
+            generate(f"run={run}", f"out={tmp_path / 'o.wav'}")
+
+
+def test_a_sidecar_whose_prompt_or_model_has_changed_is_refused(stage: Stage, tmp_path: Path) -> None:
+    prompt, out = tmp_path / "p.wav", tmp_path / "o.wav"
+    shutil.copy(stage.tones[0], prompt)
+    assert generate(f"run={stage.run()}", f"prompt={prompt}", f"out={out}") == 0
+    with pytest.raises(InputError, match="made with weights of sha256"):
+        generate(f"from={tmp_path / 'o.json'}", f"run={stage.run('parallel')}")
+    shutil.copy(stage.tones[1], prompt)
+    with pytest.raises(InputError, match=r"p\.wav has changed since"):
+        generate(f"from={tmp_path / 'o.json'}")
+    prompt.unlink()
+    with pytest.raises(InputError, match=r"p\.wav, which it was made from, is gone"):
+        generate(f"from={tmp_path / 'o.json'}")
+
+
+def test_weights_that_diverged_are_told_in_one_line(stage: Stage, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stage.run(), run)
+    state = load_file(run / "export" / "model.safetensors")
+    state["head.bias"][1] = torch.nan
+    save_file(state, run / "export" / "model.safetensors")
+    with pytest.raises(InputError, match="logits are not finite"):
+        generate(f"run={run}", f"out={tmp_path / 'o.wav'}")
+
+
+def test_a_piece_longer_than_the_clips_of_training_needs_a_window_where_their_length_is_not_known(
+    stage: Stage, tmp_path: Path
+) -> None:
+    shutil.copytree(stage.run() / "export", tmp_path / "export")
+    with pytest.raises(InputError, match="give window=SECONDS"):
+        generate(f"run={tmp_path}", "mode=continue", "seconds=2", f"out={tmp_path / 'o.wav'}")
+    assert generate(f"run={tmp_path}", "mode=continue", "seconds=1", "window=0.2", f"out={tmp_path / 'o.wav'}") == 0
+    assert samples(tmp_path / "o.wav") == 24_000 and FRAMES / 75 == 0.4
