@@ -52,7 +52,7 @@ def _save(cfg: DictConfig) -> str:
     try:
         if not wandb.login(prompt=False):
             raise InputError("there is no W&B key: `wandb login`, or WANDB_API_KEY, or dry_run=true")
-        made = workspace(cfg.entity or wandb.Api().default_entity, cfg.project, cfg.name, cfg.codebooks)
+        made = workspace(cfg.entity or str(wandb.Api().default_entity), cfg.project, cfg.name, cfg.codebooks)
         if cfg.renew:
             old = Workspace.from_url(cfg.renew)
             old.sections, old.settings = made.sections, made.settings
@@ -126,7 +126,7 @@ def _losses(codebooks: int) -> Section:
 def _patterns() -> Section:
     import wandb_workspaces.reports.v2 as wr
 
-    by = {"groupby": wr.Config("pattern"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    by: dict[str, Any] = {"groupby": wr.Config("pattern"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     layout = wr.Layout(x=16, y=0, w=8, h=6)
     best = wr.BarPlot(title="best validation loss", metrics=[wr.SummaryMetric("val/loss.min")], layout=layout, **by)
     return _section(

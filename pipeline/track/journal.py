@@ -18,7 +18,7 @@ STEP = "trainer/step"
 def records(file: Path) -> Iterator[Any]:
     """The records of a `.wandb` file, as `wandb.proto.wandb_internal_pb2.Record`; a torn end ends them."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for data in _logged(file.read_bytes()):
         record = Record()

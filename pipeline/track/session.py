@@ -68,7 +68,7 @@ class Session:
             id=self.id,
             resume="allow" if self.told else None,  # only a restart appends: its lines then follow those before
             dir=str(self.folder),
-            mode=mode,
+            mode=mode,  # type: ignore[arg-type]
             config=flat({name: value for name, value in config.items() if name != "tracking"}),
             settings=self.wandb.Settings(
                 console="off",
