@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.lm import noise
+from pipeline.lm.capture import Graph
 from pipeline.lm.choice import Sampling, choose, finite, temperatures
 from pipeline.lm.patterns import EMPTY
 from pipeline.lm.step import Player
@@ -77,7 +78,12 @@ class Take:
         self.guided = self.sampling.guidance != 1 and bool(plan.prompts)
         self.rows = B * (1 + self.guided)
         self.starts = [self._start(prompts) for _, prompts in plan.prompts] or [self._start(None)]
-        self.cache = player.cache(self.rows, self.pattern.length(self.window))
+        steps = self.pattern.length(self.window)
+        self.cache = player.cache(self.rows, steps)
+        self.laid = torch.full((B, config.codebooks, steps), EMPTY, device=device)  # of the window, as are these:
+        self.active, self.keys = torch.zeros_like(self.laid, dtype=torch.bool), self.laid.to(torch.int32)
+        self.sound = torch.ones((), dtype=torch.bool, device=device)  # whether all logits so far are numbers
+        self.graph = Graph(self._advance_at, device) if player.captures else None
         self.tokens = torch.full((B, config.codebooks, self.total), EMPTY, device=device)
         if plan.given is not None:
             assert plan.given.shape[2] < plan.frames
@@ -122,7 +128,8 @@ class Take:
     def _play(self, base: int, size: int | None) -> Iterator[None]:
         """The steps of the window of frames base..base + window; those already known are read, not made."""
         N, last = self.window, base + self.window == self.total
-        laid, active, keys = self._lay(base)
+        self._lay(base)
+        laid, active = self.laid, self.active
         whole = self.pattern.steps(N).amax(0).tolist()  # after which step each frame is
         turns = self._turns(base)
         unknown = (active & (laid == EMPTY)).any(0).any(0).tolist()
@@ -131,49 +138,50 @@ class Take:
         stop = laid.shape[2] if last or self.pattern.name != "delay" else N
         try:
             for s in range(first, stop):
-                fresh = s == first or turns[s] != turns[s - 1]
-                logits = self._prefill(laid[:, :, :s], turns[s]) if fresh else self._step(laid[:, :, s - 1], s)
-                known = laid[:, :, s]
-                laid[:, :, s] = known.where(known != EMPTY, self._choose(logits, keys[:, :, s], active[:, :, s]))
+                if s == first or turns[s] != turns[s - 1]:
+                    self._put(self._prefill(laid[:, :, :s], turns[s]), s)
+                else:
+                    self._advance(s)
                 if self.ends and bool((ended := active[:, 0, s] & (laid[:, 0, s] == EMPTY)).any()):
-                    self._end(laid, base, ended, s)
-                    laid, active, keys = self._lay(base)
+                    self._end(base, ended, s)
                 if self.ends and not bool(active[:, :, s + 1 :].any()):
                     break
                 complete = bisect.bisect_right(whole, s)
                 self.complete = max(self.complete, min(base + complete, self.plan.frames))
                 if size is not None and self.complete - self._told >= size:
-                    self._keep(laid, base)
+                    self._keep(base)
                     yield
         finally:  # interrupted, it still holds what is made
-            self._keep(laid, base)
+            self._keep(base)
 
     # ---- one window's layout -----------------------------------------------------------------------------------
-    def _lay(self, base: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens as laid out, which cells hold a code of the clip, and the keys of their noise: [B, K, S] each."""
+    def _lay(self, base: int) -> None:
+        """Tokens as laid out, which cells hold a code of the clip, and the keys of their noise."""
         lengths = self._window_lengths(base)
-        laid = self.pattern.apply(self.tokens[:, :, base : base + self.window], lengths)
         held = self.pattern.frames(self.window, lengths)
-        active = (held >= 0) & (held < (self.lengths - base)[:, None, None])
-        return laid, active, noise.keys(self.plan.seeds, held + base)
+        self.laid.copy_(self.pattern.apply(self.tokens[:, :, base : base + self.window], lengths))
+        self.active.copy_((held >= 0) & (held < (self.lengths - base)[:, None, None]))
+        self.keys.copy_(noise.keys(self.plan.seeds, held + base))
 
-    def _keep(self, laid: Tensor, base: int) -> None:
-        """Take what a window holds back into the clips."""
-        lengths = self._window_lengths(base)
-        tokens = self.pattern.revert(laid, self.window, lengths)
-        behind = torch.arange(self.window, device=laid.device) >= (self.lengths - base)[:, None, None]
+    def _keep(self, base: int) -> None:
+        """Take what the window holds back into the clips. Raises InputError where logits were no numbers."""
+        if not bool(self.sound):
+            raise InputError("the model's logits are not finite: its weights are damaged, or its training diverged")
+        tokens = self.pattern.revert(self.laid, self.window, self._window_lengths(base))
+        behind = torch.arange(self.window, device=tokens.device) >= (self.lengths - base)[:, None, None]
         self.tokens[:, :, base : base + self.window] = tokens.masked_fill(behind, EMPTY)
 
     def _window_lengths(self, base: int) -> Tensor:
         return (self.lengths - base + self.ends).clamp(0, self.window)
 
-    def _end(self, laid: Tensor, base: int, ended: Tensor, step: int) -> None:
-        """Rows that have said that their clip ends at this step's frame."""
-        self._keep(laid, base)
+    def _end(self, base: int, ended: Tensor, step: int) -> None:
+        """Rows [B] that have said that their clip ends at this step's frame."""
+        self._keep(base)
         frame = base + self.pattern.frames(self.window)[0, step]
         self.lengths = torch.where(ended, frame, self.lengths)
-        behind = torch.arange(self.total, device=laid.device) >= self.lengths[:, None, None]
+        behind = torch.arange(self.total, device=self.tokens.device) >= self.lengths[:, None, None]
         self.tokens.masked_fill_(behind, EMPTY)
+        self._lay(base)
 
     def _turns(self, base: int) -> list[int]:
         """Which prompt each step follows: that of the frame of its first codebook with one."""
@@ -191,14 +199,32 @@ class Take:
 
     def _prefill(self, laid: Tensor, turn: int) -> Tensor:
         """Read a prompt and the steps [B, K, s] after it -> logits [B, K, C] of step s."""
-        steps = self.player.model.embed(laid)
-        steps = torch.cat([steps, steps]) if self.guided else steps
-        return self._guide(self.player.read(torch.cat([self.starts[turn], steps], 1), self.cache, 0))
+        return self._guide(self.player.read(torch.cat([self.starts[turn], self._inputs(laid)], 1), self.cache, 0))
 
-    def _step(self, tokens: Tensor, at: int) -> Tensor:
-        """Read one step [B, K] at a position -> logits [B, K, C] of the next."""
-        step = self.player.model.embed(tokens[:, :, None])
-        return self._guide(self.player.read(torch.cat([step, step]) if self.guided else step, self.cache, at))
+    def _advance(self, s: int) -> None:
+        """Read step s - 1, which stands at position s, and make step s."""
+        if self.graph is not None:
+            self.graph(s)
+        else:
+            self._put(self._guide(self.player.read(self._inputs(self.laid[:, :, s - 1 : s]), self.cache, s)), s)
+
+    def _advance_at(self, at: Tensor) -> None:
+        """The same for a step in a tensor [1]: nothing in it depends on what is known here."""
+        inputs = self._inputs(self.laid.index_select(2, at - 1))
+        logits = self._guide(self.player.read_at(inputs, self.cache, at))
+        active, keys = self.active.index_select(2, at)[:, :, 0], self.keys.index_select(2, at)[:, :, 0]
+        known = self.laid.index_select(2, at)[:, :, 0]
+        self.laid.index_copy_(2, at, self._choose(logits, keys, active, known)[:, :, None])
+
+    def _put(self, logits: Tensor, s: int) -> None:
+        """Choose step s."""
+        known = self.laid[:, :, s]
+        self.laid[:, :, s] = self._choose(logits, self.keys[:, :, s], self.active[:, :, s], known)
+
+    def _inputs(self, steps: Tensor) -> Tensor:
+        """Steps [B, K, s] -> what the model reads [rows, s, D]."""
+        found = self.player.model.embed(steps)
+        return torch.cat([found, found]) if self.guided else found
 
     def _guide(self, logits: Tensor) -> Tensor:
         if not self.guided:
@@ -206,13 +232,12 @@ class Take:
         prompted, without = logits.chunk(2)
         return without + self.sampling.guidance * (prompted - without)
 
-    def _choose(self, logits: Tensor, keys: Tensor, active: Tensor) -> Tensor:
-        """Logits [B, K, C], keys [B, K] -> tokens [B, K]: EMPTY where not active [B, K]."""
-        if not bool(finite(logits)):
-            raise InputError("the model's logits are not finite: its weights are damaged, or its training diverged")
+    def _choose(self, logits: Tensor, keys: Tensor, active: Tensor, known: Tensor) -> Tensor:
+        """Logits [B, K, C], keys [B, K] -> tokens [B, K]: those known already, EMPTY where not active."""
+        self.sound &= finite(logits)
         drawn = noise.gumbel(keys, logits.shape[-1])
         tokens = choose(logits.masked_fill(self.forbidden, -torch.inf), drawn, self.temperature, self.sampling)
-        return tokens.where(active, EMPTY)
+        return known.where(known != EMPTY, tokens.where(active, EMPTY))
 
     # ---- checks ------------------------------------------------------------------------------------------------
     def _missing(self) -> Tensor:

@@ -4,6 +4,7 @@
 is eight calls. The products decide the rest. On a CPU they go through oneDNN with weights packed for it: faster than
 a plain product for two rows or more, and the same bits for a row alone, among others, and on any number of threads. A
 plain matrix-vector product is a quarter faster for a row alone, and differs in the last bits: `exact=False` takes it.
+On a GPU `read_at` can be captured as one graph, so that a step costs a launch and not two hundred.
 
 Letters: B rows, n positions, D width, H heads, K codebooks, C classes.
 """
@@ -77,7 +78,8 @@ class Cache:
 class Player:
     """Reads positions and predicts codes; equal to `model.logits` but for rounding.
 
-    exact: whether a row alone must give the same bits as among others (CPU).
+    exact: whether a row alone must give the same bits as among others (CPU). captures: whether steps are captured as
+    a graph (GPU).
     """
 
     def __init__(self, model: CodecGPT, exact: bool = True) -> None:
@@ -85,6 +87,7 @@ class Player:
         assert trunk.config.activation_function == "gelu_new" and not trunk.config.scale_attn_by_inverse_layer_idx
         self.model, self.config, self.pattern = model, model.config, model.pattern
         self.device, self.heads = model.null.device, model.config.heads
+        self.captures = self.device.type == "cuda"
         self.layers = [
             Layer(
                 block.ln_1,
@@ -114,16 +117,33 @@ class Player:
 
         n is 1, or `at` is 0.
         """
-        B, n, D = inputs.shape
-        assert n == 1 or at == 0
-        x = inputs + self.model.trunk.wpe.weight[at : at + n]
+        end = at + inputs.shape[1]
+        assert inputs.shape[1] == 1 or at == 0
+
+        def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = cache.keys[i], cache.values[i]
+            keys[:, :, at:end], values[:, :, at:end] = k, v
+            return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=end - at > 1)
+
+        return self._logits(inputs + self.model.trunk.wpe.weight[at:end], attend)
+
+    def read_at(self, inputs: Tensor, cache: Cache, at: Tensor) -> Tensor:
+        """As `read` of one position [B, 1, D] that stands in a tensor [1]: the same kernels whatever the position."""
+        unseen = torch.arange(cache.keys[0].shape[2], device=self.device) > at
+        mask = torch.zeros(1, len(unseen), device=self.device).masked_fill(unseen, -torch.inf)
+
+        def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = cache.keys[i].index_copy_(2, at, k), cache.values[i].index_copy_(2, at, v)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+
+        return self._logits(inputs + self.model.trunk.wpe.weight.index_select(0, at), attend)
+
+    def _logits(self, x: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Inputs with their positions [B, n, D] -> logits [B, K, C]; attend(layer, q, k, v) of [B, H, n, D / H]."""
+        B, n, D = x.shape
         for i, layer in enumerate(self.layers):
-            q, k, v = layer.qkv(layer.before(x).view(B * n, D)).view(B, n, 3, self.heads, -1).unbind(2)
-            cache.keys[i][:, :, at : at + n] = k.transpose(1, 2)
-            cache.values[i][:, :, at : at + n] = v.transpose(1, 2)
-            seen = F.scaled_dot_product_attention(
-                q.transpose(1, 2), cache.keys[i][:, :, : at + n], cache.values[i][:, :, : at + n], is_causal=n > 1
-            )  # [B, H, n, D / H]
+            qkv = layer.qkv(layer.before(x).view(B * n, D)).view(B, n, 3, self.heads, -1)
+            seen = attend(i, *(part.transpose(1, 2) for part in qkv.unbind(2)))
             x = x + layer.out(seen.transpose(1, 2).reshape(B * n, D)).view(B, n, D)
             wide = F.gelu(layer.up(layer.between(x).view(B * n, D)), approximate="tanh")
             x = x + layer.down(wide).view(B, n, D)

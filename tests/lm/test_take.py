@@ -158,6 +158,36 @@ def test_temperatures_of_codebooks_and_rows() -> None:
         Take(Player(model), Plan(1, [0], [Sampling((1.0, 0.5))]))
 
 
+CAPTURED = {
+    "one prompt": {},
+    "a moving window": {"window": 8, "hop": 3},
+    "a moving prompt": {"prompts": 3},
+    "guided": {"sampling": Sampling(0.8, top_p=0.9, min_p=0.01, guidance=2.0)},
+    "ends": {"end_of_audio": True, "sampling": Sampling(3.0)},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", CAPTURED)
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_steps_captured_as_a_graph_are_the_same_steps(name: str, case: str, device: str) -> None:
+    """On a CPU the function that a GPU captures is called as it is."""
+    changes = dict(CAPTURED[case])
+    sampling, moves = changes.pop("sampling", Sampling(0.8, top_k=50)), changes.pop("prompts", 1)
+    model = tiny(pattern=name, end_of_audio=changes.pop("end_of_audio", False)).eval().to(device)
+    plan = Plan(13, [5, 6], [sampling] * 2, [(4 * i, torch.randn(2, 12)) for i in range(moves)], **changes)
+    found = []
+    for captures in (False, True):
+        player = Player(model)
+        player.captures = captures
+        take = Take(player, plan)
+        list(take.chunks(2))
+        found.append((take.codes.tolist(), take.lengths.tolist()))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_players_steps_are_the_models_logits(name: str) -> None:
     model, prompts = tiny(pattern=name, width=1056, layers=1).eval(), torch.randn(3, 12)
