@@ -17,7 +17,7 @@ from pipeline.cache.manifest import NAME as MANIFEST
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.store import LocalStore
 from pipeline.cache.verify import verify
-from tests.build_caches import command, contents, make, start, tones, words
+from tests.build_caches import command, contents, start, tones, words
 
 MODULE = "pipeline.preprocess"
 HERE = ("workers=1", "readers=0")
@@ -68,12 +68,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tones(tmp_path_factory.mktemp("corpora") / "tones", 60, 1.0)
 
 
-@pytest.fixture(scope="module")
-def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("caches") / "whole"
+def made(corpus: Path, out: Path) -> Path:
+    """The cache, by the command: a process that has computed other things may round the last bits another way."""
     done = command(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, *HERE))
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("caches") / "whole"
+    return made(corpus, out)
 
 
 def kill_and_compare(corpus: Path, whole: Path, out: Path, kills: int, *overrides: str) -> None:
@@ -149,7 +154,7 @@ def test_parts_in_any_order_one_of_them_killed(corpus: Path, whole: Path, tmp_pa
 
 def test_merge_by_command(corpus: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert make("folder", corpus, out, *TRAIN_AND_VALID) == 0
+    made(corpus, out)
     (out / MANIFEST).unlink()
     assert command("pipeline.shards", "merge", str(out)).returncode == 0
     assert contents(out) == contents(whole)
@@ -159,7 +164,7 @@ def test_slurm_s_array_makes_its_parts(corpus: Path, whole: Path, tmp_path: Path
     for task in ("7", "5", "6"):
         for name, value in {"ID": task, "MIN": "5", "COUNT": "3", "STEP": "1"}.items():
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-        assert make("folder", corpus, tmp_path / "out", *TRAIN_AND_VALID) == 0
+        made(corpus, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(whole)
 
 
@@ -167,6 +172,6 @@ def test_what_a_dead_writer_left_is_swept_up(corpus: Path, whole: Path, tmp_path
     out = tmp_path / "out"
     out.mkdir()
     (out / ".train-000000.tar.1-abc.partial").write_bytes(b"half")
-    assert make("folder", corpus, out, *TRAIN_AND_VALID) == 0
+    made(corpus, out)
     assert contents(out) == contents(whole)
     assert [*verify(LocalStore(out))] == [] and Manifest.load(out).samples("train") > 0

@@ -90,6 +90,7 @@ def test_a_full_disk_is_told_once_and_survived(tmp_path: Path, caplog: pytest.Lo
     assert "training goes on without" in caplog.text
 
 
+@pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
 def test_w_and_b_sees_one_run_whose_steps_never_go_back(requeued: tuple[Path, str]) -> None:
     run, _ = requeued
     ids = {record.run_id for record in logged(run, "run")}
@@ -128,6 +129,7 @@ def test_lineage_goes_from_the_cache_through_the_run_to_its_export(requeued: tup
     assert json.loads(cache)["splits"]["train"]["clips"] == 45
 
 
+@pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
 def test_sounds_come_as_a_table_and_as_files(requeued: tuple[Path, str]) -> None:
     run, _ = requeued
     (row,) = [row for row in rows_of(run) if "val/audio/_type" in row]
@@ -159,6 +161,7 @@ def test_nobody_is_ever_asked_for_a_key(tmp_path: Path, mode: str) -> None:
     assert ("there is no key" in said) == (mode == "online")
 
 
+@pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
 def test_a_stall_raises_an_alert(tmp_path: Path) -> None:
     words = ("tracking.mode=offline", "tracking.stalled=0.8", NO_CODE, "--", "rows:1", "sleep:3", "rows:1", "finish:0")
     said = track(tmp_path / "run", 0, *words)
@@ -166,6 +169,7 @@ def test_a_stall_raises_an_alert(tmp_path: Path) -> None:
     assert alert.title == "Training stalls" and "after step 10" in alert.text and said.count("Training stalls") == 1
 
 
+@pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
 def test_the_death_of_w_and_b_s_process_is_told_once_and_survived(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ("rows:3", "sleep:4", "kill-core", "rows:50", "sleep:1", "rows:2", "finish:0")

@@ -20,6 +20,9 @@ from tests.lm.caches import write_cache
 from tests.test_tracking import NO_CODE, ROOT, track
 from tests.wandb_server import Server
 
+# these wait for W&B's own processes, whose patience is measured in seconds of a machine that is not busy
+pytestmark = pytest.mark.slow
+
 SYNC = ROOT / "jobs" / "sync_wandb.sh"
 
 
