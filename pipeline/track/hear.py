@@ -56,7 +56,7 @@ class Ears:
                 made[t] = generate(player, prompts.to(model.null.device), frames, sampling, list(seeds))
         finally:
             model.train(training)
-        found = []
+        found: list[tuple[str, Sounds]] = []
         for i, (sample, codes, same) in enumerate(zip(self.samples, self.codes, self._same, strict=True)):
             ends = {t: min(int(lengths[i]), codes.shape[1]) for t, (_, lengths) in made.items()}
             new = {f"temperature {t:g}": self._decode(all_[i, :, : ends[t]].cpu()) for t, (all_, _) in made.items()}
