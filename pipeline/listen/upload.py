@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-
-import yaml
 
 from pipeline import tracking
 from pipeline.errors import InputError
+from pipeline.listen import run_folder
 from pipeline.listen.evaluation import Evaluation
 from pipeline.listen.figures import flat
 
@@ -17,14 +15,10 @@ SHOWN = 16  # clips whose sounds go along
 
 def upload(run: Path, found: Evaluation, rate: int) -> None:
     """Log `eval/...` at the run's last step, with the sounds of the first clips. Raises InputError for no such run."""
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        rows = (run / tracking.METRICS).read_text().splitlines()
-        step = json.loads(rows[-1])["step"]
-    except (OSError, ValueError, KeyError, IndexError, yaml.YAMLError) as error:
-        raise InputError(f"wandb=true: {run} is no folder of a run that pipeline.train wrote ({error})") from None
-    if config["tracking"]["name"] != "wandb":
-        raise InputError(f"wandb=true: {run} was not tracked by W&B (tracking={config['tracking']['name']})")
+    config, rows = run_folder.config(run), run_folder.metrics(run)
+    if config.get("tracking", {}).get("name") != "wandb" or not rows:
+        raise InputError(f"wandb=true: {run} was not tracked by W&B; train with tracking=wandb")
+    step = rows[-1]["step"]
     tracker = tracking.start(run, step, config["name"], config, config["tracking"])
     tracker.log(step, {f"eval/{name}": value for name, value in flat(found.told).items()})
     heard = [

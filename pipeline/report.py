@@ -1,0 +1,51 @@
+"""Make a page to listen to a trained model: one HTML file with its sounds inside, which any browser plays offline.
+
+  python -m pipeline.report run=runs/quickstart
+  python -m pipeline.report run=RUN shards=DIR n=10 originals=data/nsynth prompts=[moo.wav,drill.mp3]
+
+It repeats the article's studies on your own model: clips through the codec at each bit rate; generations at each
+temperature; prompts from elsewhere (prompts=); interpolations. With figures as plots: training's curves, and those of
+`python -m pipeline.evaluate run=RUN shards=DIR` where that has been run. Press a spectrogram to hear it.
+
+What people change: prompts=, originals= (the corpus' folder, for the recordings themselves), n=, temperatures=,
+strips=, split=, seed=, out=.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from pipeline.config import entry
+
+
+@entry("report")
+def main(cfg: DictConfig) -> None:
+    """Make the page, and print where it is."""
+    from pathlib import Path
+
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from pipeline.listen import run_folder
+    from pipeline.listen.instrument import open_run
+    from pipeline.listen.page import page
+    from pipeline.listen.studies import studies
+
+    settings, run, out = OmegaConf.to_container(cfg, resolve=True), Path(cfg.run), Path(cfg.out)
+    if cfg.shards == "auto":
+        settings["shards"] = run_folder.shards(run)
+    instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source)
+    with Console(stderr=True).status("listening") as status:
+        found = studies(settings, instrument, status.update)
+    hint = f"More figures come from: python -m pipeline.evaluate run={run} shards={settings['shards']}"
+    told = run_folder.evaluation(Path(cfg.evaluation))
+    facts = run_folder.facts(instrument, settings)
+    text = page(run.name, facts, found, instrument.codec.sample_rate, run_folder.metrics(run), told, hint)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    sounds = sum(len(row.sounds) for study in found for row in study.rows)
+    print(f"{out}  {sounds} sounds, {len(text) / 1e6:.1f} MB: open it in any browser")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A headless Chromium driven through chromedriver's HTTP protocol (W3C WebDriver)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--autoplay-policy=no-user-gesture-required",
+    "--mute-audio",
+]
+
+
+class Browser:
+    """One window."""
+
+    def __init__(self, driver: str) -> None:
+        self._driver = driver
+        capabilities = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": {"args": FLAGS}}}
+        self._session = self._call("POST", "/session", {"capabilities": capabilities})["sessionId"]
+
+    def open(self, address: str) -> None:
+        """Load a page."""
+        self._call("POST", f"/session/{self._session}/url", {"url": address})
+
+    def run(self, script: str) -> Any:
+        """What a script `return`s, or hands to the callback `done`."""
+        wrapped = f"const done = arguments[arguments.length - 1]; {script}"
+        return self._call("POST", f"/session/{self._session}/execute/async", {"script": wrapped, "args": []})
+
+    def close(self) -> None:
+        """Close the window."""
+        self._call("DELETE", f"/session/{self._session}")
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._driver + path, data, {"Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["value"]
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A browser; the test is skipped where there is none."""
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("no chromedriver: apt-get install chromium-driver")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        window = Browser(f"http://127.0.0.1:{port}")
+        try:
+            yield window
+        finally:
+            window.close()
+    finally:
+        process.terminate()
+        process.wait()

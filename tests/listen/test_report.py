@@ -1,0 +1,178 @@
+"""The listening page: self-contained, every player plays, and what it shows is what was measured."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.errors import InputError
+from pipeline.listen import page, plots
+from pipeline.listen.plots import Curve
+from tests.listen.browser import browser
+from tests.listen.conftest import Stage, task
+
+SMALL = ("n=2", "temperatures=[0.01,1]", "steps=3", "strips=1")
+VOID = {"meta", "img", "line", "circle", "polyline", "tr", "th", "td", "dt", "dd", "i"}
+
+
+@pytest.fixture(scope="module")
+def report(stage: Stage, nsynth_folder: Path) -> Path:
+    run = stage.run("valle")
+    rows = [{"step": s, "train/loss": 7 - s / 10} for s in range(1, 9)] + [{"step": 8, "val/loss": 6.5}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "tra')
+    task("evaluate", f"run={run}", f"shards={stage.cache}", "n=3", "temperatures=[0.01,1]")
+    task("report", f"run={run}", f"originals={nsynth_folder}", f"prompts=[{stage.tones[0]}]", *SMALL)
+    return run / "report.html"
+
+
+class Reader(HTMLParser):
+    """The addresses of a page, its figures' captions, and whether its tags match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def test_it_holds_all_it_needs_and_its_tags_match(report: Path) -> None:
+    reader = Reader(report.read_text())
+    assert not reader.open
+    # each clip: its recording and 1, 2, 4, 8 codebooks; its prompt and two temperatures. Then a tone, then a strip
+    assert len([s for s in reader.sources if s.startswith("data:audio/flac;base64,")]) == 2 * (1 + 4) + 2 * 3 + 3 + 3
+    assert all(source.startswith("data:") for source in reader.sources)
+
+
+def test_its_sounds_and_pictures_decode(report: Path) -> None:
+    sources = Reader(report.read_text()).sources
+    lengths = []
+    for source in sources:
+        kind, _, content = source.partition(";base64,")
+        data = base64.b64decode(content)
+        if kind == "data:audio/flac":
+            wav, rate = soundfile.read(io.BytesIO(data))
+            assert rate == 24_000 and np.abs(wav).max() > 0
+            lengths.append(len(wav))
+        else:
+            assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    strip = 3 * 9_600 - 2 * 1_200
+    assert set(lengths) == {9_600, 12_000, strip}  # clips, the tone, the strip of three clips with two fades
+
+
+def test_it_shows_what_was_measured(report: Path) -> None:
+    text = report.read_text()
+    told = json.loads((report.parent / "listen" / "evaluate.json").read_text())
+    for name in ("model", "unigram", "uniform"):
+        assert f"<th>{name}<td>{told['loss'][name]['nats']:.3f}" in text
+    for title in ("Loss (nats a code)", "prompt fidelity", "pitch (%)", "Bit rate", "Temperature", "Interpolation"):
+        assert title in text
+    assert "0.75 kbit/s, 1 codebook" in text and "1.5 kbit/s, 2 codebooks, the model&#x27;s" in text
+    assert "temperature 0.01" in text and "recording" in text and "take 2" in text
+
+
+def test_without_recordings_evaluation_or_log_it_tells_what_would_add_them(stage: Stage) -> None:
+    run = stage.run("flatten")
+    task("report", f"run={run}", "strips=0", "n=1", "temperatures=[1]", "codebooks=[1,2,4]")
+    text = (run / "report.html").read_text()
+    assert f"python -m pipeline.evaluate run={run} shards={stage.cache}" in text
+    assert "recording" not in text and "Interpolation" not in text
+    assert len(Reader(text).sources) == 2 * (2 + 2)  # no more codebooks than the cache holds
+
+
+def test_the_same_again_is_the_same_page(stage: Stage, report: Path, nsynth_folder: Path, tmp_path: Path) -> None:
+    words = (f"originals={nsynth_folder}", f"prompts=[{stage.tones[0]}]", f"out={tmp_path / 'r.html'}", *SMALL)
+    task("report", f"run={report.parent}", *words)
+    assert (tmp_path / "r.html").read_bytes() == report.read_bytes()
+
+
+def test_a_browser_plays_every_player_offline(report: Path) -> None:
+    with browser() as window:
+        window.open(report.as_uri())
+        durations = window.run("""
+            Promise.all([...document.querySelectorAll("audio")].map((audio) => new Promise((found) => {
+              audio.onloadedmetadata = () => found(audio.duration);
+              audio.onerror = () => found(audio.error.message);
+              audio.preload = "metadata"; audio.load();
+            }))).then(done)""")
+        assert len(durations) == 22 and all(isinstance(d, float) and 0.39 < d < 1.2 for d in durations), durations
+        played = window.run("""
+            const [first, second] = document.querySelectorAll(".sound"), audio = first.querySelector("audio");
+            first.querySelector("button").click();
+            audio.onended = () => {
+              const at = audio.currentTime;
+              second.querySelector("button").click(); first.querySelector("button").click();
+              setTimeout(() => done([at, document.querySelectorAll(".playing").length,
+                performance.getEntriesByType("resource").filter((r) => r.name.startsWith("http")).length]), 50);
+            }""")
+        assert played == [pytest.approx(0.4, abs=0.05), 1, 0]
+        unseen = window.run(
+            'done([...document.querySelectorAll("img")].filter((i) => !i.complete || !i.naturalWidth).length)'
+        )
+        assert unseen == 0
+
+
+def test_names_cannot_break_the_page() -> None:
+    text = page.page("<run>&", {"clips": "<b>"}, [], 24_000, [], None, "<script>")
+    assert "<run>" not in text and "<b>" not in text and text.count("<script>") == 1
+
+
+def test_a_picture_is_a_png_of_its_pixels() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    data = base64.b64decode(page.png(picture).partition(",")[2])
+    width, height = struct.unpack(">II", data[16:24])
+    size = struct.unpack(">I", data[33:37])[0]
+    lines = np.frombuffer(zlib.decompress(data[41 : 41 + size]), np.uint8).reshape(height, 1 + 3 * width)
+    assert (height, width) == (5, 7) and np.array_equal(lines[:, 1:].reshape(5, 7, 3), picture)
+
+
+@pytest.mark.parametrize("points", [[(0.0, 0.0)], [(1.0, 5.0), (2.0, 5.0)], [(0.01, 1e-6), (2.0, 3e5)]])
+def test_a_plot_has_its_points_inside(points: list[tuple[float, float]]) -> None:
+    text = plots.plot("t", "x", [Curve("c", points, [(y, y) for _, y in points])], [("level", points[0][1])])
+    places = [tuple(map(float, pair.split(","))) for pair in re.findall(r'points="([^"]*)"', text)[0].split()]
+    assert len(places) == len(points)
+    assert all(0 <= x <= plots.WIDTH and 0 <= y <= plots.HEIGHT for x, y in places)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 7), (1e-9, 3e-9), (0.3, 0.31), (0, 123_456)])
+def test_ticks_are_few_round_and_within(low: float, high: float) -> None:
+    found = plots.ticks(low, high)
+    assert 3 <= len(found) <= 9 and low - 1e-12 <= min(found) and max(found) <= high + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["n=1"], "an interpolation needs two clips"),
+        (["prompts=[nowhere.wav]"], "prompt=nowhere.wav"),
+        (["originals=/nowhere"], "missing"),
+        (["shards=/nowhere"], "there is no cache at"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(stage: Stage, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        task("report", f"run={stage.run()}", *words)
+
+
+def test_figures_that_are_none_are_refused(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "e.json").write_text('{"loss": 3}')
+    with pytest.raises(InputError, match="not what pipeline.evaluate writes"):
+        task("report", f"run={stage.run()}", f"evaluation={tmp_path / 'e.json'}", *SMALL)
