@@ -32,7 +32,7 @@ class Stage:
 
     def run(self, pattern: str = "delay", **changes: Any) -> Path:
         """A run folder, the same for the same arguments."""
-        name = "-".join([pattern, *(f"{key}={value}" for key, value in changes.items())])
+        name = "-".join([pattern, *(f"{key}{value}" for key, value in changes.items())])
         folder = self.root / "runs" / name
         if not folder.exists():
             manifest, positions = Manifest.load(self.cache), Pattern(pattern, 2).length(2 * FRAMES)

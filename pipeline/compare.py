@@ -1,0 +1,47 @@
+"""Compare runs on the same clips: what they have learned, what it took, how fast they train and play.
+
+  python -m pipeline.train -m +exp=delay_gpt2,flatten_gpt2,parallel_gpt2,valle_gpt2
+  python -m pipeline.compare runs=[runs/delay_gpt2,runs/flatten_gpt2,runs/parallel_gpt2,runs/valle_gpt2] shards=DIR
+
+A row a run and temperature: validation loss in bits a second of audio, prompt fidelity, pitch (figures as in
+pipeline.evaluate, 95 % intervals in brackets), arithmetic spent in training, codes a second in training (as its log has
+it) and in generation (measured here). Writes compare.json and compare.md.
+
+What people change: n=, temperatures=, sampling.guidance=, out=, device=.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from pipeline.config import entry
+
+
+@entry("compare")
+def main(cfg: DictConfig) -> None:
+    """Compare, write, and print the table."""
+    from pathlib import Path
+
+    from omegaconf import OmegaConf
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.listen.compare import COLUMNS, compare, markdown, texts
+    from pipeline.listen.evaluation import write_json
+
+    settings, out = OmegaConf.to_container(cfg, resolve=True), Path(cfg.out)
+    with Console(stderr=True).status("comparing") as status:
+        found = compare(settings, status.update)
+    write_json(out / "compare.json", {"rows": found.rows, "evaluations": found.told})
+    (out / "compare.md").write_text(markdown(found.rows))
+    table = Table(title=f"{len(found.told)} runs, {cfg.n} clips of {cfg.split}", title_justify="left")
+    for name, title in COLUMNS.items():
+        table.add_column(title, justify="left" if name in ("run", "pattern") else "right", overflow="fold")
+    for row in found.rows:
+        table.add_row(*texts(row))
+    Console().print(table)
+    print(f"written: {out}/compare.json, {out}/compare.md")
+
+
+if __name__ == "__main__":
+    main()
