@@ -27,7 +27,7 @@ class Buckets:
 
     def __init__(self, order: Order | Mixture, lengths: Sequence[np.ndarray], seed: int) -> None:
         """lengths: of each source, the frames of all its clips, shard after shard."""
-        self.order, self.epoch, self.seed = order, order.epoch, seed
+        self.order, self.epoch, self.span, self.seed = order, order.epoch, order.span, seed
         self._lengths = np.concatenate(lengths)
         first = 0
         self._first: list[np.ndarray] = []  # of each source, where in lengths its shards begin

@@ -50,9 +50,10 @@ class Places:
 
 
 class Ordering(Protocol):
-    """What says which clip stands where. epoch: places until all clips have come once."""
+    """What says which clip stands where. epoch: places until all clips have come once; span: those of a window."""
 
     epoch: int
+    span: int
 
     def __call__(self, places: np.ndarray) -> Places:
         """The clips at some places of the stream."""
@@ -153,6 +154,7 @@ class Order:
             raise InputError("there are no clips to train on: the shards of this split are empty")
         self.seed, self.lanes = seed, lanes
         self.window = window if 0 < window < len(self.clips) else len(self.clips)
+        self.span: int = max(1, self.epoch * self.window * lanes // int(np.count_nonzero(self.clips)))
         self._walks: dict[int, _Walk] = {}
 
     def __call__(self, places: np.ndarray) -> Places:
@@ -174,8 +176,7 @@ class Order:
     def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
         """Source and shard of what is read at some places and soon after: of their windows, then of the next ones."""
         found: dict[int, None] = {}
-        window = self.lanes * self.epoch * self.window // np.count_nonzero(self.clips)  # about so many places
-        for ahead in (0, window // 2, window):
+        for ahead in (0, self.span // 2, self.span):
             epochs = (places + ahead) // self.epoch
             for epoch in distinct(epochs):
                 walk = self._walk(epoch)
@@ -225,6 +226,7 @@ class Mixture:
         self.shares[-1] = 1.0
         # an epoch ends when the source with the fewest clips for its weight has been seen once
         self.epoch = int(min(order.epoch * total / weights[name] for name, order in orders.items()))
+        self.span = int(min(order.span * total / weights[name] for name, order in orders.items()))
 
     def __call__(self, places: np.ndarray) -> Places:
         """The clips at some places of the stream."""

@@ -151,8 +151,11 @@ def load_index(store: Store, name: str, shard: memoryview | None = None) -> np.n
     """The index of a shard, int64 [N, 5]: its own where it has one, else scanned from the tar's headers."""
     if store.size(index_name(name)) is None:
         return scan(shard if shard is not None else store.view(name), store.where(name))
-    where = store.where(index_name(name))
-    data = store.read(index_name(name))
+    return read_index(store.read(index_name(name)), store.where(index_name(name)))
+
+
+def read_index(data: bytes, where: str) -> np.ndarray:
+    """An index, int64 [N, 5], from the bytes of its file. Raises InputError where they are none."""
     shape = _npy_shape(data[:NPY_HEADER], _INDEX)
     if shape is None or len(shape) != 2 or shape[1] != 5 or len(data) != NPY_HEADER + shape[0] * 5 * _INDEX.itemsize:
         raise InputError(f"{where} is damaged, or no index of a shard: remove it, and the shard is read without it")

@@ -13,23 +13,39 @@ Letters: N samples, K codebooks, T frames, P prompt width.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import logging
 import mmap
 import resource
 import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.cache.copies import Copies
 from pipeline.cache.manifest import Manifest
-from pipeline.cache.shard import BLOCK, CODES, NPY_HEADER, PROMPT, ShardInfo, key_at, load_index, samples
-from pipeline.cache.store import LocalStore, open_store
+from pipeline.cache.shard import (
+    BLOCK,
+    CODES,
+    NPY_HEADER,
+    PROMPT,
+    ShardInfo,
+    index_name,
+    key_at,
+    load_index,
+    read_index,
+    samples,
+)
+from pipeline.cache.store import LocalStore, RemoteStore, open_store
 from pipeline.errors import InputError
 
 log = logging.getLogger(__name__)
 ALIGN = 128  # arrays in a shard begin at multiples of this
 WIDEST = 2**21  # bytes of an item of all memory: numpy counts the whole in 63 bits
+_TOGETHER = 256  # indices that are asked for at once
 _HELD = 8  # samples of a shard that are looked at when it is opened
 
 
@@ -105,8 +121,10 @@ class Split:
         open_shards: int = 512,
         *,
         bad_share: float = 0.0,
+        copies: Copies | None = None,
     ) -> None:
-        """codebooks: how many to read of those written; bad_share: of the clips that may be lost with their shards.
+        """codebooks: how many to read of those written; bad_share: of the clips that may be lost with their shards;
+        copies: where shards from afar are kept, which are else read into memory.
 
         Raises InputError for a missing or unfit cache, and for one with more lost than that.
         """
@@ -121,6 +139,9 @@ class Split:
                 f"{self.store.where()} holds {self.manifest.codebooks} codebooks, and {self.codebooks} are asked for"
             )
         self.bad_share = bad_share
+        self.copies = copies if isinstance(self.store, RemoteStore) else None
+        if self.copies:  # those open, and as many on their way
+            self.copies.promise(self.shards, 2 * open_shards, self.store.where())
         self.lost: dict[int, str] = {}  # number of a shard, and what is wrong with it
         self._lock = threading.Lock()
         self._missing()
@@ -145,16 +166,38 @@ class Split:
 
         They come from the indices; clips of a shard without a whole one count as long as the shard's mean.
         """
+        if self.copies:
+            made_of = "".join([self.store.where(), *(shard.sha256 for shard in self.shards)])
+            return self.copies.remember(f"lengths-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}", self._lengths)
+        return self._lengths()
+
+    def _lengths(self) -> np.ndarray:
         parts = [np.zeros(0, np.int64)]
-        for number, shard in enumerate(self.shards):
-            try:
-                index = load_index(self.store, shard.name)
-            except (InputError, OSError) as error:
-                index = np.zeros((0, 5), np.int64)
-                self._lose(number, str(error))
-            fits = len(index) == shard.samples
-            parts.append(index[:, 1] if fits else np.full(shard.samples, shard.frames // max(1, shard.samples)))
+        for first in range(0, len(self.shards), _TOGETHER):
+            numbers = range(first, min(first + _TOGETHER, len(self.shards)))
+            for number, index in zip(numbers, self._indices(numbers), strict=True):
+                shard = self.shards[number]
+                if index is None or len(index) != shard.samples:
+                    parts.append(np.full(shard.samples, shard.frames // max(1, shard.samples)))
+                else:
+                    parts.append(index[:, 1])
         return np.concatenate(parts).astype(np.int32)
+
+    def _indices(self, numbers: Iterable[int]) -> Iterator[np.ndarray | None]:
+        """The indices of some shards, asked for at once where they come from afar."""
+        names = [index_name(self.shards[number].name) for number in numbers]
+        if isinstance(self.store, RemoteStore):
+            with contextlib.suppress(FileNotFoundError):
+                found = self.store.read_many(names)
+                yield from (read_index(found[name], self.store.where(name)) for name in names)
+                return
+        for number in numbers:
+            shard = self.shard(number) if self.copies else None
+            try:
+                yield shard.at if shard else load_index(self.store, self.shards[number].name)
+            except (InputError, OSError) as error:
+                self._lose(number, str(error))
+                yield None
 
     def longest(self) -> int:
         """The frames of the longest clip; 0 where there is none."""
@@ -169,14 +212,28 @@ class Split:
         """Clips in the shards that are lost."""
         return sum(int(self.clips[number]) for number in list(self.lost))
 
+    def fetch(self, numbers: Sequence[int], rank: int) -> None:
+        """Begin to bring shards here that will be read soon, the first ones first, if they are not."""
+        if self.copies and isinstance(self.store, RemoteStore):
+            self.copies.ahead(self.store, [self.shards[n] for n in numbers if n not in self.lost], rank)
+
+    def fetch_no_more(self) -> None:
+        """Give up what has not begun to come."""
+        if self.copies:
+            self.copies.stop()
+
     def _open(self, number: int) -> OpenShard:
         info = self.shards[number]
         where = self.store.where(info.name)
         try:
-            shard = self.store.view(info.name)
+            if self.copies and isinstance(self.store, RemoteStore):
+                shard, index = self.copies.open(self.store, info)
+            else:
+                shard = self.store.view(info.name)
+                index = load_index(self.store, info.name, shard)
         except FileNotFoundError as error:
             raise InputError(f"{where} {_NOT_THERE}") from error
-        return OpenShard(shard, load_index(self.store, info.name, shard), info, self.manifest, where)
+        return OpenShard(shard, index, info, self.manifest, where)
 
     def _missing(self) -> None:
         """Look for every shard before any work, where a look is cheap."""

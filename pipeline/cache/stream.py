@@ -108,14 +108,22 @@ class Stream:
 
     def batches(self, place: int = 0) -> Iterator[Batch]:
         """From a place of the stream on; read ahead by `threads` threads (0: none), in order all the same."""
-        if not self.threads:
-            plan = self._plan(place, _FIRST)
-            while True:
-                yield from (plan.batch(i) for i in range(len(plan)))
-                plan = self._plan(plan.end, 2 * len(plan))
+        try:
+            yield from self._read_ahead(place) if self.threads else self._read(place)
+        finally:
+            for split in self.splits:
+                split.fetch_no_more()
+
+    def _read(self, place: int) -> Iterator[Batch]:
+        plan = self._plan(place, _FIRST)
+        while True:
+            yield from (plan.batch(i) for i in range(len(plan)))
+            plan = self._plan(plan.end, 2 * len(plan))
+
+    def _read_ahead(self, place: int) -> Iterator[Batch]:
         with ThreadPoolExecutor(self.threads, thread_name_prefix="stream") as pool:
-            ahead: collections.deque[Future[list[Batch]]] = collections.deque()
             planned = pool.submit(self._plan, place, _FIRST)
+            ahead: collections.deque[Future[list[Batch]]] = collections.deque()
             try:
                 while True:
                     plan = planned.result()
@@ -130,17 +138,25 @@ class Stream:
                     future.cancel()
 
     def _plan(self, place: int, batches: int) -> _Plan:
-        """What to copy for so many batches from a place on, or fewer."""
-        n = min(batches, -(-_PLANNED // self.batch))
+        """What to copy for so many batches from a place on, or fewer: half a window's, for their shards stay open."""
         stride = self.batch * self.ranks
+        n = max(1, min(batches, _PLANNED // self.batch, self.order.span // (2 * stride)))
         starts = place + stride * np.arange(n)
         places = (starts[:, None] + self.rank * self.batch + np.arange(self.batch)).ravel()
+        self._fetch(places)
         found, at, held = self._find(places)
         offsets = None
         if self.frames is not None and (at[:, 1] > self.frames).any():
             room = np.maximum(0, at[:, 1] - self.frames) + 1
             offsets = permuted(places % room, room, key(self.seed, -3))
         return _Plan(self.splits, found.source, at, held, places, self.batch, self.frames, offsets, starts + stride)
+
+    def _fetch(self, places: np.ndarray) -> None:
+        """Have shards from afar on their way before they are needed."""
+        if any(split.copies for split in self.splits):
+            coming = self.order.coming(places)
+            for source, split in enumerate(self.splits):
+                split.fetch([n for s, n in coming if s == source], self.rank)
 
     def _find(self, places: np.ndarray) -> tuple[Places, np.ndarray, list[OpenShard]]:
         """What stands at some places, with stand-ins for what is lost; where it lies [n, 3]; and what it lies in."""

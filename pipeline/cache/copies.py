@@ -1,0 +1,221 @@
+"""Shards from afar: copied whole to a folder of this machine, which all its ranks share, and mapped from there.
+
+    {sha256}.tar                 a shard, held against its sha256 when it came; who maps it has a shared lock on it
+    {sha256}.index.npy           its index, made from its own headers
+    {sha256}-{bytes}.coming      a shard on its way; who fetches it has an exclusive lock on it
+    lock                         locked while room is made
+
+The system lets go of a lock when its holder ends, however it ends: so whatever nobody has locked is nobody's. What was
+coming is begun anew; of what is here, that which was opened longest ago may be removed. Locks do not reach over
+machines: the folder should lie on a disk of each machine's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.cache.shard import ShardInfo, index_name, load_index, scan
+from pipeline.cache.store import LocalStore, RemoteStore
+from pipeline.errors import InputError
+
+log = logging.getLogger(__name__)
+COMING = ".coming"
+_FETCHERS = 8  # threads of a rank that fetch ahead
+_TRIES = 4  # at one shard, with pauses of 0.5, 1 and 2 s between them
+_TURN = 16  # shards ahead that ranks share out between them
+
+
+class Copies:
+    """The folder of copies; one object serves all caches of a run."""
+
+    def __init__(self, folder: str | Path, gib: float) -> None:
+        """gib: what the folder may hold, over all runs that share it. Raises InputError where it cannot be written."""
+        self.local, self.folder = LocalStore(folder), Path(folder)
+        self.gib, self.bound, self.promised = gib, int(gib * 2**30), 0
+        self.local.refuse_unless_writable()
+        self._pool: ThreadPoolExecutor | None = None
+        self._asked: dict[str, Future[None]] = {}
+        self._told = False
+
+    def promise(self, shards: Sequence[ShardInfo], together: int, where: str) -> None:
+        """Count on so many shards of a cache at a time. Raises InputError where they do not fit."""
+        largest = sorted((shard.bytes for shard in shards), reverse=True)[:together]
+        self.promised += sum(largest)
+        if self.promised > self.bound:
+            raise InputError(
+                f"data.cache_gib={self.gib:g} is too little: with {len(largest)} shards of {where} at a time, "
+                f"{self.folder} must hold {self.promised / 2**30:.2f} GiB; give more, or a smaller data.window"
+            )
+
+    def open(self, store: RemoteStore, shard: ShardInfo) -> tuple[memoryview, np.ndarray]:
+        """A shard, mapped, and its index [N, 5]; fetched if it is not here. It stays here while it is mapped.
+
+        Raises InputError for one that is not what the manifest says, OSError for one that cannot be had.
+        """
+        while True:
+            found = self._map(shard)
+            if found is not None:
+                return found, load_index(self.local, f"{shard.sha256}.tar", found)
+            self._fetch(store, shard, wait=True)
+
+    def ahead(self, store: RemoteStore, shards: Sequence[ShardInfo], rank: int) -> None:
+        """Begin to fetch shards in the background, the first ones first; ranks begin with different ones."""
+        self._pool = self._pool or ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
+        self._asked = {name: future for name, future in self._asked.items() if not future.done()}
+        for first in range(0, len(shards), _TURN):
+            some = list(shards[first : first + _TURN])
+            for shard in some[rank % len(some) :] + some[: rank % len(some)]:
+                if shard.sha256 not in self._asked and not self._path(shard).exists():
+                    self._asked[shard.sha256] = self._pool.submit(self._try_to_fetch, store, shard)
+
+    def stop(self) -> None:
+        """Fetch nothing more ahead."""
+        for future in self._asked.values():
+            future.cancel()
+
+    def remember(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array that is made once and then kept here: by the first rank that asks, while the others wait."""
+        with _locked(self.folder / f"{name}.making", wait=True):
+            if self.local.size(f"{name}.npy") is None:
+                with self.local.writing(f"{name}.npy") as file:
+                    np.save(file, make(), allow_pickle=False)
+        return np.load(self.folder / f"{name}.npy", allow_pickle=False)
+
+    def _path(self, shard: ShardInfo) -> Path:
+        return self.folder / f"{shard.sha256}.tar"
+
+    def _map(self, shard: ShardInfo) -> memoryview | None:
+        path = self._path(shard)
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                if os.fstat(file.fileno()).st_nlink == 0:  # removed before it was locked
+                    return None
+                now = time.time_ns()  # finer than the file system's own clock
+                os.utime(path, ns=(now, now))
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # keeps the file, and its lock
+        except FileNotFoundError:
+            return None
+
+    def _try_to_fetch(self, store: RemoteStore, shard: ShardInfo) -> None:
+        try:
+            self._fetch(store, shard, wait=False)
+        except Exception as error:  # who needs the shard meets the same, and tells it
+            log.debug("%s could not be fetched ahead: %s", shard.name, error)
+
+    def _fetch(self, store: RemoteStore, shard: ShardInfo, wait: bool) -> None:
+        """Bring a shard here, unless it is; where another is at it, wait for that one, or leave it to it."""
+        coming = self.folder / f"{shard.sha256}-{shard.bytes}{COMING}"
+        with _locked(coming, wait) as mine:
+            if not mine:
+                return
+            try:
+                if self._path(shard).exists():
+                    coming.unlink()
+                    return
+                self._make_room()
+                index = self._download(store, shard, coming)
+                with (self.folder / index_name(f"{shard.sha256}.tar")).open("wb") as file:
+                    np.save(file, index, allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())
+                coming.rename(self._path(shard))
+            except BaseException:
+                coming.unlink(missing_ok=True)
+                raise
+
+    def _download(self, store: RemoteStore, shard: ShardInfo, coming: Path) -> np.ndarray:
+        """The index of a shard that is now whole, and proven, under its temporary name."""
+        where = store.where(shard.name)
+        for attempt in range(_TRIES):
+            try:
+                store.fs.get_file(f"{store.root}/{shard.name}", str(coming))
+                break
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # each protocol has errors of its own
+                why = " ".join(str(error).split()) or type(error).__name__
+                log.info("%s broke off (%s)", where, why)
+                if attempt == _TRIES - 1:
+                    raise OSError(f"{where} cannot be fetched ({why})") from error
+                time.sleep(0.5 * 2**attempt)
+        with coming.open("rb") as file:
+            os.fsync(file.fileno())
+        found = self.local.view(coming.name)
+        if len(found) != shard.bytes or hashlib.sha256(found).hexdigest() != shard.sha256:
+            raise InputError(f"{where} is not what its manifest says: its bytes differ (sha256)")
+        return scan(found, where)
+
+    def _make_room(self) -> None:
+        """Remove what was opened longest ago, until all that is here and on its way fits; never what is mapped."""
+        with _locked(self.folder / "lock", wait=True):
+            held, total = [], 0
+            for path in self.folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if path.suffix == COMING:
+                        total += 0 if _removed(path) else int(path.stem.partition("-")[2] or 0)
+                    else:
+                        told = path.stat()
+                        total += told.st_size
+                        if path.suffix == ".tar":
+                            held.append((told.st_mtime_ns, told.st_size, path))
+            for _, size, path in sorted(held):
+                if total <= self.bound:
+                    return
+                if _removed(path):
+                    total -= size
+                    index = self.folder / index_name(path.name)
+                    with contextlib.suppress(FileNotFoundError):
+                        total -= index.stat().st_size
+                        index.unlink()
+            if total > self.bound and not self._told:
+                self._told = True
+                log.warning("%s holds %.2f GiB, all in use: more than data.cache_gib", self.folder, total / 2**30)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold the exclusive lock of the file at a path, made if need be; False at once if another has it and not wait."""
+    while True:
+        with path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if _is_at(file, path):  # else it was renamed or removed before it was locked
+                yield True
+                return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file unless somebody has a lock on it; whether it is gone."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):
+                path.unlink()
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass
+    return True
