@@ -75,7 +75,7 @@ def problems(plan: Plan) -> list[str]:
             f"a rank needs at least {size(need.least)} ({sum_}) and has {size(machine.memory)} of {machine.device}: "
             f"{_ways_out(plan)}, or trainer.preflight=false to try all the same"
         )
-    host = need.states.host / 1.5  # DeepSpeed's estimate without its margin
+    host = plan.host(setup) / 1.5  # without the margin of DeepSpeed's estimate
     if machine.cuda and host > machine.host:
         found.append(
             f"{machine.ranks_here} ranks of a machine need at least {size(host)} of its own memory, and it has "

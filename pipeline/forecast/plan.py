@@ -85,7 +85,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Of the longest clip under the model's pattern."""
-        return Pattern(self.model.pattern, self.model.codebooks).length(self.frames + self.model.end_of_audio)
+        return _steps(self.model, self.frames)
 
     @property
     def clips(self) -> int:
@@ -105,12 +105,11 @@ class Plan:
 
     def need(self, setup: Setup, mode: str, batch: int) -> Need:
         """What training under a setup takes; mode: of activations."""
-        shape = (batch, self.frames + self.model.end_of_audio)
-        return Need(
-            cost.states(cost.parameters(self.model), cost.largest(self.model), setup),
-            cost.activations(self.model, setup, *shape, self.steps, mode),
-            cost.logits(self.model, *shape),
-        )
+        return need_of(self.model, setup, batch, self.frames, mode)
+
+    def host(self, setup: Setup) -> int:
+        """Bytes of a machine's own memory, for all its ranks."""
+        return cost.host(cost.parameters(self.model), cost.largest(self.model), setup)
 
     def setups(self) -> dict[str, Setup]:
         """Of every choice of conf/deepspeed, by name, and `yours` where the settings are none of them."""
@@ -133,6 +132,18 @@ class Plan:
         size, count = self.checkpoints
         there = sum(file.stat().st_size for file in (Path(self.cfg.run) / "checkpoints").rglob("*") if file.is_file())
         return max(0, size * count - there) + 4 * cost.parameters(self.model)
+
+
+def need_of(model: ModelConfig, setup: Setup, batch: int, frames: int, mode: str) -> Need:
+    """What training a model on clips of so many frames takes; mode: of activations, as `cost.activations`."""
+    states = cost.states(cost.parameters(model), cost.largest(model), setup)
+    shape = (batch, frames + model.end_of_audio)
+    kept = cost.activations(model, setup, *shape, _steps(model, frames), mode)
+    return Need(states, kept, cost.logits(model, *shape))
+
+
+def _steps(model: ModelConfig, frames: int) -> int:
+    return Pattern(model.pattern, model.codebooks).length(frames + model.end_of_audio)
 
 
 def setup_of(zero: Mapping[str, Any], bf16: bool, machine: Machine) -> Setup:

@@ -59,7 +59,8 @@ def _fit(split: Split) -> str:
 def memory(plan: Plan) -> Table:
     """Bytes a rank at every ZeRO stage, with this model, batch and precision."""
     batch = plan.t.micro_batch
-    needs = {name: plan.need(setup, plan.mode, batch) for name, setup in plan.setups().items()}
+    setups = plan.setups()
+    needs = {name: plan.need(setup, plan.mode, batch) for name, setup in setups.items()}
     power, unit = max((p, u) for p, u in UNITS if p == 10 or max(n.total for n in needs.values()) >= 2**p)
     spared = plan.need(plan.setup, "checkpointed", batch).activations
     shown = Table(
@@ -74,8 +75,8 @@ def memory(plan: Plan) -> Table:
     for name in ("weights", "gradients", "optimizer", "buffers", "activations", "logits", "total", "host"):
         shown.add_column(name, justify="right")
     for name, need in needs.items():
-        s, mine = need.states, plan.setups()[name] == plan.setup
-        columns = (s.weights, s.gradients, s.optimizer, s.buffers, need.activations, need.logits, need.total, s.host)
+        s, mine, host = need.states, setups[name] == plan.setup, plan.host(setups[name])
+        columns = (s.weights, s.gradients, s.optimizer, s.buffers, need.activations, need.logits, need.total, host)
         row = (f"{count / 2**power:,.1f}" for count in columns)
         shown.add_row(f"{name} <-" if mine else name, *row, style="bold" if mine else "")
     return shown

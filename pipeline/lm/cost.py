@@ -44,16 +44,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class States:
-    """Bytes that a model takes on one rank's device, whatever the batch; host: of its machine's memory, for all there.
+    """Bytes that a model takes on one rank's device, whatever the batch.
 
-    Gradients are there from the backward pass to the update, the rest always.
+    Gradients, and the buffer to reduce them, are there from the backward pass to the update; the rest always.
     """
 
     weights: int
     gradients: int
     optimizer: int
     buffers: int
-    host: int
 
     @property
     def standing(self) -> int:
@@ -101,16 +100,25 @@ def states(total: int, biggest: int, setup: Setup) -> States:
     weights = b * total
     gradients = b * total / (N if stage >= 2 else 1) + (4 * total / share if master else 0)
     optimizer = (master + 8) * total / share
-    if stage == 3:
-        weights = 4 * biggest + (0 if setup.offload_weights else b * total / N)
+    bucket = b * setup.bucket if stage >= 1 else 0  # made anew for each backward pass, but at stage 3
+    buffers = 0.0
     if setup.offload_optimizer:
         gradients = optimizer = 0
-    buffers = b * setup.bucket if stage >= 1 else 0
-    return States(int(weights), int(gradients), int(optimizer), int(buffers), _host(total, biggest, setup))
+    if stage == 3:
+        weights = 4 * biggest + (0 if setup.offload_weights else b * total / N)
+        if not setup.offload_optimizer:  # the rank's share of the gradients has a place of its own from the start
+            gradients, buffers = 4 * total / N, b * total / N
+        buffers += bucket
+    else:
+        gradients += bucket
+    return States(int(weights), int(gradients), int(optimizer), int(buffers))
 
 
-def _host(total: int, biggest: int, setup: Setup) -> int:
-    """Bytes of the machine's own memory for all its ranks, by DeepSpeed's estimators: each builds the model there."""
+def host(total: int, biggest: int, setup: Setup) -> int:
+    """Bytes of a machine's own memory for all its ranks, by DeepSpeed's estimators: each builds the model there.
+
+    They add half as much again for what else may be needed.
+    """
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 

@@ -1,0 +1,74 @@
+"""How much memory a GPU needs for each size of model under each choice of DeepSpeed, as Markdown.
+
+  python -m pipeline.tools.memory_table
+  python -m pipeline.tools.memory_table --ranks 64 --micro-batch 4 --pattern flatten
+
+Estimated by the formulas of pipeline.lm.cost for bf16, compiled layers, 8 codebooks and prompts of 768 numbers. The
+first figure of a cell is weights, gradients and optimizer, and what a micro-batch adds; the second, in brackets, is
+with trainer.activation_checkpointing=true.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from omegaconf import OmegaConf
+
+from pipeline.config import CONF, compose
+from pipeline.forecast.plan import Machine, need_of, setup_of
+from pipeline.lm import cost
+from pipeline.lm.model import ModelConfig
+from pipeline.lm.patterns import NAMES, Pattern
+
+SIZES = ("small", "medium", "large", "xl")
+CODEBOOKS, PROMPT, FRAME_RATE = 8, 768, 75
+
+
+def shape(size: str, pattern: str, frames: int) -> ModelConfig:
+    """The model that `model=SIZE` gives for clips of so many frames."""
+    m = compose("train", [f"model={size}", f"pattern={pattern}"]).model
+    return ModelConfig(
+        codebooks=CODEBOOKS, pattern=pattern, prompt_dim=PROMPT, width=m.width, layers=m.layers, heads=m.heads,
+        positions=max(1024, Pattern(pattern, CODEBOOKS).length(frames)), dropout=m.dropout,
+        prompt_dropout=m.prompt_dropout, end_of_audio=False,
+    )  # fmt: skip
+
+
+def rows(ranks: int, batch: int, seconds: float, pattern: str) -> list[list[str]]:
+    """The head, and a row a size: its parameters, and gibibytes a GPU under each choice of conf/deepspeed."""
+    files = sorted((CONF / "deepspeed").glob("*.yaml"), key=lambda file: ("_" in file.stem, file.stem))
+    machine = Machine("GPU", True, ranks, min(ranks, 8), 0, 0, 0)
+    frames = round(seconds * FRAME_RATE)
+    found = [["model", "parameters", *(file.stem for file in files)]]
+    for size in SIZES:
+        config = shape(size, pattern, frames)
+        cells = []
+        for file in files:
+            setup = setup_of(OmegaConf.load(file).zero_optimization, True, machine)
+            needs = [need_of(config, setup, batch, frames, mode).total for mode in ("compiled", "checkpointed")]
+            cells.append("{:.1f} ({:.1f})".format(*(need / 2**30 for need in needs)))
+        found.append([size, f"{cost.parameters(config) / 1e6:,.0f} M", *cells])
+    return found
+
+
+def markdown(table: list[list[str]]) -> str:
+    """Rows, the first of which is the head."""
+    lines = [table[0], ["---", *["---:"] * (len(table[0]) - 1)], *table[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Print a table for each number of GPUs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8], help="GPUs; a table each")
+    parser.add_argument("--micro-batch", type=int, default=16, help="clips a GPU and forward pass")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each clip")
+    parser.add_argument("--pattern", choices=NAMES, default="delay")
+    told = parser.parse_args()
+    for ranks in told.ranks:
+        print(f"GiB a GPU, {ranks} GPU{'s' * (ranks > 1)}, {told.micro_batch} clips of {told.seconds:g} s each:\n")
+        print(markdown(rows(ranks, told.micro_batch, told.seconds, told.pattern)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
