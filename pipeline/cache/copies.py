@@ -87,7 +87,7 @@ class Copies:
 
     def remember(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """An array that is made once and then kept here: by the first rank that asks, while the others wait."""
-        with _locked(self.folder / f"{name}.making", wait=True):
+        with locked(self.folder / f"{name}.making", wait=True):
             if self.local.size(f"{name}.npy") is None:
                 with self.local.writing(f"{name}.npy") as file:
                     np.save(file, make(), allow_pickle=False)
@@ -118,7 +118,7 @@ class Copies:
     def _fetch(self, store: RemoteStore, shard: ShardInfo, wait: bool) -> None:
         """Bring a shard here, unless it is; where another is at it, wait for that one, or leave it to it."""
         coming = self.folder / f"{shard.sha256}-{shard.bytes}{COMING}"
-        with _locked(coming, wait) as mine:
+        with locked(coming, wait) as mine:
             if not mine:
                 return
             try:
@@ -160,7 +160,7 @@ class Copies:
 
     def _make_room(self) -> None:
         """Remove what was opened longest ago, until all that is here and on its way fits; never what is mapped."""
-        with _locked(self.folder / "lock", wait=True):
+        with locked(self.folder / "lock", wait=True):
             held, total = [], 0
             for path in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
@@ -186,7 +186,7 @@ class Copies:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[bool]:
+def locked(path: Path, wait: bool) -> Iterator[bool]:
     """Hold the exclusive lock of the file at a path, made if need be; False at once if another has it and not wait."""
     while True:
         with path.open("ab") as file:

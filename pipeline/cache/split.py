@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cache.copies import Copies
-from pipeline.cache.manifest import Manifest
+from pipeline.cache.foreign import Foreign, adopt, is_pattern
+from pipeline.cache.manifest import NAME, Manifest
 from pipeline.cache.shard import (
     BLOCK,
     CODES,
@@ -39,7 +40,7 @@ from pipeline.cache.shard import (
     read_index,
     samples,
 )
-from pipeline.cache.store import LocalStore, RemoteStore, open_store
+from pipeline.cache.store import LocalStore, RemoteStore, Store, open_store
 from pipeline.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -122,14 +123,15 @@ class Split:
         *,
         bad_share: float = 0.0,
         copies: Copies | None = None,
+        foreign: Foreign | None = None,
     ) -> None:
         """codebooks: how many to read of those written; bad_share: of the clips that may be lost with their shards;
-        copies: where shards from afar are kept, which are else read into memory.
+        copies: where shards from afar are kept, which are else read into memory; foreign: what made shards that have
+        no manifest, if folder is one of such or a pattern of their names.
 
         Raises InputError for a missing or unfit cache, and for one with more lost than that.
         """
-        self.store = open_store(folder)
-        self.manifest = Manifest.load(self.store)
+        self.store, self.manifest, self.indices = _found(folder, foreign)
         self.name = split
         self.shards = self.manifest.splits.get(split, [])
         self.clips = np.array([shard.samples for shard in self.shards], np.int64)
@@ -186,15 +188,14 @@ class Split:
     def _indices(self, numbers: Iterable[int]) -> Iterator[np.ndarray | None]:
         """The indices of some shards, asked for at once where they come from afar."""
         names = [index_name(self.shards[number].name) for number in numbers]
-        if isinstance(self.store, RemoteStore):
+        if isinstance(self.indices, RemoteStore):
             with contextlib.suppress(FileNotFoundError):
-                found = self.store.read_many(names)
-                yield from (read_index(found[name], self.store.where(name)) for name in names)
+                found = self.indices.read_many(names)
+                yield from (read_index(found[name], self.indices.where(name)) for name in names)
                 return
         for number in numbers:
-            shard = self.shard(number) if self.copies else None
             try:
-                yield shard.at if shard else load_index(self.store, self.shards[number].name)
+                yield load_index(self.indices, self.shards[number].name)
             except (InputError, OSError) as error:
                 self._lose(number, str(error))
                 yield None
@@ -230,7 +231,7 @@ class Split:
                 shard, index = self.copies.open(self.store, info)
             else:
                 shard = self.store.view(info.name)
-                index = load_index(self.store, info.name, shard)
+                index = load_index(self.indices, info.name, shard)
         except FileNotFoundError as error:
             raise InputError(f"{where} {_NOT_THERE}") from error
         return OpenShard(shard, index, info, self.manifest, where)
@@ -255,6 +256,20 @@ class Split:
             allowed = f"; {lost} of {len(self)} clips are lost, and data.bad_share={self.bad_share:g} may be"
             raise InputError(reason + (allowed if self.bad_share else ""))
         log.warning("shard set aside, with its %d clips: %s", self.clips[number], reason)
+
+
+def _found(folder: str | Path, foreign: Foreign | None) -> tuple[Store, Manifest, Store]:
+    """Where shards lie, what is in them, and where their indices are."""
+    if is_pattern(folder) and foreign is None:
+        raise InputError(
+            f"{folder} names shards without a manifest: say what made them by data.foreign, or give a folder"
+        )
+    if not is_pattern(folder):
+        store = open_store(folder)
+        if foreign is None or store.size(NAME) is not None:
+            return store, Manifest.load(store), store
+    assert foreign is not None
+    return adopt(folder, foreign)
 
 
 _VERIFY = "`python -m pipeline.shards verify` says more"

@@ -1,0 +1,136 @@
+"""Shards that others made: no index, no manifest, their own tar writer; read by the same stream."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from pipeline.cache.copies import Copies
+from pipeline.cache.foreign import Foreign
+from pipeline.cache.order import Order
+from pipeline.cache.split import Split
+from pipeline.cache.stream import Stream, once
+from pipeline.errors import InputError
+from tests.cache.made import CODEC, EMBEDDER, K, P, numbers
+from tests.cache.web import Web
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def write(folder: Path, name: str, clips: range, K: int = K, P: int = P, dtype: str = "<u2", least: int = 0) -> None:
+    """A shard by webdataset's own writer, with its own order of members and one member more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with wds.TarWriter(str(folder / name)) as tar:
+        for n in clips:
+            T = 6 + n % 3
+            tar.write(
+                {
+                    "__key__": f"some.where/clip-{n}".replace(".", "-"),
+                    "json": json.dumps({"n": n}).encode(),
+                    "codes.npy": npy((np.arange(K * T).reshape(K, T) + n + least).astype(dtype)),
+                    "prompt.npy": npy(np.full(P, n, "<f2")),
+                    "txt": b"a caption",
+                }
+            )
+
+
+def foreign(folder: Path, **codec: object) -> Foreign:
+    given = {name: value for name, value in CODEC.items() if name not in ("codebooks", "dtype")}
+    return Foreign({**given, **codec}, {name: value for name, value in EMBEDDER.items() if name != "dim"}, folder)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    for shard in range(4):
+        write(tmp_path / "web", f"train-{shard:03d}.tar", range(shard * 10, shard * 10 + 10))
+    write(tmp_path / "web", "val-0.tar", range(90, 97))
+    return tmp_path / "web"
+
+
+def seen(split: Split) -> list[int]:
+    return sorted(n for batch in once(split, 4) for n in numbers(batch))
+
+
+def test_a_folder_of_them_is_a_cache(theirs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Splits by name; codebooks, prompt width, clips and frames as found; looked through once."""
+    says = foreign(tmp_path / "kept")
+    with caplog.at_level(logging.INFO):
+        train, val = (Split(theirs, name, foreign=says) for name in ("train", "val"))
+    assert caplog.text.count("looking through 5 shards") == 1
+    assert (train.manifest.codebooks, train.manifest.prompt_width, train.manifest.frames("val")) == (K, P, 48)
+    train.manifest.check_codec(CODEC, K)
+    assert seen(train) == list(range(40)) and seen(val) == list(range(90, 97))
+    assert train.lengths().tolist() == [6 + n % 3 for n in range(40)]
+    stream = Stream([train], Order(train.clips, 0), batch=8, threads=0)
+    for batch in itertools.islice(stream.batches(), 5):
+        for codes, frames, n in zip(batch.codes, batch.frames.tolist(), numbers(batch), strict=True):
+            assert frames == 6 + n % 3 and (codes[:, :frames].numpy().ravel() == np.arange(K * frames) + n).all()
+    assert {path.name for path in theirs.iterdir()} == {f"train-00{n}.tar" for n in range(4)} | {"val-0.tar"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "clips"),
+    [("train-*.tar", 40), ("train-{000..002}.tar", 30), ("{train,val}-00[13].tar", 20), ("train-003.tar", 10)],
+)
+def test_a_pattern_names_some_of_them(theirs: Path, tmp_path: Path, pattern: str, clips: int) -> None:
+    assert len(seen(Split(f"{theirs}/{pattern}", "train", foreign=foreign(tmp_path / "kept")))) == clips
+
+
+def test_from_afar_they_are_copied_like_ours(web: Web, tmp_path: Path) -> None:
+    for shard in range(3):
+        write(web.folder, f"train-{shard:03d}.tar", range(shard * 10, shard * 10 + 10))
+    copies, says = Copies(tmp_path / "copies", 0.1), foreign(tmp_path / "copies")
+    address = f"{web.address}/train-{{000..002}}.tar"
+    for _ in range(2):
+        assert seen(Split(address, "train", copies=copies, foreign=says)) == list(range(30))
+    assert {web.asked[f"train-{n:03d}.tar"] for n in range(3)} == {2}  # looked through, and copied
+
+
+def test_they_are_looked_through_again_when_they_change(theirs: Path, tmp_path: Path) -> None:
+    says = foreign(tmp_path / "kept")
+    assert len(Split(theirs, "train", foreign=says)) == 40
+    write(theirs, "train-004.tar", range(40, 45))
+    assert len(Split(theirs, "train", foreign=says)) == 45
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            {"K": K + 1},
+            r"train-004.tar: some-where/clip-50 has 4 codebooks and a prompt of 5 values.*before it have 3 and 5",
+        ),
+        ({"P": P + 1}, r"train-004.tar: some-where/clip-50 has 3 codebooks and a prompt of 6 values"),
+        ({"dtype": "<i8"}, r"train-004.tar: some-where/clip-50 is not of our format: codes are uint16 \[K, T\]"),
+        ({"least": 1024}, r"train-004.tar: some-where/clip-50 has codes of 1024 or more"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(theirs: Path, tmp_path: Path, how: dict, message: str) -> None:
+    write(theirs, "train-004.tar", range(50, 52), **how)
+    with pytest.raises(InputError, match=message):
+        Split(theirs, "train", foreign=foreign(tmp_path / "kept"))
+
+
+def test_what_is_not_there_or_not_told_is_refused(theirs: Path, tmp_path: Path) -> None:
+    says = foreign(tmp_path / "kept")
+    with pytest.raises(InputError, match="there are no shards at"):
+        Split(tmp_path / "nowhere", "train", foreign=says)
+    with pytest.raises(InputError, match="train-004.tar is not there"):
+        Split(f"{theirs}/train-{{000..009}}.tar", "train", foreign=says)
+    with pytest.raises(InputError, match=r"say what made them by data.foreign"):
+        Split(f"{theirs}/train-*.tar", "train")
+    write(tmp_path / "numbered", "0001.tar", range(3))
+    assert len(Split(tmp_path / "numbered", "train", foreign=says)) == 3  # no name before the number
+    with pytest.raises(InputError, match=r"data.foreign.codec must say .*: frame_rate is missing"):
+        Foreign({n: v for n, v in says.codec.items() if n != "frame_rate"}, says.embedder, tmp_path)
