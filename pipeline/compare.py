@@ -34,11 +34,11 @@ def main(cfg: DictConfig) -> None:
         found = compare(settings, status.update)
     write_json(out / "compare.json", {"rows": found.rows, "evaluations": found.told})
     (out / "compare.md").write_text(markdown(found.rows))
-    table = Table(title=f"{len(found.told)} runs, {cfg.n} clips of {cfg.split}", title_justify="left")
-    for name, title in COLUMNS.items():
-        table.add_column(title, justify="left" if name in ("run", "pattern") else "right", overflow="fold")
-    for row in found.rows:
-        table.add_row(*texts(row))
+    table = Table(
+        title=f"{len(found.told)} runs, {cfg.n} clips of {cfg.split}", title_justify="left", show_header=False
+    )
+    for line in zip(COLUMNS.values(), *map(texts, found.rows), strict=True):  # a column a run: a terminal is narrow
+        table.add_row(*line)
     Console().print(table)
     print(f"written: {out}/compare.json, {out}/compare.md")
 
