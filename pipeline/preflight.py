@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from pipeline import training
-from pipeline.cache.order import Mixture, Order
+from pipeline.cache.order import Ordering
 from pipeline.cache.stream import Split
 from pipeline.errors import InputError
 from pipeline.forecast.plan import Plan, measure
@@ -29,7 +29,7 @@ def check(
     cfg: DictConfig,
     model: ModelConfig,
     splits: list[tuple[Split, Split]],
-    order: Order | Mixture,
+    order: Ordering,
     world: World,
     found: Path | None = None,
 ) -> bool:
@@ -66,10 +66,10 @@ def problems(plan: Plan) -> list[str]:
     if need.least > machine.memory:
         states = need.states
         parts = {"weights": states.weights, "optimizer": states.optimizer, "buffers": states.buffers}
-        if states.gradients > need.activations + need.logits:
+        if states.gradients > need.activations + need.passing:
             parts["gradients"] = states.gradients
         else:
-            parts |= {"activations": need.activations, "logits": need.logits}
+            parts |= {"activations": need.activations, "logits": need.passing}
         sum_ = " + ".join(f"{name} {size(taken)}" for name, taken in parts.items() if taken)
         found.append(
             f"a rank needs at least {size(need.least)} ({sum_}) and has {size(machine.memory)} of {machine.device}: "

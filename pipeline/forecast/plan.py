@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import training
-from pipeline.cache.order import Mixture, Order
+from pipeline.cache.order import Ordering
 from pipeline.cache.stream import Split
 from pipeline.config import CONF
 from pipeline.errors import InputError
@@ -43,21 +43,24 @@ class Machine:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one rank's device."""
+    """Bytes on one rank's device.
+
+    passing: what comes and goes in the backward pass, the logits or a layer that is computed again, whichever is more.
+    """
 
     states: States
     activations: int
-    logits: int
+    passing: int
 
     @property
     def total(self) -> int:
         """All that may be there."""
-        return self.states.total + self.activations + self.logits
+        return self.states.total + self.activations + self.passing
 
     @property
     def least(self) -> int:
         """What must be there at one time: gradients take the place of activations."""
-        return self.states.standing + max(self.states.gradients, self.activations + self.logits)
+        return self.states.standing + max(self.states.gradients, self.activations + self.passing)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Plan:
     cfg: DictConfig
     model: ModelConfig
     splits: list[tuple[Split, Split]]
-    order: Order | Mixture
+    order: Ordering
     machine: Machine
     bf16: bool
     done: int = 0
@@ -138,8 +141,10 @@ def need_of(model: ModelConfig, setup: Setup, batch: int, frames: int, mode: str
     """What training a model on clips of so many frames takes; mode: of activations, as `cost.activations`."""
     states = cost.states(cost.parameters(model), cost.largest(model), setup)
     shape = (batch, frames + model.end_of_audio)
-    kept = cost.activations(model, setup, *shape, _steps(model, frames), mode)
-    return Need(states, kept, cost.logits(model, *shape))
+    steps = _steps(model, frames)
+    again = cost.recomputed(model, setup, batch, steps) if mode == "checkpointed" else 0
+    kept = cost.activations(model, setup, *shape, steps, mode)
+    return Need(states, kept, max(cost.logits(model, *shape), again))
 
 
 def _steps(model: ModelConfig, frames: int) -> int:

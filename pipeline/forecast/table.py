@@ -76,7 +76,7 @@ def memory(plan: Plan) -> Table:
         shown.add_column(name, justify="right")
     for name, need in needs.items():
         s, mine, host = need.states, setups[name] == plan.setup, plan.host(setups[name])
-        columns = (s.weights, s.gradients, s.optimizer, s.buffers, need.activations, need.logits, need.total, host)
+        columns = (s.weights, s.gradients, s.optimizer, s.buffers, need.activations, need.passing, need.total, host)
         row = (f"{count / 2**power:,.1f}" for count in columns)
         shown.add_row(f"{name} <-" if mine else name, *row, style="bold" if mine else "")
     return shown

@@ -137,16 +137,20 @@ def activations(config: ModelConfig, setup: Setup, batch: int, frames: int, step
     number that may be dropped.
     """
     row = batch * steps * config.width
-    kept = {"eager": _KEPT, "compiled": _KEPT_COMPILED, "checkpointed": _KEPT_CHECKPOINTED}[mode]
-    layers = config.layers * kept + (_KEPT if mode == "checkpointed" else 0)  # one layer at a time is computed again
+    layers = config.layers * {"eager": _KEPT, "compiled": _KEPT_COMPILED, "checkpointed": _KEPT_CHECKPOINTED}[mode]
     masks = (2 * config.layers + 1) * row if config.dropout and mode == "eager" else 0
     around = 2 * row + batch * config.codebooks * frames * config.width  # the last norm, and the rows that predict
     return setup.width * (layers * row + around) + masks
 
 
 def logits(config: ModelConfig, batch: int, frames: int) -> int:
-    """Bytes of the classifiers' outputs and their gradients at the peak."""
+    """Bytes of the classifiers' outputs and their gradients at the peak, when the backward pass begins."""
     return 12 * batch * config.codebooks * frames * (config.codebook_size + 1)
+
+
+def recomputed(config: ModelConfig, setup: Setup, batch: int, steps: int) -> int:
+    """Bytes of a layer that activation checkpointing computes again in the backward pass, the logits gone by then."""
+    return setup.width * _KEPT * batch * steps * config.width
 
 
 def checkpoint(total: int, setup: Setup, ema: bool = False) -> int:
