@@ -10,7 +10,8 @@ metrics.jsonl, checkpoints, and export/ for `python -m pipeline.generate run=RUN
 the run stopped; USR1 or TERM make it save and exit with 75.
 
 People change: +exp=..., shards=DIR, model=tiny|small|medium|..., pattern=..., run=DIR, trainer.steps=N,
-trainer.micro_batch=N, optim.lr=X, deepspeed=zero0|zero1|zero2|zero3, tracking=none, resume=never.
+trainer.micro_batch=N, optim.lr=X, deepspeed=zero1|zero2|zero3|zero3_offload, tracking=none, resume=never.
+trainer.preflight=only prints what the run will take (parameters, steps, memory, disk), and trains nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def main(cfg: DictConfig) -> int:
     """Wire caches, model, engine and trainer; train; export."""
     from pipeline import preflight, training
     from pipeline.lm import checkpoint, distributed
+    from pipeline.publish import card
 
     world = distributed.start(cfg.trainer.timeout)
     run = Path(cfg.run)
@@ -53,6 +55,8 @@ def main(cfg: DictConfig) -> int:
     try:
         code = trainer.train(training.reporting(tracker, trainer))
         checkpoint.export(engine, run, world, trainer.ema)
+        if world.first:
+            card.write(checkpoint.saved(run)[-1])
     finally:
         tracker.finish(code)
     return code

@@ -95,7 +95,7 @@ def _data(settings: Mapping[str, Any]) -> dict[str, str]:
     for place in caches.values():
         try:
             manifest = Manifest.load(place)
-        except (InputError, OSError):
+        except Exception:  # each kind of store has errors of its own, and none is worth a trained model
             told[f"cache `{Path(place).name}`"] = "not at hand when this card was written"
             continue
         name = str(manifest.data.get("name", Path(place).name))

@@ -78,7 +78,8 @@ def test_an_export_is_what_training_exported(run: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     ours, theirs = load_file(out / WEIGHTS), load_file(run / "export" / WEIGHTS)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert (out / "config.json").read_text() == (run / "export" / "config.json").read_text()
+    for name in ("config.json", card.NAME):
+        assert (out / name).read_text() == (run / "export" / name).read_text()
     model = CodecGPT.from_pretrained(out)
     assert not model.training and float(model.prompt_std.max()) != 1.0
 
