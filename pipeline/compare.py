@@ -12,6 +12,8 @@ What people change: n=, temperatures=, sampling.guidance=, out=, device=.
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from pipeline.config import entry
@@ -29,7 +31,8 @@ def main(cfg: DictConfig) -> None:
     from pipeline.listen.compare import COLUMNS, compare, markdown, texts
     from pipeline.listen.evaluation import write_json
 
-    settings, out = OmegaConf.to_container(cfg, resolve=True), Path(cfg.out)
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    out = Path(cfg.out)
     with Console(stderr=True).status("comparing") as status:
         found = compare(settings, status.update)
     write_json(out / "compare.json", {"rows": found.rows, "evaluations": found.told})

@@ -24,6 +24,8 @@ What people change: n=, temperatures=, sampling.guidance=, split=, out=, seed=, 
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from pipeline.config import entry
@@ -42,7 +44,8 @@ def main(cfg: DictConfig) -> None:
     from pipeline.listen.instrument import open_run
     from pipeline.listen.upload import upload
 
-    settings, out = OmegaConf.to_container(cfg, resolve=True), Path(cfg.out)
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    out = Path(cfg.out)
     instrument = open_run(cfg.run, cfg.device, cfg.repository, cfg.embedder_source)
     with Console(stderr=True).status("measuring") as status:
         found = evaluate(settings, instrument, status.update)

@@ -25,6 +25,8 @@ sampling.top_p=, sampling.min_p=, sampling.guidance=, device=.
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from pipeline.config import entry
@@ -45,12 +47,12 @@ def main(cfg: DictConfig) -> int:
     from pipeline.listen.pieces import pieces, samples_of, sampling_of, window_of
 
     logging.basicConfig(format="%(message)s")
-    given = OmegaConf.to_container(cfg, resolve=True)
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     told = sidecar.read(cfg["from"]) if cfg["from"] else None
-    settings = {**given, **(told["settings"] if told else {})}
-    if told is None and cfg.run is None:
+    run = cfg.run or (told["export"]["folder"] if told else None)
+    if run is None:
         raise InputError("run=RUN: give the run to play, e.g. run=runs/quickstart")
-    run = cfg.run or told["export"]["folder"]
+    settings |= told["settings"] if told else {}
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source, settings["exact"])
     if told:
         sidecar.check(cfg["from"], told, instrument)

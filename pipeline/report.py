@@ -13,6 +13,8 @@ strips=, split=, seed=, out=.
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from pipeline.config import entry
@@ -31,7 +33,8 @@ def main(cfg: DictConfig) -> None:
     from pipeline.listen.page import page
     from pipeline.listen.studies import studies
 
-    settings, run, out = OmegaConf.to_container(cfg, resolve=True), Path(cfg.run), Path(cfg.out)
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    run, out = Path(cfg.run), Path(cfg.out)
     if cfg.shards == "auto":
         settings["shards"] = run_folder.shards(run)
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source)

@@ -51,8 +51,8 @@ def take_of(
         samplings=[sampling] * len(clips),
         prompts=prompts,
         given=given,
-        window=window and window.frames,
-        hop=window and window.hop,
+        window=window.frames if window else None,
+        hop=window.hop if window else None,
     )
     return Take(instrument.player, plan)
 
@@ -72,7 +72,8 @@ def perform(
     made again in such a batch. Interrupted, what is made of the pieces under way is written too.
     """
     jobs = [(p, c) for p, piece in enumerate(pieces) for c in range(len(piece.clips))]
-    rate, codes = instrument.codec.frame_rate, {}
+    codes: dict[Job, Tensor] = {}
+    rate = instrument.codec.frame_rate
     for part in _batches(pieces, jobs, batch):
         clips, (p, c) = [pieces[p].clips[c] for p, c in part], part[0]
         rows, row = (repeat["rows"], repeat["row"]) if repeat and len(clips) == 1 else (len(clips), 0)

@@ -128,12 +128,13 @@ def _prompt(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
     n, seed = settings["n"], settings["seed"]
     sources = read_all(find(settings["prompt"]), settings["prompt_seconds"], instrument)
     made: list[_Made] = []
-    for name, source, vector in sources or [("sound", None, None)]:
+    if settings["prompt"] is None:
+        return [("sound", [Clip(seed + i)], {**settings, "n": 1, "seed": seed + i}, []) for i in range(n)]
+    for name, source, vector in sources:
         for _ in range(n):
-            clip = Clip(seed + len(made), () if vector is None else [(0, vector)])
-            given = None if source is None else str(source.path.absolute())
-            own = {**settings, "prompt": given, "n": 1, "seed": clip.seed}
-            made.append((name, [clip], own, [] if source is None else [source]))
+            clip = Clip(seed + len(made), [(0, vector)])
+            own = {**settings, "prompt": str(source.path.absolute()), "n": 1, "seed": clip.seed}
+            made.append((name, [clip], own, [source]))
     return made
 
 

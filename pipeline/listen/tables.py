@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def generations(told: dict[str, Any], names: dict[str, str], title: str) -> Tabl
     return table
 
 
-def cell(told: dict[str, Any] | None, share: bool) -> str:
+def cell(told: Mapping[str, Any] | None, share: bool) -> str:
     """A figure with its interval."""
     if told is None:
         return "-"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,12 +91,14 @@ class Player:
         self.captures = self.device.type == "cuda"
         self.layers = [
             Layer(
-                block.ln_1,
-                *(Matrix(part.weight, part.bias, exact) for part in (block.attn.c_attn, block.attn.c_proj)),
-                block.ln_2,
-                *(Matrix(part.weight, part.bias, exact) for part in (block.mlp.c_fc, block.mlp.c_proj)),
+                before=block.ln_1,
+                qkv=Matrix(block.attn.c_attn.weight, block.attn.c_attn.bias, exact),
+                out=Matrix(block.attn.c_proj.weight, block.attn.c_proj.bias, exact),
+                between=block.ln_2,
+                up=Matrix(block.mlp.c_fc.weight, block.mlp.c_fc.bias, exact),
+                down=Matrix(block.mlp.c_proj.weight, block.mlp.c_proj.bias, exact),
             )
-            for block in trunk.h
+            for block in cast(Any, trunk.h)
         ]
         self.head = Matrix(model.head.weight.flatten(0, 1).t(), model.head.bias.flatten(), exact)
 
