@@ -97,9 +97,9 @@ def states(total: int, biggest: int, setup: Setup) -> States:
     stage, b, N = setup.stage, setup.width, setup.ranks
     share = N if stage >= 1 else 1
     master = 4 if setup.bf16 or stage >= 1 else 0  # DeepSpeed keeps a copy to update, of fp32 weights too
-    weights = b * total
-    gradients = b * total / (N if stage >= 2 else 1) + (4 * total / share if master else 0)
-    optimizer = (master + 8) * total / share
+    weights: float = b * total
+    gradients: float = b * total / (N if stage >= 2 else 1) + (4 * total / share if master else 0)
+    optimizer: float = (master + 8) * total / share
     bucket = b * setup.bucket if stage >= 1 else 0  # made anew for each backward pass, but at stage 3
     buffers = 0.0
     if setup.offload_optimizer:
