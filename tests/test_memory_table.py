@@ -36,6 +36,7 @@ def test_it_is_markdown() -> None:
     assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
 
 
+@pytest.mark.slow
 def test_what_is_foretold_is_what_the_allocator_holds() -> None:
     """Real DeepSpeed engines: what they take lies between what must be there at one time and all that may be."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--deepspeed", "zero0", "zero1", "zero3"]
