@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> int:
 
     from pipeline.errors import InputError
     from pipeline.listen import sidecar
-    from pipeline.listen.instrument import open_run
+    from pipeline.listen.instrument import open_run, settle_threads
     from pipeline.listen.perform import perform, perform_streaming
     from pipeline.listen.pieces import pieces, samples_of, sampling_of, window_of
 
@@ -58,6 +58,7 @@ def main(cfg: DictConfig) -> int:
         sidecar.check(cfg["from"], told, instrument)
     sampling, frames = sampling_of(settings["sampling"]), instrument.codec.frames(samples_of(settings, instrument))
     window, found = window_of(settings, frames, instrument), pieces(settings, instrument)
+    settle_threads(instrument, sum(len(piece.clips) for piece in found))
     batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else int(cfg.batch)
     seconds, where = found[0].samples / instrument.codec.sample_rate, f"{instrument.folder} on {instrument.device}"
     print(f"{len(found)} sound{'s' * (len(found) > 1)} of {seconds:g} s by {where}", flush=True)

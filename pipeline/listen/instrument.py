@@ -19,6 +19,7 @@ from pipeline.lm.step import Player
 from pipeline.sound.codec import Codec, load_codec
 from pipeline.sound.embedder import Embedder, load_embedder
 
+SMALL, FEW = 16_000_000, 8  # parameters; clips
 PACKAGES = ("codec-audio-lm", "torch", "transformers", "encodec", "numpy", "soxr", "soundfile")
 
 
@@ -56,6 +57,16 @@ class Instrument:
             "versions": {name: version(name) for name in PACKAGES},
             "device": str(self.device),
         }
+
+
+def settle_threads(instrument: Instrument, clips: int) -> None:
+    """One thread for a few clips of a small model: its steps are over before two threads have met.
+
+    On an idle machine that costs a fifth; on a busy one it is ten times as fast. It changes no sound.
+    """
+    parameters = sum(p.numel() for p in instrument.model.parameters())
+    if instrument.device.type == "cpu" and clips <= FEW and parameters < SMALL:
+        torch.set_num_threads(1)
 
 
 def pick_device(name: str) -> torch.device:
