@@ -6,16 +6,21 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import tracking
-from pipeline.cache.order import Mixture, Order
-from pipeline.cache.stream import Batch, Split, Stream, once
+from pipeline.cache.buckets import Buckets, bucketed
+from pipeline.cache.copies import Copies
+from pipeline.cache.foreign import Foreign
+from pipeline.cache.order import Mixture, Order, Ordering
+from pipeline.cache.split import Split
+from pipeline.cache.stream import Batch, Stream, once
 from pipeline.errors import InputError
 from pipeline.lm import model as models
 from pipeline.lm import optim
@@ -26,18 +31,23 @@ from pipeline.lm.patterns import Pattern
 from pipeline.lm.trainer import Settings, Trainer
 
 log = logging.getLogger("pipeline")
+_VALID_OPEN = 8  # shards of validation, which are read one after another
 _PROMPTS = 10_000  # clips whose prompts tell their mean and deviation
 
 
-def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Order | Mixture]:
+def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Ordering]:
     """The training and validation splits of each cache, and the order of training.
 
     Raises InputError, before any work, where a cache is missing, empty, or not of the codec that the settings name.
     """
     folders = {"": cfg.shards} if isinstance(cfg.shards, str) else dict(cfg.shards)
-    pairs = []
+    pairs: list[tuple[Split, Split]] = []
+    copies, foreign = Copies(cfg.data.cache_dir, cfg.data.cache_gib), _foreign(cfg)
     for folder in folders.values():
-        train, valid = (Split(folder, cfg.data[kind], open_shards=2 * cfg.data.window) for kind in ("train", "valid"))
+        train, valid = (
+            Split(folder, cfg.data[kind], open_shards=n, bad_share=cfg.data.bad_share, copies=copies, foreign=foreign)
+            for kind, n in (("train", 2 * cfg.data.window), ("valid", _VALID_OPEN))
+        )
         train.manifest.check_codec({"name": cfg.codec.name}, cfg.codec.codebooks)
         if pairs:
             first = pairs[0][0].manifest
@@ -51,14 +61,28 @@ def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Order | Mix
         for split in (train, valid):
             split.codebooks = cfg.codec.codebooks
         pairs.append((train, valid))
+    return pairs, _order(cfg, [*folders], pairs)
+
+
+def _foreign(cfg: DictConfig) -> Foreign | None:
+    """What the settings say of shards without a manifest."""
+    if cfg.data.foreign is None:
+        return None
+    told = {part: dict(cfg.data.foreign.get(part) or {}) for part in ("codec", "embedder")}
+    return Foreign(**told, folder=Path(cfg.data.cache_dir))
+
+
+def _order(cfg: DictConfig, names: list[str], pairs: list[tuple[Split, Split]]) -> Ordering:
     orders = {
-        name: Order(train.clips, cfg.seed + i, cfg.data.window)
-        for i, (name, (train, _)) in enumerate(zip(folders, pairs, strict=True))
+        name: Order(train.clips, cfg.seed + i, cfg.data.window, cfg.data.lanes)
+        for i, (name, (train, _)) in enumerate(zip(names, pairs, strict=True))
     }
-    if len(orders) == 1:
-        return pairs, next(iter(orders.values()))
-    weights = dict(cfg.weights) if cfg.weights else {name: float(order.epoch) for name, order in orders.items()}
-    return pairs, Mixture(orders, weights, cfg.seed)
+    order: Order | Mixture = next(iter(orders.values()))
+    if len(orders) > 1:
+        weights = dict(cfg.weights) if cfg.weights else {name: float(order.epoch) for name, order in orders.items()}
+        order = Mixture(orders, weights, cfg.seed)
+    crop = _crop(cfg, pairs) or 2**31 - 1
+    return bucketed(order, [np.minimum(train.lengths(), crop) for train, _ in pairs], cfg.seed, cfg.data.padding)
 
 
 def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConfig:
@@ -90,14 +114,9 @@ def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConf
 
 def most_frames(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int:
     """The frames of the longest clip, or of a crop where that is shorter."""
-    longest = max(_longest(split) for pair in pairs for split in pair)
+    longest = max(split.longest() for pair in pairs for split in pair)
     crop = _crop(cfg, pairs)
     return longest if crop is None else min(crop, longest)
-
-
-@cache
-def _longest(split: Split) -> int:
-    return split.longest()  # reads every index
 
 
 def _crop(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int | None:
@@ -189,7 +208,7 @@ def _sample_of_prompts(pairs: list[tuple[Split, Split]]) -> torch.Tensor:
 
 
 def build_trainer(
-    cfg: DictConfig, engine: Any, pairs: list[tuple[Split, Split]], order: Order | Mixture, run: Path, world: World
+    cfg: DictConfig, engine: Any, pairs: list[tuple[Split, Split]], order: Ordering, run: Path, world: World
 ) -> Trainer:
     """The trainer of this rank, at step 0."""
     t, crop = cfg.trainer, _crop(cfg, pairs)
@@ -230,7 +249,7 @@ def _validation(splits: list[Split], batch: int, world: World, frames: int | Non
             yield (found or spare), found is not None
 
 
-def announce(cfg: DictConfig, trainer: Trainer, pairs: list[tuple[Split, Split]], order: Order | Mixture) -> None:
+def announce(cfg: DictConfig, trainer: Trainer, pairs: list[tuple[Split, Split]], order: Ordering) -> None:
     """Say what is about to be trained on what."""
     world, t, config = trainer.world, cfg.trainer, trainer.model.config
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in trainer.model.parameters())
@@ -242,6 +261,9 @@ def announce(cfg: DictConfig, trainer: Trainer, pairs: list[tuple[Split, Split]]
         "%d clips a step = %d micro_batch x %d accumulate x %d ranks on %s; an epoch is %.1f steps",
         total, t.micro_batch, t.accumulate, world.ranks, world.device.type, order.epoch / total,
     )  # fmt: skip
+    if isinstance(order, Buckets):
+        shares = 100 * order.after, 100 * order.before
+        log.info("clips of like length share batches: %.1f %% of their frames are padding, not %.1f %%", *shares)
     if trainer.step:
         log.info("going on at step %d of %d (epoch %.2f)", trainer.step, t.steps, trainer.place / order.epoch)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.cache.order import Mixture, Order, Places, distinct, key, keyed, permuted
+from pipeline.cache.order import Mixture, Order, Ordering, Places, distinct, key, keyed, permuted
 
 BLOCK, UNIT, LEAST = 15_360, 960, 96
 _KEPT = 4  # blocks in memory
@@ -91,9 +91,7 @@ class Buckets:
         return self._lengths[at]
 
 
-def bucketed(
-    order: Order | Mixture, lengths: Sequence[np.ndarray], seed: int, most: float
-) -> Order | Mixture | Buckets:
+def bucketed(order: Order | Mixture, lengths: Sequence[np.ndarray], seed: int, most: float) -> Ordering:
     """The order with clips of like length side by side, where more than a share `most` would be padding without."""
     buckets = Buckets(order, lengths, seed)
     return buckets if buckets.before > most else order

@@ -2,7 +2,8 @@
 
     {sha256}.tar                 a shard, held against its sha256 when it came; who maps it has a shared lock on it
     {sha256}.index.npy           its index, made from its own headers
-    {sha256}-{bytes}.coming      a shard on its way; who fetches it has an exclusive lock on it
+    {sha256}-{bytes}.coming      exclusively locked by who fetches a shard,
+    {sha256}-{bytes}.data        which grows here until it is whole
     lock                         locked while room is made
 
 The system lets go of a lock when its holder ends, however it ends: so whatever nobody has locked is nobody's. What was
@@ -31,7 +32,7 @@ from pipeline.cache.store import LocalStore, RemoteStore
 from pipeline.errors import InputError
 
 log = logging.getLogger(__name__)
-COMING = ".coming"
+COMING, _DATA = ".coming", ".data"
 _FETCHERS = 8  # threads of a rank that fetch ahead
 _TRIES = 4  # at one shard, with pauses of 0.5, 1 and 2 s between them
 _TURN = 16  # shards ahead that ranks share out between them
@@ -41,16 +42,16 @@ class Copies:
     """The folder of copies; one object serves all caches of a run."""
 
     def __init__(self, folder: str | Path, gib: float) -> None:
-        """gib: what the folder may hold, over all runs that share it. Raises InputError where it cannot be written."""
+        """gib: what the folder may hold, over all runs that share it. It is made when it is first needed."""
         self.local, self.folder = LocalStore(folder), Path(folder)
         self.gib, self.bound, self.promised = gib, int(gib * 2**30), 0
-        self.local.refuse_unless_writable()
         self._pool: ThreadPoolExecutor | None = None
         self._asked: dict[str, Future[None]] = {}
         self._told = False
 
     def promise(self, shards: Sequence[ShardInfo], together: int, where: str) -> None:
-        """Count on so many shards of a cache at a time. Raises InputError where they do not fit."""
+        """Count on room for so many shards of a cache at a time. Raises InputError where there is none."""
+        self.local.refuse_unless_writable()
         largest = sorted((shard.bytes for shard in shards), reverse=True)[:together]
         self.promised += sum(largest)
         if self.promised > self.bound:
@@ -118,30 +119,29 @@ class Copies:
     def _fetch(self, store: RemoteStore, shard: ShardInfo, wait: bool) -> None:
         """Bring a shard here, unless it is; where another is at it, wait for that one, or leave it to it."""
         coming = self.folder / f"{shard.sha256}-{shard.bytes}{COMING}"
+        data = coming.with_suffix(_DATA)
         with locked(coming, wait) as mine:
             if not mine:
                 return
             try:
-                if self._path(shard).exists():
-                    coming.unlink()
-                    return
-                self._make_room()
-                index = self._download(store, shard, coming)
-                with (self.folder / index_name(f"{shard.sha256}.tar")).open("wb") as file:
-                    np.save(file, index, allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())
-                coming.rename(self._path(shard))
-            except BaseException:
-                coming.unlink(missing_ok=True)
-                raise
+                if not self._path(shard).exists():
+                    self._make_room()
+                    index = self._download(store, shard, data)
+                    with (self.folder / index_name(f"{shard.sha256}.tar")).open("wb") as file:
+                        np.save(file, index, allow_pickle=False)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    data.rename(self._path(shard))
+            finally:
+                data.unlink(missing_ok=True)
+                coming.unlink()
 
-    def _download(self, store: RemoteStore, shard: ShardInfo, coming: Path) -> np.ndarray:
-        """The index of a shard that is now whole, and proven, under its temporary name."""
+    def _download(self, store: RemoteStore, shard: ShardInfo, data: Path) -> np.ndarray:
+        """The index of a shard that is now whole, and proven, under the name of its data."""
         where = store.where(shard.name)
         for attempt in range(_TRIES):
             try:
-                store.fs.get_file(f"{store.root}/{shard.name}", str(coming))
+                store.fs.get_file(f"{store.root}/{shard.name}", str(data))
                 break
             except FileNotFoundError:
                 raise
@@ -151,9 +151,9 @@ class Copies:
                 if attempt == _TRIES - 1:
                     raise OSError(f"{where} cannot be fetched ({why})") from error
                 time.sleep(0.5 * 2**attempt)
-        with coming.open("rb") as file:
+        with data.open("rb") as file:
             os.fsync(file.fileno())
-        found = self.local.view(coming.name)
+        found = self.local.view(data.name)
         if len(found) != shard.bytes or hashlib.sha256(found).hexdigest() != shard.sha256:
             raise InputError(f"{where} is not what its manifest says: its bytes differ (sha256)")
         return scan(found, where)
@@ -165,8 +165,9 @@ class Copies:
             for path in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     if path.suffix == COMING:
-                        total += 0 if _removed(path) else int(path.stem.partition("-")[2] or 0)
-                    else:
+                        if not _removed(path, path.with_suffix(_DATA)):
+                            total += int(path.stem.partition("-")[2])
+                    elif path.suffix != _DATA:
                         told = path.stat()
                         total += told.st_size
                         if path.suffix == ".tar":
@@ -174,12 +175,8 @@ class Copies:
             for _, size, path in sorted(held):
                 if total <= self.bound:
                     return
-                if _removed(path):
+                if _removed(path, self.folder / index_name(path.name)):
                     total -= size
-                    index = self.folder / index_name(path.name)
-                    with contextlib.suppress(FileNotFoundError):
-                        total -= index.stat().st_size
-                        index.unlink()
             if total > self.bound and not self._told:
                 self._told = True
                 log.warning("%s holds %.2f GiB, all in use: more than data.cache_gib", self.folder, total / 2**30)
@@ -207,12 +204,13 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _removed(path: Path) -> bool:
-    """Remove a file unless somebody has a lock on it; whether it is gone."""
+def _removed(path: Path, first: Path) -> bool:
+    """Remove a file, and another before it, unless somebody has a lock on it; whether it is gone."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(file, path):
+                first.unlink(missing_ok=True)
                 path.unlink()
     except BlockingIOError:
         return False

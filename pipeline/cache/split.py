@@ -112,7 +112,7 @@ class OpenShard:
 
 
 class Split:
-    """One split of one cache. At most `open_shards` stay mapped."""
+    """One split of one cache. At most `open_shards` stay mapped; 0: all of them."""
 
     def __init__(
         self,
@@ -143,10 +143,12 @@ class Split:
         self.bad_share = bad_share
         self.copies = copies if isinstance(self.store, RemoteStore) else None
         if self.copies:  # those open, and as many on their way
-            self.copies.promise(self.shards, 2 * open_shards, self.store.where())
+            self.copies.promise(self.shards, 2 * open_shards or len(self.shards), self.store.where())
         self.lost: dict[int, str] = {}  # number of a shard, and what is wrong with it
         self._lock = threading.Lock()
+        self._known: np.ndarray | None = None
         self._missing()
+        open_shards = open_shards or len(self.shards)
         _allow_open_files(open_shards + 256)
         self._opened = functools.lru_cache(maxsize=open_shards)(self._open)
 
@@ -168,10 +170,13 @@ class Split:
 
         They come from the indices; clips of a shard without a whole one count as long as the shard's mean.
         """
-        if self.copies:
+        if self._known is None and self.copies:
             made_of = "".join([self.store.where(), *(shard.sha256 for shard in self.shards)])
-            return self.copies.remember(f"lengths-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}", self._lengths)
-        return self._lengths()
+            name = f"lengths-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}"
+            self._known = self.copies.remember(name, self._lengths)
+        if self._known is None:
+            self._known = self._lengths()
+        return self._known
 
     def _lengths(self) -> np.ndarray:
         parts = [np.zeros(0, np.int64)]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,15 @@ def test_ranks_of_a_machine_fetch_each_shard_once(web: Web, tmp_path: Path) -> N
     assert {name for name, n in web.asked.items() if n > 1} == {"manifest.json"}
 
 
+def test_who_waits_for_a_shard_that_another_fetches_and_keeps_gets_it(web: Web, tmp_path: Path) -> None:
+    write_cache(web.folder, [500])
+    (shard,), web.pause = Split(web.folder, "train").shards, 0.02
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(Copies(tmp_path, ROOM).open, open_store(web.address), shard) for _ in range(4)]
+        held = [future.result(timeout=20) for future in waiting]
+    assert len({bytes(view) for view, _ in held}) == 1 and web.asked["train-000000.tar"] == 1
+
+
 def test_killed_while_it_fetches_it_leaves_nothing_that_harms(web: Web, tmp_path: Path) -> None:
     """kill -9 in the middle of shards on their way: the next reader begins these anew, and what was whole stays."""
     write_cache(web.folder, [20] * 18)
@@ -115,20 +125,21 @@ def test_killed_while_it_fetches_it_leaves_nothing_that_harms(web: Web, tmp_path
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     whole = {path.stem for path in tars(folder)}
-    assert list(folder.glob("*.coming"))
+    assert list(folder.glob("*.coming")) and list(folder.glob("*.data"))
     web.pause, asked = 0.0, web.asked.copy()
     assert finish(reader(web.address, folder)) == list(range(360))
     fetched = {name for name in web.asked - asked if name.endswith(".tar")}
-    assert not list(folder.glob("*.coming")) and len(fetched) <= 18 - len(whole)
+    assert not [*folder.glob("*.coming"), *folder.glob("*.data")] and len(fetched) <= 18 - len(whole)
 
 
 def test_what_the_dead_left_is_removed_when_room_is_made(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [20] * 4)
     left = tmp_path / "copies" / f"{'0' * 64}-{10**12}.coming"
     left.parent.mkdir()
-    left.write_bytes(b"half a shard")
+    left.touch()
+    left.with_suffix(".data").write_bytes(b"half a shard")
     read(stream(web.address, Copies(left.parent, ROOM)), 80)
-    assert not left.exists() and len(tars(left.parent)) == 4
+    assert not list(left.parent.glob("0*")) and len(tars(left.parent)) == 4
 
 
 def test_room_is_bounded(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,6 +161,7 @@ def test_what_was_opened_longest_ago_goes_first_and_what_is_mapped_stays(
     write_cache(web.folder, [20] * 8)
     store, shards = open_store(web.address), Split(web.folder, "train").shards
     copies = Copies(tmp_path / "copies", 4.9 * shards[0].bytes / 2**30)
+    copies.promise(shards, 4, web.address)
 
     def here() -> list[int]:
         names = {path.stem for path in tars(copies.folder)}
@@ -217,10 +229,13 @@ def test_shards_are_on_their_way_before_they_are_needed(web: Web, tmp_path: Path
     assert len(fetched) >= 6 and fetched <= {far.splits[0].shards[n].sha256 for n in now}
 
 
-def test_copies_want_a_folder_that_can_be_written(tmp_path: Path) -> None:
+def test_copies_want_a_folder_that_can_be_written(web: Web, tmp_path: Path) -> None:
+    write_cache(web.folder, [3])
     (tmp_path / "file").write_bytes(b"")
+    copies = Copies(tmp_path / "file" / "copies", ROOM)
     with pytest.raises(InputError, match="cannot write to"):
-        Copies(tmp_path / "file" / "copies", ROOM)
+        Split(web.address, "train", copies=copies)
+    Split(web.folder, "train", copies=copies)  # which what is near does without
 
 
 def test_without_copies_a_far_shard_is_read_into_memory(web: Web) -> None:
