@@ -83,6 +83,9 @@ def musicgen(device: str) -> Callable[[Tensor, int], None]:
         num_codebooks=CODEBOOKS, max_position_embeddings=2048, pad_token_id=1024, bos_token_id=1024, audio_channels=1,
     )  # fmt: skip
     model = MusicgenForCausalLM(config).eval().to(device)
+    settings = model.generation_config
+    settings.num_return_sequences = 1
+    settings.pad_token_id = settings.bos_token_id = settings.decoder_start_token_id = 1024
 
     @torch.inference_mode()
     def run(prompts: Tensor, steps: int) -> None:
@@ -90,7 +93,7 @@ def musicgen(device: str) -> Callable[[Tensor, int], None]:
         seen = torch.zeros(len(prompts), 1, WIDTH, device=device)  # its prompt comes through cross-attention
         model.generate(
             inputs=start, encoder_hidden_states=seen, do_sample=True, temperature=TEMPERATURE, guidance_scale=1,
-            max_new_tokens=steps, min_new_tokens=steps, top_k=0, use_cache=True,
+            max_length=steps + 1, top_k=0, use_cache=True,
         )  # fmt: skip
 
     return run
