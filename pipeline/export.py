@@ -48,8 +48,7 @@ def chosen(run: Path, wanted: str) -> Path:
 @entry("export")
 def main(cfg: DictConfig) -> int:
     """Check, put together, write, and push if asked to."""
-    from pipeline.lm import checkpoint, consolidate
-    from pipeline.lm.model import ModelConfig, write_pretrained
+    from pipeline.lm import checkpoint
     from pipeline.publish import card, hub
 
     if cfg.weights not in ("auto", "last"):
@@ -58,8 +57,7 @@ def main(cfg: DictConfig) -> int:
         hub.check(cfg.push)
     run, folder = Path(cfg.run), Path(cfg.out)
     found = chosen(run, str(cfg.checkpoint))
-    config = ModelConfig(**checkpoint.state_of(found)["model"])
-    write_pretrained(folder, config, consolidate.weights(found, mean=cfg.weights == "auto"))
+    checkpoint.export(found, folder, mean=cfg.weights == "auto")
     card.write(found, folder)
     print(f"{found} is exported to {folder}")
     if cfg.push:

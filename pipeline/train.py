@@ -53,10 +53,14 @@ def main(cfg: DictConfig) -> int:
     tracker = training.start_tracker(cfg, run, trainer.step, world)
     code = 1
     try:
-        code = trainer.train(training.reporting(tracker, trainer))
-        checkpoint.export(engine, run, world, trainer.ema)
+        ears = training.open_ears(cfg, splits, world)
+        report = training.reporting(tracker, trainer, order.epoch, splits[0][0].manifest.frame_rate, ears)
+        code = trainer.train(report, lambda folder: tracker.artifact("checkpoint", folder))
         if world.first:
-            card.write(checkpoint.saved(run)[-1])
+            newest = checkpoint.saved(run)[-1]
+            checkpoint.export(newest, run / "export")
+            card.write(newest)
+            tracker.artifact("export", run / "export")
     finally:
         tracker.finish(code)
     return code

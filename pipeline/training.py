@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from pipeline.cache.foreign import Foreign
 from pipeline.cache.order import Mixture, Order, Ordering
 from pipeline.cache.split import Split
 from pipeline.cache.stream import Batch, Stream, once
-from pipeline.errors import InputError
+from pipeline.errors import InputError, all_without_secrets, without_secrets
 from pipeline.lm import model as models
 from pipeline.lm import optim
 from pipeline.lm.checkpoint import Keep
@@ -29,6 +29,9 @@ from pipeline.lm.distributed import World
 from pipeline.lm.model import CodecGPT, ModelConfig
 from pipeline.lm.patterns import Pattern
 from pipeline.lm.trainer import Settings, Trainer
+
+if TYPE_CHECKING:
+    from pipeline.track.hear import Ears
 
 log = logging.getLogger("pipeline")
 _VALID_OPEN = 8  # shards of validation, which are read one after another
@@ -40,7 +43,7 @@ def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Ordering]:
 
     Raises InputError, before any work, where a cache is missing, empty, or not of the codec that the settings name.
     """
-    folders = {"": cfg.shards} if isinstance(cfg.shards, str) else dict(cfg.shards)
+    folders = _folders(cfg)
     pairs: list[tuple[Split, Split]] = []
     copies, foreign = Copies(cfg.data.cache_dir, cfg.data.cache_gib), _foreign(cfg)
     for folder in folders.values():
@@ -62,6 +65,11 @@ def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Ordering]:
             split.codebooks = cfg.codec.codebooks
         pairs.append((train, valid))
     return pairs, _order(cfg, [*folders], pairs)
+
+
+def _folders(cfg: DictConfig) -> dict[str, str]:
+    """The caches that are read, by name."""
+    return {"": cfg.shards} if isinstance(cfg.shards, str) else dict(cfg.shards)
 
 
 def _foreign(cfg: DictConfig) -> Foreign | None:
@@ -129,8 +137,9 @@ def prepare_run(cfg: DictConfig, run: Path, world: World) -> None:
     root.setLevel(logging.INFO if world.first else logging.WARNING)
     if world.first:
         run.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, run / "config.yaml", resolve=True)
-        form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+        told = all_without_secrets(OmegaConf.to_container(cfg, resolve=True))
+        OmegaConf.save(OmegaConf.create(told), run / "config.yaml")
+        form = _Discreet("%(asctime)s %(message)s", "%H:%M:%S")
         root.handlers.clear()  # of an earlier run of a sweep in this process
         for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(run / "log.txt")):
             handler.setFormatter(form)
@@ -138,6 +147,13 @@ def prepare_run(cfg: DictConfig, run: Path, world: World) -> None:
         for noisy in ("httpx", "DeepSpeed", "huggingface_hub"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
     world.wait()
+
+
+class _Discreet(logging.Formatter):
+    """Lines of the log, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 def build_model(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, Split]], fresh: bool) -> CodecGPT:
@@ -179,7 +195,12 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
         "steps_per_print": 2**31,
     }
     optimizer = optim.adamw(model, cfg.optim, world.device)
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+    if t.save_aside:
+        from pipeline.lm.writer import Writer
+
+        engine.checkpoint_engine = Writer()
+    return engine
 
 
 def computes_in_bf16(cfg: DictConfig, device: str) -> bool:
@@ -219,8 +240,8 @@ def build_trainer(
     settings = Settings(
         steps=t.steps, accumulate=t.accumulate, clip=t.clip, lr=cfg.optim.lr,
         schedule=OmegaConf.to_container(cfg.optim.schedule, resolve=True), log_every=t.log_every, val_every=t.val_every,
-        save_every=t.save_every, keep=Keep(t.keep, t.keep_best, t.keep_every), seed=cfg.seed, ema=t.ema,
-        skip_most=t.skip_most, timeout=t.timeout, peak_flops=peak_flops(world),
+        save_every=t.save_every, keep=Keep(t.keep, t.keep_best, t.keep_every), save_aside=t.save_aside, seed=cfg.seed,
+        ema=t.ema, skip_most=t.skip_most, timeout=t.timeout, peak_flops=peak_flops(world),
     )  # fmt: skip
     valid = [valid for _, valid in pairs]
     validation = partial(_validation, valid, t.micro_batch, world, crop)
@@ -269,20 +290,48 @@ def announce(cfg: DictConfig, trainer: Trainer, pairs: list[tuple[Split, Split]]
 
 
 def start_tracker(cfg: DictConfig, run: Path, step: int, world: World) -> tracking.Tracker:
-    """The tracker of the first rank; the others' does nothing."""
+    """The tracker of the first rank, which knows what caches the run reads; the others' does nothing."""
     if not world.first:
         return tracking.Tracker()
     config = OmegaConf.to_container(cfg, resolve=True)
-    return tracking.start(run, step, cfg.name, config, cfg.tracking)  # type: ignore[arg-type]
+    tracker = tracking.start(run, step, cfg.name, config, cfg.tracking)  # type: ignore[arg-type]
+    for folder in _folders(cfg).values():
+        tracker.artifact("cache", folder)
+    return tracker
 
 
-def reporting(tracker: tracking.Tracker, trainer: Trainer) -> Callable[[int, Mapping[str, float]], None]:
-    """Send a row to the tracker, and a line of it to the log."""
+def open_ears(cfg: DictConfig, pairs: list[tuple[Split, Split]], world: World) -> Ears | None:
+    """On the first rank, what lets the model be heard as it learns; None where nothing is to be heard, or can be.
+
+    Under ZeRO-3 no rank has whole weights to play.
+    """
+    if not world.first or cfg.deepspeed.zero_optimization.stage == 3:
+        return None
+    from pipeline.track import hear
+
+    return hear.open_ears(cfg.listen, cfg.codec, pairs[0][1], world.device)
+
+
+def reporting(
+    tracker: tracking.Tracker, trainer: Trainer, epoch: int, frame_rate: float, ears: Ears | None
+) -> Callable[[int, Mapping[str, float]], None]:
+    """Send a row to the tracker, and a line of it to the log; with a validation loss go the sounds of that step.
+
+    epoch: clips in one.
+    """
 
     def report(step: int, row: Mapping[str, float]) -> None:
+        if "train/frames" in row:
+            hours = row["train/frames"] / frame_rate / 3600
+            row = {**row, "train/hours": hours, "train/epoch": row["train/clips"] / epoch}
         tracker.log(step, row)
         shown = [f"{name} {row[name]:.4g}" for name in _SHOWN if name in row]
         log.info("step %d/%d  %s", step, trainer.settings.steps, "  ".join(shown))
+        if ears and "val/loss" in row:
+            try:
+                tracker.listen(step, ears.hear(trainer.model), ears.rate)
+            except (RuntimeError, OSError) as error:  # a GPU without room for it, say: training needs no ears
+                log.warning("step %d is not heard: %s", step, error)
 
     return report
 

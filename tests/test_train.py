@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import signal
 import socket
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = (
     "codec=encodec_embedded", "codec.codebooks=4", "model=tiny", "model.width=32", "model.layers=2", "tracking=none",
     "trainer.micro_batch=4", "trainer.log_every=1", "trainer.save_every=5", "trainer.val_every=10", "optim.lr=0.01",
-    "optim.schedule.warmup=2",
+    "optim.schedule.warmup=2", "listen.clips=0",
 )  # fmt: skip
 
 
@@ -78,13 +79,14 @@ def rows(run: Path, name: str = "train/loss") -> dict[int, float]:
     return {row["step"]: row[name] for row in found if name in row}
 
 
-def kill_at(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    """kill -9 the launcher and its ranks as soon as a step is logged."""
+def kill_at(process: subprocess.Popen[str], run: Path, step: int, later: float = 0) -> None:
+    """kill -9 the launcher and its ranks as soon as a step is logged, or some seconds later."""
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         if (run / "metrics.jsonl").exists() and step in rows_so_far(run):
             break
         time.sleep(0.02)
+    time.sleep(later)
     os.killpg(process.pid, signal.SIGKILL)
     for rank in pids(f"run={run} "):
         os.kill(rank, signal.SIGKILL)
@@ -138,6 +140,20 @@ def test_killed_twice_and_resumed_the_losses_are_those_of_an_unbroken_run(
     assert "going on at step" in train(cache, run, *words, ranks=2)
     assert rows(run) == pytest.approx(rows(unbroken), abs=1e-6)
     assert rows(run, "val/loss") == pytest.approx(rows(unbroken, "val/loss"), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_random_moments_nothing_changes(cache: Path, tmp_path: Path) -> None:
+    """Anywhere: in a step, in a save, right after one; the losses are those of a run that nobody touched."""
+    words, run, whole = ("trainer.steps=60", "model.dropout=0.1"), tmp_path / "run", tmp_path / "whole"
+    train(cache, whole, *words, ranks=2)
+    draw = random.Random(0)
+    for step in sorted(draw.sample(range(2, 55), 5)):
+        kill_at(start(cache, run, *words, ranks=2), run, step, draw.uniform(0, 0.3))
+    train(cache, run, *words, ranks=2)
+    assert rows(run) == pytest.approx(rows(whole), abs=1e-6)
+    assert rows(run, "val/loss") == pytest.approx(rows(whole, "val/loss"), abs=1e-6)
+    assert rows(run, "train/clips") == rows(whole, "train/clips")
 
 
 @pytest.mark.slow
@@ -281,6 +297,17 @@ def test_the_mean_of_the_weights_is_kept_and_exported(here: None, cache: Path, t
         exported[name] = load_file(tmp_path / name / "export" / "model.safetensors")["head.weight"]
     assert torch.allclose(exported["whole"], exported["broken"], atol=1e-6)
     assert not torch.allclose(exported["whole"], exported["none"], atol=1e-4)
+
+
+def test_the_model_is_heard_at_each_validation(here: None, cache: Path, tmp_path: Path) -> None:
+    """Prompts of validation clips, continued at every temperature; what is learned does not change by it."""
+    words = ("trainer.steps=4", "trainer.val_every=2", "model.dropout=0.1")
+    train_here(cache, tmp_path / "deaf", *words)
+    train_here(cache, tmp_path / "run", *words, "listen.clips=2", "listen.seconds=0.1", "listen.temperatures=[0.5,1]")
+    assert rows(tmp_path / "run") == rows(tmp_path / "deaf")
+    for step in (2, 4):
+        heard = sorted(path.name for path in (tmp_path / "run" / "listen" / f"step-{step}").glob("*.wav"))
+        assert len(heard) == 2 * 3 and sum("temperature-0.5" in name for name in heard) == 2, heard
 
 
 @pytest.mark.parametrize("word", ["trainer.activation_checkpointing=true", "trainer.label_smoothing=0.1"])

@@ -19,14 +19,16 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
+from pipeline.lm import consolidate
 from pipeline.lm.distributed import World
 from pipeline.lm.ema import Ema
-from pipeline.lm.model import CodecGPT, ModelConfig, write_pretrained
+from pipeline.lm.model import ModelConfig, write_pretrained
+
+if TYPE_CHECKING:
+    from pipeline.lm.writer import Writer
 
 log = logging.getLogger(__name__)
 COMPLETE = "complete.json"
@@ -88,21 +90,36 @@ def best_of(found: list[Path]) -> Path | None:
     return min((path for path in found if losses[path] is not None), key=lambda path: losses[path], default=None)
 
 
-def save(engine: Any, run: Path, world: World, state: dict[str, Any], keep: Keep, ema: Ema | None = None) -> Path:
-    """Save the engine on all ranks under the step in `state`, say that it is complete, and thin out the others."""
+@dataclass(frozen=True)
+class Saving:
+    """A checkpoint that is being written."""
+
+    folder: Path
+    state: dict[str, Any]
+
+
+def begin(engine: Any, run: Path, world: World, state: dict[str, Any], ema: Ema | None = None) -> Saving:
+    """Save the engine on all ranks under the step in `state`; complete only after `finish`."""
     folder = run / "checkpoints" / f"step-{state['step']}"
     if world.first and folder.exists():
         shutil.rmtree(folder)  # torn, or this very step again after a resume from elsewhere
     world.wait()
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    if ema is not None:
+        ema.save(folder)
+    stage = engine.zero_optimization_stage()
+    return Saving(folder, {**state, "ranks": world.ranks, "stage": stage, "model": asdict(engine.module.config)})
+
+
+def finish(world: World, saving: Saving, keep: Keep, writer: Writer | None = None) -> Path:
+    """Wait until all ranks have written theirs, say that it is complete, and thin out the others."""
+    if writer is not None:
+        writer.wait()
     world.wait()
     if world.first:
-        if ema is not None:
-            ema.save(folder)
-        stage = engine.zero_optimization_stage()
-        state = {**state, "ranks": world.ranks, "stage": stage, "model": asdict(engine.module.config)}
+        folder, run = saving.folder, saving.folder.parents[1]
         temporary = folder / f".{COMPLETE}.tmp"
-        temporary.write_text(json.dumps(state, indent=1) + "\n")
+        temporary.write_text(json.dumps(saving.state, indent=1) + "\n")
         with temporary.open() as file:
             os.fsync(file.fileno())
         temporary.replace(folder / COMPLETE)
@@ -112,12 +129,22 @@ def save(engine: Any, run: Path, world: World, state: dict[str, Any], keep: Keep
         for old in [*torn(run), *(path for path in found if path not in keep.spared(found))]:
             (old / COMPLETE).unlink(missing_ok=True)
             shutil.rmtree(old)
-    return folder
+    return saving.folder
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """What `complete.json` says: step, place, seed, ranks, stage, model, and the validation loss if it was taken."""
-    return json.loads((checkpoint / COMPLETE).read_text())
+    """What `complete.json` says: step, place, seed, ranks, stage, model, and the validation loss if it was taken.
+
+    Raises InputError for one that is damaged.
+    """
+    try:
+        found = json.loads((checkpoint / COMPLETE).read_text())
+        counts = [found[name] for name in ("step", "ranks", "stage")]
+        if not all(type(count) is int for count in counts) or not isinstance(found["model"], dict):
+            raise TypeError(f"step, ranks and stage are {counts}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{checkpoint / COMPLETE} is damaged ({error!r:.200}): take another checkpoint") from error
+    return found
 
 
 def check_model(checkpoint: Path, config: ModelConfig) -> None:
@@ -154,30 +181,23 @@ def convert(checkpoint: Path, world: World) -> Path:
 
 
 def load(engine: Any, checkpoint: Path, world: World) -> None:
-    """Load weights and optimizer on all ranks; the engine was built with what `needs_conversion` says."""
+    """Load weights and optimizer on all ranks; the engine was built with what `needs_conversion` says.
+
+    Raises InputError for files that would run code, or are damaged.
+    """
+    consolidate.refuse_code(checkpoint, world.rank, world.ranks)
+    world.wait()
     if needs_conversion(checkpoint, world):
         checkpoint = convert(checkpoint, world)
+        consolidate.refuse_code(checkpoint, world.rank, world.ranks)
+        world.wait()
     loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     assert loaded is not None, f"{checkpoint} is complete, and DeepSpeed found nothing in it"
 
 
-def export(engine: Any, run: Path, world: World, ema: Ema | None = None) -> None:
-    """Write `export/`: weights (or their running mean) and config in safetensors, all that inference needs."""
-    model: CodecGPT = engine.module
-    if ema is not None:
-        state = ema.state(model)
-    elif engine.zero_optimization_partition_weights():
-        state = engine._zero3_consolidated_16bit_state_dict()  # gathered on rank 0; the public call writes a pickle
-    else:
-        state = model.state_dict()
-    if world.first:
-        assert state is not None
-        write_pretrained(run / "export", model.config, {name: _float(value) for name, value in state.items()})
-    world.wait()
-
-
-def _float(value: torch.Tensor) -> torch.Tensor:
-    return value.float() if value.is_floating_point() else value
+def export(found: Path, folder: Path, mean: bool = True) -> None:
+    """Write the weights (their running mean, if there is one and `mean`) and config of a checkpoint in safetensors."""
+    write_pretrained(folder, ModelConfig(**state_of(found)["model"]), consolidate.weights(found, mean))
 
 
 def _step(path: Path) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 FILE = "ema.safetensors"
 
@@ -39,7 +39,3 @@ class Ema:
             found = load_file(folder / FILE)
             self.updates = int(found.pop("updates"))
             self.mean = {name: value.to(self.mean[name].device) for name, value in found.items()}
-
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's state with the mean in place of its weights."""
-        return {**model.state_dict(), **self.mean}

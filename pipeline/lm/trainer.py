@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ from pipeline.lm import checkpoint, optim
 from pipeline.lm.distributed import World
 from pipeline.lm.ema import Ema
 from pipeline.lm.model import CodecGPT
+
+if TYPE_CHECKING:
+    from pipeline.lm.writer import Writer
 
 log = logging.getLogger(__name__)
 STOPPED = 75
@@ -61,6 +64,7 @@ class Settings:
     val_every: int
     save_every: int
     keep: checkpoint.Keep
+    save_aside: bool  # whether the engine writes by a `Writer`, while training goes on
     seed: int
     ema: float  # decay of the running mean of the weights; 0: none
     skip_most: int  # non-finite batches in a row before giving up
@@ -131,6 +135,8 @@ class Trainer:
         self.meter = Meter(self.model.config.codebooks, world.device)
         self._flops_a_code, self._norm = flops_a_code(self.model), math.nan
         self._stop, self._in_a_row, self._val_loss = False, 0, (-1, math.nan)
+        self._writer: Writer | None = engine.checkpoint_engine if settings.save_aside else None
+        self._saving: checkpoint.Saving | None = None
 
     def resume(self, found: Path) -> None:
         """Go on from a checkpoint: weights, optimizer, step, place and the loss since the last row of the log."""
@@ -143,14 +149,16 @@ class Trainer:
             self.ema.load(found)
         self.meter = Meter(self.model.config.codebooks, self.world.device, state["meter"] if self.world.first else None)
 
-    def train(self, track: Callable[[int, dict[str, float]], None]) -> int:
+    def train(
+        self, track: Callable[[int, dict[str, float]], None], kept: Callable[[Path], None] = lambda folder: None
+    ) -> int:
         """Train to the last step, and return 0; or, stopped by USR1 or TERM, save and return 75.
 
-        track(step, metrics) is called on every rank with the same numbers.
+        track(step, metrics) is called on every rank with the same numbers; kept(folder) with each complete checkpoint.
         """
         s = self.settings
         before = {sig: signal.signal(sig, self._ask_to_stop) for sig in (signal.SIGUSR1, signal.SIGTERM)}
-        batches = self.stream(self.place)
+        batches, self._kept = self.stream(self.place), kept
         try:
             while self.step < s.steps:
                 stop = self._update(batches)
@@ -161,6 +169,8 @@ class Trainer:
                     track(self.step, self.validate())
                 if done or stop or (s.save_every and self.step % s.save_every == 0):
                     self.save()
+                if (done or stop) and self._saving:
+                    self._finish_saving()
                 if stop and not done:
                     log.info("stopped on request at step %d of %d; the same command goes on", self.step, s.steps)
                     return STOPPED
@@ -188,13 +198,22 @@ class Trainer:
         return row
 
     def save(self) -> None:
-        """Write a checkpoint from which this very state goes on."""
+        """Write a checkpoint from which this very state goes on; aside, if so set, until a later step finds it done."""
         self._watch()
+        if self._saving:
+            self._finish_saving()
         state: dict[str, Any] = {"step": self.step, "place": self.place, "seed": self.settings.seed}
         state |= {"frames": self.frames, "skipped": self.skipped, "meter": self.meter.state(self.world)}
         if self._val_loss[0] == self.step:
             state["val_loss"] = self._val_loss[1]
-        checkpoint.save(self.engine, self.run, self.world, state, self.settings.keep, self.ema)
+        self._saving = checkpoint.begin(self.engine, self.run, self.world, state, self.ema)
+        if self._writer is None:
+            self._finish_saving()
+
+    def _finish_saving(self) -> None:
+        assert self._saving is not None
+        self._kept(checkpoint.finish(self.world, self._saving, self.settings.keep, self._writer))
+        self._saving = None
 
     def _update(self, batches: Iterator[Batch]) -> bool:
         """One optimizer step; whether any rank has been asked to stop."""
@@ -204,7 +223,11 @@ class Trainer:
         self.meter.waited += time.perf_counter() - began
         frames = sum(int(b.frames.sum()) for b in micro)
         ends = self.model.config.end_of_audio * sum(len(b.frames) for b in micro)
-        cells, asked, frames = self.world.total([(frames + ends) * self.model.config.codebooks, self._stop, frames])
+        writing = self._writer is not None and self._writer.busy
+        mine = [(frames + ends) * self.model.config.codebooks, frames, self._stop, writing]
+        cells, frames, asked, writing = self.world.total(mine)
+        if self._saving and not writing:
+            self._finish_saving()
         optim.set_rate(self.engine.optimizer, s.lr * optim.rate(self.step, s.steps, s.schedule))
         bad = 0
         for m, batch in enumerate(micro):

@@ -86,7 +86,8 @@ def main(out: Path) -> None:
         engine = train(zero, bf16, world)
         mean = Ema(engine.module, 0.5) if zero["stage"] == 1 else None
         state = {"step": 2, "place": 8, "seed": 0}
-        checkpoint.save(engine, run, world, state, checkpoint.Keep(0, False, 0), mean)
+        saving = checkpoint.begin(engine, run, world, state, mean if world.first else None)
+        checkpoint.finish(world, saving, checkpoint.Keep(0, False, 0))
         found = truth(engine, zero["stage"], bf16)
         if world.first:
             save_file(found, run / "truth.safetensors")
