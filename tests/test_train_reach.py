@@ -41,7 +41,8 @@ def test_near_far_and_foreign_are_one(served: Web, tmp_path: Path) -> None:
     for path in [*(tmp_path / "cache").glob("*.npy"), tmp_path / "cache" / "manifest.json"]:
         path.unlink()
     told = f"data.foreign={{codec:{words(codec)},embedder:{words(embedder)}}}"
-    train(tmp_path / "cache" / "*.tar", foreign, *WORDS, *copies, told, ranks=2)
+    train(tmp_path / "cache" / "*.tar", foreign, *WORDS, *copies, told, "listen.clips=1", "listen.seconds=0.1", ranks=2)
+    assert len([*foreign.glob("listen/step-6/*.wav")]) == 3  # the reconstruction, and two temperatures
     for run in (far, foreign):
         for name in ("train/loss", "val/loss"):
             assert rows(run, name) == pytest.approx(rows(near, name), abs=1e-6)
