@@ -25,15 +25,17 @@ from pipeline.sound import audio
 
 Job = tuple[int, int]  # a piece, and a clip of it, by number
 SAY_EVERY = 75  # frames
+Watch = Callable[[Tensor], None]  # told codes [B, K, t] of a batch as soon as t frames more are whole
 
 
 @dataclass(frozen=True)
 class Made:
-    """A sound file that was written."""
+    """A sound file that was written. sounds: its clips [S] before they were joined; none where it was streamed."""
 
     path: Path
     seconds: float
     codes_sha256: str
+    sounds: Sequence[np.ndarray] = ()
 
 
 def take_of(
@@ -65,11 +67,14 @@ def perform(
     batch: int,
     say: Callable[[str], None],
     repeat: Mapping[str, int] | None = None,
+    watch: Watch | None = None,
+    every: int = SAY_EVERY,
 ) -> Iterator[Made]:
     """Make pieces, at most `batch` clips at once, and write each as soon as it is whole.
 
-    say(line): told now and then how far it is. repeat: rows and row of the batch in which the one clip was made, to be
-    made again in such a batch. Interrupted, what is made of the pieces under way is written too.
+    say(line), watch(codes): told every so many frames how far it is, and what was made. repeat: rows and row of the
+    batch in which the one clip was made, to be made again in such a batch. Interrupted, what is made of the pieces
+    under way is written too.
     """
     jobs = [(p, c) for p, piece in enumerate(pieces) for c in range(len(piece.clips))]
     codes: dict[Job, Tensor] = {}
@@ -80,7 +85,9 @@ def perform(
         take = take_of(instrument, clips * (rows // len(clips)), pieces[p].samples, sampling, window)
         touched, place = list(dict.fromkeys(p for p, _ in part)), {"rows": rows, "row": row}
         try:
-            for _ in take.chunks(SAY_EVERY):
+            for found in take.chunks(every):
+                if watch is not None:
+                    watch(found)
                 made, frames = take.complete / rate, take.plan.frames / rate
                 say(f"clip {jobs.index((p, c)) + 1}+{len(part)} of {len(jobs)}: {made:.1f} s of {frames:.1f} s")
         except BaseException:  # what is made is kept
@@ -128,12 +135,13 @@ def _write(
 ) -> Made:
     """Decode clips [K, T], each alone so that the others change nothing, and write the piece and its sidecar."""
     rate = instrument.codec.sample_rate
-    sounds = [instrument.codec.decode(clip[None].long())[0, 0].cpu().numpy() for clip in codes if clip.shape[1]]
-    wav = join([sound[: piece.samples] for sound in sounds], piece.fade) if sounds else np.zeros(0, np.float32)
+    made = [instrument.codec.decode(clip[None].long())[0, 0].cpu().numpy() for clip in codes if clip.shape[1]]
+    sounds = [sound[: piece.samples] for sound in made]
+    wav = join(sounds, piece.fade) if sounds else np.zeros(0, np.float32)
     if whole or len(wav):
         audio.write(piece.out, wav, rate)
         sidecar.write(piece, instrument, codes, place, whole)
-    return Made(piece.out, len(wav) / rate, sidecar.digest(codes))
+    return Made(piece.out, len(wav) / rate, sidecar.digest(codes), sounds)
 
 
 def stream(

@@ -138,33 +138,21 @@ class Codec:
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B, k, T] of the first k <= K codebooks -> wav [B, 1, 320 T]. Raises InputError outside 0..1023."""
-        codes = self._checked(codes)
+        codes = self.checked(codes)
         with full_precision(self.device):
             return self.model.decode([(codes, None)])
 
-    @torch.inference_mode()
     def stream_decode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Decode a sound as it comes: chunks of codes [B, k, t] -> of wav [B, 1, s]; joined, what `decode` gives.
-
-        The sound lags behind the codes: Meta's decoder by nothing (but for its first 7 frames, which come together),
-        the embedded one by 864 samples.
-        """
-        decoder: Decoder = self.model.decoder  # type: ignore[assignment]
-        state: Any = None
+        """Decode a sound as it comes: chunks of codes [B, k, t] -> of wav [B, 1, s]; joined, what `decode` gives."""
+        decoding = Decoding(self)
         for chunk in chunks:
-            codes = self._checked(chunk)
-            with full_precision(self.device):
-                state = decoder.start(len(codes)) if state is None else state
-                wav = decoder.step(self.model.quantizer.decode(codes.transpose(0, 1)), state)
-            if wav.shape[-1]:
+            if (wav := decoding.put(chunk)).shape[-1]:
                 yield wav
-        if state is not None:
-            with full_precision(self.device):
-                wav = decoder.finish(state)
-            if wav.shape[-1]:
-                yield wav
+        if (wav := decoding.end()).shape[-1]:
+            yield wav
 
-    def _checked(self, codes: Tensor) -> Tensor:
+    def checked(self, codes: Tensor) -> Tensor:
+        """Codes [B, K, T] on the codec's device. Raises InputError for what it cannot decode."""
         assert codes.ndim == 3 and codes.shape[-1] > 0, codes.shape
         if codes.shape[1] > self.model.quantizer.n_q:
             raise InputError(f"{codes.shape[1]} codebooks to decode, but {self.name} has {self.model.quantizer.n_q}")
@@ -172,6 +160,35 @@ class Codec:
         if low < 0 or high >= self.codebook_size:
             raise InputError(f"codes from {low} to {high}: {self.name} decodes 0..{self.codebook_size - 1} only")
         return codes.to(self.device, torch.int64)
+
+
+class Decoding:
+    """A sound decoded as its codes come: what `put` and `end` give, joined, is what `Codec.decode` gives.
+
+    The sound lags behind the codes: Meta's decoder by nothing (but for its first 7 frames, which come together), the
+    embedded one by 864 samples.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._state: Any = None
+        self._decoder: Decoder = codec.model.decoder  # type: ignore[assignment]
+
+    @torch.inference_mode()
+    def put(self, chunk: Tensor) -> Tensor:
+        """Codes [B, k, t] -> the samples [B, 1, s] that are now complete."""
+        codes = self._codec.checked(chunk)
+        with full_precision(self._codec.device):
+            self._state = self._decoder.start(len(codes)) if self._state is None else self._state
+            return self._decoder.step(self._codec.model.quantizer.decode(codes.transpose(0, 1)), self._state)
+
+    @torch.inference_mode()
+    def end(self) -> Tensor:
+        """The samples [B, 1, s] after them."""
+        if self._state is None:
+            return torch.zeros(1, 1, 0)
+        with full_precision(self._codec.device):
+            return self._decoder.finish(self._state)
 
 
 def load_codec(
