@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import socket
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,21 @@ class Browser:
         """What a script `return`s, or hands to the callback `done`."""
         wrapped = f"const done = arguments[arguments.length - 1]; {script}"
         return self._call("POST", f"/session/{self._session}/execute/async", {"script": wrapped, "args": []})
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Give a file to an <input type=file>, as its dialog does."""
+        where = {"using": "css selector", "value": selector}
+        found = self._call("POST", f"/session/{self._session}/element", where)
+        element = next(iter(found.values()))
+        self._call("POST", f"/session/{self._session}/element/{element}/value", {"text": str(file)})
+
+    def resize(self, width: int, height: int) -> None:
+        """The window, in pixels."""
+        self._call("POST", f"/session/{self._session}/window/rect", {"width": width, "height": height})
+
+    def picture(self) -> bytes:
+        """What the window shows, as a PNG."""
+        return base64.b64decode(self._call("GET", f"/session/{self._session}/screenshot"))
 
     def close(self) -> None:
         """Close the window."""

@@ -1,0 +1,118 @@
+"""Open a page to play with trained models in a browser.
+
+  python -m pipeline.demo run=runs/quickstart                                     then open http://127.0.0.1:7860
+  python -m pipeline.demo run=RUN examples=[moo.wav,drill.mp3] port=8080
+  python -m pipeline.demo 'run=[runs/delay_gpt2,runs/flatten_gpt2]' device=cuda:0  several, side by side
+
+Tabs: Generate (upload, record or pick a sound; hear what is made while it is made), Interpolate (from one sound to
+another, step by step), Morph (one piece through several sounds), Codec (what is lost with 1, 2, 3... codebooks),
+Compare (the same prompt and seeds by several models). Every sound can be downloaded with its .json; the same settings
+give the same bytes as `python -m pipeline.generate`, whose command line stands below each result.
+
+Only this machine reaches the page unless host= says otherwise (host=0.0.0.0: everybody who reaches this machine; there
+is no password). Uploads and results are deleted after keep= seconds and at the end. Nothing is fetched from the
+internet or told to anybody. GET /healthz answers when models are loaded. Needs: pip install -e ".[demo]"
+
+What people change: run=, host=, port=, examples=, limits.seconds=, limits.upload_mb=, sampling.temperature=, device=.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from pipeline.config import CONF, entry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.stage.desk import Desk
+
+
+@entry("demo")
+def main(cfg: DictConfig) -> None:
+    """Load the models, then serve the page until it is stopped."""
+    import importlib.util
+    import logging
+    import os
+    import tempfile
+    from pathlib import Path
+
+    from omegaconf import ListConfig
+
+    from pipeline.errors import InputError
+
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError('the page needs gradio, which is not installed: pip install -e ".[demo]"')
+    logging.basicConfig(format="%(message)s")
+    runs = [str(run) for run in (cfg.run if isinstance(cfg.run, ListConfig) else [cfg.run])]
+    with tempfile.TemporaryDirectory(prefix="codec-audio-lm-demo-") as name:
+        folder = Path(name)
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+        (folder / "gradio").mkdir()
+        _open(cfg, runs, folder)
+
+
+def _open(cfg: DictConfig, runs: list[str], folder: Path) -> None:
+    """Serve the page; all its files lie in the folder."""
+    from pathlib import Path
+
+    from pipeline.stage import serve
+
+    serve.silence()
+
+    from pipeline.stage.acts import Acts
+    from pipeline.stage.examples import examples
+    from pipeline.stage.live import Channels
+    from pipeline.stage.page import Stand, page
+
+    at = serve.listening(cfg.host, cfg.port)
+    desk, channels = _desk(cfg, runs, folder / "asked"), Channels()
+    first = desk.instruments[runs[0]]
+    sounds = examples(cfg.examples, cfg.split, cfg["count"], Path(runs[0]), first, folder / "examples")
+    blocks = page(Stand(Acts(desk, channels), sounds, desk.sampling), cfg.keep)
+    health = {"models": {name: one.sha256 for name, one in desk.instruments.items()}}
+    app = serve.application(blocks, channels, health, cfg.host, cfg.limits.upload_mb)
+    at.listen()  # who comes from now on is served
+    host, port = at.getsockname()[:2]
+    print(f"{', '.join(runs)} on {first.device}: open http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    serve.run(app, at)
+
+
+def _desk(cfg: DictConfig, runs: list[str], folder: Path) -> Desk:
+    """Every model and codec, loaded once."""
+    from omegaconf import OmegaConf
+
+    from pipeline.errors import InputError
+    from pipeline.listen.instrument import open_run
+    from pipeline.sound.codec import Codec, load_codec
+    from pipeline.stage.desk import Desk, Limits
+
+    defaults = {key: value for key, value in _settings("generate").items() if key != "defaults"}
+    defaults["sampling"] = _settings("sampling/default")
+    sampling: dict[str, Any] = OmegaConf.to_container(cfg.sampling)  # type: ignore[assignment]
+    if not isinstance(sampling["temperature"], (int, float)):
+        raise InputError(
+            f"sampling.temperature={sampling['temperature']}: the page has one slider for all codebooks: give one"
+        )
+    instruments = {run: open_run(run, cfg.device, cfg.repository, cfg.embedder_source) for run in dict.fromkeys(runs)}
+    whole: dict[str, Codec] = {}
+    for one in (instrument.codec for instrument in instruments.values()):
+        if one.weights not in whole:
+            whole[one.weights] = load_codec(one.name, one.model.quantizer.n_q, cfg.repository, one.device)
+    codecs = {run: whole[instrument.codec.weights] for run, instrument in instruments.items()}
+    folder.mkdir()
+    limits = Limits(**OmegaConf.to_container(cfg.limits))  # type: ignore[arg-type]
+    return Desk(instruments, codecs, defaults, sampling, limits, cfg.chunk, folder)
+
+
+def _settings(name: str) -> dict[str, Any]:
+    """A file of conf/: Hydra, which is at work, composes no second config."""
+    import yaml
+
+    return yaml.safe_load((CONF / f"{name}.yaml").read_text())
+
+
+if __name__ == "__main__":
+    main()

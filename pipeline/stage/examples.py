@@ -1,0 +1,56 @@
+"""Sounds to pick from."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache.stream import Split
+from pipeline.errors import InputError
+from pipeline.listen import prompts, run_folder
+from pipeline.listen.evaluation import check_cache, draw_clips, most_frames
+from pipeline.listen.instrument import Instrument
+from pipeline.sound import audio
+
+log = logging.getLogger("pipeline")
+
+
+def examples(given: Any, split: str, count: int, run: Path, instrument: Instrument, folder: Path) -> dict[str, Path]:
+    """The sounds that the setting `examples` names, copied into a folder.
+
+    `auto`: clips of a split of the cache that the run was trained on, as its codec gives them back; none where it
+    is not there. Raises InputError for files that are not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if given == "auto":
+        try:
+            return _of_cache(split, count, run, instrument, folder)
+        except InputError as error:  # an export that has left its cache behind plays as well
+            log.warning("no examples to pick from (give some: examples=FOLDER): %s", error)
+            return {}
+    found = {}
+    for name, path in prompts.find(given).items():
+        found[name] = folder / f"{name}{path.suffix}"
+        shutil.copyfile(path, found[name])
+    return found
+
+
+def _of_cache(split: str, count: int, run: Path, instrument: Instrument, folder: Path) -> dict[str, Path]:
+    cache = Split(run_folder.shards(run), split)
+    check_cache(cache, instrument)
+    clips = draw_clips(cache, count, 0, instrument, most_frames(instrument))
+    wavs = prompts.decode(instrument.codec, [clip.codes for clip in clips])
+    made = {}
+    for clip, wav in zip(clips, wavs, strict=True):
+        name = _name(clip.sample.key, clip.sample.info.get("labels") or {})
+        made[name] = folder / f"{clip.sample.key}.wav"
+        audio.write(made[name], wav, instrument.codec.sample_rate)
+    return made
+
+
+def _name(key: str, labels: Mapping[str, Any]) -> str:
+    told = [str(labels[part]) for part in ("instrument_family_str", "family", "pitch") if part in labels]
+    return f"{' '.join(told)} ({key})" if told else key

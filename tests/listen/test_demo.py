@@ -1,0 +1,435 @@
+"""`python -m pipeline.demo`: a real server, asked by real clients and by a real browser.
+
+DEMO_PICTURES=FOLDER keeps the browser's pictures there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from pipeline.errors import InputError
+from pipeline.sound.codec import load_codec
+from pipeline.stage.live import Channels, on_air
+from tests.build_caches import ROOT
+from tests.listen.browser import Browser, browser
+from tests.listen.conftest import FRAMES, Stage, task
+
+if importlib.util.find_spec("gradio") is None:
+    pytest.skip('the page needs gradio: pip install -e ".[demo]"', allow_module_level=True)
+
+LENGTH = FRAMES / 75
+LIMITS = ("limits.upload_mb=1", "limits.upload_seconds=60", "limits.seconds=5")
+
+
+@dataclass(frozen=True)
+class Server:
+    """address: as it was printed; folder: its TMPDIR; runs: two models of two patterns."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    folder: Path
+    runs: list[Path]
+
+    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
+        """Status and body of an answer."""
+        return self._ask(urllib.request.Request(self.address + path, headers=headers))
+
+    def post(self, path: str, body: Any) -> tuple[int, bytes]:
+        """The same, of JSON sent."""
+        headers = {"content-type": "application/json"}
+        return self._ask(urllib.request.Request(self.address + path, json.dumps(body).encode(), headers))
+
+    def _ask(self, request: urllib.request.Request) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def client(self, downloads: Path) -> Any:
+        """Somebody else on the page."""
+        from gradio_client import Client
+
+        return Client(self.address, verbose=False, download_files=downloads)
+
+
+@pytest.fixture(scope="module")
+def server(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder, runs = tmp_path_factory.mktemp("demo"), [stage.run(), stage.run("parallel")]
+    words = (f"run=[{runs[0]},{runs[1]}]", f"examples={stage.tones[0].parent}", "port=0", "device=cpu", *LIMITS)
+    env = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    log = folder.with_suffix(".log")
+    with log.open("w") as out:
+        process = subprocess.Popen([sys.executable, "-m", "pipeline.demo", *words], env=env, stdout=out, stderr=out)
+    while not (found := re.search(r"open (http://\S+)\s", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    yield Server(process, found.group(1), folder, runs)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0, log.read_text()
+    assert not list(folder.iterdir()), "uploads and results are left behind"
+
+
+def generate(
+    client: Any, run: Path, prompt: Path | None, seed: int, samples: int = 1, seconds: float = LENGTH
+) -> list[Path]:
+    """The files that the tab Generate gives."""
+    from gradio_client import handle_file
+
+    given = None if prompt is None else handle_file(prompt)
+    answer = client.predict(str(run), given, samples, 0.7, 0, 1, seconds, seed, False, api_name="/generate")
+    assert answer[3] == seed
+    return [Path(file) for file in answer[2]]
+
+
+def test_it_answers_a_health_check_with_the_models_it_plays(server: Server) -> None:
+    status, body = server.get("/healthz")
+    models = json.loads(body)["models"]
+    assert status == 200 and list(models) == list(map(str, server.runs))
+    assert all(len(sha256) == 64 for sha256 in models.values())
+
+
+def test_its_sound_is_that_of_the_command_line_and_the_downloads_make_it_again(
+    server: Server, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, together = server.client(tmp_path / "down"), tmp_path / "together"
+    together.mkdir()
+    for seconds in (LENGTH, 1.1):  # a clip whole, and a piece longer than the clips of training
+        files = generate(client, server.runs[0], stage.tones[1], 5, 2, seconds)
+        assert [file.name for file in files] == [
+            "sound-1.wav",
+            "sound-1.json",
+            "sound-2.wav",
+            "sound-2.json",
+            "tone1.wav",
+        ]
+        for file in files:
+            shutil.copy(file, together)
+        monkeypatch.chdir(together)
+        mode = "mode=continue" if seconds > LENGTH else "mode=prompt"
+        words = (f"run={server.runs[0]}", "prompt=tone1.wav", mode, f"seconds={seconds}", "seed=6", "out=alone.wav")
+        assert task("generate", *words) == 0
+        assert (together / "alone.wav").read_bytes() == (together / "sound-2.wav").read_bytes()
+        assert task("generate", "from=sound-1.json", "out=again.wav") == 0
+        assert (together / "again.wav").read_bytes() == (together / "sound-1.wav").read_bytes()
+        assert str(server.folder) not in (together / "sound-1.json").read_text()
+
+
+def test_the_command_line_that_it_shows_makes_the_same(
+    server: Server, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradio_client import handle_file
+
+    client, tones = server.client(tmp_path / "down"), [handle_file(tone) for tone in stage.tones[:2]]
+    run, knobs = str(server.runs[1]), (0.9, 50, 1.5, LENGTH, 3, False)
+    stops = (0, tones[0], 0.3, tones[1], 2, None, 2, None)
+    answers = {
+        "interpolate": client.predict(run, *tones, 4, "slerp", *knobs, api_name="/interpolate"),
+        "morph": client.predict(run, "linear", *stops, *knobs, api_name="/morph")[1:],
+    }
+    for name, (html, files, seed) in answers.items():
+        place = tmp_path / name
+        place.mkdir()
+        for file in files:
+            shutil.copy(file, place)
+        monkeypatch.chdir(place)
+        (place / "sound.wav").rename(place / "page.wav")
+        line = re.search("<pre>(.*)</pre>", html, re.S)
+        assert line and seed == 3
+        words = shlex.split(line.group(1).replace("&#x27;", "'").replace("&quot;", '"'))
+        assert words[:3] == ["python", "-m", "pipeline.generate"] and task("generate", *words[3:]) == 0
+        assert (place / "sound.wav").read_bytes() == (place / "page.wav").read_bytes()
+        assert html.count("<audio") == {"interpolate": 1 + 1 + 4 + 1, "morph": 1 + 2}[name]
+
+
+def test_twenty_at_once_each_get_their_own_sound(server: Server, stage: Stage, tmp_path: Path) -> None:
+    tone = stage.tones[2]
+    words = (f"run={server.runs[0]}", f"prompt={tone}", f"seconds={LENGTH}", "n=20", f"out={tmp_path / 'alone'}")
+    assert task("generate", *words) == 0
+    alone = [(tmp_path / "alone" / f"tone2-{seed + 1}.wav").read_bytes() for seed in range(20)]
+    assert len(set(alone)) == 20
+
+    def ask(seed: int) -> bytes:
+        return generate(server.client(tmp_path / str(seed)), server.runs[0], tone, seed)[0].read_bytes()
+
+    with ThreadPoolExecutor(20) as crowd:
+        assert list(crowd.map(ask, range(20))) == alone
+    assert not list(server.folder.glob("*/asked/*")), "a request has left its folder behind"
+
+
+def test_models_side_by_side_play_the_same_seeds(server: Server, stage: Stage, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    runs, tone = list(map(str, server.runs)), handle_file(stage.tones[0])
+    html, seed = server.client(tmp_path).predict(runs, tone, 2, 0.7, 0, 1, LENGTH, 8, False, api_name="/compare")
+    assert seed == 8 and html.count("<figcaption>seed 8 ") == html.count("<figcaption>seed 9 ") == 2
+    assert "delay, 2 codebooks" in html and "parallel, 2 codebooks" in html
+    sounds = re.findall(r"audio/flac;base64,([^\"]*)", html)
+    assert len(set(sounds)) == len(sounds) == 5
+
+
+def test_the_codec_is_heard_at_every_number_of_codebooks(server: Server, stage: Stage, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    client = server.client(tmp_path / "down")
+    html, files = client.predict(str(server.runs[0]), handle_file(stage.tones[3]), [1, 2, 8], api_name="/codec")
+    assert [Path(file).name for file in files] == ["tone3.k1.wav", "tone3.k2.wav", "tone3.k8.wav"]
+    assert task("reconstruct", f"audio={stage.tones[3]}", "codec=encodec_embedded", f"out={tmp_path / 'codec'}") is None
+    for file in files:
+        assert Path(file).read_bytes() == (tmp_path / "codec" / Path(file).name).read_bytes()
+    distances = [float(found) for found in re.findall(r"([\d.]+) dB away<?", html)][:3]
+    assert len(distances) == 3 and distances[0] > distances[2]
+
+
+def test_it_is_heard_while_it_is_made(server: Server, stage: Stage, tmp_path: Path) -> None:
+    """The player's address comes before the sound is whole; what it plays is the sound, but for the last bit or two."""
+    from gradio_client import handle_file
+
+    job = server.client(tmp_path).submit(
+        str(server.runs[0]), handle_file(stage.tones[0]), 1, 0.7, 0, 1, 5, 2, False, api_name="/generate"
+    )
+    while not job.outputs():
+        time.sleep(0.02)
+    name = re.search(r'src="(live/[^"]+)"', job.outputs()[0][0])
+    assert name and not job.done()
+    status, heard = server.get(f"/{name.group(1)}")
+    (tmp_path / "heard.wav").write_bytes(heard)
+    (live, rate), (made, _) = soundfile.read(tmp_path / "heard.wav"), soundfile.read(job.result(60)[2][0])
+    assert status == 200 and rate == 24_000 and len(live) == len(made) == 5 * rate
+    assert np.abs(live - made).max() < 1e-3
+    assert server.get("/live/nothing.wav")[0] == 404
+
+
+def test_a_channel_ends_with_the_clip_and_where_its_making_fails() -> None:
+    codec, channels = load_codec("encodec_embedded", 2), Channels()
+    codes = torch.randint(1, 1024, (2, 2, 40))
+    codes[0, :, 25:] = 0  # behind the end of the first clip
+    name, channel = channels.begin(40 * 320, 24_000)
+    with on_air(channel, codec, 40, ends=True) as take:
+        take(codes[:, :, :20])
+        take(codes[:, :, 20:])
+        take(codes)  # the next batch
+    heard = asyncio.run(_all(channel))
+    assert channels.find(name) is channel and heard[:4] == b"RIFF" and len(heard) == 44 + 2 * 25 * 320
+    _, broken = channels.begin(320, 24_000)
+    with pytest.raises(RuntimeError), on_air(broken, codec, 1, ends=False):
+        raise RuntimeError
+    assert len(asyncio.run(_all(broken))) == 44
+
+
+async def _all(channel: Any) -> bytes:
+    return b"".join([part async for part in channel.listen()])
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    """Files that are no prompts, and what is said of each."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    (folder / "text.wav").write_text("this is no sound\n" * 100)
+    (folder / "empty.wav").write_bytes(b"")
+    with soundfile.SoundFile(folder / "hour.flac", "w", 8_000, 1) as file:
+        for _ in range(60):
+            file.write(np.zeros(8_000 * 60, np.int16))
+    soundfile.write(folder / "large.wav", np.random.default_rng(0).uniform(-1, 1, 24_000 * 30), 24_000)
+    return {
+        "text": (folder / "text.wav", "text.wav cannot be played: not audio"),
+        "empty": (folder / "empty.wav", "empty.wav is empty: there are 0 bytes in it"),
+        "hour": (folder / "hour.flac", "hour.flac lasts 3600 s: this page takes 60 s at most"),
+        "large": (folder / "large.wav", "size"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "hour", "large"])
+def test_what_is_no_prompt_is_named_and_the_next_is_played(
+    server: Server, stage: Stage, tmp_path: Path, spoiled: dict[str, tuple[Path, str]], kind: str
+) -> None:
+    file, message = spoiled[kind]
+    client = server.client(tmp_path / "down")
+    with pytest.raises(Exception, match=re.escape(message)) as refused:
+        generate(client, server.runs[0], file, 0)
+    assert str(server.folder) not in str(refused.value)
+    assert generate(client, server.runs[0], stage.tones[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({6: 5.5}, "greater than maximum value 5"),
+        ({2: 9}, "greater than maximum value 8"),
+        ({3: -1}, "less than minimum value 0"),
+        ({7: None}, "a setting has no number"),
+        ({0: "/etc"}, "not in the list of choices"),
+    ],
+)
+def test_settings_beyond_the_limits_are_refused(
+    server: Server, tmp_path: Path, change: dict[int, Any], message: str
+) -> None:
+    given = [str(server.runs[0]), None, 1, 0.7, 0, 1, LENGTH, 0, False]
+    for place, value in change.items():
+        given[place] = value
+    with pytest.raises(Exception, match=message):
+        server.client(tmp_path).predict(*given, api_name="/generate")
+
+
+@pytest.mark.parametrize("way", ["/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/live/"])
+def test_it_serves_no_file_of_the_machine(server: Server, tmp_path: Path, way: str) -> None:
+    (server.folder / "secret.txt").write_text("hidden words")
+    weights = server.runs[0] / "export" / "model.safetensors"
+    targets = ["/etc/passwd", "../../../../../../etc/passwd", "%2e%2e/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd"]
+    for target in [*targets, str(weights), str(ROOT / "conf" / "demo.yaml"), str(server.folder / "secret.txt")]:
+        status, body = server.get(way + target)
+        assert status in (400, 403, 404) or b"<html" in body[:300].lower(), (target, status, body[:80])
+        assert b"root:" not in body and b"hidden words" not in body and b"upload_mb" not in body
+    (server.folder / "secret.txt").unlink()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", "http://127.0.0.1:1/a.wav", "file:///etc/passwd"])
+def test_it_takes_no_file_of_the_machine_or_of_another_for_an_upload(server: Server, tmp_path: Path, path: str) -> None:
+    given = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.wav", "url": path}
+    data = [str(server.runs[0]), given, 1, 0.7, 0, 1, LENGTH, 0, False]
+    status, body = server.post("/gradio_api/call/generate", {"data": data})
+    if status == 200:
+        said = server.get(f"/gradio_api/call/generate/{json.loads(body)['event_id']}")[1].decode()
+        assert "event: error" in said and "event: complete" not in said and "root:" not in said, said
+
+
+def test_it_sends_and_fetches_nothing_elsewhere(server: Server) -> None:
+    page = urllib.request.urlopen(server.address + "/")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    config = json.loads(server.get("/config")[1])
+    assert config["analytics_enabled"] is False and not config.get("stylesheets")
+    assert server.get("/healthz", host="evil.example")[0] == 400, "a name that is not this machine's"
+
+
+def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_told_in_one_line(server: Server, stage: Stage) -> None:
+    port = server.address.rsplit(":", 1)[1]
+    with pytest.raises(InputError, match=f"port={port}: cannot be listened on"):
+        task("demo", f"run={server.runs[0]}", f"port={port}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(InputError, match="run=nowhere: there is no such folder"):
+            task("demo", "run=nowhere", "port=0")
+    with pytest.raises(InputError, match="prompt=nowhere.wav"):
+        task("demo", f"run={server.runs[0]}", "port=0", "examples=nowhere.wav")
+
+
+def test_without_gradio_it_says_how_to_get_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(InputError, match=re.escape('pip install -e ".[demo]"')):
+        task("demo", f"run={stage.run()}")
+
+
+# ---- in a browser --------------------------------------------------------------------------------------------------
+def picture(window: Browser, folder: Path, name: str) -> None:
+    """Keep what is shown."""
+    place = Path(os.environ.get("DEMO_PICTURES", folder))
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{name}.png").write_bytes(window.picture())
+
+
+def until(window: Browser, condition: str, seconds: float = 25) -> Any:
+    """What a JavaScript expression gives, as soon as it is true."""
+    script = f"""
+        const start = Date.now(), look = () => {{
+          const found = (() => {{ try {{ return {condition}; }} catch (e) {{ return null; }} }})();
+          if (found || Date.now() - start > {1000 * seconds}) done(found); else setTimeout(look, 100);
+        }}; look();"""
+    found = window.run(script)
+    assert found, (
+        f"never true: {condition}; the page says: {window.run('done(document.body.innerText.slice(0, 2000))')}"
+    )
+    return found
+
+
+def test_a_browser_uploads_generates_and_plays(server: Server, stage: Stage, tmp_path: Path) -> None:
+    with browser() as window:
+        window.resize(1440, 1500)
+        window.open(server.address)
+        until(window, "document.querySelector('#generate')")
+        picture(window, tmp_path, "opened")
+        window.choose("input[type=file]", stage.tones[4])
+        until(window, "document.body.innerText.includes('tone4')|| document.querySelector('[data-testid*=waveform]')")
+        window.run("document.querySelector('#generate').click(); done()")
+        live = until(window, "document.querySelector('.onair audio')?.duration")
+        durations = until(window, "players('#generated')".replace("players", PLAYERS))
+        picture(window, tmp_path, "generated")
+        assert live == pytest.approx(LENGTH, abs=0.02)
+        assert durations == pytest.approx([0.5, LENGTH, LENGTH], abs=0.02)  # the upload, and two samples
+        window.run("document.querySelectorAll('#generated .sound button')[1].click(); done()")
+        until(window, "document.querySelectorAll('#generated .sound.playing').length === 1")
+        elsewhere = """done(performance.getEntriesByType('resource').map((r) => r.name)
+            .filter((name) => name.startsWith('http') && !name.startsWith(location.origin)))"""
+        assert window.run(elsewhere) == []
+
+
+PLAYERS = """((where) => {
+    const found = [...document.querySelectorAll(where + ' audio')].map((audio) => audio.duration);
+    return found.length && found.every((d) => d > 0) ? found : null;
+})"""
+
+
+@pytest.mark.slow
+def test_a_browser_goes_on_after_bad_uploads(
+    server: Server, tmp_path: Path, spoiled: dict[str, tuple[Path, str]]
+) -> None:
+    with browser() as window:
+        window.resize(1440, 1500)
+        for kind, (file, message) in spoiled.items():
+            window.open(server.address)
+            until(window, "document.querySelector('#generate')")
+            window.choose("input[type=file]", file)
+            until(window, f"document.body.innerText.includes({json.dumps(message)})")
+            picture(window, tmp_path, f"bad-{kind}")
+        window.open(server.address)
+        until(window, "document.querySelector('#generate')")
+        window.run("document.querySelector('#generate').click(); done()")
+        assert len(until(window, "players('#generated')".replace("players", PLAYERS))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tab", "button", "results", "count"),
+    [
+        ("Interpolate", "#interpolate", "#interpolated", 1 + 7 + 2),
+        ("Morph", "#morph", "#morphed", 1 + 2),
+        ("Codec", "#hear", "#heard", 1 + 4),
+        ("Compare", "#compare", "#compared", 2 * 3),
+    ],
+)
+def test_a_browser_plays_every_tab_with_its_examples(
+    server: Server, tmp_path: Path, tab: str, button: str, results: str, count: int
+) -> None:
+    with browser() as window:
+        window.resize(1440, 1500)
+        window.open(server.address)
+        found = f"[...document.querySelectorAll('button[role=tab]')].find((b) => b.innerText.trim() === '{tab}')"
+        until(window, found)
+        window.run(f"{found}.click(); done()")
+        until(window, f"document.querySelector('{button}')?.offsetParent")
+        picture(window, tmp_path, f"{tab.lower()}-opened")
+        window.run(f"document.querySelector('{button}').click(); done()")
+        assert len(until(window, f"players('{results}')".replace("players", PLAYERS))) == count
+        picture(window, tmp_path, f"{tab.lower()}-made")
