@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, without_secrets
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 STOPPED = 75  # EX_TEMPFAIL: a requeue goes on
@@ -82,7 +82,7 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
 
 def _refuse(message: str) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":  # one rank speaks for all
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {without_secrets(message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.cache.draw import draw
 from pipeline.cache.shard import Sample
 from pipeline.cache.stream import Split, once
-from pipeline.errors import InputError
+from pipeline.errors import InputError, all_without_secrets
 from pipeline.listen import figures
 from pipeline.listen.figures import figure
 from pipeline.listen.instrument import Instrument
@@ -227,5 +227,5 @@ def write_json(path: Path, told: dict[str, Any]) -> None:
     """Write figures, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    part.write_text(json.dumps(all_without_secrets(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     part.replace(path)

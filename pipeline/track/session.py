@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import without_secrets
 from pipeline.track import journal, lineage, media
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Session:
         """
         metadata, files = lineage.described(kind, place, self.folder / "wandb" / "data", self.settings["weights"])
         name = f"{kind}-{_safe(Path(place).name) if kind == 'cache' else self.id}"
-        made = self.wandb.Artifact(name, lineage.KINDS[kind], metadata={**metadata, "place": place})
+        made = self.wandb.Artifact(name, lineage.KINDS[kind], metadata={**metadata, "place": without_secrets(place)})
         for file in files:
             made.add_file(str(file), policy="immutable", skip_cache=True)
         if "://" not in place:
