@@ -19,6 +19,7 @@ import hashlib
 import logging
 import mmap
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,7 @@ import numpy as np
 
 from pipeline.cache.shard import ShardInfo, index_name, load_index, scan
 from pipeline.cache.store import LocalStore, RemoteStore
-from pipeline.errors import InputError
+from pipeline.errors import InputError, without_secrets
 
 log = logging.getLogger(__name__)
 COMING, _DATA = ".coming", ".data"
@@ -52,6 +53,7 @@ class Copies:
     def promise(self, shards: Sequence[ShardInfo], together: int, where: str) -> None:
         """Count on room for so many shards of a cache at a time. Raises InputError where there is none."""
         self.local.refuse_unless_writable()
+        self._refuse_anothers()
         largest = sorted((shard.bytes for shard in shards), reverse=True)[:together]
         self.promised += sum(largest)
         if self.promised > self.bound:
@@ -59,6 +61,15 @@ class Copies:
                 f"data.cache_gib={self.gib:g} is too little: with {len(largest)} shards of {where} at a time, "
                 f"{self.folder} must hold {self.promised / 2**30:.2f} GiB; give more, or a smaller data.window"
             )
+
+    def _refuse_anothers(self) -> None:
+        """What lies here is believed: in a folder that anybody may make, as below /tmp, it must be ours."""
+        anybodys = stat.S_ISVTX | stat.S_IWOTH
+        if (
+            self.folder.stat().st_uid != os.getuid()
+            and self.folder.resolve().parent.stat().st_mode & anybodys == anybodys
+        ):
+            raise InputError(f"data.cache_dir={self.folder} belongs to another user: give a folder of your own")
 
     def open(self, store: RemoteStore, shard: ShardInfo) -> tuple[memoryview, np.ndarray]:
         """A shard, mapped, and its index [N, 5]; fetched if it is not here. It stays here while it is mapped.
@@ -146,7 +157,7 @@ class Copies:
             except FileNotFoundError:
                 raise
             except Exception as error:  # each protocol has errors of its own
-                why = " ".join(str(error).split()) or type(error).__name__
+                why = without_secrets(" ".join(str(error).split())) or type(error).__name__
                 log.info("%s broke off (%s)", where, why)
                 if attempt == _TRIES - 1:
                     raise OSError(f"{where} cannot be fetched ({why})") from error
@@ -165,8 +176,9 @@ class Copies:
             for path in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     if path.suffix == COMING:
-                        if not _removed(path, path.with_suffix(_DATA)):
-                            total += int(path.stem.partition("-")[2])
+                        size = path.stem.partition("-")[2]
+                        if size.isdecimal() and not _removed(path, path.with_suffix(_DATA)):
+                            total += int(size)
                     elif path.suffix != _DATA:
                         told = path.stat()
                         total += told.st_size

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.shard import load_index, samples
 from pipeline.cache.store import Store
+from pipeline.errors import InputError
 
 SHOWN = 8  # values of a label, the most frequent first
 MANY = 1000  # a label of more values is a name, not a class
@@ -26,10 +27,16 @@ def describe(store: Store) -> Iterator[str]:
         for info in shards:
             shard = store.view(info.name)
             for sample in samples(shard, load_index(store, info.name, shard), store.where(info.name)):
+                if len(sample.codes) != len(usage) or sample.codes.max(initial=0) >= usage.shape[1]:
+                    raise InputError(
+                        f"{store.where(info.name)}: {sample.key} has other codes than the manifest says: "
+                        "`python -m pipeline.shards verify` says more"
+                    )
                 for k, codes in enumerate(sample.codes):
                     usage[k] += np.bincount(codes, minlength=usage.shape[1])
                 seconds.append(sample.codes.shape[1] / manifest.frame_rate)
-                _count(labels, sample.info.get("labels", {}))
+                found = sample.info.get("labels")
+                _count(labels, found if isinstance(found, dict) else {})
     yield from _sizes(manifest)
     if seconds:
         shortest, middle, longest = np.quantile(seconds, [0, 0.5, 1])

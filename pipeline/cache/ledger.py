@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pipeline.cache.manifest import NAME as MANIFEST
 from pipeline.cache.manifest import Manifest
-from pipeline.cache.shard import ShardInfo, index_name
+from pipeline.cache.shard import ShardInfo, index_name, shard_name
 from pipeline.cache.store import LocalStore, Store
 from pipeline.errors import InputError
 
@@ -66,13 +66,15 @@ class Plan:
             found = json.loads(store.read(PLAN))
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except InputError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{store.where(PLAN)} is damaged ({error}): remove it and run again") from error
         return _parsed(store.where(PLAN), found, cls._parse)
 
     @classmethod
     def _parse(cls, found: dict[str, Any]) -> Plan:
-        shards = [Planned(str(n), str(s), int(c), str(i)) for n, s, c, i in found["shards"]]
+        shards = [Planned(shard_name(n), str(s), int(c), str(i)) for n, s, c, i in found["shards"]]
         return cls(dict(found["asked"]), dict(found["made"]), str(found["tree"]), shards, list(found["set_aside"]))
 
     def save(self, store: Store) -> None:
@@ -101,8 +103,9 @@ class Record:
 
     @classmethod
     def _parse(cls, found: dict[str, Any]) -> Record:
-        shard = None if found["shard"] is None else ShardInfo(**found["shard"])
-        return cls(found["inputs"], found["made"], found["codes"], shard, found["silent"], found["set_aside"])
+        shard = None if found["shard"] is None else ShardInfo.parse(found["shard"])
+        aside = [{name: str(row[name]) for name in ("path", "key", "reason")} for row in found["set_aside"]]
+        return cls(found["inputs"], found["made"], found["codes"], shard, int(found["silent"]), aside)
 
 
 def record_name(shard: str) -> str:
@@ -131,7 +134,9 @@ def records(store: Store, sizes: Mapping[str, int]) -> dict[str, Record]:
     for name in names:
         try:
             record = Record._parse(json.loads(texts[record_name(name)]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue
+        if record.shard and record.shard.name != name:
             continue
         whole = record.shard and sizes.get(name) == record.shard.bytes and index_name(name) in sizes
         if whole or record.shard is None:
@@ -215,9 +220,9 @@ def _parsed(where: str, found: Any, parse: Callable[[dict[str, Any]], _T]) -> _T
     try:
         if found["format"] == FORMAT:
             return parse(found)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} is malformed ({error!r}): remove it and run again") from error
-    raise InputError(f"{where} has format {found['format']!r}, and this program writes {FORMAT}: give another out=")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{where} is malformed ({error!r:.200}): remove it and run again") from error
+    raise InputError(f"{where} has format {found['format']!r:.40}, and this program writes {FORMAT}: give another out=")
 
 
 def _put(store: Store, name: str, value: dict[str, Any]) -> None:

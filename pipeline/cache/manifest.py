@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline.cache.store import Store, open_store
 from pipeline.errors import InputError
 
 FORMAT = 1
+_MOST = {"codebooks": 1024, "codebook_size": 65_536, "dim": 1 << 20}  # what codes of 16 bits and a batch can hold
 NAME = "manifest.json"
 
 
@@ -74,30 +76,36 @@ class Manifest:
                 "its preprocessing has not finished: run it again" if some else "make it: python -m pipeline.preprocess"
             )
             raise InputError(f"there is no cache at {store.where()} ({NAME} is missing): {why}") from error
-        except ValueError as error:
+        except OSError as error:
+            raise InputError(f"{store.where(NAME)} cannot be read ({error.strerror}): give a cache's folder") from error
+        except InputError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{store.where(NAME)} is damaged ({error}): run pipeline.preprocess again") from error
         if isinstance(found, dict) and found.get("format") != FORMAT:
-            raise InputError(f"{store.where(NAME)} has format {found.get('format')!r}, and this program reads {FORMAT}")
+            told = f"{found.get('format')!r:.40}"
+            raise InputError(f"{store.where(NAME)} has format {told}, and this program reads {FORMAT}")
         try:
             return cls._parse(found, store.where())
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{store.where(NAME)} is malformed ({error!r}): run pipeline.preprocess again") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise InputError(f"{store.where(NAME)} is malformed ({why:.200}): run pipeline.preprocess again") from error
 
     @classmethod
     def _parse(cls, found: dict[str, Any], where: str) -> Manifest:
-        splits = {str(split): [_shard(shard) for shard in part["shards"]] for split, part in found["splits"].items()}
+        splits = {str(split): [*map(ShardInfo.parse, part["shards"])] for split, part in found["splits"].items()}
         for split, shards in splits.items():
             told = found["splits"][split]
             if (told["samples"], told["frames"]) != (sum(s.samples for s in shards), sum(s.frames for s in shards)):
                 raise TypeError(f"the totals of {split} do not add up")
         codec, embedder = dict(found["codec"]), dict(found["embedder"])
-        for name in ("name", "weights", "sample_rate", "frame_rate", "codebooks", "codebook_size"):
-            codec[name]
-        for name in ("name", "weights", "sample_rate", "dim"):
-            embedder[name]
+        _check(codec, "codec", ("name", "weights"), ("sample_rate", "frame_rate"), ("codebooks", "codebook_size"))
+        _check(embedder, "embedder", ("name", "weights"), ("sample_rate",), ("dim",))
+        if type(found["silent"]) is not int:
+            raise TypeError(f"silent is {found['silent']!r:.40}, no count")
         aside = [{name: str(row[name]) for name in ("path", "key", "reason")} for row in found["set_aside"]]
         return cls(
-            codec, embedder, dict(found["data"]), splits, int(found["silent"]), aside, str(found.get("plan", "")), where
+            codec, embedder, dict(found["data"]), splits, found["silent"], aside, str(found.get("plan", "")), where
         )
 
     def save(self, folder: str | Path | Store) -> None:
@@ -149,8 +157,15 @@ class Manifest:
             raise InputError(f"the shards at {self.where} do not fit: they have {told}")
 
 
-def _shard(row: dict[str, Any]) -> ShardInfo:
-    name = str(row["name"])
-    if "/" in name or "\\" in name or not name.endswith(".tar"):
-        raise InputError(f"the manifest names a shard {name!r}, which is no name of a shard")
-    return ShardInfo(name, int(row["samples"]), int(row["frames"]), int(row["bytes"]), str(row["sha256"]))
+def _check(identity: Mapping[str, Any], part: str, texts: tuple, rates: tuple, counts: tuple) -> None:
+    """Raises KeyError, TypeError or ValueError for an identity that no codec or embedder can have."""
+    for name in (*texts, *rates, *counts):
+        value = identity[name]
+        if name in texts:
+            fits = isinstance(value, str)
+        elif name in rates:
+            fits = type(value) in (int, float) and 0 < value < math.inf
+        else:
+            fits = type(value) is int and 0 < value <= _MOST[name]
+        if not fits:
+            raise ValueError(f"{part}.{name} is {value!r:.40}")

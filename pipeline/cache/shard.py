@@ -18,9 +18,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,6 +40,10 @@ MEMBERS = ("codes.npy", "prompt.npy", "json")
 CODES, PROMPT = np.dtype("<u2"), np.dtype("<f2")
 _INDEX = np.dtype("<i8")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+LARGEST = 2**48  # bytes of a shard, and so the largest of all offsets and counts in it
+_SHARD = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}|")
+_OCTAL = re.compile(rb"[ \0]*([0-7]+)[ \0]*")
 _END = b"\0" * (2 * BLOCK)
 _DESCR = re.compile(rb"""['"]descr['"]: *['"]([^'"]+)['"]""")
 _FORTRAN = re.compile(rb"""['"]fortran_order['"]: *(True|False)""")
@@ -64,6 +69,27 @@ class ShardInfo:
     frames: int
     bytes: int
     sha256: str
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any]) -> ShardInfo:
+        """From JSON that anybody may have written. Raises KeyError, TypeError or ValueError for what cannot be."""
+        name = shard_name(row["name"])
+        samples, frames, size = (row[name] for name in ("samples", "frames", "bytes"))
+        for count in (samples, frames, size):
+            if type(count) is not int:
+                raise TypeError(f"{count!r:.40} is no count")
+        if not (0 <= samples * len(MEMBERS) * BLOCK <= size <= LARGEST and 0 <= frames <= LARGEST):
+            raise ValueError(f"{samples} samples of {frames} frames are not in a shard of {size} bytes")
+        if not isinstance(row["sha256"], str) or not _SHA256.fullmatch(row["sha256"]):  # it names files
+            raise ValueError(f"{row['sha256']!r:.80} is no sha256")
+        return cls(name, samples, frames, size, row["sha256"])
+
+
+def shard_name(name: Any) -> str:
+    """The name of a shard, if it is one. Raises ValueError for what may lie in another folder, or is hidden."""
+    if not isinstance(name, str) or not _SHARD.fullmatch(name):
+        raise ValueError(f"{name!r:.80} is no name of a shard")
+    return name
 
 
 def index_name(shard: str) -> str:
@@ -159,7 +185,10 @@ def read_index(data: bytes, where: str) -> np.ndarray:
     shape = _npy_shape(data[:NPY_HEADER], _INDEX)
     if shape is None or len(shape) != 2 or shape[1] != 5 or len(data) != NPY_HEADER + shape[0] * 5 * _INDEX.itemsize:
         raise InputError(f"{where} is damaged, or no index of a shard: remove it, and the shard is read without it")
-    return np.frombuffer(data, _INDEX, offset=NPY_HEADER).reshape(shape)
+    index = np.frombuffer(data[NPY_HEADER:], _INDEX).reshape(shape)
+    if index.size and not 0 <= index.min() <= index.max() <= LARGEST:  # sums of these must not wrap around
+        raise InputError(f"{where} is damaged, for it points out of its shard: remove it, and it is made anew")
+    return index
 
 
 def samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample]:
@@ -181,8 +210,10 @@ def samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample
             raise InputError(f"{where}: {key} has codes {codes.shape} where its index says {frames} frames")
         try:
             info = json.loads(bytes(shard[info_at : info_at + info_bytes]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: {key}.json is damaged ({error})") from error
+        if not isinstance(info, dict):
+            raise InputError(f"{where}: {key}.json is no JSON object, but {type(info).__name__}")
         yield Sample(key, codes, prompt, info)
 
 
@@ -276,16 +307,14 @@ def _members(shard: memoryview, where: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _name(header: bytes) -> str:
-    name, prefix = header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0")
+    name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
     return (prefix + b"/" + name if prefix and header[257:262] == b"ustar" else name).decode("utf-8", "replace")
 
 
 def _size(header: bytes, at: int, where: str) -> int:
-    try:
-        if int(header[148:156].strip(b" \0"), 8) == sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
-            return int(header[124:136].strip(b" \0"), 8)
-    except ValueError:
-        pass
+    told, size = (_OCTAL.fullmatch(header[field]) for field in (slice(148, 156), slice(124, 136)))
+    if told and size and int(told[1], 8) == sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
+        return int(size[1], 8)
     raise InputError(f"{where} is damaged: no tar header at byte {at}")
 
 
@@ -310,7 +339,7 @@ def _npy_shape(header: bytes, dtype: np.dtype) -> tuple[int, ...] | None:
     told = [pattern.search(header) for pattern in (_DESCR, _FORTRAN, _SHAPE)]
     if header[:8] != b"\x93NUMPY\x01\x00" or int.from_bytes(header[8:10], "little") != NPY_HEADER - 10 or None in told:
         return None
-    descr, fortran, shape = (found[1].decode() for found in told if found)
+    descr, fortran, shape = (found[1].decode("latin-1") for found in told if found)
     if descr != dtype.str or fortran == "True":
         return None
     return tuple(int(n) for n in shape.replace(",", " ").split())
@@ -322,7 +351,7 @@ def _array(shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, si
     ndim = 2 if dtype == CODES else 1
     if shape is None or len(shape) != ndim:
         raise InputError(f"{where}: {key} is not of our format: codes are uint16 [K, T], a prompt is float16 [D]")
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if at + count * dtype.itemsize > len(shard) or (size is not None and size != NPY_HEADER + count * dtype.itemsize):
         raise InputError(f"{where}: {key} has an array of {shape} that does not fill its member")
     return np.frombuffer(shard, dtype, count, at).reshape(shape).copy()

@@ -17,17 +17,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, without_secrets
 
 BUCKETS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # have no folders to make, only buckets that nobody asked for
 PARTIAL = ".partial"  # a name that ends so was being written when its writer died
 
 
 class Store(Protocol):
-    """A flat folder of files, somewhere."""
+    """A flat folder of files, somewhere. address: opens it again; it may hold a login."""
+
+    address: str
 
     def where(self, name: str = "") -> str:
-        """The address of a file (or of the folder), for messages."""
+        """The address of a file (or of the folder), for messages: without a login."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every whole file by its name, sorted; none if there is no such folder."""
@@ -77,7 +79,7 @@ class LocalStore:
     """A folder of this machine (or mounted on it)."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root, self.address = Path(root), str(root)
 
     def where(self, name: str = "") -> str:
         return str(self.root / name)
@@ -167,7 +169,7 @@ class RemoteStore:
         self.root = self.root.rstrip("/")
 
     def where(self, name: str = "") -> str:
-        return f"{self.address}/{name}" if name else self.address
+        return without_secrets(f"{self.address}/{name}" if name else self.address)
 
     @contextlib.contextmanager
     def _reading(self, name: str = "") -> Iterator[None]:
@@ -232,8 +234,8 @@ class RemoteStore:
             self.fs.pipe_file(f"{self.root}/write-test", b"")
             self.fs.rm_file(f"{self.root}/write-test")
         except Exception as error:
-            raise InputError(f"cannot write to {self.address} ({_one_line(error)}): give another out=") from error
+            raise InputError(f"cannot write to {self.where()} ({_one_line(error)}): give another out=") from error
 
 
 def _one_line(error: Any) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return without_secrets(" ".join(str(error).split())) or type(error).__name__

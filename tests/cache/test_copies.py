@@ -243,3 +243,15 @@ def test_without_copies_a_far_shard_is_read_into_memory(web: Web) -> None:
     split = Split(web.address, "train")
     assert isinstance(split.store, RemoteStore)
     assert sorted(n for batch in once(split, 3) for n in numbers(batch)) == list(range(10))
+
+
+def test_a_folder_of_anothers_below_tmp_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may put files there may put any tar in the place of a shard."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    Copies(tmp_path / "tmp" / "copies", 0.01).promise([], 1, "x")
+    uid = os.getuid()
+    monkeypatch.setattr("pipeline.cache.copies.os.getuid", lambda: uid + 1)
+    with pytest.raises(InputError, match=r"data\.cache_dir=.*/tmp/copies belongs to another user"):
+        Copies(tmp_path / "tmp" / "copies", 0.01).promise([], 1, "x")
+    Copies(tmp_path / "of-the-lab", 0.01).promise([], 1, "x")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -145,3 +146,14 @@ def test_all_clips_lost_is_an_error(tmp_path: Path) -> None:
     missing(folder, "train-000000")
     with pytest.raises(InputError, match="no other clip to stand in"):
         next(stream.batches())
+
+
+def test_an_index_whose_sums_wrap_around_reads_no_foreign_memory(tmp_path: Path) -> None:
+    """Frames of which K times two bytes are 2^64, in a clip that is not among those looked at when a shard opens."""
+    folder = write_cache(tmp_path / "cache", [40])
+    file = folder / "train-000000.index.npy"
+    index = np.load(file)
+    index[17, 1] = 2**62
+    np.save(file, index)
+    with pytest.raises(InputError, match="points out of its shard"):
+        list(once(Split(folder, "train"), 4))

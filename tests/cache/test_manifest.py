@@ -1,6 +1,7 @@
 """The manifest says what a cache holds, and a reader that does not fit is told which setting differs."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,38 @@ def test_a_malformed_manifest_is_told_in_one_line(tmp_path: Path, change, told: 
     with pytest.raises(InputError, match=told) as caught:
         Manifest.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("codec", "codebooks"), "8"), (("codec", "codebooks"), 0), (("codec", "codebooks"), 10**9),
+        (("codec", "codebook_size"), 2**40), (("codec", "frame_rate"), 0), (("codec", "frame_rate"), math.nan),
+        (("codec", "sample_rate"), None), (("codec", "weights"), 7), (("embedder", "dim"), -1),
+        (("embedder", "dim"), 2.5), (("codec",), "abc"), (("silent",), "3"), (("splits", "train", "shards"), 5),
+        (("splits", "train", "shards", 0, "samples"), -100), (("splits", "train", "shards", 0, "frames"), 1e4),
+        (("splits", "train", "shards", 0, "bytes"), 10**30), (("splits", "train", "shards", 0, "samples"), 2**62),
+        (("splits", "train", "shards", 0, "sha256"), "../../x"), (("splits", "train", "shards", 0, "sha256"), None),
+        (("set_aside",), [1]), (("splits", "train", "shards", 0, "name"), "a\0.tar"),
+        (("splits", "train", "shards", 0, "name"), "pipe:touch x/y.tar"),
+    ],
+)  # fmt: skip
+def test_values_that_no_cache_has_are_refused_with_the_file(tmp_path: Path, place: tuple, value: object) -> None:
+    manifest().save(tmp_path)
+    told = json.loads((tmp_path / NAME).read_text())
+    inner = told
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    (tmp_path / NAME).write_text(json.dumps(told))
+    with pytest.raises(InputError, match=r"manifest\.json is malformed") as caught:
+        Manifest.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_or_nested_without_end_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="damaged"):
+        Manifest.load(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        Manifest.load(tmp_path / NAME)

@@ -258,3 +258,54 @@ def test_flipped_bytes_in_headers_are_noticed(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(InputError, match="no tar header at byte 0"):
         list(read_shard(path))
+
+
+def with_header(tar: bytes, name: str, start: int, field: bytes) -> bytes:
+    """A tar with a field of a member's header changed, and the header's sum set right."""
+    changed, at = bytearray(tar), tar.index(name.encode() + b"\0")
+    changed[at + start : at + start + len(field)] = field
+    changed[at + 148 : at + 156] = b" " * 8
+    changed[at + 148 : at + 156] = b"%06o\0 " % sum(changed[at : at + BLOCK])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("size", [b"-1000      \0", b"-0000000777\0", b"0o000001000\0", b"1_000      \0"])
+def test_a_size_that_points_back_is_no_size(tmp_path: Path, size: bytes) -> None:
+    """Read as a number below 0 it leads to the same header again, for ever."""
+    path = write(tmp_path, [sample("a"), sample("b")])
+    path.write_bytes(with_header(path.read_bytes(), "b.codes.npy", 124, size))
+    with pytest.raises(InputError, match="no tar header at byte"):
+        scan_shard(path)
+
+
+@pytest.mark.parametrize("text", [b"[" * 5000, b'"text"', b"[1]", b"7", b"\xff"])
+def test_what_is_told_of_a_sample_is_a_json_object(tmp_path: Path, text: bytes) -> None:
+    path = write(tmp_path, [sample("a")])
+    whole = path.read_bytes()
+    at = whole.index(b"a.json\0")
+    body = text.ljust(5120)
+    path.write_bytes(with_header(whole[: at + BLOCK], "a.json", 124, b"%011o\0" % len(body)) + body + bytes(1024))
+    (tmp_path / index_name(path.name)).unlink()
+    with pytest.raises(InputError, match=r"train-000000\.tar: a\.json is"):
+        list(read_shard(path))
+
+
+@pytest.mark.parametrize("shape", ["(8589934592, 8589934593)", "(9223372036854775807, 9)", "(8, 99999999999999999999)"])
+def test_a_shape_beyond_all_memory_does_not_wrap_around(tmp_path: Path, shape: str) -> None:
+    path = write(tmp_path, [sample("a")])
+    header = path.read_bytes()
+    path.write_bytes(header.replace(b"(8, 7), }" + b" " * (len(shape) - 6), f"{shape}, }}".encode(), 1))
+    assert len(path.read_bytes()) == len(header) and path.read_bytes() != header
+    for read in (lambda: list(read_shard(path)), lambda: scan_shard(path)):
+        with pytest.raises(InputError, match="does not fill its member"):
+            read()
+
+
+@pytest.mark.parametrize("row", [(2**62, 1), (-1, 1), (640, 2**62), (640, -5), (2**63 - 1, 2**63 - 1)])
+def test_an_index_that_points_out_of_any_shard_is_refused(tmp_path: Path, row: tuple[int, int]) -> None:
+    """Sums of what it says would wrap around, and look small."""
+    index = np.load(tmp_path / index_name(write(tmp_path, [sample("a"), sample("b")]).name))
+    index[1, :2] = row
+    np.save(tmp_path / "train-000000.index.npy", index)
+    with pytest.raises(InputError, match=r"index\.npy is damaged, for it points out of its shard"):
+        list(read_shard(tmp_path / "train-000000.tar"))

@@ -185,3 +185,9 @@ def test_clips_can_be_heard(sound: Path, tmp_path: Path) -> None:
     for file in files:
         wav, rate = soundfile.read(file)
         assert rate == 24_000 and len(wav) == 9_600 and np.abs(wav).max() > 0.05
+
+
+def test_codes_that_the_manifest_does_not_allow_are_not_described(cache: Path) -> None:
+    rewrite(cache, "train-000000.tar", lambda s: replace(s, codes=s.codes + 40_000))
+    with pytest.raises(InputError, match=r"train-000000\.tar: .* has other codes than the manifest says"):
+        list(describe(LocalStore(cache)))
