@@ -26,7 +26,9 @@ from pipeline.errors import InputError
 
 Source = str | Path | bytes | BinaryIO
 
-BLOCK = 1 << 16  # source frames decoded at a time
+BLOCK = 1 << 16  # source frames decoded at a time, fewer of many channels
+CHANNELS = 8  # of which a block holds so many frames
+CHUNKS = 10_000  # of a WAV before its sound: more are no WAV, and take hours to pass over
 CONTEXT = 0.1  # seconds decoded before a cut, so that the resampler's filter has settled: 1e-8 from the whole file's
 RATES = range(1_000, 1_000_000)  # a header that says otherwise is broken
 UNKNOWN = {0, 0xFFFFFFFF}  # data sizes that a WAV writer leaves when it cannot seek back
@@ -78,13 +80,17 @@ def read(source: Source, *, start: float = 0.0, duration: float | None = None, r
         skip = round(start * rate) - first * rate // file.rate
         stop = None if duration is None else skip + round(duration * rate)
         parts: list[np.ndarray] = []
-        have = 0
+        have = held = 0
         for block in _resampled(file, first, rate):
-            parts.append(block)
             have += len(block)
+            if have <= skip:  # wholly before the stretch: let it go
+                held = have
+                continue
+            parts.append(block)
             if stop is not None and have >= stop:
                 break
-        wav = np.concatenate(parts)[skip:stop] if parts else np.zeros(0, np.float32)
+        wav = np.concatenate(parts)[skip - held :] if parts else np.zeros(0, np.float32)
+        wav = wav if stop is None else wav[: stop - skip]
         return _checked(wav, file.name, start)
 
 
@@ -178,7 +184,9 @@ class _File:
         self._handle.seek(0)
         if self._handle.read(4) != b"RIFF" or self._handle.read(8)[4:] != b"WAVE":
             return
-        while len(head := self._handle.read(8)) == 8:
+        for _ in range(CHUNKS):
+            if len(head := self._handle.read(8)) < 8:
+                return
             tag, length = struct.unpack("<4sI", head)
             here = self._handle.tell()
             if tag == b"data":
@@ -187,6 +195,7 @@ class _File:
                     raise AudioError(self.name, f"truncated: the file holds {promise}")
                 return
             self._handle.seek(here + length + length % 2)
+        raise AudioError(self.name, f"damaged: {CHUNKS} chunks and no sound in them")
 
     def _bytes(self) -> bytes:
         self._handle.seek(0)
@@ -213,12 +222,23 @@ class _File:
             return
         if first:
             self._sound.seek(first)
-        while len(block := self._sound.read(BLOCK, dtype="float32", always_2d=True)):
+        size = BLOCK * CHANNELS // max(CHANNELS, self.channels)
+        while len(block := self._sound.read(size, dtype="float32", always_2d=True)):
             yield block[:, 0].copy() if self.channels == 1 else block.mean(axis=1, dtype=np.float32)
 
     def close(self) -> None:
         if self._sound is not None:
             self._sound.close()
+
+
+class _Bytes(io.BytesIO):
+    """Bytes in which a decoder may seek to where nothing is: it is told that it did not, without a traceback."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
 
 
 @contextmanager
@@ -229,6 +249,8 @@ def _opened(source: Source) -> Iterator[_File]:
             name = str(source)
             handle: io.FileIO | io.BytesIO
             try:
+                if not Path(source).is_dir() and Path(source).exists() and not Path(source).is_file():
+                    raise AudioError(name, "not audio: it is no file, but a pipe or a device")
                 handle = stack.enter_context(Path(source).open("rb", buffering=0))  # libsndfile shares its position
             except FileNotFoundError:
                 raise AudioError(name, "missing: there is no such file") from None
@@ -236,7 +258,7 @@ def _opened(source: Source) -> Iterator[_File]:
                 raise AudioError(name, f"missing: it cannot be opened ({error.strerror})") from None
         else:
             name = str(getattr(source, "name", "the given bytes"))
-            handle = io.BytesIO(source if isinstance(source, bytes) else source.read())
+            handle = _Bytes(source if isinstance(source, bytes) else source.read())
         file = _File(name, handle)
         stack.callback(file.close)
         yield file

@@ -18,7 +18,7 @@ def find(setting: str, given: Iterable[str | Path]) -> dict[str, Path]:
     files: list[Path] = []
     for path in map(Path, map(str, given)):
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             if not found:
                 raise InputError(f"{setting}={path}: the folder holds no sound file ({', '.join(sorted(SUFFIXES))})")
             files += found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from pathlib import Path
 
@@ -210,3 +211,39 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     with pytest.raises(audio.InputError, match="names no format"):
         audio.write(tmp_path / "a.xyz", wav, RATE)
     assert {path.name for path in tmp_path.iterdir()} == {"a.wav", "sub", "loud.wav"}
+
+
+def test_many_channels_take_no_more_memory_than_few(tmp_path: Path) -> None:
+    import tracemalloc
+
+    wav = np.repeat(tone(4, 8_000)[:, None], 512, axis=1)
+    path = save(tmp_path / "a.wav", wav, 8_000, subtype="FLOAT")
+    expected = audio.read(save(tmp_path / "b.wav", wav[:, 0], 8_000, subtype="FLOAT"))
+    tracemalloc.start()
+    found = audio.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert peak < 20 << 20  # a block of 65,536 frames of these has 128 MiB
+
+
+def test_what_lies_before_a_stretch_is_let_go(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = save(tmp_path / "a.mp3", np.tile(tone(10, RATE), 30), RATE)
+    tracemalloc.start()
+    found = audio.read(path, start=290.0, duration=1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == RATE and peak < 60 * RATE * 4
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    assert reason(tmp_path / "a.wav").startswith("not audio: it is no file")
+    assert reason("/dev/zero").startswith("not audio: it is no file")
+
+
+def test_a_wav_of_chunks_without_end_is_damaged_soon(tmp_path: Path) -> None:
+    content = b"RIFF\xff\xff\xff\xffWAVE" + bytes(100 << 20)
+    assert reason(content).startswith("damaged: 10000 chunks")
