@@ -20,7 +20,11 @@ from pipeline.corpora.corpus import shown
 from pipeline.errors import InputError
 
 _INSIDE = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz))::", re.DOTALL)
-_BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error)
+# tarfile's own errors, and what headers that lie make it raise besides
+_BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, IndexError, RecursionError)
+_EXTRA = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+_LONGEST_NAME = 1 << 16  # bytes of what an extra header tells, which tarfile holds in memory
+LARGEST = 1 << 30  # bytes of a member: it is held in memory, and a packed archive of 1 MB may promise a gigabyte
 
 
 class Member(NamedTuple):
@@ -41,7 +45,10 @@ class _Strict(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Strict:
         try:
-            return super().frombuf(buf, encoding, errors)  # type: ignore[return-value]
+            found = super().frombuf(buf, encoding, errors)
+            if found.size < 0 or (found.type in _EXTRA and found.size > _LONGEST_NAME):  # a loop, or all memory
+                raise tarfile.ReadError(f"a header says {found.size} bytes")
+            return found  # type: ignore[return-value]
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
@@ -64,21 +71,29 @@ def members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, 
         try:
             tar = tarfile.open(fileobj=stream, mode="r:", tarinfo=_Strict)  # noqa: SIM115 - the stream is closed
             held = None  # a member is known to be whole when the next header has been read
+            at = -1
             while (info := tar.next()) is not None:
+                if tar.offset <= at:  # type: ignore[attr-defined] # an extended header may say a size below 0
+                    raise tarfile.ReadError("a header points back")
+                at = tar.offset  # type: ignore[attr-defined]
                 tar.members.clear()  # type: ignore[attr-defined] # tarfile remembers every header: a million of them is a gigabyte
                 if held:
                     yield held
                 held = None
                 _refuse_escape(archive, info.name)
-                if info.isreg():
+                if info.isreg() and not info.issparse():
                     content = None
                     if wanted and info.name.endswith(wanted):
+                        if info.size > LARGEST:
+                            raise InputError(f"{shown(archive)}: {info.name!r} of {info.size} bytes is too large")
                         content = tar.extractfile(info).read()  # type: ignore[union-attr]
                     held = Member(info.name, info.offset_data, info.size), content
             if held:
                 yield held
             while stream.read(1 << 16):  # to the end, where gzip keeps its checksum
                 pass
+        except InputError:
+            raise
         except _BROKEN as error:
             raise Torn(str(error) or type(error).__name__) from error
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.corpora.corpus import encoded
 from pipeline.errors import InputError
 
 
@@ -15,7 +15,7 @@ def split_of(group: str, data: Mapping[str, Any]) -> str:
 
     A group keeps its split when others come or go.
     """
-    digest = hashlib.sha256(os.fsencode(f"{data['seed']}:{group}")).digest()
+    digest = hashlib.sha256(encoded(f"{data['seed']}:{group}")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     if place < data["test"]:
         return "test"

@@ -20,10 +20,12 @@ import requests
 import urllib3
 
 from pipeline.corpora.archive import Torn, members
+from pipeline.errors import without_secrets
 
 CHUNK = 1 << 20
 BUSY = {408, 425, 429, 500, 502, 503, 504}  # HTTP: try again later
 LONGEST_PAUSE = 60.0  # seconds
+_COUNT = re.compile(r"[0-9]{1,18}")
 _PLAIN = {"Accept-Encoding": "identity"}  # else a server may pack what is packed, and its offsets mean nothing
 
 
@@ -47,7 +49,10 @@ class Patience:
 
 
 class FetchError(Exception):
-    """A file that could not be fetched; the message names its address and what is wrong."""
+    """A file that could not be fetched; the message names its address, without a login, and what is wrong."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class _Again(Exception):
@@ -211,7 +216,9 @@ def _agree(remote: Remote, partial: _Partial, answer: requests.Response, offset:
     """Note what the server said and make the partial file fit it; returns how many of the bytes to come are here."""
     if answer.status_code in BUSY:
         wait = answer.headers.get("Retry-After", "")
-        raise _Again(f"HTTP {answer.status_code} {answer.reason}", min(float(wait), 3600) if wait.isdigit() else 0.0)
+        raise _Again(
+            f"HTTP {answer.status_code} {answer.reason}", min(float(wait), 3600) if _COUNT.fullmatch(wait) else 0.0
+        )
     if answer.status_code == 416 and answer.headers.get("Content-Range") == f"bytes */{offset}":
         partial.note = replace(partial.note, size=offset)  # it is whole: the size stated before was wrong
         return 0
@@ -240,7 +247,7 @@ def _fits(answer: requests.Response, before: _Note, offset: int) -> bool:
 
 def _note(answer: requests.Response, offset: int) -> _Note:
     length = answer.headers.get("Content-Length", "")
-    size = offset + int(length) if length.isdigit() else None
+    size = offset + int(length) if _COUNT.fullmatch(length) else None
     md5 = re.search(r"md5=([A-Za-z0-9+/]{22}==)", answer.headers.get("x-goog-hash", ""))  # Google's storage
     version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
     if version and version.startswith("W/"):  # says "alike", not "the same bytes"

@@ -6,7 +6,6 @@ The split is by artist; each sound is used once, however many names it has; trac
 from __future__ import annotations
 
 import csv
-import math
 import random
 import re
 from collections import Counter
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from pipeline.corpora.archive import Torn, inside, members
+from pipeline.corpora.archive import LARGEST, Torn, inside, members
 from pipeline.corpora.clip import Clip
 from pipeline.corpora.corpus import KEY_LENGTH, SetAside, empty, existing, shown, slug, tell
 from pipeline.corpora.cut import check, segments, split_of
@@ -31,6 +30,7 @@ AUDIO = ("", "audio", "audio-low", "raw_30s/audio", "raw_30s/audio-low")  # belo
 METADATA = ("raw_30s.tsv", "autotagging.tsv", "raw.tsv", "data/raw_30s.tsv", "data/autotagging.tsv", "data/raw.tsv")
 COLUMNS = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
 MANY = 10_000
+LONGEST = 360_000  # seconds of a track: a row that says more is mistaken, and would be a million segments
 _ENDING = re.compile(r"(\.low)?\.mp3$", re.IGNORECASE)
 
 
@@ -131,6 +131,9 @@ class Jamendo:
                 self._leave(recording.path, "", f"on disk, not in {self.metadata.name}")
             elif title in found:
                 self._leave(recording.path, tracks[title].id, f"another file of the track: {shown(found[title].path)}")
+            elif recording.span and recording.size > LARGEST:
+                self._leave(recording.path, tracks[title].id, f"too large: {recording.size} bytes")
+                empties.add(title)
             elif recording.size == 0:
                 self._leave(recording.path, tracks[title].id, "empty: the file has no bytes")
                 empties.add(title)
@@ -202,6 +205,6 @@ def _title(path: str) -> str:
 
 def _is_length(text: str) -> bool:
     try:
-        return 0 < float(text) < math.inf
+        return 0 < float(text) <= LONGEST
     except ValueError:
         return False

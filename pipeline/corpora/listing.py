@@ -81,7 +81,7 @@ def _rows(file: Path) -> Iterator[Any]:
         with file.open() as rows:
             try:
                 yield from map(json.loads, rows)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{file} is no listing of ours: delete it, and it is made anew") from error
 
 

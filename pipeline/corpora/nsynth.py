@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from pipeline.corpora.archive import Member, Torn, inside, members
+from pipeline.corpora.archive import LARGEST, Member, Torn, inside, members
 from pipeline.corpora.clip import Clip
 from pipeline.corpora.corpus import SPLITS, SetAside, empty, existing, shown, slug
 from pipeline.corpora.listing import kept
@@ -29,6 +29,7 @@ LABELS = (
     *("pitch", "velocity", "instrument", "instrument_str", "instrument_family", "instrument_family_str"),
     *("instrument_source", "instrument_source_str", "qualities_str", "note_str"),
 )
+LONGEST_ENTRY = 1 << 22  # characters: a note has 600
 NO_NOTE = "its entry in the index is no note"
 
 
@@ -119,6 +120,7 @@ class NSynth:
             name = PurePosixPath(member.name).name[:-4]
             labels = index.get(name)
             reason = "" if labels else NO_NOTE if name in index else "in the archive, not in the index"
+            reason = f"too large: {member.size} bytes" if member.size > LARGEST else reason
             taken.add(name)
             return [slug(name), inside(archive, member.name), [member.offset, member.size], labels or {}, reason]
 
@@ -154,6 +156,8 @@ def entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
     while True:
         try:
             key, value, at = _entry(text, at)
+        except RecursionError as error:
+            raise InputError(f"{name} is broken: an entry of it is nested too deep; fetch or make it anew") from error
         except ValueError:
             if _CLOSE.match(text, at):
                 return
@@ -161,7 +165,7 @@ def entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
                 more = reader.read(1 << 20)
             except UnicodeDecodeError as error:
                 raise InputError(f"{name} is not JSON: {error}") from error
-            if not more:
+            if not more or len(text) - at > LONGEST_ENTRY:
                 raise InputError(
                     f"{name} is broken: expected one JSON object of notes; fetch or make it anew"
                 ) from None

@@ -48,7 +48,8 @@ def _jamendo(cfg: Mapping[str, Any], root: Path, get: Callable[[Remote], Any]) -
     sums = Remote(f"{lists}/download/raw_30s_{quality}_sha256_tars.txt", root / f"raw_30s_{quality}_sha256_tars.txt")
     if not sums.path.is_file():
         get(sums)
-    tars = re.findall(r"^([0-9a-f]{64}) +(\S+-(\d\d)\.tar)$", sums.path.read_text(), re.MULTILINE)
+    told = sums.path.read_text(errors="replace")
+    tars = re.findall(r"^([0-9a-f]{64}) +(\w[\w.-]*-(\d\d)\.tar)$", told, re.MULTILINE | re.ASCII)
     wanted = {f"{folder:02d}" for folder in cfg["folders"]} if cfg["folders"] is not None else None
     unknown = (wanted or set()) - {number for *_, number in tars}
     if unknown or not tars:

@@ -205,3 +205,10 @@ def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
     assert metadata.url == f"{base}/raw_30s.tsv"
     (test,) = published(compose("download", ["splits=[test]"]), get)
     assert test.url == "http://download.magenta.tensorflow.org/datasets/nsynth/nsynth-test.jsonwav.tar.gz"
+
+
+@pytest.mark.parametrize("name", ["../../x-00.tar", "/tmp/x-00.tar", "a/x-00.tar", "..-00.tar"])
+def test_a_list_of_files_cannot_name_one_elsewhere(site: Site, tmp_path: Path, name: str) -> None:
+    site.files["/lists/download/raw_30s_audio_sha256_tars.txt"] = f"{'0' * 64} {name}\n".encode()
+    with pytest.raises(InputError, match="lists 0 tars"):
+        download(site, "jamendo", tmp_path / "data")

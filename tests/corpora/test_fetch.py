@@ -56,6 +56,8 @@ FAULTS: dict[str, tuple[list[str], int]] = {
     "claims too few bytes": (["claim 1000"], 2),
     "has no such range, so it begins anew": (["break 1000", "gone range"], 3),
     "falls silent": (["hang"], 2),
+    "claims a number that is none": (["claim \u00b2"], 1),
+    "names a pause that is none": (["503 after \u00b2"], 2),
 }
 
 

@@ -257,3 +257,15 @@ def test_a_broken_listing_is_named(root: Path, tmp_path: Path) -> None:
     listing.write_text("{")
     with pytest.raises(InputError, match=r"durations.*jsonl is no listing of ours: delete it"):
         list(open_corpus(settings).clips())
+
+
+def test_a_header_that_lies_about_its_length_does_not_make_a_million_segments(root: Path) -> None:
+    """FLAC's says so in 36 bits: here, of 68 billion samples."""
+    content = bytearray(sound(root / "lies.flac", 2.0, format="FLAC").read_bytes())
+    content[21] |= 0x0F
+    content[22:26] = b"\xff" * 4
+    (root / "lies.flac").write_bytes(content)
+    clips = [
+        c for c in open_corpus(data("folder", root, "data.segment_seconds=1")).clips() if c.path.endswith("lies.flac")
+    ]
+    assert len(clips) == 1 and clips[0].duration is None

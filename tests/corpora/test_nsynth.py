@@ -6,13 +6,14 @@ import io
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpora import fingerprint, load, open_corpus
+from pipeline.corpora import archive, fingerprint, load, open_corpus
 from pipeline.corpora.nsynth import entries
 from pipeline.errors import InputError
 from tests.build_corpora import data, pack
@@ -253,3 +254,46 @@ def test_notes_may_be_cut_to_their_first_seconds(nsynth_folder: Path, tmp_path: 
     assert {clip.duration for clip in open_corpus(cut).clips()} == {1.5}
     with pytest.raises(InputError, match=r"data\.seconds=0"):
         open_corpus({**cut, "seconds": 0})
+
+
+def test_a_name_of_half_a_character_is_set_aside(root: Path) -> None:
+    index = root / "nsynth-test" / "examples.json"
+    index.write_text(json.dumps({"a\ud800b": {"pitch": 1}, **json.loads(index.read_text())}))
+    corpus = open_corpus(data("nsynth", root))
+    assert len(list(corpus.clips())) == 24
+    ((path, _, reason),) = corpus.set_aside
+    assert path.endswith("a\\ud800b.wav") and reason == "in the index, not on disk"
+
+
+def test_an_index_nested_without_end_is_refused() -> None:
+    with pytest.raises(InputError, match="the index is broken: an entry of it is nested too deep"):
+        list(entries(io.BytesIO(b'{"a": ' + b"[" * 100_000), "the index"))
+
+
+def header(name: str, kind: bytes, size: bytes) -> bytes:
+    """A header of a tar that may say anything."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    block[156:157], block[124:136] = kind, size.ljust(12, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+PAX = b"20 size=-1000000000\n"
+LIES = {
+    "a size below 0": header("a.wav", b"0", b"\xff" * 11 + b"\x00"),
+    "an extended size below 0": header("x", b"x", b"%o" % len(PAX))
+    + PAX.ljust(512, b"\0")
+    + header("a.wav", b"0", b"0"),
+    "a name of gigabytes": header("x", b"L", b"77777777777"),
+    "extended headers of extended headers": header("x", b"x", b"0") * 3000,
+    "a size beyond any": header("a.wav", b"0", b"\x80" + b"\x7f" * 11),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_headers_that_lie_tear_an_archive(name: str, tmp_path: Path) -> None:
+    """They do not hang its reader, nor take all memory."""
+    (tmp_path / "a.tar").write_bytes(LIES[name] + bytes(10_240))
+    with pytest.raises(archive.Torn):
+        list(archive.members(tmp_path / "a.tar", "examples.json"))
