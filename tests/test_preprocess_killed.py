@@ -175,3 +175,25 @@ def test_what_a_dead_writer_left_is_swept_up(corpus: Path, whole: Path, tmp_path
     made(corpus, out)
     assert contents(out) == contents(whole)
     assert [*verify(LocalStore(out))] == [] and Manifest.load(out).samples("train") > 0
+
+
+def test_readers_that_are_killed_cost_nothing(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    """As by a machine out of memory, again and again: their clips are read by others, and the cache is the same."""
+    out = tmp_path / "out"
+    process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "workers=1", "readers=2"))
+    killed: set[int] = set()
+    while process.poll() is None:
+        time.sleep(0.5)
+        if any(out.glob("*.done.json")) and len(killed) < 4:
+            readers = [pid for pid in descendants(process.pid) - killed if alive(pid) and is_spawned(pid)]
+            for pid in readers[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+    _, error = process.communicate()
+    assert process.returncode == 0 and killed, error
+    assert contents(out) == contents(whole)
+
+
+def is_spawned(pid: int) -> bool:
+    """Whether a process is one of ours that reads, and not what keeps count of shared memory."""
+    return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()

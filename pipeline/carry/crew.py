@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -18,6 +19,7 @@ from pipeline.carry.encode import DONE, WANT, Encoded, Encoder, Failure, serve, 
 from pipeline.carry.read import Job, Reading
 from pipeline.errors import InputError
 
+_LAST_BREATH = 5.0  # seconds
 MOST_READERS = 16  # of one encoder: more do not make a GPU wait less
 
 
@@ -52,7 +54,9 @@ class Crew:
                 if isinstance(message, Encoded):
                     yield message
                 elif message == WANT:
-                    conn.send(next(jobs, None))
+                    job = next(jobs, None)
+                    with suppress(ConnectionError):  # an encoder that died is heard of next
+                        conn.send(job)
                 else:
                     assert message == DONE
                     at_work.remove(conn)
@@ -60,12 +64,15 @@ class Crew:
     def _hear(self, conn: Connection) -> Any:
         try:
             message = conn.recv()
-        except (EOFError, ConnectionError) as error:
-            process = self._processes[conn]
-            process.join()
+        except (EOFError, OSError) as error:  # maybe in the middle of a message
+            process = self._processes.get(conn)
+            if process is None:
+                raise RuntimeError("the encoder ended without a word") from error
+            process.join(_LAST_BREATH)
             raise RuntimeError(
                 f"an encoder process ended with exit code {process.exitcode}"
                 + (" (killed, as by a machine out of memory: give fewer workers=)" if process.exitcode == -9 else "")
+                + "; what is whole stays: run the same command again"
             ) from error
         if isinstance(message, Failure):
             if message.kind == "OutOfMemoryError":

@@ -2,7 +2,9 @@
 
 A job is a stretch of a shard's clips; a reader decodes it and hands it over in parts of one batch each. What a part
 holds follows from the plan alone, whichever reader is first; a reader that is ahead waits with one part in hand, so
-memory stays the same however long a file or a corpus is. A decoder that takes its process down costs that clip only.
+memory stays the same however long a file or a corpus is. A decoder that takes its process down, or hangs, costs that
+clip only: the system ends a process that is at one clip for too long, and another process takes its place. What a dead
+process was at is tried again clip by clip; a clip is given up when it was alone, and for the second time.
 
 Letters: S samples.
 """
@@ -14,10 +16,11 @@ import itertools
 import mmap
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from multiprocessing.connection import Connection, wait
@@ -32,6 +35,7 @@ from pipeline.sound import audio
 
 CHANGED = "changed: the file is not what it was when it was listed; run again"
 Heard = np.ndarray | str  # float32 [S], or why there is none
+_LAST_BREATH = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ class Job:
     held: str | None = None
     spans: tuple[tuple[int, int] | None, ...] = ()  # offset and bytes in `held`, a pair an item
     embed_only: bool = False
+    again: bool = False  # one clip, which ended a reader before
+
+    def clip(self, i: int) -> Job:
+        """Only clip number i, for another try."""
+        one = {"items": self.items[i : i + 1], "spans": self.spans[i : i + 1]}
+        return replace(self, first=self.first + i, again=True, **one)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -58,11 +68,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Reading:
-    """How clips are read. rate: Hz; longest: seconds, clips that last longer are set aside; batch: clips a part."""
+    """How clips are read.
+
+    rate: Hz; longest: seconds, clips that last longer are set aside; batch: clips a part; patience: seconds that the
+    reading of one clip may take, after which the process ends (0: as long as it likes).
+    """
 
     rate: int
     longest: float
     batch: int
+    patience: float
 
 
 def hear(job: Job, how: Reading) -> Iterator[Heard]:
@@ -75,8 +90,24 @@ def hear(job: Job, how: Reading) -> Iterator[Heard]:
         if places[0] is not None and job.held is not None:
             source = _held(job.held, *places[0])
         heard = _segments(source, items, how) if len(items) > 1 else _single(source, items[0], how)
-        for item, found in zip(items, heard, strict=True):
-            yield found if fingerprint(item.clip) == item.seen else CHANGED
+        for item in items:
+            with _no_longer_than(how.patience):
+                found = next(heard)
+                found = found if fingerprint(item.clip) == item.seen else CHANGED
+            yield found
+
+
+@contextmanager
+def _no_longer_than(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer: the system does, for a decoder that hangs lets no thread run."""
+    if not seconds:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _held(file: str, offset: int, size: int) -> bytes:
@@ -167,9 +198,8 @@ def die_with_parent() -> None:
 
 def _serve(jobs: Connection, how: Reading, read: Callable[[Job, Reading], Iterator[Part]]) -> None:
     """What a reader process does."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends us
     die_with_parent()
     while (job := jobs.recv()) is not None:
         waiting = False
@@ -231,12 +261,16 @@ class _Reader:
 
     def start(self, job: Job) -> None:
         self.job, self.done = job, 0
-        self.conn.send(job)
+        with suppress(ConnectionError):  # a reader that died is buried when it is heard next
+            self.conn.send(job)
 
-    def end(self) -> None:
+    def end(self) -> int | None:
+        """End the process, unless it has ended; the exit code."""
+        self.process.join(_LAST_BREATH)  # one whose pipe has closed is about to end with a code of its own
         self.process.kill()
         self.process.join()
         self.conn.close()
+        return self.process.exitcode
 
 
 class Readers:
@@ -244,6 +278,7 @@ class Readers:
 
     def __init__(self, count: int, how: Reading, read: Callable[[Job, Reading], Iterator[Part]] = parts) -> None:
         self._how, self._read = how, read
+        self._slow: dict[str, str] = {}  # paths that were given up, and what is told of them
         self._readers = [_Reader(how, read) for _ in range(count)]
 
     def parts(self, inbox: Connection, want: Callable[[], Any]) -> Iterator[Part]:
@@ -251,7 +286,7 @@ class Readers:
         if not self._readers:
             want()
             while (job := inbox.recv()) is not None:
-                yield from self._read(job, self._how)
+                yield from self._read(job, replace(self._how, patience=0))  # this process must not end
                 want()
             return
         jobs: deque[Job] = deque()
@@ -259,7 +294,11 @@ class Readers:
         while True:
             idle = [reader for reader in self._readers if reader.job is None]
             while idle and jobs:
-                idle.pop().start(jobs.popleft())
+                job = jobs.popleft()
+                if job.again and (reason := self._slow.get(job.items[0].clip.path)):
+                    yield Part(job.shard, job.first, [reason], job.embed_only)
+                else:
+                    self._alive(idle.pop()).start(job)
             if idle and more and not asked:
                 want()
                 asked = True
@@ -268,16 +307,28 @@ class Readers:
                 return
             for ready in wait([*busy, *([inbox] if asked else [])]):
                 if ready is inbox:
-                    job, asked = inbox.recv(), False
-                    jobs += [job] if job else []
-                    more = job is not None
+                    given, asked = inbox.recv(), False
+                    jobs += [given] if given else []
+                    more = given is not None
                 else:
                     yield from self._receive(busy[ready], jobs)  # type: ignore[index]
+
+    def _alive(self, reader: _Reader) -> _Reader:
+        """The reader, or another in its place if it died while it had nothing to do."""
+        if reader.process.is_alive():
+            return reader
+        reader.end()
+        return self._replaced(reader)
+
+    def _replaced(self, reader: _Reader) -> _Reader:
+        other = _Reader(self._how, self._read)
+        self._readers[self._readers.index(reader)] = other
+        return other
 
     def _receive(self, reader: _Reader, jobs: deque[Job]) -> Iterator[Part]:
         try:
             part = _take(reader.conn)
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # it died, maybe in the middle of a message
             yield from self._bury(reader, jobs)
             return
         if part is None:
@@ -292,18 +343,27 @@ class Readers:
         """A reader died: put another in its place, and try the rest of its job clip by clip, to find the culprit."""
         job = reader.job
         assert job is not None
-        reader.process.join()
-        self._readers[self._readers.index(reader)] = _Reader(self._how, self._read)
-        reader.end()
-        left = range(reader.done, len(job.items))
-        if left and len(job.items) == 1:
-            reason = f"unreadable: it ends the process that decodes it (exit code {reader.process.exitcode})"
+        code = reader.end()
+        self._replaced(reader)
+        if reader.done == len(job.items):
+            return
+        if job.again:
+            reason = self._why(code)
+            if code == -signal.SIGALRM:  # the other clips of a file would take as long, one by one
+                self._slow[job.items[0].clip.path] = reason
             yield Part(job.shard, job.first, [reason], job.embed_only)
-        elif left:
-            one = [replace(job, first=job.first + i, items=[job.items[i]], spans=job.spans[i : i + 1]) for i in left]
-            jobs.extendleft(reversed(one))
+        else:
+            jobs.extendleft(job.clip(i) for i in reversed(range(reader.done, len(job.items))))
+
+    def _why(self, code: int | None) -> str:
+        if code == -signal.SIGALRM:
+            return f"too slow: reading it took more than read_seconds={self._how.patience:g}, twice"
+        if code == -signal.SIGKILL:
+            return "unreadable: the process that decodes it was killed twice, as by a machine out of memory"
+        return f"unreadable: it ends the process that decodes it (exit code {code})"
 
     def close(self) -> None:
         """End the processes."""
         for reader in self._readers:
+            reader.process.kill()
             reader.end()

@@ -57,7 +57,7 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
     with closing(Spool(root)) as spool:
         blank = Plan(asked, made, _tree(cfg), [])
         plan = make_plan(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.set_aside)
-        reading = Reading(made["codec"]["sample_rate"], cfg["longest_seconds"], batch)
+        reading = Reading(made["codec"]["sample_rate"], cfg["longest_seconds"], batch, cfg["read_seconds"])
         load = partial(load_encoder, cfg["codec"], cfg["embedder"])
         return _Run(store, plan, old, share, spool, reading).make(load, names, crew.readers(cfg["readers"], names))
 
@@ -140,7 +140,7 @@ class _Run:
 def _refuse_nonsense(cfg: Mapping[str, Any]) -> None:
     if cfg["add"] not in (None, "prompt"):
         raise InputError(f"add={cfg['add']}: expected prompt, or null")
-    for name in ("samples_per_shard", "longest_seconds", "batch"):
+    for name in ("samples_per_shard", "longest_seconds", "read_seconds", "batch"):
         value = cfg[name]
         if not (value == "auto" and name == "batch") and (isinstance(value, str) or not value > 0):
             raise InputError(f"{name}={value}: expected a number above 0")

@@ -101,7 +101,7 @@ def ours(clips: list[Clip], out: Path, devices: list[str], readers: int) -> floa
     spool = Spool(out.parent)
     plan = make_plan(clips, spool, 1000, None, Plan({}, {"codec": {}}, "", []), list)
     tasks = [Task(shard) for shard in plan.shards]
-    reading = Reading(24_000, 60.0, BATCH[devices[0].partition(":")[0]])
+    reading = Reading(24_000, 60.0, BATCH[devices[0].partition(":")[0]], 300.0)
     marks: list[tuple[float, int]] = []
     with (
         tempfile.TemporaryDirectory() as folder,

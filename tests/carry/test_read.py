@@ -1,10 +1,12 @@
 """Readers decode ahead, in constant memory, and whatever a file does to them costs that file only."""
 
+import ctypes
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from pipeline.carry.read import CHANGED, Job, Part, Readers, Reading, digest_of_
 from pipeline.corpora import Clip, fingerprint
 from pipeline.sound import audio
 
-HOW = Reading(rate=24_000, longest=4.0, batch=2)
+HOW = Reading(rate=24_000, longest=4.0, batch=2, patience=0)
 
 
 def item(path: Path, start: float = 0.0, duration: float | None = None, key: str = "k") -> Item:
@@ -68,7 +70,7 @@ def test_a_file_that_changes_while_it_is_read_is_set_aside(tmp_path: Path) -> No
     """The cuts that were read before the change stand; the others are of no known file."""
     path = tone(tmp_path / "a.wav", 3.0)
     items = [item(path, float(i), 1.0, f"k{i}") for i in range(3)]
-    reading = parts(Job("s", 0, items), Reading(24_000, 4.0, batch=1))
+    reading = parts(Job("s", 0, items), Reading(24_000, 4.0, batch=1, patience=0))
     assert len(next(reading).heard[0]) == 24_000
     os.utime(path, (1, 1))
     assert [part.heard for part in reading] == [[CHANGED], [CHANGED]]
@@ -159,7 +161,7 @@ def test_a_reader_that_is_ahead_waits(tmp_path: Path, monkeypatch: pytest.Monkey
     inbox, ours = Pipe()
     asked = threading.Event()
     monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))  # the reader inherits it
-    readers = Readers(1, Reading(24_000, 4.0, 1), counting)
+    readers = Readers(1, Reading(24_000, 4.0, 1, 0), counting)
     stream = ahead(readers.parts(inbox, asked.set))
     threading.Thread(target=lambda: (asked.wait(), ours.send(Job("s", 0, items)), ours.send(None))).start()
     next(stream)
@@ -185,3 +187,75 @@ def test_what_goes_wrong_ahead_comes_out_in_its_turn() -> None:
     assert next(stream) == 1
     with pytest.raises(RuntimeError, match="broken"):
         next(stream)
+
+
+def stuck(job: Job, how: Reading) -> Iterator[Part]:
+    """As a decoder that never comes back from C, and lets no other thread of its process run."""
+    real = audio._opened
+
+    def opened(source: object) -> object:
+        if "stuck" in str(source):
+            ctypes.PyDLL(None).sleep(600)
+        return real(source)  # type: ignore[arg-type]
+
+    audio._opened = opened  # type: ignore[assignment]
+    return parts(job, how)
+
+
+def test_a_decoder_that_hangs_costs_its_file_only(tmp_path: Path) -> None:
+    """Its clips are given up together: each by itself would take as long."""
+    good, bad = tone(tmp_path / "a.wav", 2.0), tone(tmp_path / "stuck.wav", 4.0)
+    items = [item(good), *(item(bad, 0.5 * i, 0.5, f"k{i}") for i in range(8)), item(good, 0.0, 1.0)]
+    begun = time.monotonic()
+    found = read_all(Readers(1, replace(HOW, patience=2.0), stuck), [Job("s", 0, items), Job("t", 0, items[:1])])
+    texts = {(part.shard, part.first + i): heard for part in found for i, heard in enumerate(part.heard)}
+    slow = {key for key, text in texts.items() if isinstance(text, str)}
+    assert slow == {("s", i) for i in range(1, 9)} and len(texts) == 11
+    assert {texts[key] for key in slow} == {"too slow: reading it took more than read_seconds=2, twice"}
+    assert len(texts["s", 9]) == 24_000 and len(texts["t", 0]) == 48_000
+    assert time.monotonic() - begun < 40
+
+
+def test_reading_has_no_limit_while_it_waits_to_be_heard(tmp_path: Path) -> None:
+    """A reader that is ahead of a slow encoder is not slow."""
+    items = [item(tone(tmp_path / f"{i}.wav", 0.1), key=f"k{i}") for i in range(6)]
+    inbox, ours = Pipe()
+    readers = Readers(1, replace(HOW, batch=1, patience=1.0))
+    jobs = iter([Job("s", 0, items)])
+    found = []
+    for part in readers.parts(inbox, lambda: ours.send(next(jobs, None))):
+        time.sleep(0.7)
+        found.append(part)
+    readers.close()
+    assert [len(part.heard[0]) for part in found] == [2400] * 6
+
+
+def once_deadly(job: Job, how: Reading) -> Iterator[Part]:
+    """As a machine that is short of memory for a moment: the first to read a clip is killed."""
+    for i, one in enumerate(job.items):
+        mark = Path(os.environ["KILLED"]) / one.path
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield Part(job.shard, job.first + i, [one.path])
+
+
+def always_killed(job: Job, how: Reading) -> Iterator[Part]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield from ()
+
+
+def test_a_clip_whose_reader_was_killed_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KILLED", str(tmp_path))
+    alone = [Job("s", 0, [Item(Clip("a", "a", "train"), "a", "")])]
+    assert [part.heard for part in read_all(Readers(1, HOW, once_deadly), alone)] == [["a"]]
+    (told,) = read_all(Readers(1, HOW, always_killed), alone)
+    assert told.heard == ["unreadable: the process that decodes it was killed twice, as by a machine out of memory"]
+
+
+def test_a_reader_that_is_killed_while_it_has_nothing_to_do_is_replaced(tmp_path: Path) -> None:
+    items = [item(tone(tmp_path / f"{i}.wav", 0.1), key=f"k{i}") for i in range(4)]
+    readers = Readers(1, HOW)
+    readers._readers[0].process.kill()
+    readers._readers[0].process.join()
+    assert sum(len(part.heard) for part in read_all(readers, [Job("s", 0, items)])) == 4
