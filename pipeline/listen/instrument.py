@@ -121,9 +121,9 @@ def trained_frames(run: Path, frame_rate: float) -> int | None:
         crop, shards = settings["data"]["seconds"], settings["shards"]
         folders = [shards] if isinstance(shards, str) else list(shards.values())
         longest = max(Split(folder, settings["data"]["train"]).longest() for folder in folders)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, InputError):
+        return longest if crop is None else min(longest, round(crop * frame_rate))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
         return None
-    return longest if crop is None else min(longest, round(crop * frame_rate))
 
 
 def _codec(model: CodecGPT, folder: Path, repository: str | None, device: torch.device) -> Codec:

@@ -18,8 +18,9 @@ def config(run: Path) -> dict[str, Any]:
     """The settings of training. Raises InputError where they are not there."""
     try:
         found = yaml.safe_load((run / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"run={run}: its config.yaml cannot be read ({error})") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"run={run}: its config.yaml cannot be read ({why:.300})") from None
     if not isinstance(found, dict):
         raise InputError(f"run={run}: its config.yaml holds no settings")
     return found
@@ -28,21 +29,24 @@ def config(run: Path) -> dict[str, Any]:
 def shards(run: Path) -> str:
     """The cache that it was trained on, the first where there are several. Raises InputError where it is not told."""
     found = config(run).get("shards")
-    if not found:
+    first = next(iter(found.values()), None) if isinstance(found, dict) else found
+    if not first or not isinstance(first, str):
         raise InputError(f"shards=auto: {run}/config.yaml names no cache; give shards=DIR")
-    return found if isinstance(found, str) else next(iter(found.values()))
+    return first
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of its log; none where there is no log."""
     path = run / tracking.METRICS
-    rows = path.read_text().splitlines() if path.is_file() else []
+    rows = path.read_text(errors="replace").splitlines() if path.is_file() else []
     found = []
     for row in rows:
         try:
-            found.append(json.loads(row))
-        except ValueError:  # torn by a crash
+            told = json.loads(row)
+        except (ValueError, RecursionError):  # torn by a crash
             continue
+        if isinstance(told, dict):
+            found.append(told)
     return found
 
 
@@ -53,8 +57,8 @@ def evaluation(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())
         found["loss"]["model"]["nats"], found["temperatures"], found["ceiling"], found["settings"]["n"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"evaluation={path}: not what pipeline.evaluate writes ({error!r})") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"evaluation={path}: not what pipeline.evaluate writes ({error!r:.200})") from None
     return found
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, all_without_secrets
 from pipeline.listen.instrument import Instrument
 from pipeline.listen.pieces import Piece
 from pipeline.listen.prompts import sha256_of
 
 log = logging.getLogger("pipeline")
 FORMAT = 1
+MOST_ROWS = 65_536  # of a batch
 ELSEWHERE = (
     "run",
     "out",
@@ -46,7 +47,7 @@ def write(piece: Piece, instrument: Instrument, codes: Sequence[Tensor], place: 
         **instrument.identity,
     }
     part = piece.out.with_name(f".{piece.out.stem}.json.part")
-    part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    part.write_text(json.dumps(all_without_secrets(told), indent=1, ensure_ascii=False) + "\n")
     part.replace(piece.out.with_suffix(".json"))
 
 
@@ -65,18 +66,33 @@ def read(path: str | Path) -> dict[str, Any]:
         told = json.loads(path.read_text())
         if told["format"] != FORMAT:
             raise InputError(f"from={path}: it has format {told['format']!r}, and this program reads {FORMAT}")
-        sources = [(Path(source["path"]), source["sha256"]) for source in told["sources"]]
-        told["settings"]["mode"], told["export"]["folder"], told["batch"]["rows"], told["codes_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        sources = [(Path(source["path"]), str(source["sha256"])) for source in told["sources"]]
+        _check_types(told)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"from={path}: not the .json that pipeline.generate writes ({error!r})") from error
+        raise InputError(f"from={path}: not the .json that pipeline.generate writes ({error!r:.200})") from error
     for source, sha256 in sources:
-        if not source.is_file():
-            raise InputError(f"from={path}: {source}, which it was made from, is gone")
-        if sha256_of(source) != sha256:
-            raise InputError(f"from={path}: {source} has changed since: put back the file with sha256 {sha256}")
+        try:
+            now = sha256_of(source) if source.is_file() else None
+        except OSError as error:
+            raise InputError(f"from={path}: {str(source)!r} cannot be read ({error.strerror})") from error
+        if now is None:
+            raise InputError(f"from={path}: {str(source)!r}, which it was made from, is gone")
+        if now != sha256:
+            raise InputError(f"from={path}: {source} has changed since: put back the file with sha256 {sha256!r:.70}")
     return told
+
+
+def _check_types(told: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError where that is missing which regeneration reads, or is something else."""
+    texts = (told["settings"]["mode"], told["export"]["folder"], told["export"]["sha256"], told["codes_sha256"])
+    rows, row = told["batch"]["rows"], told["batch"]["row"]
+    if not all(isinstance(text, str) for text in texts) or not (type(rows) is type(row) is int and 0 <= row < rows):
+        raise TypeError(f"{texts} or row {row!r} of {rows!r} is of another kind")
+    if rows > MOST_ROWS:
+        raise TypeError(f"{rows} rows are more than one batch has")
+    told["versions"], told["device"]
 
 
 def check(path: str | Path, told: Mapping[str, Any], instrument: Instrument) -> None:

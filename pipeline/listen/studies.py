@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from pipeline.listen.evaluation import Clip, check_cache, draw_clips, most_frame
 from pipeline.listen.instrument import Instrument
 from pipeline.listen.pieces import read_all, sampling_of
 from pipeline.listen.prompts import decode, find
+from pipeline.listen.recording import recording
 from pipeline.lm.sampling import generate
-from pipeline.sound import audio
 from pipeline.sound.codec import Codec, load_codec
 
 
@@ -75,7 +74,7 @@ def bitrates(settings: Mapping[str, Any], instrument: Instrument, split: Split, 
     held, rows = split.manifest.codebooks, []
     whole: Codec | None = None
     for clip in clips:
-        original = _original(settings["originals"], clip, instrument.codec.sample_rate)
+        original = recording(settings["originals"], clip.sample.info, instrument.codec.sample_rate)
         if original is None:
             codec, codes = instrument.codec, torch.from_numpy(clip.sample.codes.astype(np.int64))[None]
             codec = whole = whole or _with(instrument, held, settings["repository"])
@@ -101,14 +100,6 @@ def _with(instrument: Instrument, codebooks: int | None, repository: str | None)
     """The instrument's codec with other codebooks (None: all it has)."""
     count = codebooks or instrument.codec.model.quantizer.n_q
     return load_codec(instrument.codec.name, count, repository, instrument.device)
-
-
-def _original(root: str | None, clip: Clip, rate: int) -> np.ndarray | None:
-    """The recording of a clip, where the corpus lies in `root`. Raises AudioError where it is not there."""
-    if root is None:
-        return None
-    info = clip.sample.info
-    return audio.read(Path(root) / info["path"], start=info["start"], duration=info["duration"], rate=rate)
 
 
 def temperatures(settings: Mapping[str, Any], instrument: Instrument, clips: Sequence[Clip]) -> Study:

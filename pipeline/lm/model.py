@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,21 @@ class ModelConfig:
     codebook_size: int = 1024
     codec: dict[str, Any] = field(default_factory=dict)
     embedder: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, found: Mapping[str, Any]) -> ModelConfig:
+        """From JSON that anybody may have written. Raises TypeError for what is no model's."""
+        if not isinstance(found, dict):
+            raise TypeError("its settings are no JSON object")
+        known = {f.name: f.type for f in fields(cls)}
+        kinds = {"int": int, "str": str, "float": (int, float), "bool": bool, "dict[str, Any]": dict}
+        for name, value in found.items():
+            if name in known and (
+                not isinstance(value, kinds[known[name]])
+                or (known[name] == "int" and (value is True or value is False or value < 1))
+            ):
+                raise TypeError(f"its {name} is {value!r:.40}")
+        return cls(**{name: value for name, value in found.items() if name in known})
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -185,20 +201,22 @@ class CodecGPT(nn.Module):
 
         Raises InputError where neither exists or the files are not a CodecGPT's.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = Path(source)
         if not folder.is_dir():
             folder = _from_hub(str(source))
         try:
-            known = {f.name for f in fields(ModelConfig)}
-            settings = json.loads((folder / CONFIG).read_text())
-            config = ModelConfig(**{key: value for key, value in settings.items() if key in known})
+            config = ModelConfig.parse(json.loads((folder / CONFIG).read_text()))
+            state = load_file(folder / WEIGHTS)
+            _refuse_other_sizes(config, state)
             model = cls(config)
-            model.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+            model.load_state_dict(state)
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError, SafetensorError) as error:
+            why = " ".join(str(error).split())
             raise InputError(
-                f"{folder}: no exported CodecGPT ({error}); `python -m pipeline.export run=RUN` writes one"
+                f"{folder}: no exported CodecGPT ({why:.300}); `python -m pipeline.export run=RUN` writes one"
             ) from error
         return model.to(device).eval()
 
@@ -247,6 +265,25 @@ def build(config: ModelConfig, pretrained: str | None = None) -> CodecGPT:
         table.weight.data[:known] = trunk.wpe.weight.data
         trunk.wpe, trunk.config.n_positions = table, config.positions
     return CodecGPT(config, trunk)
+
+
+def _refuse_other_sizes(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where the weights are not of the config's sizes: before memory is asked for by the latter."""
+    layers = len({name.split(".")[2] for name in state if name.startswith("trunk.h.")})
+    sizes = {
+        "codes.weight": (config.codebooks * (config.codebook_size + 1), config.width),
+        "trunk.wpe.weight": (config.positions, config.width),
+        "prompt_mean": (config.prompt_dim,),
+    }
+    wrong = [
+        f"{name} {list(state[name].shape)} is not {list(size)}"
+        for name, size in sizes.items()
+        if state[name].shape != size
+    ]
+    if layers != config.layers:
+        wrong.append(f"{layers} layers are not {config.layers}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 def _gpt2_config(config: ModelConfig) -> GPT2Config:

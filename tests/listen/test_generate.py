@@ -263,3 +263,30 @@ def test_a_piece_longer_than_the_clips_of_training_needs_a_window_where_their_le
         generate(f"run={tmp_path}", "mode=continue", "seconds=2", f"out={tmp_path / 'o.wav'}")
     assert generate(f"run={tmp_path}", "mode=continue", "seconds=1", "window=0.2", f"out={tmp_path / 'o.wav'}") == 0
     assert samples(tmp_path / "o.wav") == 24_000 and FRAMES / 75 == 0.4
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sources": [{"path": "x" * 5000, "sha256": ""}]}, "cannot be read|is gone"),
+        ({"sources": [{"path": "/dev/zero", "sha256": ""}]}, "is gone"),
+        ({"batch": {"rows": 10**9, "row": 0}}, "not the .json that"),
+        ({"batch": {"rows": 1, "row": 1}}, "not the .json that"),
+        ({"versions": None, "export": {"folder": 7, "sha256": ""}}, "not the .json that"),
+        ({"format": [[]]}, "it has format"),
+    ],
+)
+def test_a_sidecar_that_says_what_none_says_is_refused(tmp_path: Path, change: dict, told: str) -> None:
+    """Before a model is loaded, and in one line."""
+    from pipeline.listen.sidecar import read
+
+    whole = {
+        "format": 1, "settings": {"mode": "prompt"}, "sources": [], "batch": {"rows": 1, "row": 0}, "codes_sha256": "",
+        "export": {"folder": "x", "sha256": ""}, "versions": {}, "device": "cpu",
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    assert read(tmp_path / "a.json") == whole
+    (tmp_path / "a.json").write_text(json.dumps({**whole, **change}))
+    with pytest.raises(InputError, match=told) as caught:
+        read(tmp_path / "a.json")
+    assert "\n" not in str(caught.value)

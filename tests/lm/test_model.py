@@ -180,3 +180,15 @@ def test_pretrained_weights_that_cannot_be_had_are_named_with_the_way_out(monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"hf download gpt2.*model.pretrained=DIR.*model=small"):
         build(TINY, "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("codebooks", 10**9), ("layers", 10**9), ("positions", 10**12), ("width", "8"), ("heads", 0),
+                        ("dropout", "x"), ("codec", 3), ("pattern", "none"), ("prompt_dim", 2**60), ("layers", True)],
+)  # fmt: skip
+def test_settings_that_are_not_those_of_the_weights_ask_for_no_memory(tmp_path: Path, name: str, value: object) -> None:
+    tiny().save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**told, name: value}))
+    with pytest.raises(InputError):
+        CodecGPT.from_pretrained(tmp_path)
