@@ -1,0 +1,173 @@
+"""Corpora, damaged: NSynth's index, Jamendo's table, archives that lie about their members, what a server says."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from pipeline.corpora import archive, load, open_corpus
+from pipeline.corpora.fetch import Remote
+from pipeline.corpora.nsynth import entries
+from pipeline.corpora.published import published
+from tests.fuzz.damage import damaged, damaged_json, inside, mended_tar, refused_or_right, seeds, some, text_of
+
+NOTE = {"pitch": 60, "velocity": 100, "instrument": 3, "instrument_str": "bass_3", "qualities_str": ["dark"], "note": 7}
+INDEX = {f"bass_{i}": NOTE for i in range(4)}
+TRACKS = "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\n" + "".join(
+    f"track_{i}\tartist_{i}\talbum_{i}\t00/{i}.mp3\t{20.5 + i}\tgenre---rock\tmood---{i}\n" for i in range(4)
+)
+SUMS = "".join(f"{i:064x} raw_30s_audio-0{i}.tar\n" for i in range(4))
+
+
+def nsynth(root: Path) -> dict[str, Any]:
+    return {"name": "nsynth", "root": str(root), "listings": str(root / "listings"), "seconds": None}
+
+
+def jamendo(root: Path) -> dict[str, Any]:
+    return {
+        "name": "jamendo", "root": str(root), "audio": None, "metadata": None, "listings": str(root / "listings"),
+        "segment_seconds": 10, "segments_per_track": None, "shortest_seconds": 1.0, "excerpt_seconds": None, "seed": 0,
+        "valid": 0.1, "test": 0.1,
+    }  # fmt: skip
+
+
+def use(data: dict[str, Any], most: int = 100_000) -> None:
+    """List a corpus, and read what lies in archives."""
+    corpus = open_corpus(data)
+    count = 0
+    for clip in load(corpus.clips()):
+        count += 1
+        json.dumps([clip.key, clip.path, clip.labels])
+        assert clip.span is None or len(clip.content or b"") == clip.span[1]
+        assert Path(data["root"]) in Path(archive.container(clip.path) if clip.span else clip.path).parents
+    assert count < most
+    for path, key, reason in corpus.set_aside:
+        (path + key + reason).encode()
+
+
+@some(150)
+@given(seed=seeds)
+def test_a_damaged_index_of_notes(tmp_path: Path, seed: int) -> None:
+    folder = tmp_path / "nsynth-train"
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    for name in INDEX:
+        (folder / "audio" / f"{name}.wav").write_bytes(b"x")
+    whole = json.dumps(INDEX, indent=1).encode()
+    new = damaged(seed, [whole]) if seed % 3 == 0 else text_of(damaged_json(seed, INDEX)).encode()
+    (folder / "examples.json").write_bytes(new)
+    with inside(tmp_path), refused_or_right(str(tmp_path)):
+        use(nsynth(tmp_path))
+
+
+@pytest.mark.parametrize("text", [b'{"a": "', b'{"a": [', b'{"a": {"b": ', b"{" + b" " * 100, b'{"a": ' + b"1" * 100])
+def test_an_index_without_an_end_is_refused_soon(text: bytes) -> None:
+    """50 MB that never close: read anew from their beginning with each block, they would take minutes."""
+    with refused_or_right("the index is broken"):
+        assert not [*entries(io.BytesIO(text + text[-1:] * 50_000_000), "the index")]
+
+
+@some(150)
+@given(seed=seeds)
+def test_a_damaged_table_of_tracks(tmp_path: Path, seed: int) -> None:
+    (tmp_path / "00").mkdir(exist_ok=True)
+    for i in range(4):
+        (tmp_path / "00" / f"{i}.mp3").write_bytes(bytes([i]) * 100)
+    (tmp_path / "raw_30s.tsv").write_bytes(damaged(seed, [TRACKS.encode()]))
+    with inside(tmp_path), refused_or_right(str(tmp_path)):
+        use(jamendo(tmp_path))
+
+
+@pytest.mark.parametrize("seconds", ["1e300", "inf", "nan", "-1", "1e9"])
+def test_a_track_of_absurd_length_is_set_aside(tmp_path: Path, seconds: str) -> None:
+    (tmp_path / "00").mkdir()
+    for i in range(4):
+        (tmp_path / "00" / f"{i}.mp3").write_bytes(bytes([i]) * 100)
+    (tmp_path / "raw_30s.tsv").write_text(TRACKS.replace("20.5", seconds))
+    with refused_or_right():
+        use(jamendo(tmp_path), 100)
+
+
+def tars() -> list[bytes]:
+    """Archives of every kind, with what should not be in them."""
+    made = []
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        for odd in (False, True):
+            content = io.BytesIO()
+            with tarfile.open(fileobj=content, mode="w", format=form) as tar:
+                _add(tar, "nsynth-train/examples.json", json.dumps(INDEX).encode())
+                for name in INDEX:
+                    _add(tar, f"nsynth-train/audio/{name}.wav", b"sound" * 50)
+                if odd:
+                    _add(
+                        tar,
+                        "nsynth-train/" + "é" * 40 + "/" + "x" * (90 if form == tarfile.USTAR_FORMAT else 900),
+                        b"x",
+                    )
+                    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+                        link = tarfile.TarInfo("nsynth-train/audio/bass_0.wav")
+                        link.type, link.linkname = kind, "../../../../etc/passwd"
+                        tar.addfile(link)
+            made.append(content.getvalue())
+    return made
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+TARS = tars()
+
+
+@some(150)
+@given(seed=seeds)
+def test_a_damaged_archive_of_notes(tmp_path: Path, seed: int) -> None:
+    """A header that lies; at times the packing is damaged instead."""
+    data = mended_tar(seed, damaged(seed, TARS) if seed % 2 else TARS[seed // 2 % len(TARS)])
+    folded = gzip.compress(data, 1)
+    data = damaged(seed, [folded]) if seed % 5 == 0 else folded
+    (tmp_path / "nsynth-train.jsonwav.tar.gz").write_bytes(data)
+    with inside(tmp_path), refused_or_right(str(tmp_path)):
+        use(nsynth(tmp_path))
+
+
+@some(150)
+@given(seed=seeds)
+def test_the_members_of_a_damaged_archive(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(mended_tar(seed, damaged(seed, TARS) if seed % 2 else TARS[seed // 2 % len(TARS)]))
+    with inside(tmp_path), refused_or_right(str(tmp_path)):
+        try:
+            for member, content in archive.members(path, wanted=".json"):
+                assert 0 <= member.offset <= member.offset + member.size <= path.stat().st_size
+                assert not member.name.startswith("/") and ".." not in member.name.split("/")
+                assert content is None or len(content) == member.size
+        except archive.Torn as error:
+            assert "\n" not in str(error)
+
+
+@some(150)
+@given(seed=seeds)
+def test_a_damaged_list_of_checksums(tmp_path: Path, seed: int) -> None:
+    """What a server lists is written below data.root, whatever it says."""
+    cfg = {
+        "data": {"name": "jamendo", "root": str(tmp_path)}, "quality": "audio", "folders": None,
+        "addresses": {"jamendo": "http://x", "jamendo_lists": "http://x"},
+    }  # fmt: skip
+
+    def get(remote: Remote) -> None:
+        lines = damaged(seed, [SUMS.encode(), SUMS.replace("raw_30s_audio", "../../../x").encode()])
+        remote.path.write_bytes(lines if seed % 4 else SUMS.replace("raw_30s_audio", "/etc/x").encode())
+
+    (tmp_path / "raw_30s_audio_sha256_tars.txt").unlink(missing_ok=True)
+    with inside(tmp_path), refused_or_right():
+        for remote in published(cfg, get):
+            assert tmp_path in remote.path.parents and ".." not in remote.path.parts

@@ -1,0 +1,117 @@
+"""Manifests, plans and records of any shape: wrong types, absurd counts, names that lead elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from pipeline.cache import ledger
+from pipeline.cache.copies import Copies
+from pipeline.cache.describe import describe
+from pipeline.cache.draw import draw
+from pipeline.cache.ledger import Plan, Planned, Record
+from pipeline.cache.manifest import NAME, Manifest
+from pipeline.cache.split import Split
+from pipeline.cache.store import LocalStore
+from pipeline.cache.stream import once
+from pipeline.cache.verify import verify
+from pipeline.errors import InputError
+from tests.cache.made import CODEC, write_cache
+from tests.fuzz.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_cache(tmp_path_factory.mktemp("fuzz") / "cache", [3, 2])
+    manifest = Manifest.load(folder)
+    manifest.set_aside = [{"path": "a.wav", "key": "a", "reason": "empty"}]
+    manifest.save(folder)
+    shards = [Planned(shard.name, "train", shard.samples, "00") for shard in manifest.splits["train"]]
+    made = {"codec": manifest.codec, "embedder": manifest.embedder, "data": {}}
+    Plan({}, made, "", shards).save(LocalStore(folder))
+    for shard in manifest.splits["train"]:
+        Record("00", ledger.digest(made), "", shard).save(LocalStore(folder), shard.name)
+    return folder
+
+
+def use(cache: Path, manifest: Manifest) -> None:
+    """All that reads a manifest."""
+    manifest.check_codec(CODEC, 2)
+    for split in [*manifest.splits][:3]:
+        assert manifest.hours(split) >= 0
+        opened = Split(cache, split)
+        assert len(opened.lengths()) == len(opened)
+        for batch in once(opened, 4):
+            assert batch.codes.shape[1] == manifest.codebooks
+    assert all("\n" not in line for line in verify(LocalStore(cache)))
+    assert [*describe(LocalStore(cache))]
+    assert len([*draw(LocalStore(cache), manifest, 2, 0)]) <= 2
+
+
+def written(cache: Path, name: str, seed: int, as_bytes: bool) -> bytes:
+    """Put a damaged file in the place of a whole one, and give what was there."""
+    whole = (cache / name).read_bytes()
+    new = damaged(seed, [whole]) if as_bytes else text_of(damaged_json(seed, json.loads(whole))).encode()
+    (cache / name).write_bytes(new)
+    return whole
+
+
+@pytest.mark.parametrize("as_bytes", [False, True], ids=["values", "bytes"])
+@some(300)
+@given(seed=seeds)
+def test_a_damaged_manifest(cache: Path, as_bytes: bool, seed: int) -> None:
+    whole = written(cache, NAME, seed, as_bytes)
+    try:
+        with inside(cache), refused_or_right(str(cache)):
+            use(cache, Manifest.load(cache))
+    finally:
+        (cache / NAME).write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", [ledger.PLAN, "train-000001.done.json"])
+@some(100)
+@given(seed=seeds)
+def test_a_damaged_plan_or_record(cache: Path, name: str, seed: int) -> None:
+    """Merged again, shards of no plan are removed: but those of the cache's folder alone."""
+    before = {path.name: path.read_bytes() for path in cache.iterdir()}
+    written(cache, name, seed, as_bytes=seed % 4 == 0)
+    try:
+        with inside(cache), refused_or_right(str(cache)):
+            ledger.merge(LocalStore(cache))
+            Manifest.load(cache)
+    finally:
+        for file, content in before.items():
+            (cache / file).write_bytes(content)
+
+
+@some(20)
+@given(seed=seeds)
+def test_a_damaged_manifest_from_afar(cache: Path, tmp_path: Path, seed: int) -> None:
+    """Copies are named by what the manifest says: they lie in their own folder all the same."""
+    import fsspec
+
+    far = fsspec.filesystem("memory")
+    for path in cache.iterdir():
+        far.pipe_file(f"/fuzz/{path.name}", path.read_bytes())
+    told = damaged_json(seed, json.loads((cache / NAME).read_text())["splits"])
+    text = text_of({**json.loads((cache / NAME).read_text()), "splits": told})
+    far.pipe_file(f"/fuzz/{NAME}", text.encode())
+    with inside(tmp_path), refused_or_right("memory://fuzz"):
+        split = Split("memory://fuzz", "train", copies=Copies(tmp_path / "copies", 0.01), bad_share=0.0)
+        assert sum(len(batch.codes) for batch in once(split, 2)) == len(split)
+
+
+@pytest.mark.parametrize("name", ["../x.tar", "/x.tar", "a/b.tar", "a\\b.tar", "a\0.tar", ".hidden.tar", "a", "", None])
+def test_a_name_that_leads_elsewhere_is_refused_with_the_manifest(cache: Path, name: object) -> None:
+    whole = (cache / NAME).read_bytes()
+    told = json.loads(whole)
+    told["splits"]["train"]["shards"][0]["name"] = name
+    (cache / NAME).write_text(json.dumps(told))
+    try:
+        with pytest.raises(InputError, match=r"manifest\.json is malformed .*is no name of a shard"):
+            Manifest.load(cache)
+    finally:
+        (cache / NAME).write_bytes(whole)

@@ -1,0 +1,96 @@
+"""Shards and their indices, damaged: the shard's reader, the reader of training, and the two that look after caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from pipeline.cache.describe import describe
+from pipeline.cache.foreign import Foreign
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.shard import index_name, read_index, samples, scan
+from pipeline.cache.split import Split
+from pipeline.cache.store import LocalStore
+from pipeline.cache.stream import once
+from pipeline.cache.verify import verify
+from tests.cache.made import CODEC, EMBEDDER, write_cache
+from tests.fuzz.damage import damaged, inside, mended_tar, refused_or_right, seeds, some
+
+SHARD = "train-000000.tar"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One shard of 12 clips: more than are looked at when a shard is opened."""
+    return write_cache(tmp_path_factory.mktemp("fuzz") / "cache", [12], (2, 3))
+
+
+@pytest.fixture(scope="module")
+def whole(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.iterdir()}
+
+
+@some(150)
+@given(seed=seeds)
+def test_a_damaged_shard(whole: dict[str, bytes], seed: int) -> None:
+    data = memoryview(mended_tar(seed, damaged(seed, [whole[SHARD][: 3 * 3 * 1024]])))
+    with refused_or_right("the shard"):
+        for sample in samples(data, scan(data, "the shard"), "the shard"):
+            assert sample.codes.dtype == np.uint16 and sample.codes.ndim == 2
+            assert sample.prompt.dtype == np.float16 and sample.prompt.ndim == 1
+            assert isinstance(sample.info, dict) and sample.key
+
+
+@some(150)
+@given(seed=seeds)
+def test_a_damaged_index(whole: dict[str, bytes], seed: int) -> None:
+    with refused_or_right("the"):
+        index = read_index(damaged(seed, [whole[index_name(SHARD)]]), "the index")
+        assert index.dtype == np.int64 and index.shape[1] == 5
+        for sample in samples(memoryview(whole[SHARD]), index, "the shard"):
+            assert sample.codes.shape[1] in (2, 3)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "training": lambda folder: [batch.codes.sum() for batch in once(Split(folder, "train"), 4)],
+    "training on its first codebook": lambda folder: [*once(Split(folder, "train", 1, bad_share=1), 4, frames=2)],
+    "verify": lambda folder: [*verify(LocalStore(folder))],
+    "describe": lambda folder: [*describe(LocalStore(folder))],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", [SHARD, index_name(SHARD)])
+@some(60)
+@given(seed=seeds)
+def test_a_damaged_file_of_a_cache(cache: Path, whole: dict[str, bytes], name: str, reader: str, seed: int) -> None:
+    """The bytes that the manifest tells are kept, so that no count of bytes gives the fault away."""
+    data = damaged(seed, [whole[name]])
+    data = mended_tar(seed, data) if name == SHARD else data
+    (cache / name).write_bytes(data[: len(whole[name])].ljust(len(whole[name]), b"\0"))
+    try:
+        with inside(cache), refused_or_right(str(cache)):
+            READERS[reader](cache)
+    finally:
+        (cache / name).write_bytes(whole[name])
+
+
+@some(60)
+@given(seed=seeds)
+def test_a_damaged_shard_of_others(cache: Path, whole: dict[str, bytes], seed: int) -> None:
+    theirs = cache.parent / "theirs"
+    theirs.mkdir(exist_ok=True)
+    (theirs / SHARD).write_bytes(mended_tar(seed, damaged(seed, [whole[SHARD][: 3 * 3 * 1024]])))
+    codec = {name: value for name, value in CODEC.items() if name not in ("codebooks", "dtype")}
+    says = Foreign(codec, {name: value for name, value in EMBEDDER.items() if name != "dim"}, cache.parent / "kept")
+    with inside(cache.parent), refused_or_right():
+        [*once(Split(theirs, "train", foreign=says), 4)]
+
+
+def test_the_cache_of_these_tests_is_whole(cache: Path) -> None:
+    assert READERS["training"](cache) and Manifest.load(cache).samples("train") == 12
