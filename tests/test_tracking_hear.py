@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from pipeline.cache.stream import Split
+from pipeline.errors import InputError
 from pipeline.lm.choice import Sampling
+from pipeline.sound import audio
 from pipeline.sound.codec import load_codec
 from pipeline.track.hear import Ears, open_ears
+from tests.build_caches import make, tones
 from tests.lm.caches import K, write_cache
 from tests.lm.models import tiny
 
@@ -55,7 +58,7 @@ def test_listening_changes_nothing_of_training(ears: Ears) -> None:
 
 def test_without_the_codec_s_weights_training_goes_on_unheard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     split = Split(write_cache(tmp_path / "cache"), "valid")
-    listen = {"clips": 2, "seconds": 0.2, "temperatures": [1.0], "top_k": 0}
+    listen = {"clips": 2, "seconds": 0.2, "temperatures": [1.0], "top_k": 0, "originals": None}
     meta = {"name": "encodec_24khz", "codebooks": 4, "repository": str(tmp_path)}
     assert open_ears(listen, meta, split, torch.device("cpu")) is None
     assert caplog.text.count("nothing will be heard") == 1
@@ -63,3 +66,18 @@ def test_without_the_codec_s_weights_training_goes_on_unheard(tmp_path: Path, ca
     assert open_ears({**listen, "clips": 0}, embedded, split, torch.device("cpu")) is None
     ears = open_ears(listen, embedded, split, torch.device("cpu"))
     assert ears is not None and len(ears.hear(tiny())) == 2
+
+
+def test_where_the_corpus_is_at_hand_its_recordings_are_beside(tmp_path: Path) -> None:
+    corpus = tones(tmp_path / "tones", 6)
+    assert make("folder", corpus, tmp_path / "cache", "data.valid=0.5", "data.test=0") == 0
+    split = Split(tmp_path / "cache", "valid")
+    listen = {"clips": 2, "seconds": 0.1, "temperatures": [1.0], "top_k": 0, "originals": str(tmp_path / "elsewhere")}
+    codec = {"name": "encodec_embedded", "codebooks": 2, "repository": None}
+    with pytest.raises(InputError, match="missing"):
+        open_ears(listen, codec, split, torch.device("cpu"))
+    ears = open_ears({**listen, "originals": str(corpus)}, codec, split, torch.device("cpu"))
+    assert ears is not None
+    for (_, sounds), sample in zip(ears.hear(tiny(codebooks=2, prompt_dim=192)), ears.samples, strict=True):
+        assert list(sounds) == ["prompt", "reconstruction", "temperature 1"]
+        assert np.array_equal(sounds["prompt"], audio.read(corpus / sample.info["path"])[: 8 * 320])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from pipeline.cache.draw import draw
 from pipeline.cache.shard import Sample
 from pipeline.cache.stream import Split
 from pipeline.errors import InputError
+from pipeline.listen.recording import recording
 from pipeline.lm.choice import Sampling
 from pipeline.lm.model import CodecGPT
 from pipeline.lm.sampling import generate
 from pipeline.lm.step import Player
-from pipeline.sound import audio
 from pipeline.sound.codec import Codec, load_codec
 from pipeline.track.media import Sounds
 
@@ -31,15 +30,23 @@ class Ears:
     """Some clips of a split, drawn once, and how to continue from their prompts."""
 
     def __init__(
-        self, split: Split, codec: Codec, clips: int, seconds: float, temperatures: Sequence[float], sampling: Sampling
+        self,
+        split: Split,
+        codec: Codec,
+        clips: int,
+        seconds: float,
+        temperatures: Sequence[float],
+        sampling: Sampling,
+        originals: str | None = None,
     ) -> None:
-        """seconds: of each clip, at most."""
+        """seconds: of each clip, at most; originals: the corpus' folder, for the recordings beside."""
         self.codec, self.temperatures, self.sampling = codec, list(temperatures), sampling
         frames = round(seconds * codec.frame_rate)
         self.samples = [*draw(split.store, split.manifest, clips, SEED, split.name)]
         self.codes = [torch.from_numpy(s.codes[: codec.codebooks, :frames].astype(np.int64)) for s in self.samples]
         self.rate = codec.sample_rate
-        self._same = [self._given(sample, codes) for sample, codes in zip(self.samples, self.codes, strict=True)]
+        given = zip(self.samples, self.codes, strict=True)
+        self._same = [self._given(sample, codes, originals) for sample, codes in given]
 
     @torch.no_grad()
     def hear(self, model: CodecGPT) -> list[tuple[str, Sounds]]:
@@ -63,14 +70,11 @@ class Ears:
             found.append((sample.key, {**same, **new}))
         return found
 
-    def _given(self, sample: Sample, codes: torch.Tensor) -> dict[str, Any]:
-        """What no training changes: the sound itself, where it still lies there, and what the codec makes of it."""
+    def _given(self, sample: Sample, codes: torch.Tensor, originals: str | None) -> Sounds:
+        """What no training changes: the sound itself, where the corpus is at hand, and what the codec makes of it."""
         given = {"reconstruction": self._decode(codes)}
-        path, start = Path(str(sample.info.get("path", ""))), float(sample.info.get("start") or 0.0)
-        if path.is_file():
-            wav = audio.read(path, start=start, duration=codes.shape[1] / self.codec.frame_rate, rate=self.rate)
-            given = {"prompt": wav, **given}
-        return given
+        wav = recording(originals, sample.info, self.rate)
+        return given if wav is None else {"prompt": wav[: codes.shape[1] * self.codec.hop], **given}
 
     def _decode(self, codes: torch.Tensor) -> np.ndarray:
         """Codes [K, T] -> wav [S]."""
@@ -83,7 +87,8 @@ class Ears:
 def open_ears(listen: Mapping[str, Any], codec: Mapping[str, Any], split: Split, device: torch.device) -> Ears | None:
     """Ears as the settings ask for; None where they ask for none, or the codec's weights are not at hand (told).
 
-    listen: clips, seconds, temperatures, top_k; codec: as `conf/codec`.
+    listen: clips, seconds, temperatures, top_k, originals; codec: as `conf/codec`.
+    Raises InputError where the recordings do not lie in `originals`.
     """
     if not listen["clips"] or not len(split):
         return None
@@ -93,4 +98,6 @@ def open_ears(listen: Mapping[str, Any], codec: Mapping[str, Any], split: Split,
         log.warning("nothing will be heard of the model while it trains: %s", error)
         return None
     sampling = Sampling(top_k=listen["top_k"])
-    return Ears(split, opened, listen["clips"], listen["seconds"], listen["temperatures"], sampling)
+    return Ears(
+        split, opened, listen["clips"], listen["seconds"], listen["temperatures"], sampling, listen["originals"]
+    )
