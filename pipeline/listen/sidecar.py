@@ -73,14 +73,15 @@ def read(path: str | Path) -> dict[str, Any]:
             raise
         raise InputError(f"from={path}: not the .json that pipeline.generate writes ({error!r:.200})") from error
     for source, sha256 in sources:
+        name = str(source).replace("\n", "\\n")
         try:
             now = sha256_of(source) if source.is_file() else None
         except OSError as error:
-            raise InputError(f"from={path}: {str(source)!r} cannot be read ({error.strerror})") from error
+            raise InputError(f"from={path}: {name} cannot be read ({error.strerror})") from error
         if now is None:
-            raise InputError(f"from={path}: {str(source)!r}, which it was made from, is gone")
+            raise InputError(f"from={path}: {name}, which it was made from, is gone")
         if now != sha256:
-            raise InputError(f"from={path}: {source} has changed since: put back the file with sha256 {sha256!r:.70}")
+            raise InputError(f"from={path}: {name} has changed since: put back the file with sha256 {sha256!r:.70}")
     return told
 
 
