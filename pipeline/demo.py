@@ -10,8 +10,8 @@ Compare (the same prompt and seeds by several models). Every sound can be downlo
 give the same bytes as `python -m pipeline.generate`, whose command line stands below each result.
 
 Only this machine reaches the page unless host= says otherwise (host=0.0.0.0: everybody who reaches this machine; there
-is no password). Uploads and results are deleted after keep= seconds and at the end. Nothing is fetched from the
-internet or told to anybody. GET /healthz answers when models are loaded. Needs: pip install -e ".[demo]"
+is no password). Uploads and results are deleted after keep= seconds and at the end. The page fetches nothing from the
+internet and tells nobody. GET /healthz answers when models are loaded. Needs: pip install -e ".[demo]"
 
 What people change: run=, host=, port=, examples=, limits.seconds=, limits.upload_mb=, sampling.temperature=, device=.
 """

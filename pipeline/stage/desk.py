@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -29,6 +30,7 @@ from pipeline.sound.codec import Codec
 
 Watch = Callable[[Tensor], None]
 OUT = "sound.wav"
+MB = 1 << 20  # as browsers count
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,11 @@ class Desk:
         sampling = sampling_of(settings["sampling"])
         frames = instrument.codec.frames(self.samples(asked, instrument))
         window, found = window_of(settings, frames, instrument), pieces(settings, instrument)
-        settle_threads(instrument, sum(len(piece.clips) for piece in found))
         batch, every = instrument.best_batch(window.frames if window else frames), self.every(instrument)
-        made = list(perform(instrument, found, sampling, window, batch, lambda line: None, watch=watch, every=every))
+        with _settled(instrument, sum(len(piece.clips) for piece in found)):
+            made = list(
+                perform(instrument, found, sampling, window, batch, lambda line: None, watch=watch, every=every)
+            )
         files = [path for sound in made for path in (sound.path, portable(sound.path, room))]
         sources = {source.path for piece in found for source in piece.sources}
         return Answer(list(zip(found, made, strict=True)), [*files, *sorted(sources)], self._command(run, asked, room))
@@ -144,6 +148,17 @@ class Desk:
         return shlex.join(["python", "-m", "pipeline.generate", *told, f"out={OUT}"])
 
 
+@contextmanager
+def _settled(instrument: Instrument, clips: int) -> Iterator[None]:
+    """As many threads as so many clips want; those before for whoever comes next."""
+    before = torch.get_num_threads()
+    settle_threads(instrument, clips)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def check_size(file: Path, name: str, limits: Limits) -> None:
     """Raises InputError for a file that is not there, empty or too large."""
     if not file.is_file():
@@ -151,8 +166,8 @@ def check_size(file: Path, name: str, limits: Limits) -> None:
     size = file.stat().st_size
     if size == 0:
         raise InputError(f"{name} is empty: there are 0 bytes in it")
-    if size > limits.upload_mb * 1e6:
-        raise InputError(f"{name} has {size / 1e6:.1f} MB: this page takes {limits.upload_mb:g} MB at most")
+    if size > limits.upload_mb * MB:
+        raise InputError(f"{name} has {size / MB:.1f} MB: this page takes {limits.upload_mb:g} MB at most")
 
 
 def check_sound(file: Path, limits: Limits) -> None:

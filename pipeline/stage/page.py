@@ -19,6 +19,7 @@ from pipeline.stage.acts import Acts
 PROGRESS = gr.Progress()
 SWEEP = 10  # times a file's age is looked at until it is deleted
 KEYFRAMES = 4
+CHECKS = 4  # uploads looked at at once
 STEP = 0.1  # seconds, of the sliders
 NO_EXAMPLE = "—"
 
@@ -195,8 +196,8 @@ def _sound(stand: Stand, label: str, example: int | None = None) -> gr.Audio:
     sound = _no_addresses(
         gr.Audio(value, sources=["upload", "microphone"], type="filepath", label=label, buttons=["download"])
     )
-    sound.upload(stand.acts.check, sound, None, queue=False, api_visibility="private")
-    sound.stop_recording(stand.acts.check, sound, None, queue=False, api_visibility="private")
+    for event in (sound.upload, sound.stop_recording):
+        event(stand.acts.check, sound, None, api_visibility="private", concurrency_id="check", concurrency_limit=CHECKS)
     if names:
         pick = gr.Dropdown([NO_EXAMPLE, *names], value=first or NO_EXAMPLE, label="… or an example")
 

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pipeline.errors import InputError
+from pipeline.stage.desk import MB
 from pipeline.stage.live import Channels
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
@@ -52,7 +53,7 @@ class Guarded:
 
 def silence() -> None:
     """No telemetry, before gradio is loaded."""
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def application(blocks: Any, channels: Channels, health: dict[str, Any], host: str, upload_mb: float) -> FastAPI:
@@ -76,7 +77,7 @@ def application(blocks: Any, channels: Channels, health: dict[str, Any], host: s
     if host in LOOPBACK:  # a page elsewhere that names itself as this machine is not served
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
     return gr.mount_gradio_app(
-        app, blocks, path="/", allowed_paths=[], show_error=False, max_file_size=round(upload_mb * 1e6), ssr_mode=False,
+        app, blocks, path="/", allowed_paths=[], show_error=False, max_file_size=round(upload_mb * MB), ssr_mode=False,
         theme=_theme(), css=STYLE, head=f"<script>{SCRIPT}</script>", footer_links=[], run_history=False,
     )  # fmt: skip
 

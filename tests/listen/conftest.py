@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from pipeline.config import compose
 from pipeline.lm.model import CodecGPT, ModelConfig
 from pipeline.lm.patterns import Pattern
 from tests.build_caches import make
+from tests.listen.serving import LIMITS, Server, serving, spoil
 
-FRAMES = 30  # of the clips of training: 0.4 s
+FRAMES = 30  # of the clips of training
+LENGTH = FRAMES / 75  # seconds
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,17 @@ def stage(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Stag
 def task(name: str, *words: str) -> Any:
     """What an entry point returns for a command line, in this process."""
     return importlib.import_module(f"pipeline.{name}").main.task(compose(name, list(words)))
+
+
+@pytest.fixture(scope="session")
+def server(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page of pipeline.demo, with two models of two patterns and the tones as examples."""
+    runs = [stage.run(), stage.run("parallel")]
+    with serving(runs, tmp_path_factory.mktemp("demo"), f"examples={stage.tones[0].parent}", *LIMITS) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    """Files that are no prompts, and what the page says of each."""
+    return spoil(tmp_path_factory.mktemp("spoiled"))
