@@ -36,6 +36,7 @@ def main(cfg: DictConfig) -> None:
     import importlib.util
     import logging
     import os
+    import signal
     import tempfile
     from pathlib import Path
 
@@ -46,6 +47,7 @@ def main(cfg: DictConfig) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the page needs gradio, which is not installed: pip install -e ".[demo]"')
     logging.basicConfig(format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads and results are deleted
     runs = [str(run) for run in (cfg.run if isinstance(cfg.run, ListConfig) else [cfg.run])]
     with tempfile.TemporaryDirectory(prefix="codec-audio-lm-demo-") as name:
         folder = Path(name)
@@ -56,8 +58,6 @@ def main(cfg: DictConfig) -> None:
 
 def _open(cfg: DictConfig, runs: list[str], folder: Path) -> None:
     """Serve the page; all its files lie in the folder."""
-    from pathlib import Path
-
     from pipeline.stage import serve
 
     serve.silence()
@@ -70,7 +70,7 @@ def _open(cfg: DictConfig, runs: list[str], folder: Path) -> None:
     at = serve.listening(cfg.host, cfg.port)
     desk, channels = _desk(cfg, runs, folder / "asked"), Channels()
     first = desk.instruments[runs[0]]
-    sounds = examples(cfg.examples, cfg.split, cfg["count"], Path(runs[0]), first, folder / "examples")
+    sounds = examples(cfg.examples, cfg.split, cfg["count"], runs[0], first, folder / "examples")
     blocks = page(Stand(Acts(desk, channels), sounds, desk.sampling), cfg.keep)
     health = {"models": {name: one.sha256 for name, one in desk.instruments.items()}}
     app = serve.application(blocks, channels, health, cfg.host, cfg.limits.upload_mb)

@@ -18,7 +18,7 @@ from pipeline.sound import audio
 log = logging.getLogger("pipeline")
 
 
-def examples(given: Any, split: str, count: int, run: Path, instrument: Instrument, folder: Path) -> dict[str, Path]:
+def examples(given: Any, split: str, count: int, run: str, instrument: Instrument, folder: Path) -> dict[str, Path]:
     """The sounds that the setting `examples` names, copied into a folder.
 
     `auto`: clips of a split of the cache that the run was trained on, as its codec gives them back; none where it
@@ -27,7 +27,7 @@ def examples(given: Any, split: str, count: int, run: Path, instrument: Instrume
     folder.mkdir(parents=True, exist_ok=True)
     if given == "auto":
         try:
-            return _of_cache(split, count, run, instrument, folder)
+            return _of_cache(split, count, Path(run), instrument, folder)
         except InputError as error:  # an export that has left its cache behind plays as well
             log.warning("no examples to pick from (give some: examples=FOLDER): %s", error)
             return {}

@@ -59,8 +59,8 @@ class Server:
 
 
 @contextmanager
-def serving(runs: list[Path], folder: Path, *words: str) -> Iterator[Server]:
-    """The real command, from its first line to Ctrl-C."""
+def serving(runs: list[Path], folder: Path, *words: str, end: signal.Signals = signal.SIGINT) -> Iterator[Server]:
+    """The real command, from its first line to the signal that ends it."""
     settings = ("run=[" + ",".join(map(str, runs)) + "]", "port=0", "device=cpu", *words)
     env = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = folder.with_suffix(".log")
@@ -71,7 +71,7 @@ def serving(runs: list[Path], folder: Path, *words: str) -> Iterator[Server]:
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
         yield Server(process, found.group(1), folder, runs)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         assert process.wait(30) == 0, log.read_text()
         assert not list(folder.iterdir()), "uploads and results are left behind"
     finally:

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -214,7 +215,8 @@ def test_uploads_and_results_are_deleted_after_a_while_and_examples_stay(stage: 
 
     folder = tmp_path / "tmp"
     folder.mkdir()
-    with serving([stage.run()], folder, "keep=2", f"examples={stage.tones[0]}") as server:
+    words = ("keep=2", f"examples={stage.tones[0]}")
+    with serving([stage.run()], folder, *words, end=signal.SIGTERM) as server:
         given = handle_file(stage.tones[1])
         client = server.client(tmp_path / "down")
         answer = client.predict(str(server.runs[0]), given, 1, 0.7, 0, 1, LENGTH, 0, False, api_name="/generate")
