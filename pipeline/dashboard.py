@@ -133,7 +133,7 @@ def _patterns() -> Section:
         "Patterns compared",
         [
             _line("training loss by clips heard", "train/loss", x="train/clips", **by),
-            _line("training loss by frames heard", "train/loss", x="train/frames", place=1, **by),
+            _line("validation loss by hours heard", "val/loss", x="train/hours", place=1, **by),
             best,
         ],
     )

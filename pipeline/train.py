@@ -39,6 +39,7 @@ def main(cfg: DictConfig) -> int:
     found = checkpoint.find(run, cfg.resume)
     splits, order = training.open_shards(cfg)
     config = training.model_config(cfg, splits)
+    training.count_steps(cfg, config, splits, world)
     if found:
         checkpoint.check_model(found, config)
     if preflight.check(cfg, config, splits, order, world, found):

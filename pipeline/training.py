@@ -22,8 +22,8 @@ from pipeline.cache.order import Mixture, Order, Ordering
 from pipeline.cache.split import Split
 from pipeline.cache.stream import Batch, Stream, once
 from pipeline.errors import InputError, all_without_secrets, without_secrets
+from pipeline.lm import cost, optim
 from pipeline.lm import model as models
-from pipeline.lm import optim
 from pipeline.lm.checkpoint import Keep
 from pipeline.lm.distributed import World
 from pipeline.lm.model import CodecGPT, ModelConfig
@@ -118,6 +118,18 @@ def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConf
         codec={**manifest.codec, "codebooks": cfg.codec.codebooks},
         embedder=manifest.embedder,
     )
+
+
+def count_steps(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, Split]], world: World) -> None:
+    """Where the settings give an amount of arithmetic instead of steps, set the steps that it makes."""
+    if cfg.trainer.petaflop is None:
+        return
+    if not cfg.trainer.petaflop > 0:
+        raise InputError(f"trainer.petaflop={cfg.trainer.petaflop}: give a number above 0, or null for trainer.steps")
+    crop = _crop(cfg, pairs) or 2**31 - 1
+    frames = float(np.concatenate([np.minimum(train.lengths(), crop) for train, _ in pairs]).mean())
+    a_step = cost.operations(config, frames) * cfg.trainer.micro_batch * cfg.trainer.accumulate * world.ranks
+    cfg.trainer.steps = max(1, round(cfg.trainer.petaflop * 1e15 / a_step))
 
 
 def most_frames(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int:
@@ -321,9 +333,9 @@ def reporting(
     """
 
     def report(step: int, row: Mapping[str, float]) -> None:
-        if "train/frames" in row:
-            hours = row["train/frames"] / frame_rate / 3600
-            row = {**row, "train/hours": hours, "train/epoch": row["train/clips"] / epoch}
+        if row:  # on any of its rows, so that each can be drawn over hours or epochs
+            hours = trainer.frames / frame_rate / 3600
+            row = {**row, "train/hours": hours, "train/epoch": trainer.place / epoch}
         tracker.log(step, row)
         shown = [f"{name} {row[name]:.4g}" for name in _SHOWN if name in row]
         log.info("step %d/%d  %s", step, trainer.settings.steps, "  ".join(shown))

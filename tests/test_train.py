@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 
 from pipeline.config import compose
 from pipeline.errors import InputError
+from pipeline.lm import checkpoint, cost
+from pipeline.lm.model import ModelConfig
 from pipeline.train import main
 from tests.lm.caches import write_cache
 
@@ -212,6 +214,18 @@ def test_every_pattern_trains(here: None, cache: Path, tmp_path: Path, name: str
     train_here(cache, run, f"pattern={name}", "trainer.steps=12", "trainer.val_every=0")
     losses = rows(run)
     assert losses[12] < losses[1] - 0.5
+
+
+def test_an_amount_of_arithmetic_makes_fewer_steps_of_a_longer_pattern(here: None, cache: Path, tmp_path: Path) -> None:
+    taken = {}
+    for name in ("delay", "flatten"):
+        train_here(cache, tmp_path / name, f"pattern={name}", "trainer.petaflop=1e-5", "trainer.val_every=0")
+        taken[name] = max(rows(tmp_path / name))
+        config = ModelConfig(**checkpoint.state_of(checkpoint.saved(tmp_path / name)[-1])["model"])
+        assert taken[name] * 4 * cost.operations(config, 12) == pytest.approx(1e10, rel=0.1)
+    assert taken["flatten"] < taken["delay"] / 1.5
+    with pytest.raises(InputError, match=r"trainer\.petaflop=-1"):
+        train_here(cache, tmp_path / "none", "trainer.petaflop=-1")
 
 
 def test_accumulation_is_one_big_batch(here: None, tmp_path: Path) -> None:

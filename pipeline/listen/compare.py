@@ -15,6 +15,7 @@ from pipeline.listen import run_folder
 from pipeline.listen.evaluation import evaluate
 from pipeline.listen.instrument import Instrument, open_run
 from pipeline.listen.tables import cell
+from pipeline.lm import cost
 from pipeline.lm.choice import Sampling
 from pipeline.lm.sampling import generate
 
@@ -74,18 +75,9 @@ def training(run: Path, instrument: Instrument, frames: float) -> dict[str, floa
     each = logged[len(logged) // 4 :]  # the first rows warm up
     return {
         "steps": logged[-1]["step"],
-        "petaflop": logged[-1]["train/clips"] * operations(instrument, frames) / 1e15,
+        "petaflop": logged[-1]["train/clips"] * cost.operations(instrument.model.config, frames) / 1e15,
         "training": statistics.median(row["speed/codes_per_second"] for row in each),
     }
-
-
-def operations(instrument: Instrument, frames: float) -> float:
-    """Floating point operations of a training step, a clip: 6 a weight and position, attention's 12 D S a position."""
-    config, model = instrument.model.config, instrument.model
-    steps = model.pattern.length(round(frames))
-    trunk = sum(p.numel() for block in model.trunk.h for p in block.parameters() if p.ndim > 1)
-    head = frames * model.head.weight.numel()  # each code is predicted by its codebook's classifier alone
-    return 6 * (trunk * steps + head) + 12 * config.layers * config.width * steps**2
 
 
 def generation_rate(instrument: Instrument, frames: int, clips: int, sampling: Mapping[str, Any]) -> float:

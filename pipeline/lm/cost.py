@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.lm.model import ModelConfig
+from pipeline.lm.patterns import Pattern
 
 # numbers that a GPT-2 layer keeps, in multiples of B S D: two norms' inputs and outputs (4), queries, keys and values
 # (3), the attention's output (1), and the feed-forward's: in, four inside GELU as GPT-2 writes it out, each 4 wide
@@ -80,6 +81,17 @@ def parts(config: ModelConfig) -> dict[str, int]:
 def parameters(config: ModelConfig) -> int:
     """How many parameters a CodecGPT has."""
     return sum(parts(config).values())
+
+
+def operations(config: ModelConfig, frames: float) -> float:
+    """Floating-point operations of training on one clip of so many frames.
+
+    6 a weight and position that meets it (Kaplan et al. 2020), and for attention's own products 12 L D S S.
+    """
+    D, K = config.width, config.codebooks
+    steps = Pattern(config.pattern, K).length(round(frames))
+    head = frames * K * (config.codebook_size + 1) * D  # each code is predicted by its codebook's classifier alone
+    return 6 * (12 * config.layers * D * D * steps + head) + 12 * config.layers * D * steps**2
 
 
 def largest(config: ModelConfig) -> int:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.lm import checkpoint, optim
+from pipeline.lm import checkpoint, cost, optim
 from pipeline.lm.distributed import World
 from pipeline.lm.ema import Ema
 from pipeline.lm.model import CodecGPT
@@ -133,7 +133,7 @@ class Trainer:
         self.ema = Ema(self.model, settings.ema) if settings.ema and world.first else None
         self.step = self.place = self.frames = self.skipped = 0
         self.meter = Meter(self.model.config.codebooks, world.device)
-        self._flops_a_code, self._norm = flops_a_code(self.model), math.nan
+        self._norm = math.nan
         self._stop, self._in_a_row, self._val_loss = False, 0, (-1, math.nan)
         self._writer: Writer | None = engine.checkpoint_engine if settings.save_aside else None
         self._saving: checkpoint.Saving | None = None
@@ -310,8 +310,9 @@ class Trainer:
         if self.world.device.type == "cuda":
             row["memory/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if self.settings.peak_flops:
-            flops = self._flops_a_code * codes / seconds / self.world.ranks
-            row["speed/mfu"] = flops / self.settings.peak_flops
+            config = self.model.config
+            flops = clips * cost.operations(config, codes / clips / config.codebooks) if clips else 0.0
+            row["speed/mfu"] = flops / seconds / self.world.ranks / self.settings.peak_flops
         self.meter.start()
         return row
 
@@ -323,17 +324,6 @@ class Trainer:
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
-
-
-def flops_a_code(model: CodecGPT) -> float:
-    """Floating-point operations of training that one code takes: 6 a weight that it meets (Kaplan et al. 2020).
-
-    A step of the trunk serves as many codes as the pattern puts into it; attention's own products, under 3 % at these
-    lengths, are left out.
-    """
-    K, frames = model.config.codebooks, 300
-    trunk = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in model.trunk.h.parameters())
-    return 6 * (trunk * model.pattern.length(frames) / (K * frames) + model.classes * model.config.width)
 
 
 def _fold(*parts: int) -> int:

@@ -7,7 +7,7 @@ Same clips (4 s, 8 codebooks), same GPT-2, same batch:
   article   fp32; each step encodes its audio with the package's EnCodec (32 codebooks, 8 kept), keeps GPT-2's word
             embedding, counts inactive cells, plain AdamW
   ours      `pipeline.train` itself, from shards: bf16 and compiled layers on a GPU, fp32 on a CPU
-MFU is 6 operations a weight and position, and attention's 12 * layers * width * steps, over the rate of a large bf16
+MFU is `pipeline.lm.cost.operations`, over the rate of a large bf16
 (on a CPU fp32) matrix product measured in the same run.
 """
 
@@ -26,7 +26,9 @@ from transformers import GPT2Config, GPT2Model
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.shard import Sample, ShardWriter
 from pipeline.config import compose
+from pipeline.lm import cost
 from pipeline.sound.codec import untrained_encodec
+from pipeline.tools.memory_table import shape
 from pipeline.train import main as train
 
 K, T, P = 8, 300, 768
@@ -107,13 +109,6 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * n**3 / (timed(lambda: a @ b, 10, device) / 1000)
 
 
-def flops(config: object, batch: int) -> float:
-    """Operations of one training step of a batch."""
-    layers, width, steps = config.layers, config.width, T + K - 1  # type: ignore[attr-defined]
-    weights = 12 * layers * width**2
-    return 6 * batch * (weights * steps + K * 1025 * width * T) + 12 * batch * layers * width * steps**2
-
-
 def measure(models: list[str], batch: int, steps: int, words: list[str]) -> None:
     """Print a row a model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -126,7 +121,7 @@ def measure(models: list[str], batch: int, steps: int, words: list[str]) -> None
         size = GPT2Config(n_embd=config.width, n_layer=config.layers, n_head=config.heads)
         then = article(size, batch, max(4, steps // 10), device)
         now, wait = ours(model, batch, steps, words)
-        mfu = flops(config, batch) / (now / 1000) / rate
+        mfu = batch * cost.operations(shape(model, "delay", T), T) / (now / 1000) / rate
         print(f"| {model} | {then:.1f} | {now:.1f} | {then / now:.1f} | {mfu:.0%} | {wait:.2%} |", flush=True)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.listen.compare import COLUMNS, operations
+from pipeline.listen.compare import COLUMNS
 from pipeline.listen.instrument import open_run
+from pipeline.lm import cost
 from tests.listen.conftest import FRAMES, Stage, task
 
 
@@ -27,20 +28,15 @@ def test_a_row_a_run_with_its_log_and_the_same_clips(
     first, second = found["rows"]
     assert set(first) == set(COLUMNS) and (first["pattern"], second["pattern"]) == ("delay", "flatten")
     assert first["steps"] is None and second["steps"] == 50 and second["training"] == 1003.5
-    assert second["petaflop"] == pytest.approx(400 * operations(open_run(runs[1], "cpu"), FRAMES) / 1e15)
+    assert second["petaflop"] == pytest.approx(
+        400 * cost.operations(open_run(runs[1], "cpu").model.config, FRAMES) / 1e15
+    )
     assert first["bits"] == found["evaluations"][str(runs[0])]["loss"]["model"]["bits_second"]
     assert first["generation"] > 0 and second["generation"] > 0
     lines = (tmp_path / "compare.md").read_text().splitlines()
     assert len(lines) == 4 and all(line.count("|") == len(COLUMNS) + 1 for line in lines)
     told = capsys.readouterr().out
     assert "flatten" in told and "compare.md" in told
-
-
-def test_the_arithmetic_is_that_of_its_matrices(stage: Stage) -> None:
-    instrument = open_run(stage.run("parallel"), "cpu")
-    D, L, C, K, S = 32, 2, 1025, 2, FRAMES
-    expected = 6 * (12 * L * D * D * S + K * C * D * FRAMES) + 12 * L * D * S * S
-    assert operations(instrument, FRAMES) == expected
 
 
 def test_a_run_without_export_is_refused(stage: Stage, tmp_path: Path) -> None:

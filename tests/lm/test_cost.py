@@ -127,3 +127,10 @@ def kept_by_autograd(config: ModelConfig, mode: str, batch: int, frames: int, dt
         kept = model(torch.randint(0, 1024, (batch, config.codebooks, frames)), None, torch.randn(batch, 12))
     assert kept[0].requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+@pytest.mark.parametrize(("pattern", "steps"), [("parallel", 24), ("delay", 27), ("flatten", 96)])
+def test_the_arithmetic_is_that_of_the_matrices(pattern: str, steps: int) -> None:
+    config = replace(TINY, pattern=pattern, codebooks=4)
+    D, L, C, K, T = config.width, config.layers, 1025, 4, 24
+    assert cost.operations(config, T) == 6 * (12 * L * D * D * steps + K * C * D * T) + 12 * L * D * steps**2
