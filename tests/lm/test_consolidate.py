@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.errors import InputError
 from pipeline.lm import checkpoint, cost
-from pipeline.lm.consolidate import weights
+from pipeline.lm.consolidate import refuse_code, weights
 from pipeline.lm.model import CodecGPT, ModelConfig
 from tests.lm.shards_of_weights import KINDS
 
@@ -90,9 +90,16 @@ def test_nothing_that_a_forged_file_says_is_run(runs: Path, tmp_path: Path, monk
     folder = copy(runs / "1-fp32", tmp_path)
     monkeypatch.chdir(tmp_path)
     torch.save({"module": Trap()}, folder / "mp_rank_00_model_states.pt")
-    with pytest.raises(InputError, match=r"mp_rank_00_model_states\.pt holds more than a checkpoint does"):
-        weights(folder)
+    for read in (weights, refuse_code):
+        with pytest.raises(InputError, match=r"mp_rank_00_model_states\.pt holds more than a checkpoint does"):
+            read(folder)
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_deepspeed_writes_holds_no_code(runs: Path, kind: str) -> None:
+    """So each file can be looked through before DeepSpeed's own reader runs whatever it says."""
+    refuse_code(runs / kind / "checkpoints" / "step-2")
 
 
 def test_another_folder_is_told(tmp_path: Path) -> None:
