@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH"
 CHEAP := codec=encodec_embedded embedder=encodecmae_tiny
 
-.PHONY: install quickstart test test-slow test-slurm bench lint clean
+.PHONY: install quickstart demo test test-slow test-slurm bench lint docs clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ quickstart: install
 	$(RUN) deepspeed --num_gpus 2 pipeline/train.py +exp=quickstart
 	$(RUN) python -m pipeline.evaluate run=quickstart/run shards=quickstart/shards sampling.guidance=2.5
 
+# the page to play with, on what the quickstart has learned
+demo: install
+	$(RUN) python -m pipeline.demo run=quickstart/run
+
 # two processes of one thread each; a file's tests share its fixtures, so they stay together
 test: install
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
@@ -37,12 +41,19 @@ test-slurm: install
 lint: install
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+# every public name, from its docstring, as HTML in docs/
+docs: install
+	$(RUN) pdoc --docformat markdown --output-directory docs pipeline
 
 # each prints a table, the ratios of one run; a GPU is used where there is one
 bench: install
 	$(RUN) python -m tests.benchmarks.bench_codec
 	$(RUN) python -m tests.benchmarks.bench_preprocess
+	$(RUN) python -m tests.benchmarks.bench_loader
 	$(RUN) python -m tests.benchmarks.bench_train
+	$(RUN) python -m tests.benchmarks.bench_sampling --music
 
 clean:
-	rm -rf quickstart build *.egg-info
+	rm -rf quickstart docs build *.egg-info
