@@ -113,6 +113,6 @@ def seconds(path: str) -> float | None:
     try:
         with open(path, "rb", buffering=0) as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as sound:  # noqa: PTH123
             fits = 0 < sound.frames <= os.fstat(handle.fileno()).st_size * DENSEST
-            return round(sound.frames / sound.samplerate, 6) if fits else None
+            return (round(sound.frames / sound.samplerate, 6) or None) if fits else None
     except (OSError, soundfile.LibsndfileError):
         return None

@@ -213,7 +213,7 @@ class _File:
                 raise AudioError(self.name, f"damaged at {done / self.rate:.1f} s: {_plain(error)}") from None
             self._sound = None
         if self._sound is None:
-            yield from _mpeg_blocks(self._bytes(), self.channels, self.rate, done)
+            yield from _mpeg_blocks(self._bytes(), self.name, self.channels, self.rate, done)
         elif self.format not in INEXACT and done < self.frames:
             raise AudioError(self.name, f"truncated: {done} of the {self.frames} frames that its header promises")
 
@@ -308,11 +308,14 @@ def _mpeg_info(content: bytes, name: str) -> tuple[int, int, int]:
     return found.sample_rate, found.nchannels, found.num_frames
 
 
-def _mpeg_blocks(content: bytes, channels: int, rate: int, first: int) -> Iterator[np.ndarray]:
+def _mpeg_blocks(content: bytes, name: str, channels: int, rate: int, first: int) -> Iterator[np.ndarray]:
     """MPEG frames from `first` on, past whatever is broken: float32 [up to BLOCK], channels averaged."""
     import miniaudio
 
-    stream = miniaudio.stream_memory(content, miniaudio.SampleFormat.FLOAT32, channels, rate, frames_to_read=BLOCK)
+    try:
+        stream = miniaudio.stream_memory(content, miniaudio.SampleFormat.FLOAT32, channels, rate, frames_to_read=BLOCK)
+    except miniaudio.DecodeError:
+        raise AudioError(name, "damaged: no MPEG frame in it can be decoded") from None
     done = 0
     for samples in stream:
         block = np.frombuffer(samples, np.float32).reshape(-1, channels).mean(axis=1, dtype=np.float32)

@@ -63,7 +63,7 @@ def listen(content: bytes, path: Path) -> None:
     """All that reads sound: of each, AudioError or numbers. Raises what should not be."""
     path.write_bytes(content)
     told = seconds(str(path))
-    assert told is None or 0 < told < math.inf
+    assert told is None or 0 < told < math.inf, f"a duration of {told}"
     for read in (lambda: audio.info(path), lambda: audio.info(content)):
         try:
             found = read()

@@ -247,3 +247,10 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> No
 def test_a_wav_of_chunks_without_end_is_damaged_soon(tmp_path: Path) -> None:
     content = b"RIFF\xff\xff\xff\xffWAVE" + bytes(100 << 20)
     assert reason(content).startswith("damaged: 10000 chunks")
+
+
+def test_an_mp3_of_which_no_frame_can_be_decoded_is_damaged(tmp_path: Path) -> None:
+    """libsndfile opens it by its header alone, and the decoder that goes on where it stops finds nothing."""
+    stereo = np.repeat(tone(0.25, 44_100)[:, None], 2, axis=1)
+    whole = save(tmp_path / "a.mp3", stereo, 44_100, subtype="MPEG_LAYER_III").read_bytes()
+    assert reason(whole[:417] + whole[:30] + bytes(1600)) == "damaged: no MPEG frame in it can be decoded"
