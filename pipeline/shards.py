@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from pipeline.config import entry
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.cache.store import Store
 
 WORDS = ("verify", "describe", "listen", "merge")
 
@@ -48,7 +52,7 @@ def main(cfg: DictConfig) -> int:
     return 0
 
 
-def _verify(store, workers: int | str) -> int:
+def _verify(store: Store, workers: int | str) -> int:
     import os
 
     from pipeline.cache.manifest import Manifest
@@ -64,7 +68,7 @@ def _verify(store, workers: int | str) -> int:
     return 1 if count else 0
 
 
-def _listen(store, cfg: DictConfig) -> int:
+def _listen(store: Store, cfg: DictConfig) -> int:
     from pathlib import Path
 
     import torch

@@ -172,13 +172,14 @@ class Copies:
     def _make_room(self) -> None:
         """Remove what was opened longest ago, until all that is here and on its way fits; never what is mapped."""
         with locked(self.folder / "lock", wait=True):
-            held, total = [], 0
+            held: list[tuple[int, int, Path]] = []  # (when opened, bytes, path)
+            total = 0
             for path in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     if path.suffix == COMING:
-                        size = path.stem.partition("-")[2]
-                        if size.isdecimal() and not _removed(path, path.with_suffix(_DATA)):
-                            total += int(size)
+                        promised = path.stem.partition("-")[2]
+                        if promised.isdecimal() and not _removed(path, path.with_suffix(_DATA)):
+                            total += int(promised)
                     elif path.suffix != _DATA:
                         told = path.stat()
                         total += told.st_size

@@ -214,7 +214,7 @@ class RemoteStore:
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         with tempfile.NamedTemporaryFile(prefix="shard-") as file:
-            yield file  # type: ignore[misc]
+            yield file
             file.flush()
             try:
                 self.fs.put_file(file.name, f"{self.root}/{name}")

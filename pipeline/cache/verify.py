@@ -141,6 +141,9 @@ def _sample_faults(codes: np.ndarray, prompt: np.ndarray, info: dict, split: str
     if info.get("split") != split:
         yield f"of split {info.get('split')!r}, in a shard of {split!r}"
     duration = info.get("duration")
-    known = isinstance(duration, (int, float)) and 0 <= duration < 1e9
-    if not known or abs(math.ceil(round(duration * manifest.frame_rate, 3)) - codes.shape[1]) > 1:
+    if (
+        not isinstance(duration, (int, float))
+        or not 0 <= duration < 1e9
+        or abs(math.ceil(round(duration * manifest.frame_rate, 3)) - codes.shape[1]) > 1
+    ):
         yield "another number of frames than their duration tells"

@@ -48,7 +48,7 @@ class _Strict(tarfile.TarInfo):
             found = super().frombuf(buf, encoding, errors)
             if found.size < 0 or (found.type in _EXTRA and found.size > _LONGEST_NAME):  # a loop, or all memory
                 raise tarfile.ReadError(f"a header says {found.size} bytes")
-            return found  # type: ignore[return-value]
+            return found
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
@@ -73,9 +73,9 @@ def members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, 
             held = None  # a member is known to be whole when the next header has been read
             at = -1
             while (info := tar.next()) is not None:
-                if tar.offset <= at:  # type: ignore[attr-defined] # an extended header may say a size below 0
+                if tar.offset <= at:  # an extended header may say a size below 0
                     raise tarfile.ReadError("a header points back")
-                at = tar.offset  # type: ignore[attr-defined]
+                at = tar.offset
                 tar.members.clear()  # type: ignore[attr-defined] # tarfile remembers every header: a million of them is a gigabyte
                 if held:
                     yield held

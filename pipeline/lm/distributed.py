@@ -82,7 +82,9 @@ def start(timeout: float) -> World:
     )
     atexit.register(dist.destroy_process_group)
     if ranks > 1:
-        _group[:] = [dist.new_group(backend="gloo", timeout=limit)]
+        group = dist.new_group(backend="gloo", timeout=limit)
+        assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+        _group[:] = [group]
     return World(rank, ranks, device)
 
 

@@ -225,8 +225,8 @@ class Trainer:
         ends = self.model.config.end_of_audio * sum(len(b.frames) for b in micro)
         writing = self._writer is not None and self._writer.busy
         mine = [(frames + ends) * self.model.config.codebooks, frames, self._stop, writing]
-        cells, frames, asked, writing = self.world.total(mine)
-        if self._saving and not writing:
+        cells, heard, asked, still = self.world.total(mine)
+        if self._saving and not still:
             self._finish_saving()
         optim.set_rate(self.engine.optimizer, s.lr * optim.rate(self.step, s.steps, s.schedule))
         bad = 0
@@ -239,7 +239,7 @@ class Trainer:
             if m == s.accumulate - 1 and self.engine.zero_optimization_stage() == 0 and self._logs_now():
                 self._norm = _norm(p.grad for p in self.model.parameters() if p.grad is not None)
             self.engine.step()
-        self.step, self.place, self.frames = self.step + 1, micro[-1].place, self.frames + int(frames)
+        self.step, self.place, self.frames = self.step + 1, micro[-1].place, self.frames + int(heard)
         if self.ema is not None and not bad:
             self.ema.update(self.model)
         self._count_skipped(bad)
@@ -319,7 +319,8 @@ class Trainer:
     def _squares(self) -> float:
         """The part of the squared norm of all weights that this rank holds."""
         if self.engine.zero_optimization_partition_weights():
-            return sum(float(p.ds_tensor.float().square().sum()) for p in self.model.parameters())
+            mine = [p.ds_tensor for p in self.model.parameters()]  # type: ignore[attr-defined]
+            return sum(float(weights.float().square().sum()) for weights in mine)
         return _norm(self.model.parameters()) ** 2 if self.world.first else 0.0
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:

@@ -227,7 +227,7 @@ def untrained_encodec(seed: int = 0) -> EncodecModel:
         noise = model.encoder(torch.randn(8, 1, 24_000) * torch.rand(8, 1, 1))  # [8, 128, 75]
         mean, spread = noise.mean((0, 2)), noise.std((0, 2))
         for i, layer in enumerate(model.quantizer.vq.layers):
-            book = layer._codebook.embed
+            book = layer.get_buffer("_codebook.embed")
             book.normal_().mul_(spread / 2 if i == 0 else spread / 4).add_(mean if i == 0 else 0)
     return model
 
@@ -291,6 +291,6 @@ def _embedded(folder: Path) -> tuple[EncodecModel, str]:
         name="encodec_embedded",
     )
     for layer, book in zip(model.quantizer.vq.layers, books, strict=True):
-        layer._codebook.embed.copy_(book)
-        layer._codebook.inited.fill_(1)
+        layer.get_buffer("_codebook.embed").copy_(book)
+        layer.get_buffer("_codebook.inited").fill_(1)
     return model, hashlib.sha256(file.read_bytes()).hexdigest()

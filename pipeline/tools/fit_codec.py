@@ -189,12 +189,12 @@ def main(words: list[str] | None = None) -> None:
     for soundfont in args.soundfonts or [_pretty_midis()]:
         synth = Synth(soundfont)
         notes = synth.notes(args.every, random)
-        random.shuffle(notes)  # type: ignore[arg-type]
+        random.shuffle(notes)
         held_out[soundfont.stem] = notes[: args.held_out]
         train += notes[args.held_out :][: args.clips]
         drums += synth.drums()
         print(f"{soundfont.name}: {len(notes)} notes", flush=True)
-    random.shuffle(train)  # type: ignore[arg-type]
+    random.shuffle(train)
     books, mean = fit(frames_of(mixed(train, drums, random)))
     args.out.mkdir(parents=True, exist_ok=True)
     facts = {"sample_rate": RATE, "hop": HOP, "n_fft": WINDOW, "bands": len(mean), "widen": WIDEN, "floor": FLOOR}
