@@ -115,6 +115,7 @@ def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConf
         dropout=m.dropout,
         prompt_dropout=m.prompt_dropout,
         end_of_audio=cfg.data.end_of_audio,
+        frames=frames,
         codec={**manifest.codec, "codebooks": cfg.codec.codebooks},
         embedder=manifest.embedder,
     )

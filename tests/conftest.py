@@ -1,4 +1,4 @@
-"""Corpora that any test may read; who changes one copies it first."""
+"""Corpora that any test may read (who changes one copies it first); and no property has to hold by a clock."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.build_corpora import build_jamendo, render_notes
+
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

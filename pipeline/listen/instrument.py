@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline.cache.stream import Split
 from pipeline.config import CONF
 from pipeline.errors import InputError
 from pipeline.lm.model import WEIGHTS, CodecGPT
@@ -25,7 +24,7 @@ PACKAGES = ("codec-audio-lm", "torch", "transformers", "encodec", "numpy", "soxr
 
 @dataclass(frozen=True)
 class Instrument:
-    """folder: the export; sha256: of its weights' file; trained_frames: of the longest clip of training, if known."""
+    """folder: the export; sha256: of its weights' file."""
 
     model: CodecGPT
     player: Player
@@ -33,7 +32,11 @@ class Instrument:
     embedder: Embedder
     folder: Path
     sha256: str
-    trained_frames: int | None
+
+    @property
+    def trained_frames(self) -> int | None:
+        """Of the longest clip of training, if the export tells."""
+        return self.model.config.frames
 
     @property
     def device(self) -> torch.device:
@@ -110,20 +113,7 @@ def open_run(
     codec = _codec(model, folder, repository, place)
     embedder = _embedder(model, folder, embedder_source, place)
     sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    frames = trained_frames(folder.parent, codec.frame_rate)
-    return Instrument(model, Player(model, exact), codec, embedder, folder, sha256, frames)
-
-
-def trained_frames(run: Path, frame_rate: float) -> int | None:
-    """How long the clips of training were at most, by the settings of the run; None where they do not tell."""
-    try:
-        settings = yaml.safe_load((run / "config.yaml").read_text())
-        crop, shards = settings["data"]["seconds"], settings["shards"]
-        folders = [shards] if isinstance(shards, str) else list(shards.values())
-        longest = max(Split(folder, settings["data"]["train"]).longest() for folder in folders)
-        return longest if crop is None else min(longest, round(crop * frame_rate))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
-        return None
+    return Instrument(model, Player(model, exact), codec, embedder, folder, sha256)
 
 
 def _codec(model: CodecGPT, folder: Path, repository: str | None, device: torch.device) -> Codec:

@@ -50,7 +50,7 @@ def find(run: Path, resume: str) -> Path | None:
 
     Raises InputError where `never` would mix two runs in one folder, or the path holds no complete checkpoint.
     """
-    newest = (saved(run) or [None])[-1]
+    newest = _newest(run)
     if resume == "auto":
         return newest
     if resume == "never":
@@ -58,12 +58,17 @@ def find(run: Path, resume: str) -> Path | None:
             raise InputError(f"{run} holds a run that reached {newest.name}: remove it, or give another run=DIR")
         return None
     path = Path(resume)
-    chosen = path if (path / COMPLETE).is_file() else (saved(path) or [None])[-1]
+    chosen = path if (path / COMPLETE).is_file() else _newest(path)
     if chosen is None:
         raise InputError(
             f"resume={resume} holds no complete checkpoint: give auto, never, a run folder or a step-N folder"
         )
     return chosen
+
+
+def _newest(run: Path) -> Path | None:
+    found = saved(run)
+    return found[-1] if found else None
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ class Keep:
 
 def best_of(found: list[Path]) -> Path | None:
     """The checkpoint with the lowest validation loss at its own step, if any was validated."""
-    losses = {path: state_of(path).get("val_loss") for path in found}
-    return min((path for path in found if losses[path] is not None), key=lambda path: losses[path], default=None)
+    losses = {path: loss for path in found if (loss := state_of(path).get("val_loss")) is not None}
+    return min(losses, key=losses.__getitem__, default=None)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 def check_model(checkpoint: Path, config: ModelConfig) -> None:
     """Raises InputError, naming the settings that differ, unless the checkpoint is of such a model."""
     then, now = state_of(checkpoint)["model"], json.loads(json.dumps(asdict(config)))
-    differ = [f"{name}={then.get(name)!r} then, {now[name]!r} now" for name in now if then.get(name) != now[name]]
+    names = [name for name in now if name != "frames"]  # a resume may go on with longer clips
+    differ = [f"{name}={then.get(name)!r} then, {now[name]!r} now" for name in names if then.get(name) != now[name]]
     if differ:
         raise InputError(
             f"{checkpoint} is of another model ({'; '.join(differ)}): give its settings, or another run=DIR"

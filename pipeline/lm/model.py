@@ -44,6 +44,7 @@ class ModelConfig:
     prompt_dropout: float  # share of training clips whose prompt is replaced by the null vector, for guidance
     end_of_audio: bool  # class 0 in an active cell means the clip has ended
     codebook_size: int = 1024
+    frames: int | None = None  # of the longest clip that it learned; None: not known
     codec: dict[str, Any] = field(default_factory=dict)
     embedder: dict[str, Any] = field(default_factory=dict)
 
@@ -52,13 +53,17 @@ class ModelConfig:
         """From JSON that anybody may have written. Raises TypeError for what is no model's."""
         if not isinstance(found, dict):
             raise TypeError("its settings are no JSON object")
-        known = {f.name: f.type for f in fields(cls)}
-        kinds = {"int": int, "str": str, "float": (int, float), "bool": bool, "dict[str, Any]": dict}
+        known = {f.name: str(f.type) for f in fields(cls)}
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "int": int, "int | None": (int, type(None)), "str": str, "float": (int, float), "bool": bool,
+            "dict[str, Any]": dict,
+        }  # fmt: skip
         for name, value in found.items():
-            if name in known and (
-                not isinstance(value, kinds[known[name]])
-                or (known[name] == "int" and (value is True or value is False or value < 1))
-            ):
+            kind = known.get(name)
+            if kind is None:
+                continue
+            fits, counted = isinstance(value, kinds[kind]), kind.startswith("int") and value is not None
+            if not fits or (counted and (isinstance(value, bool) or value < 1)):
                 raise TypeError(f"its {name} is {value!r:.40}")
         return cls(**{name: value for name, value in found.items() if name in known})
 
@@ -76,7 +81,9 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(codebooks, classes))
 
     def forward(self, rows: Tensor) -> Tensor:
-        weight, bias, classes = self.weight, self.bias, self.weight.shape[1]
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        classes = weight.shape[1]
         if rows.is_cuda:  # 1025 columns are on no boundary that a GPU's matrix units want
             spare = -classes % 64
             weight, bias = F.pad(weight, (0, 0, 0, spare)), F.pad(bias, (0, spare))
@@ -88,6 +95,7 @@ class CodecGPT(nn.Module):
 
     prompt_mean: Tensor
     prompt_std: Tensor
+    offsets: Tensor
 
     def __init__(self, config: ModelConfig, trunk: GPT2Model | None = None) -> None:
         """A model with fresh weights, or around the pretrained `trunk` (in train mode either way)."""
@@ -95,7 +103,7 @@ class CodecGPT(nn.Module):
         self.config = config
         self.pattern = Pattern(config.pattern, config.codebooks)
         self.trunk = trunk or GPT2Model(_gpt2_config(config))
-        self.trunk.wte = None  # GPT-2's own vocabulary is never read: 38.6 M of the 124 M parameters
+        self.trunk.register_module("wte", None)  # GPT-2's own vocabulary is never read: 38.6 M of the 124 M parameters
         self.classes = config.codebook_size + 1
         self.codes = nn.Embedding(config.codebooks * self.classes, config.width)
         self.head = Head(config.codebooks, config.width, self.classes)

@@ -29,7 +29,7 @@ def lengths_of(clips: list[int], seed: int = 0) -> np.ndarray:
     st.integers(0, 99),
     st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_every_clip_once_an_epoch(clips: list[int], seed: int, window: int) -> None:
     order = Buckets(Order(clips, seed, window), [lengths_of(clips)], seed)
     seen = ids(order, np.arange(3 * order.epoch))
@@ -39,7 +39,7 @@ def test_every_clip_once_an_epoch(clips: list[int], seed: int, window: int) -> N
 
 
 @given(st.lists(st.integers(0, 100_000), min_size=1, max_size=20))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_place_needs_none_of_those_before_it(some: list[int]) -> None:
     clips = [200] * 30
     one, two = (Buckets(Order(clips, 3, 5), [lengths_of(clips)], 3) for _ in range(2))
@@ -107,7 +107,7 @@ def test_batches_of_real_shards_are_cut_by_length(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 40), st.integers(1, 5), st.sampled_from([0, 2]))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_first_k_plus_rest_is_all_on_any_number_of_ranks(
     cache: Path, ranks: int, batch: int, stop: int, ranks_after: int, threads: int
 ) -> None:

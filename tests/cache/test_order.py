@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.cache.order import Mixture, Order, key, permuted
 from pipeline.errors import InputError
 
-settings.register_profile("unhurried", deadline=None)
+settings.register_profile("unhurried")
 settings.load_profile("unhurried")
 shards = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
 seeds = st.integers(0, 2**32)

@@ -51,7 +51,7 @@ def assert_same(found: list[Sample], expected: list[Sample]) -> None:
         assert f.info == e.info
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     frames=st.lists(st.integers(0, 700), max_size=6),
     codebooks=st.integers(1, 32),

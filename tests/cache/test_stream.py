@@ -36,7 +36,7 @@ def read(split: Split, order: Order, place: int, steps: int, ranks: int, batch: 
     ranks_after=st.integers(1, 4),
     threads=st.sampled_from([0, 2]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_first_k_plus_rest_is_all(
     tmp_path_factory: pytest.TempPathFactory,
     shards: list[int],
@@ -59,7 +59,7 @@ def test_first_k_plus_rest_is_all(
 
 
 @given(shards=st.lists(st.integers(1, 9), min_size=1, max_size=5), ranks=st.integers(1, 9), batch=st.integers(1, 4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_validation_sees_every_clip_once_over_all_ranks(
     tmp_path_factory: pytest.TempPathFactory, shards: list[int], ranks: int, batch: int
 ) -> None:

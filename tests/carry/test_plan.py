@@ -25,7 +25,7 @@ def planned(found: list[Clip], most: int = 10, old: Plan | None = None, aside: l
     return make_plan(found, spool, most, old, BLANK, lambda: aside or []), spool
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(splits=st.lists(st.sampled_from(["train", "valid", "test"]), min_size=1, max_size=120), most=st.integers(1, 40))
 def test_every_clip_is_in_one_shard_in_the_corpus_s_order(splits: list[str], most: int) -> None:
     given_clips = [Clip(f"k{i}", f"/corpus/{i}.wav", split) for i, split in enumerate(splits)]

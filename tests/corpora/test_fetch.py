@@ -77,7 +77,7 @@ def test_what_came_before_the_break_is_not_sent_again(site: Site, remote: Remote
 
 
 @given(faults=st.lists(st.sampled_from(["503", "break 70000", "break 0", "whole", "no length"]), max_size=6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_run_of_faults_leaves_a_wrong_file(faults: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Runs of a server's faults, and runs of ours: the file is right under its name, or not there."""
     path = tmp_path_factory.mktemp("runs") / "file.bin"

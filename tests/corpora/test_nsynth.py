@@ -96,7 +96,7 @@ def test_a_broken_index_is_refused_by_name(root: Path, broken: str) -> None:
     ),
     st.sampled_from([None, 1]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_index_is_read_as_json_reads_it(value: dict, indent: int | None) -> None:
     text = json.dumps(value, indent=indent).encode()
     assert dict(entries(io.BytesIO(text), "index")) == value

@@ -12,7 +12,6 @@ import yaml
 from hypothesis import given
 
 from pipeline.listen import run_folder, sidecar
-from pipeline.listen.instrument import trained_frames
 from pipeline.lm import checkpoint
 from pipeline.lm.model import CONFIG, WEIGHTS, CodecGPT, ModelConfig
 from tests.fuzz.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
@@ -39,7 +38,6 @@ def put(path: Path, seed: int, told: Any) -> Path:
 def test_damaged_settings(tmp_path: Path, seed: int) -> None:
     put(tmp_path / "config.yaml", seed, SETTINGS)
     with refused_or_right(str(tmp_path)):
-        assert trained_frames(tmp_path, 75.0) is None  # for there is no such cache
         assert isinstance(run_folder.shards(tmp_path), str)
 
 

@@ -42,8 +42,8 @@ class Stage:
             torch.manual_seed(0)
             config = ModelConfig(
                 codebooks=2, pattern=pattern, prompt_dim=manifest.prompt_width, width=32, layers=2, heads=4,
-                positions=positions, dropout=0.0, prompt_dropout=0.0, end_of_audio=False, codec=manifest.codec,
-                embedder=manifest.embedder,
+                positions=positions, dropout=0.0, prompt_dropout=0.0, end_of_audio=False, frames=FRAMES,
+                codec=manifest.codec, embedder=manifest.embedder,
             )  # fmt: skip
             model = CodecGPT(replace(config, **changes))
             torch.nn.init.normal_(model.head.weight, std=0.2)

@@ -21,7 +21,7 @@ GPT2 = ModelConfig(
 )  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     config=st.builds(
         ModelConfig,

@@ -102,7 +102,7 @@ def test_settings_that_make_no_sense_are_refused_by_name() -> None:
 
 
 @given(names, st.integers(1, 20), st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_f_frames_are_exactly_f_frames_of_codes(name: str, frames: int, batch: int) -> None:
     codes, lengths = generate(loving(None, name), None, frames, Sampling(), range(batch))
     assert codes.shape == (batch, 4, frames) and lengths.tolist() == [frames] * batch
@@ -141,7 +141,7 @@ def test_the_cached_loop_is_greedy_search_on_full_logits(name: str, guidance: fl
 
 
 @given(names, st.lists(st.integers(0, 2**40), min_size=1, max_size=5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_row_gives_the_same_codes_in_a_batch_as_alone(name: str, seeds: list[int]) -> None:
     model, prompts = Player(tiny(pattern=name).eval()), torch.randn(len(seeds), 12)
     together, _ = generate(model, prompts, 7, Sampling(0.9, top_k=50), seeds)

@@ -96,7 +96,7 @@ def test_a_cut_equals_the_cut_of_the_whole(tmp_path: Path, rate: int, format: st
     assert len(audio.read(path, start=6.5, duration=4)) == RATE // 2  # the file ends before
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     cuts=st.lists(st.tuples(st.floats(0, 5.9), st.floats(0.01, 3)), min_size=1, max_size=6),
     rate=st.sampled_from([16_000, 24_000, 44_100]),

@@ -121,7 +121,7 @@ def test_half_precision_around_changes_no_code(codec: Codec) -> None:
     assert codec.decode(expected).dtype == torch.float32
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6))
 @pytest.mark.parametrize("name", ["untrained", "encodec_embedded"])
 def test_decoding_in_chunks_equals_decoding_the_whole(name: str, sizes: list[int]) -> None:
