@@ -66,6 +66,8 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
             code.append(task(cfg))
         except InputError as error:  # caught in here: Hydra would announce it in its own words first
             refused.append(error)
+        if code[-1:] == [STOPPED]:  # asked to stop: what a sweep has still to run is not begun
+            sys.exit(STOPPED)
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()

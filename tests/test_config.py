@@ -59,3 +59,11 @@ def test_a_command_line_is_obeyed_or_refused_in_one_line(words: list[str], code:
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", COMMAND.format(root=str(ROOT)), "-m", "data=notes,nsynth"], cwd=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stop_ends_a_sweep(tmp_path: Path) -> None:
+    """TERM ends what runs with 75; the combinations behind it are left for the next time."""
+    words = ["-m", "part=stop,1/1", "codec.codebooks=4"]
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT)), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75 and done.stdout.count("out shards/nsynth 4") == 1, done.stdout + done.stderr

@@ -77,7 +77,6 @@ def test_min_p_keeps_those_at_least_so_likely_as_a_share_of_the_likeliest() -> N
 
 
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=12), st.integers(0, 10_000), st.data())
-@settings(deadline=None)
 def test_nothing_impossible_is_ever_chosen(logits: list[float], seed: int, data: st.DataObject) -> None:
     forbidden = data.draw(st.sets(st.integers(0, len(logits) - 1), max_size=len(logits) - 1))
     x = torch.tensor([-math.inf if i in forbidden else v for i, v in enumerate(logits)])
