@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.dashboards import ON_A_GPU, shown
 from tests.lm.caches import K, write_cache
 from tests.wandb_server import Server
 
@@ -19,8 +19,6 @@ pytest.importorskip("wandb_workspaces", reason='the dashboard needs wandb-worksp
 from pipeline import dashboard
 
 ROOT = Path(__file__).parents[1]
-ON_A_GPU = {"memory/gpu_gib", "speed/mfu"}  # which no CPU has
-OF_W_AND_B = {"_step"}
 
 
 def command(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -40,10 +38,8 @@ def test_it_names_only_what_a_real_run_logs_and_misses_no_loss(tmp_path: Path) -
     assert done.returncode == 0, done.stderr + done.stdout
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = {name for row in rows for name in row} - {"step"}
-    shown = dashboard.metrics(dashboard.specification(dashboard.workspace("e", "p", "n", K)))
-    shown = {re.sub(r"^summary_metrics\.|\.(min|last)$", "", name) for name in shown}
-    assert shown - ON_A_GPU - OF_W_AND_B - {dashboard.STEP} <= logged
-    assert {name for name in logged if "loss" in name} <= shown
+    assert shown(K) <= logged
+    assert {name for name in logged if "loss" in name} <= shown(K)
     over = [row for row in rows if "val/loss" in row]
     assert over and all(row["train/hours"] > 0 and row["train/epoch"] > 0 for row in over)
     trainer = (ROOT / "pipeline" / "lm" / "trainer.py").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from pipeline.track import journal
 from tests.build_caches import tones
+from tests.dashboards import shown
 from tests.slurm.cluster import ROOT, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
@@ -102,6 +104,8 @@ def test_preempted_and_requeued_it_learns_the_same(whole: Path, cluster: Cluster
     steps = [row["trainer/step"] for row in told]
     assert len(journal.files(run, number)) == 2 and steps == sorted(steps)
     assert {row["trainer/step"]: row["train/loss"] for row in told if "train/loss" in row} == losses(run)
+    if importlib.util.find_spec("wandb_workspaces"):
+        assert shown(2) <= {name for row in told for name in row}, "all that the dashboard names is in W&B's own file"
     assert not [*cluster.work.glob(".train-*")]
 
 
