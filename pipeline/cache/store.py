@@ -75,7 +75,7 @@ def locate(address: str | Path) -> tuple[Store, str]:
     return open_store(folder or "."), name
 
 
-class LocalStore:
+class LocalStore(Store):
     """A folder of this machine (or mounted on it)."""
 
     def __init__(self, root: str | Path) -> None:
@@ -155,7 +155,7 @@ class LocalStore:
             raise InputError(f"cannot write to {self.root} ({error.strerror}): give another out=") from error
 
 
-class RemoteStore:
+class RemoteStore(Store):
     """A folder behind fsspec. Files are spooled to local disk and uploaded whole."""
 
     def __init__(self, address: str) -> None:

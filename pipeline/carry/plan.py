@@ -71,6 +71,7 @@ class Spool:
         return Item(Clip(key, full, split, start, duration, labels, span and tuple(span)), path, seen)
 
     def close(self) -> None:
+        """Let go of the file, which has no name: its bytes are gone with it."""
         self._file.close()
 
 

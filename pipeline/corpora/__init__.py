@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpora.archive import fingerprint, load
-from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import Corpus, SetAside
+from pipeline.corpora.archive import fingerprint as fingerprint
+from pipeline.corpora.archive import load as load
+from pipeline.corpora.clip import Clip as Clip
+from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.corpus import SetAside as SetAside
 from pipeline.corpora.duplicates import Digest
 from pipeline.errors import InputError
-
-__all__ = ["Clip", "Corpus", "Digest", "SetAside", "fingerprint", "load", "open_corpus"]
 
 
 def open_corpus(data: Mapping[str, Any], digest: Digest | None = None) -> Corpus:

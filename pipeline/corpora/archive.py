@@ -143,6 +143,7 @@ def _unpacked(archive: Path) -> IO[bytes]:
 
 
 def container(path: str) -> str:
+    """The archive in which a clip lies whose path `inside` made."""
     found = _INSIDE.match(path)
     assert found, f"{path!r} names no archive"
     return found.group(1)

@@ -81,6 +81,7 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(codebooks, classes))
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Rows [K, N, D] -> logits [K, N, C]: row n of codebook k meets the k-th matrix only."""
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         classes = weight.shape[1]
