@@ -19,12 +19,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline import training
 from pipeline.config import compose
 from pipeline.errors import InputError
-from pipeline.lm import checkpoint, cost
+from pipeline.lm import checkpoint, cost, distributed
 from pipeline.lm.model import ModelConfig
 from pipeline.train import main
 from tests.lm.caches import write_cache
+from tests.lm.models import tiny
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -246,6 +248,23 @@ def test_zero_stages_agree(here: None, cache: Path, tmp_path: Path) -> None:
     assert losses[3] == pytest.approx(losses[0], abs=1e-5)
     norms = rows(tmp_path / "0", "train/grad_norm")
     assert norms == pytest.approx(rows(tmp_path / "1", "train/grad_norm"), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_gradient_that_is_not_finite_changes_no_weight(here: None, stage: int, precision: str) -> None:
+    cfg = compose("train", [f"deepspeed=zero{stage}", f"trainer.precision={precision}", "trainer.micro_batch=2"])
+    engine = training.build_engine(cfg, tiny(), distributed.start(60))
+    weight = engine.module.trunk.h[0].mlp.c_fc.weight
+    codes, prompt = torch.randint(0, 1024, (2, 4, 12)), torch.randn(2, 12)
+    for broken in (False, True, False):
+        before = weight.detach().clone()
+        hook = weight.register_hook(lambda grad: torch.full_like(grad, torch.inf)) if broken else None
+        engine.backward(engine(codes, None, prompt)[0].sum())
+        engine.step()
+        if hook is not None:
+            hook.remove()
+        assert torch.equal(before, weight) == broken and weight.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.bench_train                                   # on a CPU: a tiny GPT-2
     python -m tests.benchmarks.bench_train --models small medium --batch 32  # on a GPU
+    python -m tests.benchmarks.bench_train --growth                          # longer clips, larger batches
 
 Same clips (4 s, 8 codebooks), same GPT-2, same batch:
   article   fp32; each step encodes its audio with the package's EnCodec (32 codebooks, 8 kept), keeps GPT-2's word
@@ -34,28 +35,28 @@ from pipeline.train import main as train
 K, T, P = 8, 300, 768
 
 
-def write_cache(folder: Path, clips: int) -> None:
-    """Random codes and prompts of 4 s clips."""
+def write_cache(folder: Path, clips: int, frames: int) -> None:
+    """Random codes and prompts."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     with ShardWriter(folder, "train-000000.tar") as shard:
         for i in range(clips):
-            codes = rng.integers(0, 1024, (K, T), dtype=np.uint16)
+            codes = rng.integers(0, 1024, (K, frames), dtype=np.uint16)
             shard.add(Sample(f"clip-{i}", codes, rng.normal(size=P).astype("<f2"), {}))
     codec = {"name": "encodec_24khz", "weights": "0" * 64, "sample_rate": 24000, "frame_rate": 75, "codebooks": K}
     embedder = {"name": "made up", "weights": "1" * 64, "sample_rate": 24000, "dim": P}
     Manifest({**codec, "codebook_size": 1024, "dtype": "float32"}, embedder, {}, {"train": [shard.info]}).save(folder)
 
 
-def ours(model: str, batch: int, steps: int, words: list[str]) -> tuple[float, float]:
+def ours(model: str, batch: int, steps: int, words: list[str], frames: int = T) -> tuple[float, float]:
     """Milliseconds a step, and the share of it that waited for data."""
     with tempfile.TemporaryDirectory() as folder:
-        write_cache(Path(folder) / "cache", 2000)
+        write_cache(Path(folder) / "cache", 2000, frames)
         row_every = max(1, steps // 4)
         cfg = compose("train", [
             "+exp=delay_gpt2", f"model={model}", f"shards={folder}/cache", f"run={folder}/run", "tracking=none",
             f"trainer.micro_batch={batch}", f"trainer.steps={steps}", f"trainer.log_every={row_every}",
-            "trainer.val_every=0", "trainer.save_every=0", *words,
+            "trainer.val_every=0", "trainer.save_every=0", "listen.clips=0", *words,
         ])  # fmt: skip
         train.task(cfg)  # type: ignore[attr-defined]
         rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -125,11 +126,25 @@ def measure(models: list[str], batch: int, steps: int, words: list[str]) -> None
         print(f"| {model} | {then:.1f} | {now:.1f} | {then / now:.1f} | {mfu:.0%} | {wait:.2%} |", flush=True)
 
 
+def grow(model: str, batch: int, steps: int, words: list[str]) -> None:
+    """Print milliseconds a step and a clip for clips of more and more frames, then for larger and larger batches."""
+    print("| clips a step | frames | ms a step | ms a clip | codes a second | data wait |\n|---|---|---|---|---|---|")
+    shapes = [(batch, frames) for frames in (75, 150, 300, 600)] + [(n, T) for n in (1, 2, 2 * batch, 4 * batch)]
+    for clips, frames in shapes:
+        took, wait = ours(model, clips, steps, words, frames)
+        rate = clips * frames * K / took * 1000
+        print(f"| {clips} | {frames} | {took:.1f} | {took / clips:.1f} | {rate:,.0f} | {wait:.2%} |", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny"])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--growth", action="store_true")
     parser.add_argument("words", nargs="*", help="settings of pipeline.train")
     given = parser.parse_args()
-    measure(given.models, given.batch, given.steps, given.words)
+    if given.growth:
+        grow(given.models[0], given.batch, given.steps, given.words)
+    else:
+        measure(given.models, given.batch, given.steps, given.words)
