@@ -17,7 +17,8 @@ from pipeline.config import CONF
 ROOT = Path(__file__).parents[1]
 PIPELINE = ROOT / "pipeline"
 ROOMS = {"corpora", "sound", "cache", "lm"}
-LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
+LONGEST_FILE = {"pipeline": 400, "tests": 450}  # lines
+LONGEST_FUNCTION = 60
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -67,7 +68,7 @@ def test_no_module_of_ours_bears_the_name_of_the_standard_library() -> None:
 @pytest.mark.parametrize("file", files("pipeline", "tests"), ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_file_and_no_function_is_long(file: Path) -> None:
     text = file.read_text()
-    assert text.count("\n") <= LONGEST_FILE
+    assert text.count("\n") <= LONGEST_FILE[file.relative_to(ROOT).parts[0]]
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None and node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
