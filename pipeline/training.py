@@ -210,7 +210,7 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     optimizer = optim.adamw(model, cfg.optim, world.device)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
     if getattr(engine.optimizer, "compute_grad_norm", False) and cfg.deepspeed.zero_optimization.stage < 3:
-        # what is not finite in a gradient is so in the norm of all, which is looked at too: one launch, not one a weight
+        # what is not finite in a gradient is so in the norm of all, which is looked at too: one launch, not hundreds
         engine.optimizer.check_overflow = lambda partition_gradients: None
     if t.save_aside:
         from pipeline.lm.writer import Writer

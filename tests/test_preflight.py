@@ -172,6 +172,6 @@ def test_what_is_allowed_and_odd_is_said(cache: Path) -> None:
 def test_a_run_that_goes_on_says_what_is_done(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = tmp_path / "checkpoints" / "step-30"
     found.mkdir(parents=True)
-    (found / checkpoint.COMPLETE).write_text('{"step": 30}')
+    (found / checkpoint.COMPLETE).write_text('{"step": 30, "ranks": 1, "stage": 1, "model": {}}')
     preflight.check(*settings(cache, f"run='{tmp_path}'", "trainer.steps=90"), ALONE, found)
     assert "30 are done" in capsys.readouterr().out

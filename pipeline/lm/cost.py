@@ -19,9 +19,8 @@ from pipeline.lm.model import ModelConfig
 from pipeline.lm.patterns import Pattern
 
 # numbers that a GPT-2 layer keeps, in multiples of B S D: two norms' inputs and outputs (4), queries, keys and values
-# (3), the attention's output (1), and the feed-forward's: in, four inside GELU as GPT-2 writes it out, each 4 wide
-_KEPT = 28
-_KEPT_COMPILED = 16  # the compiler computes the inside of GELU again
+# (3), the attention's output (1), and the feed-forward's two, each 4 wide
+_KEPT = 16
 _KEPT_CHECKPOINTED = 1  # the layer's input alone
 
 
@@ -149,7 +148,7 @@ def activations(config: ModelConfig, setup: Setup, batch: int, frames: int, step
     number that may be dropped.
     """
     row = batch * steps * config.width
-    layers = config.layers * {"eager": _KEPT, "compiled": _KEPT_COMPILED, "checkpointed": _KEPT_CHECKPOINTED}[mode]
+    layers = config.layers * {"eager": _KEPT, "compiled": _KEPT, "checkpointed": _KEPT_CHECKPOINTED}[mode]
     masks = (2 * config.layers + 1) * row if config.dropout and mode == "eager" else 0
     around = 2 * row + batch * config.codebooks * frames * config.width  # the last norm, and the rows that predict
     return setup.width * (layers * row + around) + masks

@@ -27,6 +27,7 @@ from pipeline.lm.patterns import EMPTY, Pattern
 
 log = logging.getLogger(__name__)
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+GELU = "gelu_pytorch_tanh"  # GPT-2's own, which transformers writes out as eight operations, in one
 
 
 @dataclass(frozen=True)
@@ -252,8 +253,9 @@ def build(config: ModelConfig, pretrained: str | None = None) -> CodecGPT:
         return CodecGPT(config)
     try:
         trunk = GPT2Model.from_pretrained(
-            pretrained, attn_pdrop=config.dropout, resid_pdrop=config.dropout, embd_pdrop=config.dropout
-        )
+            pretrained, attn_pdrop=config.dropout, resid_pdrop=config.dropout, embd_pdrop=config.dropout,
+            activation_function=GELU,
+        )  # fmt: skip
     except OSError as error:
         raise InputError(
             f"model.pretrained={pretrained}: not on this machine, and the hub did not give it. Run "
@@ -299,7 +301,7 @@ def _gpt2_config(config: ModelConfig) -> GPT2Config:
     return GPT2Config(
         vocab_size=1, bos_token_id=0, eos_token_id=0,
         n_positions=config.positions, n_embd=config.width, n_layer=config.layers, n_head=config.heads,
-        attn_pdrop=config.dropout, resid_pdrop=config.dropout, embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout, resid_pdrop=config.dropout, embd_pdrop=config.dropout, activation_function=GELU,
     )  # fmt: skip
 
 

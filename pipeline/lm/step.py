@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.lm.model import CodecGPT
+from pipeline.lm.model import GELU, CodecGPT
 
 _SUM = 1024  # oneDNN adds up so many products in one order, whatever the number of rows
 _ROWS = 16  # that the packing is made for
@@ -85,7 +85,7 @@ class Player:
 
     def __init__(self, model: CodecGPT, exact: bool = True) -> None:
         trunk = model.trunk
-        assert trunk.config.activation_function == "gelu_new" and not trunk.config.scale_attn_by_inverse_layer_idx
+        assert trunk.config.activation_function == GELU and not trunk.config.scale_attn_by_inverse_layer_idx
         self.model, self.config, self.pattern = model, model.config, model.pattern
         self.device, self.heads = model.null.device, model.config.heads
         self.captures = self.device.type == "cuda"
