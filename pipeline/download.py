@@ -10,6 +10,8 @@ and verified; the same command again goes on, and fetches nothing that is comple
 
 MTG-Jamendo's SHA-256 are its project's own. NSynth publishes none: its archives are verified by the MD5 that the
 server states or, where it states none, by reading them through.
+
+What people change: data=, data.root=, splits=, folders=, quality=, parallel=, addresses.nsynth= (a mirror).
 """
 
 from __future__ import annotations

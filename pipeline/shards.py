@@ -1,9 +1,11 @@
 """Look after a cache of shards: a folder, or s3://..., gs://..., http(s)://...
 
-python -m pipeline.shards verify DIR      every byte, count, key, shape and code against the manifest; exit 1 on faults
-python -m pipeline.shards describe DIR    hours, clips, bytes an hour, labels, how much of each codebook is used
-python -m pipeline.shards listen DIR      decode clips drawn at random into wavs: clips=8 seed=0 split=valid out=listen
-python -m pipeline.shards merge DIR       write the manifest once all parts of a preprocessing are finished
+  python -m pipeline.shards verify DIR      every byte, count, key and code against the manifest; exit 1 on faults
+  python -m pipeline.shards describe DIR    hours, clips, bytes an hour, labels, how much of each codebook is used
+  python -m pipeline.shards listen DIR      decode clips drawn at random into wavs
+  python -m pipeline.shards merge DIR       write the manifest once all parts of a preprocessing are finished
+
+What people change: workers= of verify; clips=, seed=, split=, out=, device= of listen.
 """
 
 from __future__ import annotations
