@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.listen.prompts import sha256_of
 log = logging.getLogger("pipeline")
 FORMAT = 1
 MOST_ROWS = 65_536  # of a batch
+_HEX = re.compile("[0-9a-f]*")
 ELSEWHERE = (
     "run",
     "out",
@@ -93,6 +95,8 @@ def _check_types(told: Mapping[str, Any]) -> None:
         raise TypeError(f"{texts} or row {row!r} of {rows!r} is of another kind")
     if rows > MOST_ROWS:
         raise TypeError(f"{rows} rows are more than one batch has")
+    if not all(_HEX.fullmatch(text) for text in texts[2:]):
+        raise TypeError(f"{texts[2]!r:.70} or {texts[3]!r:.70} is no sha256")
     told["versions"], told["device"]
 
 

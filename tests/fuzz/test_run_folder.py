@@ -104,7 +104,7 @@ class _Instrument:
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = ModelConfig(2, "delay", 4, 16, 1, 2, 16, 0.0, 0.0, False, 32, {"name": "x"}, {"name": "y"})
+    config = ModelConfig(2, "delay", 4, 16, 1, 2, 16, 0.0, 0.0, False, 32, codec={"name": "x"}, embedder={"name": "y"})
     folder = tmp_path_factory.mktemp("fuzz") / "export"
     CodecGPT(config).save_pretrained(folder)
     CodecGPT.from_pretrained(folder)

@@ -273,6 +273,7 @@ def test_a_piece_longer_than_the_clips_of_training_needs_a_window_where_their_le
         ({"batch": {"rows": 10**9, "row": 0}}, "not the .json that"),
         ({"batch": {"rows": 1, "row": 1}}, "not the .json that"),
         ({"versions": None, "export": {"folder": 7, "sha256": ""}}, "not the .json that"),
+        ({"codes_sha256": "a\nb"}, "not the .json that"),
         ({"format": [[]]}, "it has format"),
     ],
 )
