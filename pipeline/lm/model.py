@@ -64,7 +64,7 @@ class ModelConfig:
             if kind is None:
                 continue
             fits, counted = isinstance(value, kinds[kind]), kind.startswith("int") and value is not None
-            if not fits or (counted and (isinstance(value, bool) or value < 1)):
+            if not fits or (kind != "bool" and isinstance(value, bool)) or (counted and value < 1):
                 raise TypeError(f"its {name} is {value!r:.40}")
         return cls(**{name: value for name, value in found.items() if name in known})
 
