@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH"
 CHEAP := codec=encodec_embedded embedder=encodecmae_tiny
 
-.PHONY: install quickstart demo test test-slow test-slurm bench lint docs clean
+.PHONY: install quickstart demo test test-slow test-slurm coverage bench lint docs clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ test: install
 
 test-slow: install
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "slow and not slurm"
+
+# which lines the tests of `make test` never reach, in their processes too
+coverage: install
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow and not slurm" --cov --cov-report=term
 
 # starts a real Slurm cluster of two nodes on this machine (Debian, root); skips with the reason elsewhere
 test-slurm: install
