@@ -45,7 +45,7 @@ class Patience:
 
     attempts: int
     timeout: float
-    pause: float = 1.0
+    pause: float
 
 
 class FetchError(Exception):

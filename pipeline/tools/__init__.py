@@ -1,1 +1,1 @@
-"""Scripts that made the weights in assets/."""
+"""Scripts behind what ships: the weights in assets/, the README's table of memory."""

@@ -1,8 +1,8 @@
 """How fast preprocessing is, against the usual loop and against the encoder's own limit, and how much memory it takes.
 
-    python -m tests.benchmarks.bench_preprocess                 the table: about 4 minutes on 2 cores
-    python -m tests.benchmarks.bench_preprocess memory=20000    also peak memory at 1,000 and 20,000 clips
-    python -m tests.benchmarks.bench_preprocess device=cuda     on a GPU
+    python -m tests.benchmarks.bench_preprocess                   the table: about 4 minutes on 2 cores
+    python -m tests.benchmarks.bench_preprocess --memory 20000    also peak memory at 1,000 and 20,000 clips
+    python -m tests.benchmarks.bench_preprocess --device cuda     on a GPU
 
 EnCodec's 24 kHz architecture with random weights, 8 codebooks, four-second files of 16 kHz, the same for all rows:
 
@@ -16,8 +16,8 @@ Starting processes and loading models is not timed; rates are audio-seconds a se
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -182,16 +182,20 @@ def _pss(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
-def main(words: list[str]) -> None:
+def main() -> None:
     """Print the table."""
-    given = {"device": "cpu", "files": "160", "memory": "0", **dict(word.split("=") for word in words)}
-    device = "cuda:0" if given["device"] == "cuda" else "cpu"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--files", type=int, default=160)
+    parser.add_argument("--memory", type=int, default=0, help="clips at which memory is measured as well")
+    given = parser.parse_args()
+    device = "cuda:0" if given.device == "cuda" else "cpu"
     everything = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device != "cpu" else ["cpu"] * crew.cores()
     readers = crew.readers("auto", everything)
     name = torch.cuda.get_device_name() if device != "cpu" else f"{crew.cores()} cores"
-    print(f"torch {torch.__version__}, {name}, {given['files']} files of {SECONDS:g} s", flush=True)
+    print(f"torch {torch.__version__}, {name}, {given.files} files of {SECONDS:g} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        clips = write_files(Path(folder), int(given["files"]), SECONDS)
+        clips = write_files(Path(folder), given.files, SECONDS)
         d, _ = measured(limit, clips, device)
         print(f"(d) the encoder alone, one {'thread' if device == 'cpu' else 'GPU'}  {d:8.1f}", flush=True)
         b, peak = measured(ours, clips, Path(folder) / "b", everything[:1], readers)
@@ -201,7 +205,7 @@ def main(words: list[str]) -> None:
         c, peak = measured(ours, clips, Path(folder) / "c", everything, readers) if len(everything) > 1 else (b, peak)
         print(f"(c) ours on all {len(everything):<4}               {c:8.1f}   {c / a:.1f} x (a), {peak:.2f} GiB")
         print(f"codes that are not the package's: {disagreement(clips, Path(folder) / 'b', device):.4%}", flush=True)
-    for count in (1000, int(given["memory"])) if int(given["memory"]) else ():
+    for count in (1000, given.memory) if given.memory else ():
         with tempfile.TemporaryDirectory() as folder:
             clips = write_files(Path(folder), count, 0.25)
             _, peak = measured(ours, clips, Path(folder) / "out", everything, readers)
@@ -209,4 +213,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -94,7 +94,7 @@ def test_no_run_of_faults_leaves_a_wrong_file(faults: list[str], tmp_path_factor
 def test_a_run_that_was_stopped_is_gone_on_with(site: Site, remote: Remote) -> None:
     site.faults["/file.bin"] = ["break 120000", "break 0"]
     with pytest.raises(FetchError, match=r"file\.bin: the connection broke after 120,000 bytes"):
-        fetch(remote, Patience(1, 0.5))
+        fetch(remote, Patience(1, 0.5, 1.0))
     assert not remote.path.exists()
     fetch(remote, HASTY)
     assert remote.path.read_bytes() == CONTENT
@@ -122,7 +122,7 @@ def test_a_file_that_changed_between_two_runs_is_fetched_anew(
     site.ranges, site.etags = ranges, etags
     site.faults["/file.bin"] = ["break 120000", "break 0"]
     with pytest.raises(FetchError):
-        fetch(remote, Patience(1, 0.5))
+        fetch(remote, Patience(1, 0.5, 1.0))
     site.files["/file.bin"] = new = CONTENT[::-1]
     fetch(Remote(remote.url, remote.path, hashlib.sha256(new).hexdigest()), HASTY)
     assert remote.path.read_bytes() == new
