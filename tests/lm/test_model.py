@@ -184,7 +184,8 @@ def test_pretrained_weights_that_cannot_be_had_are_named_with_the_way_out(monkey
 
 @pytest.mark.parametrize(
     ("name", "value"), [("codebooks", 10**9), ("layers", 10**9), ("positions", 10**12), ("width", "8"), ("heads", 0),
-                        ("dropout", "x"), ("dropout", False), ("codec", 3), ("pattern", "none"), ("prompt_dim", 2**60), ("layers", True)],
+                        ("dropout", "x"), ("dropout", False), ("codec", 3), ("pattern", "none"), ("prompt_dim", 2**60),
+                        ("layers", True)],
 )  # fmt: skip
 def test_settings_that_are_not_those_of_the_weights_ask_for_no_memory(tmp_path: Path, name: str, value: object) -> None:
     tiny().save_pretrained(tmp_path)
