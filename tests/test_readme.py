@@ -27,6 +27,7 @@ from packaging.requirements import Requirement
 from pipeline.config import CONF, compose
 from pipeline.errors import InputError
 from pipeline.shards import settings as words_of_shards
+from pipeline.sound.codec import EMBEDDED_FILE
 from tests.build_corpora import pack
 from tests.corpora.site import Site, serve
 from tests.test_train import free_port, fresh_env
@@ -37,10 +38,12 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python -m|deepspeed|sbatch(?=[^`]+\.sbatch)|make|pip install|jobs/\S+\.sh) [^`]*)`")
 SMALL = {  # what makes a command small enough for a test, where it does not say otherwise itself
     "preprocess": "codec=encodec_embedded codec.codebooks=2 embedder=encodecmae_tiny samples_per_shard=6 workers=1 "
-    "readers=0 devices=cpu data.seconds=0.4",
+    "readers=0 devices=cpu",
     "train": "codec=encodec_embedded codec.codebooks=2 model=tiny model.width=32 model.layers=2 tracking=none "
     "trainer.steps=2 trainer.micro_batch=4 listen.clips=0",
     "evaluate": "n=4 resamples=10 temperatures=[1.0]",
+    "compare": "n=4 resamples=10 timed=2",
+    "report": "n=2 temperatures=[1.0] codebooks=[1,2] strips=1 steps=3",
     "reconstruct": "codec=encodec_embedded codebooks=[1,2]",
     "dashboard": "dry_run=true",
 }
@@ -66,7 +69,8 @@ class Place:
     def small(self, name: str, words: list[str]) -> list[str]:
         """The words of a command, and behind them those that make it small and that it does not say itself."""
         said = {word.lstrip("+").split("=", 1)[0] for word in words}
-        return [*words, *(word for word in SMALL.get(name, "").split() if word.split("=", 1)[0] not in said)]
+        more = [*SMALL.get(name, "").split(), *(["data.seconds=0.4"] if "data=nsynth" in words else [])]
+        return [*words, *(word for word in more if word.split("=", 1)[0] not in said)]
 
     def task(self, name: str, words: list[str]) -> None:
         """An entry point's task in this process, for a command line; it has to end well."""
@@ -83,12 +87,14 @@ def tone(file: Path, pitch: float, seconds: float = 0.5) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Iterator[Place]:
-    """What the README's words name: the repository, a corpus, its cache (DIR), a run on it (RUN), sounds."""
+    """What the README's words name: the repository, a corpus, its cache (DIR), runs on it (RUN), a codec, sounds."""
     root = tmp_path_factory.mktemp("readme")
     for name in ("pipeline", "conf", "jobs", "tests", "Makefile", "pyproject.toml"):
         (root / name).symlink_to(ROOT / name)
     for number, name in enumerate(("a.wav", "b.wav", "c.wav", "FOLDER/d.wav", "FOLDER/e.wav")):
-        tone(root / name, 220 * 2 ** (number / 5))
+        tone(root / name, 220 * 2 ** (number / 5), 1.5)
+    (root / "CODEC").mkdir()
+    (root / "CODEC" / EMBEDDED_FILE).symlink_to(ROOT / "pipeline" / "assets" / EMBEDDED_FILE)
     (root / "data").mkdir()
     (root / "data" / "nsynth").symlink_to(nsynth_folder)
     files = {}
@@ -109,6 +115,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Iter
         logging.getLogger().handlers[:] = handlers
         (root / "DIR").symlink_to("shards/nsynth")
         (root / "RUN").symlink_to("runs/delay_gpt2")
+        (root / "runs" / "flatten_gpt2").symlink_to("delay_gpt2")
         (root / "quickstart").mkdir()
         (root / "quickstart" / "run").symlink_to(root / "RUN")
         found.task("generate", ["run=RUN", "prompt=a.wav", "out=b.wav", "seconds=0.4"])
@@ -120,14 +127,17 @@ def run_entry(place: Place, name: str, words: list[str]) -> None:
     """The entry point's task here; what it says to write is there then."""
     place.task(name, place.small(name, words_of_shards(words) if name == "shards" else words))
     for word in words:
-        assert not word.startswith("out=") or Path(word.removeprefix("out=")).is_file()
+        assert not word.startswith("out=") or Path(word.removeprefix("out=")).exists()
 
 
 def run_download(place: Place, name: str, words: list[str]) -> None:
-    """From a server of this machine; and from the publisher's, to which there is no way, in one line."""
-    there = [*words, f"addresses.nsynth={place.site.url}/nsynth", "data.root=downloaded", "pause=0.01"]
-    place.task(name, there)
-    assert (place.root / "downloaded" / "nsynth-valid.jsonwav.tar.gz").is_file()
+    """NSynth comes from a server of this machine; a publisher that cannot be reached is told at once."""
+    there = [*words, "pause=0.01", "data.root=downloaded"]
+    if "data=nsynth" in words:
+        place.task(name, [*there, f"addresses.nsynth={place.site.url}/nsynth"])
+        assert (place.root / "downloaded" / "nsynth-valid.jsonwav.tar.gz").is_file()
+    closed = [f"addresses.{key}=http://127.0.0.1:9" for key in compose(name, words).addresses]
+    assert importlib.import_module("pipeline.download").main.task(compose(name, [*there, *closed])) == 1
 
 
 def run_export(place: Place, name: str, words: list[str]) -> None:
@@ -166,11 +176,11 @@ def run_module(place: Place, words: list[str]) -> None:
         run_sweep(rest[1:])
     elif room == "pipeline" and rest:  # without words it is named among the prose
         {"download": run_download, "export": run_export, "demo": run_demo}.get(name, run_entry)(place, name, rest)
-    elif room == "pipeline.tools":
+    elif name == "memory_table":
         done = subprocess.run([sys.executable, "-m", *words], env=SHELL, capture_output=True, text=True, check=True)
         rows = [line for line in done.stdout.splitlines() if re.match(r"\| \w+ \| [\d,]+ M", line)]
         assert [line for line in rows if line in README] == rows[len(rows) // 2 :]  # the table of eight GPUs
-    elif room == "tests.benchmarks":
+    else:  # of minutes
         source = Path(str(importlib.util.find_spec(module).origin)).read_text()  # type: ignore[union-attr]
         assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
 
@@ -196,6 +206,13 @@ def run_pip(place: Place, words: list[str]) -> None:
             assert {name for name in inside.rstrip("]").split(",") if name} <= set(extras)
         else:
             assert Requirement(word).name in known
+
+
+def run_hub(place: Place, words: list[str]) -> None:
+    """Its client is here, and what it fetches is what our settings name."""
+    assert words[0] == "download" and importlib.util.find_spec("huggingface_hub.cli")
+    named = [compose("train", []).model.pretrained, compose("preprocess", []).embedder.source]
+    assert words[1] in named
 
 
 def run_make(place: Place, words: list[str]) -> None:
@@ -242,6 +259,7 @@ WAYS: dict[str, Callable[[Place, list[str]], None]] = {
     r"python -m ": lambda place, words: run_module(place, words[2:]),
     r"deepspeed .*pipeline/train\.py ": run_deepspeed,
     r"pip install ": lambda place, words: run_pip(place, words[1:]),
+    r"hf ": lambda place, words: run_hub(place, words[1:]),
     r"make [\w-]+$": lambda place, words: run_make(place, words[1:]),
     r"jobs/\w+\.sh\b": run_script,
     r"sbatch .*\.sbatch\b": run_sbatch,
@@ -287,10 +305,16 @@ def test_without_a_network_what_is_missing_is_named(
 # ---- as a user starts them -------------------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in commands() if "pipeline/train.py " in command])
-def test_deepspeed_trains_as_it_is_written(command: str, place: Place, tmp_path: Path) -> None:
+def test_deepspeed_trains_as_it_is_written(
+    command: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launcher, *words = shlex.split(command)
     if launcher != "deepspeed":
         pytest.skip("a cluster's: tests/slurm runs it")
+    if "shards=shards/mine" in words and not (place.root / "shards" / "mine").exists():
+        mine = ["data=folder", "data.root=FOLDER", "data.segment_seconds=0.4", "data.shortest_seconds=0.1"]
+        monkeypatch.chdir(place.root)
+        place.task("preprocess", place.small("preprocess", [*mine, "out=shards/mine"]))
     at = words.index("pipeline/train.py")
     words = [*words[:at], "--master_port", str(free_port()), words[at], *place.small("train", words[at + 1 :])]
     done = subprocess.run(
@@ -304,8 +328,6 @@ def test_deepspeed_trains_as_it_is_written(command: str, place: Place, tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in commands() if "pipeline.demo " in command])
 def test_the_page_opens_as_it_is_written(command: str, place: Place, tmp_path: Path) -> None:
-    if not (place.root / "runs" / "flatten_gpt2").exists():
-        (place.root / "runs" / "flatten_gpt2").symlink_to("delay_gpt2")
     words = shlex.split(command)[1:]
     process = subprocess.Popen(
         [sys.executable, *words, "port=0"], env={**SHELL, "TMPDIR": str(tmp_path)}, cwd=place.root,
