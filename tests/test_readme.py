@@ -282,6 +282,20 @@ def test_python_works_as_it_is_written(block: str, place: Place, monkeypatch: py
     assert capsys.readouterr().out.strip()
 
 
+def test_what_troubleshooting_quotes_is_what_is_said() -> None:
+    """Messages of ours stand in the source as they are quoted; those of others are known."""
+    others = {"operator torchvision::nms does not exist", "libc10_cuda.so", "Port 29500 already in use"}
+    source = "\n".join(file.read_text() for file in (ROOT / "pipeline").rglob("*.py"))
+    table = README.partition("## Troubleshooting")[2].partition("## ")[0]
+    quoted = {
+        text for row in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE) for text in re.findall(r"`([^`]+)`", row)
+    }
+    assert len(quoted - others) > 3
+    for message in quoted - others:
+        parts = [part for part in re.split(r"'?\.\.\.'?|manifest\.json", message) if len(part) > 3]
+        assert parts and all(part.strip(" ();") in source for part in parts), message
+
+
 def test_every_block_is_of_a_known_language() -> None:
     assert {language for language, _ in FENCED.findall(README)} <= {"", "bash", "python", "bibtex"}
     assert len(commands()) > 30
