@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def _sizes(manifest: Manifest) -> Iterator[str]:
     yield f"silent clips: {manifest.silent:,}; inputs set aside: {len(manifest.set_aside):,}"
 
 
-def _count(labels: dict[str, Counter[str]], found: dict) -> None:
+def _count(labels: dict[str, Counter[str]], found: dict[str, Any]) -> None:
     for name, value in found.items():
         counter = labels.setdefault(name, Counter())
         if len(counter) <= MANY:

@@ -157,7 +157,9 @@ class Manifest:
             raise InputError(f"the shards at {self.where} do not fit: they have {told}")
 
 
-def _check(identity: Mapping[str, Any], part: str, texts: tuple, rates: tuple, counts: tuple) -> None:
+def _check(
+    identity: Mapping[str, Any], part: str, texts: tuple[str, ...], rates: tuple[str, ...], counts: tuple[str, ...]
+) -> None:
     """Raises KeyError, TypeError or ValueError for an identity that no codec or embedder can have."""
     for name in (*texts, *rates, *counts):
         value = identity[name]

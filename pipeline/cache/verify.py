@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,9 @@ def _contents(report: Report, store: Store, shard: memoryview, manifest: Manifes
         report.faults.append(f"{fault}: {', '.join(keys[:MOST])}{more}")
 
 
-def _sample_faults(codes: np.ndarray, prompt: np.ndarray, info: dict, split: str, manifest: Manifest) -> Iterator[str]:
+def _sample_faults(
+    codes: np.ndarray, prompt: np.ndarray, info: dict[str, Any], split: str, manifest: Manifest
+) -> Iterator[str]:
     """codes: uint16 [K, T]; prompt: float16 [D]."""
     size = manifest.codec["codebook_size"]
     if codes.shape[0] != manifest.codebooks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,6 @@ class Clip:
     split: str
     start: float = 0.0
     duration: float | None = None
-    labels: dict = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
     span: tuple[int, int] | None = None
     content: bytes | None = field(default=None, repr=False, compare=False)

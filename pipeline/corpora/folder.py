@@ -70,7 +70,7 @@ def walk(root: Path, endings: tuple[str, ...], set_aside: list[SetAside]) -> Ite
     home = root.resolve()
     linked: set[tuple[int, int]] = set()
 
-    def is_listed_elsewhere(entry: os.DirEntry) -> bool:
+    def is_listed_elsewhere(entry: os.DirEntry[str]) -> bool:
         target = Path(entry.path).resolve()
         if target.is_relative_to(home) and not any(part.startswith(".") for part in target.relative_to(home).parts):
             return entry.is_dir() or target.name.lower().endswith(endings)

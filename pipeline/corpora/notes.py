@@ -86,7 +86,7 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
     return NSynth(root, Path(data["listings"]), name="notes", command=COMMAND, seconds=data["seconds"])
 
 
-def _state(root: Path) -> dict:
+def _state(root: Path) -> dict[str, Any]:
     if not root.exists() or not any(root.iterdir()):
         return {}
     try:
@@ -96,11 +96,11 @@ def _state(root: Path) -> dict:
         raise InputError(message) from error
 
 
-def _render_all(root: Path, synth: _Synth, settings: dict, groups: dict[Any, str]) -> None:
+def _render_all(root: Path, synth: _Synth, settings: dict[str, Any], groups: dict[Any, str]) -> None:
     """Write wavs and indices; every file is whole when it bears its name, and the same each time."""
     notes = [Note(*n) for n in itertools.product(*(settings[name] for name in ("programs", "pitches", "velocities")))]
     random.Random(settings["seed"]).shuffle(notes)
-    indices: dict[str, dict] = {split: {} for split in SPLITS}
+    indices: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     left = settings["clips"] or len(notes)
     tell(f"rendering {left:,} notes into {shown(root)}")
     for number, note in enumerate(notes):
@@ -162,7 +162,7 @@ def _group(note: Note, split_by: str) -> Any:
     return note.program if split_by == "instrument" else (note.program, note.pitch)
 
 
-def _groups(settings: dict) -> dict[Any, str]:
+def _groups(settings: dict[str, Any]) -> dict[Any, str]:
     """The split of every instrument, or of every pitch of every instrument: a seeded draw of exact shares."""
     split_by = settings["split_by"]
     if split_by not in ("instrument", "note"):
@@ -201,7 +201,7 @@ def _numbers(data: Mapping[str, Any], name: str, low: int, high: int) -> list[in
     return numbers
 
 
-def _entry(note: Note, number: int) -> dict:
+def _entry(note: Note, number: int) -> dict[str, Any]:
     """A note as NSynth's index describes it."""
     family, source = INSTRUMENTS[max(first for first in INSTRUMENTS if first <= note.program)].split()
     instrument = f"{family}_{source}_{note.program:03d}"
@@ -244,7 +244,7 @@ def _wav(wav: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _json(value: dict) -> bytes:
+def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 

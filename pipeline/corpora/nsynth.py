@@ -83,14 +83,14 @@ class NSynth:
     def _indexed(self, split: str) -> bool:
         return (self._folder(split) / "examples.json").is_file()
 
-    def _rows(self, split: str) -> Iterator[list]:
+    def _rows(self, split: str) -> Iterator[list[Any]]:
         if self._indexed(split):
             return self._unpacked_rows(split)
         if self._archive(split).is_file():
             return kept(self.listings, self._archive(split), partial(self._archive_rows, split))
         return iter(())
 
-    def _unpacked_rows(self, split: str) -> Iterator[list]:
+    def _unpacked_rows(self, split: str) -> Iterator[list[Any]]:
         """[key, path, span, labels, reason to set it aside] for every note in the index or on disk."""
         folder = self._folder(split) / "audio"
         on_disk = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
@@ -107,15 +107,15 @@ class NSynth:
         for wav in sorted(on_disk - taken):
             yield [slug(wav[:-4]), f"{folder}/{wav}", None, {}, "on disk, not in the index"]
 
-    def _archive_rows(self, split: str) -> Iterator[list]:
+    def _archive_rows(self, split: str) -> Iterator[list[Any]]:
         """The same for an archive, whose index may come before or after the audio; its bytes are read once."""
         archive = self._archive(split)
-        index: dict[str, dict | None] | None = None
+        index: dict[str, dict[str, Any] | None] | None = None
         early: list[Member] = []  # audio that came before the index
         taken: set[str] = set()
         torn = ""
 
-        def row(member: Member) -> list:
+        def row(member: Member) -> list[Any]:
             assert index is not None
             name = PurePosixPath(member.name).name[:-4]
             labels = index.get(name)
@@ -186,17 +186,17 @@ def _entry(text: str, at: int) -> tuple[str, Any, int]:
     return key, value, _after(_NEXT, text, at)
 
 
-def _after(sign: re.Pattern, text: str, at: int) -> int:
+def _after(sign: re.Pattern[str], text: str, at: int) -> int:
     found = sign.match(text, at)
     if not found:
         raise ValueError
     return found.end()
 
 
-def _labels(note: dict) -> dict:
+def _labels(note: dict[str, Any]) -> dict[str, Any]:
     return {name: note[name] for name in LABELS if name in note}
 
 
-def _compact(labels: dict) -> dict:
+def _compact(labels: dict[str, Any]) -> dict[str, Any]:
     """One copy of each string that 300,000 notes repeat, for an index that waits in memory."""
     return {name: sys.intern(value) if isinstance(value, str) else value for name, value in labels.items()}
