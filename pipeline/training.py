@@ -122,7 +122,10 @@ def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConf
 
 
 def count_steps(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, Split]], world: World) -> None:
-    """Where the settings give an amount of arithmetic instead of steps, set the steps that it makes."""
+    """Where the settings give an amount of arithmetic instead of steps, set the steps that it makes.
+
+    Raises InputError for an amount that is not above 0.
+    """
     if cfg.trainer.petaflop is None:
         return
     if not cfg.trainer.petaflop > 0:
@@ -183,7 +186,8 @@ def build_model(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, S
 def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool = False) -> Any:
     """The model inside a DeepSpeed engine, with its optimizer.
 
-    universal: whether it is going to load a checkpoint of another number of ranks.
+    universal: whether it is going to load a checkpoint of another number of ranks. Raises InputError for settings that
+    exclude each other.
     """
     import deepspeed
 

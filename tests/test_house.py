@@ -91,6 +91,21 @@ def test_all_that_is_public_says_what_it_is() -> None:
     assert not silent
 
 
+def test_what_a_function_refuses_stands_in_its_docstring() -> None:
+    """Public functions that raise a user's error say so; entry points need not, nor methods made after another."""
+    silent = []
+    for file in files("pipeline"):
+        for name, node in public(file):
+            doc = ast.get_docstring(node)
+            if isinstance(node, ast.ClassDef) or name == "main" or doc is None:
+                continue
+            raised = {ast.unparse(call.exc.func) for call in ast.walk(node)
+                      if isinstance(call, ast.Raise) and isinstance(call.exc, ast.Call)}  # fmt: skip
+            if raised & {"InputError", "AudioError"} and not re.search("[Rr]aise|[Rr]efuse|Error", doc):
+                silent.append(f"{file.relative_to(ROOT)}:{node.lineno} {name}")
+    assert not silent
+
+
 def test_no_name_is_defined_for_nobody() -> None:
     """Every function, class, field and constant is used somewhere besides where it is defined."""
     text = {file: file.read_text() for file in files("pipeline", "tests")}

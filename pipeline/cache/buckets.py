@@ -83,7 +83,7 @@ class Buckets:
         return self._blocks[number]
 
     def lengths_of(self, found: Places) -> np.ndarray:
-        """The frames of clips."""
+        """The frames of clips: int64 [N]."""
         at = found.row.copy()
         for source, first in enumerate(self._first):
             here = found.source == source

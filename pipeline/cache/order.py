@@ -63,7 +63,7 @@ class Ordering(Protocol):
 
 
 def mixed(x: np.ndarray) -> np.ndarray:
-    """A bijective mix of uint64 (the finaliser of splitmix64, Steele et al. 2014)."""
+    """A bijective mix of uint64 [...] (the finaliser of splitmix64, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

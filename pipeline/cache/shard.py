@@ -266,7 +266,10 @@ def scan(shard: memoryview, where: str) -> np.ndarray:
 
 
 def samples_by_webdataset(address: str | Path) -> Iterator[Sample]:
-    """All samples of a shard in order, through stock webdataset: slower, and blind to a missing last sample."""
+    """All samples of a shard in order, through stock webdataset: slower, and blind to a missing last sample.
+
+    Raises InputError for a sample that lacks a member.
+    """
     import webdataset as wds
 
     store, name = locate(address)

@@ -54,7 +54,7 @@ class Batch:
         return self.half.float()
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes, frames and prompts (float32) on a device, copied without waiting where that is possible."""
+        """Codes [B, K, T], frames [B], prompts [B, D] (float32) on a device, copied without waiting where possible."""
         if device.type == "cpu":
             return self.codes, self.frames, self.prompt
         codes, frames, half = (

@@ -110,7 +110,10 @@ def devices(setting: str | list[str], workers: str | int) -> list[str]:
 
 
 def readers(setting: str | int, names: list[str]) -> int:
-    """Reader processes of each encoder: one on a CPU, where encoding takes all the time; a GPU's share of the cores."""
+    """Reader processes of each encoder: one on a CPU, where encoding takes all the time; a GPU's share of the cores.
+
+    Raises InputError for a setting that is neither a number of processes nor auto.
+    """
     if setting != "auto":
         if not isinstance(setting, int) or setting < 0:
             raise InputError(f"readers={setting}: expected a number of processes for each encoder, or auto")

@@ -163,7 +163,10 @@ def _sound(instrument: Instrument, take: Take, samples: int, chunk: float) -> It
 def perform_streaming(
     instrument: Instrument, pieces: Sequence[Piece], sampling: Sampling, window: Window | None, chunk: float
 ) -> Iterator[Made]:
-    """Make pieces of one clip one after the other, each written to its file while it is made."""
+    """Make pieces of one clip one after the other, each written to its file while it is made.
+
+    Raises InputError for a piece of several clips.
+    """
     rate = instrument.codec.sample_rate
     for piece in pieces:
         if len(piece.clips) != 1:

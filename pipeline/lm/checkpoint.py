@@ -170,7 +170,10 @@ def needs_conversion(checkpoint: Path, world: World) -> bool:
 
 
 def convert(checkpoint: Path, world: World) -> Path:
-    """The checkpoint in DeepSpeed's universal format, for any number of ranks; made by the first rank if need be."""
+    """The checkpoint in DeepSpeed's universal format, for any number of ranks; made by the first rank if need be.
+
+    Raises RuntimeError, with what DeepSpeed says, where it cannot be made.
+    """
     folder = checkpoint.with_name(f"{checkpoint.name.replace('step', 'universal')}")
     if world.first and not (folder / COMPLETE).exists():
         from deepspeed.checkpoint import ds_to_universal

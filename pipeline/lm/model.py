@@ -125,7 +125,10 @@ class CodecGPT(nn.Module):
         self.train()
 
     def standardise_prompts(self, prompts: Tensor) -> None:
-        """Take mean and deviation from a sample of prompts [N, P]: embedders differ in scale by large factors."""
+        """Take mean and deviation from a sample of prompts [N, P]: embedders differ in scale by large factors.
+
+        Raises InputError where none is finite.
+        """
         prompts = prompts[prompts.isfinite().all(1)]
         if not len(prompts):
             raise InputError("no prompt of the cache is finite: preprocess it again with add=prompt")

@@ -40,6 +40,8 @@ def rate(step: int, steps: int, schedule: Mapping[str, Any]) -> float:
 
     schedule: {name: constant|linear|cosine, warmup: steps, floor: share of the peak at the end}, or
     {name: sequence, parts: [{steps: n, name: ...}, ...]}, whose last part may leave its steps out.
+
+    Raises InputError for another name.
     """
     name = schedule["name"]
     if name == "sequence":

@@ -97,7 +97,7 @@ class Take:
 
     @property
     def codes(self) -> Tensor:
-        """What is made so far."""
+        """What is made so far: int64 [B, K, T], 0 behind a row's end."""
         tokens = self.tokens[:, :, : self.plan.frames]
         behind = torch.arange(tokens.shape[2], device=tokens.device) >= self.lengths[:, None, None]
         return (tokens - 1).masked_fill(behind, 0).clamp(min=0)

@@ -55,7 +55,10 @@ def write(found: Path, folder: Path | None = None) -> Path:
 
 
 def card(found: Path, folder: Path) -> str:
-    """The text of the card, in Markdown with the hub's header."""
+    """The text of the card, in Markdown with the hub's header.
+
+    Raises InputError for a run folder without its settings.
+    """
     run, state = found.absolute().parents[1], checkpoint.state_of(found)
     try:
         settings: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())

@@ -202,7 +202,10 @@ class _File:
         return self._handle.read()
 
     def blocks(self, first: int) -> Iterator[np.ndarray]:
-        """Frames from `first` on, channels averaged: float32 [up to BLOCK]."""
+        """Frames from `first` on, channels averaged: float32 [up to BLOCK].
+
+        Raises AudioError where the file is damaged or ends too soon, behind the blocks before that.
+        """
         done = first
         try:
             for block in self._sound_blocks(first):

@@ -49,7 +49,7 @@ class Decoder(Protocol):
         """Frames [B, D, t] -> the samples [B, 1, s] that are now complete; the state moves on."""
 
     def finish(self, state: Any) -> Tensor:
-        """The samples after the last complete one."""
+        """The samples [B, 1, s] after the last complete one."""
 
 
 class Codec:

@@ -167,7 +167,7 @@ class Seanet(nn.Module):
         return self._run(x, stream.state)
 
     def finish(self, stream: Stream) -> Tensor:
-        """The samples of a sound shorter than REFLECTED frames; else none."""
+        """The samples [B, 1, s] of a sound shorter than REFLECTED frames; else none."""
         if stream.waiting is None:
             return torch.empty(stream.batch, 1, 0, device=next(self.buffers()).device)
         return self._run(stream.waiting, stream.state)

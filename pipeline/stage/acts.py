@@ -96,7 +96,10 @@ class Acts:
         self, run: str, stops: Sequence[tuple[float | None, str | None]], blend: str, *knobs: Any,
         progress: Progress = lambda *_, **__: None,
     ) -> Iterator[Shown]:  # fmt: skip
-        """One piece whose prompt moves from keyframe to keyframe (seconds, sound): on air, results, files, the seed."""
+        """One piece whose prompt moves from keyframe to keyframe (seconds, sound): on air, results, files, the seed.
+
+        Raises InputError for fewer than two keyframes, or one behind the end.
+        """
         with self._asked() as room:
             instrument, asked = self.desk.instrument(run), Knobs(*knobs).asked()
             given = sorted((float(at or 0), prompt) for at, prompt in stops if prompt is not None)
@@ -144,7 +147,10 @@ class Acts:
     def codec(
         self, run: str, sound: str | None, counts: Sequence[int], progress: Progress = lambda *_, **__: None
     ) -> Iterator[Shown]:
-        """A sound through the codec with 1, 2, 3... codebooks: results, files."""
+        """A sound through the codec with 1, 2, 3... codebooks: results, files.
+
+        Raises InputError where no number of codebooks is chosen.
+        """
         with self._asked() as room:
             self.desk.instrument(run)
             codec, file = self.desk.codecs[run], self.desk.bring(sound, room)

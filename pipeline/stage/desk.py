@@ -113,7 +113,10 @@ class Desk:
         return Answer(list(zip(found, made, strict=True)), [*files, *sorted(sources)], self._command(run, asked, room))
 
     def settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """All of conf/generate.yaml, with what is asked for."""
+        """All of conf/generate.yaml, with what is asked for.
+
+        Raises InputError for more than the page's limits.
+        """
         sampling = {**self.sampling, **asked.get("sampling", {})}
         settings = {**self.defaults, **asked, "sampling": sampling}
         for name, most in (("n", self.limits.samples), ("steps", self.limits.steps)):

@@ -123,7 +123,10 @@ def nearest(frames: Tensor, book: Tensor) -> Tensor:
 
 
 def fit(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames [n, D] -> codebooks [BOOKS, SIZE, D] and mean [D], both as float16 holds them."""
+    """Frames [n, D] -> codebooks [BOOKS, SIZE, D] and mean [D], both as float16 holds them.
+
+    Raises InputError for fewer frames than codewords.
+    """
     if len(frames) < SIZE:
         raise InputError(f"{len(frames)} frames to fit {SIZE} codewords on: render more notes (--every, --clips)")
     mean = frames.mean(0).half()
