@@ -195,6 +195,7 @@ class _Plan:
         """
         self.held, self.size, self.after = held, batch, after.tolist()
         self.K, self.P = splits[0].codebooks, splits[0].manifest.prompt_width
+        self.splits, self.source, self.most_code = splits, source, splits[0].manifest.codec["codebook_size"] - 1
         self.books = np.array([split.manifest.codebooks for split in splits])[source]
         self.codes, self.whole, self.prompts = at[:, 0], at[:, 1], at[:, 2]
         self.frames = self.whole if most is None else np.minimum(self.whole, most)
@@ -228,6 +229,12 @@ class _Plan:
             codes = memory(2 * K * T)[code_items].view(np.int16).reshape(-1, K, T)
         else:
             codes = self._padded(slice(i * self.size, (i + 1) * self.size), T)
+        if codes.size and int(codes.view(np.uint16).max()) > self.most_code:  # a GPU would say no more than "assert"
+            where = {self.splits[n].store.where() for n in self.source[i * self.size : (i + 1) * self.size].tolist()}
+            raise InputError(
+                f"a clip in {' or '.join(sorted(where))} holds codes above {self.most_code}: its shard is damaged, and "
+                "`python -m pipeline.shards verify` says which"
+            )
         half = memory(2 * P)[prompt_items].view(np.float16).reshape(-1, P)
         return Batch(torch.from_numpy(codes), torch.from_numpy(frames), torch.from_numpy(half), self.after[i], places)
 

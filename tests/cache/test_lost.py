@@ -157,3 +157,19 @@ def test_an_index_whose_sums_wrap_around_reads_no_foreign_memory(tmp_path: Path)
     np.save(file, index)
     with pytest.raises(InputError, match="points out of its shard"):
         list(once(Split(folder, "train"), 4))
+
+
+def test_codes_that_are_none_never_reach_the_model(tmp_path: Path) -> None:
+    """A byte flipped on disk: said with the cache's name, where a GPU would say "device-side assert"."""
+    folder = write_cache(tmp_path / "cache", [4])
+    split = Split(folder, "train")
+    assert len(next(once(split, 4)).codes) == 4
+    shard = split.shard(0)
+    assert shard is not None
+    (tar,) = folder.glob("train*.tar")
+    data = bytearray(tar.read_bytes())
+    data[int(shard.codes_at[2]) + 1] = 0xF0  # the high byte of a clip's first code
+    tar.unlink()
+    tar.write_bytes(data)
+    with pytest.raises(InputError, match=r"codes above 1023.*pipeline\.shards verify"):
+        next(once(Split(folder, "train"), 4))
