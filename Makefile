@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH"
 CHEAP := codec=encodec_embedded embedder=encodecmae_tiny
 
-.PHONY: install quickstart demo test test-slow test-slurm coverage bench lint docs clean
+.PHONY: install quickstart demo test test-slow test-slurm coverage bench fuzz lint docs clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,10 @@ coverage: install
 # starts a real Slurm cluster of two nodes on this machine (Debian, root); skips with the reason elsewhere
 test-slurm: install
 	$(RUN) python -m pytest -m slurm
+
+# damaged shards, manifests, sounds, archives, settings: thousands a target; `make test` tries a few of each
+fuzz: install
+	$(RUN) OMP_NUM_THREADS=1 FUZZ=2000 python -m pytest tests/fuzz -o timeout=3000
 
 lint: install
 	$(RUN) ruff check .
