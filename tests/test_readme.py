@@ -5,8 +5,10 @@ A command for which there is no way below fails: whoever writes one says here ho
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import re
@@ -177,8 +179,10 @@ def run_module(place: Place, words: list[str]) -> None:
     elif room == "pipeline" and rest:  # without words it is named among the prose
         {"download": run_download, "export": run_export, "demo": run_demo}.get(name, run_entry)(place, name, rest)
     elif name == "memory_table":
-        done = subprocess.run([sys.executable, "-m", *words], env=SHELL, capture_output=True, text=True, check=True)
-        rows = [line for line in done.stdout.splitlines() if re.match(r"\| \w+ \| [\d,]+ M", line)]
+        with contextlib.redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", words)
+            importlib.import_module(module).main()
+        rows = [line for line in said.getvalue().splitlines() if re.match(r"\| \w+ \| [\d,]+ M", line)]
         assert [line for line in rows if line in README] == rows[len(rows) // 2 :]  # the table of eight GPUs
     else:  # of minutes
         source = Path(str(importlib.util.find_spec(module).origin)).read_text()  # type: ignore[union-attr]
