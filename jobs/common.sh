@@ -2,7 +2,7 @@
 # shellcheck disable=SC2034
 # What every job begins with. Needs REPO, the repository; gives PYTHON, say and requeue.
 
-# shellcheck source=jobs/site.env
+# shellcheck source=/dev/null
 source "${SITE:-$REPO/jobs/site.env}"
 
 if [[ -n ${MODULES:-} ]]; then

@@ -15,7 +15,7 @@
 set -Eeuo pipefail
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export REPO
-# shellcheck source=jobs/site.env
+# shellcheck source=/dev/null
 source "${SITE:-$REPO/jobs/site.env}"
 
 refuse() {
