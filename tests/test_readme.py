@@ -28,6 +28,7 @@ from packaging.requirements import Requirement
 
 from pipeline.config import CONF, compose
 from pipeline.errors import InputError
+from pipeline.lm.patterns import NAMES as PATTERNS
 from pipeline.shards import settings as words_of_shards
 from pipeline.sound.codec import EMBEDDED_FILE
 from tests.build_corpora import pack
@@ -120,6 +121,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Iter
         (root / "runs" / "flatten_gpt2").symlink_to("delay_gpt2")
         (root / "quickstart").mkdir()
         (root / "quickstart" / "run").symlink_to(root / "RUN")
+        (root / "quickstart" / "shards").symlink_to(root / "DIR")
+        (root / "runs" / "study").mkdir()
+        for pattern in PATTERNS:
+            (root / "runs" / "study" / pattern).symlink_to(root / "RUN")
         found.task("generate", ["run=RUN", "prompt=a.wav", "out=b.wav", "seconds=0.4"])
         yield found
 
@@ -162,11 +167,14 @@ def run_sweep(words: list[str]) -> None:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
+    on_slurm = "hydra/launcher=slurm" in words
+    if on_slurm:
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
     one = [re.sub(r"^(\w[\w.]*=)([^,\[]+),.*", r"\1\2", word) for word in words]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = hydra_compose("train", one, return_hydra_config=True)
-    assert cfg.hydra.launcher.partition == "gpu" and cfg.run == f"runs/lr-{cfg.optim.lr}"
+    assert not on_slurm or (cfg.hydra.launcher.partition == "gpu" and cfg.run == f"runs/lr-{cfg.optim.lr}")
+    assert on_slurm or cfg.run == f"runs/study/{cfg.pattern.name}"
 
 
 def run_module(place: Place, words: list[str]) -> None:
