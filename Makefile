@@ -27,9 +27,11 @@ quickstart: install
 demo: install
 	$(RUN) python -m pipeline.demo run=quickstart/run
 
-# two processes of one thread each; a file's tests share its fixtures, so they stay together
+# two processes of one thread each; a file's tests share its fixtures, so they stay together. Fuzzing limits the memory of
+# its whole process, which the servers that other tests keep in theirs would not survive
 test: install
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow and not slurm" --ignore tests/fuzz
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow" tests/fuzz
 
 test-slow: install
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "slow and not slurm"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
-import socket
 import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,17 +73,11 @@ def browser() -> Iterator[Browser]:
     driver = shutil.which("chromedriver")
     if driver is None:
         pytest.skip("no chromedriver: apt-get install chromium-driver")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
+        assert process.stdout is not None
+        said = iter(process.stdout)  # its last line names the port
+        port = next(found.group(1) for line in said if (found := re.search(r"successfully on port (\d+)", line)))
         window = Browser(f"http://127.0.0.1:{port}")
         try:
             yield window
