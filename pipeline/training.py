@@ -89,8 +89,13 @@ def _order(cfg: DictConfig, names: list[str], pairs: list[tuple[Split, Split]]) 
     if len(orders) > 1:
         weights = dict(cfg.weights) if cfg.weights else {name: float(order.epoch) for name, order in orders.items()}
         order = Mixture(orders, weights, cfg.seed)
+    return bucketed(order, _lengths(cfg, pairs), cfg.seed, cfg.data.padding)
+
+
+def _lengths(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> list[np.ndarray]:
+    """The frames of every training clip as it is read, cropped where that is asked for: [clips] for each cache."""
     crop = _crop(cfg, pairs) or 2**31 - 1
-    return bucketed(order, [np.minimum(train.lengths(), crop) for train, _ in pairs], cfg.seed, cfg.data.padding)
+    return [np.minimum(train.lengths(), crop) for train, _ in pairs]
 
 
 def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConfig:
@@ -130,8 +135,7 @@ def count_steps(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, S
         return
     if not cfg.trainer.petaflop > 0:
         raise InputError(f"trainer.petaflop={cfg.trainer.petaflop}: give a number above 0, or null for trainer.steps")
-    crop = _crop(cfg, pairs) or 2**31 - 1
-    frames = float(np.concatenate([np.minimum(train.lengths(), crop) for train, _ in pairs]).mean())
+    frames = float(np.concatenate(_lengths(cfg, pairs)).mean())
     a_step = cost.operations(config, frames) * cfg.trainer.micro_batch * cfg.trainer.accumulate * world.ranks
     cfg.trainer.steps = max(1, round(cfg.trainer.petaflop * 1e15 / a_step))
 

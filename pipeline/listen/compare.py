@@ -51,6 +51,7 @@ def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared
         frames = statistics.mean(clip.codes.shape[1] for clip in found.clips)
         longest = max(clip.codes.shape[1] for clip in found.clips)
         made = generation_rate(instrument, longest, settings["timed"], found.told["settings"]["sampling"])
+        learned = training(run, instrument, frames)
         for temperature, row in found.told["temperatures"].items():
             rows.append(
                 {
@@ -61,7 +62,7 @@ def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared
                     "fidelity": row["fidelity"],
                     "pitch": row.get("pitch"),
                     "generation": made,
-                    **training(run, instrument, frames),
+                    **learned,
                 }
             )
     return Compared(rows, told)

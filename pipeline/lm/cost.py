@@ -148,7 +148,7 @@ def activations(config: ModelConfig, setup: Setup, batch: int, frames: int, step
     number that may be dropped.
     """
     row = batch * steps * config.width
-    layers = config.layers * {"eager": _KEPT, "compiled": _KEPT, "checkpointed": _KEPT_CHECKPOINTED}[mode]
+    layers = config.layers * (_KEPT_CHECKPOINTED if mode == "checkpointed" else _KEPT)
     masks = (2 * config.layers + 1) * row if config.dropout and mode == "eager" else 0
     around = 2 * row + batch * config.codebooks * frames * config.width  # the last norm, and the rows that predict
     return setup.width * (layers * row + around) + masks
