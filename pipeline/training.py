@@ -205,17 +205,19 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     if t.compile is True or (t.compile == "auto" and world.device.type == "cuda"):
         for block in model.trunk.h:
             block.compile()
+    bf16 = computes_in_bf16(cfg, world.device.type)
+    alone = cfg.deepspeed.zero_optimization.stage == 0 and not bf16
     settings = {
         **OmegaConf.to_container(cfg.deepspeed, resolve=True),  # type: ignore[dict-item]
         "train_micro_batch_size_per_gpu": cfg.trainer.micro_batch,
         "gradient_accumulation_steps": cfg.trainer.accumulate,
-        "gradient_clipping": float(cfg.trainer.clip),
-        "bf16": {"enabled": computes_in_bf16(cfg, world.device.type)},
+        "gradient_clipping": 0.0 if alone else float(t.clip),
+        "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 2**31,
     }
-    optimizer = optim.adamw(model, cfg.optim, world.device)
+    optimizer = optim.adamw(model, cfg.optim, world.device, float(t.clip) if alone else None)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
     if getattr(engine.optimizer, "compute_grad_norm", False) and cfg.deepspeed.zero_optimization.stage < 3:
         # what is not finite in a gradient is so in the norm of all, which is looked at too: one launch, not hundreds
@@ -262,7 +264,7 @@ def build_trainer(
         seed=cfg.seed, threads=cfg.data.threads,
     )  # fmt: skip
     settings = Settings(
-        steps=t.steps, accumulate=t.accumulate, clip=t.clip, lr=cfg.optim.lr,
+        steps=t.steps, accumulate=t.accumulate, lr=cfg.optim.lr,
         schedule=OmegaConf.to_container(cfg.optim.schedule, resolve=True), log_every=t.log_every, val_every=t.val_every,
         save_every=t.save_every, keep=Keep(t.keep, t.keep_best, t.keep_every), save_aside=t.save_aside, seed=cfg.seed,
         ema=t.ema, skip_most=t.skip_most, timeout=t.timeout, peak_flops=peak_flops(world),

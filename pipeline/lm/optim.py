@@ -24,15 +24,44 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def adamw(model: nn.Module, settings: Mapping[str, Any], device: torch.device) -> torch.optim.AdamW:
-    """AdamW over the groups of `model`, fused on a GPU; `settings` are those of `conf/optim`."""
-    return torch.optim.AdamW(
-        parameter_groups(model, settings["weight_decay"]),
-        lr=settings["lr"],
-        betas=tuple(settings["betas"]),
-        eps=settings["eps"],
-        fused=device.type == "cuda",
-    )
+class CautiousAdamW(torch.optim.AdamW):
+    """AdamW that clips by itself, and does nothing at all where a gradient is not finite.
+
+    So do the optimizers that DeepSpeed puts around one, but there is none around it in fp32 at ZeRO-0. `overflow` and
+    `_global_grad_norm` are what theirs are called, and where its engine looks.
+    """
+
+    overflow, _global_grad_norm = False, 0.0
+
+    def __init__(self, groups: list[dict[str, Any]], clip: float, **settings: Any) -> None:
+        """clip: the largest norm of all gradients; 0 leaves them alone."""
+        super().__init__(groups, **settings)
+        self._clip = clip
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the weights, unless a gradient is not finite."""
+        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self._global_grad_norm = float(nn.utils.clip_grad_norm_(weights, self._clip or math.inf))
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        if not self.overflow:
+            super().step()
+
+
+def adamw(
+    model: nn.Module, settings: Mapping[str, Any], device: torch.device, clip: float | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the groups of `model`, fused on a GPU; `settings` are those of `conf/optim`.
+
+    clip: largest norm of the gradients, where DeepSpeed puts no optimizer of its own around this one to see to it.
+    """
+    groups = parameter_groups(model, settings["weight_decay"])
+    told: dict[str, Any] = {
+        "lr": settings["lr"],
+        "betas": tuple(settings["betas"]),
+        "eps": settings["eps"],
+        "fused": device.type == "cuda",
+    }
+    return torch.optim.AdamW(groups, **told) if clip is None else CautiousAdamW(groups, clip, **told)
 
 
 def rate(step: int, steps: int, schedule: Mapping[str, Any]) -> float:

@@ -6,7 +6,9 @@ active cells of all ranks and micro-batches, however long their clips are.
 
 Randomness (dropout, dropped prompts) is seeded by (seed, step, micro-batch, rank): nothing of it needs saving.
 
-A batch whose loss is not finite changes nothing: its step is skipped on all ranks, and its clips are written down.
+A step with a loss or a gradient that is not finite leaves no trace in weights and optimizer, on any rank, and its clips
+are written down. That shows in the gradients' norm, so a step looks at one number of its GPU, and that late: it never
+waits between its forward and backward passes.
 A rank that hangs (a dead peer, stuck storage) prints the stacks of its threads and ends the job.
 """
 
@@ -19,7 +21,7 @@ import math
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -57,7 +59,6 @@ class Settings:
 
     steps: int
     accumulate: int
-    clip: float
     lr: float
     schedule: Any
     log_every: int
@@ -67,7 +68,7 @@ class Settings:
     save_aside: bool  # whether the engine writes by a `Writer`, while training goes on
     seed: int
     ema: float  # decay of the running mean of the weights; 0: none
-    skip_most: int  # non-finite batches in a row before giving up
+    skip_most: int  # skipped steps in a row before giving up
     timeout: float  # seconds that a step may take before the watchdog ends the job
     peak_flops: float  # of the device, in the precision of training; 0: unknown
 
@@ -133,7 +134,6 @@ class Trainer:
         self.ema = Ema(self.model, settings.ema) if settings.ema and world.first else None
         self.step = self.place = self.frames = self.skipped = 0
         self.meter = Meter(self.model.config.codebooks, world.device)
-        self._norm = math.nan
         self._stop, self._in_a_row, self._val_loss = False, 0, (-1, math.nan)
         self._writer: Writer | None = engine.checkpoint_engine if settings.save_aside else None
         self._saving: checkpoint.Saving | None = None
@@ -229,67 +229,63 @@ class Trainer:
         if self._saving and not still:
             self._finish_saving()
         optim.set_rate(self.engine.optimizer, s.lr * optim.rate(self.step, s.steps, s.schedule))
-        bad = 0
+        taken = []
         for m, batch in enumerate(micro):
             torch.manual_seed(_fold(s.seed, self.step, m, self.world.rank))
             # the engine takes the mean over accumulation and ranks; the division is over all their cells
-            bad += self._learn(batch, s.accumulate * self.world.ranks / cells)
-            if bad:  # gradients of the other batches are in the engine already: let them change nothing
-                optim.set_rate(self.engine.optimizer, 0.0)
-            if m == s.accumulate - 1 and self.engine.zero_optimization_stage() == 0 and self._logs_now():
-                self._norm = _norm(p.grad for p in self.model.parameters() if p.grad is not None)
+            taken.append(self._learn(batch, s.accumulate * self.world.ranks / cells))
             self.engine.step()
         self.step, self.place, self.frames = self.step + 1, micro[-1].place, self.frames + int(heard)
-        if self.ema is not None and not bad:
-            self.ema.update(self.model)
-        self._count_skipped(bad)
+        if self.engine.optimizer.overflow:
+            self._skip(micro, [nats for nats, _ in taken])
+        else:
+            self._in_a_row = 0
+            for batch, (nats, counted) in zip(micro, taken, strict=True):
+                self.meter.add(nats, counted, len(batch.frames))
+            if self.ema is not None:
+                self.ema.update(self.model)
         return asked > 0
 
-    def _learn(self, batch: Batch, scale: float) -> int:
-        """Forward and backward; how many ranks had a loss that is not finite, and so learned nothing here."""
-        inputs = batch.to(self.world.device)
-        nats, cells = self.engine(*inputs)
-        finite = bool(nats.detach().sum().isfinite())
-        bad = int(self.world.total([not finite])[0])
-        if bad and not finite:
-            self._write_down(batch)
-        if bad:  # every rank goes backward, so that none waits: from a batch of nothing, which counts nothing
-            empty = [torch.zeros_like(x) for x in inputs]
-            empty[1] += 1
-            nats, scale = self.engine(*empty)[0], 0.0
-            if not bool(nats.detach().sum().isfinite()):
-                raise FloatingPointError(f"the weights are no longer finite at step {self.step}: resume from before it")
-        else:
-            self.meter.add(nats, cells, len(batch.frames))
-        self.engine.backward(nats.sum() * scale)
-        return bad
+    def _learn(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
+        """Forward and backward: nats [K] and cells [K] of a batch, still on their way on a GPU."""
+        nats, cells = self.engine(*batch.to(self.world.device))
+        loss = nats.sum()
+        # a loss that is infinite can have finite gradients: let none of them be
+        self.engine.backward(loss * torch.where(loss.detach().isfinite(), scale, math.nan))
+        return nats.detach(), cells
+
+    def _skip(self, micro: list[Batch], nats: list[Tensor]) -> None:
+        """Count a step that the optimizer has not taken, on all ranks alike, and write down what did it.
+
+        Raises FloatingPointError where weights are not finite, and after too many such steps in a row.
+        """
+        if not math.isfinite(self.world.total([self._squares()])[0]):
+            raise FloatingPointError(f"the weights are no longer finite at step {self.step}: resume from before it")
+        odd = [not bool(each.sum().isfinite()) for each in nats]
+        by_loss = self.world.total([sum(odd)])[0] > 0  # else gradients overflowed, of no batch in particular
+        for batch, is_odd in zip(micro, odd, strict=True):
+            if is_odd or not by_loss:
+                self._write_down(batch)
+        what = "loss" if by_loss else "gradient"
+        log.warning("step %d skipped: the %s is not finite; see %s/not-finite-*.jsonl", self.step, what, self.run)
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        if self._in_a_row >= self.settings.skip_most:
+            raise FloatingPointError(
+                f"{self._in_a_row} steps in a row had a loss or a gradient that is not finite: {self.run}/"
+                "not-finite-*.jsonl names their clips; lower optim.lr, or look at the cache with "
+                "`python -m pipeline.shards verify`"
+            )
 
     def _write_down(self, batch: Batch) -> None:
-        """Leave the keys of a batch whose loss is not finite for inspection."""
+        """Leave the keys of a batch for inspection."""
         row = {"step": self.step, "rank": self.world.rank, "clips": self.describe(batch)}
         with (self.run / f"not-finite-rank-{self.world.rank}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-    def _count_skipped(self, bad: int) -> None:
-        """Raises FloatingPointError after too many skipped steps in a row; the same on all ranks."""
-        self.skipped += bool(bad)
-        self._in_a_row = self._in_a_row + 1 if bad else 0
-        if bad:
-            log.warning("step %d skipped: the loss is not finite; see %s/not-finite-*.jsonl", self.step, self.run)
-        if self._in_a_row >= self.settings.skip_most:
-            raise FloatingPointError(
-                f"{self._in_a_row} steps in a row had a loss that is not finite: {self.run}/not-finite-*.jsonl names "
-                "their clips; lower optim.lr, or look at the cache with `python -m pipeline.shards verify`"
-            )
 
     def _watch(self) -> None:
         """Give the watchdog new patience: past it, all stacks are printed and this rank ends, and so the job."""
         if self.settings.timeout:
             faulthandler.dump_traceback_later(self.settings.timeout, exit=True)
-
-    def _logs_now(self) -> bool:
-        """Whether the step being taken ends in a row of the log."""
-        return (self.step + 1) % self.settings.log_every == 0 or self.step + 1 == self.settings.steps
 
     def _row(self) -> dict[str, float]:
         """A row of the log over the steps since the last one."""
@@ -298,9 +294,8 @@ class Trainer:
         mine = [self.meter.clips, float(self.meter.sums[1].sum()), self.meter.waited / seconds, self._squares()]
         clips, codes, waited, squares = self.world.total(mine)
         row = self.meter.losses(self.world, "train")
-        norm = self.engine.get_global_grad_norm()
         row["train/lr"] = self.engine.optimizer.param_groups[0]["lr"]
-        row["train/grad_norm"] = float(norm) if norm is not None else self._norm
+        row["train/grad_norm"] = float(self.engine.get_global_grad_norm())
         row["train/parameter_norm"] = math.sqrt(squares)
         row["train/clips"], row["train/frames"], row["train/skipped"] = self.place, self.frames, self.skipped
         row["speed/clips_per_second"], row["speed/codes_per_second"] = clips / seconds, codes / seconds
@@ -321,7 +316,9 @@ class Trainer:
         if self.engine.zero_optimization_partition_weights():
             mine = [p.ds_tensor for p in self.model.parameters()]  # type: ignore[attr-defined]
             return sum(float(weights.float().square().sum()) for weights in mine)
-        return _norm(self.model.parameters()) ** 2 if self.world.first else 0.0
+        if not self.world.first:
+            return 0.0
+        return float(torch.stack([p.detach().float().norm() for p in self.model.parameters()]).square().sum())
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
@@ -333,8 +330,3 @@ def _fold(*parts: int) -> int:
     for part in parts:
         seed = (seed * 1_000_003 + part + 1) % 2**63
     return seed
-
-
-def _norm(tensors: Iterable[Tensor]) -> float:
-    """The norm of many tensors as one vector."""
-    return float(torch.stack([x.detach().float().norm() for x in tensors]).norm())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.lm.optim import adamw, parameter_groups, rate, set_rate
+from pipeline.lm.optim import CautiousAdamW, adamw, parameter_groups, rate, set_rate
 from tests.lm.models import tiny
 
 
@@ -52,3 +52,13 @@ def test_the_rate_reaches_every_group() -> None:
     )
     set_rate(optimizer, math.pi)
     assert [group["lr"] for group in optimizer.param_groups] == [math.pi] * 2
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
+def test_an_optimizer_by_itself_clips_and_tells_the_norm(clip: float) -> None:
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = CautiousAdamW([{"params": [weight]}], clip, lr=0.1)
+    weight.grad = torch.tensor([3.0, 0.0, 4.0, 0.0])
+    optimizer.step()
+    assert optimizer._global_grad_norm == 5.0 and not optimizer.overflow
+    assert float(weight.grad.norm()) == pytest.approx(0.5 if clip == 0.5 else 5.0)

@@ -1,0 +1,109 @@
+"""The loop itself, on one rank in this process, with batches that a test hands it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import training
+from pipeline.cache.stream import Batch
+from pipeline.config import compose
+from pipeline.lm import distributed
+from pipeline.lm.checkpoint import Keep
+from pipeline.lm.trainer import Settings, Trainer
+from tests.lm.models import tiny
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def batch(number: int, finite: bool = True) -> Batch:
+    """Two clips, the same for the same number."""
+    random = torch.Generator().manual_seed(number)
+    codes = torch.randint(0, 1024, (2, 4, 12), generator=random, dtype=torch.int16)
+    half = torch.randn(2, 12, generator=random).half()
+    return Batch(codes, torch.tensor([12, 7]), half if finite else half * torch.inf, 0, np.array([number]))
+
+
+class Run:
+    """A trainer on the batches of `told`, which the names of faults stand among."""
+
+    def __init__(self, run: Path, stage: int, precision: str, accumulate: int, told: list[int | str]) -> None:
+        words = [f"deepspeed=zero{stage}", f"trainer.precision={precision}", f"trainer.accumulate={accumulate}"]
+        cfg = compose("train", [*words, "trainer.micro_batch=2", "trainer.save_aside=false"])
+        world = distributed.start(60)
+        engine = training.build_engine(cfg, tiny(), world)
+        settings = Settings(
+            steps=len(told) // accumulate, accumulate=accumulate, lr=0.01, schedule={"name": "constant"}, log_every=1,
+            val_every=0, save_every=0, keep=Keep(1, False, 0), save_aside=False, seed=0, ema=0.0, skip_most=2,
+            timeout=0.0, peak_flops=0.0,
+        )  # fmt: skip
+        self.told, self.weight, self.folder = told, engine.module.trunk.h[0].mlp.c_fc.weight, run
+        run.mkdir()
+        self.trainer = Trainer(
+            engine, world, settings, self.batches, lambda: iter(()), lambda b: [str(n) for n in b.clips.tolist()], run
+        )
+        self.rows: list[dict[str, float]] = []
+
+    def batches(self, place: int) -> Iterator[Batch]:
+        for number, what in enumerate(self.told):
+            hook = None
+            if what == "gradient":
+                hook = self.weight.register_hook(lambda grad: torch.full_like(grad, torch.inf))
+            yield batch(what) if isinstance(what, int) else batch(100 + number, finite=what != "loss")
+            if hook is not None:
+                hook.remove()
+
+    def train(self) -> dict[str, torch.Tensor]:
+        """The weights at the end, whole or (ZeRO-3) as this rank holds them."""
+        assert self.trainer.train(lambda step, row: self.rows.append(row) if row else None) == 0
+        weights = self.trainer.model.named_parameters()
+        return {name: (p.ds_tensor if hasattr(p, "ds_tensor") else p).detach().clone() for name, p in weights}
+
+    def named(self) -> list[str]:
+        """The clips that were written down."""
+        file = self.folder / "not-finite-rank-0.jsonl"
+        return [key for line in file.read_text().splitlines() for key in json.loads(line)["clips"]]
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_skipped_step_leaves_no_trace(tmp_path: Path, stage: int, precision: str, fault: str) -> None:
+    """The weights are those of a run that never met its clips, moments of the optimizer and all."""
+    run = Run(tmp_path / "met", stage, precision, 1, [1, 2, fault, 3])
+    met, spared = run.train(), Run(tmp_path / "spared", stage, precision, 1, [1, 2, 3]).train()
+    assert all(torch.equal(met[name], spared[name]) for name in spared)
+    assert run.named() == ["102"] and [row["train/skipped"] for row in run.rows] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_one_micro_batch_takes_its_whole_step_with_it(tmp_path: Path, stage: int) -> None:
+    """Of the clips of a skipped step only those whose loss is not finite are named, and no loss of it is counted."""
+    run = Run(tmp_path / "met", stage, "fp32", 2, [1, 2, 3, "loss", 4, 5])
+    met, spared = run.train(), Run(tmp_path / "spared", stage, "fp32", 2, [1, 2, 4, 5]).train()
+    assert all(torch.equal(met[name], spared[name]) for name in spared)
+    assert run.named() == ["103"]
+    assert run.rows[2]["train/loss"] == pytest.approx(run.rows[0]["train/loss"], abs=0.5)
+
+
+def test_weights_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", 1, "fp32", 1, [1, 2])
+    with torch.no_grad():
+        run.weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="weights are no longer finite at step 1: resume from before it"):
+        run.train()
+
+
+def test_the_norm_and_what_is_learned_are_the_same_at_every_stage(tmp_path: Path) -> None:
+    """In fp32 at ZeRO-0 the optimizer clips by itself, elsewhere DeepSpeed's around it."""
+    runs = [Run(tmp_path / str(stage), stage, "fp32", 1, [1, 2, 3]) for stage in (0, 1)]
+    for run in runs:
+        run.train()
+    for name in ("train/grad_norm", "train/loss", "train/parameter_norm"):
+        first, second = ([row[name] for row in run.rows] for run in runs)
+        assert first == pytest.approx(second, rel=1e-5) and min(first) > 0
