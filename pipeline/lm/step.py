@@ -2,8 +2,9 @@
 
 `transformers` spends a tenth of a millisecond a layer around its products and grows its cache by copying; here a layer
 is eight calls. The products decide the rest. On a CPU they go through oneDNN with weights packed for it: faster than
-a plain product for two rows or more, and the same bits for a row alone, among others, and on any number of threads. A
-plain matrix-vector product is a quarter faster for a row alone, and differs in the last bits: `exact=False` takes it.
+a plain product for two rows or more, and the same bits for a row alone, among others, and on any number of threads. For
+a row alone a plain matrix-vector product differs in the last bits, and in speed as the CPU will have it: a quarter
+faster on one that was measured, half as fast on another. `exact=False` takes it.
 On a GPU `read_at` can be captured as one graph, so that a step costs a launch and not two hundred.
 
 Letters: B rows, n positions, D width, H heads, K codebooks, C classes.
