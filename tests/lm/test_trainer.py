@@ -12,12 +12,13 @@ import torch
 
 from pipeline import training
 from pipeline.cache.stream import Batch
-from pipeline.config import compose
+from pipeline.config import CONF, compose
 from pipeline.lm import distributed
 from pipeline.lm.checkpoint import Keep
 from pipeline.lm.trainer import Settings, Trainer
 from tests.lm.models import tiny
 
+CHOICES = sorted(file.stem for file in (CONF / "deepspeed").glob("*.yaml"))
 pytestmark = pytest.mark.usefixtures("here")
 
 
@@ -32,8 +33,8 @@ def batch(number: int, finite: bool = True) -> Batch:
 class Run:
     """A trainer on the batches of `told`, which the names of faults stand among."""
 
-    def __init__(self, run: Path, stage: int, precision: str, accumulate: int, told: list[int | str]) -> None:
-        words = [f"deepspeed=zero{stage}", f"trainer.precision={precision}", f"trainer.accumulate={accumulate}"]
+    def __init__(self, run: Path, zero: str, precision: str, accumulate: int, told: list[int | str]) -> None:
+        words = [f"deepspeed={zero}", f"trainer.precision={precision}", f"trainer.accumulate={accumulate}"]
         cfg = compose("train", [*words, "trainer.micro_batch=2", "trainer.save_aside=false"])
         world = distributed.start(60)
         engine = training.build_engine(cfg, tiny(), world)
@@ -72,27 +73,27 @@ class Run:
 
 @pytest.mark.parametrize("fault", ["loss", "gradient"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_skipped_step_leaves_no_trace(tmp_path: Path, stage: int, precision: str, fault: str) -> None:
+@pytest.mark.parametrize("zero", CHOICES)
+def test_a_skipped_step_leaves_no_trace(tmp_path: Path, zero: str, precision: str, fault: str) -> None:
     """The weights are those of a run that never met its clips, moments of the optimizer and all."""
-    run = Run(tmp_path / "met", stage, precision, 1, [1, 2, fault, 3])
-    met, spared = run.train(), Run(tmp_path / "spared", stage, precision, 1, [1, 2, 3]).train()
+    run = Run(tmp_path / "met", zero, precision, 1, [1, 2, fault, 3])
+    met, spared = run.train(), Run(tmp_path / "spared", zero, precision, 1, [1, 2, 3]).train()
     assert all(torch.equal(met[name], spared[name]) for name in spared)
     assert run.named() == ["102"] and [row["train/skipped"] for row in run.rows] == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_one_micro_batch_takes_its_whole_step_with_it(tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize("zero", CHOICES)
+def test_one_micro_batch_takes_its_whole_step_with_it(tmp_path: Path, zero: str) -> None:
     """Of the clips of a skipped step only those whose loss is not finite are named, and no loss of it is counted."""
-    run = Run(tmp_path / "met", stage, "fp32", 2, [1, 2, 3, "loss", 4, 5])
-    met, spared = run.train(), Run(tmp_path / "spared", stage, "fp32", 2, [1, 2, 4, 5]).train()
+    run = Run(tmp_path / "met", zero, "fp32", 2, [1, 2, 3, "loss", 4, 5])
+    met, spared = run.train(), Run(tmp_path / "spared", zero, "fp32", 2, [1, 2, 4, 5]).train()
     assert all(torch.equal(met[name], spared[name]) for name in spared)
     assert run.named() == ["103"]
     assert run.rows[2]["train/loss"] == pytest.approx(run.rows[0]["train/loss"], abs=0.5)
 
 
 def test_weights_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", 1, "fp32", 1, [1, 2])
+    run = Run(tmp_path / "run", "zero1", "fp32", 1, [1, 2])
     with torch.no_grad():
         run.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="weights are no longer finite at step 1: resume from before it"):
@@ -101,7 +102,7 @@ def test_weights_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
 
 def test_the_norm_and_what_is_learned_are_the_same_at_every_stage(tmp_path: Path) -> None:
     """In fp32 at ZeRO-0 the optimizer clips by itself, elsewhere DeepSpeed's around it."""
-    runs = [Run(tmp_path / str(stage), stage, "fp32", 1, [1, 2, 3]) for stage in (0, 1)]
+    runs = [Run(tmp_path / zero, zero, "fp32", 1, [1, 2, 3]) for zero in ("zero0", "zero1")]
     for run in runs:
         run.train()
     for name in ("train/grad_norm", "train/loss", "train/parameter_norm"):
