@@ -4,7 +4,8 @@
     {sha256}.index.npy           its index, made from its own headers
     {sha256}-{bytes}.coming      exclusively locked by who fetches a shard,
     {sha256}-{bytes}.data        which grows here until it is whole
-    lock                         locked while room is made
+    lock                         locked while room is made, and while a shard that has come takes its name: who counts
+                                 what is here would else miss it under both
 
 The system lets go of a lock when its holder ends, however it ends: so whatever nobody has locked is nobody's. What was
 coming is begun anew; of what is here, that which was opened longest ago may be removed. Locks do not reach over
@@ -134,6 +135,7 @@ class Copies:
         with locked(coming, wait) as mine:
             if not mine:
                 return
+            whole = False
             try:
                 if not self._path(shard).exists():
                     self._make_room()
@@ -142,10 +144,13 @@ class Copies:
                         np.save(file, index, allow_pickle=False)
                         file.flush()
                         os.fsync(file.fileno())
-                    data.rename(self._path(shard))
+                    whole = True
             finally:
-                data.unlink(missing_ok=True)
-                coming.unlink()
+                with locked(self.folder / "lock", wait=True):
+                    if whole:
+                        data.rename(self._path(shard))
+                    data.unlink(missing_ok=True)
+                    coming.unlink()
 
     def _download(self, store: RemoteStore, shard: ShardInfo, data: Path) -> np.ndarray:
         """The index of a shard that is now whole, and proven, under the name of its data."""
