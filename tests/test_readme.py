@@ -323,6 +323,7 @@ def test_without_a_network_what_is_missing_is_named(
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # made by the first request, with the proxies of that moment
     name, *words = command.split()
     with pytest.raises(InputError, match=r"codec=encodec_24khz: .*codec.repository=FOLDER"):
         place.task(name, [*words, "out=elsewhere", *(["embedder=encodecmae_tiny"] if name == "preprocess" else [])])

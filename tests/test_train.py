@@ -345,7 +345,8 @@ def test_checkpoints_are_thinned_out_to_the_newest_the_best_and_every_mth(
 def test_a_rank_that_hangs_prints_its_stacks_and_ends_the_job(cache: Path, tmp_path: Path) -> None:
     """One of two ranks is stopped as if its machine had died: the other does not wait forever."""
     run = tmp_path / "run"
-    process = start(cache, run, "trainer.steps=100000", "trainer.timeout=8", ranks=2)
+    words = ("trainer.steps=100000", "trainer.timeout=8", "trainer.save_every=0", "trainer.val_every=0")
+    process = start(cache, run, *words, ranks=2)
     while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
         assert process.poll() is None
         time.sleep(0.02)

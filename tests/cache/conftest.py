@@ -15,7 +15,7 @@ from tests.cache.web import Web
 def bucket() -> Iterator[str]:
     """The address of an empty bucket of an S3 server of our own."""
     server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
     import boto3
 
     server = server_module.ThreadedMotoServer(port=0, verbose=False)
@@ -29,6 +29,7 @@ def bucket() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in known}
     os.environ.update(known)
+    s3fs.S3FileSystem.clear_instance_cache()  # of another module's server, by now gone
     boto3.client("s3").create_bucket(Bucket="tokens")
     yield "s3://tokens"
     for name, value in before.items():
