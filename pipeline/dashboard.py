@@ -153,7 +153,7 @@ def _optimizer() -> Section:
             _line("learning rate", "train/lr"),
             _line("gradient norm", "train/grad_norm", place=1, log_y=True),
             _line("parameter norm", "train/parameter_norm", place=2),
-            _line("steps skipped, for a loss that is not finite", "train/skipped", row=1),
+            _line("steps skipped, for a loss or gradient that is not finite", "train/skipped", row=1),
         ],
     )
 

@@ -17,6 +17,8 @@ from pipeline.lm import distributed
 from pipeline.lm.distributed import World
 from tests.lm.models import tiny
 
+CHOICES = sorted(file.stem for file in (CONF / "deepspeed").glob("*.yaml"))
+
 
 def losses(choice: str, precision: str, world: World) -> list[float]:
     """The mean loss of all ranks at each step, as the trainer sets it up."""
@@ -36,9 +38,8 @@ def losses(choice: str, precision: str, world: World) -> list[float]:
 
 def main(out: Path) -> None:
     world = distributed.start(60)
-    choices = sorted(file.stem for file in (CONF / "deepspeed").glob("*.yaml"))
     told = {}
-    for choice in choices:
+    for choice in CHOICES:
         for precision in ("fp32", "bf16"):
             told[f"{choice} {precision}"] = losses(choice, precision, world)
     if world.first:

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import CONF
+from tests.every_zero import CHOICES
 from tests.test_train import ROOT, fresh_env
-
-CHOICES = sorted(file.stem for file in (CONF / "deepspeed").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import torch
 
 from pipeline import training
 from pipeline.cache.stream import Batch
-from pipeline.config import CONF, compose
+from pipeline.config import compose
 from pipeline.lm import distributed
 from pipeline.lm.checkpoint import Keep
 from pipeline.lm.trainer import Settings, Trainer
+from tests.every_zero import CHOICES
 from tests.lm.models import tiny
 
-CHOICES = sorted(file.stem for file in (CONF / "deepspeed").glob("*.yaml"))
 pytestmark = pytest.mark.usefixtures("here")
 
 
