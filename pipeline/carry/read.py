@@ -4,7 +4,8 @@ A job is a stretch of a shard's clips; a reader decodes it and hands it over in 
 holds follows from the plan alone, whichever reader is first; a reader that is ahead waits with one part in hand, so
 memory stays the same however long a file or a corpus is. A decoder that takes its process down, or hangs, costs that
 clip only: the system ends a process that is at one clip for too long, and another process takes its place. What a dead
-process was at is tried again clip by clip; a clip is given up when it was alone, and for the second time.
+process was at is tried again clip by clip; a clip is given up when it was alone, and for the second time. That a
+process dies before it has begun to read is no clip's fault.
 
 Letters: S samples.
 """
@@ -36,6 +37,8 @@ from pipeline.sound import audio
 CHANGED = "changed: the file is not what it was when it was listed; run again"
 Heard = np.ndarray | str  # float32 [S], or why there is none
 _LAST_BREATH = 5.0  # seconds
+_BEGUN = "begun"  # a reader's first word
+_STILLBORN = 10  # readers in a row that may end before they begin
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,7 @@ def _serve(jobs: Connection, how: Reading, read: Callable[[Job, Reading], Iterat
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends us
     die_with_parent()
+    jobs.send(_BEGUN)
     while (job := jobs.recv()) is not None:
         waiting = False
         for part in read(job, how):
@@ -230,11 +234,11 @@ def _send(conn: Connection, part: Part) -> None:
         os.close(descriptor)
 
 
-def _take(conn: Connection) -> Part | None:
-    """What `_send` sent; None for the end of a job."""
+def _take(conn: Connection) -> Part | str | None:
+    """What `_send` sent; None for the end of a job; _BEGUN."""
     message = conn.recv()
-    if message is None:
-        return None
+    if message is None or message == _BEGUN:
+        return message
     part, lengths = message
     if lengths is None:
         return part
@@ -248,7 +252,7 @@ def _take(conn: Connection) -> Part | None:
 
 
 class _Reader:
-    """A reader process and the job it is at. done: clips of it that have arrived."""
+    """A reader process and the job it is at. begun: whether it reads jobs yet; done: clips of its job that arrived."""
 
     def __init__(self, how: Reading, read: Callable[[Job, Reading], Iterator[Part]]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -257,7 +261,7 @@ class _Reader:
         self.process.start()
         theirs.close()
         self.job: Job | None = None
-        self.done = 0
+        self.begun, self.done = False, 0
 
     def start(self, job: Job) -> None:
         self.job, self.done = job, 0
@@ -279,10 +283,14 @@ class Readers:
     def __init__(self, count: int, how: Reading, read: Callable[[Job, Reading], Iterator[Part]] = parts) -> None:
         self._how, self._read = how, read
         self._slow: dict[str, str] = {}  # paths that were given up, and what is told of them
+        self._stillborn = 0  # readers in a row
         self._readers = [_Reader(how, read) for _ in range(count)]
 
     def parts(self, inbox: Connection, want: Callable[[], Any]) -> Iterator[Part]:
-        """The jobs that come in, decoded, their parts in any order. `want` asks for a job each; None ends them."""
+        """The jobs that come in, decoded, their parts in any order. `want` asks for a job each; None ends them.
+
+        Raises RuntimeError where no reader can so much as begin.
+        """
         if not self._readers:
             want()
             while (job := inbox.recv()) is not None:
@@ -331,6 +339,9 @@ class Readers:
         except (EOFError, OSError):  # it died, maybe in the middle of a message
             yield from self._bury(reader, jobs)
             return
+        if isinstance(part, str):
+            reader.begun, self._stillborn = True, 0
+            return
         if part is None:
             reader.job = None
             return
@@ -344,6 +355,16 @@ class Readers:
         job = reader.job
         assert job is not None
         code = reader.end()
+        if not reader.begun:
+            self._stillborn += 1
+            if self._stillborn == _STILLBORN:
+                raise RuntimeError(
+                    f"{_STILLBORN} reader processes in a row ended before they began (exit code {code}): give fewer "
+                    "readers=, or readers=0"
+                )
+            self._replaced(reader)
+            jobs.appendleft(job)
+            return
         self._replaced(reader)
         if reader.done == len(job.items):
             return

@@ -173,9 +173,14 @@ def test_a_reader_that_is_ahead_waits(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def counting(job: Job, how: Reading) -> Iterator[Part]:
     for part in parts(job, how):
-        with open(os.environ["COUNTED"], "a") as file:  # noqa: PTH123
-            file.write(".")
+        tried()
         yield part
+
+
+def tried() -> None:
+    """Count, in a process of its own."""
+    with Path(os.environ["COUNTED"]).open("a") as file:
+        file.write(".")
 
 
 def test_what_goes_wrong_ahead_comes_out_in_its_turn() -> None:
@@ -195,6 +200,7 @@ def stuck(job: Job, how: Reading) -> Iterator[Part]:
 
     def opened(source: object) -> object:
         if "stuck" in str(source):
+            tried()
             ctypes.PyDLL(None).sleep(600)
         return real(source)  # type: ignore[arg-type]
 
@@ -202,18 +208,18 @@ def stuck(job: Job, how: Reading) -> Iterator[Part]:
     return parts(job, how)
 
 
-def test_a_decoder_that_hangs_costs_its_file_only(tmp_path: Path) -> None:
+def test_a_decoder_that_hangs_costs_its_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its clips are given up together: each by itself would take as long."""
+    monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
     good, bad = tone(tmp_path / "a.wav", 2.0), tone(tmp_path / "stuck.wav", 4.0)
     items = [item(good), *(item(bad, 0.5 * i, 0.5, f"k{i}") for i in range(8)), item(good, 0.0, 1.0)]
-    begun = time.monotonic()
     found = read_all(Readers(1, replace(HOW, patience=2.0), stuck), [Job("s", 0, items), Job("t", 0, items[:1])])
     texts = {(part.shard, part.first + i): heard for part in found for i, heard in enumerate(part.heard)}
     slow = {key for key, text in texts.items() if isinstance(text, str)}
     assert slow == {("s", i) for i in range(1, 9)} and len(texts) == 11
     assert {texts[key] for key in slow} == {"too slow: reading it took more than read_seconds=2, twice"}
     assert len(texts["s", 9]) == 24_000 and len(texts["t", 0]) == 48_000
-    assert time.monotonic() - begun < 40
+    assert len((tmp_path / "counted").read_text()) == 2
 
 
 def test_reading_has_no_limit_while_it_waits_to_be_heard(tmp_path: Path) -> None:
@@ -259,3 +265,31 @@ def test_a_reader_that_is_killed_while_it_has_nothing_to_do_is_replaced(tmp_path
     readers._readers[0].process.kill()
     readers._readers[0].process.join()
     assert sum(len(part.heard) for part in read_all(readers, [Job("s", 0, items)])) == 4
+
+
+class Stillborn:
+    """A way to read that kills the first so many processes to which it is handed, before they read anything."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def __call__(self, job: Job, how: Reading) -> Iterator[Part]:
+        return parts(job, how)
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__dict__ = state
+        tried()
+        if len(Path(os.environ["COUNTED"]).read_text()) <= self.times:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_reader_that_is_killed_before_it_begins_is_no_clip_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often, as long as one begins some time: else it is told, and no clip is set aside."""
+    items = [item(tone(tmp_path / f"{i}.wav", 0.1), key=f"k{i}") for i in range(3)]
+    monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
+    found = read_all(Readers(1, HOW, Stillborn(4)), [Job("s", 0, items)])
+    assert [len(wav) for part in found for wav in part.heard] == [2400] * 3
+    with pytest.raises(RuntimeError, match="10 reader processes in a row ended before they began.*readers=0"):
+        read_all(Readers(1, HOW, Stillborn(1000)), [Job("s", 0, items)])
