@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 STOPPED = 75
+_ASKING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)  # to stop
 
 
 class Batch(Protocol):
@@ -144,6 +145,8 @@ class Trainer:
         state = checkpoint.state_of(found)
         self.step, self.place = state["step"], state["place"]
         self.frames, self.skipped = state["frames"], state["skipped"]
+        if "val_loss" in state:
+            self._val_loss = (self.step, state["val_loss"])
         if self.ema is not None:
             self.ema = Ema(self.model, self.settings.ema)
             self.ema.load(found)
@@ -152,20 +155,22 @@ class Trainer:
     def train(
         self, track: Callable[[int, dict[str, float]], None], kept: Callable[[Path], None] = lambda folder: None
     ) -> int:
-        """Train to the last step, and return 0; or, stopped by USR1 or TERM, save and return 75.
+        """Train to the last step, and return 0; or, stopped by USR1, TERM or ^C, save and return 75.
 
         track(step, metrics) is called on every rank with the same numbers; kept(folder) with each complete checkpoint.
         """
         s = self.settings
-        before = {sig: signal.signal(sig, self._ask_to_stop) for sig in (signal.SIGUSR1, signal.SIGTERM)}
+        before = {sig: signal.signal(sig, self._ask_to_stop) for sig in _ASKING}
         batches, self._kept = self.stream(self.place), kept
         try:
+            if 0 < self.step < s.steps and self._validates() and self._val_loss[0] != self.step:
+                track(self.step, self.validate())  # a request to stop came before it
             while self.step < s.steps:
                 stop = self._update(batches)
                 done = self.step == s.steps
                 if self.step % s.log_every == 0 or done:
                     track(self.step, self._row())
-                if done or (s.val_every and self.step % s.val_every == 0):
+                if done or (self._validates() and not stop):  # who asks to stop may not wait for it
                     track(self.step, self.validate())
                 if done or stop or (s.save_every and self.step % s.save_every == 0):
                     self.save()
@@ -180,6 +185,10 @@ class Trainer:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
         return 0
+
+    def _validates(self) -> bool:
+        """Whether this step is one after which the model is validated."""
+        return bool(self.settings.val_every) and self.step % self.settings.val_every == 0
 
     def validate(self) -> dict[str, float]:
         """The loss over every validation clip exactly once; empty where there are none."""
@@ -259,7 +268,7 @@ class Trainer:
 
         Raises FloatingPointError where weights are not finite, and after too many such steps in a row.
         """
-        if not math.isfinite(self.world.total([self._squares()])[0]):
+        if not math.isfinite(self.world.total([squares(self.engine, self.world)])[0]):
             raise FloatingPointError(f"the weights are no longer finite at step {self.step}: resume from before it")
         odd = [not bool(each.sum().isfinite()) for each in nats]
         by_loss = self.world.total([sum(odd)])[0] > 0  # else gradients overflowed, of no batch in particular
@@ -291,12 +300,12 @@ class Trainer:
         """A row of the log over the steps since the last one."""
         seconds = time.perf_counter() - self.meter.since
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        mine = [self.meter.clips, float(self.meter.sums[1].sum()), self.meter.waited / seconds, self._squares()]
-        clips, codes, waited, squares = self.world.total(mine)
+        mine = [self.meter.clips, float(self.meter.sums[1].sum()), self.meter.waited / seconds]
+        clips, codes, waited, squared = self.world.total([*mine, squares(self.engine, self.world)])
         row = self.meter.losses(self.world, "train")
         row["train/lr"] = self.engine.optimizer.param_groups[0]["lr"]
         row["train/grad_norm"] = float(self.engine.get_global_grad_norm())
-        row["train/parameter_norm"] = math.sqrt(squares)
+        row["train/parameter_norm"] = math.sqrt(squared)
         row["train/clips"], row["train/frames"], row["train/skipped"] = self.place, self.frames, self.skipped
         row["speed/clips_per_second"], row["speed/codes_per_second"] = clips / seconds, codes / seconds
         row["speed/codes_per_second_per_gpu"] = codes / seconds / self.world.ranks
@@ -311,17 +320,22 @@ class Trainer:
         self.meter.start()
         return row
 
-    def _squares(self) -> float:
-        """The part of the squared norm of all weights that this rank holds."""
-        if self.engine.zero_optimization_partition_weights():
-            mine = [p.ds_tensor for p in self.model.parameters()]  # type: ignore[attr-defined]
-            return sum(float(weights.float().square().sum()) for weights in mine)
-        if not self.world.first:
-            return 0.0
-        return float(torch.stack([p.detach().float().norm() for p in self.model.parameters()]).square().sum())
-
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
+        if number == signal.SIGINT:  # a second ^C is for those who cannot wait
+            signal.signal(number, signal.default_int_handler)
+
+
+def squares(engine: Any, world: World) -> float:
+    """The part of the squared norm of all weights that this rank holds."""
+    weights = list(engine.module.parameters())
+    if engine.zero_optimization_partition_weights():
+        shares = [(p.ds_tensor, p.ds_numel - world.rank * p.ds_tensor.numel()) for p in weights]
+        # behind a weight's last number a share holds whatever was in its memory
+        return sum(float(share[: max(0, left)].float().square().sum()) for share, left in shares)
+    if not world.first:
+        return 0.0
+    return float(torch.stack([p.detach().float().norm() for p in weights]).square().sum())
 
 
 def _fold(*parts: int) -> int:

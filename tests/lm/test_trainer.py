@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from pipeline import training
 from pipeline.cache.stream import Batch
 from pipeline.config import compose
-from pipeline.lm import distributed
+from pipeline.lm import checkpoint, distributed
 from pipeline.lm.checkpoint import Keep
 from pipeline.lm.trainer import Settings, Trainer
 from tests.every_zero import CHOICES
@@ -33,20 +35,29 @@ def batch(number: int, finite: bool = True) -> Batch:
 class Run:
     """A trainer on the batches of `told`, which the names of faults stand among."""
 
-    def __init__(self, run: Path, zero: str, precision: str, accumulate: int, told: list[int | str]) -> None:
+    def __init__(
+        self, run: Path, zero: str, precision: str, accumulate: int, told: list[int | str], val_every: int = 0
+    ) -> None:
         words = [f"deepspeed={zero}", f"trainer.precision={precision}", f"trainer.accumulate={accumulate}"]
         cfg = compose("train", [*words, "trainer.micro_batch=2", "trainer.save_aside=false"])
         world = distributed.start(60)
         engine = training.build_engine(cfg, tiny(), world)
         settings = Settings(
             steps=len(told) // accumulate, accumulate=accumulate, lr=0.01, schedule={"name": "constant"}, log_every=1,
-            val_every=0, save_every=0, keep=Keep(1, False, 0), save_aside=False, seed=0, ema=0.0, skip_most=2,
+            val_every=val_every, save_every=0, keep=Keep(1, False, 0), save_aside=False, seed=0, ema=0.0, skip_most=2,
             timeout=0.0, peak_flops=0.0,
         )  # fmt: skip
         self.told, self.weight, self.folder = told, engine.module.trunk.h[0].mlp.c_fc.weight, run
-        run.mkdir()
+        run.mkdir(exist_ok=True)
+        valid = [(batch(1000), True)] if val_every else []
         self.trainer = Trainer(
-            engine, world, settings, self.batches, lambda: iter(()), lambda b: [str(n) for n in b.clips.tolist()], run
+            engine,
+            world,
+            settings,
+            self.batches,
+            lambda: iter(valid),
+            lambda b: [str(n) for n in b.clips.tolist()],
+            run,
         )
         self.rows: list[dict[str, float]] = []
 
@@ -55,13 +66,17 @@ class Run:
             hook = None
             if what == "gradient":
                 hook = self.weight.register_hook(lambda grad: torch.full_like(grad, torch.inf))
+            if isinstance(what, str) and what.startswith("SIG"):
+                for name in what.split():
+                    os.kill(os.getpid(), getattr(signal, name))
+                what = number + 1
             yield batch(what) if isinstance(what, int) else batch(100 + number, finite=what != "loss")
             if hook is not None:
                 hook.remove()
 
-    def train(self) -> dict[str, torch.Tensor]:
+    def train(self, code: int = 0) -> dict[str, torch.Tensor]:
         """The weights at the end, whole or (ZeRO-3) as this rank holds them."""
-        assert self.trainer.train(lambda step, row: self.rows.append(row) if row else None) == 0
+        assert self.trainer.train(lambda step, row: self.rows.append({"step": step, **row}) if row else None) == code
         weights = self.trainer.model.named_parameters()
         return {name: (p.ds_tensor if hasattr(p, "ds_tensor") else p).detach().clone() for name, p in weights}
 
@@ -108,3 +123,26 @@ def test_the_norm_and_what_is_learned_are_the_same_at_every_stage(tmp_path: Path
     for name in ("train/grad_norm", "train/loss", "train/parameter_norm"):
         first, second = ([row[name] for row in run.rows] for run in runs)
         assert first == pytest.approx(second, rel=1e-5) and min(first) > 0
+
+
+@pytest.mark.parametrize("asks", ["SIGUSR1", "SIGTERM", "SIGINT"])
+def test_who_asks_to_stop_waits_for_no_validation_and_the_next_run_makes_up_for_it(tmp_path: Path, asks: str) -> None:
+    told: list[int | str] = [1, 2, 3, 4]
+    whole = Run(tmp_path / "whole", "zero0", "fp32", 1, told, val_every=2)
+    whole.train()
+    stopped = Run(tmp_path / "run", "zero0", "fp32", 1, [1, asks, 3, 4], val_every=2)
+    stopped.train(code=75)
+    assert [row["step"] for row in stopped.rows if "val/loss" in row] == []
+    again = Run(tmp_path / "run", "zero0", "fp32", 1, told[2:], val_every=2)
+    again.trainer.settings = whole.trainer.settings
+    again.trainer.resume(checkpoint.saved(tmp_path / "run")[-1])
+    again.train()
+    for name in ("train/loss", "val/loss"):
+        both = [(row["step"], row[name]) for row in stopped.rows + again.rows if name in row]
+        assert both == [(row["step"], row[name]) for row in whole.rows if name in row] and len(both) >= 2
+
+
+def test_a_second_interrupt_ends_the_run_at_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path / "run", "zero0", "fp32", 1, [1, "SIGINT SIGINT", 3]).train()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not checkpoint.saved(tmp_path / "run")
