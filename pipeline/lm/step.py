@@ -134,7 +134,7 @@ class Player:
     def read_at(self, inputs: Tensor, cache: Cache, at: Tensor) -> Tensor:
         """As `read` of one position [B, 1, D] that stands in a tensor [1]: the same kernels whatever the position."""
         unseen = torch.arange(cache.keys[0].shape[2], device=self.device) > at
-        mask = torch.zeros(1, len(unseen), device=self.device).masked_fill(unseen, -torch.inf)
+        mask = inputs.new_zeros(1, len(unseen)).masked_fill(unseen, -torch.inf)  # of the queries' kind, as GPUs want it
 
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[i].index_copy_(2, at, k), cache.values[i].index_copy_(2, at, v)
