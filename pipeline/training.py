@@ -196,17 +196,18 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     import deepspeed
 
     t = cfg.trainer
-    if t.ema and cfg.deepspeed.zero_optimization.stage == 3:
+    stage = cfg.deepspeed.zero_optimization.stage
+    if t.ema and stage == 3:
         raise InputError("trainer.ema needs whole weights on the first rank: take deepspeed=zero2, or trainer.ema=0")
     model.to(world.device)
     model.label_smoothing = t.label_smoothing
     if t.activation_checkpointing:
         model.trunk.activation_checkpointing_enable()
-    if t.compile is True or (t.compile == "auto" and world.device.type == "cuda"):
+    if t.compile is True or (t.compile == "auto" and world.device.type == "cuda" and stage < 3):  # whose hooks break it
         for block in model.trunk.h:
             block.compile()
     bf16 = computes_in_bf16(cfg, world.device.type)
-    alone = cfg.deepspeed.zero_optimization.stage == 0 and not bf16
+    alone = stage == 0 and not bf16
     settings = {
         **OmegaConf.to_container(cfg.deepspeed, resolve=True),  # type: ignore[dict-item]
         "train_micro_batch_size_per_gpu": cfg.trainer.micro_batch,
@@ -219,7 +220,7 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     }
     optimizer = optim.adamw(model, cfg.optim, world.device, float(t.clip) if alone else None)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-    if getattr(engine.optimizer, "compute_grad_norm", False) and cfg.deepspeed.zero_optimization.stage < 3:
+    if getattr(engine.optimizer, "compute_grad_norm", False) and stage < 3:
         # what is not finite in a gradient is so in the norm of all, which is looked at too: one launch, not hundreds
         engine.optimizer.check_overflow = lambda partition_gradients: None
     if t.save_aside:
