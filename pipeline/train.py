@@ -7,7 +7,7 @@
 
 It reads the shards that `python -m pipeline.preprocess` wrote, and leaves everything in one run folder: settings,
 metrics.jsonl, checkpoints, and export/ for `python -m pipeline.generate run=RUN`. The same command again goes on where
-the run stopped; USR1 or TERM make it save and exit with 75.
+the run stopped; USR1, TERM or ^C make it save and exit with 75 (^C again: at once).
 
 People change: +exp=..., shards=DIR, model=tiny|small|medium|..., pattern=..., run=DIR, trainer.steps=N,
 trainer.micro_batch=N, optim.lr=X, deepspeed=zero1|zero2|zero3|zero3_offload, tracking=none, resume=never.
@@ -42,6 +42,8 @@ def main(cfg: DictConfig) -> int:
     training.count_steps(cfg, config, splits, world)
     if found:
         checkpoint.check_model(found, config)
+        stage, bf16 = cfg.deepspeed.zero_optimization.stage, training.computes_in_bf16(cfg, world.device.type)
+        checkpoint.check_engine(found, stage, bf16)
     if preflight.check(cfg, config, splits, order, world, found):
         return 0
     model = training.build_model(cfg, config, splits, fresh=found is None)

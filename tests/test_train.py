@@ -263,6 +263,31 @@ def test_a_run_of_another_model_is_not_continued(here: None, cache: Path, tmp_pa
         train_here(cache, tmp_path / "run", "trainer.steps=2", "resume=never")
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "message"),
+    [
+        ("zero0 fp32", "zero1 fp32", r"step-2 holds .* ZeRO stage 0 in fp32.*ZeRO stage 1 in fp32.*deepspeed=zero0 "),
+        ("zero2 fp32", "zero0 fp32", r"deepspeed=zero1 or zero2 and trainer.precision=fp32"),
+        ("zero1 fp32", "zero3 fp32", r"ZeRO stage 3 in fp32 cannot read"),
+        ("zero1 bf16", "zero1 fp32", r"stage 1 in bf16, which ZeRO stage 1 in fp32 .* trainer.precision=bf16"),
+        ("zero1 fp32", "zero2_offload fp32", None),
+    ],
+)
+def test_an_optimizer_that_cannot_be_read_is_refused(
+    here: None, cache: Path, tmp_path: Path, then: str, now: str, message: str | None
+) -> None:
+    def words(how: str, steps: int) -> list[str]:
+        return [f"deepspeed={how.split()[0]}", f"trainer.precision={how.split()[1]}", f"trainer.steps={steps}"]
+
+    train_here(cache, tmp_path / "run", *words(then, 2))
+    if message is None:
+        train_here(cache, tmp_path / "run", *words(now, 3))
+        assert sorted(rows(tmp_path / "run")) == [1, 2, 3]
+    else:
+        with pytest.raises(InputError, match=message):
+            train_here(cache, tmp_path / "run", *words(now, 3))
+
+
 def test_a_torn_checkpoint_is_never_read(here: None, cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train_here(cache, run, "trainer.steps=10")

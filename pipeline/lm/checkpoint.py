@@ -112,8 +112,8 @@ def begin(engine: Any, run: Path, world: World, state: dict[str, Any], ema: Ema 
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     if ema is not None:
         ema.save(folder)
-    stage = engine.zero_optimization_stage()
-    return Saving(folder, {**state, "ranks": world.ranks, "stage": stage, "model": asdict(engine.module.config)})
+    how = {"ranks": world.ranks, "stage": engine.zero_optimization_stage(), "bf16": engine.bfloat16_enabled()}
+    return Saving(folder, {**state, **how, "model": asdict(engine.module.config)})
 
 
 def finish(world: World, saving: Saving, keep: Keep, writer: Writer | None = None) -> Path:
@@ -163,6 +163,24 @@ def check_model(checkpoint: Path, config: ModelConfig) -> None:
         )
 
 
+def check_engine(checkpoint: Path, stage: int, bf16: bool) -> None:
+    """Raises InputError unless an engine of this stage of ZeRO and precision reads such a checkpoint."""
+    state = state_of(checkpoint)
+    then = state["stage"], state.get("bf16", bf16)
+    if (_shares(then[0]), then[1]) != (_shares(stage), bf16):
+        old, new = (f"ZeRO stage {n} in {'bf16' if half else 'fp32'}" for n, half in (then, (stage, bf16)))
+        choices = " or ".join(f"zero{n}" for n in range(4) if _shares(n) == _shares(then[0]))
+        raise InputError(
+            f"{checkpoint} holds the optimizer of {old}, which {new} cannot read: give deepspeed={choices} and "
+            f"trainer.precision={'bf16' if then[1] else 'fp32'}, or another run=DIR"
+        )
+
+
+def _shares(stage: int) -> int:
+    """What DeepSpeed's files look like: at stages 1 and 2 alike."""
+    return min(stage, 1) + (stage > 2)
+
+
 def needs_conversion(checkpoint: Path, world: World) -> bool:
     """Whether the optimizer's shares are those of another number of ranks: DeepSpeed must then load universal files."""
     state = state_of(checkpoint)
@@ -190,9 +208,10 @@ def convert(checkpoint: Path, world: World) -> Path:
 
 
 def load(engine: Any, checkpoint: Path, world: World) -> None:
-    """Load weights and optimizer on all ranks; the engine was built with what `needs_conversion` says.
+    """Load weights and the optimizer's state on all ranks; the engine was built with what `needs_conversion` says.
 
-    Raises InputError for files that would run code, or are damaged.
+    The optimizer's settings stay what the engine was built with. Raises InputError for files that would run code, or
+    are damaged.
     """
     consolidate.refuse_code(checkpoint, world.rank, world.ranks)
     world.wait()
@@ -200,8 +219,15 @@ def load(engine: Any, checkpoint: Path, world: World) -> None:
         checkpoint = convert(checkpoint, world)
         consolidate.refuse_code(checkpoint, world.rank, world.ranks)
         world.wait()
+    optimizer = engine.optimizer
+    asked = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     assert loaded is not None, f"{checkpoint} is complete, and DeepSpeed found nothing in it"
+    for group, settings in zip(optimizer.param_groups, asked, strict=True):
+        group.update(settings)  # DeepSpeed loads the checkpoint's, and of a universal one at ZeRO-3 the first for all
+    for state in optimizer.state.values():
+        if "step" in state:  # one tensor for all, of a universal one at ZeRO-3: each group would count it on
+            state["step"] = state["step"].clone()
 
 
 def export(found: Path, folder: Path, mean: bool = True) -> None:
