@@ -30,10 +30,11 @@ from pipeline.config import entry
 @entry("train")
 def main(cfg: DictConfig) -> int:
     """Wire caches, model, engine and trainer; train; export."""
-    from pipeline import preflight, training
+    from pipeline import limits, preflight, training
     from pipeline.lm import checkpoint, distributed
     from pipeline.publish import card
 
+    limits.check(cfg)
     world = distributed.start(cfg.trainer.timeout)
     run = Path(cfg.run)
     found = checkpoint.find(run, cfg.resume)

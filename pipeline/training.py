@@ -127,14 +127,9 @@ def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConf
 
 
 def count_steps(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, Split]], world: World) -> None:
-    """Where the settings give an amount of arithmetic instead of steps, set the steps that it makes.
-
-    Raises InputError for an amount that is not above 0.
-    """
+    """Where the settings give an amount of arithmetic instead of steps, set the steps that it makes."""
     if cfg.trainer.petaflop is None:
         return
-    if not cfg.trainer.petaflop > 0:
-        raise InputError(f"trainer.petaflop={cfg.trainer.petaflop}: give a number above 0, or null for trainer.steps")
     frames = float(np.concatenate(_lengths(cfg, pairs)).mean())
     a_step = cost.operations(config, frames) * cfg.trainer.micro_batch * cfg.trainer.accumulate * world.ranks
     cfg.trainer.steps = max(1, round(cfg.trainer.petaflop * 1e15 / a_step))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.lm.optim import CautiousAdamW, adamw, parameter_groups, rate, set_rate
+from pipeline.lm.optim import CautiousAdamW, adamw, check_schedule, parameter_groups, rate, set_rate
 from tests.lm.models import tiny
 
 
@@ -25,14 +25,28 @@ def test_warms_up_to_the_peak_then_never_rises(name: str, warmup: int, steps: in
 
 def test_a_sequence_runs_one_schedule_after_the_other() -> None:
     parts = [{"name": "constant", "warmup": 4, "steps": 10}, {"name": "linear", "floor": 0.0, "scale": 0.5}]
+    check_schedule({"name": "sequence", "parts": parts})
     rates = [rate(s, 20, {"name": "sequence", "parts": parts}) for s in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[9] == 1
     assert rates[10:] == pytest.approx([0.5 * (1 - i / 10) for i in range(10)])
 
 
-def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(InputError, match="sinus"):
-        rate(3, 10, {"name": "sinus"})
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"name": "sinus", "warmup": 1000}, r"schedule\.name=sinus: expected one of constant, linear, cosine"),
+        ({"name": "cosine", "warmup": -1}, r"schedule\.warmup=-1: expected a number of 0 or more"),
+        ({"name": "cosine", "flor": 0.1}, r"schedule has no flor: it knows .*floor"),
+        ({"name": "sequence"}, r"schedule\.parts=None: a sequence needs a list"),
+        ({"name": "sequence", "parts": []}, r"schedule\.parts=\[\]"),
+        ({"name": "sequence", "parts": ["linear"]}, r"schedule\.parts\[0\]\.name=linear"),
+        ({"name": "sequence", "parts": [{"name": "linear"}] * 2}, r"parts\[0\] has no steps: only the last"),
+        ({"name": "sequence", "parts": [{"name": "linear", "steps": 5}, {"name": "cosin"}]}, r"parts\[1\]\.name=cosin"),
+    ],
+)
+def test_what_is_no_schedule_is_refused_in_whatever_part_of_it(schedule: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_schedule(schedule)
 
 
 def test_matrices_decay_and_nothing_else() -> None:
