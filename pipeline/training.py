@@ -22,7 +22,7 @@ from pipeline.cache.order import Mixture, Order, Ordering
 from pipeline.cache.split import Split
 from pipeline.cache.stream import Batch, Stream, once
 from pipeline.errors import InputError, all_without_secrets, without_secrets
-from pipeline.lm import cost, optim
+from pipeline.lm import cost, optim, zero
 from pipeline.lm import model as models
 from pipeline.lm.checkpoint import Keep
 from pipeline.lm.distributed import World
@@ -199,8 +199,7 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     if t.activation_checkpointing:
         model.trunk.activation_checkpointing_enable()
     if t.compile is True or (t.compile == "auto" and world.device.type == "cuda" and stage < 3):  # whose hooks break it
-        for block in model.trunk.h:
-            block.compile()
+        model.compile_parts()
     bf16 = computes_in_bf16(cfg, world.device.type)
     alone = stage == 0 and not bf16
     settings = {
@@ -212,12 +211,11 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
         "zero_allow_untested_optimizer": True,
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 2**31,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step
     }
     optimizer = optim.adamw(model, cfg.optim, world.device, float(t.clip) if alone else None)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-    if getattr(engine.optimizer, "compute_grad_norm", False) and stage < 3:
-        # what is not finite in a gradient is so in the norm of all, which is looked at too: one launch, not hundreds
-        engine.optimizer.check_overflow = lambda partition_gradients: None
+    zero.lighten(engine)
     if t.save_aside:
         from pipeline.lm.writer import Writer
 

@@ -26,8 +26,8 @@ class Ema:
         """Take in the weights after a step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for name, p in model.named_parameters():
-            self.mean[name].lerp_(p.detach().float(), 1 - decay)
+        weights = {name: p.detach().float() for name, p in model.named_parameters()}
+        torch._foreach_lerp_([self.mean[name] for name in weights], [*weights.values()], 1 - decay)
 
     def save(self, folder: Path) -> None:
         """Write the mean beside a checkpoint's other files."""

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
-from transformers.cache_utils import Cache
 
 from pipeline.errors import InputError
 from pipeline.lm.patterns import EMPTY, Pattern
@@ -178,21 +177,37 @@ class CodecGPT(nn.Module):
         if self.training and prompt is not None and self.config.prompt_dropout:
             drop = torch.rand(len(codes), device=codes.device) < self.config.prompt_dropout
         inputs = torch.cat([self.condition(prompt, len(codes), drop), self.embed(laid[:, :, :-1])], 1)
-        hidden = self.trunk(inputs_embeds=inputs, use_cache=False).last_hidden_state  # [B, S, D]
+        nats, cells = self.nats(self.read(inputs), tokens, lengths)
+        return nats, cells.expand(len(nats))
+
+    def nats(self, hidden: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the trunk says [B, S, D] of tokens [B, K, T] -> their cross-entropy summed in nats [K], and cells []."""
         B, K, T = tokens.shape
         logits = self.head(self.pattern.pick(hidden, T, lengths).flatten(1, 2)).float()  # [K, B*T, C]
         wanted = tokens.transpose(0, 1).flatten()
         smoothing = self.label_smoothing if self.training else 0.0
         nats = F.cross_entropy(logits.flatten(0, 1), wanted, reduction="none", label_smoothing=smoothing)
-        real = (torch.arange(T, device=codes.device) < lengths[:, None]).flatten()  # [B*T]
-        return (nats.view(K, B * T) * real).sum(1), real.sum().expand(K)
+        real = (torch.arange(T, device=tokens.device) < lengths[:, None]).flatten()  # [B*T]
+        return (nats.view(K, B * T) * real).sum(1), real.sum()
+
+    def compile_parts(self) -> None:
+        """Compile what training spends its time in: each layer, and head and loss, whose logits are then made once."""
+        for block in self.trunk.h:
+            block.compile()
+        self.nats = torch.compile(self.nats)  # type: ignore[method-assign]
+
+    def read(self, inputs: Tensor) -> Tensor:
+        """Inputs [B, S, D] -> the trunk's output [B, S, D], each position seeing those before it.
+
+        As `GPT2Model.forward`, which on a GPU makes the host wait while it looks whether there is a mask.
+        """
+        x = self.trunk.drop(inputs + self.trunk.wpe(torch.arange(inputs.shape[1], device=inputs.device)))
+        for block in self.trunk.h:
+            x = block(x)
+            x = x[0] if isinstance(x, tuple) else x  # as of transformers 5.0, which gives one
+        return self.trunk.ln_f(x)
 
     # ---- sampling ----------------------------------------------------------------------------------------------
-    def read(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:
-        """Inputs [B, S, D] after what `cache` holds -> the trunk's output [B, S, D]; the cache is extended in place."""
-        out = self.trunk(inputs_embeds=inputs, past_key_values=cache, use_cache=cache is not None)
-        return out.last_hidden_state
-
     def predict(self, hidden: Tensor) -> Tensor:
         """The trunk's output [B, S, D] -> logits [B, S, K, C] in float32."""
         rows = hidden.flatten(0, 1).expand(self.config.codebooks, -1, -1)

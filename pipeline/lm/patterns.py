@@ -16,7 +16,7 @@ Letters: B clips, K codebooks, T frames, S steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,12 +41,19 @@ class Pattern:
 
     name: str
     codebooks: int
+    _slices: tuple[tuple[int, int], ...] = field(
+        init=False, repr=False, compare=False
+    )  # numbers: a compiler reads them
 
     def __post_init__(self) -> None:
         if self.name not in _STEPS:
             raise InputError(f"there is no pattern '{self.name}': pattern is one of {', '.join(NAMES)}")
         if self.codebooks < 1:
             raise InputError(f"a pattern needs at least 1 codebook, not {self.codebooks}")
+        first, second = self.steps(2).unbind(
+            1
+        )  # of two frames: where a codebook starts, and how far apart its steps are
+        object.__setattr__(self, "_slices", tuple(zip(first.tolist(), (second - first).tolist(), strict=True)))
 
     def steps(self, frames: int, lengths: Tensor | None = None, device: torch.device | str | None = None) -> Tensor:
         """The step of every code: int64 [K, T], or [B, K, T] where the clips of a batch have lengths [B] of their own.
@@ -89,9 +96,7 @@ class Pattern:
             at = at + torch.arange(len(hidden), device=hidden.device)[:, None] * hidden.shape[1]
             fine = hidden.flatten(0, 1).index_select(0, at.flatten()).view(len(hidden), frames, -1)
             return torch.stack([hidden[:, :frames], *[fine] * (self.codebooks - 1)])
-        steps = self.steps(2)  # of two frames: where a codebook starts, and how far apart its steps are
-        starts, strides = steps[:, 0].tolist(), (steps[:, 1] - steps[:, 0]).tolist()
-        return torch.stack([hidden[:, s::d][:, :frames] for s, d in zip(starts, strides, strict=True)])
+        return torch.stack([hidden[:, s::d][:, :frames] for s, d in self._slices])
 
     def frames(self, frames: int, lengths: Tensor | None = None) -> Tensor:
         """Which frame stands at each step: int64 [K, S] (or [B, K, S] with lengths [B]), -1 where the cell is empty."""

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 from transformers import GPT2Config, GPT2Model
-from transformers.cache_utils import DynamicCache
 
 from pipeline.errors import InputError
 from pipeline.lm.model import CodecGPT, build
 from pipeline.lm.patterns import EMPTY, NAMES, Pattern
+from pipeline.lm.step import Player
 from tests.lm.models import TINY, tiny
 
 
@@ -70,15 +72,75 @@ def test_a_step_is_predicted_from_the_prompt_and_the_steps_before_it() -> None:
     assert not torch.allclose(before[:, 0], model.logits(laid, prompt + 1)[:, 0])
 
 
-@given(st.sampled_from(NAMES), st.integers(1, 5))
+@given(st.sampled_from(NAMES), st.integers(1, 7))
 @settings(max_examples=12)
-def test_cached_logits_are_the_full_logits(name: str, stride: int) -> None:
+@torch.no_grad()
+def test_cached_logits_are_the_full_logits(name: str, first: int) -> None:
+    """Of so many positions read at once, and of each behind them, read one by one in either way."""
     model = tiny(pattern=name).eval()
     laid, prompt = model.pattern.apply(codes(2, 8) + 1), torch.randn(2, 12)
     inputs = torch.cat([model.condition(prompt, 2), model.embed(laid[:, :, :-1])], 1)
-    cache = DynamicCache(config=model.trunk.config)
-    parts = [model.read(inputs[:, s : s + stride], cache) for s in range(0, inputs.shape[1], stride)]
-    assert torch.allclose(model.predict(torch.cat(parts, 1)), model.logits(laid, prompt), atol=1e-5)
+    full, player, S = model.logits(laid, prompt), Player(model), inputs.shape[1]
+    read, read_at = player.cache(2, S), player.cache(2, S)
+    for cache in (read, read_at):
+        assert torch.allclose(player.read(inputs[:, :first], cache, 0), full[:, first - 1], atol=1e-5)
+    for at in range(first, S):
+        one = inputs[:, at : at + 1]
+        assert torch.allclose(player.read(one, read, at), full[:, at], atol=1e-5)
+        assert torch.allclose(player.read_at(one, read_at, torch.tensor([at])), full[:, at], atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_trunk_is_read_as_transformers_reads_it(training: bool, checkpointing: bool) -> None:
+    """Bit for bit, gradients and dropout too."""
+    model = tiny(dropout=0.1).train(training)
+    if checkpointing:
+        model.trunk.gradient_checkpointing_enable()
+    found = []
+    for read in (model.read, lambda x: model.trunk(inputs_embeds=x, use_cache=False).last_hidden_state):
+        torch.manual_seed(3)
+        inputs = torch.randn(2, 9, 32, requires_grad=True)
+        model.zero_grad()
+        read(inputs).square().sum().backward()
+        assert inputs.grad is not None and model.trunk.wpe.weight.grad is not None
+        found.append([inputs.grad, *(p.grad.clone() for p in model.trunk.parameters() if p.grad is not None)])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_head_and_loss_are_one_graph_for_clips_of_all_lengths(name: str) -> None:
+    """A break in it would make logits twice, and each graph costs its compilation."""
+    model = tiny(pattern=name)
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model.nats, backend=count, fullgraph=True)
+    for T in (9, 12, 15, 20):
+        tokens, lengths = codes(3, T) + 1, torch.tensor([T, 2, T - 3])
+        hidden = torch.randn(3, model.pattern.length(T), 32)
+        for ours, plain in zip(compiled(hidden, tokens, lengths), model.nats(hidden, tokens, lengths), strict=True):
+            assert torch.allclose(ours, plain)
+    assert len(graphs) <= 2
+
+
+def test_a_captured_step_masks_in_the_precision_of_its_queries() -> None:
+    """Kernels of GPUs refuse a mask of another, or misread it."""
+    model, masks = tiny().eval().bfloat16(), []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is F.scaled_dot_product_attention:
+                masks.append((args[0].dtype, (kwargs or {})["attn_mask"].dtype))
+            return func(*args, **(kwargs or {}))
+
+    player = Player(model)
+    with torch.no_grad(), Watch():
+        player.read_at(torch.randn(1, 1, 32).bfloat16(), player.cache(1, 4), torch.tensor([0]))
+    assert masks == [(torch.bfloat16, torch.bfloat16)] * 2
 
 
 def test_without_a_prompt_a_learned_null_vector_stands_there() -> None:
