@@ -80,9 +80,11 @@ class _Partial:
         self.path = self.path_of(path)
         self._note = path.with_name(f".partial.{path.name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():  # begun by other means and found wanting: what there is of it may serve
-            path.replace(self.path)
-            self._note.unlink(missing_ok=True)
+
+    def adopt(self, note: _Note) -> None:
+        """Take what another program left under the file's name for its beginning."""
+        self.target.replace(self.path)
+        self.note = note
 
     @staticmethod
     def path_of(target: Path) -> Path:
@@ -128,12 +130,17 @@ def remote_size(remote: Remote, timeout: float) -> int | None:
         FetchError: there is no such server, or no way to it.
     """
     try:
-        answer = requests.head(remote.url, headers=_PLAIN, timeout=timeout, allow_redirects=True)
-        return int(answer.headers["Content-Length"]) if answer.status_code == 200 else None
+        return _stated(remote, timeout).size
     except (requests.ConnectionError, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema) as error:
         raise FetchError(f"{remote.url} cannot be reached ({type(error).__name__})") from error
-    except (requests.RequestException, KeyError, ValueError):
+    except (requests.RequestException, ValueError):
         return None
+
+
+def _stated(remote: Remote, timeout: float) -> _Note:
+    """What the server says of a file without sending it."""
+    answer = requests.head(remote.url, headers=_PLAIN, timeout=timeout, allow_redirects=True)
+    return _note(answer, 0) if answer.status_code == 200 else _Note()
 
 
 def fetch(
@@ -144,6 +151,9 @@ def fetch(
 ) -> str:
     """Fetch a file whole, or go on with it; returns how it was verified.
 
+    What another program left under its name is gone on with where a checksum will prove the whole; else it stays there
+    until the new file is whole.
+
     at: told how many bytes are there. stop: set it to give up; what has come stays for the next run.
 
     Raises:
@@ -152,6 +162,7 @@ def fetch(
     stop = stop or threading.Event()
     try:
         partial = _Partial(remote.path)
+        _adopt(remote, partial, patience.timeout)
         best, left = partial.size, patience.attempts
         while True:
             try:
@@ -169,6 +180,22 @@ def fetch(
                 stop.wait(error.after or min(LONGEST_PAUSE, patience.pause * 2 ** (patience.attempts - left - 1)))
     except OSError as error:
         raise FetchError(f"{remote.path} cannot be written: {error.strerror or error}") from error
+
+
+def _adopt(remote: Remote, partial: _Partial, timeout: float) -> None:
+    """Go on with what another program began, if a checksum will tell: it may be the beginning of another version."""
+    if partial.size:
+        if partial.note == _Note() and not remote.sha256:
+            partial.discard()
+        return
+    if not remote.path.exists():
+        return
+    stated = _Note()
+    if not remote.sha256:
+        with contextlib.suppress(requests.RequestException):
+            stated = _stated(remote, timeout)
+    if remote.sha256 or stated.md5:
+        partial.adopt(_Note(md5=stated.md5))
 
 
 def check(remote: Remote) -> str:
@@ -229,7 +256,7 @@ def _agree(remote: Remote, partial: _Partial, answer: requests.Response, offset:
         raise FetchError(f"{remote.url}: HTTP {answer.status_code} {answer.reason}")
     now = _note(answer, offset if answer.status_code == 206 else 0)
     if answer.status_code == 206:
-        partial.note = now
+        partial.note = replace(now, md5=now.md5 or partial.note.md5)
         return 0
     same = now.version is not None and now.version == partial.note.version and now.size == partial.note.size
     if not same:  # the server sends all of it: what is here belongs to it only if it is the same version

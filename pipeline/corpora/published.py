@@ -46,17 +46,28 @@ def _jamendo(cfg: Mapping[str, Any], root: Path, get: Callable[[Remote], Any]) -
         raise InputError(f"quality={quality}: expected one of {', '.join(QUALITIES)}")
     lists = cfg["addresses"]["jamendo_lists"]
     sums = Remote(f"{lists}/download/raw_30s_{quality}_sha256_tars.txt", root / f"raw_30s_{quality}_sha256_tars.txt")
-    if not sums.path.is_file():
+    tars = _listed(sums.path)
+    if not tars:
         get(sums)
-    told = sums.path.read_text(errors="replace")
-    tars = re.findall(r"^([0-9a-f]{64}) +(\w[\w.-]*-(\d\d)\.tar)$", told, re.MULTILINE | re.ASCII)
+        tars = _listed(sums.path)
+    if not tars:  # a page to log in, say
+        sums.path.unlink(missing_ok=True)
+        raise InputError(
+            f"{sums.url} lists 0 tars: expected lines of SHA-256 and name; is addresses.jamendo_lists right?"
+        )
     wanted = {f"{folder:02d}" for folder in cfg["folders"]} if cfg["folders"] is not None else None
     unknown = (wanted or set()) - {number for *_, number in tars}
-    if unknown or not tars:
-        raise InputError(f"folders={list(cfg['folders'] or [])}: {sums.path.name} lists {len(tars)} tars, from 00 on")
+    if unknown:
+        raise InputError(f"folders={list(cfg['folders'])}: {sums.path.name} lists {len(tars)} tars, from 00 on")
     metadata = Remote(f"{lists}/raw_30s.tsv", root / "raw_30s.tsv", starts=b"TRACK_ID\t")
     return [metadata] + [
         Remote(f"{cfg['addresses']['jamendo']}/{quality}/{name}", root / quality / name, sha256)
         for sha256, name, number in tars
         if wanted is None or number in wanted
     ]
+
+
+def _listed(sums: Path) -> list[tuple[str, str, str]]:
+    """(SHA-256, name, folder) of every tar that a list names; none where there is no list."""
+    told = sums.read_text(errors="replace") if sums.is_file() else ""
+    return re.findall(r"^([0-9a-f]{64}) +(\w[\w.-]*-(\d\d)\.tar)$", told, re.MULTILINE | re.ASCII)

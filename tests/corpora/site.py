@@ -58,6 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.site.files.get(self.path)
         self.send_response(404 if content is None else 200)
         self.send_header("Content-Length", str(len(content or b"")))
+        self._state(content or b"")
         self.end_headers()
 
     def do_GET(self) -> None:
@@ -83,9 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
         if site.etags:
             self.send_header("ETag", site.etag(self.path))
-        if site.md5:
-            sums = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
-            self.send_header("x-goog-hash", f"crc32c=AAAAAA==,md5={sums}")
+        self._state(content)
         if fault != "no":
             self.send_header("Content-Length", number if fault == "claim" else str(len(body)))
         self.close_connection = True
@@ -102,6 +101,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(body)
         return None
+
+    def _state(self, content: bytes) -> None:
+        if self.site.md5:
+            sums = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+            self.send_header("x-goog-hash", f"crc32c=AAAAAA==,md5={sums}")
 
     def _refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

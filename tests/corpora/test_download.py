@@ -212,3 +212,21 @@ def test_a_list_of_files_cannot_name_one_elsewhere(site: Site, tmp_path: Path, n
     site.files["/lists/download/raw_30s_audio_sha256_tars.txt"] = f"{'0' * 64} {name}\n".encode()
     with pytest.raises(InputError, match="lists 0 tars"):
         download(site, "jamendo", tmp_path / "data")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_page_in_place_of_the_list_is_not_kept(site: Site, tmp_path: Path, kept: bool) -> None:
+    """Not what the server sends now, nor what lies there from another day: the next run finds the list."""
+    root, name = tmp_path / "jamendo", "raw_30s_audio_sha256_tars.txt"
+    path, page = f"/lists/download/{name}", b"<html>sign in</html>"
+    good, site.files[path] = site.files[path], page
+    root.mkdir()
+    if kept:
+        (root / name).write_bytes(page)
+    with pytest.raises(InputError, match=rf"{name} lists 0 tars.*addresses\.jamendo_lists"):
+        download(site, "jamendo", root)
+    assert not (root / name).exists()
+    site.files[path] = good
+    if kept:
+        (root / name).write_bytes(page)
+    assert download(site, "jamendo", root) == 0

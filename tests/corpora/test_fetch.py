@@ -144,6 +144,29 @@ def test_a_wrong_file_of_another_program_is_replaced(remote: Remote, there: byte
     assert remote.path.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("md5", [False, True])
+def test_another_version_of_another_program_is_no_beginning(site: Site, tmp_path: Path, md5: bool) -> None:
+    """Without a checksum nothing would tell that a file is the head of one version and the tail of the next."""
+    site.md5 = md5
+    remote = Remote(f"{site.url}/file.bin", tmp_path / "file.bin")
+    remote.path.write_bytes(old := CONTENT[::-1][:90_000])
+    site.faults["/file.bin"] = ["break 100000", "404"]
+    with pytest.raises(FetchError, match="HTTP 404"):
+        fetch(remote, HASTY)
+    assert md5 or remote.path.read_bytes() == old, "what is there stays until there is better"
+    fetch(remote, HASTY)
+    assert remote.path.read_bytes() == CONTENT
+    assert left(remote) == ["file.bin"]
+
+
+def test_a_torn_file_is_completed_where_the_server_s_md5_will_tell(site: Site, tmp_path: Path) -> None:
+    site.md5 = True
+    remote = Remote(f"{site.url}/file.bin", tmp_path / "file.bin")
+    remote.path.write_bytes(CONTENT[:90_000])
+    assert fetch(remote, HASTY) == "MD5 as the server states it"
+    assert site.asked == [("/file.bin", 90_000)]
+
+
 def test_content_of_another_checksum_never_gets_the_name(site: Site, remote: Remote) -> None:
     site.files["/file.bin"] = b"y" * len(CONTENT)
     with pytest.raises(FetchError, match=r"file\.bin: its SHA-256 is not the one that its publisher states"):
