@@ -135,7 +135,7 @@ def _single(source: str | bytes, item: Item, how: Reading) -> Iterator[Heard]:
 
 
 def _segments(source: str | bytes, items: tuple[Item, ...], how: Reading) -> Iterator[Heard]:
-    """Clips of one recording, decoded once."""
+    """Clips of one recording, decoded once. One that is not finite is none; other trouble is the later ones' too."""
     cuts = [(item.clip.start, item.clip.duration) for item in items]
     if any(duration is None or duration > how.longest for _, duration in cuts) or cuts != sorted(cuts):
         for item in items:
@@ -143,8 +143,8 @@ def _segments(source: str | bytes, items: tuple[Item, ...], how: Reading) -> Ite
         return
     done = 0
     try:
-        for wav in audio.segments(source, cuts, rate=how.rate):  # type: ignore[arg-type]
-            yield wav
+        for wav in audio.segments(source, cuts, rate=how.rate, finite=False):  # type: ignore[arg-type]
+            yield wav if np.isfinite(wav).all() else audio.NOT_FINITE
             done += 1
     except Exception as error:
         yield from [_reason(error)] * (len(items) - done)

@@ -33,6 +33,7 @@ CONTEXT = 0.1  # seconds decoded before a cut, so that the resampler's filter ha
 RATES = range(1_000, 1_000_000)  # a header that says otherwise is broken
 UNKNOWN = {0, 0xFFFFFFFF}  # data sizes that a WAV writer leaves when it cannot seek back
 SILENCE = 1e-4  # -80 dBFS: below it lie digital silence, dither and a constant offset
+NOT_FINITE = "not finite: there are NaN or infinite samples"
 INEXACT = {"MP3", "OGG"}  # formats whose decoders do not land on the same samples after a seek
 
 
@@ -94,12 +95,15 @@ def read(source: Source, *, start: float = 0.0, duration: float | None = None, r
         return _checked(wav, file.name, start)
 
 
-def segments(source: Source, cuts: Iterable[tuple[float, float]], *, rate: int = 24_000) -> Iterator[np.ndarray]:
+def segments(
+    source: Source, cuts: Iterable[tuple[float, float]], *, rate: int = 24_000, finite: bool = True
+) -> Iterator[np.ndarray]:
     """Decode a long file once and yield each cut (start, duration in seconds) as float32 [S], mono at `rate`.
 
     The cuts come in order of their starts and may overlap. Memory holds one cut and a block, whatever the file's
     length; decoding stops after the last cut. Each equals the same cut of the whole file, bit for bit. A cut that
-    runs past the end is short. Raises AudioError as `read` does, after the cuts before the trouble were yielded.
+    runs past the end is short. finite: False gives cuts with NaN or infinite samples too, and goes on after them.
+    Raises AudioError as `read` does, after the cuts before the trouble were yielded.
     """
     with _opened(source) as file:
         blocks = _resampled(file, 0, rate)
@@ -116,7 +120,7 @@ def segments(source: Source, cuts: Iterable[tuple[float, float]], *, rate: int =
                 have += len(block)
             held = np.concatenate(parts) if parts else np.zeros(0, np.float32)
             held, offset = held[first - offset :], first
-            yield _checked(held[:size].copy(), file.name, start)
+            yield _checked(held[:size].copy(), file.name, start, finite)
 
 
 def write(path: str | Path, wav: np.ndarray, rate: int) -> None:
@@ -287,11 +291,11 @@ def _resampled(file: _File, first: int, rate: int) -> Iterator[np.ndarray]:
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _checked(wav: np.ndarray, name: str, start: float) -> np.ndarray:
+def _checked(wav: np.ndarray, name: str, start: float, finite: bool = True) -> np.ndarray:
     if not len(wav):
         raise AudioError(name, f"empty: there is no sound from {start:g} s on")
-    if not np.isfinite(wav).all():
-        raise AudioError(name, "not finite: there are NaN or infinite samples")
+    if finite and not np.isfinite(wav).all():
+        raise AudioError(name, NOT_FINITE)
     return wav
 
 

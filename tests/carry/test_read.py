@@ -52,6 +52,19 @@ def test_segments_of_one_recording_are_decoded_once_and_bad_ones_told(tmp_path: 
     assert found[3].startswith("empty")
 
 
+@pytest.mark.parametrize("rate", [24_000, 16_000])
+def test_segments_that_are_not_finite_take_no_others_along(tmp_path: Path, rate: int) -> None:
+    """Resampling spreads a NaN over the samples around it, which here are in its own second."""
+    path = tone(tmp_path / "a.wav", 6.0, rate)
+    wav = soundfile.read(path, dtype="float32")[0]
+    wav[round(1.5 * rate)], wav[round(4.5 * rate)] = np.nan, np.inf
+    soundfile.write(path, wav, rate, subtype="FLOAT")
+    found = heard([item(path, float(start), 1.0) for start in range(6)])
+    assert [i for i, f in enumerate(found) if isinstance(f, str)] == [1, 4]
+    assert found[1].startswith("not finite")
+    assert all(np.array_equal(found[i], audio.read(tone(path, 6.0, rate))[24_000 * i :][:24_000]) for i in (0, 3, 5))
+
+
 def test_a_clip_longer_than_allowed_is_set_aside_without_reading_all_of_it(tmp_path: Path) -> None:
     exact, long = tone(tmp_path / "a.wav", 4.0), tone(tmp_path / "b.wav", 4.001)
     found = heard([item(exact), item(long), item(long, 0.0, 9.0), item(long, 0.0, 2.0)])
