@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -92,8 +92,9 @@ def _written(file: Path) -> Iterator[IO[str]]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         for left in file.parent.glob(f".{file.name}.*"):  # by a run that was killed
-            if time.time() - left.stat().st_mtime > STALE:
-                left.unlink()
+            with suppress(FileNotFoundError):  # another part's, which has just taken its name
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
         rows = partial.open("x")
     except OSError as error:
         message = f"data.listings={file.parent} cannot be written ({error.strerror}): give a folder of yours"
@@ -101,6 +102,8 @@ def _written(file: Path) -> Iterator[IO[str]]:
     try:
         with rows:
             yield rows
+            rows.flush()
+            os.fsync(rows.fileno())
         partial.replace(file)
     except BaseException:  # a generator that is left early ends here too
         partial.unlink(missing_ok=True)

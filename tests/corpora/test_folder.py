@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -248,6 +249,27 @@ def test_a_killed_run_leaves_no_listing_behind_for_long(root: Path, tmp_path: Pa
     assert not whole.name.startswith(".")
     (tmp_path / "usual").write_text("")
     assert whole.stat().st_mode == (tmp_path / "usual").stat().st_mode, "others may read it as any file"
+
+
+def test_parts_that_list_at_the_same_time_do_not_meet(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One looks for what killed runs left while the listing of another takes its name."""
+    settings = data("folder", root, "data.segment_seconds=1")
+    other = open_corpus(settings).clips()
+    next(other)
+    (begun,) = (tmp_path / "listings").iterdir()
+    real = Path.glob
+
+    def glob(folder: Path, pattern: str) -> Iterator[Path]:
+        found = [*real(folder, pattern)]
+        if begun in found:
+            assert len([*other]) > 0
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", glob)
+    assert [*open_corpus(settings).clips()]
+    assert not begun.exists()
 
 
 def test_a_broken_listing_is_named(root: Path, tmp_path: Path) -> None:
