@@ -33,8 +33,8 @@ def haul(remotes: Mapping[Remote, int | None], work: Work, parallel: int) -> int
                     board.say(f"error: {error}")
                 board.close(jobs[job])
         except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # first: a worker that ends would begin another file
             stop.set()  # running transfers end at their next bytes, and keep them
-            pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
 

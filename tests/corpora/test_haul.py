@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +57,31 @@ def test_an_interrupt_ends_what_runs_and_starts_nothing_more() -> None:
     with pytest.raises(KeyboardInterrupt):
         haul(REMOTES, interrupted, 2)
     assert len(begun) < len(REMOTES)
+
+
+def test_a_transfer_that_is_told_to_stop_makes_no_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that wait are let go before those on their way are told, however slow that is."""
+    begun: list[Remote] = []
+    second = threading.Event()
+
+    class Slow(module.ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            time.sleep(0.1)
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def interrupt(*_: object) -> None:
+        second.wait(5)
+        raise KeyboardInterrupt
+
+    def transfer(remote: Remote, at: At, stop: threading.Event) -> str:
+        begun.append(remote)
+        if len(begun) == 2:
+            second.set()
+            stop.wait(5)
+        return "as published"
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Slow)
+    monkeypatch.setattr(module._Board, "say", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        haul(REMOTES, transfer, 1)
+    assert len(begun) == 2
