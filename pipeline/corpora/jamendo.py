@@ -100,7 +100,7 @@ class Jamendo:
         tracks: dict[str, Track] = {}
         ids: set[str] = set()
         with self.metadata.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = csv.reader(file, delimiter="\t")
+            rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             try:
                 if next(rows, [])[: len(COLUMNS)] != COLUMNS:
                     raise InputError(
