@@ -317,6 +317,19 @@ def other_embedder(folder: Path) -> Path:
 def test_adding_prompts_to_no_cache_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no cache at .* to add a prompt to"):
         make_tones(tones(tmp_path / "in", 1), tmp_path / "out", "add=prompt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_notes_are_refused_before_any_is_rendered(tmp_path: Path) -> None:
+    """A cache and its notes stay as they are where a setting was forgotten."""
+    root, out = tmp_path / "notes", tmp_path / "out"
+    few = ("data.programs=[0]", "data.pitches=60-63", "data.velocities=[100]", "data.split_by=note", "data.seconds=0.5")
+    assert make("notes", root, out, *few, "data.clips=4") == 0
+    before = contents(out)
+    shutil.rmtree(root)
+    with pytest.raises(InputError, match=r"out was made with data\.clips=4 \(now 3\)"):
+        make("notes", root, out, *few, "data.clips=3", "add=prompt")
+    assert contents(out) == before and not root.exists()
 
 
 def limit_file_size() -> None:

@@ -44,15 +44,19 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
     store, root = open_store(cfg["out"]), cfg["data"]["root"]
     asked = _asked(cfg)
     old = Plan.load(store)
+    if old is None and cfg["add"]:
+        raise InputError(f"there is no cache at {store.where()} to add a {cfg['add']} to: run once without add=")
     if old and (old.asked, old.tree) == (asked, _tree(cfg)) and (manifest := _finished(store, old)):
         print(f"nothing to do: nothing in {root} has changed since {store.where()} was finished")
         tell.summary(store, manifest)
         return 0
+    plain = _plain(asked)
+    _refuse_other_settings(store, old, plain, cfg["add"])  # before notes are rendered
     corpus = open_corpus(cfg["data"], digest_of_sound)
     store.refuse_unless_writable()
     names = crew.devices(cfg["devices"], cfg["workers"])
     batch = BATCH[names[0].partition(":")[0]] if cfg["batch"] == "auto" else cfg["batch"]
-    made = _made(cfg, asked)
+    made = _made(cfg, plain)
     _refuse_other_settings(store, old, made, cfg["add"])
     with closing(Spool(root)) as spool:
         blank = Plan(asked, made, _tree(cfg), [])
@@ -158,7 +162,13 @@ def _tree(cfg: Mapping[str, Any]) -> str:
     return tree_fingerprint(cfg["data"]["root"], *[place for place in elsewhere if place])
 
 
-def _made(cfg: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Of these settings, what shapes the samples and is known before a model is loaded."""
+    data = {name: value for name, value in asked["data"].items() if name not in PLACES}
+    return {"data": data, **{name: asked[name] for name in ("samples_per_shard", "longest_seconds")}}
+
+
+def _made(cfg: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
     """The same with the identities of codec and embedder, hashes of their weights included."""
     encoder = load_encoder(cfg["codec"], cfg["embedder"], "cpu")
     rates = encoder.codec.sample_rate, encoder.embedder.identity["sample_rate"]
@@ -166,8 +176,8 @@ def _made(cfg: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"codec={cfg['codec']['name']} hears {rates[0]} Hz and its embedder {rates[1]} Hz: choose another"
         )
-    data = {name: value for name, value in asked["data"].items() if name not in PLACES}
-    return {**asked, "data": data, "codec": encoder.codec.identity, "embedder": encoder.embedder.identity}
+    models = {"codec": encoder.codec.identity, "embedder": encoder.embedder.identity}
+    return {"data": plain["data"], **models, **plain}
 
 
 def _finished(store: Store, plan: Plan) -> Manifest | None:
@@ -184,11 +194,10 @@ def _finished(store: Store, plan: Plan) -> Manifest | None:
 
 
 def _refuse_other_settings(store: Store, old: Plan | None, made: Mapping[str, Any], add: str | None) -> None:
+    """made: all settings, or as many as are known yet."""
     if old is None:
-        if add:
-            raise InputError(f"there is no cache at {store.where()} to add a {add} to: run once without add=")
         return
-    before, now = _flat(old.made), _flat(made)
+    before, now = _flat({name: old.made.get(name, {}) for name in made}), _flat(made)
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if add == "prompt":
         changed = [name for name in changed if not name.startswith("embedder.")]

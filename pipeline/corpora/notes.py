@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 import wave
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +57,8 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
     """The corpus of rendered notes, rendered first where `data.root` does not hold these very notes yet.
 
     Raises:
-        InputError: a setting is out of range, the synthesizer or the soundfont is missing, or the folder is not ours.
+        InputError: a setting is out of range, the synthesizer or the soundfont is missing, or the folder holds other
+            notes, or what is not ours.
     """
     root, soundfont = Path(data["root"]), _soundfont(data["soundfont"])
     settings = {
@@ -71,10 +71,9 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
     groups = _groups(settings)
     state = _state(root)
     if state != {"complete": True, **settings}:
-        synth = _Synth(soundfont, settings["programs"])
         if state != {"complete": False, **settings}:  # else another process is at it too: it writes the same bytes
-            for split in SPLITS:
-                shutil.rmtree(root / f"nsynth-{split}", ignore_errors=True)
+            _refuse_other_notes(root, state, settings)
+        synth = _Synth(soundfont, settings["programs"])
         try:
             _write(root / DONE, _json({"complete": False, **settings}))
             _render_all(root, synth, settings, groups)
@@ -94,6 +93,15 @@ def _state(root: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         message = f"data.root={shown(root)} holds files that data=notes did not render: give a folder of its own"
         raise InputError(message) from error
+
+
+def _refuse_other_notes(root: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
+    changed = [name for name in settings if state and state.get(name) != settings[name]]
+    if changed:
+        told = ", ".join(f"data.{name}={state.get(name)!s:.40} (now {settings[name]!s:.40})" for name in changed)
+        raise InputError(
+            f"data.root={shown(root)} holds notes rendered with {told}: give another data.root=, or remove it"
+        )
 
 
 def _render_all(root: Path, synth: _Synth, settings: dict[str, Any], groups: dict[Any, str]) -> None:

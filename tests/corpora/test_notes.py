@@ -61,15 +61,17 @@ def test_a_note_does_not_depend_on_the_notes_before_it(notes_folder: Path, tmp_p
     assert all(ours[name] == theirs[name] for name in both)
 
 
-def test_notes_are_rendered_once_for_the_same_settings_and_anew_for_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_notes_are_rendered_once_and_never_replaced_by_others(
+    notes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = render_notes(tmp_path / "notes")
-    with monkeypatch.context() as patched:
-        patched.setattr("pipeline.corpora.notes._Synth", lambda *_: pytest.fail("rendered again"))
-        render_notes(root)
-    render_notes(root, "data.clips=10")
-    assert len([name for name in tree(root) if name.endswith(".wav")]) == 10, "notes of the old settings are gone"
+    root = shutil.copytree(notes_folder, tmp_path / "notes")
+    monkeypatch.setattr("pipeline.corpora.notes._Synth", lambda *_: pytest.fail("rendered again"))
+    render_notes(root)
+    with pytest.raises(
+        InputError, match=r"data\.root=.*notes holds notes rendered with data\.clips=24 \(now 10\): give"
+    ):
+        render_notes(root, "data.clips=10")
+    assert tree(root) == tree(notes_folder)
 
 
 def test_an_interrupted_rendering_is_finished(notes_folder: Path, tmp_path: Path) -> None:
