@@ -5,7 +5,8 @@
   python -m pipeline.preprocess data=folder data.root=DIR out=DIR codec=encodec_embedded embedder=encodecmae_tiny
       any folder of sound files, with the small weights that ship with this package
   python -m pipeline.preprocess data=jamendo part=3/16
-      one of sixteen parts, each on its own machine; under Slurm (sbatch --array, srun -n) no part= is needed
+      one of sixteen parts, each on its own machine; under Slurm (sbatch --array, srun -n) no part= is needed. Copies of
+      the corpus on several machines must agree in their files' times of change, which cp -a and rsync -t keep
   python -m pipeline.preprocess data=nsynth embedder=encodecmae_mel256_base_st add=prompt
       new prompts for a cache whose codes are kept
 

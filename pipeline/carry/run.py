@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache import ledger
-from pipeline.cache.ledger import Plan
+from pipeline.cache.ledger import PLAN, Plan
 from pipeline.cache.manifest import NAME as MANIFEST
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.shard import index_name
@@ -61,6 +61,7 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
     with closing(Spool(root)) as spool:
         blank = Plan(asked, made, _tree(cfg), [])
         plan = make_plan(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.set_aside)
+        _refuse_other_times(store, plan, share)
         reading = Reading(made["codec"]["sample_rate"], cfg["longest_seconds"], batch, cfg["read_seconds"])
         load = partial(load_encoder, cfg["codec"], cfg["embedder"])
         return _Run(store, plan, old, share, spool, reading).make(load, names, crew.readers(cfg["readers"], names))
@@ -108,6 +109,7 @@ class _Run:
         if isinstance(manifest, Manifest):
             tell.summary(self.store, manifest)
         else:
+            _refuse_other_times(self.store, self.plan, self.share)  # it may have replaced our plan in the meantime
             tell.unfinished(self.store, self.share, manifest)
         return 0
 
@@ -206,6 +208,19 @@ def _refuse_other_settings(store: Store, old: Plan | None, made: Mapping[str, An
         embedder_only = all(name.startswith("embedder.") for name in changed)
         hint = "; add=prompt embeds it anew and keeps its codes" if embedder_only else ""
         raise InputError(f"{store.where()} was made with {told}: give another out=, or remove it{hint}")
+
+
+def _refuse_other_times(store: Store, plan: Plan, share: Share) -> None:
+    """Parts that read copies of a corpus whose times of change differ would replace each other's plan for ever."""
+    there = Plan.load(store) if share.count > 1 else None
+    if there is None or [(s.split, s.clips) for s in there.shards] != [(s.split, s.clips) for s in plan.shards]:
+        return
+    if not {shard.inputs for shard in there.shards} & {shard.inputs for shard in plan.shards}:
+        raise InputError(
+            f"{store.where(PLAN)} was made from other files of the same names: copies of a corpus on several machines "
+            "must have the same times of change (cp -a and rsync -t keep them, touch -d sets them); if the files were "
+            f"changed on purpose, remove {PLAN} and run every part again"
+        )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
