@@ -197,6 +197,27 @@ def test_the_same_again_is_nothing_to_do_and_loads_no_model(
     assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()} == before
 
 
+def test_what_could_not_be_read_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither size nor time says that a folder may be read by now."""
+    root, out = tones(tmp_path / "in", 3), tmp_path / "out"
+    tones(root / "below", 2)
+    real = os.scandir
+
+    def scandir(path: str | int) -> object:
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", scandir)
+        assert make_tones(root, out) == 0
+        assert [row["reason"] for row in Manifest.load(out).set_aside] == [
+            "a folder that cannot be read: Permission denied"
+        ]
+    assert make_tones(root, out) == 0
+    assert Manifest.load(out).samples("train") == 5 and not Manifest.load(out).set_aside
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [

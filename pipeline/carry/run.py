@@ -27,7 +27,7 @@ from pipeline.carry.progress import Progress
 from pipeline.carry.read import Reading, digest_of_sound
 from pipeline.carry.share import Share, share_of
 from pipeline.carry.work import JOB, Assembly, Jobs, Task
-from pipeline.corpora import open_corpus
+from pipeline.corpora import UNREADABLE, open_corpus
 from pipeline.errors import InputError
 
 PLACES = {"root", "listings", "audio", "metadata", "soundfont"}  # settings that say where a corpus lies, not what it is
@@ -183,7 +183,12 @@ def _made(cfg: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finished(store: Store, plan: Plan) -> Manifest | None:
-    """The manifest of a cache that fulfils its plan and whose files are all there, by their names and sizes."""
+    """The manifest of a cache that fulfils its plan and whose files are all there, by their names and sizes.
+
+    None where inputs could not be read: no look at sizes and times tells whether they can be now.
+    """
+    if any(UNREADABLE in row["reason"] for row in plan.set_aside):
+        return None
     try:
         manifest = Manifest.load(store)
     except InputError:

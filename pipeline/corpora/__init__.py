@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.corpora.archive import fingerprint as fingerprint
 from pipeline.corpora.archive import load as load
 from pipeline.corpora.clip import Clip as Clip
+from pipeline.corpora.corpus import UNREADABLE as UNREADABLE
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.corpus import SetAside as SetAside
 from pipeline.corpora.duplicates import Digest

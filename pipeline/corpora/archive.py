@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import shown
+from pipeline.corpora.corpus import readable, shown
 from pipeline.errors import InputError
 
 _INSIDE = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz))::", re.DOTALL)
@@ -64,7 +64,7 @@ def members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, 
     """Every regular file of an archive in order, with the content of those whose name ends with `wanted`.
 
     Raises:
-        InputError: a member's name is absolute or climbs out of the archive with `..`.
+        InputError: the archive cannot be opened, or a member's name is absolute or climbs out of it with `..`.
         Torn: the archive is broken; the members that it holds whole have been given.
     """
     with _unpacked(archive) as stream:
@@ -102,7 +102,7 @@ def load(clips: Iterable[Clip]) -> Iterator[Clip]:
     """The clips again, those in archives with their `content`; others as they are. In plan order it is one pass.
 
     Raises:
-        InputError: an archive is not what it was when it was listed.
+        InputError: an archive cannot be opened, or is not what it was when it was listed.
     """
     name, stream, last, content = "", None, "", b""
     try:
@@ -137,9 +137,10 @@ def fingerprint(clip: Clip) -> str:
 
 
 def _unpacked(archive: Path) -> IO[bytes]:
-    if archive.name.endswith(("gz", "tgz")):
-        return gzip.open(archive, "rb")  # type: ignore[return-value]
-    return archive.open("rb")
+    with readable(archive):
+        if archive.name.endswith(("gz", "tgz")):
+            return gzip.open(archive, "rb")  # type: ignore[return-value]
+        return archive.open("rb")
 
 
 def container(path: str) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from pipeline.corpora.clip import Clip
 from pipeline.errors import InputError
 
 SPLITS = ("train", "valid", "test")
+UNREADABLE = "cannot be read"  # in the reason of what may be readable in another run
 KEY_LENGTH = 80  # a tar header holds a name of 100 bytes: key + ".codes.npy" never needs a pax header
 
 
@@ -67,6 +69,16 @@ def encoded(name: str | Path) -> bytes:
 def tell(line: str) -> None:
     """Say what takes a while, where a log of the run sees it."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Raises InputError where the block fails to read; path: of what, where the system does not name it."""
+    try:
+        yield
+    except OSError as error:
+        named = shown(error.filename or path)
+        raise InputError(f"{named} {UNREADABLE} ({error.strerror or error}): mend that, and run again") from error
 
 
 def existing(root: str | Path, looked_for: str, command: str) -> Path:

@@ -32,23 +32,34 @@ class Recording(NamedTuple):
     span: tuple[int, int] | None
 
 
-def duplicates(recordings: list[Recording], listing: Callable[[str], Path], digest: Digest | None) -> dict[str, str]:
+def duplicates(
+    recordings: list[Recording], listing: Callable[[str], Path], digest: Digest | None, unreadable: dict[str, str]
+) -> dict[str, str]:
     """{name: the first name of the same sound} for every recording that is not the first of its sound.
 
     recordings: in ascending order of their names' parts. listing: the file in which a sieve's findings are remembered.
     digest: a hash of the decoded sound of a file or its bytes, None where it cannot be decoded; without it only
-    recordings whose frames are the same bytes count as the same sound.
+    recordings whose frames are the same bytes count as the same sound. unreadable: gets the names of those that cannot
+    be read, and why; they are copies of nothing, and tried again in the next run.
     """
     of = {recording.name: recording for recording in recordings}
 
     def sieve(kind: str, names: Iterable[str], find: Callable[[Recording], str | None]) -> dict[str, str | None]:
-        items = ((name, of[name].stamp) for name in names)
-        return {name: found for name, _, found in remembered(listing(kind), items, lambda n: find(of[n]))}
+        def found(name: str) -> str | None:
+            try:
+                return find(of[name])
+            except OSError as error:
+                unreadable[name] = error.strerror or str(error)
+                raise  # so that nothing is remembered
+
+        items = ((name, of[name].stamp) for name in names if name not in unreadable)
+        return {name: value for name, _, value in remembered(listing(kind), items, found)}
 
     def alike(names: Iterable[str], by: Callable[[str], object]) -> list[list[str]]:
         groups = defaultdict(list)
         for name in names:
-            groups[by(name)].append(name)
+            if name not in unreadable:
+                groups[by(name)].append(name)
         return [group for group in groups.values() if len(group) > 1]
 
     probes = sieve("probes", of, _probe)

@@ -11,7 +11,7 @@ from typing import Any
 import soundfile
 
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import KEY_LENGTH, SetAside, empty, existing, shown, slug
+from pipeline.corpora.corpus import KEY_LENGTH, UNREADABLE, SetAside, empty, existing, shown, slug
 from pipeline.corpora.cut import check, segments, split_of
 from pipeline.corpora.listing import listing_file, remembered
 from pipeline.errors import InputError
@@ -84,7 +84,7 @@ def walk(root: Path, endings: tuple[str, ...], set_aside: list[SetAside]) -> Ite
         try:
             inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            set_aside.append(SetAside(shown(folder), "", f"a folder that cannot be read: {error.strerror}"))
+            set_aside.append(SetAside(shown(folder), "", f"a folder that {UNREADABLE}: {error.strerror}"))
             return
         for entry in inside:
             sounds = entry.name.lower().endswith(endings)
@@ -109,10 +109,13 @@ def walk(root: Path, endings: tuple[str, ...], set_aside: list[SetAside]) -> Ite
 
 
 def seconds(path: str) -> float | None:
-    """The duration that a sound file's header gives; None where it gives none: the decoder will say what is wrong."""
+    """The duration that a sound file's header gives; None where it gives none: the decoder will say what is wrong.
+
+    Raises OSError for a file that cannot be read.
+    """
     try:
         with open(path, "rb", buffering=0) as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as sound:  # noqa: PTH123
             fits = 0 < sound.frames <= os.fstat(handle.fileno()).st_size * DENSEST
             return (round(sound.frames / sound.samplerate, 6) or None) if fits else None
-    except (OSError, soundfile.LibsndfileError):
+    except soundfile.LibsndfileError:
         return None

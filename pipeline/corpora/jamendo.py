@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pipeline.corpora.archive import LARGEST, Torn, inside, members
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import KEY_LENGTH, SetAside, empty, existing, shown, slug, tell
+from pipeline.corpora.corpus import KEY_LENGTH, UNREADABLE, SetAside, empty, existing, readable, shown, slug, tell
 from pipeline.corpora.cut import check, segments, split_of
 from pipeline.corpora.duplicates import Digest, Recording, duplicates
 from pipeline.corpora.folder import walk
@@ -61,8 +61,9 @@ class Jamendo:
             raise InputError(f"data.segments_per_track={most}: expected 1 or more, or null for all")
         root = existing(self.data["root"], LOOKED_FOR, COMMAND)
         self.listings = Path(self.data["listings"])
-        self.audio = _found(root, self.data["audio"], AUDIO, _has_tracks, "audio")
-        self.metadata = _found(root, self.data["metadata"], METADATA, Path.is_file, "metadata")
+        with readable(root):
+            self.audio = _found(root, self.data["audio"], AUDIO, _has_tracks, "audio")
+            self.metadata = _found(root, self.data["metadata"], METADATA, Path.is_file, "metadata")
 
     def clips(self) -> Iterator[Clip]:
         """Sorted by name, folders before tars, segments of a track in a row."""
@@ -75,10 +76,14 @@ class Jamendo:
             tell(
                 f"looking for copies among {len(recordings):,} tracks: once, then remembered in {shown(self.listings)}"
             )
-        copies = duplicates(recordings, lambda sieve: listing_file(self.listings, self.audio, sieve), self.digest)
+        unreadable: dict[str, str] = {}
+        listing = partial(listing_file, self.listings, self.audio)
+        copies = duplicates(recordings, listing, self.digest, unreadable)
         for recording in recordings:
             track = tracks[_title(recording.name)]
-            if recording.name in copies:
+            if recording.name in unreadable:
+                self._leave(recording.path, track.id, f"{UNREADABLE}: {unreadable[recording.name]}")
+            elif recording.name in copies:
                 self._leave(recording.path, track.id, f"the same sound as {shown(copies[recording.name])}")
             else:
                 yield from self._segments(recording, track)
@@ -99,7 +104,10 @@ class Jamendo:
         """The rows of the metadata by their title (`00/565800`); those that cannot be used are set aside."""
         tracks: dict[str, Track] = {}
         ids: set[str] = set()
-        with self.metadata.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with (
+            readable(self.metadata),
+            self.metadata.open(newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             try:
                 if next(rows, [])[: len(COLUMNS)] != COLUMNS:
@@ -158,7 +166,8 @@ class Jamendo:
         for name, stamp in walk(self.audio, (".mp3",), self.set_aside):
             yield Recording(name, stamp, int(stamp.partition("-")[0]), f"{self.audio}/{name}", None)
         for tar in sorted(self.audio.glob("*.tar")):
-            seen = tar.stat()
+            with readable(tar):
+                seen = tar.stat()
             for name, offset, size, torn in kept(self.listings, tar, partial(_members, tar)):
                 if torn:
                     self._leave(str(tar), "", torn)

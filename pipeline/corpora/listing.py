@@ -53,6 +53,8 @@ def remembered(
 ) -> Iterator[tuple[str, str, Any]]:
     """(name, stamp, `find(name)`) for (name, stamp) of paths in ascending order, as tuples of their parts.
 
+    Where `find` raises OSError it is None, and sought again in the next run.
+
     What was found for a name and stamp in the run before is not sought again: both runs are in order, so they are
     merged line by line, and memory holds one line of each.
 
@@ -65,7 +67,11 @@ def remembered(
         for name, stamp in items:
             while row is not None and row[0].split("/") < name.split("/"):
                 row = next(rows, None)
-            value = row[2] if row is not None and row[:2] == [name, stamp] else find(name)
+            try:
+                value = row[2] if row is not None and row[:2] == [name, stamp] else find(name)
+            except OSError:
+                yield name, stamp, None
+                continue
             print(json.dumps([name, stamp, value]), file=new)
             yield name, stamp, value
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from pipeline.corpora.archive import LARGEST, Member, Torn, inside, members
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import SPLITS, SetAside, empty, existing, shown, slug
+from pipeline.corpora.corpus import SPLITS, SetAside, empty, existing, readable, shown, slug
 from pipeline.corpora.listing import kept
 from pipeline.errors import InputError
 
@@ -51,6 +51,10 @@ class NSynth:
         if self.seconds is not None and not self.seconds > 0:
             raise InputError(f"data.seconds={self.seconds}: expected more than 0, or null for whole notes")
         existing(self.root, LOOKED_FOR, self.command)
+        with readable(self.root):
+            self._refuse_incomplete()
+
+    def _refuse_incomplete(self) -> None:
         if not any(self._folder(split).is_dir() or self._archive(split).is_file() for split in SPLITS):
             raise empty(self.root, LOOKED_FOR, self.command)
         for split in SPLITS:
@@ -93,10 +97,12 @@ class NSynth:
     def _unpacked_rows(self, split: str) -> Iterator[list[Any]]:
         """[key, path, span, labels, reason to set it aside] for every note in the index or on disk."""
         folder = self._folder(split) / "audio"
-        on_disk = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        with readable(folder):
+            on_disk = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
         on_disk = {name for name in on_disk if name.endswith(".wav") and not name.startswith(".")}
         taken = set()
-        with (self._folder(split) / "examples.json").open("rb") as index:
+        place = self._folder(split) / "examples.json"
+        with readable(place), place.open("rb") as index:
             for name, note in entries(index, shown(index.name)):
                 wav = f"{name}.wav"
                 taken.add(wav)
