@@ -16,6 +16,7 @@ What people change: data=, data.root=, splits=, folders=, quality=, parallel=, a
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from pipeline.carry.tell import word
 from pipeline.config import entry
 from pipeline.corpora.fetch import FetchError, Patience, Remote, begun, check, fetch, remote_size
 from pipeline.corpora.haul import haul
@@ -57,7 +59,8 @@ def main(cfg: DictConfig) -> int:
     if failed:
         print("error: run the same command again: it goes on where this run ended", file=sys.stderr)
         return 1
-    print(f"next: python -m pipeline.preprocess data={cfg.data.name} data.root={cfg.data.root}")
+    words = ["python", "-m", "pipeline.preprocess", f"data={cfg.data.name}", word("data.root", cfg.data.root)]
+    print(f"next: {shlex.join(words)}")
     return 0
 
 

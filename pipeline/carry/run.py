@@ -48,7 +48,7 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
         raise InputError(f"there is no cache at {store.where()} to add a {cfg['add']} to: run once without add=")
     if old and (old.asked, old.tree) == (asked, _tree(cfg)) and (manifest := _finished(store, old)):
         print(f"nothing to do: nothing in {root} has changed since {store.where()} was finished")
-        tell.summary(store, manifest)
+        tell.summary(store, manifest, asked["codec"])
         return 0
     plain = _plain(asked)
     _refuse_other_settings(store, old, plain, cfg["add"])  # before notes are rendered
@@ -107,7 +107,7 @@ class _Run:
         if self.tasks:
             tell.pace(progress)
         if isinstance(manifest, Manifest):
-            tell.summary(self.store, manifest)
+            tell.summary(self.store, manifest, self.plan.asked["codec"])
         else:
             _refuse_other_times(self.store, self.plan, self.share)  # it may have replaced our plan in the meantime
             tell.unfinished(self.store, self.share, manifest)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline.cache.ledger import Plan
 from pipeline.cache.manifest import Manifest
@@ -11,6 +15,7 @@ from pipeline.cache.store import Store
 from pipeline.carry.progress import Progress
 from pipeline.carry.share import Share
 
+USUAL = {"name": "encodec_24khz", "codebooks": 8, "repository": None}  # conf/exp/delay_gpt2.yaml's codec
 NAMED = 5  # inputs set aside that are named on the screen; the manifest names them all
 
 
@@ -40,8 +45,8 @@ def unfinished(store: Store, share: Share, missing: list[str]) -> None:
     )
 
 
-def summary(store: Store, manifest: Manifest) -> None:
-    """What a finished cache holds, and what may be done with it."""
+def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> None:
+    """What a finished cache holds, and what may be done with it. codec: the settings, as they were given."""
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     hours = {split: manifest.hours(split) for split in manifest.splits}
     clips = sum(shard.samples for shard in shards)
@@ -57,7 +62,27 @@ def summary(store: Store, manifest: Manifest) -> None:
         print(f"set aside: {len(manifest.set_aside):,} inputs ({told}); manifest.json names them all")
         for row in manifest.set_aside[:NAMED]:
             print(f"  {row['path']!r}: {row['reason']}")
-    print(f"next: deepspeed pipeline/train.py +exp=delay_gpt2 shards={store.where()}")
+    print(f"next: {training(store.where(), codec)}")
+
+
+def training(shards: str, codec: Mapping[str, Any]) -> str:
+    """The command that trains on shards of a codec of these settings."""
+    other = {
+        "codec" if name == "name" else f"codec.{name}": codec[name] for name in USUAL if codec[name] != USUAL[name]
+    }
+    if codec["name"] == "encodec_embedded":  # what cannot fetch a codec has no pretrained GPT-2 either
+        other["model"] = "tiny"
+    words = [word(name, value) for name, value in {**other, "shards": shards}.items()]
+    return shlex.join(["deepspeed", "pipeline/train.py", "+exp=delay_gpt2", *words])
+
+
+def word(name: str, value: object) -> str:
+    """A setting as Hydra's command line has it."""
+    text = str(value)
+    if re.fullmatch(r"[\w./:@-]+", text, re.ASCII):
+        return f"{name}={text}"
+    quoted = re.sub(r"(\\*)('|$)", r"\1\1\2", text).replace("'", "\\'")  # a backslash counts before a quote only
+    return f"{name}='{quoted}'"
 
 
 def _listed(hours: dict[str, float]) -> str:
