@@ -12,7 +12,8 @@
 
 The same command again goes on where the last one stopped, however it stopped, and the finished cache is the same byte
 for byte. Inputs that were changed, added or removed since are noticed, and only the shards they touch are made anew.
-Inputs that cannot be used are set aside, by name and with the reason, in the cache's manifest.json.
+Inputs that cannot be used are set aside, by name and with the reason, in the cache's manifest.json. ^C and SIGTERM
+leave nothing half-written behind; the exit codes are 130 and 143.
 
 What people change: data=, data.root=, out= (a folder, or s3://..., gs://...), codec=, codec.codebooks=, embedder=,
 samples_per_shard=, devices=, workers=, part=.
@@ -20,6 +21,10 @@ Look at the result with: python -m pipeline.shards verify|describe|listen DIR
 """
 
 from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
 
 from omegaconf import DictConfig
 
@@ -35,7 +40,20 @@ def main(cfg: DictConfig) -> int:
 
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    return preprocess(settings)  # type: ignore[arg-type]
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        return preprocess(settings)  # type: ignore[arg-type]
+    except SystemExit:
+        print("terminated: what is whole stays; run the same command again", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End as for ^C, but once: Slurm may say it again while files are put away."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

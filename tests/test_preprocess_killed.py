@@ -19,6 +19,7 @@ from pipeline.cache.manifest import Manifest
 from pipeline.cache.store import LocalStore
 from pipeline.cache.verify import verify
 from tests.build_caches import command, contents, start, tones, words
+from tests.build_corpora import pack
 
 MODULE = "pipeline.preprocess"
 HERE = ("workers=1", "readers=0")
@@ -120,6 +121,27 @@ def test_a_killed_run_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> 
     while any(map(alive, children)) and time.monotonic() < end:
         time.sleep(0.05)
     assert not [pid for pid in children if alive(pid)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tmp_path: Path, workers: int) -> None:
+    """SIGTERM to each of its processes, as Slurm sends it: bytes of archives wait in files of its own."""
+    folder = nsynth_folder / "nsynth-train"
+    files = {str(path.relative_to(nsynth_folder)): path for path in sorted(folder.rglob("*.*"))}
+    (tmp_path / "in").mkdir()
+    pack(tmp_path / "in" / "nsynth-train.jsonwav.tar.gz", files)
+    left = tmp_path / "left"
+    left.mkdir()
+    arguments = words("nsynth", tmp_path / "in", tmp_path / "out", f"workers={workers}", "readers=1")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TMPDIR", str(left))
+        process = start(MODULE, *arguments, start_new_session=True)
+    assert wait_for(lambda: any(left.glob("preprocess-*/*/*")), 60, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (143, "terminated: what is whole stays; run the same command again\n")
+    assert not [path for path in left.rglob("*") if path.is_file()] and not [*left.glob("preprocess-*")]
+    assert not [*(tmp_path / "out").glob(".*")]
 
 
 def test_an_encoder_that_is_killed_is_told_and_the_next_run_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
