@@ -12,8 +12,6 @@ Letters: S samples.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import mmap
 import multiprocessing
 import os
@@ -94,14 +92,14 @@ def hear(job: Job, how: Reading) -> Iterator[Heard]:
             source = _held(job.held, *places[0])
         heard = _segments(source, items, how) if len(items) > 1 else _single(source, items[0], how)
         for item in items:
-            with _no_longer_than(how.patience):
+            with no_longer_than(how.patience):
                 found = next(heard)
                 found = found if fingerprint(item.clip) == item.seen else CHANGED
             yield found
 
 
 @contextmanager
-def _no_longer_than(seconds: float) -> Iterator[None]:
+def no_longer_than(seconds: float) -> Iterator[None]:
     """End this process if the block takes longer: the system does, for a decoder that hangs lets no thread run."""
     if not seconds:
         yield
@@ -172,19 +170,6 @@ def parts(job: Job, how: Reading) -> Iterator[Part]:
             first, heard = first + len(heard), []
     if heard:
         yield Part(job.shard, first, heard, job.embed_only)
-
-
-def digest_of_sound(source: str | bytes) -> str | None:
-    """A hash of a whole recording's decoded sound, in constant memory; None where it cannot be decoded."""
-    total = hashlib.blake2b(digest_size=16)
-    cuts = ((10.0 * i, 10.0) for i in itertools.count())
-    try:
-        for wav in audio.segments(source, cuts):
-            total.update(wav.data)
-    except audio.AudioError as error:
-        if not error.reason.startswith("empty"):  # the first cut past the end
-            return None
-    return total.hexdigest()
 
 
 def die_with_parent() -> None:

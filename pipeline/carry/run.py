@@ -21,10 +21,11 @@ from pipeline.cache.manifest import Manifest
 from pipeline.cache.shard import index_name
 from pipeline.cache.store import LocalStore, Store, open_store
 from pipeline.carry import crew, tell
+from pipeline.carry.digest import Digests
 from pipeline.carry.encode import load_encoder
 from pipeline.carry.plan import Spool, make_plan, tree_fingerprint
 from pipeline.carry.progress import Progress
-from pipeline.carry.read import Reading, digest_of_sound
+from pipeline.carry.read import Reading
 from pipeline.carry.share import Share, share_of
 from pipeline.carry.work import JOB, Assembly, Jobs, Task
 from pipeline.corpora import UNREADABLE, open_corpus
@@ -52,19 +53,22 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
         return 0
     plain = _plain(asked)
     _refuse_other_settings(store, old, plain, cfg["add"])  # before notes are rendered
-    corpus = open_corpus(cfg["data"], digest_of_sound)
-    store.refuse_unless_writable()
     names = crew.devices(cfg["devices"], cfg["workers"])
+    readers = crew.readers(cfg["readers"], names)
+    digests = Digests(readers, cfg["read_seconds"])
+    corpus = open_corpus(cfg["data"], digests)
+    store.refuse_unless_writable()
     batch = BATCH[names[0].partition(":")[0]] if cfg["batch"] == "auto" else cfg["batch"]
     made = _made(cfg, plain)
     _refuse_other_settings(store, old, made, cfg["add"])
     with closing(Spool(root)) as spool:
         blank = Plan(asked, made, _tree(cfg), [])
-        plan = make_plan(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.set_aside)
+        with closing(digests):
+            plan = make_plan(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.set_aside)
         _refuse_other_times(store, plan, share)
         reading = Reading(made["codec"]["sample_rate"], cfg["longest_seconds"], batch, cfg["read_seconds"])
         load = partial(load_encoder, cfg["codec"], cfg["embedder"])
-        return _Run(store, plan, old, share, spool, reading).make(load, names, crew.readers(cfg["readers"], names))
+        return _Run(store, plan, old, share, spool, reading).make(load, names, readers)
 
 
 class _Run:

@@ -16,7 +16,7 @@ import soundfile
 
 from pipeline.carry.encode import ahead
 from pipeline.carry.plan import Item
-from pipeline.carry.read import CHANGED, Job, Part, Readers, Reading, digest_of_sound, parts
+from pipeline.carry.read import CHANGED, Job, Part, Readers, Reading, parts
 from pipeline.corpora import Clip, fingerprint
 from pipeline.sound import audio
 
@@ -102,16 +102,6 @@ def test_bytes_that_wait_in_a_file_are_read_from_there(tmp_path: Path) -> None:
     held.write_bytes(b"xxx" + path.read_bytes())
     job = Job("s", 0, [item(path)], str(held), ((3, path.stat().st_size),))
     assert np.array_equal(next(parts(job, HOW)).heard[0], audio.read(path))
-
-
-def test_the_same_sound_has_one_digest_whatever_file_holds_it(tmp_path: Path) -> None:
-    path = tone(tmp_path / "a.wav", 21.0)
-    soundfile.write(tmp_path / "b.flac", soundfile.read(path)[0], 24_000, subtype="PCM_24")
-    soundfile.write(tmp_path / "c.wav", soundfile.read(tmp_path / "b.flac")[0], 24_000, subtype="PCM_24")
-    assert digest_of_sound(str(tmp_path / "b.flac")) == digest_of_sound((tmp_path / "c.wav").read_bytes())
-    assert digest_of_sound(str(tone(tmp_path / "d.wav", 20.0))) != digest_of_sound(str(path))
-    (tmp_path / "bad.mp3").write_bytes(b"no sound at all")
-    assert digest_of_sound(str(tmp_path / "bad.mp3")) is None
 
 
 def read_all(readers: Readers, jobs: list[Job]) -> list[Part]:
