@@ -65,7 +65,8 @@ class Buckets:
 
     def _block(self, number: int) -> Places:
         """A block's clips in their new order."""
-        if number not in self._blocks:
+        block = self._blocks.get(number)
+        if block is None:
             places = np.arange(number * BLOCK, (number + 1) * BLOCK)
             found = self.order(places)
             part = _parts(found)
@@ -79,8 +80,9 @@ class Buckets:
                 turns = permuted(np.arange(len(cut)), len(cut), key(self.seed, number, first, -5))
                 units += [cut[turn] for turn in turns]
             kept = list(self._blocks.items())[1 - _KEPT :]
-            self._blocks = {**dict(kept), number: found.take(np.concatenate(units))}
-        return self._blocks[number]
+            block = found.take(np.concatenate(units))
+            self._blocks = {**dict(kept), number: block}  # from which another thread may drop it at once
+        return block
 
     def lengths_of(self, found: Places) -> np.ndarray:
         """The frames of clips: int64 [N]."""

@@ -19,8 +19,10 @@ Letters: n clips, i places.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
@@ -192,7 +194,8 @@ class Order:
         return offsets, np.searchsorted(walk.windows, offsets, side="right") - 1
 
     def _walk(self, epoch: int) -> _Walk:
-        if epoch not in self._walks:
+        walk = self._walks.get(epoch)
+        if walk is None:
             filled = np.flatnonzero(self.clips)
             shards = filled[np.argsort(keyed(key(self.seed, epoch, -1), filled), kind="stable")]
             ends = np.cumsum(self.clips[shards])
@@ -203,27 +206,29 @@ class Order:
             windows = np.unique(np.concatenate([starts[:: self.window], lanes]))
             keys = keyed(key(self.seed, epoch), np.arange(len(windows)))
             kept = list(self._walks.items())[-2:]
-            self._walks = {**dict(kept), epoch: _Walk(shards, starts, windows, keys, lanes)}
-        return self._walks[epoch]
+            walk = _Walk(shards, starts, windows, keys, lanes)
+            self._walks = {**dict(kept), epoch: walk}  # from which another thread may drop it at once
+        return walk
 
 
 class Mixture:
     """Several caches in one stream, each with a weight, each visited in its own order: its own clips once an epoch.
 
     Places come in blocks of 1,000 that hold every source in its share, shuffled within; what a share leaves over is
-    carried to the next block, so that after any number of blocks no source is off its weight by a whole clip.
+    carried to the next block, so that after any number of blocks no source is off its weight by more than half a clip
+    for each of the others.
     """
 
     BLOCK = 1000
 
     def __init__(self, orders: Mapping[str, Order], weights: Mapping[str, float], seed: int) -> None:
         """Raises InputError where the weights do not name the sources, or are not positive."""
-        if set(weights) != set(orders) or any(not w > 0 for w in weights.values()):
+        if set(weights) != set(orders) or any(not 0 < w < math.inf for w in weights.values()):
             raise InputError(f"weights={dict(weights)}: give a positive number for each of {', '.join(orders)}")
         self.orders, self.seed = list(orders.values()), seed
         total = sum(weights.values())
-        self.shares = np.cumsum([weights[name] / total for name in orders])
-        self.shares[-1] = 1.0
+        rest = [Fraction(weights[name]) for name in orders]
+        self._shares = [weight / sum(rest[i:]) for i, weight in enumerate(rest)]  # of what those before it leave
         # an epoch ends when the source with the fewest clips for its weight has been seen once
         self.epoch = int(min(order.epoch * total / weights[name] for name, order in orders.items()))
         self.span = int(min(order.span * total / weights[name] for name, order in orders.items()))
@@ -267,9 +272,16 @@ class Mixture:
         return sources, rank
 
     def _taken(self, blocks: int) -> np.ndarray:
-        """How many places each source has in the first blocks: cumulated shares rounded, so that they add up."""
-        edges = np.floor(self.shares * (blocks * self.BLOCK) + 0.5).astype(np.int64)
-        return np.diff(edges, prepend=0)
+        """How many places each source has in the first blocks: int64 [sources].
+
+        Each in turn takes its share, rounded, of the places that those before it leave. Shares are exact, so with one
+        place more, one source has one more and none has less.
+        """
+        left, taken = blocks * self.BLOCK, []
+        for share in self._shares:
+            taken.append(math.floor(share * left + Fraction(1, 2)))
+            left -= taken[-1]
+        return np.array(taken)
 
 
 def distinct(x: np.ndarray) -> list[int]:
