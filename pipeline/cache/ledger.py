@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pipeline.cache.manifest import NAME as MANIFEST
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.shard import ShardInfo, index_name, shard_name
-from pipeline.cache.store import LocalStore, Store
+from pipeline.cache.store import WRITE_TEST, LocalStore, Store
 from pipeline.errors import InputError
 
 PLAN = "plan.json"
@@ -126,7 +126,8 @@ def digest_of_codes(made: Mapping[str, Any]) -> str:
 def records(store: Store, sizes: Mapping[str, int]) -> dict[str, Record]:
     """The records of all shards that stand complete in a cache, by the name of the shard; sizes: `store.sizes()`.
 
-    A damaged record, or one without its shard, is as if it were not there: its shard is made again.
+    A damaged record, or one without its shard, is as if it were not there: its shard is made again. So is one that
+    another part has taken away since, to write its shard anew.
     """
     names = [name.removesuffix(".done.json") + ".tar" for name in sizes if name.endswith(".done.json")]
     texts = store.read_many([record_name(name) for name in names])
@@ -179,7 +180,7 @@ def merge(store: Store) -> Manifest | list[str]:
     for name in old:
         store.remove(name)
     if isinstance(store, LocalStore):
-        store.remove_partial(but=(PLAN, MANIFEST))  # another part may be merging too
+        store.remove_partial(but=(PLAN, MANIFEST, WRITE_TEST))  # another part may be merging too, or starting
     manifest = _manifest(plan, found, plan_digest(store))
     manifest.save(store)
     return manifest

@@ -13,7 +13,6 @@ Letters: N samples, K codebooks, T frames, P prompt width.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -194,8 +193,8 @@ class Split:
         """The indices of some shards, asked for at once where they come from afar."""
         names = [index_name(self.shards[number].name) for number in numbers]
         if isinstance(self.indices, RemoteStore):
-            with contextlib.suppress(FileNotFoundError):
-                found = self.indices.read_many(names)
+            found = self.indices.read_many(names)
+            if len(found) == len(names):
                 yield from (read_index(found[name], self.indices.where(name)) for name in names)
                 return
         for number in numbers:

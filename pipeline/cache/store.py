@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol
 from pipeline.errors import InputError, without_secrets
 
 BUCKETS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # have no folders to make, only buckets that nobody asked for
+WRITE_TEST = "write-test"  # a file that only tells whether files can be written
 PARTIAL = ".partial"  # a name that ends so was being written when its writer died
 
 
@@ -41,7 +42,7 @@ class Store(Protocol):
         """The whole of a file; FileNotFoundError where there is none."""
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        """The whole of many small files at once; FileNotFoundError where one is missing."""
+        """The whole of many small files at once, of those that are there."""
 
     def view(self, name: str) -> memoryview:
         """The whole of a file as a read-only buffer, mapped where that is possible."""
@@ -85,12 +86,16 @@ class LocalStore(Store):
         return str(self.root / name)
 
     def sizes(self) -> dict[str, int]:
+        found = {}
         try:
             with os.scandir(self.root) as entries:
-                files = [e for e in entries if not e.name.endswith(PARTIAL) and e.is_file()]
-                return {e.name: e.stat().st_size for e in sorted(files, key=lambda e: e.name)}
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # another part may just have removed it
+                        if not entry.name.endswith(PARTIAL) and entry.is_file():
+                            found[entry.name] = entry.stat().st_size
         except FileNotFoundError:
             return {}
+        return dict(sorted(found.items()))
 
     def size(self, name: str) -> int | None:
         try:
@@ -102,7 +107,11 @@ class LocalStore(Store):
         return (self.root / name).read_bytes()
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        return {name: self.read(name) for name in names}
+        found = {}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = self.read(name)
+        return found
 
     def view(self, name: str) -> memoryview:
         with (self.root / name).open("rb") as file:
@@ -146,9 +155,9 @@ class LocalStore(Store):
     def refuse_unless_writable(self) -> None:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with self.writing("write-test"):
+            with self.writing(WRITE_TEST):
                 pass
-            self.remove("write-test")
+            self.remove(WRITE_TEST)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -205,8 +214,11 @@ class RemoteStore(Store):
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
         with self._reading():
-            found = self.fs.cat([f"{self.root}/{name}" for name in names]) if names else {}
-        return {path.rpartition("/")[2]: content for path, content in found.items()}
+            found = self.fs.cat([f"{self.root}/{name}" for name in names], on_error="return") if names else {}
+            for content in found.values():
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                    raise content
+        return {path.rpartition("/")[2]: content for path, content in found.items() if isinstance(content, bytes)}
 
     def view(self, name: str) -> memoryview:
         return memoryview(self.read(name))
@@ -231,8 +243,8 @@ class RemoteStore(Store):
         try:
             if not BUCKETS & {*([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)}:
                 self.fs.makedirs(self.root, exist_ok=True)
-            self.fs.pipe_file(f"{self.root}/write-test", b"")
-            self.fs.rm_file(f"{self.root}/write-test")
+            self.fs.pipe_file(f"{self.root}/{WRITE_TEST}", b"")
+            self.remove(WRITE_TEST)  # which another part may have done
         except Exception as error:
             raise InputError(f"cannot write to {self.where()} ({_one_line(error)}): give another out=") from error
 

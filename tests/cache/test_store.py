@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
+import os
 import threading
 import uuid
 from pathlib import Path
@@ -46,16 +48,52 @@ def test_files_appear_whole_or_not_at_all(address: str) -> None:
     assert list(store.sizes().items()) == [("a.bin", 1), ("b.bin", 5)]
     assert store.read("b.bin") == bytes(store.view("b.bin")) == b"12345"
     assert store.read_many(["a.bin", "b.bin"]) == {"a.bin": b"1", "b.bin": b"12345"}
-    assert store.read_many(["a.bin"]) == {"a.bin": b"1"} and store.read_many([]) == {}
+    assert store.read_many(["a.bin", "c.bin"]) == {"a.bin": b"1"} and store.read_many([]) == {}
     with store.writing("a.bin") as file:
         file.write(b"other")
     assert store.size("a.bin") == 5 and store.size("c.bin") is None
     store.remove("a.bin")
     store.remove("a.bin")
     assert list(store.sizes()) == ["b.bin"]
-    for missing in (lambda: store.read("a.bin"), lambda: store.view("a.bin"), lambda: store.read_many(["a.bin"])):
+    for missing in (lambda: store.read("a.bin"), lambda: store.view("a.bin")):
         with pytest.raises(FileNotFoundError):
             missing()
+
+
+def test_a_file_that_goes_while_a_folder_is_looked_at_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another part's test of whether it can write does."""
+    for name in ("a.bin", "b.bin", "c.bin"):
+        (tmp_path / name).write_bytes(b"12")
+    scandir = os.scandir
+
+    def looked_at_too_late(folder: Path) -> contextlib.AbstractContextManager[list[os.DirEntry[str]]]:
+        with scandir(folder) as found:
+            entries = list(found)
+        (tmp_path / "b.bin").unlink(missing_ok=True)
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr("pipeline.cache.store.os.scandir", looked_at_too_late)
+    assert LocalStore(tmp_path).sizes() == {"a.bin": 2, "c.bin": 2}
+
+
+@pytest.mark.parametrize("address", ["memory"], indirect=True)
+def test_parts_that_start_at_once_do_not_take_each_other_for_refused(address: str) -> None:
+    """One removes the file by which another has just found that it can write."""
+    store = open_store(address)
+    assert isinstance(store, RemoteStore)
+    write = store.fs.pipe_file
+
+    def write_and_lose(path: str, value: bytes) -> None:
+        write(path, value)
+        store.fs.rm_file(path)
+
+    store.fs.pipe_file = write_and_lose
+    try:
+        store.refuse_unless_writable()
+    finally:
+        store.fs.pipe_file = write
 
 
 def test_a_shard_is_the_same_wherever_it_is_written(address: str, tmp_path: Path) -> None:
