@@ -13,13 +13,16 @@ Letters: N samples, K codebooks, T frames, P prompt width.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import hashlib
 import logging
 import mmap
 import resource
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +41,7 @@ from pipeline.cache.shard import (
     load_index,
     read_index,
     samples,
+    scan,
 )
 from pipeline.cache.store import LocalStore, RemoteStore, Store, open_store
 from pipeline.errors import InputError
@@ -47,6 +51,11 @@ ALIGN = 128  # arrays in a shard begin at multiples of this
 WIDEST = 2**21  # bytes of an item of all memory: numpy counts the whole in 63 bits
 _TOGETHER = 256  # indices that are asked for at once
 _HELD = 8  # samples of a shard that are looked at when it is opened
+_LIMITS = {  # what the system refuses when this process has too many shards open, and what to raise then
+    errno.EMFILE: "its limit of open files (`ulimit -n`)",
+    errno.ENFILE: "the machine's limit of open files (`sysctl fs.file-max`)",
+    errno.ENOMEM: "its limit of mapped files (`sysctl vm.max_map_count`) or of memory (`ulimit -v`)",
+}
 
 
 class _At:
@@ -88,17 +97,21 @@ class OpenShard:
             )
         self.view = shard = _aligned(shard)
         codes, frames, prompts = index[:, 0], index[:, 1], index[:, 2]
+        begins = index[:, :3:2]  # [N, 2], of codes and prompts
         ends = (
             codes + manifest.codebooks * frames * CODES.itemsize,
             prompts + manifest.prompt_width * PROMPT.itemsize,
         )
-        inside = (frames >= 0).all() and all((x <= len(shard)).all() for x in ends)
-        if not inside or any((x < BLOCK).any() or ((x - NPY_HEADER) % BLOCK).any() for x in (codes, prompts)):
+        inside = frames.min(initial=0) >= 0 and all(x.max(initial=0) <= len(shard) for x in ends)
+        if not inside or begins.min(initial=BLOCK) < BLOCK or ((begins - NPY_HEADER) % BLOCK).any():
             raise InputError(f"{where} and its index do not belong together: remove the index, or restore the shard")
         self._look(index, manifest, where)
-        self.codes_at = codes  # their offsets in the shard
-        base = np.frombuffer(shard, np.uint8).ctypes.data if len(shard) else 0
-        self.at = np.stack([base + codes, frames, base + prompts], 1)
+        self._base = np.frombuffer(shard, np.uint8).ctypes.data if len(shard) else 0
+        self.at = index[:, :3] + np.array([self._base, 0, self._base])
+
+    def codes_at(self, row: int) -> int:
+        """The offset of a clip's codes in the shard."""
+        return int(self.at[row, 0]) - self._base
 
     def _look(self, index: np.ndarray, manifest: Manifest, where: str) -> None:
         some = np.unique(np.linspace(0, len(index) - 1, min(_HELD, len(index))).astype(np.int64))
@@ -111,7 +124,7 @@ class OpenShard:
 
 
 class Split:
-    """One split of one cache. At most `open_shards` stay mapped; 0: all of them."""
+    """One split of one cache. At least `open_shards` stay mapped, where the system allows it; 0: all of them."""
 
     def __init__(
         self,
@@ -147,9 +160,7 @@ class Split:
         self._lock = threading.Lock()
         self._known: np.ndarray | None = None
         self._missing()
-        open_shards = open_shards or len(self.shards)
-        _allow_open_files(open_shards + 256)
-        self._opened = functools.lru_cache(maxsize=open_shards)(self._open)
+        self._opened = functools.lru_cache(maxsize=_allow_open(self, open_shards))(self._open)
 
     def __len__(self) -> int:
         return int(self.clips.sum())
@@ -161,13 +172,14 @@ class Split:
         try:
             return self._opened(number)
         except (InputError, OSError) as error:
-            self._lose(number, str(error))
+            self._lose(number, error)
             return None
 
     def lengths(self) -> np.ndarray:
         """The frames of every clip, shard after shard: int32 [clips].
 
-        They come from the indices; clips of a shard without a whole one count as long as the shard's mean.
+        They come from the indices, and where one is missing or bad from the shard itself: the order rests on them, and
+        all ranks must come to the same. Raises InputError where a shard has neither.
         """
         if self._known is None and self.copies:
             made_of = "".join([self.store.where(), *(shard.sha256 for shard in self.shards)])
@@ -178,31 +190,43 @@ class Split:
         return self._known
 
     def _lengths(self) -> np.ndarray:
-        parts = [np.zeros(0, np.int64)]
+        parts = [np.zeros(0, np.int32)]
         for first in range(0, len(self.shards), _TOGETHER):
-            numbers = range(first, min(first + _TOGETHER, len(self.shards)))
-            for number, index in zip(numbers, self._indices(numbers), strict=True):
-                shard = self.shards[number]
-                if index is None or len(index) != shard.samples:
-                    parts.append(np.full(shard.samples, shard.frames // max(1, shard.samples)))
-                else:
-                    parts.append(index[:, 1])
-        return np.concatenate(parts).astype(np.int32)
+            some = range(first, min(first + _TOGETHER, len(self.shards)))
+            texts: dict[str, bytes] = {}
+            if isinstance(self.indices, RemoteStore):
+                with contextlib.suppress(InputError):  # one by one it is told which one cannot be read
+                    texts = self.indices.read_many([index_name(self.shards[number].name) for number in some])
+            parts += [self._index(number, texts)[:, 1].astype(np.int32) for number in some]
+        return np.concatenate(parts)
 
-    def _indices(self, numbers: Iterable[int]) -> Iterator[np.ndarray | None]:
-        """The indices of some shards, asked for at once where they come from afar."""
-        names = [index_name(self.shards[number].name) for number in numbers]
-        if isinstance(self.indices, RemoteStore):
-            found = self.indices.read_many(names)
-            if len(found) == len(names):
-                yield from (read_index(found[name], self.indices.where(name)) for name in names)
-                return
-        for number in numbers:
-            try:
-                yield load_index(self.indices, self.shards[number].name)
-            except (InputError, OSError) as error:
-                self._lose(number, str(error))
-                yield None
+    def _index(self, number: int, texts: dict[str, bytes]) -> np.ndarray:
+        """The index [N, 5] of a shard, such as its manifest counts it; texts: indices that have been read, by name."""
+        info = self.shards[number]
+        name = index_name(info.name)
+        where, shard = self.indices.where(name), self.store.where(info.name)
+        try:
+            index = read_index(texts[name] if name in texts else self.indices.read(name), where)
+            if _fits(index, info):
+                return index
+            raise InputError(f"{where} is not of its shard: remove it, and the shard is read without it")
+        except FileNotFoundError:
+            pass
+        except (InputError, OSError) as error:
+            if not self.copies:  # which have indices of their own
+                self._lose(number, error)
+        try:
+            if self.copies and isinstance(self.store, RemoteStore):
+                index = self.copies.open(self.store, info)[1]
+            else:
+                index = scan(self.store.view(info.name), shard)
+        except (InputError, OSError) as error:
+            _refuse_at_a_limit(error, shard)
+            gone = isinstance(error, FileNotFoundError)
+            raise InputError(f"{f'{shard} {_NOT_THERE}' if gone else error}; {_NO_LENGTHS}") from error
+        if not _fits(index, info):
+            raise InputError(f"{shard} is not what its manifest says; {_NO_LENGTHS}")
+        return index
 
     def longest(self) -> int:
         """The frames of the longest clip; 0 where there is none."""
@@ -211,7 +235,7 @@ class Split:
     def key(self, shard: int, row: int) -> str:
         """The key of a clip."""
         opened = self.shard(shard)
-        return key_at(opened.view, int(opened.codes_at[row])) if opened else ""
+        return key_at(opened.view, opened.codes_at(row)) if opened else ""
 
     def clips_lost(self) -> int:
         """Clips in the shards that are lost."""
@@ -246,11 +270,15 @@ class Split:
             sizes = self.store.sizes()
             for number, shard in enumerate(self.shards):
                 if shard.name not in sizes:
-                    self._lose(number, f"{self.store.where(shard.name)} {_NOT_THERE}")
+                    self._lose(number, InputError(f"{self.store.where(shard.name)} {_NOT_THERE}"))
                 elif sizes[shard.name] != shard.bytes:
-                    self._lose(number, f"{self.store.where(shard.name)} is cut short or another's: {_VERIFY}")
+                    where = self.store.where(shard.name)
+                    self._lose(number, InputError(f"{where} is cut short or another's: {_VERIFY}"))
 
-    def _lose(self, number: int, reason: str) -> None:
+    def _lose(self, number: int, error: Exception) -> None:
+        """Set a shard aside. Raises InputError where that is one too many, or it is not the shard that is at fault."""
+        _refuse_at_a_limit(error, self.store.where(self.shards[number].name))
+        reason = str(error)
         with self._lock:
             if number in self.lost:
                 return
@@ -278,6 +306,25 @@ def _found(folder: str | Path, foreign: Foreign | None) -> tuple[Store, Manifest
 
 _VERIFY = "`python -m pipeline.shards verify` says more"
 _NOT_THERE = f"is in the manifest but not there: {_VERIFY}"
+_NO_LENGTHS = (
+    "nor has it a whole index that tells how long its clips are, by which all ranks order them: restore either"
+)
+
+
+def _fits(index: np.ndarray, info: ShardInfo) -> bool:
+    """Whether an index [N, 5] has the clips and frames that the manifest counts."""
+    return len(index) == info.samples and int(index[:, 1].sum()) == info.frames
+
+
+def _refuse_at_a_limit(error: BaseException | None, where: str) -> None:
+    """Raises InputError where a shard could not be opened for a limit of this process or machine, not for its own."""
+    while error:
+        if isinstance(error, OSError) and error.errno in _LIMITS:
+            raise InputError(
+                f"{where} cannot be opened, for this process has reached {_LIMITS[error.errno]}: raise it, or give a "
+                "smaller data.window"
+            ) from error
+        error = error.__cause__
 
 
 def _aligned(shard: memoryview) -> memoryview:
@@ -289,10 +336,27 @@ def _aligned(shard: memoryview) -> memoryview:
     return memoryview(copy).toreadonly()
 
 
-def _allow_open_files(count: int) -> None:
-    """A mapped shard keeps a file open: ask for as many as are needed, up to what the machine allows."""
+_MOST, _CLIPS = 8192, 2**21  # shards that stay mapped in a process, and clips of a split whose addresses are kept so
+_OTHERS = 256  # files that a process opens besides
+_kept: weakref.WeakKeyDictionary[Split, int] = weakref.WeakKeyDictionary()  # shards that each split may keep mapped
+
+
+def _allow_open(split: Split, asked: int) -> int:
+    """How many shards a split may keep mapped: as many as are asked for, and more that are local: opening takes time.
+
+    Each keeps a file open, of which the machine allows so many to a process: all splits together ask for what they
+    need, and take no more than half of all unasked.
+    """
+    shards, others = len(split.shards), sum(_kept.values())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard)
-        )
+    limit = 2**20 if hard == resource.RLIM_INFINITY else hard
+    count = min(asked or shards, shards)
+    if isinstance(split.store, LocalStore):
+        unasked = min(_MOST, limit // 2 - _OTHERS) - others
+        count = max(count, min(shards, unasked, _CLIPS * shards // max(1, len(split))))
+    _kept[split] = count = max(1, min(count, limit - _OTHERS - others))
+    needed = min(limit, _OTHERS + others + count)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return count

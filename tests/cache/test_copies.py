@@ -214,6 +214,22 @@ def test_a_far_shard_that_is_bad_is_set_aside(web: Web, tmp_path: Path, caplog: 
         assert words in caplog.text
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_far_index_that_is_bad_or_missing_costs_no_more_than_its_shard(
+    copied: bool, web: Web, tmp_path: Path
+) -> None:
+    """With copies not even that, for these have indices of their own; the order is the same as ever."""
+    write_cache(web.folder, [20] * 20, lengths=(6, 40, 6, 13))
+    truth = Split(web.folder, "train").lengths()
+    (web.folder / "train-000003.index.npy").unlink()
+    (web.folder / "train-000007.index.npy").write_bytes(b"<html>")
+    copies = Copies(tmp_path / "copies", ROOM) if copied else None
+    split = Split(web.address, "train", open_shards=4, bad_share=0.05, copies=copies)
+    assert (split.lengths() == truth).all() and set(split.lost) == (set() if copied else {7})
+    clips = [n for batch in once(split, 50) for n in numbers(batch)]
+    assert clips == [n for n in range(400) if copied or n // 20 != 7]
+
+
 def test_shards_are_on_their_way_before_they_are_needed(web: Web, tmp_path: Path) -> None:
     """While one window is read, the next one comes."""
     write_cache(web.folder, [100] * 12)

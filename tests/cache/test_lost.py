@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
+import os
+import resource
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +57,17 @@ def not_of_its_manifest(folder: Path, name: str) -> None:
 def torn_index(folder: Path, name: str) -> None:
     index = folder / f"{name}.index.npy"
     index.write_bytes(index.read_bytes()[:-40])
+
+
+def index_of_another(folder: Path, name: str) -> None:
+    """As many clips, of other lengths."""
+    (folder / f"{name}.index.npy").unlink()
+    other = write_cache(folder.parent / "other", [EACH], lengths=(9, 17))
+    (folder / f"{name}.index.npy").write_bytes((other / "train-000000.index.npy").read_bytes())
+
+
+def index_missing(folder: Path, name: str) -> None:
+    (folder / f"{name}.index.npy").unlink()
 
 
 HARMS = [missing, cut_short, unreadable, not_of_its_index, not_of_its_manifest, torn_index]
@@ -140,6 +154,86 @@ def test_validation_leaves_lost_clips_out(tmp_path: Path) -> None:
     assert sorted(seen) == [n for n in range(SHARDS * EACH) if n // EACH != 3]
 
 
+@pytest.mark.parametrize("harm", [torn_index, index_of_another, index_missing])
+def test_all_ranks_come_to_one_order_whatever_is_wrong_with_an_index(
+    tmp_path: Path, harm: Callable[[Path, str], None]
+) -> None:
+    """The shard itself tells how long its clips are, to a machine whose own copy of the index is bad."""
+    folder = write_cache(tmp_path / "c", [EACH] * SHARDS, lengths=(5, 9, 17, 60, 33))
+    truth = Split(folder, "train").lengths()
+    harm(folder, "train-000007")
+    split = Split(folder, "train", bad_share=0.05)
+    assert (split.lengths() == truth).all() and len(truth) == SHARDS * EACH
+    assert set(split.lost) == (set() if harm is index_missing else {7})
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_without_a_shard_its_index_is_enough_and_without_both_there_is_no_order(
+    tmp_path: Path, harm: Callable[[Path, str], None]
+) -> None:
+    """A rank that made up lengths would read other clips than it should, and nobody would know."""
+    folder = write_cache(tmp_path / "c", [EACH] * SHARDS, lengths=(5, 9, 17, 60, 33))
+    truth = Split(folder, "train").lengths()
+    if harm in (missing, cut_short, unreadable):
+        harm(folder, "train-000007")
+        assert (Split(folder, "train", bad_share=0.05).lengths() == truth).all()
+        index_missing(folder, "train-000007")
+    else:
+        harm(folder, "train-000007")
+        missing(folder, "train-000007")
+    if harm is not_of_its_index:
+        assert not (folder / "train-000007.tar").exists()
+    with pytest.raises(InputError, match=r"train-000007.*nor has it a whole index .* restore either"):
+        Split(folder, "train", bad_share=0.05).lengths()
+
+
+@pytest.fixture
+def open_files() -> Iterator[Callable[[int], None]]:
+    """Sets how many files more this process may open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def allow(more: int) -> None:
+        with Path(os.devnull).open() as next_one:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (next_one.fileno() + more, before[1]))
+
+    yield allow
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_several_caches_ask_for_the_open_files_of_all(tmp_path: Path, open_files: Callable[[int], None]) -> None:
+    folder = write_cache(tmp_path / "c", [1] * 150)
+    open_files(100)
+    splits = [Split(folder, "train", open_shards=150) for _ in range(4)]
+    held = [split.shard(number) for split in splits for number in range(150)]
+    assert None not in held
+
+
+def test_a_limit_of_open_files_is_no_shard_s_fault(tmp_path: Path, open_files: Callable[[int], None]) -> None:
+    folder = write_cache(tmp_path / "c", [4] * 12)
+    split = Split(folder, "train", bad_share=1.0)
+    open_files(5)
+    with pytest.raises(
+        InputError,
+        match=r"train-\d+\.tar cannot be opened.*limit of open files \(`ulimit -n`\): raise it, or .*data\.window",
+    ):
+        next(once(split, 48))
+    assert not split.lost
+
+
+def test_near_shards_stay_mapped_within_half_of_the_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are asked for, but not at the cost of all else that opens files."""
+    folder = write_cache(tmp_path / "c", [1] * 60)
+    gc.collect()
+    for limit, kept in ((4096, 60), (600, 44), (300, 10)):
+        monkeypatch.setattr("pipeline.cache.split.resource.getrlimit", lambda _, limit=limit: (limit, limit))
+        split = Split(folder, "train", open_shards=10)
+        opened = [split.shard(number) for number in range(60)]
+        assert all(split.shard(number) is opened[number] for number in range(60 - kept, 60))
+        assert kept == 60 or split.shard(59 - kept) is not opened[59 - kept]
+        del split
+        gc.collect()
+
+
 def test_all_clips_lost_is_an_error(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [4])
     (stream,) = streams(folder, bad_share=1.0)
@@ -168,7 +262,7 @@ def test_codes_that_are_none_never_reach_the_model(tmp_path: Path) -> None:
     assert shard is not None
     (tar,) = folder.glob("train*.tar")
     data = bytearray(tar.read_bytes())
-    data[int(shard.codes_at[2]) + 1] = 0xF0  # the high byte of a clip's first code
+    data[shard.codes_at(2) + 1] = 0xF0  # the high byte of a clip's first code
     tar.unlink()
     tar.write_bytes(data)
     with pytest.raises(InputError, match=r"codes above 1023.*pipeline\.shards verify"):
