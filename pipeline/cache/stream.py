@@ -226,7 +226,7 @@ class _Plan:
         K, P, T = self.K, self.P, self.longest[i]
         code_items, prompt_items, frames, places = self.columns[i]
         if self.even[i]:
-            codes = memory(2 * K * T)[code_items].view(np.int16).reshape(-1, K, T)
+            codes = memory(2 * K * T)[code_items].view(np.int16).reshape(len(code_items), K, T)
         else:
             codes = self._padded(slice(i * self.size, (i + 1) * self.size), T)
         if codes.size and int(codes.view(np.uint16).max()) > self.most_code:  # a GPU would say no more than "assert"

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.cache.buckets import bucketed
 from pipeline.cache.order import Mixture, Order
 from pipeline.cache.split import Split
 from pipeline.cache.stream import Stream, once
@@ -75,6 +76,17 @@ def test_codes_come_back_as_written(tmp_path: Path) -> None:
         for i, (codes, n) in enumerate(zip(batch.codes, batch.frames.tolist(), strict=True)):
             assert torch.equal(codes[:, :n], (torch.arange(K * n).view(K, n) + i).short())
             assert not codes[:, n:].any()
+
+
+@pytest.mark.parametrize("lengths", [(0,), (0, 6)])
+def test_clips_without_a_frame_are_read_too(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    """Others' shards may hold such; a batch of nothing else has no width."""
+    split = Split(write_cache(tmp_path / "c", [4, 4], lengths), "train")
+    order = bucketed(Order(split.clips, 0), [split.lengths()], 0, most=0.1)
+    for batches in (once(split, 4), itertools.islice(Stream([split], order, batch=4, threads=0).batches(), 2)):
+        seen = list(batches)
+        assert sorted(n for batch in seen for n in numbers(batch)) == list(range(8))
+        assert all(batch.codes.shape == (4, K, batch.frames.max()) for batch in seen)
 
 
 def test_fewer_codebooks_are_sliced(tmp_path: Path) -> None:
