@@ -14,6 +14,7 @@ machines: the folder should lie on a disk of each machine's own.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import hashlib
@@ -21,9 +22,10 @@ import logging
 import mmap
 import os
 import stat
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,8 +49,11 @@ class Copies:
         """gib: what the folder may hold, over all runs that share it. It is made when it is first needed."""
         self.local, self.folder = LocalStore(folder), Path(folder)
         self.gib, self.bound, self.promised = gib, int(gib * 2**30), 0
-        self._pool: ThreadPoolExecutor | None = None
-        self._asked: dict[str, Future[None]] = {}
+        self._waiting: collections.deque[tuple[RemoteStore, ShardInfo]] = collections.deque()  # to be fetched ahead
+        self._asked: set[str] = set()  # of these and of what is on its way, the sha256
+        self._fetchers, self._lock = 0, threading.Lock()
+        self._coming: set[Path] = set()
+        weakref.finalize(self, _leave, self._waiting, self._coming)  # as the process ends, too
         self._told = False
 
     def promise(self, shards: Sequence[ShardInfo], together: int, where: str) -> None:
@@ -84,19 +89,38 @@ class Copies:
             self._fetch(store, shard, wait=True)
 
     def ahead(self, store: RemoteStore, shards: Sequence[ShardInfo], rank: int) -> None:
-        """Begin to fetch shards in the background, the first ones first; ranks begin with different ones."""
-        self._pool = self._pool or ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
-        self._asked = {name: future for name, future in self._asked.items() if not future.done()}
-        for first in range(0, len(shards), _TURN):
-            some = list(shards[first : first + _TURN])
-            for shard in some[rank % len(some) :] + some[: rank % len(some)]:
-                if shard.sha256 not in self._asked and not self._path(shard).exists():
-                    self._asked[shard.sha256] = self._pool.submit(self._try_to_fetch, store, shard)
+        """Begin to fetch shards in the background, the first ones first; ranks begin with different ones.
+
+        Nobody waits for the threads that do so, not even a process that ends: it would for as long as a server is slow.
+        """
+        with self._lock:
+            for first in range(0, len(shards), _TURN):
+                some = list(shards[first : first + _TURN])
+                for shard in some[rank % len(some) :] + some[: rank % len(some)]:
+                    if shard.sha256 not in self._asked and not self._path(shard).exists():
+                        self._asked.add(shard.sha256)
+                        self._waiting.append((store, shard))
+            more = min(_FETCHERS - self._fetchers, len(self._waiting))
+            self._fetchers += more
+        for _ in range(more):
+            threading.Thread(target=self._fetch_what_waits, name="fetch", daemon=True).start()
+
+    def _fetch_what_waits(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._fetchers -= 1
+                    return
+                store, shard = self._waiting.popleft()
+            self._try_to_fetch(store, shard)
+            with self._lock:
+                self._asked.discard(shard.sha256)
 
     def stop(self) -> None:
         """Fetch nothing more ahead."""
-        for future in self._asked.values():
-            future.cancel()
+        with self._lock:
+            self._asked -= {shard.sha256 for _, shard in self._waiting}
+            self._waiting.clear()
 
     def remember(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """An array that is made once and then kept here: by the first rank that asks, while the others wait."""
@@ -136,6 +160,7 @@ class Copies:
             if not mine:
                 return
             whole = False
+            self._coming.add(coming)
             try:
                 if not self._path(shard).exists():
                     self._make_room()
@@ -150,7 +175,8 @@ class Copies:
                     if whole:
                         data.rename(self._path(shard))
                     data.unlink(missing_ok=True)
-                    coming.unlink()
+                    coming.unlink(missing_ok=True)
+                self._coming.discard(coming)
 
     def _download(self, store: RemoteStore, shard: ShardInfo, data: Path) -> np.ndarray:
         """The index of a shard that is now whole, and proven, under the name of its data."""
@@ -198,6 +224,14 @@ class Copies:
             if total > self.bound and not self._told:
                 self._told = True
                 log.warning("%s holds %.2f GiB, all in use: more than data.cache_gib", self.folder, total / 2**30)
+
+
+def _leave(waiting: collections.deque[tuple[RemoteStore, ShardInfo]], coming: Iterable[Path]) -> None:
+    """Give up what is on its way, and let nothing follow; who waits for it begins anew when this process is gone."""
+    waiting.clear()
+    for path in list(coming):
+        for file in (path.with_suffix(_DATA), path):
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -70,6 +70,16 @@ def test_far_is_read_like_near(kind: str, web: Web, request: pytest.FixtureReque
         assert set(web.asked - asked) == {"manifest.json"}
 
 
+ENDER = """
+import sys, time
+from pathlib import Path
+from pipeline.cache.copies import Copies
+from pipeline.cache.split import Split
+split = Split(sys.argv[1], "train", open_shards=4, copies=Copies(sys.argv[2], 0.1))
+split.fetch(range(18), 0)
+while not list(Path(sys.argv[2]).glob("*.coming")):
+    time.sleep(0.01)
+"""
 READER = """
 import sys
 from pipeline.cache.copies import Copies
@@ -81,17 +91,17 @@ for shard in range(18):
 """
 
 
-def reader(address: str, folder: Path, rank: int = 0) -> subprocess.Popen[str]:
-    """A process that reads the keys of a cache of 18 shards of 20 clips."""
+def reader(address: str, folder: Path, rank: int = 0, does: str = READER) -> subprocess.Popen[str]:
+    """A process that reads the keys of a cache of 18 shards of 20 clips, or ends while they are on their way."""
     root = str(Path(__file__).parents[2])
     return subprocess.Popen(
-        [sys.executable, "-c", READER, address, str(folder), str(rank)],
+        [sys.executable, "-c", does, address, str(folder), str(rank)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, env={**os.environ, "PYTHONPATH": root},
     )  # fmt: skip
 
 
 def finish(process: subprocess.Popen[str]) -> list[int]:
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     return [int(n) for n in out.split()]
 
@@ -130,6 +140,18 @@ def test_killed_while_it_fetches_it_leaves_nothing_that_harms(web: Web, tmp_path
     assert finish(reader(web.address, folder)) == list(range(360))
     fetched = {name for name in web.asked - asked if name.endswith(".tar")}
     assert not [*folder.glob("*.coming"), *folder.glob("*.data")] and len(fetched) <= 18 - len(whole)
+
+
+def test_a_process_that_ends_waits_for_no_server(web: Web, tmp_path: Path) -> None:
+    """Nothing comes of the shards that it fetches ahead: it ends all the same, and leaves no halves of them."""
+    write_cache(web.folder, [20] * 18)
+    web.stalled = {file.name for file in tars(web.folder)}
+    process = reader(web.address, tmp_path / "copies", does=ENDER)
+    try:
+        assert finish(process) == []
+    finally:
+        process.kill()
+    assert not [file for file in (tmp_path / "copies").iterdir() if file.suffix in (".coming", ".data", ".tar")]
 
 
 def test_what_the_dead_left_is_removed_when_room_is_made(web: Web, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 class Web(http.server.ThreadingHTTPServer):
     """asked: how often each file was sent or begun; pause: seconds before each 64 KiB; broken: sendings of a file that
-    are yet to be broken off half way.
+    are yet to be broken off half way; stalled: files of which nothing comes.
     """
 
     daemon_threads = True
@@ -19,7 +19,7 @@ class Web(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.asked, self.pause = folder, Counter[str](), 0.0
-        self.broken = Counter[str]()
+        self.broken, self.stalled = Counter[str](), set[str]()
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self) -> Web:
@@ -27,6 +27,7 @@ class Web(http.server.ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stalled.clear()
         self.shutdown()
         self.server_close()
 
@@ -53,6 +54,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         if not body:
             return
         self.server.asked[name] += 1
+        while name in self.server.stalled:
+            time.sleep(0.01)
         if self.server.broken[name] > 0:
             self.server.broken[name] -= 1
             self.wfile.write(data[: len(data) // 2])
