@@ -68,7 +68,7 @@ def test_only_the_table_is_printed_once_by_real_ranks_and_nothing_is_begun(cache
     words = [*SMALL, f"shards={cache}", f"run={tmp_path / 'run'}", "trainer.preflight=only"]
     done = subprocess.run(
         [*launcher, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2", *words],
-        env=fresh_env(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env=fresh_env(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("preflight: delay_gpt2") == 1 and "estimated for a rank of 2 in fp32" in done.stdout

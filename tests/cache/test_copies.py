@@ -130,7 +130,9 @@ def test_killed_while_it_fetches_it_leaves_nothing_that_harms(web: Web, tmp_path
     folder, web.pause = tmp_path / "copies", 0.2
     process = reader(web.address, folder)
     end = time.monotonic() + 60
-    while time.monotonic() < end and not (tars(folder) and list(folder.glob("*.coming"))):
+    while time.monotonic() < end and not (
+        tars(folder) and list(folder.glob("*.coming")) and list(folder.glob("*.data"))
+    ):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()

@@ -11,9 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+T = TypeVar("T")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SITE = f"""
@@ -67,19 +69,20 @@ class Cluster:
         told = self.call("scontrol", "show", "job", "-o", job).stdout
         return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in told.splitlines() if line.startswith("JobId=")]
 
-    def wait(self, job: str, seconds: float = 150) -> dict[str, str]:
+    def wait(self, job: str, seconds: float = 400) -> dict[str, str]:
         """The job (of an array: its worst task) once it has ended."""
         living = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "STAGE_OUT")
         self.until(lambda: (tasks := self.look(job)) and not any(t["JobState"] in living for t in tasks), seconds, job)
         return max(self.look(job), key=lambda task: task["JobState"] != "COMPLETED")
 
-    def until(self, condition: Callable[[], object], seconds: float, what: str) -> None:
-        """Wait for a condition. Fails, with the last lines of all jobs' logs, where it does not come true."""
+    def until(self, condition: Callable[[], T], seconds: float, what: str) -> T:
+        """Wait for a condition, and give what made it true. Fails, with the jobs' last lines, where it never is."""
         end = time.monotonic() + seconds
-        while not condition():
+        while not (found := condition()):
             if time.monotonic() > end:
                 pytest.fail(f"waited {seconds:.0f} s for {what}\n{self.call('squeue').stdout}\n{self.logs()}")
             time.sleep(0.3)
+        return found
 
     def logs(self) -> str:
         """The ends of the jobs' logs."""

@@ -17,7 +17,7 @@ from tests.build_caches import tones
 from tests.dashboards import shown
 from tests.slurm.cluster import ROOT, Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 
 STEPS = 200
 SMALL = ("codec=encodec_embedded", "codec.codebooks=2")
@@ -63,8 +63,8 @@ def whole(cluster: Cluster) -> Path:
     )  # fmt: skip
     assert list(jobs) == ["preprocess", "merge", "train", "generate", "evaluate"]
     second = ("pipeline.preprocess", "SLURM_ARRAY_TASK_ID=1", f"SLURM_ARRAY_JOB_ID={jobs['preprocess']}")
-    cluster.until(lambda: cluster.processes(*second), 60, "the second encoder")
-    os.kill(cluster.processes(*second)[0], signal.SIGKILL)
+    encoder = cluster.until(lambda: cluster.processes(*second), 120, "the second encoder")[0]
+    os.kill(encoder, signal.SIGKILL)
     for step, job in jobs.items():
         ended = cluster.wait(job)
         assert ended["JobState"] == "COMPLETED", f"{step}: {ended}\n{cluster.logs()}"
