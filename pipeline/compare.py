@@ -28,11 +28,13 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.listen import outs
     from pipeline.listen.compare import COLUMNS, compare, markdown, texts
     from pipeline.listen.evaluation import write_json
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out = Path(cfg.out)
+    outs.check_folder("out", out)
     with Console(stderr=True).status("comparing") as status:
         found = compare(settings, status.update)
     write_json(out / "compare.json", {"rows": found.rows, "evaluations": found.told})

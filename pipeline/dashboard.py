@@ -33,7 +33,10 @@ def main(cfg: DictConfig) -> None:
     import json
     from pathlib import Path
 
+    from pipeline.listen import outs
+
     if cfg.dry_run:
+        outs.check_file("out", cfg.out)
         made = workspace(cfg.entity or "entity", cfg.project, cfg.name, cfg.codebooks)
         Path(cfg.out).write_text(json.dumps(specification(made), indent=1) + "\n")
         print(f"{cfg.out}: {len(made.sections)} sections, nothing was sent")

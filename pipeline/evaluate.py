@@ -39,13 +39,14 @@ def main(cfg: DictConfig) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from pipeline.listen import tables
+    from pipeline.listen import outs, tables
     from pipeline.listen.evaluation import evaluate, write
     from pipeline.listen.instrument import open_run
     from pipeline.listen.upload import upload
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out = Path(cfg.out)
+    outs.check_folder("out", out)
     instrument = open_run(cfg.run, cfg.device, cfg.repository, cfg.embedder_source)
     with Console(stderr=True).status("measuring") as status:
         found = evaluate(settings, instrument, status.update)

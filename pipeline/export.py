@@ -48,6 +48,7 @@ def chosen(run: Path, wanted: str) -> Path:
 @entry("export")
 def main(cfg: DictConfig) -> int:
     """Check, put together, write, and push if asked to."""
+    from pipeline.listen import outs
     from pipeline.lm import checkpoint
     from pipeline.publish import card, hub
 
@@ -57,6 +58,7 @@ def main(cfg: DictConfig) -> int:
         hub.check(cfg.push)
     run, folder = Path(cfg.run), Path(cfg.out)
     found = chosen(run, str(cfg.checkpoint))
+    outs.check_folder("out", folder)
     checkpoint.export(found, folder, mean=cfg.weights == "auto")
     card.write(found, folder)
     print(f"{found} is exported to {folder}")

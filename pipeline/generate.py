@@ -16,8 +16,8 @@ Any sound file is a prompt; without one the model plays what it likes. Modes:
   continue     a piece of any length: it looks back over a window that moves on
   extend       goes on with a sound's own codes
 Beside b.wav stands b.json: the model's sha256, the seed, every setting, the prompts and their sha256, the codec and the
-embedder; from=b.json makes that very sound again. The same seed gives the same codes alone or among others. Stopped by
-Ctrl-C, what is made is kept.
+embedder; from=b.json makes that very sound again. The same seed gives the same codes alone or among others. Only what
+generate wrote itself is replaced. Stopped by Ctrl-C, what is made is kept.
 
 What people change: prompt=, out=, seconds=, n=, seed=, sampling.temperature= (one, or one a codebook), sampling.top_k=,
 sampling.top_p=, sampling.min_p=, sampling.guidance=, device=.
@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> int:
     from rich.console import Console
 
     from pipeline.errors import InputError
-    from pipeline.listen import sidecar
+    from pipeline.listen import outs, sidecar
     from pipeline.listen.instrument import open_run, settle_threads
     from pipeline.listen.perform import perform, perform_streaming
     from pipeline.listen.pieces import pieces, samples_of, sampling_of, window_of
@@ -53,11 +53,13 @@ def main(cfg: DictConfig) -> int:
     if run is None:
         raise InputError("run=RUN: give the run to play, e.g. run=runs/quickstart")
     settings |= told["settings"] if told else {}
+    outs.check_sounds(settings["out"])
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source, settings["exact"])
     if told:
         sidecar.check(cfg["from"], told, instrument)
     sampling, frames = sampling_of(settings["sampling"]), instrument.codec.frames(samples_of(settings, instrument))
     window, found = window_of(settings, frames, instrument), pieces(settings, instrument)
+    outs.check_free([piece.out for piece in found], [s.path for piece in found for s in piece.sources])
     settle_threads(instrument, sum(len(piece.clips) for piece in found))
     batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else int(cfg.batch)
     seconds, where = found[0].samples / instrument.codec.sample_rate, f"{instrument.folder} on {instrument.device}"

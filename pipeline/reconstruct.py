@@ -34,6 +34,8 @@ def main(cfg: DictConfig) -> None:
     """Write every file's reconstructions, their table and reconstruct.json."""
     import torch
 
+    from pipeline.listen import outs
+    from pipeline.listen.instrument import pick_device
     from pipeline.sound import audio
     from pipeline.sound.codec import load_codec
     from pipeline.sound.files import find
@@ -42,7 +44,8 @@ def main(cfg: DictConfig) -> None:
     counts = [cfg.codebooks] if isinstance(cfg.codebooks, int) else sorted(set(cfg.codebooks))
     if not counts or min(counts) < 1:
         raise InputError(f"codebooks={cfg.codebooks}: give numbers from 1 on, e.g. codebooks=[1,2,4,8]")
-    codec = load_codec(**{**cfg.codec, "codebooks": max(counts)}, device=cfg.device)
+    outs.check_folder("out", cfg.out)
+    codec = load_codec(**{**cfg.codec, "codebooks": max(counts)}, device=pick_device(cfg.device))
     out, rows, refused = Path(cfg.out), [], []
     for name, file in files.items():
         try:

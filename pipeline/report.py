@@ -28,13 +28,14 @@ def main(cfg: DictConfig) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from pipeline.listen import run_folder
+    from pipeline.listen import outs, run_folder
     from pipeline.listen.instrument import open_run
     from pipeline.listen.page import page
     from pipeline.listen.studies import studies
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     run, out = Path(cfg.run), Path(cfg.out)
+    outs.check_file("out", out)
     if cfg.shards == "auto":
         settings["shards"] = run_folder.shards(run)
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source)

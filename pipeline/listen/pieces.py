@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.listen import blend
+from pipeline.listen import blend, outs
 from pipeline.listen.instrument import Instrument
 from pipeline.listen.prompts import Source, embed, find, read_source
 from pipeline.lm.choice import Sampling
@@ -113,10 +113,11 @@ def pieces(settings: Mapping[str, Any], instrument: Instrument) -> list[Piece]:
         raise InputError(f"n={n}: give 1 or more")
     build = {"interpolate": _interpolate, "morph": _morph, "extend": _extend}.get(mode, _prompt)
     found = build(settings, instrument)
+    samples, fade = samples_of(settings, instrument), round(settings["fade"] * instrument.codec.sample_rate)
     return [
-        Piece(out, clips, samples_of(settings, instrument), own, sources, round(settings["fade"] * 24_000))
-        for out, (clips, own, sources) in zip(
-            _outs(settings, [name for name, *_ in found]), [f[1:] for f in found], strict=True
+        Piece(out, clips, samples, own, sources, fade)
+        for out, (_, clips, own, sources) in zip(
+            outs.targets(settings["out"], [name for name, *_ in found]), found, strict=True
         )
     ]
 
@@ -210,18 +211,4 @@ def read_all(paths: Mapping[str, Path], seconds: float, instrument: Instrument) 
         found.append((name, source, embed(instrument.embedder, [source.wav])[0]))
     if refused:
         raise InputError("prompts that cannot be read: " + "; ".join(refused))
-    return found
-
-
-def _outs(settings: Mapping[str, Any], names: list[str]) -> list[Path]:
-    """A file for each piece: `out` itself for one, else numbered, or named by prompts in a folder."""
-    out = Path(settings["out"])
-    if out.suffix:
-        return [out] if len(names) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(names))]
-    taken: dict[str, int] = {}
-    found = []
-    for name in names:
-        taken[name] = taken.get(name, 0) + 1
-        count = f"-{taken[name]}" if names.count(name) > 1 else ""
-        found.append(out / f"{name}{count}.wav")
     return found
