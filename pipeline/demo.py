@@ -1,6 +1,6 @@
 """Open a page to play with trained models in a browser.
 
-  python -m pipeline.demo run=runs/quickstart                                     then open http://127.0.0.1:7860
+  python -m pipeline.demo run=quickstart/run                                      then open http://127.0.0.1:7860
   python -m pipeline.demo run=RUN examples=[moo.wav,drill.mp3] port=8080
   python -m pipeline.demo 'run=[runs/delay_gpt2,runs/flatten_gpt2]' device=cuda:0  several, side by side
 
@@ -40,15 +40,13 @@ def main(cfg: DictConfig) -> None:
     import tempfile
     from pathlib import Path
 
-    from omegaconf import ListConfig
-
     from pipeline.errors import InputError
 
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the page needs gradio, which is not installed: pip install -e ".[demo]"')
     logging.basicConfig(format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads and results are deleted
-    runs = [str(run) for run in (cfg.run if isinstance(cfg.run, ListConfig) else [cfg.run])]
+    runs = [str(run) for run in cfg.run]
     with tempfile.TemporaryDirectory(prefix="codec-audio-lm-demo-") as name:
         folder = Path(name)
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")

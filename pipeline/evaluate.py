@@ -1,6 +1,6 @@
 """Measure a trained model on clips that it has not seen, and write what it makes of their prompts.
 
-  python -m pipeline.evaluate run=runs/quickstart shards=shards/notes
+  python -m pipeline.evaluate run=quickstart/run shards=quickstart/shards
   python -m pipeline.evaluate run=RUN shards=DIR n=256 temperatures=[0.5,0.7,0.9] sampling.guidance=2 split=test
 
 Prints and writes to RUN/listen/evaluate.json:

@@ -1,6 +1,6 @@
 """Make sound with a trained model.
 
-  python -m pipeline.generate run=runs/quickstart prompt=a.wav out=b.wav
+  python -m pipeline.generate run=quickstart/run prompt=a.wav out=b.wav
   python -m pipeline.generate run=RUN prompt=a.wav out=b.wav sampling.temperature=0.7 seconds=4 seed=3
   python -m pipeline.generate run=RUN prompt=[a.wav,DIR,'*.flac'] n=4 out=DIR          many prompts, 4 sounds of each
   python -m pipeline.generate run=RUN mode=interpolate prompt=[a.wav,b.wav] steps=15 out=c.wav
@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> int:
     told = sidecar.read(cfg["from"]) if cfg["from"] else None
     run = cfg.run or (told["export"]["folder"] if told else None)
     if run is None:
-        raise InputError("run=RUN: give the run to play, e.g. run=runs/quickstart")
+        raise InputError("run=RUN: give the run to play, e.g. run=quickstart/run")
     settings |= told["settings"] if told else {}
     outs.check_sounds(settings["out"])
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source, settings["exact"])

@@ -18,7 +18,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from pipeline.config import entry
 from pipeline.errors import InputError
@@ -40,9 +40,8 @@ def main(cfg: DictConfig) -> None:
     from pipeline.sound.codec import load_codec
     from pipeline.sound.files import find
 
-    files = find("audio", list(cfg.audio) if isinstance(cfg.audio, ListConfig) else [cfg.audio])
-    counts = [cfg.codebooks] if isinstance(cfg.codebooks, int) else sorted(set(cfg.codebooks))
-    if not counts or min(counts) < 1:
+    files, counts = find("audio", cfg.audio), sorted(set(cfg.codebooks))
+    if min(counts) < 1:
         raise InputError(f"codebooks={cfg.codebooks}: give numbers from 1 on, e.g. codebooks=[1,2,4,8]")
     outs.check_folder("out", cfg.out)
     codec = load_codec(**{**cfg.codec, "codebooks": max(counts)}, device=pick_device(cfg.device))

@@ -1,6 +1,6 @@
 """Make a page to listen to a trained model: one HTML file with its sounds inside, which any browser plays offline.
 
-  python -m pipeline.report run=runs/quickstart
+  python -m pipeline.report run=quickstart/run
   python -m pipeline.report run=RUN shards=DIR n=10 originals=data/nsynth prompts=[moo.wav,drill.mp3]
 
 It repeats the article's studies on your own model: clips through the codec at each bit rate; generations at each

@@ -10,13 +10,12 @@ What people change: workers= of verify; clips=, seed=, split=, out=, device= of 
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry
+from pipeline.config import entry, quoted
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,13 +97,8 @@ def settings(words: list[str]) -> list[str]:
     if not words:
         return ["--help"]
     for name, word in zip(("do", "shards"), plain, strict=False):
-        words = [f"{name}={_quoted(word)}" if other is word else other for other in words]
+        words = [f"{name}={quoted(word)}" if other is word else other for other in words]
     return words
-
-
-def _quoted(word: str) -> str:
-    """A word in Hydra's quotes, where backslashes count only before a quote."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\'", re.sub(r"(\\+)$", r"\1\1", word)) + "'"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import config
 
 ROOT = Path(__file__).parents[1]
 COMMAND = """
@@ -15,12 +22,14 @@ sys.path.insert(0, {root!r})
 from pipeline.config import entry
 from pipeline.errors import InputError
 
-@entry("preprocess")
+@entry({name!r})
 def main(cfg):
     "A task."
     if cfg.part == "refuse":
         raise InputError("part=refuse: give another")
     print("out", cfg.out, cfg.codec.codebooks)
+    if cfg.out == "unresolved":
+        cfg.codec.neighbour
     return 75 if cfg.part == "stop" else None
 
 __doc__ = "What it does."
@@ -28,8 +37,8 @@ main()
 """
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT)), *words]
+def run(*words: str, name: str = "preprocess") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name=name), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
@@ -45,6 +54,10 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
         (["codec.codebks=3"], 2, "error: there is no setting 'codec.codebks'; did you mean 'codec.codebooks'?"),
         (["dta=notes"], 2, "error: there is no setting 'dta'; did you mean 'data'?"),
         (["codec=foo"], 2, "error: In 'preprocess': Could not find 'codec/foo'"),
+        (["samples_per_shard=1.5"], 2, "error: samples_per_shard=1.5: give a whole number"),
+        (["-m", "data=notes", "samples_per_shard=x"], 2, "error: samples_per_shard=x: give a whole number"),
+        (["out=2024"], 0, "out 2024 8"),
+        (["out=take(1)"], 2, """: "out='take(1)'"\n"""),
         (["--help"], 0, "codec: encodec_24khz, encodec_embedded"),
     ],
 )
@@ -57,13 +70,70 @@ def test_a_command_line_is_obeyed_or_refused_in_one_line(words: list[str], code:
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", COMMAND.format(root=str(ROOT)), "-m", "data=notes,nsynth"], cwd=tmp_path)
+    subprocess.run(
+        [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), "-m", "data=notes,nsynth"],
+        cwd=tmp_path,
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_stop_ends_a_sweep(tmp_path: Path) -> None:
     """TERM ends what runs with 75; the combinations behind it are left for the next time."""
     words = ["-m", "part=stop,1/1", "codec.codebooks=4"]
-    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT)), *words]
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 75 and done.stdout.count("out shards/nsynth 4") == 1, done.stdout + done.stderr
+
+
+def test_what_hydra_would_announce_at_length_is_one_line_too() -> None:
+    """A setting without a default, and one that is not there, met by the task itself."""
+    missing = run(name="evaluate")
+    assert missing.returncode == 2 and missing.stderr == "error: the setting 'run' has no default: give run=...\n"
+    unknown = run("out=unresolved")
+    assert unknown.returncode == 2 and unknown.stderr.startswith("error: there is no setting 'neighbour'")
+    assert unknown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "instead"),
+    [
+        ("train", "exp=delay_gpt2", "+exp=delay_gpt2"),
+        ("train", "data=folder", "data=CHOICE is for download, preprocess"),
+        ("train", "dta.seconds=1", "did you mean 'data.seconds'?"),
+        ("generate", "prompt=take(1).wav", "\"prompt='take(1).wav'\""),
+        ("generate", "prompt=x, live.wav", "\"prompt='x, live.wav'\""),
+        ("generate", "prompt=it's.wav", "\"prompt='it\\'s.wav'\""),
+        ("generate", "out=o/a=b/c.wav", "\"out='o/a=b/c.wav'\""),
+        ("generate", "prompt=$x{1}.wav", "'$x{1}.wav'"),
+        ("generate", "prompt=[take(1).wav,b.wav]", "\"prompt=['a (1).wav',b.wav]\""),
+        ("generate", "seed", "settings are given as name=value"),
+    ],
+)
+def test_what_is_no_setting_is_told_what_to_type_instead(
+    name: str, word: str, instead: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [name, word])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"pipeline.{name}").main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and instead in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+@settings(max_examples=15)
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1))
+def test_a_name_that_is_typed_as_told_arrives_as_it_is(name: str) -> None:
+    """Through the shell and Hydra both."""
+    (word,) = shlex.split(config._quoting(f"prompt={name}").split("all in the shell's: ")[1].split(" ([A,B]")[0])
+    if name[0] not in "[{" and "${" not in name:
+        assert config.compose("generate", [word]).prompt == [name]
+
+
+def test_train_lists_only_the_groups_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "--help"])
+    importlib.import_module("pipeline.train").main()
+    groups = capsys.readouterr().out.partition("Groups (group=choice):")[2].partition("Settings")[0]
+    assert re.findall(r"^  (\S+):", groups, re.MULTILINE) == [
+        "codec", "deepspeed", "+exp", "model", "optim", "pattern", "tracking",
+    ]  # fmt: skip

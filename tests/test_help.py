@@ -61,5 +61,5 @@ def test_every_setting_that_the_help_names_exists(name: str) -> None:
     """As `setting=`, in its own words; those of another command stand behind that command's name."""
     others = re.compile(rf"(?:python -m pipeline\.|deepspeed .*pipeline/)(?!{name}\b).*")
     named = set(re.findall(r"(?<![\w./])\+?([a-z_]+(?:\.[a-z_]+)*)=", others.sub("", doc(name))))
-    known = {*config._settings(name), *(["exp"] if name == "train" else [])}
+    known = {*config._defaults(name), *(["exp"] if name == "train" else [])}
     assert named and named <= known, named - known

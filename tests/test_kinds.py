@@ -1,0 +1,111 @@
+"""What is typed for a setting is of its kind, is made so where that is surely meant, or is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from pipeline import kinds
+from pipeline.config import compose
+from pipeline.errors import InputError
+
+TAKEN = [
+    ("train", "trainer.steps=1e5", 100_000),
+    ("train", "trainer.ema=0.999", 0.999),
+    ("train", "trainer.preflight=only", "only"),
+    ("train", "trainer.petaflop=1", 1),
+    ("train", "optim.lr=1", 1),
+    ("train", "optim.betas=[0.9,1]", [0.9, 1]),
+    ("train", "shards={a: x, b: y}", {"a": "x", "b": "y"}),
+    ("train", "shards=2024", "2024"),
+    ("train", "model.pretrained=null", None),
+    ("train", "data.seconds=4", 4),
+    ("train", "run=007", "007"),
+    ("preprocess", "data.seconds=4", 4),
+    ("preprocess", "out=1e3", "1e3"),
+    ("preprocess", "workers=auto", "auto"),
+    ("generate", "prompt=2024", ["2024"]),
+    ("generate", "prompt=[1,b.wav]", ["1", "b.wav"]),
+    ("generate", "run=2024", "2024"),
+    ("generate", "prompt=null", None),
+    ("generate", "n=2.0", 2),
+    ("generate", "sampling.temperature=[0.5,1]", [0.5, 1]),
+    ("evaluate", "temperatures=0.7", [0.7]),
+    ("evaluate", "pitch=false", False),
+    ("evaluate", "out=${run}/x", "${run}/x"),
+    ("compare", "runs=runs/q", ["runs/q"]),
+    ("demo", "run=a", ["a"]),
+    ("reconstruct", "codebooks=4", [4]),
+]
+REFUSED = [
+    ("train", "trainer.steps=1.5", "give a whole number"),
+    ("train", "trainer.steps=abc", "give a whole number"),
+    ("train", "trainer.steps=true", "give a whole number"),
+    ("train", "optim.lr=fast", "give a number"),
+    ("train", "optim.lr=nan", "give a finite number"),
+    ("train", "seed=abc", "give a whole number"),
+    ("train", "run=null", "give a text"),
+    ("train", "optim.betas=[a,b]", "give a list of numbers"),
+    ("train", "trainer.keep_best=maybe", "give true or false"),
+    ("train", "optim.schedule=cosine", r"give \{NAME: VALUE"),
+    (
+        "preprocess",
+        "data=folder data.segment_seconds=4s",
+        "give null or a number",
+    ),
+    ("download", "parallel=2.5", "give a whole number"),
+    ("shards", "clips=many", "give a whole number"),
+    ("generate", "seconds=null", "give auto or a number"),
+    ("generate", "seconds=inf", "give a finite number"),
+    ("generate", "seconds=long", "give auto or a number"),
+    ("generate", "n=2.5", "give a whole number"),
+    ("generate", "seed=1.5", "give a whole number"),
+    ("generate", "sampling.top_k=1.5", "give a whole number"),
+    ("generate", "sampling.temperature=[hot]", "give a number or a list of numbers"),
+    ("generate", "prompt=[]", "give null or a list of texts"),
+    ("generate", "prompt=", "give null or a list of texts"),
+    ("generate", "audio=[a,b]", "give null or a text"),
+    ("generate", "batch=1.5", "give auto or a whole number"),
+    ("generate", "out=[a,b]", "give a text"),
+    ("evaluate", "temperatures=[]", "give a list of numbers"),
+    ("evaluate", "run=[a,b]", "give a text"),
+    ("compare", "runs=[]", "give a list of texts"),
+    ("reconstruct", "codebooks=[x]", "give a list of whole numbers"),
+    ("demo", "port=abc", "give a whole number"),
+    ("dashboard", "codebooks=x", "give a whole number"),
+]
+
+
+@pytest.mark.parametrize(("name", "word", "wanted"), TAKEN)
+def test_a_value_is_taken_as_it_is_meant(name: str, word: str, wanted: Any) -> None:
+    found = OmegaConf.to_container(compose(name, [word]))
+    for part in word.partition("=")[0].split("."):
+        found = found[part]  # type: ignore[index, call-overload]
+    assert found == wanted and type(found) is type(wanted)
+
+
+@pytest.mark.parametrize(("name", "words", "expected"), REFUSED)
+def test_a_value_of_another_kind_is_refused_with_what_is_expected(name: str, words: str, expected: str) -> None:
+    *_, last = words.split(" ")
+    with pytest.raises(InputError, match=expected) as caught:
+        compose(name, words.split(" "))
+    assert str(caught.value).startswith(last.partition("=")[0] + "=") and "\n" not in str(caught.value)
+
+
+@given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans()))
+def test_a_text_is_what_was_typed_whatever_it_reads_like(value: Any) -> None:
+    assert kinds.fit("out", f"{value}", value, ["a"]) == f"{value}"
+    assert kinds.fit("prompt", f"{value}", value, [None, ["a"]]) == [f"{value}"]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_whole_number_is_whole(value: float) -> None:
+    if value.is_integer():
+        assert kinds.fit("n", str(value), value, [1]) == value
+    else:
+        with pytest.raises(InputError, match="give a whole number"):
+            kinds.fit("n", str(value), value, [1])
