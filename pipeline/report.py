@@ -5,7 +5,8 @@
 
 It repeats the article's studies on your own model: clips through the codec at each bit rate; generations at each
 temperature; prompts from elsewhere (prompts=); interpolations. With figures as plots: training's curves, and those of
-`python -m pipeline.evaluate run=RUN shards=DIR` where that has been run. Press a spectrogram to hear it.
+`python -m pipeline.evaluate run=RUN shards=DIR` where that has been run on this very export. Press a spectrogram to
+hear it.
 
 What people change: prompts=, originals= (the corpus' folder, for the recordings themselves), n=, temperatures=,
 strips=, split=, seed=, out=.
@@ -41,8 +42,11 @@ def main(cfg: DictConfig) -> None:
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source)
     with Console(stderr=True).status("listening") as status:
         found = studies(settings, instrument, status.update)
-    hint = f"More figures come from: python -m pipeline.evaluate run={run} shards={settings['shards']}"
-    told = run_folder.evaluation(Path(cfg.evaluation))
+    command = f"python -m pipeline.evaluate run={run} shards={settings['shards']}"
+    told, hint = run_folder.evaluation(Path(cfg.evaluation)), f"More figures come from: {command}"
+    if told and told["export"]["sha256"] != instrument.sha256:
+        told, hint = None, f"The figures in {cfg.evaluation} are of another export, and left out; anew: {command}"
+        print(hint)
     facts = run_folder.facts(instrument, settings)
     text = page(run.name, facts, found, instrument.codec.sample_rate, run_folder.metrics(run), told, hint)
     out.parent.mkdir(parents=True, exist_ok=True)

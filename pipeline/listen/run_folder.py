@@ -57,6 +57,7 @@ def evaluation(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())
         found["loss"]["model"]["nats"], found["temperatures"], found["ceiling"], found["settings"]["n"]
+        found["export"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"evaluation={path}: not what pipeline.evaluate writes ({error!r:.200})") from None
     return found

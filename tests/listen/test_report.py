@@ -98,6 +98,22 @@ def test_without_recordings_evaluation_or_log_it_tells_what_would_add_them(stage
     assert len(Reader(text).sources) == 2 * (2 + 2)  # no more codebooks than the cache holds
 
 
+def test_figures_of_another_export_are_left_out_with_the_command_that_measures_anew(
+    stage: Stage, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model was trained on since: what was measured before says nothing of it."""
+    told = json.loads((report.parent / "listen" / "evaluate.json").read_text())
+    stale = tmp_path / "evaluate.json"
+    stale.write_text(json.dumps({**told, "export": {**told["export"], "sha256": "0" * 64}}))
+    words = (f"run={report.parent}", "n=1", "strips=0", "temperatures=[1]", "codebooks=[1]")
+    for figures, shown in ((stale, False), (report.parent / "listen" / "evaluate.json", True)):
+        task("report", *words, f"evaluation={figures}", f"out={tmp_path / 'r.html'}")
+        text, said = (tmp_path / "r.html").read_text(), capsys.readouterr().out
+        assert (f"<th>model<td>{told['loss']['model']['nats']:.3f}" in text) == shown
+        for place in (text, said):
+            assert ("are of another export, and left out; anew: python -m pipeline.evaluate" in place) != shown
+
+
 def test_the_same_again_is_the_same_page(stage: Stage, report: Path, nsynth_folder: Path, tmp_path: Path) -> None:
     words = (f"originals={nsynth_folder}", f"prompts=[{stage.tones[0]}]", f"out={tmp_path / 'r.html'}", *SMALL)
     task("report", f"run={report.parent}", *words)
@@ -162,6 +178,8 @@ def test_ticks_are_few_round_and_within(low: float, high: float) -> None:
     ("words", "message"),
     [
         (["n=1"], "an interpolation needs two clips"),
+        (["codebooks=[1,0]"], r"codebooks=\[1, 0\]: give 1 or more"),
+        (["fade=-0.1"], "fade=-0.1: give 0 or more"),
         (["prompts=[nowhere.wav]"], "prompt=nowhere.wav"),
         (["originals=/nowhere"], "missing"),
         (["shards=/nowhere"], "there is no cache at"),
