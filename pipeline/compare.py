@@ -3,9 +3,10 @@
   python -m pipeline.train -m +exp=delay_gpt2,flatten_gpt2,parallel_gpt2,valle_gpt2 trainer.petaflop=10000
   python -m pipeline.compare runs=[runs/delay_gpt2,runs/flatten_gpt2,runs/parallel_gpt2,runs/valle_gpt2] shards=DIR
 
-A row a run and temperature: validation loss in bits a second of audio, prompt fidelity, pitch (figures as in
-pipeline.evaluate, 95 % intervals in brackets), arithmetic spent in training, codes a second in training (as its log has
-it) and in generation (measured here). Writes compare.json and compare.md.
+A row a run and temperature: pattern, codec and codebooks (with a warning where the runs differ in these two),
+validation loss in bits a second of audio, prompt fidelity, pitch (figures as in pipeline.evaluate, 95 % intervals in
+brackets), arithmetic spent in training, codes a second in training (as its log has it) and in generation (measured
+here). Writes compare.json and compare.md.
 
 What people change: n=, temperatures=, sampling.guidance=, out=, device=.
 """
@@ -29,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     from rich.table import Table
 
     from pipeline.listen import outs
-    from pipeline.listen.compare import COLUMNS, compare, markdown, texts
+    from pipeline.listen.compare import COLUMNS, compare, markdown, texts, unequal
     from pipeline.listen.evaluation import write_json
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -45,6 +46,8 @@ def main(cfg: DictConfig) -> None:
     for line in zip(COLUMNS.values(), *map(texts, found.rows), strict=True):  # a column a run: a terminal is narrow
         table.add_row(*line)
     Console().print(table)
+    if note := unequal(found.rows):
+        print(f"warning: {note}")
     print(f"written: {out}/compare.json, {out}/compare.md")
 
 

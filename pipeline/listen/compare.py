@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipeline import kinds
 from pipeline.listen import run_folder
 from pipeline.listen.evaluation import evaluate
 from pipeline.listen.instrument import Instrument, open_run
@@ -22,6 +23,8 @@ from pipeline.lm.sampling import generate
 COLUMNS = {
     "run": "run",
     "pattern": "pattern",
+    "codec": "codec",
+    "codebooks": "codebooks",
     "steps": "steps",
     "petaflop": "training (PFLOP)",
     "training": "codes/s in training",
@@ -43,8 +46,9 @@ class Compared:
 
 def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared:
     """Evaluate every run on the same clips. Raises InputError as `evaluate` does."""
+    kinds.at_least(1, settings, "timed")
     rows, told = [], {}
-    for run in map(Path, settings["runs"]):
+    for run in map(Path, dict.fromkeys(settings["runs"])):
         instrument = open_run(run, settings["device"], settings["repository"], settings["embedder_source"])
         found = evaluate(settings, instrument, lambda line, run=run: say(f"{run}: {line}"))  # type: ignore[misc]
         told[str(run)] = found.told
@@ -57,6 +61,8 @@ def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared
                 {
                     "run": str(run),
                     "pattern": instrument.model.config.pattern,
+                    "codec": instrument.codec.name,
+                    "codebooks": instrument.model.config.codebooks,
                     "bits": found.told["loss"]["model"]["bits_second"],
                     "temperature": float(temperature),
                     "fidelity": row["fidelity"],
@@ -66,6 +72,17 @@ def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared
                 }
             )
     return Compared(rows, told)
+
+
+def unequal(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What keeps runs from being compared by their figures; None where nothing does."""
+    differ = [name for name in ("codec", "codebooks") if len({row[name] for row in rows}) > 1]
+    if not differ:
+        return None
+    return (
+        f"the runs differ in {' and '.join(differ)}: bits and codes a second count the codes of all codebooks, and "
+        "fidelity and pitch have other ceilings; compare only runs of the same"
+    )
 
 
 def training(run: Path, instrument: Instrument, frames: float) -> dict[str, float | None]:
@@ -94,10 +111,11 @@ def generation_rate(instrument: Instrument, frames: int, clips: int, sampling: M
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table, as a README has it."""
+    """The table, as a README has it, and what to mind."""
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(texts(row)) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    note = unequal(rows)
+    return "\n".join([*lines, *(["", f"Mind: {note}."] if note else [])]) + "\n"
 
 
 def texts(row: Mapping[str, Any]) -> list[str]:

@@ -34,9 +34,36 @@ def test_a_row_a_run_with_its_log_and_the_same_clips(
     assert first["bits"] == found["evaluations"][str(runs[0])]["loss"]["model"]["bits_second"]
     assert first["generation"] > 0 and second["generation"] > 0
     lines = (tmp_path / "compare.md").read_text().splitlines()
-    assert len(lines) == 4 and all(line.count("|") == len(COLUMNS) + 1 for line in lines)
+    assert len(lines) == 4 and "Mind" not in lines[-1] and all(line.count("|") == len(COLUMNS) + 1 for line in lines)
     told = capsys.readouterr().out
     assert "flatten" in told and "compare.md" in told
+
+
+def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One codebook costs fewer bits a second than two, and is no better for it."""
+    runs = [stage.run("delay"), stage.run("delay", codebooks=1)]
+    task("compare", f"runs=[{runs[0]},{runs[1]}]", f"shards={stage.cache}", "n=2", f"out={tmp_path}", "timed=1")
+    rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert [row["codebooks"] for row in rows] == [2, 1] and rows[0]["codec"] == rows[1]["codec"] == "encodec_embedded"
+    for said in (capsys.readouterr().out, (tmp_path / "compare.md").read_text()):
+        assert "the runs differ in codebooks: bits and codes a second count the codes of all codebooks" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["timed=0"], "timed=0: give 1 or more"),
+        (["batch=0"], "batch=0: give 1 or more"),
+        (["resamples=0"], "resamples=0: give 1 or more"),
+        (["temperatures=-1"], r"temperatures=\[-1\]: give 0 or more"),
+    ],
+)
+def test_numbers_that_measure_nothing_are_refused(stage: Stage, tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        task("compare", f"runs={stage.run()}", f"shards={stage.cache}", f"out={tmp_path / 'o'}", *words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_without_export_is_refused(stage: Stage, tmp_path: Path) -> None:
