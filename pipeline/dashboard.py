@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from pipeline import kinds
 from pipeline.config import entry
 from pipeline.errors import InputError
 
@@ -35,6 +36,7 @@ def main(cfg: DictConfig) -> None:
 
     from pipeline.listen import outs
 
+    kinds.at_least(1, cfg, "codebooks")
     if cfg.dry_run:
         outs.check_file("out", cfg.out)
         made = workspace(cfg.entity or "entity", cfg.project, cfg.name, cfg.codebooks)

@@ -59,6 +59,7 @@ def _open(cfg: DictConfig, runs: list[str], folder: Path) -> None:
     from pipeline.stage import serve
 
     serve.silence()
+    _check(cfg)
 
     from pipeline.stage.acts import Acts
     from pipeline.stage.examples import examples
@@ -76,6 +77,17 @@ def _open(cfg: DictConfig, runs: list[str], folder: Path) -> None:
     host, port = at.getsockname()[:2]
     print(f"{', '.join(runs)} on {first.device}: open http://{host}:{port}  (Ctrl-C ends it)", flush=True)
     serve.run(app, at)
+
+
+def _check(cfg: DictConfig) -> None:
+    """Raises InputError for numbers that no page can be made with."""
+    from pipeline import kinds
+
+    limits: dict[str, Any] = {f"limits.{name}": value for name, value in cfg.limits.items()}
+    kinds.at_least(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
+    kinds.at_least(2, limits, "limits.steps")
+    kinds.at_least(0.01, limits, "limits.upload_mb")
+    kinds.at_least(1, cfg, "keep", "count")
 
 
 def _desk(cfg: DictConfig, runs: list[str], folder: Path) -> Desk:

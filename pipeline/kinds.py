@@ -7,7 +7,7 @@ is a list of one), or is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import InputError
@@ -61,6 +61,14 @@ def fit(setting: str, typed: str, value: Any, examples: Sequence[Any]) -> Any:
     if "a number" in wanted:
         wanted.pop("a whole number", None)
     raise InputError(f"{setting}={typed}: give {' or '.join(wanted)}")
+
+
+def at_least(low: float, settings: Mapping[str, Any], *names: str) -> None:
+    """Raises InputError for the first of these settings that is lower, or holds what is; words such as auto pass."""
+    for name in names:
+        value = settings[name]
+        if any(isinstance(one, (int, float)) and one < low for one in (value if isinstance(value, list) else [value])):
+            raise InputError(f"{name}={value}: give {low:g} or more")
 
 
 _NO = object()  # it does not fit

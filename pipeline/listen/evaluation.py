@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import kinds
 from pipeline.cache.draw import draw
 from pipeline.cache.shard import Sample
 from pipeline.cache.stream import Split, once
@@ -70,8 +71,10 @@ class Evaluation:
 def evaluate(settings: Mapping[str, Any], instrument: Instrument, say: Callable[[str], None]) -> Evaluation:
     """Measure what `conf/evaluate.yaml` describes; say(line) tells what is being done.
 
-    Raises InputError for a cache that does not fit the model.
+    Raises InputError for numbers that measure nothing, and for a cache that does not fit the model.
     """
+    kinds.at_least(1, settings, "n", "resamples", "batch")
+    kinds.at_least(0, settings, "temperatures", "seed")
     sampling, seed, resamples = sampling_of(settings["sampling"]), settings["seed"], settings["resamples"]
     valid, train = (Split(settings["shards"], settings[kind]) for kind in ("split", "baseline"))
     for split in (valid, train):

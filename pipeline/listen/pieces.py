@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import kinds
 from pipeline.errors import InputError
 from pipeline.listen import blend, outs
 from pipeline.listen.instrument import Instrument
@@ -20,6 +21,7 @@ from pipeline.listen.prompts import Source, embed, find, read_source
 from pipeline.lm.choice import Sampling
 from pipeline.sound.audio import AudioError
 
+LONGEST = 86_400  # seconds of one sound: a day's codes take half a GB
 MODES = ("prompt", "interpolate", "morph", "continue", "extend")
 SECONDS = 4.0  # where the length of training is not known: NSynth's, as in the article
 
@@ -65,21 +67,33 @@ def sampling_of(settings: Mapping[str, Any]) -> Sampling:
 
 
 def samples_of(settings: Mapping[str, Any], instrument: Instrument) -> int:
-    """The setting `seconds` in samples. Raises InputError for none."""
+    """The setting `seconds` in samples. Raises InputError for none, and for more than a day."""
     seconds, trained = settings["seconds"], instrument.trained_frames
     if seconds == "auto":
         seconds = SECONDS if trained is None else trained / instrument.codec.frame_rate
-    samples = round(seconds * instrument.codec.sample_rate)
-    if not samples > 0:
-        raise InputError(f"seconds={seconds}: give more than 0")
-    return samples
+    if not (seconds * instrument.codec.sample_rate >= 0.5 and seconds <= LONGEST):
+        raise InputError(f"seconds={seconds}: give more than 0, and {LONGEST} (a day) at most")
+    return round(seconds * instrument.codec.sample_rate)
 
 
 def window_of(settings: Mapping[str, Any], frames: int, instrument: Instrument) -> Window | None:
     """The window of a piece of so many frames; None where it is no longer than the clips of training.
 
-    Raises InputError for a window that does not lie within the trained length, or is needed but not known.
+    Raises InputError for a window that does not lie within the trained length, or is needed but not known, and for a
+    piece without one that is longer than the model can read.
     """
+    found = _window(settings, frames, instrument)
+    config, pattern = instrument.model.config, instrument.model.pattern
+    steps = pattern.length(frames + int(config.end_of_audio))
+    if found is None and steps > config.positions:
+        raise InputError(
+            f"seconds={settings['seconds']}: {frames} frames are {steps} steps under pattern={pattern.name}, and the "
+            f"model reads 1..{config.positions}: give fewer, or mode=continue, which makes a piece of any length"
+        )
+    return found
+
+
+def _window(settings: Mapping[str, Any], frames: int, instrument: Instrument) -> Window | None:
     trained, rate = instrument.trained_frames, instrument.codec.frame_rate
     if settings["mode"] in ("prompt", "interpolate"):
         return None
@@ -106,11 +120,11 @@ def window_of(settings: Mapping[str, Any], frames: int, instrument: Instrument) 
 
 def pieces(settings: Mapping[str, Any], instrument: Instrument) -> list[Piece]:
     """All that the settings ask for. Raises InputError for what they cannot mean; broken prompts are all named."""
-    mode, n = settings["mode"], settings["n"]
+    mode = settings["mode"]
     if mode not in MODES:
         raise InputError(f"mode={mode}: give {', '.join(MODES)}")
-    if n < 1:
-        raise InputError(f"n={n}: give 1 or more")
+    kinds.at_least(1, settings, "n", "batch")
+    kinds.at_least(0, settings, "fade")
     build = {"interpolate": _interpolate, "morph": _morph, "extend": _extend}.get(mode, _prompt)
     found = build(settings, instrument)
     samples, fade = samples_of(settings, instrument), round(settings["fade"] * instrument.codec.sample_rate)

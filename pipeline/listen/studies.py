@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import kinds
 from pipeline.cache.stream import Split
 from pipeline.errors import InputError
 from pipeline.listen import blend
@@ -52,10 +53,15 @@ class Study:
 
 def studies(settings: Mapping[str, Any], instrument: Instrument, say: Callable[[str], None]) -> list[Study]:
     """All that `conf/report.yaml` asks for. Raises InputError for a cache, clips or prompts that cannot be used."""
+    kinds.at_least(1, settings, "n", "codebooks", "takes")
+    kinds.at_least(2, settings, "steps")
+    kinds.at_least(0, settings, "temperatures", "seed", "strips", "fade")
     split = Split(settings["shards"], settings["split"])
     check_cache(split, instrument)
     frames = most_frames(instrument)
     clips = draw_clips(split, settings["n"], settings["seed"], instrument, frames)
+    if settings["strips"] and len(clips) < 2:
+        raise InputError(f"n={len(clips)}: an interpolation needs two clips; give n=2 or more, or strips=0")
     say("bit rates")
     found = [bitrates(settings, instrument, split, clips)]
     say("temperatures")
@@ -133,9 +139,7 @@ def elsewhere(settings: Mapping[str, Any], instrument: Instrument, frames: int) 
 
 
 def interpolations(settings: Mapping[str, Any], instrument: Instrument, clips: Sequence[Clip]) -> Study:
-    """Strips of clips on the way from one prompt to another. Raises InputError for fewer than two clips."""
-    if len(clips) < 2:
-        raise InputError(f"n={len(clips)}: an interpolation needs two clips; give n=2 or more, or strips=0")
+    """Strips of clips on the way from one prompt to another."""
     rate, sampling, rows = instrument.codec.sample_rate, sampling_of(settings["sampling"]), []
     for i in range(settings["strips"]):
         ends = [clips[(2 * i + j) % len(clips)] for j in (0, 1)]

@@ -154,6 +154,7 @@ def test_it_is_heard_while_it_is_made(server: Server, stage: Stage, tmp_path: Pa
         str(server.runs[0]), handle_file(stage.tones[0]), 1, 0.7, 0, 1, 5, 2, False, api_name="/generate"
     )
     while not job.outputs():
+        assert not job.done(), job.result()
         time.sleep(0.02)
     name = re.search(r'src="(live/[^"]+)"', job.outputs()[0][0])
     assert name and not job.done()
@@ -288,6 +289,21 @@ def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_told_in_one_line
             task("demo", "run=nowhere", "port=0")
     with pytest.raises(InputError, match="prompt=nowhere.wav"):
         task("demo", f"run={server.runs[0]}", "port=0", "examples=nowhere.wav")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("limits.seconds=0", "limits.seconds=0: give 1 or more"),
+        ("limits.steps=1", "limits.steps=1: give 2 or more"),
+        ("limits.upload_mb=0", "limits.upload_mb=0: give 0.01 or more"),
+        ("keep=-1", "keep=-1: give 1 or more"),
+        ("port=-1", "cannot be listened on"),
+    ],
+)
+def test_numbers_that_make_no_page_are_told_in_one_line(word: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        task("demo", "run=nowhere", word)
 
 
 def test_without_gradio_it_says_how_to_get_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

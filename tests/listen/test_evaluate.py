@@ -131,7 +131,7 @@ def test_one_clip_has_no_floor_and_no_distance_but_is_measured(stage: Stage, tmp
     [
         (["split=test2"], "has no clips in test2: it has test, train, valid"),
         (["n=0"], "n=0: give 1 or more"),
-        (["temperatures=[-1]"], "temperature=-1"),
+        (["temperatures=[-1]"], r"temperatures=\[-1\]: give 0 or more"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(stage: Stage, words: list[str], message: str) -> None:

@@ -165,7 +165,11 @@ def test_a_run_without_an_export_is_told_the_command_that_makes_it(tmp_path: Pat
     ("words", "message"),
     [
         (["seconds=0"], "seconds=0: give more than 0"),
-        (["seconds=2"], r"150 frames are 151 steps under pattern=delay, and the model reads 1\.\.61"),
+        (["seconds=2"], r"150 frames are 151 steps .*pattern=delay, and the model reads 1\.\.61: .*mode=continue"),
+        (["seconds=1e9", "mode=continue"], r"seconds=1000000000\.0: give more than 0, and 86400 \(a day\) at most"),
+        (["fade=-1"], "fade=-1: give 0 or more"),
+        (["batch=0"], "batch=0: give 1 or more"),
+        (["mode=continue", "batch=-1"], "batch=-1: give 1 or more"),
         (["mode=waltz"], "mode=waltz: give prompt, interpolate, morph, continue, extend"),
         (["n=0"], "n=0"),
         (["prompt=nowhere.wav"], r"prompt=nowhere\.wav: there is no such file"),

@@ -69,7 +69,7 @@ def command(place: Path, server: Hub, *words: str) -> subprocess.CompletedProces
     }
     return subprocess.run(
         [sys.executable, "-m", "pipeline.export", *words], env={**os.environ, **told, "PYTHONPATH": str(ROOT)},
-        cwd=place, capture_output=True, text=True, timeout=60,
+        cwd=place, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def test_pushed_and_read_back_from_the_hub_it_is_the_same(run: Path, tmp_path: P
     assert sorted(server.files) == ["README.md", "config.json", "model.safetensors"] and server.private is True
     script = "from pipeline.lm.model import CodecGPT; CodecGPT.from_pretrained('me/tiny').save_pretrained('back')"
     told = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "other"), "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", script], env={**os.environ, **told}, cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **told}, cwd=tmp_path, check=True, timeout=240)
     ours, theirs = load_file(tmp_path / "back" / WEIGHTS), load_file(run / "export" / WEIGHTS)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
