@@ -17,7 +17,9 @@ Any sound file is a prompt; without one the model plays what it likes. Modes:
   extend       goes on with a sound's own codes
 Beside b.wav stands b.json: the model's sha256, the seed, every setting, the prompts and their sha256, the codec and the
 embedder; from=b.json makes that very sound again. The same seed gives the same codes alone or among others. Only what
-generate wrote itself is replaced. Stopped by Ctrl-C, what is made is kept.
+generate wrote itself is replaced. Stopped by Ctrl-C, what is made is kept, and from= makes as much again. from= goes
+with out=, device=, batch=, and run=, repository=, embedder_source= where these have moved; prompts are also looked for
+beside the .json.
 
 What people change: prompt=, out=, seconds=, n=, seed=, sampling.temperature= (one, or one a codebook), sampling.top_k=,
 sampling.top_p=, sampling.min_p=, sampling.guidance=, device=.
@@ -29,13 +31,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry
+from pipeline.config import entry, typed
+
+CLIPPED = 1e-4  # share of a sound's samples at full scale from which on it is told
 
 
 @entry("generate")
 def main(cfg: DictConfig) -> int:
     """Generate, print what was written, and return the exit code."""
     import logging
+    from sys import stderr
 
     from omegaconf import OmegaConf
     from rich.console import Console
@@ -49,11 +54,13 @@ def main(cfg: DictConfig) -> int:
     logging.basicConfig(format="%(message)s")
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     told = sidecar.read(cfg["from"]) if cfg["from"] else None
-    run = cfg.run or (told["export"]["folder"] if told else None)
-    if run is None:
+    if told:
+        sidecar.check_words(cfg["from"], typed())
+        settings |= told["settings"]
+    elif cfg.run is None:
         raise InputError("run=RUN: give the run to play, e.g. run=quickstart/run")
-    settings |= told["settings"] if told else {}
     outs.check_sounds(settings["out"])
+    run = sidecar.run_of(cfg["from"], told) if told and not cfg.run else cfg.run
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source, settings["exact"])
     if told:
         sidecar.check(cfg["from"], told, instrument)
@@ -61,19 +68,27 @@ def main(cfg: DictConfig) -> int:
     window, found = window_of(settings, frames, instrument), pieces(settings, instrument)
     outs.check_free([piece.out for piece in found], [s.path for piece in found for s in piece.sources])
     settle_threads(instrument, sum(len(piece.clips) for piece in found))
-    batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else int(cfg.batch)
-    seconds, where = found[0].samples / instrument.codec.sample_rate, f"{instrument.folder} on {instrument.device}"
-    print(f"{len(found)} sound{'s' * (len(found) > 1)} of {seconds:g} s by {where}", flush=True)
-    same = True
+    batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else cfg.batch
+    part = told if told and told.get("frames") else {}  # a sound that was interrupted, to be made as far as it went
+    seconds, where = found[0].length / instrument.codec.sample_rate, f"{instrument.folder} on {instrument.device}"
+    print(f"{len(found)} sound{'s' * (len(found) > 1)} of {part.get('seconds', seconds):g} s by {where}", flush=True)
+    same, loudest = True, 0.0
     with Console(stderr=True).status("making") as status:
         if settings["stream"]:
-            makes = perform_streaming(instrument, found, sampling, window, settings["chunk"])
+            makes = perform_streaming(instrument, found, sampling, window, settings["chunk"], part.get("seconds"))
         else:
-            makes = perform(instrument, found, sampling, window, batch, status.update, told and told["batch"])
+            repeat, until = told and told["batch"], part.get("frames")
+            makes = perform(instrument, found, sampling, window, batch, status.update, repeat, until=until)
         for made in makes:
             same = told is None or made.codes_sha256 == told["codes_sha256"]
             note = "" if told is None else "  the same codes" if same else "  NOT the same codes"
+            note = note if made.whole or part else "  kept, but not whole: interrupted"
             print(f"{made.path}  {made.seconds:.3f} s{note}", flush=True)
+            loudest = max(loudest, made.clipped)
+    if loudest >= CLIPPED:
+        print(
+            f"warning: up to {loudest:.2%} of a sound's samples are at full scale, where they are cut off", file=stderr
+        )
     return 0 if same else 1
 
 

@@ -54,7 +54,7 @@ class Instrument:
     def identity(self) -> dict[str, Any]:
         """All that must be the same for the same seed to give the same sound."""
         return {
-            "export": {"folder": str(self.folder), "sha256": self.sha256},
+            "export": {"folder": str(self.folder.absolute()), "sha256": self.sha256},
             "codec": self.codec.identity,
             "embedder": self.embedder.identity,
             "versions": {name: version(name) for name in PACKAGES},

@@ -30,11 +30,16 @@ Watch = Callable[[Tensor], None]  # told codes [B, K, t] of a batch as soon as t
 
 @dataclass(frozen=True)
 class Made:
-    """A sound file that was written. sounds: its clips [S] before they were joined; none where it was streamed."""
+    """A sound file that was written. sounds: its clips [S] before they were joined; none where it was streamed.
+
+    whole: not where it was interrupted. clipped: the share of its samples that are at full scale.
+    """
 
     path: Path
     seconds: float
     codes_sha256: str
+    whole: bool
+    clipped: float
     sounds: Sequence[np.ndarray] = ()
 
 
@@ -69,43 +74,51 @@ def perform(
     repeat: Mapping[str, int] | None = None,
     watch: Watch | None = None,
     every: int = SAY_EVERY,
+    until: Sequence[int] | None = None,
 ) -> Iterator[Made]:
     """Make pieces, at most `batch` clips at once, and write each as soon as it is whole.
 
     say(line), watch(codes): told every so many frames how far it is, and what was made. repeat: rows and row of the
-    batch in which the one clip was made, to be made again in such a batch. Interrupted, what is made of the pieces
-    under way is written too.
+    batch in which the one clip was made, to be made again in such a batch. until: of a single piece that was
+    interrupted, the frames of each clip that were made. Interrupted, what is made of the pieces under way is written
+    and told too.
     """
-    jobs = [(p, c) for p, piece in enumerate(pieces) for c in range(len(piece.clips))]
+    jobs = [(p, c) for p, piece in enumerate(pieces) for c in range(len(piece.clips))][: len(until) if until else None]
     codes: dict[Job, Tensor] = {}
     rate = instrument.codec.frame_rate
     for part in _batches(pieces, jobs, batch):
         clips, (p, c) = [pieces[p].clips[c] for p, c in part], part[0]
         rows, row = (repeat["rows"], repeat["row"]) if repeat and len(clips) == 1 else (len(clips), 0)
         take = take_of(instrument, clips * (rows // len(clips)), pieces[p].samples, sampling, window)
-        touched, place = list(dict.fromkeys(p for p, _ in part)), {"rows": rows, "row": row}
+        touched = list(dict.fromkeys(p for p, _ in part))
+        enough = max(until[c] for _, c in part) if until else take.plan.frames
+        place = {p: {"rows": rows, "row": row + [q for q, _ in part].index(p)} for p in touched}
         try:
             for found in take.chunks(every):
                 if watch is not None:
                     watch(found)
                 made, frames = take.complete / rate, take.plan.frames / rate
                 say(f"clip {jobs.index((p, c)) + 1}+{len(part)} of {len(jobs)}: {made:.1f} s of {frames:.1f} s")
-        except BaseException:  # what is made is kept
+                if until and take.complete >= enough:
+                    break
+        except BaseException as error:  # what is made is kept
             codes |= _codes(take, part, row)
             for p in touched:
-                _write(instrument, pieces[p], _of(codes, p), place, whole=False)
+                kept = _write(instrument, pieces[p], _of(codes, p), place[p], whole=False)
+                if kept.seconds and isinstance(error, KeyboardInterrupt):
+                    yield kept
             raise
-        codes |= _codes(take, part, row)
+        codes |= _codes(take, part, row, until)
         for p in touched:
-            if len(_of(codes, p)) == len(pieces[p].clips):
-                first = row + [q for q, _ in part].index(p)
-                yield _write(instrument, pieces[p], _of(codes, p), {**place, "row": first}, whole=True)
+            if len(_of(codes, p)) == len(until or pieces[p].clips):
+                yield _write(instrument, pieces[p], _of(codes, p), place[p], whole=until is None)
 
 
-def _codes(take: Take, part: Sequence[Job], row: int) -> dict[Job, Tensor]:
+def _codes(take: Take, part: Sequence[Job], row: int, until: Sequence[int] | None = None) -> dict[Job, Tensor]:
     """What a take has made of each clip of a batch: [K, T]."""
-    ends = take.lengths.clamp(max=take.complete).tolist()
-    return {job: take.codes[row + i, :, : ends[row + i]].cpu() for i, job in enumerate(part)}
+    ends = take.lengths.clamp(max=take.complete).tolist()[row:]
+    ends = [min(end, until[c]) for end, (_, c) in zip(ends, part, strict=False)] if until else ends
+    return {job: take.codes[row + i, :, : ends[i]].cpu() for i, job in enumerate(part)}
 
 
 def _of(codes: Mapping[Job, Tensor], piece: int) -> list[Tensor]:
@@ -140,8 +153,14 @@ def _write(
     wav = join(sounds, piece.fade) if sounds else np.zeros(0, np.float32)
     if whole or len(wav):
         audio.write(piece.out, wav, rate)
-        sidecar.write(piece, instrument, codes, place, whole)
-    return Made(piece.out, len(wav) / rate, sidecar.digest(codes), sounds)
+        sidecar.write(piece, instrument, codes, place, len(wav) / rate, whole)
+    clipped = _full(wav) / max(1, len(wav))
+    return Made(piece.out, len(wav) / rate, sidecar.digest(codes), whole, clipped, sounds)
+
+
+def _full(wav: np.ndarray) -> int:
+    """How many samples of [S] are at full scale, and so cut off."""
+    return int((np.abs(wav) >= 1).sum())
 
 
 def stream(
@@ -158,14 +177,22 @@ def _sound(instrument: Instrument, take: Take, samples: int, chunk: float) -> It
         samples -= len(part)
         if len(part):
             yield part
+        if not samples:
+            return
 
 
 def perform_streaming(
-    instrument: Instrument, pieces: Sequence[Piece], sampling: Sampling, window: Window | None, chunk: float
+    instrument: Instrument,
+    pieces: Sequence[Piece],
+    sampling: Sampling,
+    window: Window | None,
+    chunk: float,
+    until: float | None = None,
 ) -> Iterator[Made]:
     """Make pieces of one clip one after the other, each written to its file while it is made.
 
-    Raises InputError for a piece of several clips.
+    until: of a piece that was interrupted, the seconds that were made. Interrupted, what is made is told too. Raises
+    InputError for a piece of several clips.
     """
     rate = instrument.codec.sample_rate
     for piece in pieces:
@@ -173,16 +200,26 @@ def perform_streaming(
             raise InputError("stream=true: an interpolation is joined from whole clips; stream mode=morph instead")
         take = take_of(instrument, piece.clips, piece.samples, sampling, window)
         piece.out.parent.mkdir(parents=True, exist_ok=True)
-        written, whole = 0, False
+        samples, written, full = piece.samples if until is None else round(until * rate), 0, 0
+
         try:
             with soundfile.SoundFile(piece.out, "w", rate, 1) as file:
-                for wav in _sound(instrument, take, piece.samples, chunk):
+                for wav in _sound(instrument, take, samples, chunk):
                     file.write(wav.clip(-1, 1))
                     file.flush()
-                    written += len(wav)
-            whole = True
-        finally:
-            codes = [take.codes[0, :, : min(int(take.lengths[0]), take.complete)].cpu()]
+                    written, full = written + len(wav), full + _full(wav)
+        except BaseException as error:
             if written:
-                sidecar.write(piece, instrument, codes, {"rows": 1, "row": 0}, whole)
-        yield Made(piece.out, written / rate, sidecar.digest(codes))
+                kept = _streamed(instrument, piece, take, written, full, whole=False)
+                if isinstance(error, KeyboardInterrupt):
+                    yield kept
+            raise
+        yield _streamed(instrument, piece, take, written, full, whole=until is None)
+
+
+def _streamed(instrument: Instrument, piece: Piece, take: Take, written: int, full: int, whole: bool) -> Made:
+    """Write the sidecar of a piece of which so many samples are written, so many of them at full scale."""
+    heard, seconds = instrument.codec.frames(written), written / instrument.codec.sample_rate
+    codes = [take.codes[0, :, : min(int(take.lengths[0]), take.complete, heard)].cpu()]
+    sidecar.write(piece, instrument, codes, {"rows": 1, "row": 0}, seconds, whole)
+    return Made(piece.out, seconds, sidecar.digest(codes), whole, full / written)

@@ -39,7 +39,7 @@ class Clip:
 class Piece:
     """One sound file, of one clip or of several that fade into each other.
 
-    settings: those that make this very piece alone. sources: the sound files it depends on.
+    samples: of each clip. settings: those that make this very piece alone. sources: the sound files it depends on.
     """
 
     out: Path
@@ -48,6 +48,11 @@ class Piece:
     settings: Mapping[str, Any]
     sources: Sequence[Source] = ()
     fade: int = 0
+
+    @property
+    def length(self) -> int:
+        """Samples of the whole file, its clips joined."""
+        return len(self.clips) * self.samples - (len(self.clips) - 1) * min(self.fade, self.samples)
 
 
 @dataclass(frozen=True)

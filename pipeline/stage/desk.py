@@ -108,7 +108,7 @@ class Desk:
             made = list(
                 perform(instrument, found, sampling, window, batch, lambda line: None, watch=watch, every=every)
             )
-        files = [path for sound in made for path in (sound.path, portable(sound.path, room))]
+        files = [path for sound in made for path in (sound.path, portable(sound.path, room, run))]
         sources = {source.path for piece in found for source in piece.sources}
         return Answer(list(zip(found, made, strict=True)), [*files, *sorted(sources)], self._command(run, asked, room))
 
@@ -183,10 +183,14 @@ def check_sound(file: Path, limits: Limits) -> None:
         raise InputError(f"{file.name} lasts {info.seconds:.0f} s: this page takes {limits.upload_seconds:g} s at most")
 
 
-def portable(sound: Path, room: Path) -> Path:
-    """The sidecar of a sound, its paths made relative: it works in whatever folder it is put with its prompts."""
+def portable(sound: Path, room: Path, run: str) -> Path:
+    """The sidecar of a sound, its paths made relative: it works in whatever folder it is put with its prompts.
+
+    Of this machine's folders it tells the run alone, by the name that the page has for it.
+    """
     file = sound.with_suffix(".json")
     told = _relative(json.loads(file.read_text()), f"{room}/")
+    told["export"]["folder"] = run
     file.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     return file
 

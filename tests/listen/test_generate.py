@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from pipeline.config import compose
 from pipeline.errors import InputError
 from pipeline.listen.blend import join
 from pipeline.lm.patterns import NAMES
@@ -72,6 +74,89 @@ def test_a_sidecar_makes_the_very_sound_again(stage: Stage, tmp_path: Path, mode
     assert generate(f"from={out.with_suffix('.json')}", f"out={again}") == 0
     assert out.read_bytes() == again.read_bytes()
     assert {**sidecar(out), "sound": ""} == {**sidecar(again), "sound": ""}
+
+
+def test_an_interpolations_sidecar_and_its_first_line_tell_the_length_of_the_file(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "strip.wav"
+    words = ("mode=interpolate", f"prompt=[{stage.tones[0]},{stage.tones[1]}]", "steps=3", "fade=0.1", "seconds=0.2")
+    assert generate(f"run={stage.run()}", *words, f"out={out}") == 0
+    assert samples(out) == 9_600 and sidecar(out)["seconds"] == 0.4  # three clips of 0.2 s, two fades of 0.1 s
+    assert "1 sound of 0.4 s" in capsys.readouterr().out
+
+
+def test_an_interpolation_that_was_interrupted_is_made_again_as_far_as_it_went(stage: Stage, tmp_path: Path) -> None:
+    from pipeline.listen.instrument import open_run
+    from pipeline.listen.perform import perform
+    from pipeline.listen.pieces import pieces, sampling_of
+
+    ends, out = [str(tone) for tone in stage.tones[:2]], tmp_path / "strip.wav"
+    words = ["mode=interpolate", f"prompt=[{','.join(ends)}]", "steps=3", "seconds=0.2", f"out={out}"]
+    settings = OmegaConf.to_container(compose("generate", [f"run={stage.run()}", *words]))
+    assert isinstance(settings, dict)
+    lines: list[str] = []
+
+    def stop(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 4:  # in the second of the three clips
+            raise KeyboardInterrupt
+
+    instrument = open_run(stage.run(), "cpu")
+    sampling = sampling_of(settings["sampling"])
+    makes = perform(instrument, pieces(settings, instrument), sampling, None, 1, stop, every=5)  # type: ignore[arg-type]
+    kept = next(makes)
+    with pytest.raises(KeyboardInterrupt):
+        next(makes)
+    assert not kept.whole and sidecar(out)["frames"] == [15, 5] and sidecar(out)["seconds"] == kept.seconds < 0.4
+    assert generate(f"from={tmp_path / 'strip.json'}", f"out={tmp_path / 'again.wav'}") == 0
+    assert (tmp_path / "again.wav").read_bytes() == out.read_bytes()
+
+
+def test_samples_that_are_cut_off_at_full_scale_are_told_once(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.sound.codec import Codec
+
+    decode = Codec.decode
+    words = (f"run={stage.run()}", f"prompt={stage.tones[0]}", "seconds=0.1", "n=2", f"out={tmp_path / 'o'}")
+    for times, told in ((0.01, 0), (1e6, 1)):
+        monkeypatch.setattr(Codec, "decode", lambda self, codes, times=times: times * decode(self, codes))
+        assert generate(*words) == 0
+        assert capsys.readouterr().err.count("samples are at full scale") == told
+
+
+def test_what_a_sidecar_tells_is_not_typed_beside_it(stage: Stage, tmp_path: Path) -> None:
+    out = tmp_path / "o.wav"
+    assert generate(f"run={stage.run()}", f"prompt={stage.tones[0]}", f"out={out}", "seconds=0.1") == 0
+    words = (f"from={out.with_suffix('.json')}", f"out={tmp_path / 'again.wav'}")
+    with pytest.raises(InputError, match=r"itself tells sampling\.top_k=, seconds=, seed=: leave out these, or from="):
+        generate(*words, "seconds=1", "seed=0", "sampling.top_k=3")
+    assert not (tmp_path / "again.wav").exists()
+    assert generate(*words, f"run={stage.run()}", "device=cpu", "batch=3") == 0
+
+
+def test_a_sidecar_works_from_any_folder_and_finds_prompts_beside_it(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    shutil.copytree(stage.run(), home / "run")
+    shutil.copy(stage.tones[0], home / "p.wav")
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+    assert generate("run=run", "prompt=p.wav", "out=o.wav", "seconds=0.1") == 0
+    monkeypatch.chdir(elsewhere)
+    assert generate(f"from={home / 'o.json'}", "out=again.wav") == 0
+    told = sidecar(home / "o.wav")
+    told["export"]["folder"], told["sources"][0]["path"], told["settings"]["prompt"] = "run", "p.wav", "p.wav"
+    (home / "o.json").write_text(json.dumps(told))  # as a download of the page
+    assert generate(f"from={home / 'o.json'}", "out=again.wav") == 0
+    for name in ("o.json", "p.wav"):
+        (home / name).rename(elsewhere / name)
+    with pytest.raises(InputError, match="it was made by run, which is not there: give run=RUN"):
+        generate("from=o.json", "out=again.wav")
+    assert generate("from=o.json", f"run={home / 'run'}", "out=again.wav") == 0
+    assert (elsewhere / "again.wav").read_bytes() == (home / "o.wav").read_bytes()
 
 
 def test_a_clip_of_many_is_the_clip_alone_and_its_sidecar_makes_it_alone(stage: Stage, tmp_path: Path) -> None:
@@ -148,10 +233,15 @@ def test_interrupted_it_keeps_what_is_made(stage: Stage, tmp_path: Path, stream:
     while stream and process.poll() is None and not (out.exists() and out.stat().st_size > 20_000):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    rest, error = process.communicate(timeout=60)
     assert process.returncode == 130 and error.strip().endswith("interrupted") and "Traceback" not in error, error
     assert samples(out) > 1000 and soundfile.read(out)[0].std() > 0
-    assert not sidecar(out)["whole"]
+    told, made = sidecar(out), samples(out) / 24_000
+    assert not told["whole"] and told["seconds"] == made
+    assert f"{out}  {made:.3f} s  kept, but not whole: interrupted" in rest
+    again = tmp_path / "again.wav"
+    assert generate(f"from={out.with_suffix('.json')}", f"out={again}") == 0  # as much as was made
+    assert again.read_bytes() == out.read_bytes() and {**sidecar(again), "sound": out.name} == told
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
@@ -186,7 +276,8 @@ def test_a_run_without_an_export_is_told_the_command_that_makes_it(tmp_path: Pat
         (["sampling.temperature=-1"], "sampling.temperature=-1"),
         (["sampling.temperature=[1,1,1]"], "the model has 2 codebooks"),
         (["device=cuda:7"], "device=cuda:7"),
-        (["from=nothing.json"], "from=nothing.json: not the .json"),
+        (["from=nothing.json"], "from=nothing.json: there is no such file"),
+        (["from={0}"], r"from=.*tone0\.wav: give the \.json beside the sound: from=.*tone0\.json"),
         (["mode=interpolate", "prompt=[{0},{1}]", "stream=true"], "stream=true: an interpolation"),
     ],
 )
@@ -278,6 +369,9 @@ def test_a_piece_longer_than_the_clips_of_training_needs_a_window_where_their_le
         ({"batch": {"rows": 1, "row": 1}}, "not the .json that"),
         ({"versions": None, "export": {"folder": 7, "sha256": ""}}, "not the .json that"),
         ({"codes_sha256": "a\nb"}, "not the .json that"),
+        ({"whole": False, "frames": [-1], "seconds": 1}, "not the .json that"),
+        ({"whole": False, "frames": 3, "seconds": 1}, "not the .json that"),
+        ({"whole": False, "frames": [3], "seconds": "nan"}, "not the .json that"),
         ({"format": [[]]}, "it has format"),
     ],
 )
