@@ -10,8 +10,8 @@
 #
 # The first word is an experiment of conf/exp. Settings right behind it go to preprocess and train, those behind
 # --preprocess, --train, --generate, --evaluate to that step. --shards DIR and --run DIR say where the cache and the run
-# lie (shards/DATA and runs/EXPERIMENT below the current folder); the jobs' logs are in RUN/slurm. The same command again
-# goes on where the last one stopped.
+# lie (shards/DATA and runs/EXPERIMENT below the current folder), for all steps: run= and shards= are refused. The jobs'
+# logs are in RUN/slurm. The same command again goes on where the last one stopped.
 set -Eeuo pipefail
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export REPO
@@ -23,9 +23,14 @@ refuse() {
     exit 2
 }
 
+if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    exit
+fi
+
 STEPS=(preprocess merge train generate evaluate)
 experiment=${1:-}
-[[ -n $experiment && $experiment != -* ]] || refuse "give an experiment first: jobs/submit.sh delay_gpt2 (head $0 says more)"
+[[ -n $experiment && $experiment != -* ]] || refuse "give an experiment first: jobs/submit.sh delay_gpt2 (--help says more)"
 [[ -f $REPO/conf/exp/$experiment.yaml ]] || refuse "there is no conf/exp/$experiment.yaml"
 shift
 
@@ -41,7 +46,13 @@ while (($#)); do
     --dry-run) dry=yes ;;
     --preprocess | --train | --generate | --evaluate) step=${1#--} ;;
     --*) refuse "there is no $1" ;;
+    run=*) refuse "$1: each step is told the run by --run DIR (now $run)" ;;
     *)
+        case $step:$1 in # what would part a step from the one before
+        both:shards=* | preprocess:shards=* | both:out=* | preprocess:out=*)
+            refuse "$1: each step is told the cache by --shards DIR; --generate out=... says where the sounds go"
+            ;;
+        esac
         declare -n words=$step
         words+=("$1")
         [[ $1 != data=* || $step == train ]] || data=${1#data=}

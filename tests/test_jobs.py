@@ -72,6 +72,39 @@ def test_folders_with_spaces_and_quotes_are_hydra_s_to_read(tmp_path: Path) -> N
     assert "--output=/my runs/it's/slurm/%x-%j.log" in found["train"]
 
 
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (["run=runs/x"], "--run DIR"),
+        (["--generate", "run=runs/x"], "--run DIR"),
+        (["shards=x"], "--shards DIR"),
+        (["out=x"], "--shards DIR"),
+        (["--preprocess", "out=x"], "--shards DIR"),
+    ],
+)
+def test_settings_that_break_the_chain_are_refused_with_the_way_out(
+    tmp_path: Path, words: list[str], way_out: str
+) -> None:
+    command = ["bash", str(ROOT / "jobs" / "submit.sh"), "delay_gpt2", *words, "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f"error: {words[-1]}: ") and way_out in done.stderr
+
+
+def test_where_the_sounds_go_is_free(tmp_path: Path) -> None:
+    found = dry(tmp_path, "delay_gpt2", "--generate", "out=heard", "--evaluate", "out=figures", "shards=other")
+    assert found["generate"][-1] == "out=heard" and found["evaluate"][-2:] == ["out=figures", "shards=other"]
+
+
+def test_help_is_its_head() -> None:
+    submit = ROOT / "jobs" / "submit.sh"
+    done = subprocess.run(["bash", str(submit), "--help"], capture_output=True, text=True)
+    head = submit.read_text().partition("\nset -")[0].splitlines()[1:]
+    assert done.returncode == 0 and done.stdout.splitlines() == [
+        line.removeprefix("#").removeprefix(" ") for line in head
+    ]
+
+
 def test_a_later_start_skips_what_is_done(tmp_path: Path) -> None:
     found = dry(tmp_path, "delay_gpt2", "--from", "train")
     assert list(found) == ["train", "generate", "evaluate"] and not any("dependency" in w for w in found["train"])
