@@ -60,6 +60,8 @@ def application(blocks: Any, channels: Channels, health: dict[str, Any], host: s
     """The page at /, sounds on air at /live/NAME.wav, and /healthz."""
     import gradio as gr
 
+    # what gradio refuses is told on the page, and is no fault of ours whose traceback belongs on the terminal
+    gr.Error.print_exception = property(lambda self: False, lambda self, value: None)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")

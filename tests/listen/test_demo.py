@@ -187,6 +187,17 @@ async def _all(channel: Any) -> bytes:
     return b"".join([part async for part in channel.listen()])
 
 
+def test_what_gradio_refuses_leaves_no_traceback_on_the_terminal(server: Server, stage: Stage, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    ends = [handle_file(tone) for tone in stage.tones[:2]]
+    with pytest.raises(Exception, match="cubic"):
+        server.client(tmp_path).predict(
+            str(server.runs[0]), *ends, 2, "cubic", 0.7, 0, 1, LENGTH, 2, False, api_name="/interpolate"
+        )
+    assert "Traceback" not in server.folder.with_suffix(".log").read_text()
+
+
 @pytest.mark.parametrize("kind", ["text", "empty", "hour"])
 def test_what_is_no_prompt_is_named_and_the_next_is_played(
     server: Server, stage: Stage, tmp_path: Path, spoiled: dict[str, tuple[Path, str]], kind: str
