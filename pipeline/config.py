@@ -128,13 +128,14 @@ def _fit(name: str, cfg: DictConfig, overrides: list[str]) -> None:
     """Make what was typed what its settings take. Raises InputError where it is of another kind."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    _typed.clear()
     known = _defaults(name) if overrides else {}
-    for word in OverridesParser.create().parse_overrides(overrides):
-        setting, text = word.key_or_group, (word.input_line or "").partition("=")[2].strip()
+    last = {word.key_or_group: word for word in OverridesParser.create().parse_overrides(overrides)}
+    _typed.clear()
+    _typed.update(last)
+    for setting, word in last.items():
         if word.is_delete() or word.is_sweep_override():
             continue
-        _typed.add(setting)
+        text = (word.input_line or "").partition("=")[2].strip()
         value = word.value()
         if setting not in known or "${" in text or (setting in _GROUPS and isinstance(value, str)):
             continue

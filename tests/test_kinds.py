@@ -96,6 +96,11 @@ def test_a_value_of_another_kind_is_refused_with_what_is_expected(name: str, wor
     assert str(caught.value).startswith(last.partition("=")[0] + "=") and "\n" not in str(caught.value)
 
 
+def test_what_is_typed_twice_is_what_was_typed_last() -> None:
+    assert compose("generate", ["out=1", "out=b.wav"]).out == "b.wav"
+    assert compose("generate", ["n=x", "n=2"]).n == 2
+
+
 @given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans()))
 def test_a_text_is_what_was_typed_whatever_it_reads_like(value: Any) -> None:
     assert kinds.fit("out", f"{value}", value, ["a"]) == f"{value}"

@@ -94,7 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Iter
     root = tmp_path_factory.mktemp("readme")
     for name in ("pipeline", "conf", "jobs", "tests", "Makefile", "pyproject.toml"):
         (root / name).symlink_to(ROOT / name)
-    for number, name in enumerate(("a.wav", "b.wav", "c.wav", "FOLDER/d.wav", "FOLDER/e.wav")):
+    for number, name in enumerate(("a.wav", "FOLDER/d.wav", "FOLDER/e.wav")):
         tone(root / name, 220 * 2 ** (number / 5), 1.5)
     (root / "CODEC").mkdir()
     (root / "CODEC" / EMBEDDED_FILE).symlink_to(ROOT / "pipeline" / "assets" / EMBEDDED_FILE)
@@ -159,7 +159,7 @@ def run_export(place: Place, name: str, words: list[str]) -> None:
 def run_demo(place: Place, name: str, words: list[str]) -> None:
     """Its settings name what is there (see below for the page itself)."""
     cfg = compose(name, words)
-    assert cfg.run and (cfg.examples == "auto" or any((place.root / cfg.examples).iterdir()))
+    assert cfg.run and (cfg.examples == "auto" or any((place.root / cfg.examples[0]).iterdir()))
 
 
 def run_sweep(words: list[str]) -> None:

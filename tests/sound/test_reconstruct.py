@@ -56,6 +56,7 @@ def test_a_folder_is_reconstructed_at_each_bit_rate(tmp_path: Path) -> None:
         (["audio=empty.wav"], "no file could be read: empty.wav: empty"),
         (["audio=a.wav", "codebooks=[1,16]"], "codec.codebooks=16: encodec_embedded has 1 to 8"),
         (["audio=a.wav", "codebooks=[0]"], "from 1 on"),
+        (["audio=a.wav", "device=gpu"], "device=gpu: .*; give auto, cpu or cuda:0"),
     ],
 )
 def test_what_cannot_be_done_is_told(
