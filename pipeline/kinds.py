@@ -60,7 +60,7 @@ def fit(setting: str, typed: str, value: Any, examples: Sequence[Any]) -> Any:
     wanted = dict.fromkeys(map(_words, examples))
     if "a number" in wanted:
         wanted.pop("a whole number", None)
-    raise InputError(f"{setting}={typed}: give {' or '.join(wanted)}")
+    raise InputError(f"{setting}={typed}: expected {' or '.join(wanted)}")
 
 
 def at_least(low: float, settings: Mapping[str, Any], *names: str) -> None:
@@ -137,4 +137,4 @@ def _finite(setting: str, value: Any) -> None:
     """Raises InputError for a number that is none."""
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, float) and not math.isfinite(one):
-            raise InputError(f"{setting}={one}: give a finite number")
+            raise InputError(f"{setting}={one}: expected a finite number")

@@ -44,7 +44,7 @@ def test_every_limit_is_of_a_setting_and_refuses_something() -> None:
         ("data.seconds=-2", r"data\.seconds=-2: expected a number above 0"),
         ("model.dropout=2", r"model\.dropout=2: expected a number of 0 or more and below 1"),
         ("optim.betas=[0.9]", r"optim\.betas=\[0\.9\]: expected two numbers"),
-        ("listen.temperatures=[hot]", r"listen\.temperatures=\['hot'\]: expected a list of numbers"),
+        ("listen.temperatures=[hot]", r"listen\.temperatures=\[hot\]: expected a list of numbers"),
         ("optim.schedule.name=cosin", r"optim\.schedule\.name=cosin: expected one of"),
         ("weights={nsynth: 1}", r"weights= shares steps out among several caches, and shards= names one"),
     ],
