@@ -62,7 +62,7 @@ def problems(plan: Plan) -> list[str]:
     """Why the run cannot be, each with its arithmetic and a way out; empty where it can."""
     found, machine, setup = [], plan.machine, plan.setup
     batch = plan.t.micro_batch
-    need = plan.need(setup, plan.mode, batch)
+    need = plan.need(setup, plan.mode(setup), batch)
     if need.least > machine.memory:
         states = need.states
         parts = {"weights": states.weights, "optimizer": states.optimizer, "buffers": states.buffers}
@@ -93,12 +93,12 @@ def problems(plan: Plan) -> list[str]:
 def _ways_out(plan: Plan) -> str:
     """The settings that would fit, the mildest first."""
     memory, batch = plan.machine.memory, plan.t.micro_batch
-    fits = [n for n in range(1, batch) if plan.need(plan.setup, plan.mode, n).least <= memory]
+    fits = [n for n in range(1, batch) if plan.need(plan.setup, plan.mode(plan.setup), n).least <= memory]
     ways = [f"trainer.micro_batch={max(fits)}"] if fits else []
-    if plan.mode != "checkpointed" and plan.need(plan.setup, "checkpointed", batch).least <= memory:
+    if plan.mode(plan.setup) != "checkpointed" and plan.need(plan.setup, "checkpointed", batch).least <= memory:
         ways.append("trainer.activation_checkpointing=true")
     for name, setup in plan.setups().items():
-        if plan.need(setup, plan.mode, batch).least <= memory:
+        if plan.need(setup, plan.mode(setup), batch).least <= memory:
             ways.append(f"deepspeed={name}")
             break
     return ", ".join(ways) or "no setting here fits: more ranks, shorter clips (data.seconds), or a smaller model"
@@ -106,7 +106,7 @@ def _ways_out(plan: Plan) -> str:
 
 def notes(plan: Plan) -> list[str]:
     """What is allowed, and worth knowing before it runs."""
-    found, need = [], plan.need(plan.setup, plan.mode, plan.t.micro_batch)
+    found, need = [], plan.need(plan.setup, plan.mode(plan.setup), plan.t.micro_batch)
     if plan.order.epoch < plan.clips:
         found.append(f"an epoch has {plan.order.epoch:,} clips and a step takes {plan.clips:,}: clips repeat within it")
     if not sum(len(valid) for _, valid in plan.splits):

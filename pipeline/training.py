@@ -198,7 +198,7 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     model.label_smoothing = t.label_smoothing
     if t.activation_checkpointing:
         model.trunk.activation_checkpointing_enable()
-    if t.compile is True or (t.compile == "auto" and world.device.type == "cuda" and stage < 3):  # whose hooks break it
+    if zero.compiles(t.compile, stage, world.device.type == "cuda"):
         model.compile_parts()
     bf16 = computes_in_bf16(cfg, world.device.type)
     alone = stage == 0 and not bf16

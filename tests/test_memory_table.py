@@ -47,5 +47,4 @@ def test_what_is_foretold_is_what_the_allocator_holds() -> None:
     for choice, *figures in found:
         measured, least, total = map(float, figures)
         assert 0.98 * least < measured < 1.02 * total, choice
-        if choice.strip() != "zero1":  # whose buffer for gradients is larger than this model
-            assert measured == pytest.approx(least, rel=0.1)
+        assert measured == pytest.approx(least, rel=0.15)

@@ -87,7 +87,8 @@ def test_it_can_be_left_out(cache: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_every_choice_of_deepspeed_is_known_to_the_table(cache: Path, deepspeed: str) -> None:
     found = plan(cache, f"deepspeed={deepspeed}")
     assert found.setups()[deepspeed] == found.setup and len(found.setups()) == 6
-    changed = plan(cache, f"deepspeed={deepspeed}", "++deepspeed.zero_optimization.reduce_bucket_size=7")
+    zero = "++deepspeed.zero_optimization"
+    changed = plan(cache, f"deepspeed={deepspeed}", f"{zero}.reduce_bucket_size=7", f"{zero}.contiguous_gradients=true")
     assert changed.setups()["yours"] == changed.setup
 
 

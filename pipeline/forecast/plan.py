@@ -19,7 +19,7 @@ from pipeline.cache.order import Ordering
 from pipeline.cache.stream import Split
 from pipeline.config import CONF
 from pipeline.errors import InputError
-from pipeline.lm import cost
+from pipeline.lm import cost, zero
 from pipeline.lm.cost import Setup, States
 from pipeline.lm.distributed import World
 from pipeline.lm.model import ModelConfig
@@ -95,10 +95,9 @@ class Plan:
         """Of one optimizer step, on all ranks."""
         return int(self.t.micro_batch * self.t.accumulate * self.machine.ranks)
 
-    @property
-    def mode(self) -> str:
-        """How activations are kept."""
-        compiled = self.t.compile is True or (self.t.compile == "auto" and self.machine.cuda)
+    def mode(self, setup: Setup) -> str:
+        """How activations are kept under a setup."""
+        compiled = zero.compiles(self.t.compile, setup.stage, self.machine.cuda)
         return "checkpointed" if self.t.activation_checkpointing else "compiled" if compiled else "eager"
 
     @property
@@ -151,11 +150,11 @@ def _steps(model: ModelConfig, frames: int) -> int:
     return Pattern(model.pattern, model.codebooks).length(frames + model.end_of_audio)
 
 
-def setup_of(zero: Mapping[str, Any], bf16: bool, machine: Machine) -> Setup:
+def setup_of(settings: Mapping[str, Any], bf16: bool, machine: Machine) -> Setup:
     """What DeepSpeed's `zero_optimization` says. Raises InputError where its settings contradict each other."""
-    stage = int(zero.get("stage", 0))
+    stage = int(settings.get("stage", 0))
     optimizer, weights = (
-        (zero.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")
+        (settings.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")
     )
     if stage not in range(4):
         raise InputError(f"deepspeed.zero_optimization.stage={stage}: DeepSpeed has stages 0, 1, 2 and 3")
@@ -163,7 +162,9 @@ def setup_of(zero: Mapping[str, Any], bf16: bool, machine: Machine) -> Setup:
         raise InputError(f"deepspeed offloads weights at stage 3 alone, and stage={stage}: deepspeed=zero3_offload")
     if optimizer and stage < 1:
         raise InputError("deepspeed offloads the optimizer from stage 1 on: deepspeed=zero2_offload")
-    bucket = int(zero.get("reduce_bucket_size", _BUCKET))
+    # where gradients stay where they are, they are flattened after the backward pass, in room that is free by then
+    copied = stage > 1 or settings.get("contiguous_gradients", True)
+    bucket = int(settings.get("reduce_bucket_size", _BUCKET)) if copied else 0
     return Setup(stage, bf16, machine.ranks, machine.ranks_here, optimizer, weights, bucket)
 
 

@@ -60,13 +60,13 @@ def memory(plan: Plan) -> Table:
     """Bytes a rank at every ZeRO stage, with this model, batch and precision."""
     batch = plan.t.micro_batch
     setups = plan.setups()
-    needs = {name: plan.need(setup, plan.mode, batch) for name, setup in setups.items()}
+    needs = {name: plan.need(setup, plan.mode(setup), batch) for name, setup in setups.items()}
     power, unit = max((p, u) for p, u in UNITS if p == 10 or max(n.total for n in needs.values()) >= 2**p)
     spared = plan.need(plan.setup, "checkpointed", batch).activations
     shown = Table(
         title=f"estimated for a rank of {plan.machine.ranks} in {'bf16' if plan.bf16 else 'fp32'}, in {unit}",
-        caption=f"activations are kept {plan.mode}; with trainer.activation_checkpointing=true {size(spared)}; "
-        "host: of a machine's own memory",
+        caption=f"activations are kept {plan.mode(plan.setup)}; with trainer.activation_checkpointing=true "
+        f"{size(spared)}; host: of a machine's own memory",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,

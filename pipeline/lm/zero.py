@@ -13,6 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def compiles(asked: bool | str, stage: int, cuda: bool) -> bool:
+    """Whether trainer.compile=asked (true, false or auto) compiles: auto does on a GPU, but at ZeRO-3.
+
+    There DeepSpeed's hooks break each layer's graph into several, which cost more than they save.
+    """
+    return asked is True or (asked == "auto" and cuda and stage < 3)
+
+
 def lighten(engine: Any) -> None:
     """Replace, in the optimizer of an engine at stage 1 or 2, how gradients are looked at.
 
