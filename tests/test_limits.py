@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from pipeline import limits
 from pipeline.config import CONF, compose
 from pipeline.errors import InputError
+from pipeline.lm.optim import rate
 
 
 def numbers(node: object, prefix: str = "") -> set[str]:
@@ -20,6 +21,14 @@ def numbers(node: object, prefix: str = "") -> set[str]:
 @pytest.mark.parametrize("exp", sorted(file.stem for file in (CONF / "exp").glob("*.yaml")))
 def test_the_defaults_are_within_the_limits(exp: str) -> None:
     limits.check(compose("train", [f"+exp={exp}"]))
+
+
+def test_a_sequence_of_schedules_is_given_in_one_word() -> None:
+    parts = "{name: linear, steps: 1000, warmup: 100, floor: 0.1}, {name: constant, scale: 0.1}"
+    cfg = compose("train", [f"optim.schedule={{name: sequence, parts: [{parts}]}}"])
+    limits.check(cfg)
+    schedule = OmegaConf.to_container(cfg.optim.schedule)
+    assert [rate(step, 3000, schedule) for step in (99, 999, 1000, 2999)] == pytest.approx([1, 0.1, 0.1, 0.1], abs=2e-3)
 
 
 def test_every_number_of_training_has_a_limit() -> None:
