@@ -138,6 +138,7 @@ class WandB(JsonLines):
         done = self._aside.close(lambda session: session.finish(code), patience)
         if not done:
             log.warning("W&B is not done after %d s, and ended; what it has not sent is kept", patience)
+        if not done or self._aside.complained:  # of a process that has died W&B would print a traceback as we end
             end_service()
         unsent = [f for f in self.run.glob("wandb/offline-run-*") if not [*f.glob("*.synced")]]
         if unsent or not done:

@@ -174,7 +174,7 @@ def test_the_death_of_w_and_b_s_process_is_told_once_and_survived(tmp_path: Path
     run = tmp_path / "run"
     words = ("rows:3", "sleep:4", "kill-core", "rows:50", "sleep:1", "rows:2", "finish:0")
     said = track(run, 0, "tracking.mode=offline", "tracking.patience=5", NO_CODE, "--", *words)
-    assert said.count("W&B failed, training goes on") == 1
+    assert said.count("W&B failed, training goes on") == 1 and "Traceback" not in said
     assert len(jsonl(run)) == 110 and jsonl(run)[-1]["step"] == 550
     assert [row["trainer/step"] for row in rows_of(run) if "val/loss" in row] == [10, 20, 30], "what it had is kept"
 

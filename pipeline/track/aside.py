@@ -31,6 +31,11 @@ class Aside(Generic[Target]):
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def complained(self) -> bool:
+        """Whether anything went wrong."""
+        return bool(self._said)
+
     def do(self, job: Callable[[Target], None], slow: bool = False) -> None:
         """Have a job done sometime, a slow one when no other waits; returns at once."""
         try:

@@ -157,8 +157,6 @@ def run_id(folder: Path) -> str:
 
 def end_service() -> None:
     """End the process that W&B sends from at once: left alone, it outlives us, and holds on to our output."""
-    import wandb
-
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():
             with contextlib.suppress(OSError):
@@ -167,6 +165,8 @@ def end_service() -> None:
 
     def forget() -> None:
         with contextlib.suppress(Exception):  # that its process is gone; and W&B waits no more for it at exit
+            import wandb
+
             wandb.teardown(1)
 
     last = threading.Thread(target=forget, daemon=True)
