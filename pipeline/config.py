@@ -77,6 +77,13 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
+def word(setting: str, value: Any) -> str:
+    """A setting as Hydra's command line has it, before the shell's own quotes."""
+    text = str(value)
+    plain = re.fullmatch(r"[\w./:@-]+", text, re.ASCII)
+    return f"{setting}={text if plain else quoted(text)}"
+
+
 def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig

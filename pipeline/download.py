@@ -25,8 +25,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pipeline.carry.tell import word
-from pipeline.config import entry
+from pipeline.config import entry, word
 from pipeline.corpora.fetch import FetchError, Patience, Remote, begun, check, fetch, remote_size
 from pipeline.corpora.haul import haul
 from pipeline.corpora.published import published

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections import Counter
@@ -14,6 +13,7 @@ from pipeline.cache.manifest import Manifest
 from pipeline.cache.store import Store
 from pipeline.carry.progress import Progress
 from pipeline.carry.share import Share
+from pipeline.config import word
 
 USUAL = {"name": "encodec_24khz", "codebooks": 8, "repository": None}  # conf/exp/delay_gpt2.yaml's codec
 NAMED = 5  # inputs set aside that are named on the screen; the manifest names them all
@@ -74,15 +74,6 @@ def training(shards: str, codec: Mapping[str, Any]) -> str:
         other["model"] = "tiny"
     words = [word(name, value) for name, value in {**other, "shards": shards}.items()]
     return shlex.join(["deepspeed", "pipeline/train.py", "+exp=delay_gpt2", *words])
-
-
-def word(name: str, value: object) -> str:
-    """A setting as Hydra's command line has it."""
-    text = str(value)
-    if re.fullmatch(r"[\w./:@-]+", text, re.ASCII):
-        return f"{name}={text}"
-    quoted = re.sub(r"(\\*)('|$)", r"\1\1\2", text).replace("'", "\\'")  # a backslash counts before a quote only
-    return f"{name}='{quoted}'"
 
 
 def _listed(hours: dict[str, float]) -> str:

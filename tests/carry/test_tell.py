@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.carry import tell
-from pipeline.config import compose
+from pipeline.config import compose, word
 from pipeline.training import model_config, open_shards
 from tests.build_caches import make, tones
 
@@ -41,5 +41,5 @@ def test_what_is_usual_is_not_said() -> None:
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="$"), min_size=1))
 def test_any_value_comes_through_a_shell_and_hydra(value: str) -> None:
     """But for `${`, which names another setting."""
-    (given_word,) = shlex.split(shlex.join([tell.word("out", f"/{value}")]))
+    (given_word,) = shlex.split(shlex.join([word("out", f"/{value}")]))
     assert OverridesParser.create().parse_override(given_word).value() == f"/{value}"
