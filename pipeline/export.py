@@ -50,6 +50,7 @@ def main(cfg: DictConfig) -> int:
     """Check, put together, write, and push if asked to."""
     from pipeline.listen import outs
     from pipeline.lm import checkpoint
+    from pipeline.lm.model import WEIGHTS
     from pipeline.publish import card, hub
 
     if cfg.weights not in ("auto", "last"):
@@ -59,6 +60,8 @@ def main(cfg: DictConfig) -> int:
     run, folder = Path(cfg.run), Path(cfg.out)
     found = chosen(run, str(cfg.checkpoint))
     outs.check_folder("out", folder)
+    if (folder / card.NAME).exists() and not (folder / WEIGHTS).exists():
+        raise InputError(f"out={folder}: {card.NAME} there is no model's card; give the export a folder of its own")
     checkpoint.export(found, folder, mean=cfg.weights == "auto")
     card.write(found, folder)
     print(f"{found} is exported to {folder}")

@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["+exp=delay_gpt2", f"shards={cache}", f"run={place / 'run'}", *SMALL, *TRAINED]
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.train", *words], env={**fresh_env(place), "PYTHONPATH": str(ROOT)},
-        cwd=place, capture_output=True, text=True, timeout=120,
+        cwd=place, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return place / "run"
@@ -125,6 +125,14 @@ def test_what_cannot_be_exported_is_told(
     with pytest.raises(InputError, match=message):
         export.main.task(compose("export", words))  # type: ignore[attr-defined]
     assert not list(tmp_path.iterdir())
+
+
+def test_somebody_s_readme_is_not_replaced(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my own")
+    with pytest.raises(InputError, match=r"README\.md there is no model's card"):
+        exported(run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    exported(run, exported(run, tmp_path / "export"))
 
 
 def test_a_run_that_never_validated_has_no_best(run: Path, tmp_path: Path) -> None:
