@@ -210,6 +210,7 @@ def perform_streaming(
                     written, full = written + len(wav), full + _full(wav)
         except BaseException as error:
             if written:
+                written = soundfile.info(piece.out).frames  # the interruption may have come right after a write
                 kept = _streamed(instrument, piece, take, written, full, whole=False)
                 if isinstance(error, KeyboardInterrupt):
                     yield kept
