@@ -32,6 +32,7 @@ CHUNKS = 10_000  # of a WAV before its sound: more are no WAV, and take hours to
 CONTEXT = 0.1  # seconds decoded before a cut, so that the resampler's filter has settled: 1e-8 from the whole file's
 RATES = range(1_000, 1_000_000)  # a header that says otherwise is broken
 UNKNOWN = {0, 0xFFFFFFFF}  # data sizes that a WAV writer leaves when it cannot seek back
+SOX = range(0x7FFF_E000, 0x8000_0001)  # ... and what sox and arecord leave: 2 GiB, or some whole blocks fewer
 SILENCE = 1e-4  # -80 dBFS: below it lie digital silence, dither and a constant offset
 NOT_FINITE = "not finite: there are NaN or infinite samples"
 INEXACT = {"MP3", "OGG"}  # formats whose decoders do not land on the same samples after a seek
@@ -131,10 +132,13 @@ def write(path: str | Path, wav: np.ndarray, rate: int) -> None:
     path = Path(path)
     wav = np.asarray(wav, dtype=np.float32)
     assert np.isfinite(wav).all(), "only finite samples are written"
-    if path.suffix[1:].upper() not in soundfile.available_formats():
+    kind = path.suffix[1:].upper()
+    if kind not in soundfile.available_formats() or not soundfile.default_subtype(kind):
         raise InputError(f"{path}: '{path.suffix}' names no format that can be written; give .wav, .flac, .ogg or .mp3")
     content = io.BytesIO()
-    soundfile.write(content, wav.clip(-1, 1), rate, format=path.suffix[1:].upper())
+    with soundfile.SoundFile(content, "w", rate, 1 if wav.ndim == 1 else wav.shape[1], format=kind) as file:
+        for block in np.split(wav, range(BLOCK, len(wav), BLOCK)):  # libsndfile's Vorbis dies of a minute at once
+            file.write(block.clip(-1, 1))
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +198,7 @@ class _File:
             tag, length = struct.unpack("<4sI", head)
             here = self._handle.tell()
             if tag == b"data":
-                if length not in UNKNOWN and here + length > size:
+                if length not in UNKNOWN and length not in SOX and here + length > size:
                     promise = f"{size - here} of the {length} bytes that its header promises"
                     raise AudioError(self.name, f"truncated: the file holds {promise}")
                 return
