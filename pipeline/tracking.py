@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import InputError
 from pipeline.track import media
 from pipeline.track.aside import Aside
 
@@ -75,7 +76,7 @@ class JsonLines(Tracker):
                 for name, wav in sounds.items():
                     file = f"{clip} {name}.wav".replace("/", "_").replace(" ", "-")
                     audio.write(self.run / "listen" / f"step-{step}" / file, wav, rate)
-        except OSError as error:
+        except (OSError, InputError) as error:
             self._lost(error)
 
     def alert(self, title: str, text: str) -> None:
@@ -87,7 +88,7 @@ class JsonLines(Tracker):
         except OSError as error:
             self._lost(error)
 
-    def _lost(self, error: OSError) -> None:
+    def _lost(self, error: OSError | InputError) -> None:
         if not self._broken:
             log.warning("%s cannot be written, and training goes on without: %s", self.run, error)
         self._broken = True

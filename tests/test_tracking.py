@@ -90,6 +90,17 @@ def test_a_full_disk_is_told_once_and_survived(tmp_path: Path, caplog: pytest.Lo
     assert "training goes on without" in caplog.text
 
 
+def test_sounds_that_cannot_be_written_are_told_once_and_survived(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = tracking.JsonLines(tmp_path, 0)
+    (tmp_path / "listen").write_text("a file where a folder should be, as a full disk refuses it")
+    for step in range(2):
+        tracker.listen(step, [("clip", {"prompt": np.zeros(240, np.float32)})], 24_000)
+    tracker.finish()
+    assert caplog.text.count("training goes on without") == 1
+
+
 @pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
 def test_w_and_b_sees_one_run_whose_steps_never_go_back(requeued: tuple[Path, str]) -> None:
     run, _ = requeued
