@@ -212,17 +212,18 @@ def _fetch(repo: str, name: str) -> Path:
     """A file of a hub repository, from the cache or the hub."""
     import huggingface_hub as hub
 
-    held = hub.try_to_load_from_cache(repo, name)
-    if isinstance(held, str):
-        return Path(held)
     try:
+        held = hub.try_to_load_from_cache(repo, name)
+        if isinstance(held, str):
+            return Path(held)
         _check_network(hub.constants.ENDPOINT)
         return Path(hub.hf_hub_download(repo, name))
-    except (OSError, hub.errors.EntryNotFoundError) as error:
+    except Exception as error:  # each layer below has errors of its own: names, HTTP, TLS, sockets, Xet
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"embedder.source={repo}: {name} is not in the hub's cache and could not be fetched "
-            f"({str(error).splitlines()[0]}). Where there is a network: `hf download {repo} {name}`; with the files in "
-            f"a folder: embedder.source=PATH; without any: embedder=encodecmae_tiny"
+            f"embedder.source={repo}: {name} is not in the hub's cache and could not be fetched ({reason}). "
+            f"Where there is a network: `hf download {repo} {name}`; with the files in a folder: "
+            f"embedder.source=PATH; without any: embedder=encodecmae_tiny"
         ) from error
 
 

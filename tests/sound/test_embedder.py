@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import os
 import re
+import socket
+import subprocess
 import sys
+import threading
 import types
 from functools import cache
 from pathlib import Path
@@ -20,6 +25,7 @@ from pipeline.errors import InputError
 from pipeline.sound.codec import untrained_encodec
 from pipeline.sound.embedder import TINY, load_embedder
 from pipeline.sound.mae import KaldiMel, Mel
+from tests.build_caches import ROOT
 
 RATE = 24_000
 DIM, HEADS, HEAD_DIM, FFN, LAYERS = 48, 3, 5, 64, 2  # heads x head_dim is not DIM, as in the large models
@@ -285,6 +291,28 @@ def test_without_a_network_the_missing_file_is_named(monkeypatch: pytest.MonkeyP
     ]:
         with pytest.raises(InputError, match=message):
             load_embedder(name, source)
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:{port}", "127.0.0.1:{port}"])
+def test_a_hub_that_hangs_up_and_a_name_that_is_none_are_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str
+) -> None:
+    """What the hub's client raises then is neither an OSError nor of its own kinds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        told = {"HF_ENDPOINT": endpoint.format(port=server.getsockname()[1]), "HF_HOME": str(tmp_path)}
+        words = "from pipeline.sound.embedder import load_embedder; load_embedder('encodecmae_base', 'owner/name')"
+        env = {**os.environ, **told, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", words], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-1].startswith("pipeline.errors.InputError: embedder.source=owner/name: model.pt")
+    with pytest.raises(InputError, match=r"embedder\.source=my models/mae: model\.pt is not in the hub's cache"):
+        load_embedder("encodecmae_base", "my models/mae")
 
 
 def test_the_hubs_cache_is_used_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
