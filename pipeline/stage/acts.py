@@ -125,8 +125,13 @@ class Acts:
         self, runs: Sequence[str], prompt: str | None, samples: float, *knobs: Any,
         progress: Progress = lambda *_, **__: None,
     ) -> Iterator[Shown]:  # fmt: skip
-        """The same prompt and seeds by each of several runs: results, the seed."""
+        """The same prompt and seeds by each of several runs: results, the seed.
+
+        Raises InputError where no model is chosen.
+        """
         with self._asked() as room:
+            if not runs:
+                raise InputError("no model is chosen: tick one")
             asked = Knobs(*knobs).asked() | {"n": int(samples)}
             brought = {} if prompt is None else {"prompt": str(self.desk.bring(prompt, room))}
             yield cards.note("Being made…"), asked["seed"]

@@ -87,7 +87,7 @@ def _generate(stand: Stand) -> None:
             run = _run(stand)
             prompt = _sound(stand, "A sound to start from, or none")
             knobs = _knobs(stand)
-            samples = gr.Slider(1, stand.acts.desk.limits.samples, 2, step=1, label="Samples")
+            samples = _count(1, stand.acts.desk.limits.samples, 2, "Samples")
             button = gr.Button("Generate", variant="primary", elem_id="generate")
         with gr.Column(scale=7, min_width=420):
             live, results = gr.HTML(), gr.HTML(elem_id="generated")
@@ -102,7 +102,7 @@ def _interpolate(stand: Stand) -> None:
         with gr.Column(scale=4, min_width=320):
             run = _run(stand)
             first, last = _sound(stand, "From", 0), _sound(stand, "To", 1)
-            steps = gr.Slider(2, stand.acts.desk.limits.steps, 7, step=1, label="Steps")
+            steps = _count(2, stand.acts.desk.limits.steps, 7, "Steps")
             blend = _blend(stand)
             knobs = _knobs(stand)
             button = gr.Button("Interpolate", variant="primary", elem_id="interpolate")
@@ -115,17 +115,19 @@ def _interpolate(stand: Stand) -> None:
 
 
 def _morph(stand: Stand) -> None:
-    longest, usual = stand.acts.desk.limits.seconds, stand.seconds
+    longest = stand.acts.desk.limits.seconds
+    length = min(longest, 3 * stand.seconds)
+    apart = min(stand.seconds, length / KEYFRAMES)  # so that the last is heard too
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
             run = _run(stand)
             stops: list[Any] = []
             for i in range(KEYFRAMES):
                 with gr.Accordion(f"Keyframe {i + 1}", open=i < 2):
-                    at = gr.Slider(0, longest, round(i * usual, 1), step=STEP, label="At (seconds)", interactive=i > 0)
+                    at = gr.Slider(0, longest, round(i * apart, 1), step=STEP, label="At (seconds)", interactive=i > 0)
                     stops += [at, _sound(stand, "Sound", i if i < 2 else None)]
             blend = _blend(stand)
-            knobs = _knobs(stand, min(longest, 3 * usual))
+            knobs = _knobs(stand, length)
             button = gr.Button("Morph", variant="primary", elem_id="morph")
         with gr.Column(scale=7, min_width=420):
             live, results = gr.HTML(), gr.HTML(elem_id="morphed")
@@ -168,7 +170,7 @@ def _compare(stand: Stand) -> None:
             runs = gr.CheckboxGroup(stand.runs, value=stand.runs[:2], label="Models")
             prompt = _sound(stand, "A sound to start from, or none", 0)
             knobs = _knobs(stand)
-            samples = gr.Slider(1, stand.acts.desk.limits.samples, 3, step=1, label="Samples")
+            samples = _count(1, stand.acts.desk.limits.samples, 3, "Samples")
             button = gr.Button("Compare", variant="primary", elem_id="compare")
         with gr.Column(scale=7, min_width=420):
             results = gr.HTML(elem_id="compared")
@@ -221,20 +223,31 @@ def _no_addresses(sound: gr.Audio) -> gr.Audio:
     return sound
 
 
+def _count(low: int, most: int, usual: int, label: str) -> gr.Slider | gr.Number:
+    """How many, up to a limit: a slider, where the limit leaves a choice."""
+    if most == low:
+        return gr.Number(low, minimum=low, maximum=most, precision=0, label=label, interactive=False)
+    return gr.Slider(low, most, min(usual, most), step=1, label=label)
+
+
 def _knobs(stand: Stand, seconds: float | None = None) -> list[Any]:
-    """Temperature, top-k, guidance, seconds, seed, and whether to draw another seed: as `acts.Knobs` has them."""
-    sampling, longest = stand.sampling, stand.acts.desk.limits.seconds
-    temperature = gr.Slider(0, 2, sampling["temperature"], step=0.05, label="Temperature", info="0 takes the likeliest")
+    """Temperature, top-k, guidance, seconds, seed, and whether to draw another seed: as `acts.Knobs` has them.
+
+    A slider reaches as far as its setting: Gradio refuses every request in which one stands beyond its end.
+    """
+    longest, hot = stand.acts.desk.limits.seconds, stand.sampling["temperature"]
+    among, guided = stand.sampling["top_k"], stand.sampling["guidance"]
+    temperature = gr.Slider(0, max(2, hot), hot, step=0.05, label="Temperature", info="0 takes the likeliest")
     length = gr.Slider(STEP, longest, round(seconds or stand.seconds, 1), step=STEP, label="Seconds")
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
         fresh = gr.Checkbox(True, label="A new seed each time", min_width=150)
     with gr.Accordion("More", open=False):
-        top_k = gr.Slider(0, 1024, sampling["top_k"], step=1, label="Top-k", info="0: among all 1,024")
+        top_k = gr.Slider(0, max(1024, among), among, step=1, label="Top-k", info="0: among all 1,024")
         guidance = gr.Slider(
             0,
-            6,
-            sampling["guidance"],
+            max(6, guided),
+            guided,
             step=0.1,
             label="Guidance",
             info="above 1 follows the prompt harder, at twice the work",

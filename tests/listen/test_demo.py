@@ -260,6 +260,29 @@ def test_settings_beyond_the_limits_are_refused(
         server.client(tmp_path).predict(*given, api_name="/generate")
 
 
+def test_every_slider_of_a_small_page_and_a_long_model_stands_within_its_ends(stage: Stage, tmp_path: Path) -> None:
+    """Gradio refuses a request for any slider beyond its end, even in a tab's accordion that nobody has opened."""
+    (tmp_path / "folder").mkdir()
+    runs = [stage.run(frames=60), stage.run("parallel", frames=60)]
+    words = ("limits.seconds=1", "limits.samples=1", "limits.steps=2", "sampling.guidance=8", "sampling.temperature=3")
+    with serving(runs, tmp_path / "folder", f"examples={stage.tones[0].parent}", *words) as small:
+        config = json.loads(small.get("/config")[1])
+        sliders = [part["props"] for part in config["components"] if part["type"] == "slider"]
+        assert len(sliders) > 15
+        numbers = [part["props"] for part in config["components"] if part["props"].get("label") in ("Samples", "Steps")]
+        assert [number["value"] for number in numbers] == [1, 2, 1]
+        for slider in [*sliders, *numbers]:
+            assert slider["minimum"] <= slider["value"] <= slider["maximum"], slider
+        stops = [slider["value"] for slider in sliders if slider["label"] == "At (seconds)"]
+        assert len(set(stops)) == len(stops) and max(stops) < 1, "each keyframe is heard"
+        assert len(generate(small.client(tmp_path), runs[0], None, 0)) == 2, "a sound and its sidecar"
+
+
+def test_a_comparison_of_no_model_says_so(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no model is chosen: tick one"):
+        server.client(tmp_path).predict([], None, 1, 0.7, 0, 1, LENGTH, 0, False, api_name="/compare")
+
+
 @pytest.mark.parametrize("way", ["/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/live/"])
 def test_it_serves_no_file_of_the_machine(server: Server, tmp_path: Path, way: str) -> None:
     (server.folder / "secret.txt").write_text("hidden words")
