@@ -223,4 +223,4 @@ def _streamed(instrument: Instrument, piece: Piece, take: Take, written: int, fu
     heard, seconds = instrument.codec.frames(written), written / instrument.codec.sample_rate
     codes = [take.codes[0, :, : min(int(take.lengths[0]), take.complete, heard)].cpu()]
     sidecar.write(piece, instrument, codes, {"rows": 1, "row": 0}, seconds, whole)
-    return Made(piece.out, seconds, sidecar.digest(codes), whole, full / written)
+    return Made(piece.out, seconds, sidecar.digest(codes), whole, full / max(1, written))
