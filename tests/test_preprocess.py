@@ -235,6 +235,18 @@ def test_changed_settings_are_refused_by_name_before_any_work(tmp_path: Path, se
     assert contents(out) == before
 
 
+def test_a_cache_of_another_resampler_is_refused_by_name(tmp_path: Path) -> None:
+    """Also where nothing else is to be done: its codes and prompts are not those that this version makes."""
+    root, out = tones(tmp_path / "in", 1), tmp_path / "out"
+    make_tones(root, out)
+    assert Manifest.load(out).data["resampler"] == "soxr HQ"
+    plan = json.loads((out / PLAN).read_text())
+    del plan["made"]["data"]["resampler"]  # as older versions, which resampled at soxr's VHQ
+    (out / PLAN).write_text(json.dumps(plan))
+    with pytest.raises(InputError, match=r"made with data\.resampler=None \(now soxr HQ\): give another out="):
+        make_tones(root, out)
+
+
 def written(out: Path, since: dict[str, int]) -> set[str]:
     """The shards whose files are not those that were there before."""
     return {path.name for path in out.glob("*.tar") if since.get(path.name) != path.stat().st_ino}

@@ -30,6 +30,7 @@ from pipeline.carry.share import Share, share_of
 from pipeline.carry.work import JOB, Assembly, Jobs, Task
 from pipeline.corpora import UNREADABLE, open_corpus
 from pipeline.errors import InputError
+from pipeline.sound.audio import RESAMPLER
 
 PLACES = {"root", "listings", "audio", "metadata", "soundfont"}  # settings that say where a corpus lies, not what it is
 BATCH = {"cpu": 8, "cuda": 64}  # clips, as `Codec.best_batch` measured it
@@ -47,11 +48,12 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
     old = Plan.load(store)
     if old is None and cfg["add"]:
         raise InputError(f"there is no cache at {store.where()} to add a {cfg['add']} to: run once without add=")
-    if old and (old.asked, old.tree) == (asked, _tree(cfg)) and (manifest := _finished(store, old)):
+    plain = _plain(asked)
+    same = old and (old.asked, old.tree) == (asked, _tree(cfg)) and not _changed(old, plain)
+    if old and same and (manifest := _finished(store, old)):
         print(f"nothing to do: nothing in {root} has changed since {store.where()} was finished")
         tell.summary(store, manifest, asked["codec"])
         return 0
-    plain = _plain(asked)
     _refuse_other_settings(store, old, plain, cfg["add"])  # before notes are rendered
     names = crew.devices(cfg["devices"], cfg["workers"])
     readers = crew.readers(cfg["readers"], names)
@@ -169,8 +171,9 @@ def _tree(cfg: Mapping[str, Any]) -> str:
 
 
 def _plain(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Of these settings, what shapes the samples and is known before a model is loaded."""
+    """Of these settings, what shapes the samples and is known before a model is loaded; and the resampler."""
     data = {name: value for name, value in asked["data"].items() if name not in PLACES}
+    data["resampler"] = RESAMPLER
     return {"data": data, **{name: asked[name] for name in ("samples_per_shard", "longest_seconds")}}
 
 
@@ -208,8 +211,7 @@ def _refuse_other_settings(store: Store, old: Plan | None, made: Mapping[str, An
     """made: all settings, or as many as are known yet."""
     if old is None:
         return
-    before, now = _flat({name: old.made.get(name, {}) for name in made}), _flat(made)
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    changed, before, now = _changed(old, made), _flat(old.made), _flat(made)
     if add == "prompt":
         changed = [name for name in changed if not name.startswith("embedder.")]
     if changed:
@@ -217,6 +219,12 @@ def _refuse_other_settings(store: Store, old: Plan | None, made: Mapping[str, An
         embedder_only = all(name.startswith("embedder.") for name in changed)
         hint = "; add=prompt embeds it anew and keeps its codes" if embedder_only else ""
         raise InputError(f"{store.where()} was made with {told}: give another out=, or remove it{hint}")
+
+
+def _changed(old: Plan, made: Mapping[str, Any]) -> list[str]:
+    """The settings that are not those of a plan, by their dotted names. made: all settings, or some."""
+    before, now = _flat({name: old.made.get(name, {}) for name in made}), _flat(made)
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 def _refuse_other_times(store: Store, plan: Plan, share: Share) -> None:

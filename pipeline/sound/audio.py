@@ -1,8 +1,9 @@
 """Sound files in, mono float32 at one rate out; and back.
 
 libsndfile reads by content, whatever the extension. MPEG audio on which it stumbles (broken frames, junk before the
-first) goes on with miniaudio, which finds the next good frame. Channels are averaged; soxr resamples once, at its
-highest quality. A cut of a file equals the same cut of the whole file resampled.
+first) goes on with miniaudio, which finds the next good frame. Channels are averaged; soxr resamples once, at the
+quality that librosa, the article and the released models used. A cut of a file equals the same cut of the whole file
+resampled.
 
 Letters: S samples.
 """
@@ -29,7 +30,9 @@ Source = str | Path | bytes | BinaryIO
 BLOCK = 1 << 16  # source frames decoded at a time, fewer of many channels
 CHANNELS = 8  # of which a block holds so many frames
 CHUNKS = 10_000  # of a WAV before its sound: more are no WAV, and take hours to pass over
-CONTEXT = 0.1  # seconds decoded before a cut, so that the resampler's filter has settled: 1e-8 from the whole file's
+CONTEXT = 0.1  # seconds decoded before a cut, so that the resampler's filter has settled: within 1e-6 of the whole file's
+QUALITY = "HQ"  # of soxr
+RESAMPLER = f"soxr {QUALITY}"  # named in a cache's manifest
 RATES = range(1_000, 1_000_000)  # a header that says otherwise is broken
 UNKNOWN = {0, 0xFFFFFFFF}  # data sizes that a WAV writer leaves when it cannot seek back
 SOX = range(0x7FFF_E000, 0x8000_0001)  # ... and what sox and arecord leave: 2 GiB, or some whole blocks fewer
@@ -289,7 +292,7 @@ def _resampled(file: _File, first: int, rate: int) -> Iterator[np.ndarray]:
     if file.rate == rate:
         yield from file.blocks(first)
         return
-    stream = soxr.ResampleStream(file.rate, rate, 1, dtype="float32", quality="VHQ")
+    stream = soxr.ResampleStream(file.rate, rate, 1, dtype="float32", quality=QUALITY)
     for block in file.blocks(first):
         yield stream.resample_chunk(block)
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True)

@@ -89,7 +89,7 @@ def usual_loop(clips: list[Clip], device: str) -> tuple[float, dict[str, np.ndar
         start = time.perf_counter()
         for clip in clips:
             wav, rate = soundfile.read(clip.path, dtype="float32")
-            wav = torch.from_numpy(soxr.resample(wav, rate, 24_000, quality="VHQ"))[None, None].to(device)
+            wav = torch.from_numpy(soxr.resample(wav, rate, 24_000, quality="HQ"))[None, None].to(device)
             codes[clip.key] = model.encode(wav)[0][0][0].cpu().numpy()
     return len(clips) * SECONDS / (time.perf_counter() - start), codes
 

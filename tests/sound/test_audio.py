@@ -69,7 +69,7 @@ def test_every_format_is_read_by_its_content(tmp_path: Path, rate: int, how: dic
     wav = audio.read(path)
     assert wav.dtype == np.float32
     assert wav.shape == (2 * RATE,)
-    expected = soxr.resample(stereo.mean(axis=1), rate, RATE, "VHQ")
+    expected = soxr.resample(stereo.mean(axis=1), rate, RATE, "HQ")
     assert cosine(wav, expected) > 0.99
     found = audio.info(path)
     assert (found.rate, found.channels, found.seconds) == (rate, 2, 2.0)
@@ -81,7 +81,7 @@ def test_sixteen_khz_becomes_twenty_four_by_one_resampling(tmp_path: Path) -> No
     """64,000 samples at 16 kHz, four seconds, are 96,000 at 24 kHz: 300 frames."""
     wav = tone(4, 16_000)
     path = save(tmp_path / "a.wav", wav, 16_000, subtype="FLOAT")
-    np.testing.assert_array_equal(audio.read(path), soxr.resample(wav, 16_000, RATE, "VHQ"))
+    np.testing.assert_array_equal(audio.read(path), soxr.resample(wav, 16_000, RATE, "HQ"))
     assert len(audio.read(path)) == 96_000
 
 
@@ -95,7 +95,7 @@ def test_a_cut_equals_the_cut_of_the_whole(tmp_path: Path, rate: int, format: st
         first = round(start * RATE)
         cut = audio.read(path, start=start, duration=duration)
         assert len(cut) == round(duration * RATE)
-        np.testing.assert_allclose(cut, whole[first : first + len(cut)], atol=1e-7)
+        np.testing.assert_allclose(cut, whole[first : first + len(cut)], atol=1e-6)  # soxr's HQ counts in float32
     assert len(audio.read(path, start=6.5, duration=4)) == RATE // 2  # the file ends before
 
 
