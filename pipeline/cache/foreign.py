@@ -28,6 +28,7 @@ from pipeline.errors import InputError
 log = logging.getLogger(__name__)
 _CODEC = ("name", "weights", "sample_rate", "frame_rate", "codebook_size")
 _EMBEDDER = ("name", "weights", "sample_rate")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
 _SPLIT = re.compile(r"(.*?)[-_.]?\d*\.tar")
 
 
@@ -48,7 +49,7 @@ class Foreign:
 def is_pattern(address: str | Path) -> bool:
     """Whether an address names shards rather than a folder."""
     name = str(address).rpartition("/")[2]
-    return name.endswith(".tar") or any(sign in name for sign in "*?[{")
+    return name.endswith((".tar", *_COMPRESSED)) or any(sign in name for sign in "*?[{")
 
 
 def adopt(address: str | Path, foreign: Foreign) -> tuple[Store, Manifest, LocalStore]:
@@ -61,6 +62,8 @@ def adopt(address: str | Path, foreign: Foreign) -> tuple[Store, Manifest, Local
     store = open_store(folder or ".")
     sizes = _matching(store, pattern)
     if not sizes:
+        for name in store.sizes():
+            _refuse_compressed(store, name)
         raise InputError(f"there are no shards at {address}: give a folder of tars, or a pattern of their names")
     asked: list[Any] = [store.where(), sizes, dict(foreign.codec), dict(foreign.embedder)]
     if isinstance(store, LocalStore):
@@ -84,11 +87,20 @@ def _matching(store: Store, pattern: str) -> dict[str, int]:
         if any(sign in name for sign in "*?["):
             found |= {n: size for n, size in store.sizes().items() if fnmatch.fnmatch(n, name) and n.endswith(".tar")}
         else:
+            _refuse_compressed(store, name)
             size = store.size(name)
             if size is None:
                 raise InputError(f"{store.where(name)} is not there")
             found[name] = size
     return dict(sorted(found.items()))
+
+
+def _refuse_compressed(store: Store, name: str) -> None:
+    if name.endswith(_COMPRESSED):
+        raise InputError(
+            f"{store.where(name)} is a compressed tar: shards are read in place; unpack it (gunzip, unzstd), so that its "
+            "name ends in .tar"
+        )
 
 
 def _look_through(store: Store, sizes: Mapping[str, int], foreign: Foreign, kept: LocalStore) -> None:

@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.store import Store, locate, open_store
+from pipeline.cache.tar_headers import BLOCK, END, iter_members, member_name
 from pipeline.errors import InputError
 
-BLOCK = 512  # a tar header, and the unit that data is padded to
 NPY_HEADER = 128  # numpy pads the header of every small array to this
 MEMBERS = ("codes.npy", "prompt.npy", "json")
 CODES, PROMPT = np.dtype("<u2"), np.dtype("<f2")
@@ -43,8 +43,6 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 LARGEST = 2**48  # bytes of a shard, and so the largest of all offsets and counts in it
 _SHARD = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}|")
-_OCTAL = re.compile(rb"[ \0]*([0-7]+)[ \0]*")
-_END = b"\0" * (2 * BLOCK)
 _DESCR = re.compile(rb"""['"]descr['"]: *['"]([^'"]+)['"]""")
 _FORTRAN = re.compile(rb"""['"]fortran_order['"]: *(True|False)""")
 _SHAPE = re.compile(rb"""['"]shape['"]: *\(([\d, ]*)\)""")
@@ -155,7 +153,7 @@ class ShardWriter:
             self._files.__exit__(kind, error, trace)
             return
         with self._files:
-            self._write(_END)
+            self._write(END)
             # an index without its shard does no harm; a shard must never stand beside the index of another
             self._store.remove(index_name(self.name))
         with self._store.writing(index_name(self.name)) as file:
@@ -194,8 +192,8 @@ def read_index(data: bytes, where: str) -> np.ndarray:
 def samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample]:
     """The samples of a shard's bytes, by its index [N, 5]. Raises InputError where the two do not agree."""
     end = _end_of(index)
-    if len(shard) < end + len(_END):
-        raise InputError(f"{where} is cut short: {len(shard)} bytes where its index needs {end + len(_END)}")
+    if len(shard) < end + len(END):
+        raise InputError(f"{where} is cut short: {len(shard)} bytes where its index needs {end + len(END)}")
     for codes_at, frames, prompt_at, info_at, info_bytes in index.tolist():
         key = key_at(shard, codes_at)
         if (
@@ -219,14 +217,13 @@ def samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample
 
 def key_at(shard: memoryview, codes_at: int) -> str:
     """The key of the sample whose codes' array data begin at an offset, from the tar header before them; "" if none."""
-    start = codes_at - NPY_HEADER - BLOCK
-    name = _name(bytes(shard[start : start + BLOCK])) if start >= 0 else ""
+    name = member_name(shard, codes_at - NPY_HEADER)
     return name.removesuffix(".codes.npy") if name.endswith(".codes.npy") else ""
 
 
 def _starts(shard: memoryview, at: int, name: str) -> bool:
     """Whether the member whose data begin at an offset bears a name."""
-    return at >= BLOCK and _name(bytes(shard[at - BLOCK : at])) == name
+    return member_name(shard, at) == name
 
 
 def scan_shard(address: str | Path) -> np.ndarray:
@@ -242,7 +239,7 @@ def scan(shard: memoryview, where: str) -> np.ndarray:
     `..` paths, and arrays that are not uint16 [K, T] and float16 [D].
     """
     groups: list[tuple[str, dict[str, tuple[int, int]]]] = []  # key, and offset and size by extension
-    for name, start, size in _members(shard, where):
+    for name, start, size in iter_members(shard, where):
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.partition(".")
         key = f"{folder}{slash}{stem}"
@@ -255,6 +252,11 @@ def scan(shard: memoryview, where: str) -> np.ndarray:
         f"{key} (no {', '.join(e for e in MEMBERS if e not in g)})" for key, g in groups if not g.keys() >= {*MEMBERS}
     ]
     if torn:
+        if dotted := _dotted_key(groups):
+            raise InputError(
+                f"{where}: the key {dotted!r} has a dot in its last part, where WebDataset ends a key: write the "
+                "shards with keys without dots (folders may have them)"
+            )
         raise InputError(f"{where}: {len(torn)} samples lack members: {', '.join(torn[:5])}")
     rows = np.zeros((len(groups), 5), np.int64)
     for row, (key, members) in zip(rows, groups, strict=True):
@@ -263,6 +265,16 @@ def scan(shard: memoryview, where: str) -> np.ndarray:
         _array(shard, prompt_at, PROMPT, where, key, members["prompt.npy"][1])
         row[:] = codes_at, codes.shape[1], prompt_at, *members["json"]
     return rows
+
+
+def _dotted_key(groups: list[tuple[str, dict[str, tuple[int, int]]]]) -> str | None:
+    """The first key that was meant to have a dot: one of our members behind another extension."""
+    for key, members in groups:
+        for extension in members:
+            for member in MEMBERS:
+                if extension.endswith(f".{member}"):
+                    return f"{key}.{extension.removesuffix(f'.{member}')}"
+    return None
 
 
 def samples_by_webdataset(address: str | Path) -> Iterator[Sample]:
@@ -282,43 +294,6 @@ def samples_by_webdataset(address: str | Path) -> Iterator[Sample]:
             raise InputError(f"{store.where(name)}: {key} lacks members: it has {sorted(found)}")
         codes, prompt = (np.load(io.BytesIO(found[member]), allow_pickle=False) for member in MEMBERS[:2])
         yield Sample(key, codes, prompt, json.loads(found["json"]))
-
-
-def _members(shard: memoryview, where: str) -> Iterator[tuple[str, int, int]]:
-    """Name, data offset and bytes of every file of a tar, up to its end mark."""
-    at = 0
-    while True:
-        header = bytes(shard[at : at + BLOCK])
-        if len(header) < BLOCK:
-            raise InputError(f"{where} is cut short: it ends at byte {len(shard)} without an end mark")
-        if header == _END[:BLOCK]:
-            return
-        name, size, kind = _name(header), _size(header, at, where), header[156:157]
-        start, at = at + BLOCK, at + BLOCK + size + -size % BLOCK
-        if start + size > len(shard):
-            raise InputError(f"{where} is cut short: {name!r} ends at byte {start + size} of {len(shard)}")
-        if kind in b"0\0":
-            if name.startswith("/") or ".." in name.split("/"):
-                raise InputError(f"{where}: refused, for the member {name!r} points out of its folder")
-            yield name, start, size
-        elif kind == b"L" or (
-            kind == b"x" and re.search(rb"^\d+ (path|size)=", bytes(shard[start : start + size]), re.M)
-        ):
-            raise InputError(f"{where}: names of more than 100 characters are not read")
-        elif kind not in b"xg5":  # times and owners in extended headers, and folders, say nothing to us
-            raise InputError(f"{where}: refused, for the member {name!r} is no plain file")
-
-
-def _name(header: bytes) -> str:
-    name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
-    return (prefix + b"/" + name if prefix and header[257:262] == b"ustar" else name).decode("utf-8", "replace")
-
-
-def _size(header: bytes, at: int, where: str) -> int:
-    told, size = (_OCTAL.fullmatch(header[field]) for field in (slice(148, 156), slice(124, 136)))
-    if told and size and int(told[1], 8) == sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
-        return int(size[1], 8)
-    raise InputError(f"{where} is damaged: no tar header at byte {at}")
 
 
 def _npy(array: np.ndarray) -> bytes:

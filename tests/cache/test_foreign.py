@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import json
 import logging
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import webdataset as wds
 from pipeline.cache.copies import Copies
 from pipeline.cache.foreign import Foreign
 from pipeline.cache.order import Order
+from pipeline.cache.shard import read_shard
 from pipeline.cache.split import Split
 from pipeline.cache.stream import Stream, once
 from pipeline.errors import InputError
@@ -43,6 +46,25 @@ def write(folder: Path, name: str, clips: range, K: int = K, P: int = P, dtype: 
                     "txt": b"a caption",
                 }
             )
+
+
+def write_keys(path: Path, keys: list[str], tar_format: int | None = None) -> Path:
+    """A shard of samples with these keys: by webdataset's own writer, or by tarfile in one of its formats."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members = ("codes.npy", "prompt.npy", "json")
+    contents = [[npy(np.full((K, 6), n, "<u2")), npy(np.full(P, n, "<f2")), b'{"n": %d}' % n] for n in range(len(keys))]
+    if tar_format is None:
+        with wds.TarWriter(str(path)) as tar:
+            for key, content in zip(keys, contents, strict=True):
+                tar.write({"__key__": key, **dict(zip(members, content, strict=True))})
+        return path
+    with tarfile.open(path, "w", format=tar_format) as tar:
+        for key, content in zip(keys, contents, strict=True):
+            for member, data in zip(members, content, strict=True):
+                info = tarfile.TarInfo(f"{key}.{member}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 def foreign(folder: Path, **codec: object) -> Foreign:
@@ -134,3 +156,55 @@ def test_what_is_not_there_or_not_told_is_refused(theirs: Path, tmp_path: Path) 
     assert len(Split(tmp_path / "numbered", "train", foreign=says)) == 3  # no name before the number
     with pytest.raises(InputError, match=r"data.foreign.codec must say .*: frame_rate is missing"):
         Foreign({n: v for n, v in says.codec.items() if n != "frame_rate"}, says.embedder, tmp_path)
+
+
+ODD_KEYS = ["Björk 01", "日本/曲 1", "plain-1", "what?", "x" * 90, "y" * 99, "z" * 300, "v1.2/clip", "?" * 120, "é" * 60]
+
+
+@pytest.mark.parametrize("tar_format", [None, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_keys_of_any_script_and_length_are_read(tmp_path: Path, tar_format: int | None) -> None:
+    """Pax records, as webdataset's own writer makes them for names that are not ASCII or long, and GNU long names."""
+    path = write_keys(tmp_path / "web" / "train-0.tar", ODD_KEYS, tar_format)
+    split = Split(tmp_path / "web", "train", foreign=foreign(tmp_path / "kept"))
+    assert seen(split) == list(range(len(ODD_KEYS)))
+    assert [sample.key for sample in read_shard(path)] == ODD_KEYS
+    assert [found["__key__"] for found in wds.WebDataset(str(path), shardshuffle=False)] == ODD_KEYS
+
+
+def test_a_key_with_a_dot_is_named(tmp_path: Path) -> None:
+    write_keys(tmp_path / "web" / "train-0.tar", ["good", "a song.v2", "a song.v3"])
+    with pytest.raises(InputError, match=r"train-0\.tar: the key 'a song\.v2' has a dot.*keys without dots"):
+        Split(tmp_path / "web", "train", foreign=foreign(tmp_path / "kept"))
+
+
+@pytest.mark.parametrize("pattern", ["", "/*", "/train-0.tar.gz", "/train-{0..0}.tar.gz"])
+def test_a_compressed_tar_is_named(tmp_path: Path, pattern: str) -> None:
+    plain = write_keys(tmp_path / "plain.tar", ["a"])
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "train-0.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(InputError, match=r"train-0\.tar\.gz is a compressed tar: .*gunzip"):
+        Split(f"{tmp_path}/web{pattern}", "train", foreign=foreign(tmp_path / "kept"))
+    (tmp_path / "web" / "train-1.tar").write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(InputError, match=r"train-1\.tar is compressed by gzip.*gunzip"):
+        Split(f"{tmp_path}/web/train-1.tar", "train", foreign=foreign(tmp_path / "kept"))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("path=../out.codes.npy", "points out of its folder"),
+        ("path=/etc/out.codes.npy", "points out of its folder"),
+        ("size=99999999", "cut short"),
+        ("size=-512", "damaged: a member of '-512' bytes"),
+    ],
+)
+def test_a_pax_record_that_lies_is_refused(tmp_path: Path, record: str, message: str) -> None:
+    """What an extended header says is checked as the plain one is."""
+    path = tmp_path / "train-0.tar"
+    name, _, value = record.partition("=")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.codes.npy")
+        info.pax_headers, info.size = {name: value}, 4
+        tar.addfile(info, io.BytesIO(b"abcd"))
+    with pytest.raises(InputError, match=message):
+        list(read_shard(path))
