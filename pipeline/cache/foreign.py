@@ -98,8 +98,8 @@ def _matching(store: Store, pattern: str) -> dict[str, int]:
 def _refuse_compressed(store: Store, name: str) -> None:
     if name.endswith(_COMPRESSED):
         raise InputError(
-            f"{store.where(name)} is a compressed tar: shards are read in place; unpack it (gunzip, unzstd), so that its "
-            "name ends in .tar"
+            f"{store.where(name)} is a compressed tar: shards are read in place; unpack it (gunzip, unzstd), so "
+            "that its name ends in .tar"
         )
 
 

@@ -158,7 +158,7 @@ def test_what_is_not_there_or_not_told_is_refused(theirs: Path, tmp_path: Path) 
         Foreign({n: v for n, v in says.codec.items() if n != "frame_rate"}, says.embedder, tmp_path)
 
 
-ODD_KEYS = ["Björk 01", "日本/曲 1", "plain-1", "what?", "x" * 90, "y" * 99, "z" * 300, "v1.2/clip", "?" * 120, "é" * 60]
+ODD_KEYS = ["Björk 01", "日本/曲 1", "plain-1", "what?", "x" * 90, "y" * 99, "z" * 300, "v1.2/clip", "?" * 120]
 
 
 @pytest.mark.parametrize("tar_format", [None, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
