@@ -27,7 +27,7 @@ def iter_members(shard: memoryview, where: str) -> Iterator[tuple[str, int, int]
     """
     at = 0
     extension: dict[str, str] = {}  # of the next member
-    if shard[:2] == b"\x1f\x8b":
+    if bytes(shard[:2]) == b"\x1f\x8b":
         raise InputError(f"{where} is compressed by gzip: shards are read in place; unpack it with gunzip")
     while True:
         header = bytes(shard[at : at + BLOCK])
