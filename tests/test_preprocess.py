@@ -170,18 +170,22 @@ def test_what_can_be_read_is_and_what_cannot_is_set_aside_by_name(
         assert aside[name].startswith(word), (name, aside[name])
     assert manifest.silent == 1 and [*verify(LocalStore(tmp_path / "out"))] == []
     told = capsys.readouterr().out
-    assert f"set aside: {len(bad)} inputs" in told and "silent, and kept: 1 clips" in told
+    assert f"skipped: {len(bad)} inputs" in told and "silent, and kept: 1 clips" in told
 
 
-def test_a_shard_all_of_whose_clips_are_bad_is_no_shard(tmp_path: Path) -> None:
+def test_a_cache_without_any_clip_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1, one line, no "next" command; in this run and the next."""
     root = tones(tmp_path / "in", 3)
     for path in root.iterdir():
         path.write_bytes(b"")
-    assert make_tones(root, tmp_path / "out") == 0
+    for _ in range(2):
+        assert make_tones(root, tmp_path / "out") == 1
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"error: {tmp_path / 'out'} has no clip to train on")
+        assert printed.err.count("\n") == 1 and "3 empty" in printed.out and "next:" not in printed.out
     assert Manifest.load(tmp_path / "out").splits == {"train": []}
     assert len(Manifest.load(tmp_path / "out").set_aside) == 3
     assert not [*(tmp_path / "out").glob("*.tar")]
-    assert make_tones(root, tmp_path / "out") == 0
 
 
 def test_the_same_again_is_nothing_to_do_and_loads_no_model(

@@ -71,7 +71,8 @@ def _sizes(manifest: Manifest) -> Iterator[str]:
         yield f"{name:8} {hours:9.2f} {clips:10,} {len(shards):8,} {size:10,.1f} {rate:9.2f}"
     bits = codec["codebooks"] * math.log2(codec["codebook_size"]) * codec["frame_rate"]
     yield f"the codes alone, at the codec's {bits / 1000:g} kbit/s: {bits * 3600 / 8e6:.2f} MB/hour"
-    yield f"silent clips: {manifest.silent:,}; inputs set aside: {len(manifest.set_aside):,}"
+    skipped = len({row["path"] or row["key"] for row in manifest.set_aside})  # an input of many clips is one
+    yield f"silent clips: {manifest.silent:,}; inputs skipped: {skipped:,}"
 
 
 def _count(labels: dict[str, Counter[str]], found: dict[str, Any]) -> None:

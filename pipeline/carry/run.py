@@ -52,8 +52,7 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
     same = old and (old.asked, old.tree) == (asked, _tree(cfg)) and not _changed(old, plain)
     if old and same and (manifest := _finished(store, old)):
         print(f"nothing to do: nothing in {root} has changed since {store.where()} was finished")
-        tell.summary(store, manifest, asked["codec"])
-        return 0
+        return tell.summary(store, manifest, asked["codec"])
     _refuse_other_settings(store, old, plain, cfg["add"])  # before notes are rendered
     names = crew.devices(cfg["devices"], cfg["workers"])
     readers = crew.readers(cfg["readers"], names)
@@ -113,10 +112,9 @@ class _Run:
         if self.tasks:
             tell.pace(progress)
         if isinstance(manifest, Manifest):
-            tell.summary(self.store, manifest, self.plan.asked["codec"])
-        else:
-            _refuse_other_times(self.store, self.plan, self.share)  # it may have replaced our plan in the meantime
-            tell.unfinished(self.store, self.share, manifest)
+            return tell.summary(self.store, manifest, self.plan.asked["codec"])
+        _refuse_other_times(self.store, self.plan, self.share)  # it may have replaced our plan in the meantime
+        tell.unfinished(self.store, self.share, manifest)
         return 0
 
     def _prepare(self) -> None:

@@ -16,7 +16,7 @@ from pipeline.carry.share import Share
 from pipeline.config import word
 
 USUAL = {"name": "encodec_24khz", "codebooks": 8, "repository": None}  # conf/exp/delay_gpt2.yaml's codec
-NAMED = 5  # inputs set aside that are named on the screen; the manifest names them all
+NAMED = 5  # skipped inputs that are named on the screen, or one of each kind; the manifest names them all
 
 
 def start(store: Store, plan: Plan, share: Share, done: int, total: int, devices: list[str]) -> None:
@@ -45,8 +45,11 @@ def unfinished(store: Store, share: Share, missing: list[str]) -> None:
     )
 
 
-def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> None:
-    """What a finished cache holds, and what may be done with it. codec: the settings, as they were given."""
+def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> int:
+    """What a finished cache holds, and what may be done with it; the exit code: 1 for a cache without any clip.
+
+    codec: the settings, as they were given.
+    """
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     hours = {split: manifest.hours(split) for split in manifest.splits}
     clips = sum(shard.samples for shard in shards)
@@ -56,13 +59,36 @@ def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> None:
     )
     if manifest.silent:
         print(f"silent, and kept: {manifest.silent:,} clips")
-    if manifest.set_aside:
-        kinds = Counter(row["reason"].partition(":")[0] for row in manifest.set_aside)
-        told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-        print(f"set aside: {len(manifest.set_aside):,} inputs ({told}); manifest.json names them all")
-        for row in manifest.set_aside[:NAMED]:
-            print(f"  {row['path']!r}: {row['reason']}")
+    _skipped(manifest.set_aside)
+    if not clips:
+        print(
+            f"error: {store.where()} has no clip to train on: every input was skipped, for the reasons above; mend the "
+            "inputs or the settings and run the same command again",
+            file=sys.stderr,
+        )
+        return 1
     print(f"next: {training(store.where(), codec)}")
+    return 0
+
+
+def _skipped(rows: list[dict[str, str]]) -> None:
+    """Print the inputs that were skipped: how many of each kind, and some by name, at least one of each kind."""
+    clips: Counter[tuple[str, str]] = Counter()  # of each file and kind: a file of many clips is one line
+    reasons: dict[tuple[str, str], str] = {}
+    for row in rows:
+        file = row["path"] or row["key"], row["reason"].partition(":")[0]
+        clips[file] += 1
+        reasons.setdefault(file, row["reason"])
+    if not clips:
+        return
+    kinds = Counter(kind for _, kind in clips)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    print(f"skipped: {len({path for path, _ in clips}):,} inputs ({counts}); manifest.json names them all")
+    first = {kind: (path, kind) for path, kind in reversed(clips)}
+    shown = [file for file in clips if first[file[1]] == file]
+    shown += [file for file in clips if first[file[1]] != file][: max(0, NAMED - len(shown))]
+    for file in shown:
+        print(f"  {file[0]!r}: {reasons[file]}" + (f" ({clips[file]:,} clips)" if clips[file] > 1 else ""))
 
 
 def training(shards: str, codec: Mapping[str, Any]) -> str:
