@@ -17,7 +17,8 @@ Any sound file is a prompt; without one the model plays what it likes. Modes:
   extend       goes on with a sound's own codes
 Beside b.wav stands b.json: the model's sha256, the seed, every setting, the prompts and their sha256, the codec and the
 embedder; from=b.json makes that very sound again. The same seed gives the same codes alone or among others. Only what
-generate wrote itself is replaced. Stopped by Ctrl-C, what is made is kept, and from= makes as much again. from= goes
+generate wrote itself is replaced. Of many prompts, those that cannot be read are skipped and named, and the exit code
+is 1 at the end. Stopped by Ctrl-C, what is made is kept, and from= makes as much again. from= goes
 with out=, device=, batch=, and run=, repository=, embedder_source= where these have moved; prompts are also looked for
 beside the .json.
 
@@ -65,7 +66,10 @@ def main(cfg: DictConfig) -> int:
     if told:
         sidecar.check(cfg["from"], told, instrument)
     sampling, frames = sampling_of(settings["sampling"]), instrument.codec.frames(samples_of(settings, instrument))
-    window, found = window_of(settings, frames, instrument), pieces(settings, instrument)
+    skipped: list[str] = []
+    window, found = window_of(settings, frames, instrument), pieces(settings, instrument, skipped)
+    for line in skipped:
+        print(f"skipped: {line}", file=stderr, flush=True)
     outs.check_free([piece.out for piece in found], [s.path for piece in found for s in piece.sources])
     settle_threads(instrument, sum(len(piece.clips) for piece in found))
     batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else cfg.batch
@@ -89,7 +93,9 @@ def main(cfg: DictConfig) -> int:
         print(
             f"warning: up to {loudest:.2%} of a sound's samples are at full scale, where they are cut off", file=stderr
         )
-    return 0 if same else 1
+    if skipped:
+        print(f"error: {len(skipped)} prompts could not be read and were skipped: see above", file=stderr)
+    return 0 if same and not skipped else 1
 
 
 if __name__ == "__main__":

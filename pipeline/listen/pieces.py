@@ -123,38 +123,51 @@ def _window(settings: Mapping[str, Any], frames: int, instrument: Instrument) ->
     return Window(window, hop)
 
 
-def pieces(settings: Mapping[str, Any], instrument: Instrument) -> list[Piece]:
-    """All that the settings ask for. Raises InputError for what they cannot mean; broken prompts are all named."""
+def pieces(settings: Mapping[str, Any], instrument: Instrument, skipped: list[str] | None = None) -> list[Piece]:
+    """All that the settings ask for.
+
+    `skipped` receives path and reason of each prompt that cannot be read, where the others do not need it (modes
+    prompt, continue and extend). Without it every prompt must be readable.
+
+    Raises:
+        InputError: settings that make no sense, and prompts that cannot be read, all of them named.
+    """
     mode = settings["mode"]
     if mode not in MODES:
         raise InputError(f"mode={mode}: give {', '.join(MODES)}")
     kinds.at_least(1, settings, "n", "batch")
     kinds.at_least(0, settings, "fade")
-    build = {"interpolate": _interpolate, "morph": _morph, "extend": _extend}.get(mode, _prompt)
-    found = build(settings, instrument)
+    if mode in ("interpolate", "morph"):
+        found = (_interpolate if mode == "interpolate" else _morph)(settings, instrument)
+    else:
+        found = (_extend if mode == "extend" else _prompt)(settings, instrument, skipped)
     samples, fade = samples_of(settings, instrument), round(settings["fade"] * instrument.codec.sample_rate)
     return [
         Piece(out, clips, samples, own, sources, fade)
         for out, (_, clips, own, sources) in zip(
             outs.targets(settings["out"], [name for name, *_ in found]), found, strict=True
         )
+        if clips
     ]
 
 
-_Made = tuple[str, list[Clip], dict[str, Any], list[Source]]  # name, clips, own settings, sources
+_Made = tuple[str, list[Clip], dict[str, Any], list[Source]]  # name, clips (none: skipped), own settings, sources
 
 
-def _prompt(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
+def _prompt(settings: Mapping[str, Any], instrument: Instrument, skipped: list[str] | None) -> list[_Made]:
     n, seed = settings["n"], settings["seed"]
-    sources = read_all(find(settings["prompt"]), settings["prompt_seconds"], instrument)
-    made: list[_Made] = []
     if settings["prompt"] is None:
         return [("sound", [Clip(seed + i)], {**settings, "n": 1, "seed": seed + i}, []) for i in range(n)]
-    for name, source, vector in sources:
+    made: list[_Made] = []
+    for name, prompt in _prompts(find(settings["prompt"]), settings, instrument, skipped):
         for _ in range(n):
-            clip = Clip(seed + len(made), [(0, vector)])
-            own = {**settings, "prompt": str(source.path.absolute()), "n": 1, "seed": clip.seed}
-            made.append((name, [clip], own, [source]))
+            clips, own, sources = [], {}, []  # of a skipped prompt, which keeps its name and its seeds
+            if prompt is not None:
+                source, vector = prompt
+                clips = [Clip(seed + len(made), [(0, vector)])]
+                own = {**settings, "prompt": str(source.path.absolute()), "n": 1, "seed": seed + len(made)}
+                sources = [source]
+            made.append((name, clips, own, sources))
     return made
 
 
@@ -193,7 +206,7 @@ def _morph(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
     return made
 
 
-def _extend(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
+def _extend(settings: Mapping[str, Any], instrument: Instrument, skipped: list[str] | None) -> list[_Made]:
     if settings["audio"] is None:
         raise InputError("mode=extend goes on with a sound file: give audio=a.wav")
     rate, samples = instrument.codec.sample_rate, samples_of(settings, instrument)
@@ -205,20 +218,38 @@ def _extend(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
     codes = instrument.codec.encode(torch.from_numpy(start.wav)[None, None])[0].cpu()  # [K, T]
     given = codes[:, : max(1, len(start.wav) // instrument.codec.hop)]  # the last frame may be partly silence
     prompts = find(settings["prompt"] if settings["prompt"] is not None else str(settings["audio"]))
-    sources = read_all(prompts, settings["prompt_seconds"], instrument)
     made: list[_Made] = []
-    for _, source, vector in sources:
+    for _, prompt in _prompts(prompts, settings, instrument, skipped):
         for _ in range(settings["n"]):
-            clip = Clip(settings["seed"] + len(made), [(0, vector)], given)
-            paths = {"audio": str(start.path.absolute()), "prompt": str(source.path.absolute())}
-            made.append((start.path.stem, [clip], {**settings, **paths, "n": 1, "seed": clip.seed}, [start, source]))
+            clips, own, sources = [], {}, []
+            if prompt is not None:
+                source, vector = prompt
+                clips = [Clip(settings["seed"] + len(made), [(0, vector)], given)]
+                paths = {"audio": str(start.path.absolute()), "prompt": str(source.path.absolute())}
+                own = {**settings, **paths, "n": 1, "seed": settings["seed"] + len(made)}
+                sources = [start, source]
+            made.append((start.path.stem, clips, own, sources))
     return made
 
 
-def read_all(paths: Mapping[str, Path], seconds: float, instrument: Instrument) -> list[tuple[str, Source, Tensor]]:
+def _prompts(
+    files: Mapping[str, Path], settings: Mapping[str, Any], instrument: Instrument, skipped: list[str] | None
+) -> list[tuple[str, tuple[Source, Tensor] | None]]:
+    """Every file's name, with its sound and prompt vector; None for a file that is skipped."""
+    read = read_all(files, settings["prompt_seconds"], instrument, skipped)
+    prompts = {name: (source, vector) for name, source, vector in read}
+    return [(name, prompts.get(name)) for name in files]
+
+
+def read_all(
+    paths: Mapping[str, Path], seconds: float, instrument: Instrument, skipped: list[str] | None = None
+) -> list[tuple[str, Source, Tensor]]:
     """Name, sound and prompt vector [P] of each file; each embedded alone, so that the others change nothing.
 
-    Raises InputError naming every file that cannot be read.
+    `skipped` receives path and reason of each file that cannot be read; without it every file must be readable.
+
+    Raises:
+        InputError: no file can be read, or one cannot and `skipped` is not given; names every such file.
     """
     found, refused = [], []
     for name, path in paths.items():
@@ -228,6 +259,8 @@ def read_all(paths: Mapping[str, Path], seconds: float, instrument: Instrument) 
             refused.append(str(error))
             continue
         found.append((name, source, embed(instrument.embedder, [source.wav])[0]))
-    if refused:
+    if refused and (skipped is None or not found):
         raise InputError("prompts that cannot be read: " + "; ".join(refused))
+    if skipped is not None:
+        skipped += refused
     return found

@@ -5,6 +5,7 @@ Letters: K codebooks, T frames, S samples, P prompt width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ from pipeline.listen.prompts import decode, find
 from pipeline.listen.recording import recording
 from pipeline.lm.sampling import generate
 from pipeline.sound.codec import Codec, load_codec
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,12 @@ def temperatures(settings: Mapping[str, Any], instrument: Instrument, clips: Seq
 def elsewhere(settings: Mapping[str, Any], instrument: Instrument, frames: int) -> Study:
     """Sound files that are not of the corpus as prompts, some generations each."""
     sampling, seed, takes = sampling_of(settings["sampling"]), settings["seed"], settings["takes"]
-    rows = []
-    for name, source, vector in read_all(find(settings["prompts"]), settings["prompt_seconds"], instrument):
+    rows: list[Row] = []
+    skipped: list[str] = []
+    sources = read_all(find(settings["prompts"]), settings["prompt_seconds"], instrument, skipped)
+    for line in skipped:
+        log.warning("prompts=%s: skipped %s", settings["prompts"], line)
+    for name, source, vector in sources:
         codes, lengths = generate(
             instrument.player, vector.expand(takes, -1), frames, sampling, [seed + i for i in range(takes)]
         )

@@ -288,8 +288,10 @@ def test_settings_that_make_no_sound_are_refused(stage: Stage, tmp_path: Path, w
     assert not list(tmp_path.glob("*.wav"))
 
 
-def test_prompts_of_every_kind(stage: Stage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Stereo, 8 kHz, silent and very long prompts are played; all that is no sound is named at once."""
+def test_prompts_of_every_kind(
+    stage: Stage, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stereo, 8 kHz, silent and very long prompts are played; what cannot be read is named, the others are made."""
     prompts, wav = tmp_path / "prompts", soundfile.read(stage.tones[0])[0]
     prompts.mkdir()
     soundfile.write(prompts / "stereo.wav", np.stack([wav, wav], 1), 24_000)
@@ -310,8 +312,32 @@ def test_prompts_of_every_kind(stage: Stage, tmp_path: Path, caplog: pytest.LogC
     (prompts / "empty.wav").write_bytes(b"")
     (prompts / "picture.wav").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     soundfile.write(prompts / "nothing.wav", np.zeros(0), 24_000)
-    with pytest.raises(InputError, match=r"empty\.wav: empty.*nothing\.wav: empty.*picture\.wav: not audio"):
-        generate(*words)
+    shutil.rmtree(tmp_path / "out")
+    assert generate(*words) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix(f"skipped: {prompts}/").split(":")[:2] for line in lines[:3]] == [
+        ["empty.wav", " empty"], ["nothing.wav", " empty"], ["picture.wav", " not audio"]
+    ]  # fmt: skip
+    assert lines[3] == "error: 3 prompts could not be read and were skipped: see above"
+    after = {path.stem: sidecar(path)["settings"]["seed"] for path in (tmp_path / "out").glob("*.wav")}
+    assert after == {"hours": 1, "silent": 4, "stereo": 5, "telephone": 6}, "a skipped prompt keeps its seed"
+    with pytest.raises(InputError, match=r"prompts that cannot be read: .*empty\.wav: empty.*picture\.wav: not audio"):
+        generate(f"run={stage.run()}", f"prompt=[{prompts}/empty.wav,{prompts}/picture.wav]", f"out={tmp_path / 'o'}")
+    with pytest.raises(InputError, match=r"prompts that cannot be read: .*empty\.wav"):
+        generate(f"run={stage.run()}", "mode=interpolate", f"prompt={prompts}", f"out={tmp_path / 'o.wav'}")
+
+
+def test_numbered_outputs_keep_their_numbers(stage: Stage, tmp_path: Path) -> None:
+    """A prompt that is skipped leaves a gap: its sound has this number once the prompt is mended."""
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"no sound")
+    prompts = f"prompt=[{bad},{stage.tones[0]}]"
+    assert generate(f"run={stage.run()}", prompts, f"out={tmp_path / 'o.wav'}") == 1
+    assert [path.name for path in sorted(tmp_path.glob("o*.wav"))] == ["o-2.wav"]
+    extend = (f"run={stage.run()}", "mode=extend", f"audio={stage.tones[1]}", prompts, "seconds=0.7")
+    assert generate(*extend, f"out={tmp_path / 'e.wav'}") == 1
+    assert [path.name for path in sorted(tmp_path.glob("e*.wav"))] == ["e-2.wav"]
+    assert sidecar(tmp_path / "e-2.wav")["settings"]["seed"] == 1
 
 
 def test_weights_that_are_not_those_of_training_are_refused_by_both_hashes(stage: Stage, tmp_path: Path) -> None:
