@@ -10,13 +10,14 @@
 #
 # The first word is an experiment of conf/exp. Settings right behind it go to preprocess and train, those behind
 # --preprocess, --train, --generate, --evaluate to that step. --shards DIR and --run DIR say where the cache and the run
-# lie (shards/DATA and runs/EXPERIMENT below the current folder), for all steps: run= and shards= are refused. The jobs'
-# logs are in RUN/slurm. The same command again goes on where the last one stopped.
+# lie (shards/DATA and runs/EXPERIMENT below the current folder), for all steps: run= and shards= are refused. The
+# settings of every step are checked before anything is submitted. The jobs' logs are in RUN/slurm. The same command
+# again goes on where the last one stopped.
 set -Eeuo pipefail
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export REPO
-# shellcheck source=/dev/null
-source "${SITE:-$REPO/jobs/site.env}"
+# shellcheck source=jobs/common.sh
+source "$REPO/jobs/common.sh"
 
 refuse() {
     echo "error: $*" >&2
@@ -35,7 +36,7 @@ experiment=${1:-}
 shift
 
 shards='' run="runs/$experiment" from=preprocess data=nsynth dry='' step=both
-both=() preprocess=() train=() generate=() evaluate=() # the words for each; a step is looked up by its name
+both=() shared=() preprocess=() train=() generate=() evaluate=() # the words for each; a step is looked up by its name
 while (($#)); do
     case $1 in
     --shards | --run | --from)
@@ -100,16 +101,33 @@ queue() { # NAME "OPTIONS" WORDS...: submit a step that waits for the job before
 trap 'echo "error: not all could be submitted" >&2; if ((${#made[@]})); then scancel "${made[@]}"; fi' ERR
 
 skipping=yes
-wanted() {
-    [[ $1 != "$from" ]] || skipping=
-    [[ -z $skipping ]]
-}
+steps=() # those that are submitted
+for name in "${STEPS[@]}"; do
+    [[ $name != "$from" ]] || skipping=
+    [[ -n $skipping ]] || steps+=("$name")
+done
+wanted() { [[ " ${steps[*]} " == *" $1 "* ]]; }
+
+for word in "${both[@]}"; do [[ $word == data=* ]] || shared+=("$word"); done
+preprocess=("out=$(quoted "$shards")" "${both[@]}" "${preprocess[@]}")
+train=("+exp=$experiment" "run=$(quoted "$run")" "shards=$(quoted "$shards")" "${shared[@]}" "${train[@]}")
+generate=("run=$(quoted "$run")" "out=$(quoted "$run/generated/clip.wav")" "${generate[@]}")
+evaluate=("run=$(quoted "$run")" "shards=$(quoted "$shards")" "${evaluate[@]}")
+
+checked=() # the settings of all steps, which one process composes and checks
+for name in "${steps[@]}"; do
+    if [[ $name != merge ]]; then
+        declare -n settings=$name
+        checked+=(${checked[@]:+--} "$name" "${settings[@]}")
+    fi
+done
+"${PYTHON[@]}" -m pipeline.check "${checked[@]}" || refuse "nothing is submitted"
 
 [[ -n $dry ]] || mkdir -p "$run/slurm"
 listen=$(options 1 1 "$LISTEN_GPUS" "$LISTEN_CPUS" "$LISTEN_MEM" "$LISTEN_TIME" | xargs)
 if wanted preprocess; then
     encode=$(options 1 1 "$ENCODE_GPUS" "$ENCODE_CPUS" "$ENCODE_MEM" "$ENCODE_TIME" | xargs)
-    queue preprocess "$encode --array=0-$((ENCODE_PARTS - 1))" "out=$(quoted "$shards")" "${both[@]}" "${preprocess[@]}"
+    queue preprocess "$encode --array=0-$((ENCODE_PARTS - 1))" "${preprocess[@]}"
     job=$submitted
 fi
 if wanted merge; then
@@ -118,15 +136,9 @@ if wanted merge; then
 fi
 if wanted train; then
     learn=$(options "$TRAIN_NODES" "$TRAIN_RANKS" "$TRAIN_GPUS" "$TRAIN_CPUS" "$TRAIN_MEM" "$TRAIN_TIME" | xargs)
-    known=()
-    for word in "${both[@]}"; do [[ $word == data=* ]] || known+=("$word"); done
-    queue train "$learn" "+exp=$experiment" "run=$(quoted "$run")" "shards=$(quoted "$shards")" "${known[@]}" "${train[@]}"
+    queue train "$learn" "${train[@]}"
     job=$submitted
 fi
-if wanted generate; then
-    queue generate "$listen" "run=$(quoted "$run")" "out=$(quoted "$run/generated/clip.wav")" "${generate[@]}"
-fi
-if wanted evaluate; then
-    queue evaluate "$listen" "run=$(quoted "$run")" "shards=$(quoted "$shards")" "${evaluate[@]}"
-fi
+if wanted generate; then queue generate "$listen" "${generate[@]}"; fi
+if wanted evaluate; then queue evaluate "$listen" "${evaluate[@]}"; fi
 if [[ -z $dry ]]; then echo "logs in $run/slurm; squeue --me shows where it stands"; fi

@@ -1,16 +1,22 @@
 """How an entry point meets its user: Hydra's command line, readable help, one-line errors, exit codes.
 
-Exit codes: 0 done, 1 failed, 2 bad usage or input refused before work, 75 stopped on request after saving.
+Exit codes: 0 done, 1 failed, 2 bad usage or input refused before work, 75 stopped on request after saving, 141 when the
+reader of standard output has gone (`| head`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
+import io
 import os
 import re
+import select
 import shlex
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,11 +24,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import kinds
+from pipeline import kinds, sweeps
 from pipeline.errors import InputError, without_secrets
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 STOPPED = 75  # EX_TEMPFAIL: a requeue goes on
+OUTPUT_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 _GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
 _typed: set[str] = set()
 
@@ -42,6 +49,9 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
 
         def command() -> None:
             _keep_local_rank_out_of_argv()
+            with_safe_output(run)
+
+        def run() -> None:
             if {"--help", "-h"} & set(sys.argv[1:]):
                 print(_help(name, sys.modules[task.__module__].__doc__ or ""))
                 return
@@ -53,14 +63,45 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
     return wrap
 
 
+def with_safe_output(run: Callable[[], None]) -> None:
+    """Call `run` so that neither a terminal's encoding nor a closed pipe ends it in a traceback.
+
+    Characters that the terminal cannot show are escaped. When the reader of standard output has gone, exit with
+    `OUTPUT_CLOSED`, or with the code that the command chose itself.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        run()
+    except OSError:
+        if not _output_is_closed():
+            raise
+        sys.exit(OUTPUT_CLOSED)
+    finally:
+        if _output_is_closed():  # else Python itself would complain when it flushes the stream at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _output_is_closed() -> bool:
+    """Whether nothing can read standard output any more: the pipe's other end is closed, or the terminal has gone."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # no file behind it, as in a notebook
+        return False
+
+
 def compose(name: str, overrides: list[str] | None = None) -> DictConfig:
     """The config of an entry point, as its command line would give it: for tests, notebooks and helpers.
 
-    Raises InputError for a value of another kind than its setting's.
+    Raises InputError for a value of another kind than its setting's, or an added setting that nothing reads.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
+    _check_overrides(name, overrides or [])
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = hydra_compose(name, overrides or [])
     _fit(name, cfg, overrides or [])
@@ -92,27 +133,39 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and are told in one line
     code: list[Any] = []
     refused: list[str] = []
+    swept: list[str] = []
 
     def job(cfg: DictConfig) -> None:
         try:
-            _fit(name, cfg, list(HydraConfig.get().overrides.task))
+            overrides = list(HydraConfig.get().overrides.task)
+            _fit(name, cfg, overrides)
+            sweeps.separate_outputs(name, cfg, swept, overrides)
             code.append(task(cfg))
         except InputError as error:  # caught in here: Hydra would announce it in its own words first
             refused.append(str(error))
         except OmegaConfBaseException as error:
-            refused.append(_explain(name, error))
+            refused.append(explain(name, error))
         if code[-1:] == [STOPPED]:  # asked to stop: what a sweep has still to run is not begun
             sys.exit(STOPPED)
 
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+        _check_overrides(name, words)
+        with contextlib.ExitStack() as stack:
+            if {"-m", "--multirun"} & set(sys.argv[1:]):
+                swept += sweeps.swept_settings(words)
+                folder = stack.enter_context(tempfile.TemporaryDirectory())  # Hydra writes its multirun.yaml there
+                sys.argv.append(f"hydra.sweep.dir={folder}")
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+    except InputError as error:
+        _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(_explain(name, error))
+        _refuse(explain(name, error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     if refused:
-        _refuse("\nerror: ".join(refused))
+        _refuse("\nerror: ".join(dict.fromkeys(refused)))
     if any(code):
         sys.exit(max(code, key=lambda c: c or 0))
 
@@ -129,6 +182,29 @@ def _keep_local_rank_out_of_argv() -> None:
         sys.argv.remove(arg)
         if "=" in arg:
             os.environ.setdefault("LOCAL_RANK", arg.split("=", 1)[1])
+
+
+def _check_overrides(name: str, overrides: list[str]) -> None:
+    """Raises InputError for words that Hydra would accept although nothing reads them, or refuse by a traceback."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:
+        return  # Hydra says what is wrong, and `explain` how to type it
+    groups = {*_groups(name), "exp"}
+    for override in parsed:
+        key, text = override.key_or_group, (override.input_line or "").partition("=")[2]
+        if not key:
+            raise InputError(f"{override.input_line}: settings are given as name=value")
+        chosen = key in groups and not override.is_delete() and not override.is_sweep_override()
+        if chosen and not isinstance(override.value(), (str, list, dict)):
+            raise InputError(_no_such_choice(key, text))
+        added = override.is_add() or override.is_force_add()
+        passed_on = key in groups or key.startswith(("hydra", "deepspeed."))
+        if added and not passed_on and key not in _defaults(name):
+            raise InputError(f"there is no setting '{key}'{_instead(name, key)} (--help lists them)")
 
 
 def _fit(name: str, cfg: DictConfig, overrides: list[str]) -> None:
@@ -151,6 +227,7 @@ def _fit(name: str, cfg: DictConfig, overrides: list[str]) -> None:
             OmegaConf.update(cfg, setting, found)
 
 
+@functools.cache
 def _defaults(name: str) -> dict[str, list[Any]]:
     """The defaults of every setting that `conf/{name}.yaml` and the choices of its groups know, by dotted names."""
     found: dict[str, list[Any]] = {}
@@ -175,14 +252,20 @@ def _groups(name: str) -> list[str]:
     return [group for line in listed if isinstance(line, dict) for group in line]
 
 
-def _explain(name: str, error: Exception) -> str:
+def explain(name: str, error: Exception) -> str:
     """Hydra's message in one line, with the nearest setting that exists, or with what to type instead."""
-    from hydra.errors import OverrideParseException
+    from hydra.errors import MissingConfigException, OverrideParseException
 
     line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
     ambiguous = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: requires| 1\.)", line)
     if isinstance(error, OverrideParseException) or ambiguous:
         return _quoting(ambiguous[1] if ambiguous else str(error.override))  # type: ignore[attr-defined]
+    choice = re.search(r"Could not find '([^']+)/([^'/]*)'", line)
+    if isinstance(error, MissingConfigException) and choice:
+        return _no_such_choice(choice[1], choice[2], error.options)
+    twice = re.search(r"Multiple values for (\S+)\. ", line)
+    if twice:
+        return f"{_setting_of(twice[1])}: given more than once; choose one"
     found = re.search(r"Could not override '([^']+)'", line) or re.search(r"Key '([^']+)' is not in struct", line)
     if found:
         return f"there is no setting '{found[1]}'{_instead(name, found[1])} (--help lists them)"
@@ -190,6 +273,18 @@ def _explain(name: str, error: Exception) -> str:
     if "Missing mandatory value" in line and missing:
         return f"the setting '{missing[1]}' has no default: give {missing[1]}=..."
     return line
+
+
+def _setting_of(group: str) -> str:
+    """A group as it is typed: an experiment has no default, so it is added with a plus."""
+    return f"+{group}" if group == "exp" else group
+
+
+def _no_such_choice(group: str, choice: str, choices: Sequence[str] | None = None) -> str:
+    known = sorted(choices or [file.stem for file in (CONF / group).glob("*.yaml")])
+    near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{_setting_of(group)}={choice}: there is no such choice; {hint}choices are {', '.join(known)}"
 
 
 def _instead(name: str, key: str) -> str:

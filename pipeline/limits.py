@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.errors import InputError
-from pipeline.lm import optim
+from pipeline.lm import schedules
 
 Limit = tuple[str, Callable[[Any], bool]]  # what is expected, and whether a value is that
 
@@ -76,7 +76,7 @@ def check(cfg: DictConfig) -> None:
         if not (value is None and name in _MAY_BE_NULL) and not holds(value):
             raise InputError(f"{name}={value}: expected {expected}")
     schedule: Any = OmegaConf.to_container(cfg.optim.schedule, resolve=True)
-    optim.check_schedule(schedule)
+    schedules.check_schedule(schedule)
     if cfg.weights is not None and isinstance(cfg.shards, str):
         raise InputError("weights= shares steps out among several caches, and shards= names one: leave it out")
 

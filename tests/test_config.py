@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config
+from pipeline.config import OUTPUT_CLOSED
 
 ROOT = Path(__file__).parents[1]
 COMMAND = """
@@ -53,7 +55,8 @@ def run(*words: str, name: str = "preprocess") -> subprocess.CompletedProcess[st
         (["part=refuse"], 2, "error: part=refuse: give another"),
         (["codec.codebks=3"], 2, "error: there is no setting 'codec.codebks'; did you mean 'codec.codebooks'?"),
         (["dta=notes"], 2, "error: there is no setting 'dta'; did you mean 'data'?"),
-        (["codec=foo"], 2, "error: In 'preprocess': Could not find 'codec/foo'"),
+        (["codec=foo"], 2, "error: codec=foo: there is no such choice; choices are encodec_24khz, encodec_embedded"),
+        (["codec=null"], 2, "error: codec=null: there is no such choice"),
         (["samples_per_shard=1.5"], 2, "error: samples_per_shard=1.5: expected a whole number"),
         (["-m", "data=notes", "samples_per_shard=x"], 2, "error: samples_per_shard=x: expected a whole number"),
         (["out=2024"], 0, "out 2024 8"),
@@ -70,11 +73,39 @@ def test_a_command_line_is_obeyed_or_refused_in_one_line(words: list[str], code:
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    """Neither in the current folder nor where several users write, who could block each other there."""
+    (tmp_path / "temporary").mkdir()
     subprocess.run(
         [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), "-m", "data=notes,nsynth"],
         cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        check=True,
     )
-    assert not list(tmp_path.iterdir())
+    assert [*tmp_path.rglob("*")] == [tmp_path / "temporary"]
+
+
+def test_names_are_escaped_on_a_terminal_without_utf8() -> None:
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), "out='Björk'"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "out Bj\\xf6rk 8\n", done.stderr
+
+
+@pytest.mark.parametrize("words", [["-m", "pipeline.train", "--help"], ["-m", "pipeline"]])
+def test_a_closed_pipe_leaves_no_traceback(words: list[str]) -> None:
+    """`| head` when it has read enough: nothing can read standard output any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert not done.stderr and done.returncode in (0, OUTPUT_CLOSED)
+
+
+def test_the_commands_are_listed() -> None:
+    done = subprocess.run([sys.executable, "-m", "pipeline"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    named = re.findall(r"^python -m pipeline\.(\w+) +[A-Z].*[.:]$", done.stdout, re.MULTILINE)
+    entries = {file.stem for file in config.CONF.glob("*.yaml")} - {"quiet"}
+    assert done.returncode == 0 and set(named) == entries | {"check"}
 
 
 def test_a_stop_ends_a_sweep(tmp_path: Path) -> None:
@@ -100,6 +131,16 @@ def test_what_hydra_would_announce_at_length_is_one_line_too() -> None:
         ("train", "exp=delay_gpt2", "+exp=delay_gpt2"),
         ("train", "data=folder", "data=CHOICE is for download, preprocess"),
         ("train", "dta.seconds=1", "did you mean 'data.seconds'?"),
+        (
+            "train",
+            "+exp=dealy_gpt2",
+            "+exp=dealy_gpt2: there is no such choice; did you mean 'delay_gpt2'? choices are",
+        ),
+        ("train", "+exp=", "+exp=: there is no such choice; choices are delay_gpt2, flatten_gpt2"),
+        ("train", "model=null", "model=null: there is no such choice; choices are gpt2, large"),
+        ("train", "+trainer.stpes=3", "did you mean 'trainer.steps'?"),
+        ("train", "++nothing.reads=3", "there is no setting 'nothing.reads'"),
+        ("train", "+model=tiny", "model: given more than once"),
         ("generate", "prompt=take(1).wav", "\"prompt='take(1).wav'\""),
         ("generate", "prompt=x, live.wav", "\"prompt='x, live.wav'\""),
         ("generate", "prompt=it's.wav", "\"prompt='it\\'s.wav'\""),

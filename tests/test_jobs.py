@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from pipeline import check
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted([*(ROOT / "jobs").iterdir(), *(ROOT / "tests" / "slurm").glob("*.sh")])
@@ -89,6 +92,51 @@ def test_settings_that_break_the_chain_are_refused_with_the_way_out(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith(f"error: {words[-1]}: ") and way_out in done.stderr
+
+
+def test_every_step_s_settings_are_checked_before_anything_is_submitted(tmp_path: Path) -> None:
+    """The first problem of each step, with the nearest name that exists; a broken value as well as a typo."""
+    words = ["--preprocess", "data.root=x", "sampels_per_shard=3", "--train", "model=meduim", "optim.rl=3"]
+    words += ["--generate", "seconds=long", "--evaluate", "N=3"]
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho submitted\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "jobs" / "submit.sh"), "delay_gpt2", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout and not (tmp_path / "runs").exists()
+    assert [line.partition(";")[0] for line in done.stderr.splitlines()] == [
+        "error: preprocess: there is no setting 'sampels_per_shard'",
+        "error: train: model=meduim: there is no such choice",
+        "error: generate: seconds=long: expected auto or a number",
+        "error: evaluate: there is no setting 'N' (--help lists them)",
+        "error: nothing is submitted",
+    ]
+    assert "did you mean 'medium'?" in done.stderr and "did you mean 'samples_per_shard'?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("train optim.rl=3", "error: train: there is no setting 'optim.rl'; did you mean 'optim.lr'?"),
+        ("train optim.schedule.name=cosin", "error: train: optim.schedule.name=cosin: expected one of"),
+        ("train trainer.steps=0", "error: train: trainer.steps=0: expected a whole number of 1 or more"),
+        ("train run=${nothing}", "error: train: Interpolation key 'nothing' not found"),
+        ("generate run=x -- evaluate run=x", "error: evaluate: the setting 'shards' has no default: give shards=..."),
+        ("generate sampling.top_p=3", "error: generate: sampling.top_p=3: give more than 0 and at most 1"),
+        ("trian", "error: trian: no such command"),
+        ("preprocess -- train +exp=delay_gpt2 -- shards do=verify shards=x", ""),
+    ],
+)
+def test_settings_are_checked_without_running(
+    words: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["check", *words.split()])
+    if problem:
+        with pytest.raises(SystemExit, match="2"):
+            check.main()
+    else:
+        check.main()
+    assert capsys.readouterr().err.startswith(problem)
 
 
 def test_where_the_sounds_go_is_free(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from pipeline import limits
 from pipeline.config import CONF, compose
 from pipeline.errors import InputError
-from pipeline.lm.optim import rate
+from pipeline.lm.schedules import rate
 
 
 def numbers(node: object, prefix: str = "") -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pipeline.lm.model import WEIGHTS, CodecGPT
 from pipeline.lm.step import Player
 from pipeline.sound.codec import Codec, load_codec
 from pipeline.sound.embedder import Embedder, load_embedder
+from pipeline.versions import package_versions
 
 SMALL, FEW = 16_000_000, 8  # parameters; clips
 PACKAGES = ("codec-audio-lm", "torch", "transformers", "encodec", "numpy", "soxr", "soundfile")
@@ -57,7 +57,7 @@ class Instrument:
             "export": {"folder": str(self.folder.absolute()), "sha256": self.sha256},
             "codec": self.codec.identity,
             "embedder": self.embedder.identity,
-            "versions": {name: version(name) for name in PACKAGES},
+            "versions": package_versions(PACKAGES),
             "device": str(self.device),
         }
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.lm import checkpoint, cost, optim
+from pipeline.lm import checkpoint, cost, optim, schedules
 from pipeline.lm.distributed import World
 from pipeline.lm.ema import Ema
 from pipeline.lm.model import CodecGPT
@@ -237,7 +237,7 @@ class Trainer:
         cells, heard, asked, still = self.world.total(mine)
         if self._saving and not still:
             self._finish_saving()
-        optim.set_rate(self.engine.optimizer, s.lr * optim.rate(self.step, s.steps, s.schedule))
+        optim.set_rate(self.engine.optimizer, s.lr * schedules.rate(self.step, s.steps, s.schedule))
         taken = []
         for m, batch in enumerate(micro):
             torch.manual_seed(_fold(s.seed, self.step, m, self.world.rank))

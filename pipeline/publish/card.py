@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pipeline.config import CONF
 from pipeline.errors import InputError
 from pipeline.lm import checkpoint, cost
 from pipeline.lm.model import WEIGHTS, ModelConfig
+from pipeline.versions import package_versions
 
 NAME = "README.md"
 PACKAGES = ("codec-audio-lm", "torch", "transformers", "deepspeed", "encodec")
@@ -143,7 +143,7 @@ def _training(settings: Mapping[str, Any], state: Mapping[str, Any], rows: list[
         losses = [(row["step"], row[f"{split}/loss"]) for row in rows if row.get(f"{split}/loss") is not None]
         if losses:
             told[f"{name} loss"] = f"{losses[-1][1]:.4f} nats a code at step {losses[-1][0]:,}"
-    packages = {name: found for name in PACKAGES if (found := _version(name))}
+    packages = package_versions(PACKAGES)
     return {**told, "software": ", ".join(f"{name} {found}" for name, found in packages.items())}
 
 
@@ -247,10 +247,3 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
 
     return line(head) + line(["---"] * len(head)) + "".join(line(row) for row in rows)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.lm.optim import CautiousAdamW, adamw, check_schedule, parameter_groups, rate, set_rate
+from pipeline.lm.optim import CautiousAdamW, adamw, parameter_groups, set_rate
+from pipeline.lm.schedules import check_schedule, rate
 from tests.lm.models import tiny
 
 

@@ -1,0 +1,40 @@
+"""List the commands: `python -m pipeline`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import sys
+from pathlib import Path
+
+from pipeline.config import CONF, with_safe_output
+
+FOLDER = Path(__file__).parent
+
+
+def commands() -> dict[str, str]:
+    """Every command by name, with the first line of its help."""
+    names = {file.stem for file in CONF.glob("*.yaml") if (FOLDER / f"{file.stem}.py").is_file()} | {"check"}
+    return {name: _summary(FOLDER / f"{name}.py") for name in sorted(names)}
+
+
+def _summary(file: Path) -> str:
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def main() -> None:
+    """Print the commands; exit with 2 for words behind them, which belong to a command of their own."""
+    listed = commands()
+    words = [word for word in sys.argv[1:] if word not in ("--help", "-h")]
+    if words:
+        near = difflib.get_close_matches(words[0], listed, n=1, cutoff=0.5)
+        hint = f"type `python -m pipeline.{near[0]}`" if near else "`python -m pipeline` lists the commands"
+        print(f"error: {words[0]}: {hint}", file=sys.stderr)
+        sys.exit(2)
+    for name, summary in listed.items():
+        print(f"python -m pipeline.{name:12}  {summary}")
+    print("\n--help behind a command shows its settings. Several GPUs or ranks: deepspeed pipeline/train.py ...")
+
+
+if __name__ == "__main__":
+    with_safe_output(main)
