@@ -26,6 +26,7 @@ ALSO: dict[str, Any] = {
     # lists
     "generate:prompt": ["a"], "prompts": ["a"], "examples": ["a"], "demo:run": ["a"], "runs": ["a"],
     "reconstruct:audio": ["a"], "sampling.temperature": [0.5], "data.programs": [1], "data.pitches": [1],
+    "data.extensions": ["a"],
     # others
     "train:shards": {}, "pitch": True, "data.clips": None, "data.peak": None, "data.segment_seconds": None,
 }  # fmt: skip

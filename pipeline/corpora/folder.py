@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import soundfile
 
+from pipeline import sound_files
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import KEY_LENGTH, UNREADABLE, SetAside, empty, existing, shown, slug
+from pipeline.corpora.corpus import KEY_LENGTH, SetAside, empty, existing, shown, slug
 from pipeline.corpora.cut import check, segments, split_of
 from pipeline.corpora.listing import listing_file, remembered
 from pipeline.errors import InputError
@@ -29,7 +31,11 @@ class Folder:
     set_aside: list[SetAside] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.endings = tuple(f".{ending.lower()}" for ending in self.data["extensions"])
+        auto = self.data["extensions"] == "auto"
+        self.endings = (
+            sound_files.SUFFIXES if auto else tuple(f".{e.lower().lstrip('.')}" for e in self.data["extensions"])
+        )
+        self.unsupported = sound_files.UNSUPPORTED if auto else ()  # who names extensions knows what is left out
         self.looked_for = f"sound files ({', '.join(self.endings)})"
         self.root = existing(self.data["root"], self.looked_for, COMMAND)
         check(self.data)
@@ -49,11 +55,20 @@ class Folder:
                 part = key if self.data["segment_seconds"] is None else f"{key}-{number:05d}"
                 yield Clip(part, f"{self.root}/{name}", split, start, length)
         if not found:
-            raise empty(self.root, self.looked_for, COMMAND)
+            raise empty(self.root, self.looked_for, self._conversion() or COMMAND)
+
+    def _conversion(self) -> str:
+        """How to convert the files of the folder, where all of them are of formats that are not read."""
+        suffixes = Counter(Path(left.path).suffix.lower() for left in self.set_aside)
+        there = {suffix: count for suffix, count in suffixes.most_common() if suffix in self.unsupported}
+        if not there:
+            return ""
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in there.items())
+        return f"it holds {counts}, which are not read: convert them: ffmpeg -i IN{next(iter(there))} OUT.flac"
 
     def _recordings(self) -> Iterator[tuple[str, float | None]]:
         """Name below the root and duration in seconds; None where it does not matter or no header says it."""
-        files = walk(self.root, self.endings, self.set_aside)
+        files = walk(self.root, self.endings, self.set_aside, self.unsupported)
         if self.data["segment_seconds"] is None:
             return ((name, None) for name, _ in files)
         listing = listing_file(Path(self.data["listings"]), self.root, "durations")
@@ -61,51 +76,23 @@ class Folder:
         return ((name, duration) for name, _, duration in rows)
 
 
-def walk(root: Path, endings: tuple[str, ...], set_aside: list[SetAside]) -> Iterator[tuple[str, str]]:
-    """(name below the root, size and time of change) of every file with such an ending, sorted part by part.
+def walk(
+    root: Path, endings: tuple[str, ...], set_aside: list[SetAside], unsupported: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str]]:
+    """(name below the root, size and time of change) of every file with such an ending: see `sound_files.walk`.
 
-    Hidden files and folders are passed over. A link is followed unless its target is listed anyway: so loops end, and
-    no recording comes twice (or in two splits).
+    set_aside: gets what cannot be listed, and the files with an ending in `unsupported`.
     """
-    home = root.resolve()
-    linked: set[tuple[int, int]] = set()
 
-    def is_listed_elsewhere(entry: os.DirEntry[str]) -> bool:
-        target = Path(entry.path).resolve()
-        if target.is_relative_to(home) and not any(part.startswith(".") for part in target.relative_to(home).parts):
-            return entry.is_dir() or target.name.lower().endswith(endings)
-        seen = entry.stat()
-        if (seen.st_dev, seen.st_ino) in linked:
-            return True
-        linked.add((seen.st_dev, seen.st_ino))
-        return False
+    def skip(path: str, reason: str) -> None:
+        set_aside.append(SetAside(shown(path), "", reason))
 
-    def entries(folder: str, prefix: str) -> Iterator[tuple[str, str]]:
-        try:
-            inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            set_aside.append(SetAside(shown(folder), "", f"a folder that {UNREADABLE}: {error.strerror}"))
-            return
-        for entry in inside:
-            sounds = entry.name.lower().endswith(endings)
-            if entry.name.startswith("."):
-                continue
-            try:
-                if not entry.is_dir() and not sounds:
-                    continue
-                if not entry.is_dir() and not entry.is_file():
-                    set_aside.append(SetAside(shown(entry.path), "", "neither a file nor a link to one"))
-                elif entry.is_symlink() and is_listed_elsewhere(entry):
-                    set_aside.append(SetAside(shown(entry.path), "", "a link to what is listed already"))
-                elif entry.is_dir():
-                    yield from entries(entry.path, f"{prefix}{entry.name}/")
-                else:
-                    seen = entry.stat()
-                    yield f"{prefix}{entry.name}", f"{seen.st_size}-{seen.st_mtime_ns}"
-            except (OSError, RuntimeError) as error:  # Path.resolve raises RuntimeError for a link to itself
-                set_aside.append(SetAside(shown(entry.path), "", f"cannot be looked at: {error}"))
-
-    yield from entries(os.fspath(root), "")
+    for name, status in sound_files.walk(root, endings + unsupported, skip):
+        if name.lower().endswith(endings):
+            yield name, f"{status.st_size}-{status.st_mtime_ns}"
+        else:
+            suffix = Path(name).suffix.lower()
+            skip(f"{root}/{name}", sound_files.unsupported(suffix, suffix))
 
 
 def seconds(path: str) -> float | None:

@@ -70,9 +70,11 @@ def find(given: Any) -> dict[str, Path]:
 
 
 def _matching(pattern: str) -> list[str]:
+    """Files and folders that fit a pattern; hidden ones, such as the `._` files of a Mac, only where it says so."""
     parts = Path(pattern).parts
     first = next(i for i, part in enumerate(parts) if set("*?[") & set(part))
-    return sorted(map(str, Path(*parts[:first]).glob(str(Path(*parts[first:])))))
+    found = Path(*parts[:first]).glob(str(Path(*parts[first:])))
+    return sorted(str(path) for path in found if parts[-1].startswith(".") or not path.name.startswith("."))
 
 
 def embed(embedder: Embedder, wavs: Sequence[np.ndarray]) -> Tensor:

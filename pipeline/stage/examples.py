@@ -14,6 +14,7 @@ from pipeline.listen import prompts, run_folder
 from pipeline.listen.evaluation import check_cache, draw_clips, most_frames
 from pipeline.listen.instrument import Instrument
 from pipeline.sound import audio
+from pipeline.sound_files import UNSUPPORTED, unsupported
 
 log = logging.getLogger("pipeline")
 
@@ -33,6 +34,9 @@ def examples(given: Any, split: str, count: int, run: str, instrument: Instrumen
             return {}
     found = {}
     for name, path in prompts.find(given).items():
+        if path.name.lower().endswith(UNSUPPORTED):
+            log.warning("examples=%s: %s: %s", given, path, unsupported(path.suffix, path.suffix))
+            continue
         found[name] = folder / f"{name}{path.suffix}"
         shutil.copyfile(path, found[name])
     return found

@@ -52,6 +52,29 @@ def test_every_sound_below_the_folder_is_listed_in_one_order(root: Path) -> None
     assert corpus.set_aside == []
 
 
+def test_sound_of_formats_that_are_not_read_is_named(root: Path) -> None:
+    """With the command that converts it; pictures, texts and a Mac's `._` files are passed over."""
+    for name in ("x.m4a", "b/Y.WMA", "z.webm", "._a.wav", "b/._one.flac", "notes.txt", "cover.jpg"):
+        (root / name).write_bytes(b"\0\5\x16\7")
+    corpus = open_corpus(data("folder", root))
+    assert len(list(corpus.clips())) == 5
+    reasons = {os.path.relpath(left.path, root): left.reason for left in corpus.set_aside}
+    assert reasons.keys() == {"x.m4a", "b/Y.WMA", "z.webm"}
+    assert reasons["x.m4a"] == ("unsupported format: .m4a is not read; convert it: ffmpeg -i IN.m4a OUT.flac")
+    chosen = open_corpus(data("folder", root, "data.extensions=[WAV,.flac]"))
+    assert [os.path.relpath(clip.path, root) for clip in chosen.clips()] == ["a.wav", "b/one.flac", "b.wav"]
+    assert chosen.set_aside == []
+
+
+def test_a_folder_of_such_files_only_says_how_to_convert_them(tmp_path: Path) -> None:
+    for name in ("a.m4a", "b.m4a", "c.ape"):
+        (tmp_path / name).write_bytes(b"sound")
+    with pytest.raises(
+        InputError, match=r"it holds 2 \.m4a, 1 \.ape, which are not read: .*ffmpeg -i IN\.m4a OUT\.flac"
+    ):
+        list(open_corpus(data("folder", tmp_path)).clips())
+
+
 @pytest.mark.parametrize(
     "name", ["two words.wav", "Größe Ω.wav", "line\nbreak.wav", "v1.2.final.wav", "x" * 200 + ".wav"]
 )

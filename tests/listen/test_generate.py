@@ -327,6 +327,19 @@ def test_prompts_of_every_kind(
         generate(f"run={stage.run()}", "mode=interpolate", f"prompt={prompts}", f"out={tmp_path / 'o.wav'}")
 
 
+def test_a_prompt_folder_lists_what_a_corpus_does(stage: Stage, tmp_path: Path) -> None:
+    """The same suffixes, without hidden files; a glob passes these over, too."""
+    from pipeline.listen.prompts import find
+
+    prompts = tmp_path / "prompts"
+    (prompts / ".trash").mkdir(parents=True)
+    for name in ("a.wav", "b.W64", "c.caf", "d.m4a", "._a.wav", ".trash/e.wav", "notes.txt"):
+        (prompts / name).write_bytes(b"")
+    assert [path.name for path in find(str(prompts)).values()] == ["a.wav", "b.W64", "c.caf", "d.m4a"]
+    assert [path.name for path in find(f"{prompts}/*.wav").values()] == ["a.wav"]
+    assert [path.name for path in find(f"{prompts}/._*").values()] == ["._a.wav"]
+
+
 def test_numbered_outputs_keep_their_numbers(stage: Stage, tmp_path: Path) -> None:
     """A prompt that is skipped leaves a gap: its sound has this number once the prompt is mended."""
     bad = tmp_path / "bad.wav"
