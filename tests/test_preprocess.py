@@ -173,6 +173,23 @@ def test_what_can_be_read_is_and_what_cannot_is_set_aside_by_name(
     assert f"skipped: {len(bad)} inputs" in told and "silent, and kept: 1 clips" in told
 
 
+@pytest.mark.parametrize("value", [1e29, 3e38])
+def test_a_clip_that_no_embedder_can_take_spoils_no_other(tmp_path: Path, value: float) -> None:
+    """In its batch, of whose clips each is its own."""
+    root = tones(tmp_path / "in", 6)
+    make_tones(root, tmp_path / "usual")
+    loud = np.zeros(9_600, np.float32)
+    loud[500] = value
+    soundfile.write(root / "tone002.wav", loud, 24_000, subtype="FLOAT")
+    make_tones(root, tmp_path / "out")
+    found, usual = samples(tmp_path / "out"), samples(tmp_path / "usual")
+    others = [key for key in usual if not key.startswith("tone002")]
+    assert len(others) == 5 and all(found[key].info == usual[key].info for key in others)
+    for key in others:
+        assert np.array_equal(found[key].codes, usual[key].codes)
+        assert np.array_equal(found[key].prompt, usual[key].prompt)
+
+
 def test_a_cache_without_any_clip_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1, one line, no "next" command; in this run and the next."""
     root = tones(tmp_path / "in", 3)

@@ -137,7 +137,7 @@ class Manifest:
 
     def check_codec(self, codec: Mapping[str, Any], codebooks: int) -> None:
         """Raises InputError, naming what differs, unless a model of this codec and K <= ours can read these shards."""
-        wanted = {name: value for name, value in codec.items() if name not in ("codebooks", "dtype")}
+        wanted = {name: value for name, value in codec.items() if name not in ("codebooks", "dtype", "version")}
         self._refuse("codec", wanted)
         if codebooks > self.codebooks:
             raise InputError(

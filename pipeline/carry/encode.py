@@ -96,7 +96,7 @@ class Encoder:
                 yield count, group[start : start + most]
 
     def _batch(self, wavs: list[np.ndarray], frames: int, embed_only: bool) -> Callable[[], Iterator[Numbers | str]]:
-        """Clips of as many frames each, silence after them up to the last frame's end."""
+        """Clips of as many frames each; none has a part in another's numbers, whatever it holds."""
         import torch
 
         on_gpu = self.codec.device.type == "cuda"
@@ -104,8 +104,9 @@ class Encoder:
         for row, wav in zip(batch.numpy(), wavs, strict=True):
             row[: len(wav)] = wav
         batch = batch.to(self.codec.device, non_blocking=True)
-        codes = None if embed_only else self.codec.encode(batch[:, None])  # [B, K, T]
-        prompts = self.embedder.embed(batch, torch.tensor([len(wav) for wav in wavs]))  # [B, D]
+        lengths = torch.tensor([len(wav) for wav in wavs])
+        codes = None if embed_only else self.codec.encode(batch[:, None], lengths)  # [B, K, T]
+        prompts = self.embedder.embed(batch, lengths)  # [B, D]
 
         def finish() -> Iterator[Numbers | str]:
             vectors = prompts.cpu().numpy().astype(np.float16)

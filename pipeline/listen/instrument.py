@@ -139,7 +139,7 @@ def _embedder(model: CodecGPT, folder: Path, source: str | None, device: torch.d
 
 
 def _check(part: str, told: dict[str, Any], found: dict[str, Any], folder: Path, way_out: str) -> None:
-    differ = [key for key in told if key in found and told[key] != found[key] and key != "codebooks"]
+    differ = [key for key in told if key in found and told[key] != found[key] and key not in ("codebooks", "version")]
     if differ:
         what = ", ".join(f"{part}.{key} {told[key]!r} and not {found[key]!r}" for key in differ)
         raise InputError(f"{folder} was trained with {what}, which is at hand: {way_out}")

@@ -17,7 +17,7 @@ from pipeline import kinds
 from pipeline.errors import InputError
 from pipeline.listen import blend, outs
 from pipeline.listen.instrument import Instrument
-from pipeline.listen.prompts import Source, embed, find, read_source
+from pipeline.listen.prompts import Source, find, read_source, vector_of
 from pipeline.lm.choice import Sampling
 from pipeline.sound.audio import AudioError
 
@@ -255,10 +255,9 @@ def read_all(
     for name, path in paths.items():
         try:
             source = read_source(path, seconds, instrument.codec.sample_rate)
+            found.append((name, source, vector_of(instrument.embedder, source)))
         except AudioError as error:
             refused.append(str(error))
-            continue
-        found.append((name, source, embed(instrument.embedder, [source.wav])[0]))
     if refused and (skipped is None or not found):
         raise InputError("prompts that cannot be read: " + "; ".join(refused))
     if skipped is not None:

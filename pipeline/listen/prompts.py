@@ -46,6 +46,16 @@ def read_source(path: str | Path, seconds: float, rate: int) -> Source:
     return Source(path, sha256_of(path), wav)
 
 
+def vector_of(embedder: Embedder, source: Source) -> Tensor:
+    """The prompt vector [P] of a sound. Raises AudioError where it has values that are not finite."""
+    vector = embed(embedder, [source.wav])[0]
+    if not bool(vector.isfinite().all()):
+        peak = float(np.abs(source.wav).max())
+        reason = f"not finite: its embedding has NaN or infinite values (its peak is {peak:.3g}, full scale is 1)"
+        raise audio.AudioError(str(source.path), f"{reason}; scale the sound to full scale")
+    return vector
+
+
 def sha256_of(path: Path) -> str:
     """Of a file's bytes."""
     digest = hashlib.sha256()

@@ -188,7 +188,7 @@ class CodecGPT(nn.Module):
         smoothing = self.label_smoothing if self.training else 0.0
         nats = F.cross_entropy(logits.flatten(0, 1), wanted, reduction="none", label_smoothing=smoothing)
         real = (torch.arange(T, device=tokens.device) < lengths[:, None]).flatten()  # [B*T]
-        return (nats.view(K, B * T) * real).sum(1), real.sum()
+        return nats.view(K, B * T).masked_fill(~real, 0).sum(1), real.sum()
 
     def compile_parts(self) -> None:
         """Compile what training spends its time in: each layer, and head and loss, whose logits are then made once."""

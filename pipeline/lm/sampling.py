@@ -247,6 +247,10 @@ class Take:
 
     def _check(self) -> None:
         plan, positions = self.plan, self.player.config.positions
+        for _, prompts in plan.prompts:
+            odd = (~prompts.isfinite().all(1)).nonzero().flatten().tolist()
+            if odd:
+                raise InputError(f"prompts {odd} have values that are not finite: embed other sounds")
         steps = self.pattern.length(self.window)
         if plan.frames < 1 or not 0 < steps <= positions:
             raise InputError(

@@ -30,13 +30,14 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.sound.precision import full_precision
-from pipeline.sound.seanet import REFLECTED, Seanet
+from pipeline.sound.seanet import Seanet
 from pipeline.sound.spectral import Analysis, Synthesis
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 META_FILE = "encodec_24khz-d7cc33bc.th"  # named by the first digits of its sha256
 EMBEDDED_FILE = "encodec_embedded.safetensors"
 NAMES = ("encodec_24khz", "encodec_embedded")
+VERSION = 2  # of the codes of a sound: a cache of another is not resumed. 1: silence filled the last frame
 
 
 class Decoder(Protocol):
@@ -55,7 +56,8 @@ class Decoder(Protocol):
 class Codec:
     """Sound to codes and back, in fp32 whatever the caller's autocast and TF32 settings.
 
-    model: its encoder gives [B, D, T], its decoder is a `Decoder`. weights: sha256 of the weights' file.
+    model: its encoder takes [B, 1, S] and the rows' lengths and gives [B, D, T]; its decoder is a `Decoder`.
+    weights: sha256 of the weights' file.
     """
 
     hop = 320
@@ -92,6 +94,7 @@ class Codec:
             "codebooks": self.codebooks,
             "codebook_size": self.codebook_size,
             "dtype": "float32",
+            "version": VERSION,
         }
 
     @property
@@ -104,35 +107,28 @@ class Codec:
         return 64 if self.device.type == "cuda" else 8
 
     def frames(self, samples: int) -> int:
-        """Frames that a sound of so many samples takes: the last may be partly silence."""
+        """Frames that a sound of so many samples takes: the last may reach past its end."""
         return math.ceil(samples / self.hop)
 
     @torch.inference_mode()
     def encode(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Each row from a cold state: wav [B, 1, S] -> codes int64 [B, K, ceil(S / 320)].
 
-        lengths: [B] samples that are sound in each row (None: all of them). What follows them counts as silence
-        and changes nothing: row b's first ceil(lengths[b] / 320) frames are those of the row encoded alone.
+        lengths: [B] samples that are sound in each row (None: all of them). What follows them changes nothing: row b's
+        first ceil(lengths[b] / 320) frames are those of the row encoded alone; the others are no sound's.
         """
         batch, channels, samples = wav.shape
-        assert channels == 1 and samples > 0, wav.shape
-        frames = self.frames(samples)
-        wav = F.pad(wav.to(self.device, torch.float32), (0, frames * self.hop - samples))
-        if lengths is None:
-            return self._encode(wav)
-        lengths = lengths.to(self.device)
-        assert lengths.shape == (batch,) and lengths.min() > 0 and lengths.max() <= samples, lengths
-        wav = wav * (torch.arange(wav.shape[-1], device=self.device) < lengths[:, None, None])
-        codes = self._encode(wav)
-        for b, own in enumerate(self.frames(n) for n in lengths.tolist()):
-            if own < min(REFLECTED, frames):  # SEANet reflects its start: here from frames that the row has not
-                codes[b, :, :own] = self._encode(wav[b : b + 1, :, : own * self.hop])[0]
-        return codes
-
-    def _encode(self, wav: Tensor) -> Tensor:
+        own = [samples] * batch if lengths is None else lengths.tolist()
+        assert channels == 1 and len(own) == batch and min(own) > 0 and max(own) <= samples, (wav.shape, own)
+        wav = wav.to(self.device, torch.float32)
+        if min(own) < samples:
+            ends = torch.tensor(own)[:, None, None].to(self.device)
+            wav = wav.where(torch.arange(samples, device=self.device) < ends, 0)  # a product would keep a NaN
         with full_precision(self.device):
-            ((codes, _),) = self.model.encode(wav)
-        assert codes.shape == (len(wav), self.codebooks, wav.shape[-1] // self.hop), codes.shape
+            latents = self.model.encoder(wav, own)  # [B, D, T]
+            codes = self.model.quantizer.encode(latents, self.model.frame_rate, self.model.bandwidth).transpose(0, 1)
+        codes = F.pad(codes, (0, self.frames(samples) - codes.shape[-1]))
+        assert codes.shape == (batch, self.codebooks, self.frames(samples)), codes.shape
         return codes
 
     @torch.inference_mode()

@@ -82,17 +82,15 @@ class MaeEmbedder:
         wav = wav.to(self.device, torch.float32)
         parts = [(b, *part) for b, length in enumerate(own) for part in self._chunks(wav[b, :length])]
         parts.sort(key=lambda part: len(part[1]), reverse=True)  # those of a length together
-        total, count = wav.new_zeros(batch, self.dim), wav.new_zeros(batch, 1)
+        sums, counts = [], []
         with full_precision(self.device):
             for i in range(0, len(parts), self.best_batch):
-                rows, chunks, attend = zip(*parts[i : i + self.best_batch], strict=True)
+                _, chunks, attend = zip(*parts[i : i + self.best_batch], strict=True)
                 features, frames = self.model(chunks, attend)  # [n, T, D], [n]
-                true = torch.arange(features.shape[1], device=self.device) < frames[:, None]
-                sums = (features * true[..., None]).sum(1)
-                of = F.one_hot(torch.tensor(rows, device=self.device), batch).T.to(sums.dtype)  # [B, n]
-                total += of @ sums
-                count += of @ frames[:, None].to(sums.dtype)
-        return total / count
+                padded = torch.arange(features.shape[1], device=self.device) >= frames[:, None]
+                sums.append(features.masked_fill(padded[..., None], 0).sum(1))
+                counts.append(frames)
+        return _means(torch.cat(sums), torch.cat(counts), [b for b, *_ in parts], batch)
 
     @torch.inference_mode()
     def features(self, wav: Tensor) -> Tensor:
@@ -107,6 +105,24 @@ class MaeEmbedder:
         wav = F.pad(wav, (0, max(0, arch.shortest_tail + 1 - len(wav))))
         chunks = [chunk for chunk in wav.split(CHUNK) if len(chunk) > arch.shortest_tail]
         return [(chunk, (min(len(wav), CHUNK) if arch.masks_by_clip else len(chunk)) // HOP) for chunk in chunks]
+
+
+def _means(sums: Tensor, counts: Tensor, clips: list[int], batch: int) -> Tensor:
+    """Chunks' sums [N, D] over counts [N] frames -> the mean of each clip [B, D]. clips: the clip of each chunk.
+
+    A clip's chunks are gathered and added one after another, so that no other clip has any part in its mean, whatever
+    it holds: a product with zeros would keep its NaN.
+    """
+    chunks: list[list[int]] = [[] for _ in range(batch)]
+    for i, b in enumerate(clips):
+        chunks[b].append(i)
+    sums, counts = F.pad(sums, (0, 0, 0, 1)), F.pad(counts, (0, 1))  # chunk N is none
+    total, count = sums.new_zeros(batch, sums.shape[1]), counts.new_zeros(batch)
+    for turn in range(max(map(len, chunks))):
+        at = torch.tensor([own[turn] if turn < len(own) else len(clips) for own in chunks]).to(sums.device)
+        total += sums[at]
+        count += counts[at]
+    return total / count[:, None]
 
 
 class PackageEmbedder:

@@ -7,12 +7,16 @@ Against the `encodec` package's modules, whose weights it takes:
   gives the same as the whole, and on a CPU the layers run row by row in chunks that stay in its cache;
 - the LSTM, whose weights are read anew at each step, runs on all rows at once.
 
+A sound that does not fill its last frame is reflected at its own end before each strided layer, as in the package and
+in transformers, also where it shares a batch with longer ones.
+
 Letters: B clips, T time steps at the layer's rate, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,7 +140,10 @@ class Stream:
 
 
 class Seanet(nn.Module):
-    """A SEANet encoder or decoder: [B, C, T] -> [B, C', T'], whole or, for a decoder, in chunks."""
+    """A SEANet encoder or decoder: [B, C, T] -> [B, C', T'], whole or, for a decoder, in chunks.
+
+    hop: steps that enter an encoder for each that leaves it; 1 of a decoder.
+    """
 
     def __init__(self, package: theirs.SEANetEncoder | theirs.SEANetDecoder) -> None:
         super().__init__()
@@ -144,14 +151,40 @@ class Seanet(nn.Module):
         at = next(i for i, layer in enumerate(layers) if isinstance(layer, Lstm))
         self.lstm: Lstm = layers[at]
         self.before, self.after = nn.ModuleList(layers[:at]), nn.ModuleList(layers[at + 1 :])
-        hop = int(package.hop_length) if isinstance(package, theirs.SEANetEncoder) else 1
-        self.chunks = CHUNK * hop, CHUNK  # in steps of what enters `before` and `after`
+        self.hop = int(package.hop_length) if isinstance(package, theirs.SEANetEncoder) else 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, T], from its beginning to its end."""
-        x = _whole(self.before, x.transpose(1, 2), self.chunks[0])
-        x = _whole(self.after, self.lstm(x, {}), self.chunks[1])
-        return x.transpose(1, 2)
+    def forward(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """x: [B, C, T], from its beginning to its end.
+
+        lengths: steps of each row that belong to it (None: all). Its first ceil(lengths[b] / hop) outputs are those of
+        the row alone; what the others are depends on what follows it, which must be finite.
+        """
+        x = x.transpose(1, 2)
+        own = [x.shape[1]] * len(x) if lengths is None else list(lengths)
+        x = x[:, : max(own)]
+        return (self._together(x, own) if x.is_cuda else self._row_by_row(x, own)).transpose(1, 2)
+
+    def _row_by_row(self, x: Tensor, own: list[int]) -> Tensor:
+        x = _by_row(self.before, x, own, CHUNK * self.hop)
+        return _by_row(self.after, self.lstm(x, {}), [self._outputs(n) for n in own], CHUNK)
+
+    def _together(self, x: Tensor, own: list[int]) -> Tensor:
+        layers = [*self.before, self.lstm, *self.after]
+        if len(set(own)) == 1:
+            return _run(layers, x, {})
+        y, state, ends = F.pad(x, (0, 0, 0, -x.shape[1] % self.hop)), State(), own
+        for layer in layers:
+            if isinstance(layer, Conv) and layer.stride > 1:
+                _reflect_ends(y, ends, layer.stride)
+                ends = [math.ceil(end / layer.stride) for end in ends]
+            y = layer(y, state)
+        for b, n in enumerate(own):
+            if self._outputs(n) < REFLECTED:  # its start was reflected from steps that are not its own
+                y[b : b + 1, : self._outputs(n)] = _run(layers, x[b : b + 1, :n], {})
+        return y
+
+    def _outputs(self, steps: int) -> int:
+        return math.ceil(steps / self.hop)
 
     def start(self, batch: int) -> Stream:
         """The beginning of `batch` sounds."""
@@ -176,14 +209,25 @@ class Seanet(nn.Module):
         return _run([*self.before, self.lstm, *self.after], x.transpose(1, 2), state).transpose(1, 2)
 
 
-def _whole(layers: Iterable[nn.Module], x: Tensor, chunk: int) -> Tensor:
-    if x.is_cuda:
-        return _run(layers, x, {})
+def _by_row(layers: Iterable[nn.Module], x: Tensor, own: list[int], chunk: int) -> Tensor:
+    """The first own[b] steps of each row b of x [B, T, C], in chunks; zeros follow the shorter rows' outputs."""
     rows = []
-    for row in x.split(1):
+    for row, n in zip(x.split(1), own, strict=True):
         state: State = {}
-        rows.append(torch.cat([_run(layers, piece, state) for piece in row.split(chunk, dim=1)], dim=1))
-    return torch.cat(rows)
+        rows.append(torch.cat([_run(layers, piece, state) for piece in row[:, :n].split(chunk, dim=1)], dim=1))
+    longest = max(row.shape[1] for row in rows)
+    return torch.cat([F.pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows])
+
+
+def _reflect_ends(x: Tensor, ends: list[int], stride: int) -> None:
+    """Fill up each row b of x [B, T, C] from step ends[b] to a multiple of the stride with what is before, reflected.
+
+    As in the package, but for rows of fewer steps than are reflected: their values are of no use.
+    """
+    fill = [(b, end + i, end - 2 - i) for b, end in enumerate(ends) if end > stride for i in range(-end % stride)]
+    if fill:
+        rows, to, source = torch.tensor(fill).T.to(x.device)
+        x[rows, to] = x[rows, source]
 
 
 def _run(layers: Iterable[nn.Module], x: Tensor, state: State) -> Tensor:

@@ -1,8 +1,8 @@
 """The embedded codec's two ends: log-magnitude bands at 75 Hz in, single-pass phases out.
 
 Analysis: frames of 2,048 samples under a Hann window, hop 320 at 24 kHz, frame t centred on sample 320 t + 160, so
-that T = S / 320. Magnitudes are pooled to 359 bands (every bin up to 1.3 kHz, then 0.9 % apart): natural log, less
-the mean of the corpus that the codebooks were fitted on.
+that T = ceil(S / 320); silence surrounds the sound. Magnitudes are pooled to 359 bands (every bin up to 1.3 kHz, then
+0.9 % apart): natural log, less the mean of the corpus that the codebooks were fitted on.
 
 Synthesis: bands back to bins by interpolation; each spectral peak's phase goes on from the frame before by its
 interpolated frequency and the bins of its lobe share it (Beauregard, Harish & Wyse, "Single Pass Spectrogram
@@ -18,6 +18,7 @@ Letters: B clips, S samples, T frames, D bands, N bins (1,025).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +65,7 @@ def unpooling() -> tuple[Tensor, Tensor]:
 
 
 class Analysis(nn.Module):
-    """The encoder: wav [B, 1, S] -> bands [B, D, S / 320]. mean: [D]."""
+    """The encoder: wav [B, 1, S] -> bands [B, D, ceil(S / 320)]. mean: [D]."""
 
     ratios = (HOP,)  # read by EncodecModel: its product is the hop
     mean: Tensor
@@ -79,10 +80,9 @@ class Analysis(nn.Module):
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         assert self.pool.shape == (BINS, self.dimension)
 
-    def forward(self, wav: Tensor) -> Tensor:
-        """wav: [B, 1, S], S a multiple of 320."""
-        assert wav.shape[-1] % HOP == 0
-        frames = F.pad(wav.squeeze(1), (LEAD, LEAD)).unfold(1, WINDOW, HOP)  # [B, T, 2048]
+    def forward(self, wav: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """wav: [B, 1, S]. lengths: of no use, for zeros follow a row's own samples whatever else is in its batch."""
+        frames = F.pad(wav.squeeze(1), (LEAD, LEAD + -wav.shape[-1] % HOP)).unfold(1, WINDOW, HOP)  # [B, T, 2048]
         magnitudes = torch.fft.rfft(frames * self.window).abs()  # [B, T, N]
         return (magnitudes @ self.pool).add_(FLOOR).log_().sub_(self.mean).transpose(1, 2)
 

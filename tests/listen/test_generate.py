@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import compose
 from pipeline.errors import InputError
 from pipeline.listen.blend import join
+from pipeline.listen.prompts import Source, vector_of
 from pipeline.lm.patterns import NAMES
+from pipeline.sound.embedder import load_embedder
 from tests.build_caches import command, start
 from tests.listen.conftest import FRAMES, Stage, task
 
@@ -387,6 +389,14 @@ def test_weights_that_diverged_are_told_in_one_line(stage: Stage, tmp_path: Path
     save_file(state, run / "export" / "model.safetensors")
     with pytest.raises(InputError, match="logits are not finite"):
         generate(f"run={run}", f"out={tmp_path / 'o.wav'}")
+
+
+def test_a_prompt_whose_embedding_is_not_finite_is_named() -> None:
+    """One sample of 1e29 is a number, but no spectrum of it is."""
+    wav = np.zeros(24_000, np.float32)
+    wav[500] = 1e29
+    with pytest.raises(InputError, match=r"loud\.wav: not finite.*its peak is 1e\+29"):
+        vector_of(load_embedder("encodecmae_tiny"), Source(Path("loud.wav"), "", wav))
 
 
 def test_a_piece_longer_than_the_clips_of_training_needs_a_window_where_their_length_is_not_known(

@@ -50,6 +50,23 @@ def test_padding_is_not_music(name: str, lengths: list[int], end_of_audio: bool)
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_clip_has_a_part_in_another_s_numbers(name: str) -> None:
+    """Bit for bit, even where another's are not finite; nor has a padded frame in the loss."""
+    model, prompt = tiny(pattern=name).eval(), torch.randn(3, 12)
+    laid = model.pattern.apply(codes(3, 9) + 1)
+    expected = model.logits(laid, prompt)
+    odd = prompt.clone()
+    odd[1] = math.nan
+    assert torch.equal(model.logits(laid, odd)[::2], expected[::2])
+    tokens, lengths = codes(1, 9) + 1, torch.tensor([5])
+    hidden = torch.randn(1, model.pattern.length(9), 32)
+    real = model.pattern.pick(torch.arange(hidden.shape[1])[None, :, None], 9, lengths)[:, :, :5].flatten()
+    padded = hidden.clone()
+    padded[:, [s for s in range(hidden.shape[1]) if s not in real]] = math.nan
+    assert torch.equal(model.nats(padded, tokens, lengths)[0], model.nats(hidden, tokens, lengths)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_loss_is_that_of_the_logits_at_active_cells(name: str) -> None:
     model = tiny(pattern=name).eval()
     x, prompt = codes(2, 9), torch.randn(2, 12)

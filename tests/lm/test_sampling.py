@@ -149,6 +149,13 @@ def test_a_row_gives_the_same_codes_in_a_batch_as_alone(name: str, seeds: list[i
         assert torch.equal(together[i], alone[0])
 
 
+def test_a_prompt_that_is_not_finite_is_named_and_the_weights_are_not() -> None:
+    prompts = torch.zeros(3, 12)
+    prompts[1, 4] = math.nan
+    with pytest.raises(InputError, match=r"^prompts \[1\] have values that are not finite"):
+        generate(Player(tiny().eval()), prompts, 5, Sampling(), [0, 1, 2])
+
+
 def test_a_clip_longer_than_the_position_table_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(InputError, match=r"200 frames are 203 steps under pattern=delay.*1\.\.128"):
         generate(Player(tiny().eval()), None, 200, Sampling(), [0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import urllib.error
 from functools import cache
 from pathlib import Path
@@ -59,17 +60,81 @@ def codec(request: pytest.FixtureRequest) -> Codec:
 
 @pytest.mark.parametrize("samples", [320, 6 * 320, 8 * 320 - 1, 35_001])
 def test_the_codes_are_those_of_the_package(seanet: Codec, samples: int) -> None:
-    """Float ties aside; a length that is no multiple of 320 is padded with silence first."""
+    """Float ties aside."""
     package = untrained_encodec()
     package.set_target_bandwidth(6.0)
     wav = sounds(2, samples)
-    padded = torch.nn.functional.pad(wav, (0, -samples % 320))
     with torch.inference_mode():
-        ((expected, _),) = package.encode(padded)
+        ((expected, _),) = package.encode(wav)
         assert len(expected.unique()) > min(100, samples // 320)  # else there is nothing to compare
         assert share_equal(seanet.encode(wav), expected) > 0.998
         sound = package.decode([(expected, None)])
     torch.testing.assert_close(seanet.decode(expected), sound, atol=1e-5, rtol=1e-4)
+
+
+SHORT = range(1, 7 * 320, 37)  # up to the frames that a start is reflected from
+EVERY_RESIDUE = range(7 * 320, 8 * 320)  # all remainders by the strides 2, 4, 5 and 8
+
+
+@pytest.mark.parametrize(("codebooks", "step"), [(8, 7), pytest.param(32, 1, marks=pytest.mark.slow)])
+def test_a_partial_last_frame_has_the_codes_of_the_package(codebooks: int, step: int) -> None:
+    """Of each clip of a batch by its own length: it is reflected at its end, as the package and transformers do."""
+    package, codec = untrained_encodec(), untrained_codec(codebooks)
+    package.set_target_bandwidth(0.75 * codebooks)
+    lengths = [*SHORT[::step], *EVERY_RESIDUE[::step]]
+    wav = sounds(len(lengths), max(lengths)) + 0.1 * torch.randn(len(lengths), 1, max(lengths))
+    found = codec.encode(wav, torch.tensor(lengths))
+    odd = total = 0
+    with torch.inference_mode():
+        for row, own, codes in zip(wav, lengths, found, strict=True):
+            ((expected, _),) = package.encode(row[None, :, :own])
+            assert expected.shape == (1, codebooks, -(-own // 320))
+            odd += int((codes[:, : expected.shape[2]] != expected[0]).sum())
+            total += expected.numel()
+    assert odd <= 1e-3 * total
+
+
+def test_rows_encoded_together_as_on_a_gpu_are_those_of_the_package() -> None:
+    """The layers see the whole batch at once there."""
+    package, encoder = untrained_encodec().encoder, codec_named("untrained").model.encoder
+    lengths = [1, 37, 321, 6 * 320 + 1, 7 * 320, 2311, 2402, 2555, 2559, 2560]
+    wav = sounds(len(lengths), 2560)
+    with torch.inference_mode():
+        silent = wav.where(torch.arange(2560) < torch.tensor(lengths)[:, None, None], 0)
+        found = encoder._together(silent.transpose(1, 2), lengths).transpose(1, 2)  # type: ignore[operator]
+        for row, own, latents in zip(wav, lengths, found, strict=True):
+            expected = package(row[None, :, :own])[0]
+            torch.testing.assert_close(latents[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-4)
+
+
+ODD = {
+    "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "1e29": 1e29, "1e38": 3e38, "denormal": 1e-42, "zero": 0.0,
+}  # fmt: skip
+
+
+@settings(max_examples=15)
+@given(
+    neighbours=st.lists(st.tuples(st.sampled_from(sorted(ODD)), st.integers(1, 1500)), min_size=1, max_size=4),
+    own=st.integers(1, 2000),
+    row=st.integers(0, 4),
+    name=st.sampled_from(["untrained", "encodec_embedded"]),
+)
+def test_a_clip_s_codes_do_not_depend_on_its_neighbours(
+    neighbours: list[tuple[str, int]], own: int, row: int, name: str
+) -> None:
+    """Bit for bit, whatever samples these hold, within their length and after it."""
+    lengths = [length for _, length in neighbours]
+    row = min(row, len(lengths))
+    lengths.insert(row, own)
+    usual = sounds(len(lengths), 2000)
+    odd = usual.clone()
+    for other, (kind, length) in zip([b for b in range(len(lengths)) if b != row], neighbours, strict=True):
+        odd[other, 0, length // 2 :] = ODD[kind]
+    odd[row, 0, own:] = math.nan
+    codec = codec_named(name)
+    expected = codec.encode(usual, torch.tensor(lengths))[row, :, : codec.frames(own)]
+    found = codec.encode(odd, torch.tensor(lengths))[row, :, : codec.frames(own)]
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("codebooks", [1, 3, 32])
@@ -180,6 +245,7 @@ def test_the_identity_names_all_that_gives_codes_their_meaning(embedded: Codec) 
         "codebooks": 8,
         "codebook_size": 1024,
         "dtype": "float32",
+        "version": 2,
     }
     assert (embedded.hop, embedded.bandwidth) == (320, 750)
 

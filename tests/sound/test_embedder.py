@@ -19,12 +19,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.sound.codec import untrained_encodec
-from pipeline.sound.embedder import TINY, load_embedder
+from pipeline.sound.embedder import TINY, MaeEmbedder, load_embedder
 from pipeline.sound.mae import KaldiMel, Mel
+from pipeline.sound.released import from_state
 from tests.build_caches import ROOT
 
 RATE = 24_000
@@ -180,6 +183,38 @@ def test_a_padded_batch_equals_single_clips(tmp_path: Path, version: int, mel: b
     for row, length, found in zip(wav, lengths.tolist(), batch, strict=True):
         torch.testing.assert_close(found, embedder.embed(row[None, :length])[0], atol=1e-5, rtol=1e-4)
     assert (batch[0] - batch[1]).abs().max() > 1e-2
+
+
+@cache
+def embedder_of(version: int, mel: bool) -> MaeEmbedder:
+    return MaeEmbedder("test", from_state(released_state(version, mel), GIN), "random", "cpu")
+
+
+@settings(max_examples=3)
+@given(
+    neighbours=st.lists(
+        st.tuples(st.sampled_from([math.nan, math.inf, 1e29, 3e38, 1e-42, 0.0]), st.sampled_from([900, 4800, 98_500])),
+        min_size=1,
+        max_size=3,
+    ),
+    own=st.sampled_from([700, 3000, 99_000]),
+    first=st.booleans(),
+)
+@VARIANTS
+def test_a_clip_s_vector_does_not_depend_on_its_neighbours(
+    version: int, mel: bool, neighbours: list[tuple[float, int]], own: int, first: bool
+) -> None:
+    """Bit for bit, whatever samples these hold, within their length and after it; some have two chunks."""
+    lengths = [own, *(length for _, length in neighbours)]
+    usual = torch.stack([sound(99_000 / RATE, seed) for seed in range(len(lengths))])
+    odd = usual.clone()
+    odd[0, own:] = math.nan
+    for row, (value, length) in zip(odd[1:], neighbours, strict=True):
+        row[length // 2 :] = value
+    order = list(range(len(lengths))) if first else list(reversed(range(len(lengths))))
+    embedder = embedder_of(version, mel)
+    expected, found = (embedder.embed(wav[order], torch.tensor(lengths)[order]) for wav in (usual, odd))
+    assert torch.equal(found[order.index(0)], expected[order.index(0)]) and found[order.index(0)].isfinite().all()
 
 
 @VARIANTS
