@@ -40,9 +40,9 @@ def main(cfg: DictConfig) -> None:
         found = compare(settings, status.update)
     write_json(out / "compare.json", {"rows": found.rows, "evaluations": found.told})
     (out / "compare.md").write_text(markdown(found.rows))
-    table = Table(
-        title=f"{len(found.told)} runs, {cfg.n} clips of {cfg.split}", title_justify="left", show_header=False
-    )
+    runs, clips = len(found.told), next(iter(found.told.values()))["settings"]["n"]  # n=, or all that the split has
+    title = f"{runs} run{'s' * (runs > 1)}, {clips} clip{'s' * (clips > 1)} of {cfg.split}"
+    table = Table(title=title, title_justify="left", show_header=False)
     for line in zip(COLUMNS.values(), *map(texts, found.rows), strict=True):  # a column a run: a terminal is narrow
         table.add_row(*line)
     Console().print(table)

@@ -86,10 +86,12 @@ def perform(
     jobs = [(p, c) for p, piece in enumerate(pieces) for c in range(len(piece.clips))][: len(until) if until else None]
     codes: dict[Job, Tensor] = {}
     rate = instrument.codec.frame_rate
+    first = 1  # the number of a batch's first clip
     for part in _batches(pieces, jobs, batch):
-        clips, (p, c) = [pieces[p].clips[c] for p, c in part], part[0]
+        clips, last = [pieces[p].clips[c] for p, c in part], first + len(part) - 1
+        numbers = f"clip {first}" if first == last else f"clips {first}-{last}"
         rows, row = (repeat["rows"], repeat["row"]) if repeat and len(clips) == 1 else (len(clips), 0)
-        take = take_of(instrument, clips * (rows // len(clips)), pieces[p].samples, sampling, window)
+        take = take_of(instrument, clips * (rows // len(clips)), pieces[part[0][0]].samples, sampling, window)
         touched = list(dict.fromkeys(p for p, _ in part))
         enough = max(until[c] for _, c in part) if until else take.plan.frames
         place = {p: {"rows": rows, "row": row + [q for q, _ in part].index(p)} for p in touched}
@@ -98,7 +100,7 @@ def perform(
                 if watch is not None:
                     watch(found)
                 made, frames = take.complete / rate, take.plan.frames / rate
-                say(f"clip {jobs.index((p, c)) + 1}+{len(part)} of {len(jobs)}: {made:.1f} s of {frames:.1f} s")
+                say(f"{numbers} of {len(jobs)}: {made:.1f} s of {frames:.1f} s")
                 if until and take.complete >= enough:
                     break
         except BaseException as error:  # what is made is kept
@@ -109,6 +111,7 @@ def perform(
                     yield kept
             raise
         codes |= _codes(take, part, row, until)
+        first = last + 1
         for p in touched:
             if len(_of(codes, p)) == len(until or pieces[p].clips):
                 yield _write(instrument, pieces[p], _of(codes, p), place[p], whole=until is None)

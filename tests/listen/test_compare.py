@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cache.manifest import Manifest
 from pipeline.errors import InputError
 from pipeline.listen.compare import COLUMNS
 from pipeline.listen.instrument import open_run
@@ -36,7 +37,7 @@ def test_a_row_a_run_with_its_log_and_the_same_clips(
     lines = (tmp_path / "compare.md").read_text().splitlines()
     assert len(lines) == 4 and "Mind" not in lines[-1] and all(line.count("|") == len(COLUMNS) + 1 for line in lines)
     told = capsys.readouterr().out
-    assert "flatten" in told and "compare.md" in told
+    assert "flatten" in told and "compare.md" in told and "2 runs, 2 clips of valid" in told
 
 
 def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
@@ -44,10 +45,14 @@ def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
 ) -> None:
     """One codebook costs fewer bits a second than two, and is no better for it."""
     runs = [stage.run("delay"), stage.run("delay", codebooks=1)]
-    task("compare", f"runs=[{runs[0]},{runs[1]}]", f"shards={stage.cache}", "n=2", f"out={tmp_path}", "timed=1")
-    rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    task("compare", f"runs=[{runs[0]},{runs[1]}]", f"shards={stage.cache}", "n=64", f"out={tmp_path}", "timed=1")
+    found = json.loads((tmp_path / "compare.json").read_text())
+    rows, clips = found["rows"], Manifest.load(stage.cache).samples("valid")
+    assert [told["settings"]["n"] for told in found["evaluations"].values()] == [clips, clips] and clips < 64
     assert [row["codebooks"] for row in rows] == [2, 1] and rows[0]["codec"] == rows[1]["codec"] == "encodec_embedded"
-    for said in (capsys.readouterr().out, (tmp_path / "compare.md").read_text()):
+    out = capsys.readouterr().out
+    assert f"2 runs, {clips} clips of valid" in out, "the clips that there are, not those asked for"
+    for said in (out, (tmp_path / "compare.md").read_text()):
         assert "the runs differ in codebooks: bits and codes a second count the codes of all codebooks" in said
 
 

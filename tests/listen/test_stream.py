@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import time
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from omegaconf import OmegaConf
 
+from pipeline.config import compose
+from pipeline.listen import perform
 from pipeline.listen.instrument import open_run
 from pipeline.listen.perform import stream, take_of
-from pipeline.listen.pieces import Clip, Window
+from pipeline.listen.pieces import Clip, Window, pieces, sampling_of
 from pipeline.lm.choice import Sampling
+from pipeline.lm.sampling import Take
 from tests.listen.conftest import Stage
 
 
@@ -24,12 +29,39 @@ def test_chunks_join_without_clicks_into_the_sound_made_whole(stage: Stage) -> N
     assert np.abs(np.concatenate(parts) - whole).max() < 1e-4
 
 
-def test_the_first_sound_comes_long_before_the_last(stage: Stage) -> None:
-    """An hour is asked for, a second is taken: what is not heard is never made."""
-    instrument, started = open_run(stage.run(), "cpu"), time.perf_counter()
+def test_the_first_sound_comes_long_before_the_last(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an hour, one second is read: little more than its 75 frames is generated."""
+    instrument, takes = open_run(stage.run(), "cpu"), list[Take]()
+
+    def kept(*arguments: object) -> Take:
+        takes.append(take_of(*arguments))  # type: ignore[arg-type]
+        return takes[-1]
+
+    monkeypatch.setattr(perform, "take_of", kept)
     sounds = stream(instrument, Clip(0), 3600 * 24_000, Sampling(1), Window(16, 8), 0.1)
     heard = 0
     while heard < 24_000:
         heard += len(next(sounds))
     sounds.close()
-    assert time.perf_counter() - started < 20
+    assert [75 <= take.complete < 150 for take in takes] == [True]
+
+
+def test_progress_counts_clips(stage: Stage, tmp_path: Path) -> None:
+    """`clip 1 of 1` for one clip; the first and last clip of each batch for several."""
+    instrument = open_run(stage.run(), "cpu")
+    for words, expected in (
+        ((f"out={tmp_path / 'one.wav'}",), ["clip 1 of 1"]),
+        (
+            (f"out={tmp_path / 'five'}", f"prompt={stage.tones[0].parent}"),
+            ["clips 1-2 of 5", "clips 3-4 of 5", "clip 5 of 5"],
+        ),
+    ):
+        settings = OmegaConf.to_container(compose("generate", [f"run={stage.run()}", "seconds=0.1", *words]))
+        assert isinstance(settings, dict)
+        lines: list[str] = []
+        list(
+            perform.perform(
+                instrument, pieces(settings, instrument), sampling_of(settings["sampling"]), None, 2, lines.append
+            )
+        )
+        assert list(dict.fromkeys(line.split(":")[0] for line in lines)) == expected
