@@ -19,10 +19,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2Model
 
 from pipeline.errors import InputError
+from pipeline.imports import broken_hidden
 from pipeline.lm.patterns import EMPTY, Pattern
+
+with broken_hidden("torchaudio", "torchvision"):  # transformers imports both where they are installed
+    from transformers import GPT2Config, GPT2Model
 
 log = logging.getLogger(__name__)
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -22,13 +22,11 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from encodec import EncodecModel
-from encodec.model import ROOT_URL
-from encodec.quantization import ResidualVectorQuantizer
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.sound.encodec_package import ROOT_URL, EncodecModel, ResidualVectorQuantizer
 from pipeline.sound.precision import full_precision
 from pipeline.sound.seanet import Seanet
 from pipeline.sound.spectral import Analysis, Synthesis

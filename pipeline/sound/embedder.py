@@ -133,11 +133,15 @@ class PackageEmbedder:
     def __init__(self, model: str, device: str | torch.device) -> None:
         try:
             from encodecmae import load_model
-        except ImportError as error:
+        except (
+            Exception
+        ) as error:  # not installed; or its torchaudio was built for another torch: OSError, RuntimeError
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"embedder=encodecmae_package: the package encodecmae cannot be imported ({error}); install it from "
-                "https://github.com/habla-liaa/encodecmae, or take embedder=encodecmae_base, which needs no package"
-            ) from None
+                f"embedder=encodecmae_package: the package encodecmae cannot be imported ({reason}); install it from "
+                f"https://github.com/habla-liaa/encodecmae, with a torchaudio that was built for torch "
+                f"{torch.__version__}, or use embedder=encodecmae_base, which needs no package"
+            ) from error
         self.name, self.device = f"encodecmae_package/{model}", torch.device(device)
         self.model = load_model(model, mode="eval", device=str(device))
         digest = hashlib.sha256()

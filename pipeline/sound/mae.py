@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from encodec.modules import SEANetEncoder
 from torch import Tensor, nn
 
+from pipeline.sound.encodec_package import SEANetEncoder
 from pipeline.sound.seanet import Seanet
 
 SAMPLE_RATE = 24_000

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from encodec.modules import SEANetEncoder
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.sound.encodec_package import SEANetEncoder
 from pipeline.sound.mae import Architecture, EncodecFrames, EncodecMae, KaldiMel, Mel
 
 LAYER = "visible_encoder.encoder_layers.{}."

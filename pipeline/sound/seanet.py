@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from encodec.modules import seanet as theirs
 from torch import Tensor, nn
+
+from pipeline.sound.encodec_package import seanet as theirs
 
 State = dict[nn.Module, Any]
 

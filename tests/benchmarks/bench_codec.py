@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from encodec import EncodecModel
 from torch import Tensor
 
 from pipeline.sound.codec import load_codec, untrained_codec, untrained_encodec
 from pipeline.sound.embedder import MaeEmbedder, load_embedder
+from pipeline.sound.encodec_package import EncodecModel
 from pipeline.sound.mae import Architecture, EncodecFrames, EncodecMae
 from pipeline.sound.precision import full_precision
 

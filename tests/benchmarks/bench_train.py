@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2Model
 
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.shard import Sample, ShardWriter
 from pipeline.config import compose
 from pipeline.lm import cost
+from pipeline.lm.model import GPT2Config, GPT2Model
 from pipeline.sound.codec import untrained_encodec
 from pipeline.tools.memory_table import shape
 from pipeline.train import main as train

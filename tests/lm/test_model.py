@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
-from transformers import GPT2Config, GPT2Model
 
 from pipeline.errors import InputError
-from pipeline.lm.model import CodecGPT, build
+from pipeline.lm.model import CodecGPT, GPT2Config, GPT2Model, build
 from pipeline.lm.patterns import EMPTY, NAMES, Pattern
 from pipeline.lm.step import Player
 from tests.lm.models import TINY, tiny

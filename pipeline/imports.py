@@ -1,0 +1,40 @@
+"""Imports of packages that import torchaudio or torchvision, where these are missing or cannot be imported.
+
+pip does not keep the builds of torch, torchaudio and torchvision together: one that was built for another torch or CUDA
+fails on import. `encodec` imports torchaudio, and `transformers` imports both where they are installed, for functions
+that are not used here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+
+@contextmanager
+def broken_hidden(*packages: str, stand_in: bool = False) -> Iterator[None]:
+    """Inside the block, packages that cannot be imported count as not installed.
+
+    stand_in: `import` gives an empty module in their stead, for code that imports them whether or not they are there.
+    """
+    broken = [name for name in packages if not _importable(name)]
+    for name in broken:
+        sys.modules[name] = ModuleType(name) if stand_in else None  # type: ignore[assignment]  # None: not installed
+    try:
+        yield
+    finally:
+        for name in broken:
+            del sys.modules[name]
+
+
+@functools.cache
+def _importable(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except Exception:  # not installed; or built for another torch: ImportError, OSError, RuntimeError or AttributeError
+        return False
+    return True
