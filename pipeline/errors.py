@@ -22,6 +22,13 @@ class InputError(ValueError):
         super().__init__(*(without_secrets(part) if isinstance(part, str) else part for part in parts))
 
 
+class MachineError(RuntimeError):
+    """The machine, and no input or setting, kept a command from its work: memory, disk, limits, a killed process.
+
+    The message is one line that says what to do; the command ends with exit code 1, and the next run resumes.
+    """
+
+
 def without_secrets(text: str) -> str:
     """A text as it may be printed, logged and stored.
 

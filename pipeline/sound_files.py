@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,9 @@ def walk(root: str | Path, suffixes: tuple[str, ...], skip: Skip) -> Iterator[tu
                 else:
                     yield f"{prefix}{entry.name}", entry.stat()
             except (OSError, RuntimeError) as error:  # Path.resolve raises RuntimeError for a link to itself
-                skip(entry.path, f"cannot be looked at: {error}")
+                if isinstance(error, OSError) and error.errno != errno.ELOOP:
+                    skip(entry.path, f"cannot be read: {error.strerror}")
+                else:
+                    skip(entry.path, f"a link that leads to itself: {error}")
 
     yield from entries(os.fspath(root), "")

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from pipeline.cache.manifest import NAME as MANIFEST
-from pipeline.cache.manifest import Manifest
+from pipeline.cache.manifest import Manifest, parse_skipped
 from pipeline.cache.shard import ShardInfo, index_name, shard_name
 from pipeline.cache.store import WRITE_TEST, LocalStore, Store
 from pipeline.errors import InputError
@@ -45,14 +45,14 @@ class Plan:
 
     asked: the settings as the user gives them; made: what they came to (the identities of codec and embedder, and the
     settings that shape the samples); tree: a fingerprint of the corpus folder; set_aside: what the corpus left out, as
-    dicts of path, key and reason.
+    `skipped_row` gives it.
     """
 
     asked: dict[str, Any]
     made: dict[str, Any]
     tree: str
     shards: list[Planned]
-    set_aside: list[dict[str, str]] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def clips(self) -> int:
@@ -95,7 +95,12 @@ class Record:
     codes: str
     shard: ShardInfo | None
     silent: int = 0
-    set_aside: list[dict[str, str]] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def retry(self) -> bool:
+        """Whether the machine kept some of its clips from being read: the next run makes the shard again."""
+        return any("retry" in row for row in self.set_aside)
 
     def save(self, store: Store, name: str) -> None:
         """Write the record of the shard `name`; its shard must be complete."""
@@ -104,7 +109,7 @@ class Record:
     @classmethod
     def _parse(cls, found: dict[str, Any]) -> Record:
         shard = None if found["shard"] is None else ShardInfo.parse(found["shard"])
-        aside = [{name: str(row[name]) for name in ("path", "key", "reason")} for row in found["set_aside"]]
+        aside = [parse_skipped(row) for row in found["set_aside"]]
         return cls(found["inputs"], found["made"], found["codes"], shard, int(found["silent"]), aside)
 
 

@@ -24,7 +24,7 @@ class Manifest:
 
     codec, embedder: their identities (name, weights' sha256, rates, sizes); data: the settings of the corpus;
     splits: the shards of each split; silent: clips that are silence, kept; set_aside: inputs that are not in the cache,
-    as dicts of path, key and reason; plan: a digest of the plan it fulfils, for resuming; where: the folder it was
+    as `skipped_row` gives them; plan: a digest of the plan it fulfils, for resuming; where: the folder it was
     loaded from.
     """
 
@@ -33,7 +33,7 @@ class Manifest:
     data: dict[str, Any]
     splits: dict[str, list[ShardInfo]]
     silent: int = 0
-    set_aside: list[dict[str, str]] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
     plan: str = ""
     where: str = field(default="the cache", compare=False)
 
@@ -103,7 +103,7 @@ class Manifest:
         _check(embedder, "embedder", ("name", "weights"), ("sample_rate",), ("dim",))
         if type(found["silent"]) is not int:
             raise TypeError(f"silent is {found['silent']!r:.40}, no count")
-        aside = [{name: str(row[name]) for name in ("path", "key", "reason")} for row in found["set_aside"]]
+        aside = [parse_skipped(row) for row in found["set_aside"]]
         return cls(
             codec, embedder, dict(found["data"]), splits, found["silent"], aside, str(found.get("plan", "")), where
         )
@@ -155,6 +155,16 @@ class Manifest:
         if differ:
             told = ", ".join(f"{part}.{name}={ours.get(name)!r} where {wanted[name]!r} is wanted" for name in differ)
             raise InputError(f"the shards at {self.where} do not fit: they have {told}")
+
+
+def skipped_row(path: str, key: str, reason: str, retry: bool = False) -> dict[str, Any]:
+    """An input that is not in a cache, as JSON; `retry` only where the next run tries it again."""
+    return {"path": path, "key": key, "reason": reason, **({"retry": True} if retry else {})}
+
+
+def parse_skipped(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What `skipped_row` gave. Raises KeyError or TypeError for something else."""
+    return skipped_row(str(row["path"]), str(row["key"]), str(row["reason"]), row.get("retry") is True)
 
 
 def _check(

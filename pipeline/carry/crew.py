@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from pipeline.carry.encode import DONE, WANT, Encoded, Encoder, Failure, serve, serve_as_process
 from pipeline.carry.read import Job, Reading
-from pipeline.errors import InputError
+from pipeline.errors import InputError, MachineError
 
 _LAST_BREATH = 5.0  # seconds
 MOST_READERS = 16  # of one encoder: more do not make a GPU wait less
@@ -40,12 +40,22 @@ class Crew:
                 self._thread.start()
             else:  # a GPU also has a process that does nothing else: whoever writes shards would make it wait
                 process = context.Process(target=serve_as_process, args=work)
-                process.start()
+                try:
+                    process.start()
+                except OSError as error:
+                    self.__exit__(type(error), error, None)
+                    hint = "give fewer workers=, and run the same command again"
+                    raise MachineError(f"an encoder process cannot be started ({error.strerror}): {hint}") from error
                 theirs.close()
                 self._processes[ours] = process
 
     def encoded(self, jobs: Iterator[Job]) -> Iterator[Encoded]:
-        """What comes of the jobs, in any order. Raises InputError for a device out of memory."""
+        """What comes of the jobs, in any order.
+
+        Raises:
+            InputError: a device is out of memory.
+            MachineError: an encoder was killed, or its readers cannot work.
+        """
         at_work = list(self._conns)
         while at_work:
             for ready in wait(at_work):
@@ -69,12 +79,14 @@ class Crew:
             if process is None:
                 raise RuntimeError("the encoder ended without a word") from error
             process.join(_LAST_BREATH)
-            raise RuntimeError(
+            raise MachineError(
                 f"an encoder process ended with exit code {process.exitcode}"
                 + (" (killed, as by a machine out of memory: give fewer workers=)" if process.exitcode == -9 else "")
                 + "; what is whole stays: run the same command again"
             ) from error
         if isinstance(message, Failure):
+            if message.kind == "MachineError":
+                raise MachineError(message.text)
             if message.kind == "OutOfMemoryError":
                 first = message.text.splitlines()[0]
                 raise InputError(f"the device is out of memory ({first}): give a smaller batch= or longest_seconds=")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 
 from pipeline.carry.plan import Item
-from pipeline.carry.read import Job, Part, Readers, Reading, no_longer_than
+from pipeline.carry.read import Job, Part, Readers, Reading, Skipped, fault_of_system, no_longer_than
 from pipeline.corpora import Clip
 from pipeline.sound import audio
 
@@ -38,7 +38,8 @@ def digests(job: Job, how: Reading) -> Iterator[Part]:
             source = file.read()
     with no_longer_than(how.patience):
         found = digest_of_sound(source)
-    yield Part(job.shard, job.first, [found or "cannot be decoded"])
+        fault = None if found else fault_of_system(source)
+    yield Part(job.shard, job.first, [Skipped(found or fault or "cannot be decoded", retry=fault is not None)])
 
 
 class Digests:
@@ -52,7 +53,10 @@ class Digests:
         self._readers: Readers | None = None
 
     def __call__(self, source: str | bytes) -> str | None:
-        """The hash of a file, or of its bytes; None where it cannot be decoded."""
+        """The hash of a file, or of its bytes; None where it cannot be decoded.
+
+        Raises OSError where the system cannot read it: that is no property of the file.
+        """
         self._readers = self._readers or Readers(self._count, self._how, self._read)
         with tempfile.NamedTemporaryFile(prefix="preprocess-") as file:
             path = source if isinstance(source, str) else file.name  # also what is told apart if it is slow
@@ -66,7 +70,10 @@ class Digests:
                 jobs = iter([job])
                 (part,) = self._readers.parts(inbox, lambda: ours.send(next(jobs, None)))
         found = part.heard[0]
-        return found if isinstance(found, str) and _DIGEST.fullmatch(found) else None
+        assert isinstance(found, Skipped)  # for want of another way to say a text
+        if found.retry and not found.reason.startswith("too slow"):
+            raise OSError(found.reason)
+        return found.reason if _DIGEST.fullmatch(found.reason) else None
 
     def close(self) -> None:
         """End the process."""

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline.carry.read import Part, Readers, Reading, die_with_parent
+from pipeline.carry.read import Part, Readers, Reading, Skipped, die_with_parent
+from pipeline.errors import MachineError
 from pipeline.sound import audio
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Encoded:
 
     shard: str
     first: int
-    found: list[Numbers | str]
+    found: list[Numbers | Skipped]
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,17 @@ class Encoder:
 
     def launch(self, part: Part) -> Callable[[], Encoded]:
         """Begin to encode a part. What is returned waits for the numbers: a GPU may have the next part by then."""
-        wavs = [(i, heard) for i, heard in enumerate(part.heard) if not isinstance(heard, str)]
+        wavs = [(i, heard) for i, heard in enumerate(part.heard) if not isinstance(heard, Skipped)]
         batches = [
             ([i for i, _ in batch], self._batch([wav for _, wav in batch], frames, part.embed_only))
             for frames, batch in self._batches(wavs)
         ]
 
         def finish() -> Encoded:
-            found: list[Numbers | str] = [heard if isinstance(heard, str) else "" for heard in part.heard]
+            found: dict[int, Numbers | Skipped] = {i: h for i, h in enumerate(part.heard) if isinstance(h, Skipped)}
             for rows, numbers in batches:
-                for i, one in zip(rows, numbers(), strict=True):
-                    found[i] = one
-            return Encoded(part.shard, part.first, found)
+                found |= zip(rows, numbers(), strict=True)
+            return Encoded(part.shard, part.first, [found[i] for i in range(len(part.heard))])
 
         return finish
 
@@ -95,7 +95,9 @@ class Encoder:
             for start in range(0, len(group), most):
                 yield count, group[start : start + most]
 
-    def _batch(self, wavs: list[np.ndarray], frames: int, embed_only: bool) -> Callable[[], Iterator[Numbers | str]]:
+    def _batch(
+        self, wavs: list[np.ndarray], frames: int, embed_only: bool
+    ) -> Callable[[], Iterator[Numbers | Skipped]]:
         """Clips of as many frames each; none has a part in another's numbers, whatever it holds."""
         import torch
 
@@ -108,12 +110,12 @@ class Encoder:
         codes = None if embed_only else self.codec.encode(batch[:, None], lengths)  # [B, K, T]
         prompts = self.embedder.embed(batch, lengths)  # [B, D]
 
-        def finish() -> Iterator[Numbers | str]:
+        def finish() -> Iterator[Numbers | Skipped]:
             vectors = prompts.cpu().numpy().astype(np.float16)
             numbers = None if codes is None else self._checked(codes.cpu().numpy(), frames)
             for row, wav in enumerate(wavs):
                 if not np.isfinite(vectors[row]).all():
-                    yield "not finite: its embedding has NaN or infinite values"
+                    yield Skipped("not finite: its embedding has NaN or infinite values")
                     continue
                 seconds = len(wav) / self.codec.sample_rate
                 yield Numbers(None if numbers is None else numbers[row], vectors[row], seconds, audio.is_silent(wav))
@@ -162,6 +164,8 @@ def serve(conn: Connection, load: Callable[[], Encoder], readers: int, how: Read
         say(DONE)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # whoever gave us the jobs is gone
+    except MachineError as error:
+        say(Failure("MachineError", str(error)))
     except Exception as error:
         say(Failure(type(error).__name__, f"{error}\n{traceback.format_exc()}"))
     finally:

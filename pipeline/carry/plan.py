@@ -13,15 +13,17 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.cache.ledger import Plan, Planned
+from pipeline.cache.manifest import skipped_row
 from pipeline.cache.shard import KEY
-from pipeline.corpora import Clip, fingerprint
-from pipeline.errors import InputError
+from pipeline.corpora import UNREADABLE, Clip, fingerprint
+from pipeline.errors import InputError, MachineError
 
 SPLIT = re.compile(r"\w+")
 
@@ -39,8 +41,10 @@ class Spool:
     """The clips of planned shards, in a temporary file. Lines of JSON: also what a shard's fingerprint is made of."""
 
     def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
         self._root = os.path.join(root, "")  # noqa: PTH118 - with a separator at its end
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="plan-")  # noqa: SIM115 - lives as long as the plan
+        with _written():
+            self._file: IO[bytes] = tempfile.TemporaryFile(prefix="plan-")  # noqa: SIM115 - lives as long as the plan
         self._places: dict[str, tuple[int, int]] = {}
 
     def row(self, clip: Clip) -> bytes:
@@ -52,12 +56,14 @@ class Spool:
 
     def put(self, shard: str, rows: bytes) -> None:
         """Keep the rows of a shard."""
-        self._places[shard] = (self._file.seek(0, os.SEEK_END), len(rows))
-        self._file.write(rows)
+        with _written():
+            self._places[shard] = (self._file.seek(0, os.SEEK_END), len(rows))
+            self._file.write(rows)
 
     def renamed(self, names: Mapping[str, str]) -> None:
         """Give the shards their names; the spool is complete."""
-        self._file.flush()
+        with _written():
+            self._file.flush()
         self._places = {names[name]: place for name, place in self._places.items()}
 
     def items(self, shard: str) -> list[Item]:
@@ -72,7 +78,19 @@ class Spool:
 
     def close(self) -> None:
         """Let go of the file, which has no name: its bytes are gone with it."""
-        self._file.close()
+        with suppress(OSError):  # of bytes that found no room
+            self._file.close()
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(
+            f"the plan of the cache cannot be written to a temporary file ({error.strerror}): make room in "
+            f"{os.environ.get('TMPDIR', '/tmp')}, or set TMPDIR to a folder with more, and run the same command again"
+        ) from error
 
 
 def make_plan(
@@ -89,7 +107,7 @@ def make_plan(
     blank: the plan but for its shards; set_aside: what the corpus left out, asked for when all clips are listed.
     Clips whose key is no key, or is another clip's, are set aside. Raises InputError for a corpus without any clip.
     """
-    aside: list[dict[str, str]] = []
+    aside: list[dict[str, Any]] = []
     open_shards: dict[str, _Open] = {}
     planned: list[Planned] = []
     seen: set[int] = set()  # of digests: a million keys are 60 MB, not 200
@@ -97,7 +115,7 @@ def make_plan(
         mark = int.from_bytes(hashlib.blake2b(clip.key.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
         reason = "another clip has the same key" if mark in seen else "" if KEY.fullmatch(clip.key) else "no valid key"
         if reason:
-            aside.append({"path": shown(clip.path), "key": clip.key, "reason": reason})
+            aside.append(skipped_row(shown(clip.path), clip.key, reason))
             continue
         assert SPLIT.fullmatch(clip.split), clip.split
         seen.add(mark)
@@ -112,7 +130,7 @@ def make_plan(
     names = _names(planned, old.shards if old else [])
     spool.renamed(names)
     planned = [replace(shard, name=names[shard.name]) for shard in planned]
-    aside += [{"path": shown(a.path), "key": a.key, "reason": a.reason} for a in set_aside()]
+    aside += [skipped_row(shown(a.path), a.key, a.reason, UNREADABLE in a.reason) for a in set_aside()]
     return replace(blank, shards=planned, set_aside=aside)
 
 

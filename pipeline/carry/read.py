@@ -4,8 +4,12 @@ A job is a stretch of a shard's clips; a reader decodes it and hands it over in 
 holds follows from the plan alone, whichever reader is first; a reader that is ahead waits with one part in hand, so
 memory stays the same however long a file or a corpus is. A decoder that takes its process down, or hangs, costs that
 clip only: the system ends a process that is at one clip for too long, and another process takes its place. What a dead
-process was at is tried again clip by clip; a clip is given up when it was alone, and for the second time. That a
-process dies before it has begun to read is no clip's fault.
+process was at is tried again clip by clip; a clip is given up when it was alone, and for the second time.
+
+A clip is skipped for one of two kinds of reason. The input's own (no sound, damaged, a crash of its decoder) holds
+until the input changes. The machine's (a file that is away or cannot be read for now, a process that was killed) is
+marked `retry`: the next run tries again. Where a process cannot begin, or cannot pass on what it has decoded, no clip
+is skipped: the run ends.
 
 Letters: S samples.
 """
@@ -16,6 +20,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,13 +35,34 @@ import numpy as np
 
 from pipeline.carry.plan import Item
 from pipeline.corpora import fingerprint
+from pipeline.errors import MachineError
 from pipeline.sound import audio
 
-CHANGED = "changed: the file is not what it was when it was listed; run again"
-Heard = np.ndarray | str  # float32 [S], or why there is none
+CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}  # exit codes of a decoder with a bug
 _LAST_BREATH = 5.0  # seconds
 _BEGUN = "begun"  # a reader's first word
 _STILLBORN = 10  # readers in a row that may end before they begin
+_SENT = np.zeros(0, np.float32)  # stands in a message for samples that come another way
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Why a clip has no sound. retry: the machine's fault and not the input's, so that the next run tries again."""
+
+    reason: str
+    retry: bool = False
+
+
+Heard = np.ndarray | Skipped  # float32 [S], or why there is none
+CHANGED = Skipped("changed: the file is not what it was when it was listed; run again", retry=True)
+GONE = Skipped("missing: the file was there when it was listed; run again", retry=True)
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """A reader's last word: it has decoded a part and cannot pass it on. reason: the system's."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -87,15 +113,24 @@ def hear(job: Job, how: Reading) -> Iterator[Heard]:
     pairs = zip(job.items, spans, strict=True)
     for _, run in groupby(pairs, key=lambda pair: pair[0].clip.path):
         items, places = zip(*run, strict=True)
-        source: str | bytes = items[0].clip.path
-        if places[0] is not None and job.held is not None:
-            source = _held(job.held, *places[0])
-        heard = _segments(source, items, how) if len(items) > 1 else _single(source, items[0], how)
+        heard = _clips(job.held, places[0], items, how)
         for item in items:
             with no_longer_than(how.patience):
                 found = next(heard)
-                found = found if fingerprint(item.clip) == item.seen else CHANGED
+                now = fingerprint(item.clip)
+                found = found if now == item.seen else CHANGED if now else GONE
             yield found
+
+
+def _clips(held: str | None, span: tuple[int, int] | None, items: tuple[Item, ...], how: Reading) -> Iterator[Heard]:
+    source: str | bytes = items[0].clip.path
+    if span is not None and held is not None:
+        try:
+            source = _held(held, *span)
+        except OSError as error:
+            yield from [_why(error, source)] * len(items)
+            return
+    yield from _segments(source, items, how) if len(items) > 1 else _single(source, items[0], how)
 
 
 @contextmanager
@@ -127,7 +162,7 @@ def _single(source: str | bytes, item: Item, how: Reading) -> Iterator[Heard]:
     try:
         wav = audio.read(source, start=clip.start, duration=seconds, rate=how.rate)
     except Exception as error:
-        yield _reason(error)
+        yield _why(error, source)
         return
     yield wav if len(wav) <= round(how.longest * how.rate) else _too_long(how)
 
@@ -142,21 +177,41 @@ def _segments(source: str | bytes, items: tuple[Item, ...], how: Reading) -> Ite
     done = 0
     try:
         for wav in audio.segments(source, cuts, rate=how.rate, finite=False):  # type: ignore[arg-type]
-            yield wav if np.isfinite(wav).all() else audio.NOT_FINITE
+            yield wav if np.isfinite(wav).all() else Skipped(audio.NOT_FINITE)
             done += 1
     except Exception as error:
-        yield from [_reason(error)] * (len(items) - done)
+        yield from [_why(error, source)] * (len(items) - done)
 
 
-def _reason(error: Exception) -> str:
-    """Whatever a decoder raises is about that file, and must not stop the others."""
+def _why(error: Exception, source: str | bytes) -> Skipped:
+    """Whatever a decoder raises is about that file, unless the system could not read it; others are not stopped."""
+    if isinstance(error, OSError | MemoryError):
+        return Skipped(f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}", retry=True)
+    if fault := fault_of_system(source):
+        return Skipped(f"unreadable: {fault}", retry=True)
     if isinstance(error, audio.AudioError):
-        return error.reason
-    return f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}"
+        return Skipped(error.reason)
+    return Skipped(f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def _too_long(how: Reading) -> str:
-    return f"too long: it lasts more than longest_seconds={how.longest:g}; cut it into segments, or allow more"
+def fault_of_system(source: str | bytes) -> str | None:
+    """Why the system cannot read a file from its beginning to its end, which a decoder takes for damage of the file."""
+    if isinstance(source, bytes):
+        return None
+    try:
+        if not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116
+            return None
+        with open(source, "rb", buffering=0) as file:  # noqa: PTH123
+            while file.read(1 << 20):
+                pass
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _too_long(how: Reading) -> Skipped:
+    limit = f"longest_seconds={how.longest:g}"
+    return Skipped(f"too long: it lasts more than {limit}; cut it into segments, or allow more")
 
 
 def parts(job: Job, how: Reading) -> Iterator[Part]:
@@ -195,34 +250,55 @@ def _serve(jobs: Connection, how: Reading, read: Callable[[Job, Reading], Iterat
         for part in read(job, how):
             if waiting:
                 jobs.recv()  # the part before has been taken: one in hand, one on its way, never more
-            _send(jobs, part)
+            if not _send(jobs, part):
+                return
             waiting = True
         if waiting:
             jobs.recv()
         jobs.send(None)
 
 
-def _send(conn: Connection, part: Part) -> None:
-    """A part through a pipe, its sound through shared memory without a name: nothing to clean up, no /dev/shm full."""
-    wavs = [heard for heard in part.heard if not isinstance(heard, str)]
+def _send(conn: Connection, part: Part) -> bool:
+    """A part through a pipe, its sound through shared memory without a name: nothing to clean up, no /dev/shm full.
+
+    False where there is no memory for it, or a limit on files forbids it: the other end is told.
+    """
+    wavs = [heard for heard in part.heard if isinstance(heard, np.ndarray)]
     if not wavs or not hasattr(os, "memfd_create"):
         conn.send((part, None))
-        return
+        return True
+    try:
+        descriptor = _in_memory(wavs)
+    except OSError as error:
+        conn.send(Unsent(error.strerror or str(error)))
+        return False
+    try:
+        conn.send(
+            (replace(part, heard=[h if isinstance(h, Skipped) else _SENT for h in part.heard]), [*map(len, wavs)])
+        )
+        send_handle(conn, descriptor, os.getppid())
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _in_memory(wavs: list[np.ndarray]) -> int:
+    """A file without a name that holds the samples; its descriptor."""
     descriptor = os.memfd_create("part")
     try:
         with open(descriptor, "wb", closefd=False) as block:
             for wav in wavs:
                 block.write(wav.data)
-        conn.send((replace(part, heard=[h if isinstance(h, str) else "" for h in part.heard]), [*map(len, wavs)]))
-        send_handle(conn, descriptor, os.getppid())
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
-def _take(conn: Connection) -> Part | str | None:
+def _take(conn: Connection) -> Part | Unsent | str | None:
     """What `_send` sent; None for the end of a job; _BEGUN."""
     message = conn.recv()
-    if message is None or message == _BEGUN:
+    if message is None or message == _BEGUN or isinstance(message, Unsent):
         return message
     part, lengths = message
     if lengths is None:
@@ -233,7 +309,7 @@ def _take(conn: Connection) -> Part | str | None:
     finally:
         os.close(descriptor)
     wavs = iter(np.split(block, np.cumsum(lengths)[:-1]))
-    return replace(part, heard=[next(wavs) if heard == "" else heard for heard in part.heard])
+    return replace(part, heard=[heard if isinstance(heard, Skipped) else next(wavs) for heard in part.heard])
 
 
 class _Reader:
@@ -243,7 +319,11 @@ class _Reader:
         context = multiprocessing.get_context("spawn")
         self.conn, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, how, read), daemon=True)
-        self.process.start()
+        try:
+            self.process.start()
+        except OSError as error:
+            hint = "give fewer readers=, or readers=0, and run the same command again"
+            raise MachineError(f"a reader process cannot be started ({error.strerror}): {hint}") from error
         theirs.close()
         self.job: Job | None = None
         self.begun, self.done = False, 0
@@ -267,14 +347,14 @@ class Readers:
 
     def __init__(self, count: int, how: Reading, read: Callable[[Job, Reading], Iterator[Part]] = parts) -> None:
         self._how, self._read = how, read
-        self._slow: dict[str, str] = {}  # paths that were given up, and what is told of them
+        self._slow: dict[str, Skipped] = {}  # paths that were given up, and why
         self._stillborn = 0  # readers in a row
         self._readers = [_Reader(how, read) for _ in range(count)]
 
     def parts(self, inbox: Connection, want: Callable[[], Any]) -> Iterator[Part]:
         """The jobs that come in, decoded, their parts in any order. `want` asks for a job each; None ends them.
 
-        Raises RuntimeError where no reader can so much as begin.
+        Raises MachineError where no reader can so much as begin, or pass on what it has decoded.
         """
         if not self._readers:
             want()
@@ -324,6 +404,11 @@ class Readers:
         except (EOFError, OSError):  # it died, maybe in the middle of a message
             yield from self._bury(reader, jobs)
             return
+        if isinstance(part, Unsent):
+            raise MachineError(
+                f"decoded sound cannot be passed on from a reader process ({part.reason}): raise the limits on file "
+                "size and memory (ulimit -a), or give readers=0, and run the same command again"
+            )
         if isinstance(part, str):
             reader.begun, self._stillborn = True, 0
             return
@@ -343,7 +428,7 @@ class Readers:
         if not reader.begun:
             self._stillborn += 1
             if self._stillborn == _STILLBORN:
-                raise RuntimeError(
+                raise MachineError(
                     f"{_STILLBORN} reader processes in a row ended before they began (exit code {code}): give fewer "
                     "readers=, or readers=0"
                 )
@@ -361,12 +446,15 @@ class Readers:
         else:
             jobs.extendleft(job.clip(i) for i in reversed(range(reader.done, len(job.items))))
 
-    def _why(self, code: int | None) -> str:
+    def _why(self, code: int | None) -> Skipped:
         if code == -signal.SIGALRM:
-            return f"too slow: reading it took more than read_seconds={self._how.patience:g}, twice"
+            return Skipped(
+                f"too slow: reading it took more than read_seconds={self._how.patience:g}, twice", retry=True
+            )
         if code == -signal.SIGKILL:
-            return "unreadable: the process that decodes it was killed twice, as by a machine out of memory"
-        return f"unreadable: it ends the process that decodes it (exit code {code})"
+            killed = "the process that decodes it was killed twice, as by a machine out of memory"
+            return Skipped(f"unreadable: {killed}", retry=True)
+        return Skipped(f"unreadable: it ends the process that decodes it (exit code {code})", retry=code not in CRASHES)
 
     def close(self) -> None:
         """End the processes."""

@@ -28,8 +28,8 @@ from pipeline.carry.progress import Progress
 from pipeline.carry.read import Reading
 from pipeline.carry.share import Share, share_of
 from pipeline.carry.work import JOB, Assembly, Jobs, Task
-from pipeline.corpora import UNREADABLE, open_corpus
-from pipeline.errors import InputError
+from pipeline.corpora import open_corpus
+from pipeline.errors import InputError, MachineError
 from pipeline.sound.audio import RESAMPLER
 
 PLACES = {"root", "listings", "audio", "metadata", "soundfont"}  # settings that say where a corpus lies, not what it is
@@ -37,10 +37,17 @@ BATCH = {"cpu": 8, "cuda": 64}  # clips, as `Codec.best_batch` measured it
 
 
 def preprocess(cfg: Mapping[str, Any]) -> int:
-    """Make the cache that `conf/preprocess.yaml` describes, or go on with it. Returns the exit code.
+    """Make the cache that `conf/preprocess.yaml` describes, or resume it. Returns the exit code.
 
     Raises InputError for whatever the user has to mend, before any work.
     """
+    try:
+        return _preprocess(cfg)
+    except MachineError as error:
+        return tell.failed(error)
+
+
+def _preprocess(cfg: Mapping[str, Any]) -> int:
     share = share_of(cfg["part"])
     _refuse_nonsense(cfg)
     store, root = open_store(cfg["out"]), cfg["data"]["root"]
@@ -84,17 +91,22 @@ class _Run:
         self.records = ledger.records(store, self.sizes)
         made = ledger.digest(plan.made)
         mine = [shard for i, shard in enumerate(plan.shards) if share.has(i)]
-        todo = [shard for shard in mine if not ledger.is_done(shard, self.records.get(shard.name), made)]
+        todo = [shard for shard in mine if not self._is_final(shard, made)]
         self.tasks = [Task(shard, self._codes_are_there(shard)) for shard in todo]
         self.total = sum(shard.clips for shard in mine)
         self.done = self.total - sum(shard.clips for shard in todo)
         self.whole = len(mine) - len(todo)  # shards
         self.written: set[str] = set()  # by this run
 
+    def _is_final(self, shard: ledger.Planned, made: str) -> bool:
+        record = self.records.get(shard.name)
+        return record is not None and ledger.is_done(shard, record, made) and not record.retry
+
     def _codes_are_there(self, shard: ledger.Planned) -> bool:
         record = self.records.get(shard.name)
-        wanted = (shard.inputs, ledger.digest_of_codes(self.plan.made))
-        return record is not None and record.shard is not None and (record.inputs, record.codes) == wanted
+        if record is None or record.shard is None or record.retry:
+            return False
+        return (record.inputs, record.codes) == (shard.inputs, ledger.digest_of_codes(self.plan.made))
 
     def make(self, load: Callable[..., Any], names: list[str], readers: int) -> int:
         """Write what is missing; the exit code."""
@@ -104,7 +116,9 @@ class _Run:
             self._prepare()
             if self.tasks:
                 jobs = -(-(self.total - self.done) // JOB)  # no use for more encoders
-                self._encode(load, names[:jobs], readers, progress)
+                unread = self._encode(load, names[:jobs], readers, progress)
+                if unread:
+                    return tell.unread(self.store, self.spool.root, unread, self.whole + len(self.written))
             manifest = ledger.merge(self.store)
         except OSError as error:
             missing = [task.planned.name for task in self.tasks if task.planned.name not in self.written]
@@ -135,7 +149,8 @@ class _Run:
             return None
         return {shard.name for shards in manifest.splits.values() for shard in shards}
 
-    def _encode(self, load: Callable[..., Any], names: list[str], readers: int, progress: Progress) -> None:
+    def _encode(self, load: Callable[..., Any], names: list[str], readers: int, progress: Progress) -> dict[str, str]:
+        """Write the shards of the tasks; those none of whose clips the machine could read, with a reason."""
         with (
             tempfile.TemporaryDirectory(prefix="preprocess-") as folder,
             Assembly(self.store, self.tasks, self.spool, self.plan.made, Path(folder), self.written.add) as assembly,
@@ -145,6 +160,7 @@ class _Run:
             for encoded in encoders.encoded(iter(Jobs(self.tasks, self.spool, Path(folder), self.reading.batch))):
                 assembly.add(encoded)
                 progress.advance(len(encoded.found), sum(getattr(found, "seconds", 0.0) for found in encoded.found))
+        return assembly.unread
 
 
 def _refuse_nonsense(cfg: Mapping[str, Any]) -> None:
@@ -190,13 +206,13 @@ def _made(cfg: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
 def _finished(store: Store, plan: Plan) -> Manifest | None:
     """The manifest of a cache that fulfils its plan and whose files are all there, by their names and sizes.
 
-    None where inputs could not be read: no look at sizes and times tells whether they can be now.
+    None where the machine could not read some inputs: no look at sizes and times tells whether it can now.
     """
-    if any(UNREADABLE in row["reason"] for row in plan.set_aside):
-        return None
     try:
         manifest = Manifest.load(store)
     except InputError:
+        return None
+    if any("retry" in row for row in manifest.set_aside):
         return None
     sizes = store.sizes()
     shards = [shard for shards in manifest.splits.values() for shard in shards]

@@ -14,6 +14,7 @@ from pipeline.cache.store import Store
 from pipeline.carry.progress import Progress
 from pipeline.carry.share import Share
 from pipeline.config import word
+from pipeline.errors import MachineError
 
 USUAL = {"name": "encodec_24khz", "codebooks": 8, "repository": None}  # conf/exp/delay_gpt2.yaml's codec
 NAMED = 5  # skipped inputs that are named on the screen, or one of each kind; the manifest names them all
@@ -60,6 +61,8 @@ def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> int:
     if manifest.silent:
         print(f"silent, and kept: {manifest.silent:,} clips")
     _skipped(manifest.set_aside)
+    if retried := sum("retry" in row for row in manifest.set_aside):
+        print(f"not read for reasons of the machine: {retried:,} of these; run the same command again to retry them")
     if not clips:
         print(
             f"error: {store.where()} has no clip to train on: every input was skipped, for the reasons above; mend the "
@@ -71,7 +74,7 @@ def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> int:
     return 0
 
 
-def _skipped(rows: list[dict[str, str]]) -> None:
+def _skipped(rows: list[dict[str, Any]]) -> None:
     """Print the inputs that were skipped: how many of each kind, and some by name, at least one of each kind."""
     clips: Counter[tuple[str, str]] = Counter()  # of each file and kind: a file of many clips is one line
     reasons: dict[tuple[str, str], str] = {}
@@ -104,6 +107,24 @@ def training(shards: str, codec: Mapping[str, Any]) -> str:
 
 def _listed(hours: dict[str, float]) -> str:
     return ", ".join(f"{split} {value:.2f} h" for split, value in hours.items())
+
+
+def failed(error: MachineError) -> int:
+    """The machine kept the run from its work; the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+def unread(store: Store, root: str, shards: Mapping[str, str], whole: int) -> int:
+    """Shards none of whose clips the machine could read, each with a reason, are not written; the exit code."""
+    name, reason = next(iter(shards.items()))
+    more = f" and of {len(shards) - 1:,} other shards" if len(shards) > 1 else ""
+    print(
+        f"error: {store.where()}: no clip of {name}{more} could be read ({reason}): see that all of data.root={root} "
+        f"is there and can be read, and run the same command again; {whole} shards are whole and stay",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def stopped(store: Store, error: OSError, whole: int, missing: list[str]) -> int:

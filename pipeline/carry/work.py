@@ -18,12 +18,14 @@ import numpy as np
 
 from pipeline.cache import ledger
 from pipeline.cache.ledger import Planned, Record
+from pipeline.cache.manifest import skipped_row
 from pipeline.cache.shard import Sample, ShardWriter, load_index, samples
 from pipeline.cache.store import Store
 from pipeline.carry.encode import Encoded, Numbers
 from pipeline.carry.plan import Item, Spool, shown
-from pipeline.carry.read import Job
+from pipeline.carry.read import Job, Skipped
 from pipeline.corpora import Clip, load
+from pipeline.errors import MachineError
 
 JOB = 16  # clips, or a few more: some seconds of work
 
@@ -54,9 +56,18 @@ class Jobs:
                 yield self._with_contents(job) if any(item.clip.span for item in stretch) else job
 
     def _with_contents(self, job: Job) -> Job:
+        folder = self._folder / job.shard  # goes when the shard is written
+        try:
+            return self._copied(job, folder)
+        except OSError as error:
+            raise MachineError(
+                f"the bytes of archives cannot be written to {folder} ({error.strerror}): make room there, or set "
+                "TMPDIR to a folder with more, and run the same command again"
+            ) from error
+
+    def _copied(self, job: Job, folder: Path) -> Job:
         spans: list[tuple[int, int] | None] = []
         place = ("", (0, 0))
-        folder = self._folder / job.shard  # goes when the shard is written
         folder.mkdir(exist_ok=True)
         with (folder / str(job.first)).open("wb") as file:
             for item in job.items:
@@ -92,6 +103,9 @@ def _stretches(items: list[Item], size: int) -> Iterator[tuple[int, list[Item]]]
 class Assembly:
     """Shards in the making. `add` what the encoders give; finished shards are written in the background.
 
+    A shard none of whose clips could be read is not written where that is the machine's fault: what was there before
+    stays, and `unread` names it with a reason.
+
     made: the settings of the plan; folder: where `Jobs` puts the bytes of clips in archives; wrote: told the name of
     each shard that is complete. Use it as a context manager: it waits for the writing. Whatever stops the writing
     (OSError for a full disk) comes out of `add` or the end of the block.
@@ -109,7 +123,8 @@ class Assembly:
         self._store, self._spool, self._folder = store, spool, folder
         self._tasks = {task.planned.name: task for task in tasks}
         self._made, self._codes = ledger.digest(made), ledger.digest_of_codes(made)
-        self._found: dict[str, list[Numbers | str | None]] = {}
+        self.unread: dict[str, str] = {}
+        self._found: dict[str, list[Numbers | Skipped | None]] = {}
         self._left: dict[str, int] = {}
         self._writing: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1)
@@ -129,21 +144,27 @@ class Assembly:
         while self._writing and (self._writing[0].done() or len(self._writing) > 2):
             self._writing.popleft().result()
 
-    def _write(self, task: Task, found: list[Numbers | str | None]) -> None:
+    def _write(self, task: Task, found: list[Numbers | Skipped | None]) -> None:
         name = task.planned.name
         items = self._spool.items(name)
         codes = self._old_codes(name) if task.embed_only else {}
-        good, aside = [], []
+        good: list[Sample] = []
+        aside: list[dict[str, Any]] = []
         silent = 0
         for item, numbers in zip(items, found, strict=True):
             assert numbers is not None, f"{name}: {item.clip.key} never came back"
             if isinstance(numbers, Numbers) and task.embed_only and item.clip.key not in codes:
-                numbers = "not in the cache whose codes are kept"
-            if isinstance(numbers, str):
-                aside.append({"path": shown(item.path), "key": item.clip.key, "reason": numbers})
+                numbers = Skipped("not in the cache whose codes are kept")
+            if isinstance(numbers, Skipped):
+                aside.append(skipped_row(shown(item.path), item.clip.key, numbers.reason, numbers.retry))
                 continue
             silent += numbers.silent
             good.append(_sample(item, numbers, codes.get(item.clip.key)))
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+        retried = [row["reason"] for row in aside if "retry" in row]
+        if retried and not good:
+            self.unread[name] = retried[0]
+            return
         ledger.unrecord(self._store, name)
         shard = None
         if good:
@@ -156,7 +177,6 @@ class Assembly:
         record = Record(task.planned.inputs, self._made, self._codes, shard, silent, aside)
         record.save(self._store, name)
         self._wrote(name)
-        shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _old_codes(self, name: str) -> dict[str, np.ndarray]:
         if self._store.size(name) is None:

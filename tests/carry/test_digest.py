@@ -31,6 +31,8 @@ def test_a_reader_finds_the_same(tmp_path: Path, readers: int) -> None:
     with closing(Digests(readers, 60)) as digest:
         assert digest(str(path)) == digest(whole[: len(whole) // 2]) == digest_of_sound(str(path))
         assert digest(b"no sound at all") is None
+        with pytest.raises(OSError, match="No such file"):  # so that nothing is remembered of it
+            digest(str(tmp_path / "gone.wav"))
 
 
 def stuck(job: Job, how: Reading) -> Iterator[Part]:

@@ -16,8 +16,9 @@ import soundfile
 
 from pipeline.carry.encode import ahead
 from pipeline.carry.plan import Item
-from pipeline.carry.read import CHANGED, Job, Part, Readers, Reading, parts
+from pipeline.carry.read import CHANGED, GONE, Job, Part, Readers, Reading, Skipped, fault_of_system, parts
 from pipeline.corpora import Clip, fingerprint
+from pipeline.errors import MachineError
 from pipeline.sound import audio
 
 HOW = Reading(rate=24_000, longest=4.0, batch=2, patience=0)
@@ -49,7 +50,7 @@ def test_segments_of_one_recording_are_decoded_once_and_bad_ones_told(tmp_path: 
     path = tone(tmp_path / "a.wav", 3.0)
     found = heard([item(path, start, 1.0) for start in (0.0, 1.0, 2.5, 5.0)])
     assert [len(f) for f in found[:3]] == [24_000, 24_000, 12_000]
-    assert found[3].startswith("empty")
+    assert found[3].reason.startswith("empty") and not found[3].retry
 
 
 @pytest.mark.parametrize("rate", [24_000, 16_000])
@@ -60,8 +61,8 @@ def test_segments_that_are_not_finite_take_no_others_along(tmp_path: Path, rate:
     wav[round(1.5 * rate)], wav[round(4.5 * rate)] = np.nan, np.inf
     soundfile.write(path, wav, rate, subtype="FLOAT")
     found = heard([item(path, float(start), 1.0) for start in range(6)])
-    assert [i for i, f in enumerate(found) if isinstance(f, str)] == [1, 4]
-    assert found[1].startswith("not finite")
+    assert [i for i, f in enumerate(found) if isinstance(f, Skipped)] == [1, 4]
+    assert found[1].reason.startswith("not finite") and not found[1].retry
     assert all(np.array_equal(found[i], audio.read(tone(path, 6.0, rate))[24_000 * i :][:24_000]) for i in (0, 3, 5))
 
 
@@ -69,7 +70,7 @@ def test_a_clip_longer_than_allowed_is_set_aside_without_reading_all_of_it(tmp_p
     exact, long = tone(tmp_path / "a.wav", 4.0), tone(tmp_path / "b.wav", 4.001)
     found = heard([item(exact), item(long), item(long, 0.0, 9.0), item(long, 0.0, 2.0)])
     assert len(found[0]) == 96_000 and len(found[3]) == 48_000
-    assert found[1].startswith("too long") and found[2].startswith("too long")
+    assert all(found[i].reason.startswith("too long") and not found[i].retry for i in (1, 2))
 
 
 def test_a_file_that_changed_since_it_was_listed_is_set_aside(tmp_path: Path) -> None:
@@ -93,7 +94,19 @@ def test_a_file_that_is_gone_is_set_aside(tmp_path: Path) -> None:
     path = tone(tmp_path / "a.wav")
     items = [item(path)]
     path.unlink()
-    assert heard(items) == [CHANGED]
+    assert heard(items) == [GONE] and GONE.retry and CHANGED.retry
+
+
+def test_what_the_system_cannot_read_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    """A disk that fails, which a decoder takes for damage: here a file whose every read is an input/output error."""
+    (broken,) = heard([item(Path("/proc/self/mem"))])
+    assert broken.retry and broken.reason.startswith("unreadable")
+    assert fault_of_system("/proc/self/mem") == "Input/output error" and fault_of_system("/dev/zero") is None
+    path = tone(tmp_path / "a.wav")
+    job = Job("s", 0, [item(path), item(path)], str(tmp_path / "gone"), ((0, 9), (0, 9)))
+    assert [found.retry for part in parts(job, HOW) for found in part.heard] == [True, True]
+    path.write_text("no sound")
+    assert [found.retry for found in heard([item(path)])] == [False]
 
 
 def test_bytes_that_wait_in_a_file_are_read_from_there(tmp_path: Path) -> None:
@@ -131,14 +144,16 @@ def deadly(job: Job, how: Reading) -> Iterator[Part]:
     for i, one in enumerate(job.items):
         if "deadly" in one.path:
             os.kill(os.getpid(), signal.SIGSEGV)
-        yield Part(job.shard, job.first + i, [one.path])
+        yield Part(job.shard, job.first + i, [Skipped(one.path)])
 
 
 def test_a_decoder_that_dies_costs_the_clip_that_killed_it_only(tmp_path: Path) -> None:
     names = ["a", "b", "deadly", "c", "deadly too", "d"]
     items = [Item(Clip(name, name, "train"), name, "") for name in names]
     found = read_all(Readers(2, HOW, deadly), [Job("s", 0, items), Job("t", 0, items[:2])])
-    texts = {(part.shard, part.first): part.heard[0] for part in found}
+    reasons = {(part.shard, part.first): part.heard[0] for part in found}
+    assert not any(skipped.retry for skipped in reasons.values()), "a crash is the file's own"
+    texts = {key: skipped.reason for key, skipped in reasons.items()}
     assert {key for key, text in texts.items() if "ends the process that decodes it" in text} == {("s", 2), ("s", 4)}
     assert sorted(text for text in texts.values() if len(text) == 1) == ["a", "a", "b", "b", "c", "d"]
 
@@ -147,7 +162,7 @@ def slow(job: Job, how: Reading) -> Iterator[Part]:
     """One long file among short ones."""
     for i, one in enumerate(job.items):
         time.sleep(1.5 if one.path == "long" else 0)
-        yield Part(job.shard, job.first + i, [one.path])
+        yield Part(job.shard, job.first + i, [Skipped(one.path)])
 
 
 def test_one_long_file_does_not_hold_up_the_rest() -> None:
@@ -218,9 +233,11 @@ def test_a_decoder_that_hangs_costs_its_file_only(tmp_path: Path, monkeypatch: p
     items = [item(good), *(item(bad, 0.5 * i, 0.5, f"k{i}") for i in range(8)), item(good, 0.0, 1.0)]
     found = read_all(Readers(1, replace(HOW, patience=2.0), stuck), [Job("s", 0, items), Job("t", 0, items[:1])])
     texts = {(part.shard, part.first + i): heard for part in found for i, heard in enumerate(part.heard)}
-    slow = {key for key, text in texts.items() if isinstance(text, str)}
+    slow = {key for key, text in texts.items() if isinstance(text, Skipped)}
     assert slow == {("s", i) for i in range(1, 9)} and len(texts) == 11
-    assert {texts[key] for key in slow} == {"too slow: reading it took more than read_seconds=2, twice"}
+    assert {texts[key] for key in slow} == {
+        Skipped("too slow: reading it took more than read_seconds=2, twice", retry=True)
+    }
     assert len(texts["s", 9]) == 24_000 and len(texts["t", 0]) == 48_000
     assert len((tmp_path / "counted").read_text()) == 2
 
@@ -246,7 +263,7 @@ def once_deadly(job: Job, how: Reading) -> Iterator[Part]:
         if not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        yield Part(job.shard, job.first + i, [one.path])
+        yield Part(job.shard, job.first + i, [Skipped(one.path)])
 
 
 def always_killed(job: Job, how: Reading) -> Iterator[Part]:
@@ -257,9 +274,10 @@ def always_killed(job: Job, how: Reading) -> Iterator[Part]:
 def test_a_clip_whose_reader_was_killed_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KILLED", str(tmp_path))
     alone = [Job("s", 0, [Item(Clip("a", "a", "train"), "a", "")])]
-    assert [part.heard for part in read_all(Readers(1, HOW, once_deadly), alone)] == [["a"]]
+    assert [part.heard for part in read_all(Readers(1, HOW, once_deadly), alone)] == [[Skipped("a")]]
     (told,) = read_all(Readers(1, HOW, always_killed), alone)
-    assert told.heard == ["unreadable: the process that decodes it was killed twice, as by a machine out of memory"]
+    killed = "unreadable: the process that decodes it was killed twice, as by a machine out of memory"
+    assert told.heard == [Skipped(killed, retry=True)]
 
 
 def test_a_reader_that_is_killed_while_it_has_nothing_to_do_is_replaced(tmp_path: Path) -> None:
@@ -294,5 +312,5 @@ def test_a_reader_that_is_killed_before_it_begins_is_no_clip_s_fault(
     monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
     found = read_all(Readers(1, HOW, Stillborn(4)), [Job("s", 0, items)])
     assert [len(wav) for part in found for wav in part.heard] == [2400] * 3
-    with pytest.raises(RuntimeError, match="10 reader processes in a row ended before they began.*readers=0"):
+    with pytest.raises(MachineError, match="10 reader processes in a row ended before they began.*readers=0"):
         read_all(Readers(1, HOW, Stillborn(1000)), [Job("s", 0, items)])
