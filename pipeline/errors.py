@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 HIDDEN = "***"
-_LOGIN = re.compile(r"(?<=://)[^/\s'\"@]*@")  # user:password@host, as far as the host's @
-_SIGNED = re.compile(r"(?i)([?&][\w.-]*(?:sig|signature|token|key|keyid|credential|secret|password)=)[^&\s'\"#]+")
+_KEY = r"(?:api|access|account|private|secret)[_-]?key(?:[_-]?id)?"
+_NAME = rf"(?:secret|password|passwd|token|signature|credentials?|jwt|{_KEY})"  # ends the name of a secret setting
+_SECRET_SETTING = re.compile(rf"(?i)(?:.*[^a-z])?{_NAME}$")
+_SECRET_VARIABLE = re.compile(r"(?i).*(?:secret|password|passwd|token|jwt|_key|key_id|connection_string)$")
+_LOGIN = re.compile(
+    r"""(?<=://)(?:
+        [^/?#\s"]*@                           # user:password@, up to the last @ before the path
+      | [^/?#\s"@:\[\]]+:(?!\d+/)[^\s"@]*@   # a password with a slash in it; what follows a host's colon is a number
+    )""",
+    re.VERBOSE,
+)
+_SIGNED = re.compile(
+    rf"(?i)([?&;#][\w.-]*(?:{_NAME}|sig|key|keyid|key-pair-id|accessid|auth|authorization|pass|pwd|policy)=)[^&\s\"'#]+"
+)
+_ASSIGNED = re.compile(
+    rf"""(?ix)(
+        (?:^|[\s'"{{,;?&+~])[\w.-]*{_NAME}=        # +data.password=..., AccountKey=...
+      | [{{,]\s*['"]?[\w.-]*{_NAME}['"]?:\s*      # {{password: ...}}
+    )(?:'[^']*'|"[^"]*"|[^\s,;&'"}}]+)"""
+)
 
 
 class InputError(ValueError):
@@ -30,25 +49,50 @@ class MachineError(RuntimeError):
 
 
 def without_secrets(text: str) -> str:
-    """A text as it may be printed, logged and stored.
+    """Redact a text that is printed, logged, stored or sent.
 
-    Logins in addresses, what signs them, and the keys of this process's environment become `***`.
+    Logins and signatures in addresses, values of settings with a secret name (`password=...`), and the values of
+    environment variables that hold keys, tokens or passwords become `***`. Values of fewer than 8 characters are no
+    secrets, but placeholders such as "test", which are in many words.
     """
-    for name in SECRETS:
-        value = os.environ.get(name, "")
-        if len(value) >= 8:  # a placeholder such as "test" is no secret, and is in many words
-            text = text.replace(value, HIDDEN)
+    for value in _secret_values():
+        text = text.replace(value, HIDDEN)
+    text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
     if "://" not in text:
         return text
     return _SIGNED.sub(rf"\1{HIDDEN}", _LOGIN.sub(f"{HIDDEN}@", text))
 
 
-def all_without_secrets(found: Any) -> Any:
-    """Settings as they may be stored: every text in dicts and lists as `without_secrets` gives it."""
-    if isinstance(found, str):
-        return without_secrets(found)
-    if isinstance(found, dict):
-        return {key: all_without_secrets(value) for key, value in found.items()}
-    if isinstance(found, (list, tuple)):
-        return [all_without_secrets(value) for value in found]
-    return found
+def all_without_secrets(value: Any) -> Any:
+    """Redact settings that are stored or sent: texts in mappings and lists by `without_secrets`, and secret settings.
+
+    Returns plain dicts and lists, of OmegaConf's too.
+    """
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, Mapping):
+        return {key: _of_setting(key, item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        return [all_without_secrets(item) for item in value]
+    return value
+
+
+def _of_setting(name: Any, value: Any) -> Any:
+    """Hide the value of a setting whose name says that it is secret."""
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and _SECRET_SETTING.match(str(name)):
+        return HIDDEN
+    return all_without_secrets(value)
+
+
+def _secret_values() -> list[str]:
+    """Values of environment variables with secret names, the longest first: one may contain another."""
+    values = {value for name, value in os.environ.items() if len(value) >= 8 and _SECRET_VARIABLE.match(name)}
+    return sorted((value for value in values if not _is_path(value)), key=len, reverse=True)
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value only says where a secret is kept."""
+    try:
+        return Path(value).exists()
+    except OSError:  # too long for a name
+        return False

@@ -15,15 +15,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import typed
 from pipeline.errors import InputError
 from pipeline.track import media
 from pipeline.track.aside import Aside
+from pipeline.track.environment import mode_from_environment, settings_from_environment
+from pipeline.track.metrics_file import METRICS, cut_metrics
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from pipeline.track.session import Session
 
 log = logging.getLogger(__name__)
-METRICS = "metrics.jsonl"
 _LOSSES = ("train/loss", "val/loss")
 
 
@@ -52,14 +56,8 @@ class JsonLines(Tracker):
     def __init__(self, run: Path, step: int) -> None:
         """Open the file of a run that goes on at `step`: rows of later steps, lost in a crash, go."""
         self.run, self._broken = run, False
-        path = run / METRICS
-        rows = path.read_text().splitlines() if path.exists() else []
-        kept = [row for row in rows if _step(row) <= step]
-        if len(kept) != len(rows):
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(row + "\n" for row in kept))
-            temporary.replace(path)
-        self._file = path.open("a", buffering=1)
+        cut_metrics(run, step)
+        self._file = (run / METRICS).open("a", buffering=1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
@@ -157,14 +155,17 @@ class WandB(JsonLines):
             self.alert("Training stalls", f"no row for {silent / 60:.0f} minutes after step {self._last} of {self.run}")
 
 
+def apply_environment(cfg: DictConfig) -> None:
+    """Put what W&B's environment variables say into the settings of training that were not typed."""
+    if cfg.tracking.name == "wandb":
+        cfg.tracking.update(settings_from_environment(typed()))
+
+
 def start(run: Path, step: int, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Tracker:
     """The tracker that `conf/tracking` asks for, of a run that goes on at `step`."""
-    return JsonLines(run, step) if settings["name"] == "none" else WandB(run, step, name, config, settings)
-
-
-def _step(row: str) -> int:
-    """The step of a row; a row torn by a crash counts as lost."""
-    try:
-        return int(json.loads(row)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**62
+    if settings["name"] == "none":
+        return JsonLines(run, step)
+    if mode_from_environment(settings) == "disabled":
+        log.info("W&B is off (tracking.mode, WANDB_MODE or WANDB_DISABLED says so): metrics go to %s alone", METRICS)
+        return JsonLines(run, step)
+    return WandB(run, step, name, config, settings)

@@ -43,7 +43,7 @@ def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Ordering]:
 
     Raises InputError, before any work, where a cache is missing, empty, or not of the codec that the settings name.
     """
-    folders = _folders(cfg)
+    folders = caches_of(cfg)
     pairs: list[tuple[Split, Split]] = []
     copies, foreign = Copies(cfg.data.cache_dir, cfg.data.cache_gib), _foreign(cfg)
     for folder in folders.values():
@@ -67,8 +67,8 @@ def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Ordering]:
     return pairs, _order(cfg, [*folders], pairs)
 
 
-def _folders(cfg: DictConfig) -> dict[str, str]:
-    """The caches that are read, by name."""
+def caches_of(cfg: DictConfig) -> dict[str, str]:
+    """Return the addresses of the caches that are read, by name."""
     return {"": cfg.shards} if isinstance(cfg.shards, str) else dict(cfg.shards)
 
 
@@ -152,6 +152,7 @@ def prepare_run(cfg: DictConfig, run: Path, world: World) -> None:
     root.setLevel(logging.INFO if world.first else logging.WARNING)
     if world.first:
         run.mkdir(parents=True, exist_ok=True)
+        tracking.apply_environment(cfg)
         told = all_without_secrets(OmegaConf.to_container(cfg, resolve=True))
         OmegaConf.save(OmegaConf.create(told), run / "config.yaml")
         form = _Discreet("%(asctime)s %(message)s", "%H:%M:%S")
@@ -215,6 +216,7 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     }
     optimizer = optim.adamw(model, cfg.optim, world.device, float(t.clip) if alone else None)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+    engine.config = all_without_secrets(engine.config)  # DeepSpeed stores it in every checkpoint
     zero.lighten(engine)
     if t.save_aside:
         from pipeline.lm.writer import Writer
@@ -315,7 +317,7 @@ def start_tracker(cfg: DictConfig, run: Path, step: int, world: World) -> tracki
         return tracking.Tracker()
     config = OmegaConf.to_container(cfg, resolve=True)
     tracker = tracking.start(run, step, cfg.name, config, cfg.tracking)  # type: ignore[arg-type]
-    for folder in _folders(cfg).values():
+    for folder in caches_of(cfg).values():
         tracker.artifact("cache", folder)
     return tracker
 

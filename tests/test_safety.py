@@ -133,7 +133,8 @@ def test_a_run_folder_holds_no_login_and_no_key(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     root, before = logging.getLogger(), logging.getLogger().handlers[:]
-    cfg = OmegaConf.create({"shards": {"a": LOGIN, "b": "${shards.a}/b"}, "lr": 1e-3, "none": None})
+    shards = {"a": LOGIN, "b": "${shards.a}/b"}
+    cfg = OmegaConf.create({"shards": shards, "lr": 1e-3, "none": None, "tracking": {"name": "none"}})
     try:
         prepare_run(cfg, tmp_path, _Alone())  # type: ignore[arg-type]
         logging.getLogger("pipeline").info("%d clips at %s, key %s", 3, cfg.shards, "0123456789abcdef")

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,8 +18,11 @@ import numpy as np
 import pytest
 
 from pipeline import tracking
+from pipeline.config import compose
 from pipeline.track import journal, media
 from pipeline.track.aside import Aside
+from pipeline.track.environment import mode_from_environment
+from pipeline.track.metrics_file import read_metrics
 from tests.lm.caches import write_cache
 
 ROOT = Path(__file__).parents[1]
@@ -28,12 +32,10 @@ NO_CODE = "tracking.code=false"
 def track(run: Path, step: int, *words: str, env: dict[str, str] | None = None, **options: Any) -> str:
     """A make-believe training, tracked in a process of its own as a real one's would be; what it printed."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    clean |= {"HOME": str(run.parent), "PYTHONPATH": str(ROOT), **(env or {})}
+    options = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "timeout": 120, **options}
+    clean |= {"HOME": str((options["cwd"] / run).parent), "PYTHONPATH": str(ROOT), **(env or {})}
     command = [sys.executable, "-m", "tests.tracked", str(run), str(step), *words]
-    options = {"stdin": subprocess.DEVNULL, "timeout": 120, **options}
-    done = subprocess.run(
-        command, env=clean, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
-    )
+    done = subprocess.run(command, env=clean, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -60,10 +62,12 @@ def jsonl(run: Path) -> list[dict[str, Any]]:
 def requeued(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run that crashed after step 40, went on from its checkpoint at 20, and was stopped at 60; what it said."""
     folder = tmp_path_factory.mktemp("a folder with spaces")
-    run, cache = folder / "delay gpt2", write_cache(folder / "nsynth")
-    track(run, 0, "tracking.mode=offline", "--", f"cache:{cache}", "rows:4", "sleep:8")  # ends without a word
-    words = (f"cache:{cache}", "rows:4", "nan", "nan", "listen", "checkpoint", "export", "finish:75")
-    return run, track(run, 20, "tracking.mode=offline", "--", *words)
+    write_cache(folder / "nsynth")
+    run = Path("delay gpt2")  # a relative path, as most people type it
+    words = ("rows:4", "sleep:8")  # ends without a word
+    track(run, 0, "tracking.mode=offline", "--", "cache:nsynth", *words, cwd=folder)
+    words = ("rows:4", "nan", "nan", "listen", "checkpoint", "export", "finish:75")
+    return folder / run, track(run, 20, "tracking.mode=offline", "--", "cache:nsynth", *words, cwd=folder)
 
 
 def test_rows_after_the_resumed_step_are_dropped(requeued: tuple[Path, str]) -> None:
@@ -77,6 +81,39 @@ def test_a_torn_row_is_dropped_and_numbers_that_json_has_not_are_null(tmp_path: 
     tracker.log(6, {"train/loss": float("nan"), "train/lr": 1e-4})
     tracker.finish()
     assert jsonl(tmp_path) == [{"step": 1, "a": 2}, {"step": 6, "train/loss": None, "train/lr": 1e-4}]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b'{"step": 3, "a": 1}\n{"step": 2, "train/l\xff\xfe\xc3',
+        b'{"step": 1e400}',
+        b'{"step": NaN}',
+        b'{"step": ' + b"[" * 100_000,
+        b'{"step": ' + b"9" * 5_000 + b"}",
+        b'{"a": 1}',
+        b'{"step": 2, "a": 3}',
+        b"[1]",
+        b"\0" * 64,
+    ],
+)
+def test_a_run_resumes_whatever_ends_its_log(tmp_path: Path, end: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "a": 2}\n' + end)
+    tracker = tracking.JsonLines(tmp_path, 2)
+    tracker.log(3, {"a": 4})
+    tracker.finish()
+    whole = [{"step": 2, "a": 3}] if end == b'{"step": 2, "a": 3}' else []
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 2}, *whole, {"step": 3, "a": 4}]
+    assert len(jsonl(tmp_path)) == 2 + len(whole) + (end == b'{"a": 1}'), "a row without a step is kept"
+
+
+def test_rows_of_others_are_read_as_numbers_at_steps(tmp_path: Path) -> None:
+    rows = (
+        *('{"step": "3", "a": 1}', '{"a": 1}', '{"step": NaN, "a": 1}', '{"step": -1}', '{"step": true, "a": 1}'),
+        *('{"step": 4, "a": "x", "b": NaN, "c": null, "d": [1], "e": 2, "f": 1e400}', '{"step": 5.0, "a": 1e300}', "3"),
+    )
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    assert read_metrics(tmp_path) == [{"step": 4, "e": 2}, {"step": 5}]
 
 
 def test_a_full_disk_is_told_once_and_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -140,6 +177,43 @@ def test_lineage_goes_from_the_cache_through_the_run_to_its_export(requeued: tup
     assert json.loads(cache)["splits"]["train"]["clips"] == 45
 
 
+def test_offline_artifacts_do_not_depend_on_folders(requeued: tuple[Path, str]) -> None:
+    """`wandb sync` runs elsewhere and later: files have absolute paths, and outlive the checkpoint that they are of."""
+    shutil.rmtree(requeued[0] / "checkpoints")  # as retention does
+    for artifact in logged(requeued[0], "artifact"):
+        paths = [Path(entry.local_path) for entry in artifact.manifest.contents if not entry.ref]
+        assert paths and all(path.is_absolute() and path.is_file() for path in paths), (artifact.name, paths)
+        assert all(str(requeued[0]) in str(path) for path in paths), "the program's folder may have changed, too"
+
+
+@pytest.mark.parametrize("variable", ["WANDB_MODE=disabled", "WANDB_DISABLED=true"])
+def test_w_and_b_is_turned_off_by_its_variables(tmp_path: Path, variable: str) -> None:
+    said = track(tmp_path / "run", 0, "--", "rows:2", "listen", "finish:0", env=dict([variable.split("=")]))
+    assert "W&B is off" in said and "sync" not in said and not [*tmp_path.glob("run/wandb*")]
+    assert [row["step"] for row in jsonl(tmp_path / "run")] == [10, 10, 20, 20]
+
+
+def test_variables_of_w_and_b_replace_defaults_but_not_typed_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"PROJECT": "p", "ENTITY": "e", "NAME": "n", "RUN_GROUP": "g", "NOTES": "x", "TAGS": "a,b"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    cfg = compose("train", ["+exp=delay_gpt2", "tracking.project=typed", "tracking.tags=[c]"])
+    tracking.apply_environment(cfg)
+    names = ("project", "entity", "title", "group", "notes", "tags")
+    assert [cfg.tracking[name] for name in names] == ["typed", "e", "n", "g", "x", ["c"]]
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    assert (
+        mode_from_environment({"mode": "auto"}) == "offline" and mode_from_environment({"mode": "online"}) == "online"
+    )
+    monkeypatch.setenv("WANDB_DISABLED", "1")
+    assert (
+        mode_from_environment({"mode": "auto"}) == "disabled" and mode_from_environment({"mode": "online"}) == "online"
+    )
+    plain = compose("train", ["tracking=none"])
+    tracking.apply_environment(plain)
+    assert plain.tracking == {"name": "none"}
+
+
 @pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
 def test_sounds_come_as_a_table_and_as_files(requeued: tuple[Path, str]) -> None:
     run, _ = requeued
@@ -160,6 +234,14 @@ def test_a_stopped_run_is_told_as_preempted_and_how_to_upload_it_is_said(requeue
     run, said = requeued
     assert len(logged(run, "preempting")) == 1 and logged(run, "exit")[-1].exit_code == 75
     assert f"wandb sync --yes '{run}/wandb'" in said
+
+
+def test_a_home_that_cannot_be_written_to_is_not_needed(tmp_path: Path) -> None:
+    """As of an unknown user in a container, whose home is `/`."""
+    env = {"HOME": "/dev/null"}
+    said = track(tmp_path / "run", 0, "tracking.mode=offline", NO_CODE, "--", "rows:1", "listen", "finish:0", env=env)
+    assert "failed" not in said and "ERROR" not in said
+    assert [row["trainer/step"] for row in rows_of(tmp_path / "run") if "val/audio/_type" in row] == [10]
 
 
 @pytest.mark.parametrize("mode", ["auto", "online"])

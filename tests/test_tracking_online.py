@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -153,6 +154,20 @@ def test_offline_pieces_uploaded_as_they_come_are_one_run(server: Server, tmp_pa
     history = {name: dict(found["history"]) for name, found in server.runs.items()}
     assert sync(server, *runs).returncode == 0
     assert {name: found["history"] for name, found in server.runs.items()} == history, "nothing is sent twice"
+
+
+def test_offline_artifacts_are_uploaded_from_any_folder(server: Server, tmp_path: Path) -> None:
+    """Paths were relative, and a checkpoint was deleted before the sync: every artifact is committed."""
+    write_cache(tmp_path / "nsynth")
+    words = ("cache:nsynth", "rows:2", "listen", "checkpoint", "rows:1", "checkpoint", "export", "finish:0")
+    track(Path("run"), 0, "tracking.mode=offline", "--", *words, cwd=tmp_path)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-20")
+    assert sync(server, tmp_path / "run").returncode == 0
+    states = [(artifact["name"].partition("-")[0], artifact["committed"]) for artifact in server.artifacts.values()]
+    assert sorted(states) == [
+        (name, True) for name in ("cache", "checkpoint", "checkpoint", "code", "export", "run")
+    ], "two checkpoints; run: the sounds"
+    assert any(name.endswith("/log.txt") for name in server.files)
 
 
 def test_a_sync_with_nothing_to_do_or_no_runs_says_so(server: Server, tmp_path: Path) -> None:

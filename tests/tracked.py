@@ -28,6 +28,7 @@ def main() -> None:
     cfg = compose("train", [f"run='{run}'", "+exp=delay_gpt2", *sys.argv[3:at]])
     run.mkdir(parents=True, exist_ok=True)
     (run / "log.txt").write_text("a log\n")
+    tracking.apply_environment(cfg)
     settings = OmegaConf.to_container(cfg.tracking, resolve=True)
     tracker = tracking.start(run, step, cfg.name, OmegaConf.to_container(cfg, resolve=True), settings)  # type: ignore
     longest = 0.0

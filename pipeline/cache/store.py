@@ -57,15 +57,18 @@ class Store(Protocol):
         """InputError unless files can be written here; makes the folder."""
 
 
+def is_remote(address: str | Path) -> bool:
+    """Whether an address is opened over a network (or by another of fsspec's protocols) and not a path."""
+    return "://" in str(address) and not str(address).startswith("file://")
+
+
 def open_store(address: str | Path | Store) -> Store:
     """The folder at a path or address. Raises InputError for an address that fsspec cannot open."""
     if not isinstance(address, (str, Path)):
         return address
-    if "://" not in str(address):
-        return LocalStore(address)
-    if str(address).startswith("file://"):
-        return LocalStore(str(address).removeprefix("file://"))
-    return RemoteStore(str(address))
+    if is_remote(address):
+        return RemoteStore(str(address))
+    return LocalStore(str(address).removeprefix("file://"))
 
 
 def locate(address: str | Path) -> tuple[Store, str]:

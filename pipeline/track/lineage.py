@@ -29,12 +29,12 @@ def described(kind: str, place: str, keep: Path, weights: bool) -> tuple[dict[st
 
 def _cache(place: str, keep: Path) -> tuple[dict[str, Any], list[Path]]:
     from pipeline.cache.manifest import NAME, Manifest
-    from pipeline.cache.store import open_store
+    from pipeline.cache.store import is_remote, open_store
 
     store = open_store(place)
     manifest = Manifest.load(store)
     file = Path(place) / NAME
-    if "://" in place:
+    if is_remote(place):
         file = keep / NAME
         keep.mkdir(parents=True, exist_ok=True)
         file.write_bytes(store.read(NAME))

@@ -11,19 +11,24 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import without_secrets
+from pipeline.cache.store import is_remote
+from pipeline.errors import all_without_secrets, without_secrets
 from pipeline.track import journal, lineage, media
+from pipeline.track.environment import mode_from_environment, prepare_folders
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("pipeline/**/*.py", "conf/**/*.yaml", "jobs/*")
+SOURCES = ("pipeline/**/*.py", "conf/**/*.yaml", "jobs/*.sh", "jobs/*.sbatch")
 SOUNDS = "val/audio"
 _ALERT_AGAIN = timedelta(minutes=10)
 
@@ -33,16 +38,17 @@ class Session:
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Open the run of a run folder, for the first time or again. settings: as `conf/tracking/wandb.yaml`."""
-        # what waits for `wandb sync` stays with the run: home folders are small, and not everywhere writable
-        os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb" / "data"))
+        # `wandb sync` runs later and in another folder: what it uploads is kept in the run folder, by absolute paths
+        self.folder, self.settings = folder.absolute(), all_without_secrets(settings)
+        prepare_folders(self.folder / "wandb")
+        sys.argv[1:] = map(without_secrets, sys.argv[1:])  # W&B stores the command line
         import wandb
 
-        self.folder, self.settings = folder, settings
         self.id = run_id(folder)
         self.told = journal.reached(folder, self.id)
         self.wandb = wandb
         wandb.setup(settings=wandb.Settings(silent=True))
-        mode = _mode(settings["mode"])
+        mode = _mode(mode_from_environment(settings))
         try:
             self.run = self._init(mode, name, config)
         except Exception as error:
@@ -61,7 +67,7 @@ class Session:
         return self.wandb.init(
             project=s["project"],
             entity=s["entity"],
-            name=s["title"] or self.folder.absolute().name,
+            name=s["title"] or self.folder.name,
             group=s["group"] or name,
             tags=list(s["tags"]),
             notes=s["notes"],
@@ -70,13 +76,14 @@ class Session:
             resume="allow" if self.told else None,  # only a restart appends: its lines then follow those before
             dir=str(self.folder),
             mode=mode,  # type: ignore[arg-type]
-            config=flat({name: value for name, value in config.items() if name != "tracking"}),
+            config=flat(all_without_secrets({key: value for key, value in config.items() if key != "tracking"})),
             settings=self.wandb.Settings(
                 console="off",
                 silent=True,
                 init_timeout=s["patience"],
                 finish_timeout=s["patience"],
                 git_root=str(ROOT),
+                git_remote_url=_git_remote(),
                 x_transaction_log_flush_interval=2.0,  # seconds of rows that a dying node takes along
                 x_file_stream_retry_max=1_000_000,  # outages of any length: the rest of training is sent when it ends
             ),
@@ -100,15 +107,20 @@ class Session:
     def artifact(self, kind: str, place: str) -> None:
         """A cache, as the run's input; a checkpoint or an export, as its output: small files, and where the whole lies.
 
-        A checkpoint's and an export's name is the run's, so that each new one is a version of the last.
+        A checkpoint's and an export's name is the run's, so that each new one is a version of the last. W&B uploads
+        copies: by the time that an offline run is synced, the checkpoint may have been deleted.
         """
+        if not is_remote(place):
+            place = str(Path(place.removeprefix("file://")).absolute())
         metadata, files = lineage.described(kind, place, self.folder / "wandb" / "data", self.settings["weights"])
-        name = f"{kind}-{_safe(Path(place).name) if kind == 'cache' else self.id}"
-        made = self.wandb.Artifact(name, lineage.KINDS[kind], metadata={**metadata, "place": without_secrets(place)})
+        shown = without_secrets(place)
+        name = f"{kind}-{_safe(Path(shown.partition('?')[0]).name) if kind == 'cache' else self.id}"
+        metadata = all_without_secrets({**metadata, "place": shown})
+        made = self.wandb.Artifact(name, lineage.KINDS[kind], metadata=metadata)
         for file in files:
-            made.add_file(str(file), policy="immutable", skip_cache=True)
-        if "://" not in place:
-            made.add_reference(Path(place).absolute().as_uri(), name="place", checksum=False)
+            made.add_file(str(file), skip_cache=True)
+        if not is_remote(place):
+            made.add_reference(Path(place).as_uri(), name="place", checksum=False)
         aliases = ["latest", *([f"step-{metadata['step']}"] if "step" in metadata else [])]
         # `run.use_artifact` refuses to work offline and waits for the server online; this is what it does first
         self.run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=kind == "cache")
@@ -119,12 +131,10 @@ class Session:
             self.run.save(self.folder / "log.txt", base_path=self.folder, policy="live")
         if not self.settings["code"]:
             return
+        sources = copy_sources(self.folder / "wandb" / "data")
         made = self.wandb.Artifact(f"code-{_safe(ROOT.name)}", "code")
-        digest = hashlib.sha256()
-        for file in sorted(file for pattern in SOURCES for file in ROOT.glob(pattern) if file.is_file()):
-            made.add_file(str(file), name=str(file.relative_to(ROOT)), policy="immutable", skip_cache=True)
-            digest.update(file.read_bytes())
-        self.run.config.update({"code.sha256": digest.hexdigest()[:12]}, allow_val_change=True)
+        made.add_dir(str(sources), policy="immutable", skip_cache=True)
+        self.run.config.update({"code.sha256": sources.name.removeprefix("code-")}, allow_val_change=True)
         self.run._log_artifact(made, is_user_created=True, use_after_commit=True)
 
     def finish(self, code: int) -> None:
@@ -132,6 +142,24 @@ class Session:
         if code == 75:
             self.run.mark_preempting()
         self.run.finish(exit_code=code)
+
+
+def copy_sources(folder: Path) -> Path:
+    """Copy this program's sources to `folder/code-SHA256`, once for each state of them: they may change before a sync.
+
+    Site settings (`jobs/site.env`) are left out, which may hold keys.
+    """
+    files = sorted(file for pattern in SOURCES for file in ROOT.glob(pattern) if file.is_file())
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    target, partial = folder / f"code-{digest}", folder / f"code-{digest}.partial"
+    if not target.exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        for file in files:
+            copy = partial / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        partial.replace(target)
+    return target
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -178,7 +206,6 @@ def _mode(asked: str) -> str:
     """Online where that is not forbidden, and there is a key that the server takes; nobody is asked for one."""
     import wandb
 
-    asked = os.environ.get("WANDB_MODE", asked) if asked == "auto" else asked
     if asked not in ("auto", "online"):
         return asked
     try:
@@ -190,6 +217,16 @@ def _mode(asked: str) -> str:
     if asked == "online" or "no key" not in reason:
         log.warning("W&B cannot be reached, so this run is kept offline: %.300s", reason)
     return "offline"
+
+
+def _git_remote() -> str | None:
+    """Where this program was cloned from, without a token that the address may hold; None where git does not say."""
+    command = ["git", "-C", str(ROOT), "config", "--get", "remote.origin.url"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return without_secrets(found) or None
 
 
 def _safe(name: str) -> str:

@@ -1,0 +1,69 @@
+"""Reading and cutting `metrics.jsonl`, which may be incomplete after a crash, or come from somebody else."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+_LARGEST_STEP = 2**53
+_LARGEST = 1e100  # of a value; what is larger cannot be drawn
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run's log: each has `step`, a count, and numbers by name.
+
+    A row without a valid step is left out, and a value that is no finite number is left out of its row.
+    """
+    rows = []
+    for line in _lines(run / METRICS):
+        row = _parse(line)
+        if row is not None and (step := _step(row)) is not None:
+            values = {name: value for name, value in row.items() if _is_number(value)}
+            rows.append({**values, "step": step})
+    return rows
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Remove the rows after `step`, which a resumed run writes again, and those that a crash left incomplete."""
+    path = run / METRICS
+    rows = [(line, _parse(line)) for line in _lines(path)]
+    kept = b"".join(line + b"\n" for line, row in rows if row is not None and not _is_after(row, step))
+    if rows and kept != path.read_bytes():  # also where the last line has no end: the next row would continue it
+        temporary = run / f".{METRICS}.tmp"
+        temporary.write_bytes(kept)
+        temporary.replace(path)
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines() if path.is_file() else []
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A row, or None for a line that is not one."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _step(row: dict[str, Any]) -> int | None:
+    step = row.get("step")
+    if isinstance(step, float) and step.is_integer():
+        step = int(step)
+    return step if type(step) is int and 0 <= step <= _LARGEST_STEP else None
+
+
+def _is_after(row: dict[str, Any], step: int) -> bool:
+    found = row.get("step")
+    return isinstance(found, (int, float)) and not found <= step  # NaN is after any step
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value) and abs(value) <= _LARGEST
+    except OverflowError:  # an integer beyond floating point
+        return False

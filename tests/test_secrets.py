@@ -1,0 +1,107 @@
+"""No secret of an address, a setting or the environment is in any file that a run leaves, or in what it prints."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline import sweeps
+from pipeline.config import compose
+from pipeline.train import main
+from tests.lm.caches import write_cache
+
+TINY = (
+    "+exp=delay_gpt2", "codec=encodec_embedded", "codec.codebooks=4", "model=tiny", "model.width=32", "model.layers=1",
+    "trainer.steps=2", "trainer.micro_batch=4", "trainer.log_every=1", "trainer.val_every=1", "trainer.keep=1",
+    "listen.clips=1", "listen.seconds=0.1", "listen.temperatures=[1]", "tracking.mode=offline",
+)  # fmt: skip
+VARIABLES = (
+    *("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"),
+    *("AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING", "PGPASSWORD", "GITHUB_TOKEN", "OPENAI_API_KEY"),
+)
+
+
+class AnyAddress(http.server.SimpleHTTPRequestHandler):
+    """Serves the files of a folder by their names, whatever is before these in the address."""
+
+    def translate_path(self, path: str) -> str:
+        return str(Path(self.directory) / path.rpartition("/")[2])
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """`127.0.0.1:PORT` of a web server of a folder."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(AnyAddress, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def leaks(folder: Path, secrets: set[str]) -> dict[str, set[str]]:
+    """The files below a folder whose bytes or name hold a secret, with these."""
+    found = {}
+    for file in folder.rglob("*"):
+        content = str(file).encode() + (file.read_bytes() if file.is_file() else b"")
+        if hit := {secret for secret in secrets if secret.encode() in content}:
+            found[str(file.relative_to(folder))] = hit
+    return found
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All that a run may write to besides its run folder."""
+    folder = tmp_path / "home"
+    (folder / "tmp").mkdir(parents=True)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    return folder
+
+
+def test_a_run_leaves_no_secret(
+    here: None, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Logins and signatures of addresses, settings with secret names, keys of the environment: in no file."""
+    pytest.importorskip("aiohttp")
+    cache = write_cache(tmp_path / "cache")
+    secrets = {f"Hidden{i}Value" for i in range(5)} | {f"Hidden-{name}" for name in VARIABLES}
+    for name in VARIABLES:
+        monkeypatch.setenv(name, f"Hidden-{name}")
+    with served(cache) as host:
+        addresses = f"{{a: 'http://user:Hidden0Value%40@{host}', b: 'http://{host}/b?sig=Hidden1Value&x=1/c'}}"
+        words = (
+            f"shards={addresses}", "+deepspeed.comet={enabled: false, api_key: Hidden2Value}",
+            "tracking.notes='https://me:Hidden3Value@wiki/page'", "+deepspeed.store='AccountKey=Hidden4Value=='",
+            f"run={tmp_path}/run",
+        )  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *TINY, *words])
+        main()
+    printed = "".join(capfd.readouterr())
+    assert {secret for secret in secrets if secret in printed} == set(), printed
+    names = {file.name for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    assert names >= {"config.yaml", "log.txt", "metrics.jsonl", "complete.json", "README.md", "manifest.json"}
+    assert [*(tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")] and any(".wav" in name for name in names)
+    assert leaks(tmp_path, secrets) == {}
+
+
+def test_a_sweep_over_addresses_names_no_folder_after_a_secret() -> None:
+    words = ["+exp=delay_gpt2", "shards='http://user:Hidden0Value@h/a'"]
+    cfg = compose("train", words)
+    sweeps.separate_outputs("train", cfg, ["shards"], words)
+    assert cfg.run.startswith("runs/delay_gpt2/shards-") and "Hidden0Value" not in cfg.run
