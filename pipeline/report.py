@@ -18,37 +18,41 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry
+from pipeline.config import entry, word
 
 
 @entry("report")
 def main(cfg: DictConfig) -> None:
     """Make the page, and print where it is."""
+    import shlex
     from pathlib import Path
 
     from omegaconf import OmegaConf
     from rich.console import Console
 
+    from pipeline.errors import without_secrets
     from pipeline.listen import outs, run_folder
     from pipeline.listen.instrument import open_run
     from pipeline.listen.page import page
     from pipeline.listen.studies import studies
+    from pipeline.track.metrics_file import read_metrics
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     run, out = Path(cfg.run), Path(cfg.out)
     outs.check_file("out", out)
-    if cfg.shards == "auto":
+    if settings["shards"] == "auto":
         settings["shards"] = run_folder.shards(run)
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source)
     with Console(stderr=True).status("listening") as status:
         found = studies(settings, instrument, status.update)
-    command = f"python -m pipeline.evaluate run={run} shards={settings['shards']}"
+    words = (word("run", run), word("shards", without_secrets(settings["shards"])))
+    command = shlex.join(["python", "-m", "pipeline.evaluate", *words])
     told, hint = run_folder.evaluation(Path(cfg.evaluation)), f"More figures come from: {command}"
     if told and told["export"]["sha256"] != instrument.sha256:
         told, hint = None, f"The figures in {cfg.evaluation} are of another export, and left out; anew: {command}"
         print(hint)
     facts = run_folder.facts(instrument, settings)
-    text = page(run.name, facts, found, instrument.codec.sample_rate, run_folder.metrics(run), told, hint)
+    text = page(run.name, facts, found, instrument.codec.sample_rate, read_metrics(run), told, hint)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
     sounds = sum(len(row.sounds) for study in found for row in study.rows)

@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> int:
         if world.first:
             newest = checkpoint.saved(run)[-1]
             checkpoint.export(newest, run / "export")
-            card.write(newest)
+            card.write(newest, caches=training.caches_of(cfg))
             tracker.artifact("export", run / "export")
     finally:
         tracker.finish(code)

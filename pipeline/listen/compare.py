@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from pipeline import kinds
-from pipeline.listen import run_folder
 from pipeline.listen.evaluation import evaluate
 from pipeline.listen.instrument import Instrument, open_run
 from pipeline.listen.tables import cell
 from pipeline.lm import cost
 from pipeline.lm.choice import Sampling
 from pipeline.lm.sampling import generate
+from pipeline.track.metrics_file import read_metrics
 
 COLUMNS = {
     "run": "run",
@@ -87,7 +87,7 @@ def unequal(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 def training(run: Path, instrument: Instrument, frames: float) -> dict[str, float | None]:
     """What the log of a run tells of its training: steps, arithmetic, and how fast it was; None where it does not."""
-    logged = [row for row in run_folder.metrics(run) if "train/clips" in row]
+    logged = [row for row in read_metrics(run) if "train/clips" in row and "speed/codes_per_second" in row]
     if not logged:
         return {"steps": None, "petaflop": None, "training": None}
     each = logged[len(logged) // 4 :]  # the first rows warm up

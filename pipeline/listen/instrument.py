@@ -129,8 +129,10 @@ def _embedder(model: CodecGPT, folder: Path, source: str | None, device: torch.d
     told = model.config.embedder
     if not told:
         raise InputError(f"{folder}/config.json names no embedder: train on a cache that pipeline.preprocess wrote")
-    name, _, package_model = told["name"].partition("/")
+    name, _, package_model = str(told.get("name")).partition("/")
     settings = CONF / "embedder" / f"{name}.yaml"
+    if package_model and (name != "encodecmae_package" or "/" in package_model):  # it would name what is fetched
+        raise InputError(f"{folder}/config.json: there is no embedder {told['name']!r:.80}; pipeline.export writes it")
     if source is None and settings.is_file():
         source = package_model or yaml.safe_load(settings.read_text())["source"]
     embedder = load_embedder(name, source, device)

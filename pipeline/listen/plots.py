@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
+
+from pipeline.listen.templates import render
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 420, 240, 46, 34, 12, 12
 
@@ -19,45 +22,26 @@ class Curve:
     intervals: Sequence[tuple[float, float]] = ()
 
 
-def plot(title: str, across: str, curves: Sequence[Curve], levels: Sequence[tuple[str, float]] = ()) -> str:
+def plot(title: str, across: str, curves: Sequence[Curve], levels: Sequence[tuple[str, float]] = ()) -> Markup:
     """An SVG of curves; levels: names of horizontal lines and where they lie."""
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points] + [y for _, y in levels]
     ys += [edge for curve in curves for interval in curve.intervals for edge in interval]
-    (left, right), (low, high) = _range(xs, 0.02), _range(ys, 0.06)
+    (first, last), (low, high) = _range(xs, 0.02), _range(ys, 0.06)
     low = max(low, 0.0) if min(ys) >= 0 else low
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
 
-    def px(x: float) -> float:
-        return LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+    def px(x: float) -> str:
+        return f"{LEFT + (x - first) / (last - first) * (right - LEFT):.1f}"
 
-    def py(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
+    def py(y: float, shift: int = 0) -> str:
+        return f"{bottom - (y - low) / (high - low) * (bottom - TOP) + shift:.1f}"
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    for tick in ticks(low, high):
-        y = py(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in ticks(left, right):
-        parts.append(f'<text x="{px(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_short(tick)}</text>')
-    for name, level in levels:
-        y = py(level)
-        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{WIDTH - RIGHT}" y="{y - 4:.1f}" text-anchor="end">{escape(name)}</text>')
-    for i, curve in enumerate(curves):
-        for (x, _), (bottom, top) in zip(curve.points, curve.intervals, strict=False):
-            parts.append(
-                f'<line class="c{i} bar" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{py(bottom):.1f}" y2="{py(top):.1f}"/>'
-            )
-        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in curve.points)
-        parts.append(f'<polyline class="c{i}" points="{path}"/>')
-        if len(curve.points) <= 12:
-            parts += [f'<circle class="c{i}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="3"/>' for x, y in curve.points]
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(across)}</text>'
-    )
-    names = " ".join(f'<span class="c{i}">{escape(curve.name)}</span>' for i, curve in enumerate(curves))
-    return f"<figure class=plot><figcaption>{escape(title)} {names}</figcaption>{''.join(parts)}</svg></figure>"
+    return render(
+        "plot.html", title=title, across=across, curves=curves, levels=levels, width=WIDTH, height=HEIGHT, left=LEFT,
+        right=right, bottom=bottom, x=px, y=py, x_ticks=ticks(first, last), y_ticks=ticks(low, high), short=_short,
+        zip=zip,
+    )  # fmt: skip
 
 
 def ticks(low: float, high: float) -> list[float]:

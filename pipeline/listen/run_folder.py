@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline import tracking
+from pipeline.cache.manifest import NAME
+from pipeline.cache.store import is_remote
 from pipeline.errors import InputError
+from pipeline.listen.evaluation_file import EvaluationFile
 from pipeline.listen.instrument import Instrument
 
 
@@ -27,40 +28,37 @@ def config(run: Path) -> dict[str, Any]:
 
 
 def shards(run: Path) -> str:
-    """The cache that it was trained on, the first where there are several. Raises InputError where it is not told."""
+    """The cache that it was trained on, the first where there are several.
+
+    Raises InputError where none is named, for a remote one, which only the user may name, and for one that is not on
+    this machine.
+    """
     found = config(run).get("shards")
     first = next(iter(found.values()), None) if isinstance(found, dict) else found
     if not first or not isinstance(first, str):
         raise InputError(f"shards=auto: {run}/config.yaml names no cache; give shards=DIR")
+    if is_remote(first):
+        raise InputError(
+            f"shards=auto: {run}/config.yaml names {first}, a remote cache: addresses in a run folder are not opened; "
+            "if you trust it, give shards=ADDRESS"
+        )
+    if not (Path(first.removeprefix("file://")) / NAME).is_file():
+        raise InputError(
+            f"shards=auto: {run}/config.yaml names {first}, where there is no cache on this machine (seen from "
+            f"{Path.cwd()}); give shards=DIR, a copy of it or another cache of the same codec and embedder"
+        )
     return first
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of its log; none where there is no log."""
-    path = run / tracking.METRICS
-    rows = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    found = []
-    for row in rows:
-        try:
-            told = json.loads(row)
-        except (ValueError, RecursionError):  # torn by a crash
-            continue
-        if isinstance(told, dict):
-            found.append(told)
-    return found
-
-
 def evaluation(path: Path) -> dict[str, Any] | None:
-    """What pipeline.evaluate has written; None where it has not. Raises InputError for anything else."""
+    """What pipeline.evaluate has written, checked; None where it has not. Raises InputError for anything else."""
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
-        found["loss"]["model"]["nats"], found["temperatures"], found["ceiling"], found["settings"]["n"]
-        found["export"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"evaluation={path}: not what pipeline.evaluate writes ({error!r:.200})") from None
-    return found
+        return EvaluationFile.model_validate_json(path.read_bytes()).model_dump(exclude_none=True)
+    except (OSError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"evaluation={path}: not what pipeline.evaluate writes ({why:.200})") from None
 
 
 def facts(instrument: Instrument, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -94,7 +94,8 @@ def read(path: str | Path) -> dict[str, Any]:
             raise
         raise InputError(f"from={path}: not the .json that pipeline.generate writes ({error!r:.200})") from error
     found = {source: str(_source(path, Path(source), sha256).absolute()) for source, sha256 in sources}
-    return {**told, "settings": _moved(told["settings"], found)}
+    settings = {name: value for name, value in told["settings"].items() if name not in ELSEWHERE}
+    return {**told, "settings": _moved(settings, found)}
 
 
 def _source(path: Path, source: Path, sha256: str) -> Path:

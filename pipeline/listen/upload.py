@@ -9,13 +9,14 @@ from pipeline.errors import InputError
 from pipeline.listen import run_folder
 from pipeline.listen.evaluation import Evaluation
 from pipeline.listen.figures import flat
+from pipeline.track.metrics_file import read_metrics
 
 SHOWN = 16  # clips whose sounds go along
 
 
 def upload(run: Path, found: Evaluation, rate: int) -> None:
     """Log `eval/...` at the run's last step, with the sounds of the first clips. Raises InputError for no such run."""
-    config, rows = run_folder.config(run), run_folder.metrics(run)
+    config, rows = run_folder.config(run), read_metrics(run)
     if config.get("tracking", {}).get("name") != "wandb" or not rows:
         raise InputError(f"wandb=true: {run} was not tracked by W&B; train with tracking=wandb")
     step = rows[-1]["step"]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,16 @@ from typing import Any
 import yaml
 
 from pipeline.cache.manifest import Manifest
+from pipeline.cache.store import is_remote
 from pipeline.config import CONF
-from pipeline.errors import InputError
+from pipeline.errors import InputError, without_secrets
+from pipeline.listen import run_folder
 from pipeline.lm import checkpoint, cost
 from pipeline.lm.model import WEIGHTS, ModelConfig
+from pipeline.track.metrics_file import read_metrics
 from pipeline.versions import package_versions
 
+log = logging.getLogger("pipeline")
 NAME = "README.md"
 PACKAGES = ("codec-audio-lm", "torch", "transformers", "deepspeed", "encodec")
 NAMES = {"fidelity": "prompt fidelity", "pitch": "right pitch", "pitch_class": "right pitch class"}
@@ -41,46 +47,73 @@ MAE = (
 )
 
 
-def write(found: Path, folder: Path | None = None) -> Path:
+def write(found: Path, folder: Path | None = None, caches: Mapping[str, str] | None = None) -> Path:
     """Write the card of an exported checkpoint beside its weights, whole or not at all.
 
-    folder: of the export, `RUN/export` if not given. Raises InputError for a run folder without its settings.
+    Args:
+        found: the checkpoint.
+        folder: of the export, `RUN/export` if not given.
+        caches: addresses that the user gave. Without them the local ones in the run's settings are read: what a run
+            folder names is not fetched.
+
+    Raises:
+        InputError: the run folder has no settings, or others than pipeline.train writes.
     """
     folder = folder or found.absolute().parents[1] / "export"
-    text = card(found, folder)
+    text = card(found, folder, caches)
     temporary = folder / f".{NAME}.tmp"
     temporary.write_text(text)
     temporary.replace(folder / NAME)
     return folder / NAME
 
 
-def card(found: Path, folder: Path) -> str:
+def card(found: Path, folder: Path, caches: Mapping[str, str] | None = None) -> str:
     """The text of the card, in Markdown with the hub's header.
 
-    Raises InputError for a run folder without its settings.
+    Raises InputError for a run folder without its settings, or with others than pipeline.train writes.
     """
     run, state = found.absolute().parents[1], checkpoint.state_of(found)
+    if not (run / "config.yaml").exists():
+        raise InputError(f"{run} has no config.yaml: it is no run folder that pipeline.train wrote")
+    settings = run_folder.config(run)
+    if caches is None:
+        named = settings.get("shards")
+        named = named if isinstance(named, dict) else {"": named}
+        caches = {name: place for name, place in named.items() if isinstance(place, str) and not is_remote(place)}
+    settings, state = _plain(settings), _plain(state)
+    rows = [row for row in read_metrics(run) if row["step"] <= state["step"]]
     try:
-        settings: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
-    except OSError as error:
-        raise InputError(f"{run} has no config.yaml: it is no run folder that pipeline.train wrote") from error
-    config = ModelConfig(**state["model"])
-    parts = [
-        _head(settings, config),
-        _section("Data", _data(settings)),
-        _section("Model", _model(settings, config)),
-        _section("Training", _training(settings, state, _metrics(run, state["step"]))),
-        *_figures(run, folder),
-        _use(),
-        _licences(settings, config),
-    ]
+        config = ModelConfig.parse(state["model"])
+        parts = [
+            _head(settings, config),
+            _section("Data", _data(settings, caches)),
+            _section("Model", _model(settings, config)),
+            _section("Training", _training(settings, state, rows)),
+            *_figures(run, folder),
+            _use(),
+            _licences(settings, config),
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{run}/config.yaml or {found} is not what pipeline.train writes ({why:.200})") from error
     return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def _plain(value: Any) -> Any:
+    """Values of files, redacted and so that no text of them is Markdown or HTML: signs of these become entities."""
+    if isinstance(value, str):
+        return re.sub(r"[<>&|`\[\]\\]", lambda sign: f"&#{ord(sign[0])};", " ".join(without_secrets(value).split()))
+    if isinstance(value, dict):
+        return {_plain(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _head(settings: Mapping[str, Any], config: ModelConfig) -> str:
     title = settings["name"]
     return f"""---
-tags: [audio, audio-generation, audio-language-model, {config.codec["name"]}]
+tags: [audio, audio-generation, audio-language-model, {json.dumps(config.codec["name"])}]
 library_name: codec-audio-lm
 ---
 # {title}
@@ -91,17 +124,16 @@ writes the tokens of a sound like it, which the codec turns into audio.
 """
 
 
-def _data(settings: Mapping[str, Any]) -> dict[str, str]:
+def _data(settings: Mapping[str, Any], caches: Mapping[str, str]) -> dict[str, str]:
     told: dict[str, str] = {}
-    shards = settings["shards"]
-    caches = {"": shards} if isinstance(shards, str) else shards
     for place in caches.values():
+        shown = _plain(Path(without_secrets(place).partition("?")[0]).name)
         try:
             manifest = Manifest.load(place)
         except Exception:  # each kind of store has errors of its own, and none is worth a trained model
-            told[f"cache `{Path(place).name}`"] = "not at hand when this card was written"
+            told[f"cache `{shown}`"] = "not at hand when this card was written"
             continue
-        name = str(manifest.data.get("name", Path(place).name))
+        name = _plain(str(manifest.data.get("name", shown)))
         for split in (settings["data"]["train"], settings["data"]["valid"]):
             clips, hours = manifest.samples(split), manifest.hours(split)
             told[f"{name}, {split}"] = f"{hours:,.3g} hours in {clips:,} clips"
@@ -147,28 +179,14 @@ def _training(settings: Mapping[str, Any], state: Mapping[str, Any], rows: list[
     return {**told, "software": ", ".join(f"{name} {found}" for name, found in packages.items())}
 
 
-def _metrics(run: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl up to a step; a row torn by a crash is none."""
-    try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row["step"] <= step:
-            rows.append(row)
-    return rows
-
-
 def _figures(run: Path, folder: Path) -> Iterable[str]:
     """What `pipeline.evaluate` measured, if it measured these very weights."""
     try:
-        told = json.loads((run / "listen" / "evaluate.json").read_text())
-    except (OSError, ValueError):
+        told = _plain(run_folder.evaluation(run / "listen" / "evaluate.json"))
+    except InputError as error:
+        log.warning("the card shows no figures: %s", error)
+        return
+    if told is None:
         return
     with (folder / WEIGHTS).open("rb") as file:
         digest = hashlib.sha256()
@@ -197,7 +215,10 @@ def _figures(run: Path, folder: Path) -> Iterable[str]:
 
 
 def _figure(told: Mapping[str, Any] | None) -> str:
-    return "-" if told is None else f"{told['mean']:.3f} [{told['interval'][0]:.3f}, {told['interval'][1]:.3f}]"
+    if told is None:
+        return "-"
+    low_high = f" [{told['interval'][0]:.3f}, {told['interval'][1]:.3f}]" if "interval" in told else ""
+    return f"{told['mean']:.3f}{low_high}"
 
 
 def _use() -> str:

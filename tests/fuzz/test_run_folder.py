@@ -10,15 +10,35 @@ import pytest
 import torch
 import yaml
 from hypothesis import given
+from omegaconf import OmegaConf
 
-from pipeline.listen import run_folder, sidecar
+from pipeline import tracking
+from pipeline.cache.store import is_remote
+from pipeline.config import compose
+from pipeline.listen import compare, page, run_folder, sidecar
 from pipeline.lm import checkpoint
 from pipeline.lm.model import CONFIG, WEIGHTS, CodecGPT, ModelConfig
+from pipeline.publish import card
+from pipeline.track.metrics_file import read_metrics
 from tests.fuzz.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
 
-SETTINGS: dict[str, Any] = {"shards": "shards/x", "data": {"seconds": 1.0, "train": "train"}, "codec": {"name": "x"}}
 STATE = {"step": 3, "place": 12, "seed": 0, "ranks": 1, "stage": 1, "model": {"width": 16}, "val_loss": 6.5}
-EVALUATION = {"loss": {"model": {"nats": 1.0}}, "temperatures": {"1.0": {}}, "ceiling": {}, "settings": {"n": 3}}
+FIGURE = {"mean": 0.5, "interval": [0.4, 0.6]}
+LOSS = {"nats": 1.0, "nats_codebook": [1.0, 2.0], "bits_second": 99.0}
+EVALUATION = {
+    "loss": {"clips": 3, "model": LOSS, "unigram": LOSS, "uniform": LOSS},
+    "temperatures": {
+        "1": {"fidelity": FIGURE, "pitch": FIGURE},
+        "0.7": {"fidelity": FIGURE, "distance": {"mean": 3.0}},
+    },
+    "ceiling": {"fidelity": FIGURE, "pitch": FIGURE, "distance": {"mean": 2.0}},
+    "floor": {"fidelity": FIGURE},
+    "settings": {"n": 3, "split": "valid", "sampling": {"guidance": 1.0}},
+    "distance": {"embedding": {"name": "x"}, "n": 3},
+    "export": {"sha256": "00"},
+}
+ROWS = [{"step": step, "train/loss": 6.0, "val/loss": 6.5, "train/clips": 4, "speed/codes_per_second": 9.0}
+        for step in range(3)]  # fmt: skip
 
 
 def put(path: Path, seed: int, told: Any) -> Path:
@@ -36,29 +56,68 @@ def put(path: Path, seed: int, told: Any) -> Path:
 @some(25)
 @given(seed=seeds)
 def test_damaged_settings(tmp_path: Path, seed: int) -> None:
-    put(tmp_path / "config.yaml", seed, SETTINGS)
+    """Of the cache that they name, only a local one is looked at."""
+    (tmp_path / "cache").mkdir(exist_ok=True)
+    (tmp_path / "cache" / "manifest.json").touch()
+    settings = {"shards": f"{tmp_path}/cache", "data": {"seconds": 1.0, "train": "train"}, "codec": {"name": "x"}}
+    put(tmp_path / "config.yaml", seed, settings)
     with refused_or_right(str(tmp_path)):
-        assert isinstance(run_folder.shards(tmp_path), str)
+        assert not is_remote(run_folder.shards(tmp_path))
 
 
-@some(100)
+@pytest.fixture(scope="module")
+def settings() -> dict[str, Any]:
+    """All settings of training."""
+    found: Any = OmegaConf.to_container(compose("train", ["+exp=delay_gpt2", "shards=gone"]), resolve=True)
+    return found
+
+
+@some(40)
+@given(seed=seeds)
+def test_a_card_of_damaged_settings(tmp_path: Path, settings: dict[str, Any], export: Path, seed: int) -> None:
+    found = tmp_path / "checkpoints" / "step-3"
+    found.mkdir(parents=True, exist_ok=True)
+    state = {**STATE, "model": json.loads((export / CONFIG).read_text())}
+    state["model"]["embedder"] = state["model"]["codec"] = IDENTITY
+    (found / checkpoint.COMPLETE).write_text(json.dumps(state))
+    put(tmp_path / "config.yaml", seed, settings)
+    put(tmp_path / "listen" / "evaluate.json", seed, EVALUATION)
+    put(tmp_path / "metrics.jsonl", seed, ROWS[0])
+    with refused_or_right(str(tmp_path)):
+        text = card.card(found, export)
+        assert "<" not in text and text.startswith("---\ntags: [")
+
+
+@some(150)
 @given(seed=seeds)
 def test_a_damaged_log_gives_the_rows_that_are_whole(tmp_path: Path, seed: int) -> None:
-    rows = [{"step": step, "train/loss": 6.0} for step in range(3)]
-    (tmp_path / "metrics.jsonl").write_bytes(
-        b"".join(text_of(damaged_json(seed, row)).encode() + b"\n" for row in rows[:1])
-        + damaged(seed, [b"\n".join(json.dumps(row).encode() for row in rows)])
+    """It can be drawn, compared and resumed from, which loses no row before the step."""
+    log = tmp_path / tracking.METRICS
+    log.write_bytes(
+        b"".join(text_of(damaged_json(seed + i, ROWS[0])).encode() + b"\n" for i in range(2))
+        + damaged(seed, [b"\n".join(json.dumps(row).encode() for row in ROWS)])
     )
-    with refused_or_right(str(tmp_path)):
-        assert all(isinstance(row, dict) for row in run_folder.metrics(tmp_path))
+    with inside(tmp_path), refused_or_right(str(tmp_path)):
+        rows = read_metrics(tmp_path)
+        assert all(type(row["step"]) is int and all(abs(x) < 1e101 for x in row.values()) for row in rows)
+        page.page("a run", {}, [], 24_000, rows, None, "a hint")
+        compare.training(tmp_path, INSTRUMENT, 30.0)
+        tracker = tracking.JsonLines(tmp_path, 1)
+        tracker.log(2, {"train/loss": 5.0})
+        tracker.finish()
+        before = [row for row in rows if row["step"] <= 1]
+        assert read_metrics(tmp_path) == [*before, {"step": 2, "train/loss": 5.0}]
 
 
-@some(100)
+@some(150)
 @given(seed=seeds)
 def test_a_damaged_evaluation(tmp_path: Path, seed: int) -> None:
+    """It is refused, or a page can be made of it whose only script is ours."""
     path = put(tmp_path / "evaluate.json", seed, EVALUATION)
     with refused_or_right(str(tmp_path)):
-        assert run_folder.evaluation(path)
+        found = run_folder.evaluation(path)
+        text = page.page("a run", {}, [], 24_000, ROWS, found, "a hint")
+        assert text.count("<script") == 1 and "nan" not in text.partition("<script")[0].partition("</style>")[2]
 
 
 @some(100)
@@ -93,12 +152,17 @@ def test_a_damaged_sidecar(tmp_path: Path, seed: int) -> None:
     with refused_or_right("b.json"):
         found = sidecar.read(path)
         assert found["batch"]["row"] < found["batch"]["rows"]
-        sidecar.check(path, found, _Instrument())  # type: ignore[arg-type]
+        sidecar.check(path, found, INSTRUMENT)
 
 
 class _Instrument:
+    model = type("Model", (), {"config": ModelConfig(2, "delay", 4, 16, 1, 2, 16, 0.0, 0.0, False)})
     folder = Path("runs/x/export")
     identity = {"export": {"sha256": "00"}, "versions": {"torch": "2"}, "device": "cpu"}  # noqa: RUF012
+
+
+INSTRUMENT: Any = _Instrument()
+IDENTITY = {"name": "x", "weights": "0" * 64, "sample_rate": 24000, "frame_rate": 75, "codebook_size": 1024}
 
 
 @pytest.fixture(scope="module")

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import http.server
 import io
 import json
 import re
+import shutil
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from omegaconf import OmegaConf
 
 from pipeline.errors import InputError
-from pipeline.listen import page, plots
+from pipeline.listen import compare, page, plots
+from pipeline.listen.instrument import open_run
 from pipeline.listen.plots import Curve
+from pipeline.listen.studies import Sound
+from pipeline.stage import cards
+from pipeline.stage.examples import examples
 from tests.listen.browser import browser
 from tests.listen.conftest import Stage, task
+from tests.test_secrets import leaks, served
 
+SCRIPT_TAG = "<script>alert(1)</script>"
 SMALL = ("n=2", "temperatures=[0.01,1]", "steps=3", "strips=1")
-VOID = {"meta", "img", "line", "circle", "polyline", "tr", "th", "td", "dt", "dd", "i"}
+VOID = {"polygon", "meta", "img", "line", "circle", "polyline", "tr", "th", "td", "dt", "dd", "i"}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +98,7 @@ def test_it_shows_what_was_measured(report: Path) -> None:
         assert f"<th>{name}<td>{told['loss'][name]['nats']:.3f}" in text
     for title in ("Loss (nats a code)", "prompt fidelity", "pitch (%)", "Bit rate", "Temperature", "Interpolation"):
         assert title in text
-    assert "0.75 kbit/s, 1 codebook" in text and "1.5 kbit/s, 2 codebooks, the model&#x27;s" in text
+    assert "0.75 kbit/s, 1 codebook" in text and "1.5 kbit/s, 2 codebooks, the model&#39;s" in text
     assert "temperature 0.01" in text and "recording" in text and "take 2" in text
 
 
@@ -149,6 +162,126 @@ def test_a_browser_plays_every_player_offline(report: Path) -> None:
 def test_names_cannot_break_the_page() -> None:
     text = page.page("<run>&", {"clips": "<b>"}, [], 24_000, [], None, "<script>")
     assert "<run>" not in text and "<b>" not in text and text.count("<script>") == 1
+
+
+def hostile(stage: Stage, run: Path, **changes: object) -> dict[str, Any]:
+    """A valid evaluate.json of this very export, by somebody who would like to run a script."""
+    figure = {"mean": 0.5, "interval": [0.4, 0.6]}
+    loss = {"nats": 1.0, "nats_codebook": [1.0, 1.0], "bits_second": 75.0}
+    told: dict[str, Any] = {
+        "loss": {"clips": 3, "model": loss, "unigram": loss, "uniform": loss},
+        "temperatures": {"1": {"fidelity": figure}}, "ceiling": {"fidelity": figure}, "floor": {},
+        "settings": {"n": 3, "split": SCRIPT_TAG, "sampling": {"guidance": 1.0}},
+        "distance": {"embedding": {"name": SCRIPT_TAG}, "n": 3},
+        "export": {"sha256": hashlib.sha256((run / "export/model.safetensors").read_bytes()).hexdigest()},
+    }  # fmt: skip
+    return {**told, **changes}
+
+
+def test_nothing_of_a_run_folder_becomes_html(stage: Stage, tmp_path: Path) -> None:
+    """Texts are shown as texts; what must be a number and is none is refused."""
+    run = stage.run("parallel")
+    figures = tmp_path / "evaluate.json"
+    words = (f"run={run}", f"evaluation={figures}", f"out={tmp_path / 'r.html'}", *SMALL)
+    figures.write_text(json.dumps(hostile(stage, run)))
+    task("report", *words, "n=1", "strips=0", "codebooks=[1]", "temperatures=[1]")
+    text = (tmp_path / "r.html").read_text()
+    assert "<img" in text and SCRIPT_TAG not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+    losses = {**hostile(stage, run)["loss"], "clips": SCRIPT_TAG}
+    figures.write_text(json.dumps(hostile(stage, run, loss=losses)))
+    with pytest.raises(InputError, match=r"not what pipeline\.evaluate writes .*loss\.clips"):
+        task("report", *words)
+
+
+def test_names_cannot_break_the_cards_of_the_demo() -> None:
+    sound = Sound("<b>\"x' http://u:Hidden0Value@h", np.zeros(480, np.float32))
+    for text in (cards.row("<b>", [sound], 24_000), cards.on_air("<b>", 0.5), cards.command("<b>"), cards.note("<b>")):
+        reader = Reader(text)
+        assert not reader.open and type(text) is str and "<b>" not in text and "Hidden0Value" not in text
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """The address of a web server, and what it was asked for."""
+    paths: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Silence."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/cache", paths
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_run_folder_does_not_decide_what_is_fetched(
+    stage: Stage, asked: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """Of the addresses in a run folder none is opened, by report, the page and a card; of those that are typed, all."""
+    pytest.importorskip("aiohttp")
+    address, paths = asked
+    run = tmp_path / "run"
+    shutil.copytree(stage.run(), run)
+    for shards in (address, {"a": address}, "ssh://127.0.0.1:9/cache", "memory://cache", f"simplecache::{address}"):
+        OmegaConf.save(OmegaConf.create({"shards": shards}), run / "config.yaml")
+        with pytest.raises(InputError, match=r"shards=auto: .*a remote cache.*give shards=ADDRESS"):
+            task("report", f"run={run}", *SMALL)
+    instrument = open_run(run, "cpu")
+    assert examples("auto", "valid", 2, str(run), instrument, tmp_path / "examples") == {}
+    told = json.loads((run / "export/config.json").read_text())
+    for name in ("encodecmae_base/evil/weights", "encodecmae_tiny/evil/weights", "encodecmae_package/evil/weights"):
+        told["embedder"]["name"] = name
+        (run / "export/config.json").write_text(json.dumps(told))
+        with pytest.raises(InputError, match="there is no embedder 'encodecmae_"):
+            open_run(run, "cpu")
+    assert paths == []
+    with pytest.raises(InputError, match="there is no cache at http"):
+        task("report", f"run={stage.run()}", f"shards={address}", *SMALL)
+    assert paths
+
+
+def test_a_copied_run_folder_says_what_to_give(stage: Stage, tmp_path: Path) -> None:
+    """The cache stayed on the other machine: it is named, not made again."""
+    shutil.copytree(stage.run(), tmp_path / "run")
+    OmegaConf.save(OmegaConf.create({"shards": "shards/nsynth"}), tmp_path / "run" / "config.yaml")
+    with pytest.raises(InputError, match=r"names shards/nsynth, where there is no cache on this machine.*shards=DIR"):
+        task("report", f"run={tmp_path / 'run'}", *SMALL)
+
+
+def test_rows_of_others_are_drawn_where_they_are_numbers(stage: Stage, tmp_path: Path) -> None:
+    shutil.copytree(stage.run(), tmp_path / "run")
+    rows = ['{"step": "x", "train/loss": 1}', '{"train/loss": 1}', '{"step": 1, "train/loss": NaN}', "[" * 99_999]
+    rows += ['{"step": 2, "train/loss": "<b>", "train/clips": 3}', '{"step": 1e400}', '{"step": 3, "train/loss": 7}']
+    (tmp_path / "run" / "metrics.jsonl").write_bytes("\n".join(rows).encode() + b"\n\xff\xfe")
+    task("report", f"run={tmp_path / 'run'}", "n=1", "strips=0", "codebooks=[1]", "temperatures=[1]")
+    drawn = re.findall(r'points="([^"]*)"', (tmp_path / "run" / "report.html").read_text())
+    assert [len(points.split()) for points in drawn] == [1]
+    assert compare.training(tmp_path / "run", open_run(stage.run(), "cpu"), 30)["training"] is None
+
+
+def test_a_typed_login_is_not_in_what_is_written(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("aiohttp")
+    run = tmp_path / "run"
+    shutil.copytree(stage.run(), run)
+    with served(stage.cache) as host:
+        address = f"shards='http://user:Hidden0Value@{host}/cache?sig=Hidden1Value/c'"
+        words = (f"run={run}", address, "n=2", "temperatures=[1]")
+        task("evaluate", *words, "resamples=10", "pitch=false")
+        task("report", *words, "strips=0", "codebooks=[1]")
+        task("compare", f"runs=[{run}]", *words[1:], f"out={run}/compare", "resamples=10", "pitch=false", "timed=1")
+    printed = "".join(capsys.readouterr())
+    assert not re.search("Hidden[01]Value", printed) and leaks(run, {"Hidden0Value", "Hidden1Value"}) == {}
+    assert f"http://***@{host}/cache?sig=***" in (run / "report.html").read_text()
 
 
 def test_a_picture_is_a_png_of_its_pixels() -> None:

@@ -191,7 +191,8 @@ def test_the_card_shows_figures_that_were_measured_on_these_weights(run: Path, t
         "temperatures": {"0.7": {"fidelity": figure, "pitch": figure}},
         "ceiling": {"fidelity": figure, "pitch": figure},
         "floor": {"fidelity": figure},
-        "settings": {"n": 8, "split": "valid"},
+        "settings": {"n": 8, "split": "valid", "sampling": {"guidance": 1.0}},
+        "distance": {"embedding": {"name": "made up"}, "n": 8},
         "export": {"sha256": hashlib.sha256((tmp_path / "run" / "export" / WEIGHTS).read_bytes()).hexdigest()},
     }
     measured = tmp_path / "run" / "listen" / "evaluate.json"
@@ -201,8 +202,29 @@ def test_the_card_shows_figures_that_were_measured_on_these_weights(run: Path, t
     assert "on 60 clips of the valid split" in text and "| model: 2.500 | 2.000 | 3.000 |" in text
     assert "| temperature 0.7 | 0.500 [0.250, 0.750] | 0.500 [0.250, 0.750] |" in text
     assert "| floor | 0.500 [0.250, 0.750] | - |" in text
-    measured.write_text(json.dumps({**told, "export": {"sha256": "of other weights"}}))
-    assert "## Figures" not in card.write(found).read_text()
+    for others in ({**told, "export": {"sha256": "of other weights"}}, {**told, "loss": 3}, [], {"export": "x"}):
+        measured.write_text(json.dumps(others))
+        assert "## Figures" not in card.write(found).read_text()
+
+
+def test_the_card_takes_texts_of_a_run_folder_as_texts(run: Path, tmp_path: Path) -> None:
+    """Neither HTML nor Markdown nor a header; no remote cache is opened; a log of others is read as far as it goes."""
+    shutil.copytree(run, tmp_path / "run")
+    found = checkpoint.saved(tmp_path / "run")[-1]
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    settings["name"], settings["optim"]["schedule"]["name"] = "a\n---\n<script>x</script>", "[x](http://y)|`z`"
+    settings["shards"] = {"a": "http://user:Hidden0Value@127.0.0.1:9/cache", "b": "memory://cache"}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": "x"}\n{"train/loss": 3}\n{"step": 6, "train/loss": "<b>"}\n' + b"[" * 99_999 + b"\n\xff")
+    text = card.write(found).read_text()
+    assert "# a --- &#60;script&#62;x&#60;/script&#62;\n" in text and text.count("\n---\n") == 1
+    assert "&#91;x&#93;(http://y)&#124;&#96;z&#96; schedule" in text
+    assert "Hidden0Value" not in text and "| cache" not in text and "nats a code at step 6" in text
+    del settings["trainer"]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(InputError, match=r"is not what pipeline\.train writes \(KeyError: 'trainer'"):
+        card.write(found)
 
 
 def test_pushed_and_read_back_from_the_hub_it_is_the_same(run: Path, tmp_path: Path, server: Hub) -> None:
