@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import functools
 import io
 import os
@@ -145,6 +146,11 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
             refused.append(str(error))
         except OmegaConfBaseException as error:
             refused.append(explain(name, error))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            print(f"error: {_full_disk(error)}", file=sys.stderr)
+            code.append(1)
         if code[-1:] == [STOPPED]:  # asked to stop: what a sweep has still to run is not begun
             sys.exit(STOPPED)
 
@@ -168,6 +174,15 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
         _refuse("\nerror: ".join(dict.fromkeys(refused)))
     if any(code):
         sys.exit(max(code, key=lambda c: c or 0))
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _full_disk(error: OSError) -> str:
+    """The one line of a full disk; without a file name it is that of a temporary file."""
+    where = error.filename or f"temporary files (TMPDIR={tempfile.gettempdir()}) or the folder that is written to"
+    return f"{where}: {error.strerror}; free some space, and run the same command again"
 
 
 def _refuse(message: str) -> NoReturn:

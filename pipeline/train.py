@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> int:
     limits.check(cfg)
     world = distributed.start(cfg.trainer.timeout)
     run = Path(cfg.run)
-    found = checkpoint.find(run, cfg.resume)
+    found, skipped = checkpoint.find(run, cfg.resume, world)
     splits, order = training.open_shards(cfg)
     config = training.model_config(cfg, splits)
     training.count_steps(cfg, config, splits, world)
@@ -45,10 +45,12 @@ def main(cfg: DictConfig) -> int:
         checkpoint.check_model(found, config)
         stage, bf16 = cfg.deepspeed.zero_optimization.stage, training.computes_in_bf16(cfg, world.device.type)
         checkpoint.check_engine(found, stage, bf16)
+        checkpoint.check_steps(found, run, cfg.trainer.steps)
     if preflight.check(cfg, config, splits, order, world, found):
         return 0
     model = training.build_model(cfg, config, splits, fresh=found is None)
     training.prepare_run(cfg, run, world)
+    training.report_skipped(skipped, world)
     engine = training.build_engine(cfg, model, world, found is not None and checkpoint.needs_conversion(found, world))
     trainer = training.build_trainer(cfg, engine, splits, order, run, world)
     if found:
@@ -61,7 +63,7 @@ def main(cfg: DictConfig) -> int:
         report = training.reporting(tracker, trainer, order.epoch, splits[0][0].manifest.frame_rate, ears)
         code = trainer.train(report, lambda folder: tracker.artifact("checkpoint", folder))
         if world.first:
-            newest = checkpoint.saved(run)[-1]
+            newest = run / "checkpoints" / f"step-{trainer.step}"
             checkpoint.export(newest, run / "export")
             card.write(newest, caches=training.caches_of(cfg))
             tracker.artifact("export", run / "export")

@@ -165,6 +165,13 @@ def prepare_run(cfg: DictConfig, run: Path, world: World) -> None:
     world.wait()
 
 
+def report_skipped(skipped: list[str], world: World) -> None:
+    """Log, on the first rank, the damaged checkpoints that `resume=auto` has passed over: a line each."""
+    if world.first:
+        for line in skipped:
+            log.warning(line)
+
+
 class _Discreet(logging.Formatter):
     """Lines of the log, without secrets."""
 
@@ -218,10 +225,6 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
     engine.config = all_without_secrets(engine.config)  # DeepSpeed stores it in every checkpoint
     zero.lighten(engine)
-    if t.save_aside:
-        from pipeline.lm.writer import Writer
-
-        engine.checkpoint_engine = Writer()
     return engine
 
 

@@ -63,7 +63,7 @@ def go_on(folder: Path, choice: str, precision: str, world: World) -> list[float
     (found,) = checkpoint.saved(folder / f"{choice}-{precision}")
     engine = build(choice, precision, world, found)
     asked = [{**group, "params": None} for group in engine.optimizer.param_groups]
-    checkpoint.load(engine, found, world)
+    checkpoint.load(engine, found, world, found.parents[1])
     assert [{**group, "params": None} for group in engine.optimizer.param_groups] == asked
     return losses(engine, world, range(BEFORE, BEFORE + AFTER))
 

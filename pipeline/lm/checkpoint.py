@@ -1,11 +1,14 @@
 """Checkpoints of a run: saved whole or not at all, found again, and thinned out.
 
     checkpoints/step-1200/                DeepSpeed's own files of all ranks
-    checkpoints/step-1200/complete.json   written last: the step, the place of the stream, the model's settings
+    checkpoints/step-1200/complete.json   written last: the step, the place of the stream, the model's settings, and
+                                          the sha256 of each file
+    checkpoints/latest                    the name of the last one, for DeepSpeed's own tools (zero_to_fp32.py)
 
 A folder without `complete.json` is torn: its save was interrupted. It is never read, and removed by the next save.
+A checkpoint whose files do not match their checksums is damaged: it is refused, and `resume=auto` passes over it.
 DeepSpeed's files hold a share of the optimizer for each rank; for another number of ranks they are converted to its
-universal format, beside them, on the first resume.
+universal format, into the run that resumes, on the first resume.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checksums import is_intact, sha256_file, with_checksum
 from pipeline.errors import InputError
 from pipeline.lm import consolidate
 from pipeline.lm.distributed import World
@@ -45,30 +49,77 @@ def torn(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("step-*") if not (path / COMPLETE).is_file())
 
 
-def find(run: Path, resume: str) -> Path | None:
-    """The checkpoint to go on from: resume is `auto`, `never`, or the path of a checkpoint or of a run folder.
+def find(run: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
+    """Choose the checkpoint to resume from, the same on all ranks, and check its files.
 
-    Raises InputError where `never` would mix two runs in one folder, or the path holds no complete checkpoint.
+    Args:
+        run: the run folder.
+        resume: `auto`, `never`, or the path of a checkpoint or of a run folder.
+        world: the ranks, which share the reading of the files.
+
+    Returns:
+        The newest intact checkpoint (None: start from scratch), and a line for each newer one that is damaged.
+
+    Raises:
+        InputError: where `never` would mix two runs in one folder; where the path holds no complete checkpoint; for a
+            damaged checkpoint that is named; where all checkpoints are damaged.
     """
-    newest = _newest(run)
-    if resume == "auto":
-        return newest
+    candidates: list[Path] = world.gather(_candidates(run, resume))[0]
     if resume == "never":
-        if newest:
-            raise InputError(f"{run} holds a run that reached {newest.name}: remove it, or give another run=DIR")
-        return None
-    path = Path(resume)
-    chosen = path if (path / COMPLETE).is_file() else _newest(path)
-    if chosen is None:
+        if candidates:
+            raise InputError(f"{run} holds a run that reached {candidates[0].name}: remove it, or give another run=DIR")
+        return None, []
+    if not candidates and resume != "auto":
         raise InputError(
             f"resume={resume} holds no complete checkpoint: give auto, never, a run folder or a step-N folder"
         )
-    return chosen
+    skipped: list[str] = []
+    for path in candidates:
+        faults = [line for lines in world.gather(damage(path, world.rank, world.ranks)) for line in lines]
+        if not faults:
+            return path, skipped
+        if path == Path(resume):
+            raise InputError(f"resume={resume} is damaged ({faults[0]}): give an earlier checkpoint, or resume=auto")
+        skipped.append(f"checkpoint {path} is damaged and skipped: {faults[0]}")
+    if candidates:
+        raise InputError(f"{skipped[0]}; no intact checkpoint is left there: restore one, or give another run=DIR")
+    return None, []
 
 
-def _newest(run: Path) -> Path | None:
-    found = saved(run)
-    return found[-1] if found else None
+def _candidates(run: Path, resume: str) -> list[Path]:
+    """The checkpoints that `resume` may mean, newest first."""
+    if resume in ("auto", "never"):
+        return saved(run)[::-1]
+    path = Path(resume)
+    return [path] if (path / COMPLETE).is_file() else saved(path)[::-1]
+
+
+def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
+    """Compare every `part`th file of `parts` with its sha256; a line for each that is missing or differs.
+
+    Checkpoints of older versions have no checksums: of these nothing is known.
+    """
+    try:
+        files = state_of(checkpoint).get("files", {})
+    except InputError as error:
+        return [str(error)]
+    faults = []
+    for name in sorted(files)[part::parts]:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            faults.append(f"{COMPLETE} names a file outside of it")
+            continue
+        try:
+            if sha256_file(checkpoint / name) != files[name]:
+                faults.append(f"{name} has changed since it was written (its sha256 differs)")
+        except OSError as error:
+            faults.append(f"{name} cannot be read ({error.strerror})")
+    return faults
+
+
+def check_files(checkpoint: Path) -> None:
+    """Raises InputError, naming the file, where a checkpoint is damaged."""
+    if faults := damage(checkpoint):
+        raise InputError(f"{checkpoint} is damaged ({faults[0]}): give another checkpoint")
 
 
 @dataclass(frozen=True)
@@ -101,34 +152,41 @@ class Saving:
 
     folder: Path
     state: dict[str, Any]
+    writer: Writer
 
 
-def begin(engine: Any, run: Path, world: World, state: dict[str, Any], ema: Ema | None = None) -> Saving:
-    """Save the engine on all ranks under the step in `state`; complete only after `finish`."""
+def begin(
+    engine: Any, run: Path, world: World, state: dict[str, Any], ema: Ema | None = None, background: bool = False
+) -> Saving:
+    """Save the engine on all ranks under the step in `state`; complete only after `finish`.
+
+    background: return before all is written, and let training continue.
+    """
+    from pipeline.lm.writer import Writer
+
     folder = run / "checkpoints" / f"step-{state['step']}"
     if world.first and folder.exists():
         shutil.rmtree(folder)  # torn, or this very step again after a resume from elsewhere
     world.wait()
+    writer = engine.checkpoint_engine = Writer(background)
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     if ema is not None:
-        ema.save(folder)
+        writer.add_checksum(ema.save(folder))
     how = {"ranks": world.ranks, "stage": engine.zero_optimization_stage(), "bf16": engine.bfloat16_enabled()}
-    return Saving(folder, {**state, **how, "model": asdict(engine.module.config)})
+    return Saving(folder, {**state, **how, "model": asdict(engine.module.config)}, writer)
 
 
-def finish(world: World, saving: Saving, keep: Keep, writer: Writer | None = None) -> Path:
-    """Wait until all ranks have written theirs, say that it is complete, and thin out the others."""
-    if writer is not None:
-        writer.wait()
-    world.wait()
+def finish(world: World, saving: Saving, keep: Keep) -> Path:
+    """Wait until all ranks have written their files, mark the checkpoint complete, and thin out those before it.
+
+    Raises OSError for a file that could not be written, for a full disk for instance.
+    """
+    files = {name: sha256 for part in world.gather(saving.writer.wait()) for name, sha256 in part.items()}
     if world.first:
         folder, run = saving.folder, saving.folder.parents[1]
-        temporary = folder / f".{COMPLETE}.tmp"
-        temporary.write_text(json.dumps(saving.state, indent=1) + "\n")
-        with temporary.open() as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / COMPLETE)
-        found = saved(run)
+        _complete(folder, {**saving.state, "files": files})
+        _write(folder.parent / "latest", folder.name)
+        found = [path for path in saved(run) if _step(path) <= saving.state["step"]]
         for converted in folder.parent.glob("universal-*"):
             shutil.rmtree(converted)
         for old in [*torn(run), *(path for path in found if path not in keep.spared(found))]:
@@ -137,13 +195,34 @@ def finish(world: World, saving: Saving, keep: Keep, writer: Writer | None = Non
     return saving.folder
 
 
+def _complete(folder: Path, state: dict[str, Any]) -> None:
+    """Write `complete.json`, the last file of a checkpoint."""
+    _write(folder / COMPLETE, json.dumps(with_checksum(state), indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a small file, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """What `complete.json` says: step, place, seed, ranks, stage, model, and the validation loss if it was taken.
+    """What `complete.json` says: step, place, seed, ranks, stage, model, the sha256 of each file of `files`, and the
+    validation loss if it was taken.
 
     Raises InputError for one that is damaged.
     """
     try:
         found = json.loads((checkpoint / COMPLETE).read_text())
+        if not isinstance(found, dict) or not isinstance(found.get("files", {}), dict):
+            raise TypeError("it is not the JSON object of a checkpoint")
+        if not is_intact(found):
+            raise ValueError("its sha256 differs")
+        found.pop("sha256", None)
         counts = [found[name] for name in ("step", "ranks", "stage")]
         if not all(type(count) is int for count in counts) or not isinstance(found["model"], dict):
             raise TypeError(f"step, ranks and stage are {counts}")
@@ -176,6 +255,16 @@ def check_engine(checkpoint: Path, stage: int, bf16: bool) -> None:
         )
 
 
+def check_steps(checkpoint: Path, run: Path, steps: int) -> None:
+    """Raises InputError where another run's checkpoint leaves nothing to train: this run would have no checkpoint."""
+    step = state_of(checkpoint)["step"]
+    if step >= steps and checkpoint.resolve().parents[1] != run.resolve():
+        raise InputError(
+            f"trainer.steps={steps}: {checkpoint} is at step {step} already; give more steps, or export it by "
+            f"`python -m pipeline.export run={checkpoint.parents[1]} checkpoint={checkpoint}`"
+        )
+
+
 def _shares(stage: int) -> int:
     """What DeepSpeed's files look like: at stages 1 and 2 alike."""
     return min(stage, 1) + (stage > 2)
@@ -187,36 +276,46 @@ def needs_conversion(checkpoint: Path, world: World) -> bool:
     return state["ranks"] != world.ranks and state["stage"] > 0
 
 
-def convert(checkpoint: Path, world: World) -> Path:
-    """The checkpoint in DeepSpeed's universal format, for any number of ranks; made by the first rank if need be.
+def convert(checkpoint: Path, world: World, run: Path) -> Path:
+    """Convert a checkpoint to DeepSpeed's universal format, for any number of ranks, on the first rank.
 
+    The result is in the folder of the run that resumes, and is used again by a resume before its next save.
     Raises RuntimeError, with what DeepSpeed says, where it cannot be made.
     """
-    folder = checkpoint.with_name(f"{checkpoint.name.replace('step', 'universal')}")
-    if world.first and not (folder / COMPLETE).exists():
+    folder = run / "checkpoints" / checkpoint.name.replace("step", "universal")
+    if world.first and not _is_conversion_of(checkpoint, folder):
         from deepspeed.checkpoint import ds_to_universal
 
         log.info("%s is converted for %d ranks", checkpoint, world.ranks)
         shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         words = ["--input_folder", str(checkpoint), "--output_folder", str(folder), "--inject_missing_state"]
         done = subprocess.run([sys.executable, "-m", ds_to_universal.__name__, *words], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{checkpoint} cannot be converted for {world.ranks} ranks:\n{done.stderr[-3000:]}")
-        shutil.copy(checkpoint / COMPLETE, folder / COMPLETE)
+        files = {str(file.relative_to(folder)): sha256_file(file) for file in folder.rglob("*") if file.is_file()}
+        _complete(folder, {**state_of(checkpoint), "files": files, "source": state_of(checkpoint)})
     world.wait()
     return folder
 
 
-def load(engine: Any, checkpoint: Path, world: World) -> None:
+def _is_conversion_of(checkpoint: Path, folder: Path) -> bool:
+    """Whether a folder holds the intact universal files of this very checkpoint."""
+    return (
+        (folder / COMPLETE).is_file() and not damage(folder) and state_of(folder).get("source") == state_of(checkpoint)
+    )
+
+
+def load(engine: Any, checkpoint: Path, world: World, run: Path) -> None:
     """Load weights and the optimizer's state on all ranks; the engine was built with what `needs_conversion` says.
 
-    The optimizer's settings stay what the engine was built with. Raises InputError for files that would run code, or
-    are damaged.
+    run: the folder of the run that resumes. The optimizer's settings stay what the engine was built with. Raises
+    InputError for files that would run code, or are damaged.
     """
     consolidate.refuse_code(checkpoint, world.rank, world.ranks)
     world.wait()
     if needs_conversion(checkpoint, world):
-        checkpoint = convert(checkpoint, world)
+        checkpoint = convert(checkpoint, world, run)
         consolidate.refuse_code(checkpoint, world.rank, world.ranks)
         world.wait()
     optimizer = engine.optimizer
@@ -231,7 +330,11 @@ def load(engine: Any, checkpoint: Path, world: World) -> None:
 
 
 def export(found: Path, folder: Path, mean: bool = True) -> None:
-    """Write the weights (their running mean, if there is one and `mean`) and config of a checkpoint in safetensors."""
+    """Write the weights (their running mean, if there is one and `mean`) and config of a checkpoint in safetensors.
+
+    Raises InputError where the checkpoint is damaged.
+    """
+    check_files(found)
     write_pretrained(folder, ModelConfig(**state_of(found)["model"]), consolidate.weights(found, mean))
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,6 +38,14 @@ class World:
         summed = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(summed, group=_talk())
         return summed.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """A small value of each rank, by rank, on all of them; a barrier."""
+        values = [value]
+        if self.ranks > 1:
+            values = [None] * self.ranks
+            dist.all_gather_object(values, value, group=_talk())
+        return values
 
     def wait(self) -> None:
         """Until all ranks are here."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
+
+from pipeline.lm.tensors import save_tensors
 
 FILE = "ema.safetensors"
 
@@ -29,9 +31,10 @@ class Ema:
         weights = {name: p.detach().float() for name, p in model.named_parameters()}
         torch._foreach_lerp_([self.mean[name] for name in weights], [*weights.values()], 1 - decay)
 
-    def save(self, folder: Path) -> None:
-        """Write the mean beside a checkpoint's other files."""
-        save_file({**self.mean, "updates": torch.tensor(self.updates)}, folder / FILE)
+    def save(self, folder: Path) -> Path:
+        """Write the mean beside a checkpoint's other files, and return the path of its file."""
+        save_tensors({**self.mean, "updates": torch.tensor(self.updates)}, folder / FILE)
+        return folder / FILE
 
     def load(self, folder: Path) -> None:
         """Read it back; a checkpoint without one leaves the mean at the weights that were loaded."""

@@ -18,11 +18,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
+from pipeline.checksums import is_intact, sha256_file, with_checksum
 from pipeline.errors import InputError
 from pipeline.imports import broken_hidden
 from pipeline.lm.patterns import EMPTY, Pattern
+from pipeline.lm.tensors import save_tensors
 
 with broken_hidden("torchaudio", "torchvision"):  # transformers imports both where they are installed
     from transformers import GPT2Config, GPT2Model
@@ -239,7 +242,9 @@ class CodecGPT(nn.Module):
         if not folder.is_dir():
             folder = _from_hub(str(source))
         try:
-            config = ModelConfig.parse(json.loads((folder / CONFIG).read_text()))
+            found = json.loads((folder / CONFIG).read_text())
+            config = ModelConfig.parse(found)
+            _check_export(folder, found)
             state = load_file(folder / WEIGHTS)
             _refuse_other_sizes(config, state)
             model = cls(config)
@@ -253,42 +258,36 @@ class CodecGPT(nn.Module):
 
 
 def write_pretrained(folder: str | Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
-    """Write a model's config and weights; the weights last, so that a torn folder does not load."""
-    from safetensors.torch import save_file
+    """Write a model's weights and its config, which holds the sha256 of the weights' file and its own.
 
+    The config is written last: until then the folder has none, or one that does not match the new weights.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
-    temporary = folder / f".{WEIGHTS}.tmp"
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
-    temporary.replace(folder / WEIGHTS)
+    save_tensors(state, folder / WEIGHTS)
+    content = with_checksum({**asdict(config), "files": {WEIGHTS: sha256_file(folder / WEIGHTS)}})
+    temporary = folder / f".{CONFIG}.tmp"
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(folder / CONFIG)
+
+
+def _check_export(folder: Path, content: Mapping[str, Any]) -> None:
+    """Raises ValueError where an export's config or weights are not what was written; older ones have no checksums."""
+    if not is_intact(content):
+        raise ValueError(f"{CONFIG} has changed since it was written: its sha256 differs")
+    files = content.get("files")
+    if isinstance(files, dict) and WEIGHTS in files and sha256_file(folder / WEIGHTS) != files[WEIGHTS]:
+        raise ValueError(f"{WEIGHTS} has changed since it was written: its sha256 differs")
 
 
 def build(config: ModelConfig, pretrained: str | None = None) -> CodecGPT:
     """A CodecGPT from scratch, or around GPT-2 weights from the hub or a local folder.
 
-    A longer sequence than the pretrained position table extends it with new rows. Raises InputError where the weights
-    cannot be had, or are not of the config's size.
+    A longer sequence than the pretrained position table extends it with new rows. Raises InputError as `load_gpt2`.
     """
     if pretrained is None:
         return CodecGPT(config)
-    try:
-        trunk = GPT2Model.from_pretrained(
-            pretrained, attn_pdrop=config.dropout, resid_pdrop=config.dropout, embd_pdrop=config.dropout,
-            activation_function=GELU,
-        )  # fmt: skip
-    except OSError as error:
-        raise InputError(
-            f"model.pretrained={pretrained}: not on this machine, and the hub did not give it. Run "
-            f"`hf download {pretrained}` where there is a network, give a folder by model.pretrained=DIR, or start "
-            "from scratch with model=small"
-        ) from error
-    size = (trunk.config.n_embd, trunk.config.n_layer, trunk.config.n_head)
-    if size != (config.width, config.layers, config.heads):
-        raise InputError(
-            f"model.pretrained={pretrained} is {size[0]} wide with {size[1]} layers and {size[2]} heads, but the "
-            f"settings model.width, layers, heads say {config.width}, {config.layers}, {config.heads}"
-        )
+    trunk = load_gpt2(pretrained, config)
     known = trunk.config.n_positions
     if config.positions > known:
         log.info("position table extended from %d to %d rows; the new ones start untrained", known, config.positions)
@@ -297,6 +296,58 @@ def build(config: ModelConfig, pretrained: str | None = None) -> CodecGPT:
         table.weight.data[:known] = trunk.wpe.weight.data
         trunk.wpe, trunk.config.n_positions = table, config.positions
     return CodecGPT(config, trunk)
+
+
+def load_gpt2(pretrained: str, config: ModelConfig) -> GPT2Model:
+    """GPT-2's weights from the hub or a local folder, in a trunk for a model of this config.
+
+    Raises InputError where they are not available, are damaged, are not of the config's size, or leave a weight unset.
+    """
+    where = f"model.pretrained={pretrained}"
+    folder = Path(pretrained)
+    if folder.is_dir() and not (folder / CONFIG).is_file():
+        raise InputError(f"{where}: the folder has no {CONFIG}; give one that holds GPT-2's {CONFIG} and {WEIGHTS}")
+    dropouts: dict[str, Any] = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), config.dropout)
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report of the weights that it does not find: ours is one line
+    try:
+        settings = GPT2Config.from_pretrained(pretrained, **dropouts, activation_function=GELU)
+        _check_gpt2_config(where, settings, config)
+        loaded: Any = GPT2Model.from_pretrained(pretrained, config=settings, output_loading_info=True)
+        trunk, info = loaded
+    except InputError:
+        raise
+    except Exception as error:  # transformers, safetensors, pickle and the hub's client have errors of their own
+        if isinstance(error, OSError) and not folder.is_dir():
+            raise InputError(
+                f"{where}: not on this machine, and the hub did not give it. Run `hf download {pretrained}` where "
+                "there is a network, give a folder by model.pretrained=DIR, or start from scratch with model=small"
+            ) from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{where}: its files are damaged or not GPT-2's ({why:.200}); fetch them again") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    unset = sorted({*info["missing_keys"]} - {"wte.weight"})  # a vocabulary that is never read
+    if unset:
+        raise InputError(f"{where} leaves weights unset ({unset[0]}, {len(unset)} in all): give all of GPT-2's weights")
+    if odd := [name for name, value in trunk.named_parameters() if not value.isfinite().all()]:
+        raise InputError(f"{where}: {odd[0]} holds numbers that are not finite; fetch the files again")
+    return trunk
+
+
+def _check_gpt2_config(where: str, found: GPT2Config, config: ModelConfig) -> None:
+    """Raises InputError unless GPT-2's config is of the size of the model's."""
+    if hasattr(found, "codebooks"):
+        raise InputError(
+            f"{where} is an export of this program, and GPT-2's weights are expected: give gpt2 or a folder with its "
+            "files; to continue a run give resume=RUN"
+        )
+    size = (found.n_embd, found.n_layer, found.n_head)
+    if size != (config.width, config.layers, config.heads):
+        raise InputError(
+            f"{where} is {size[0]} wide with {size[1]} layers and {size[2]} heads, but the settings model.width, "
+            f"layers, heads say {config.width}, {config.layers}, {config.heads}"
+        )
 
 
 def _refuse_other_sizes(config: ModelConfig, state: Mapping[str, Tensor]) -> None:

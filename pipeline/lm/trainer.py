@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,9 +34,6 @@ from pipeline.lm import checkpoint, cost, optim, schedules
 from pipeline.lm.distributed import World
 from pipeline.lm.ema import Ema
 from pipeline.lm.model import CodecGPT
-
-if TYPE_CHECKING:
-    from pipeline.lm.writer import Writer
 
 log = logging.getLogger(__name__)
 STOPPED = 75
@@ -66,7 +63,7 @@ class Settings:
     val_every: int
     save_every: int
     keep: checkpoint.Keep
-    save_aside: bool  # whether the engine writes by a `Writer`, while training goes on
+    save_aside: bool  # whether checkpoints are written in the background, while training continues
     seed: int
     ema: float  # decay of the running mean of the weights; 0: none
     skip_most: int  # skipped steps in a row before giving up
@@ -136,12 +133,11 @@ class Trainer:
         self.step = self.place = self.frames = self.skipped = 0
         self.meter = Meter(self.model.config.codebooks, world.device)
         self._stop, self._in_a_row, self._val_loss = False, 0, (-1, math.nan)
-        self._writer: Writer | None = engine.checkpoint_engine if settings.save_aside else None
         self._saving: checkpoint.Saving | None = None
 
     def resume(self, found: Path) -> None:
         """Go on from a checkpoint: weights, optimizer, step, place and the loss since the last row of the log."""
-        checkpoint.load(self.engine, found, self.world)
+        checkpoint.load(self.engine, found, self.world, self.run)
         state = checkpoint.state_of(found)
         self.step, self.place = state["step"], state["place"]
         self.frames, self.skipped = state["frames"], state["skipped"]
@@ -215,13 +211,14 @@ class Trainer:
         state |= {"frames": self.frames, "skipped": self.skipped, "meter": self.meter.state(self.world)}
         if self._val_loss[0] == self.step:
             state["val_loss"] = self._val_loss[1]
-        self._saving = checkpoint.begin(self.engine, self.run, self.world, state, self.ema)
-        if self._writer is None:
+        background = self.settings.save_aside
+        self._saving = checkpoint.begin(self.engine, self.run, self.world, state, self.ema, background)
+        if not background:
             self._finish_saving()
 
     def _finish_saving(self) -> None:
         assert self._saving is not None
-        self._kept(checkpoint.finish(self.world, self._saving, self.settings.keep, self._writer))
+        self._kept(checkpoint.finish(self.world, self._saving, self.settings.keep))
         self._saving = None
 
     def _update(self, batches: Iterator[Batch]) -> bool:
@@ -232,7 +229,7 @@ class Trainer:
         self.meter.waited += time.perf_counter() - began
         frames = sum(int(b.frames.sum()) for b in micro)
         ends = self.model.config.end_of_audio * sum(len(b.frames) for b in micro)
-        writing = self._writer is not None and self._writer.busy
+        writing = self._saving is not None and self._saving.writer.busy
         mine = [(frames + ends) * self.model.config.codebooks, frames, self._stop, writing]
         cells, heard, asked, still = self.world.total(mine)
         if self._saving and not still:

@@ -30,6 +30,7 @@ from pipeline.sound.encodec_package import ROOT_URL, EncodecModel, ResidualVecto
 from pipeline.sound.precision import full_precision
 from pipeline.sound.seanet import Seanet
 from pipeline.sound.spectral import Analysis, Synthesis
+from pipeline.sound.weights import check_finite, refused_if_damaged
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 META_FILE = "encodec_24khz-d7cc33bc.th"  # named by the first digits of its sha256
@@ -244,7 +245,10 @@ def _meta(repository: Path | None) -> tuple[EncodecModel, str]:
     if not weights.startswith(expected):
         raise InputError(f"{file}: its sha256 is {weights[:8]}..., not {expected}...; delete it and fetch it anew")
     model = _package_model()
-    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    with refused_if_damaged(str(file), "delete it and fetch it again"):
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+        check_finite(state)
     return _rewritten(model), weights
 
 
@@ -273,7 +277,12 @@ def _embedded(folder: Path) -> tuple[EncodecModel, str]:
     file = folder / EMBEDDED_FILE
     if not file.is_file():
         raise InputError(f"codec.repository={folder}: there is no {EMBEDDED_FILE} in it; null takes the one that ships")
-    tensors = load_file(file)
+    with refused_if_damaged(f"codec.repository={folder}: {EMBEDDED_FILE}", "null takes the one that ships"):
+        return _embedded_model(load_file(file)), hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _embedded_model(tensors: dict[str, Tensor]) -> EncodecModel:
+    check_finite(tensors)
     books, mean = tensors["codebooks"].float(), tensors["mean"].float()  # [8, 1024, D], [D]
     model = EncodecModel(
         encoder=Analysis(mean),  # type: ignore[arg-type]
@@ -287,4 +296,4 @@ def _embedded(folder: Path) -> tuple[EncodecModel, str]:
     for layer, book in zip(model.quantizer.vq.layers, books, strict=True):
         layer.get_buffer("_codebook.embed").copy_(book)
         layer.get_buffer("_codebook.inited").fill_(1)
-    return model, hashlib.sha256(file.read_bytes()).hexdigest()
+    return model

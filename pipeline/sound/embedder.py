@@ -21,13 +21,14 @@ from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.sound.mae import CHUNK, HOP, SAMPLE_RATE, EncodecMae
 from pipeline.sound.precision import full_precision
 from pipeline.sound.released import LAYER, from_state, load_released
+from pipeline.sound.weights import refused_if_damaged
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "encodecmae_tiny.safetensors"
 NAMES = ("encodecmae_base", "encodecmae_mel256_base_st", "encodecmae_tiny", "encodecmae_package")
@@ -188,18 +189,16 @@ def load_embedder(name: str, source: str | None = None, device: str | torch.devi
 
 def _tiny(file: Path) -> EncodecMae:
     """The layout of v2, with the FFN that all layers share stored once and the number of heads in the metadata."""
-    try:
+    with refused_if_damaged(f"embedder.source={file}", "null takes the one that ships"):
         with safe_open(file, "pt") as content:
             state = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
             facts = content.metadata() or {}
-            layers, heads = int(facts["layers"]), int(facts["heads"])
-    except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"embedder.source={file}: cannot be read ({error}); null takes the one that ships") from None
-    shared = LAYER.format(0) + "ff_layer."
-    for key in [key for key in state if key.startswith(shared)]:
-        for i in range(1, layers):
-            state[LAYER.format(i) + "ff_layer." + key.removeprefix(shared)] = state[key]
-    return from_state(state, gin="", heads=heads)
+        layers, heads = int(facts["layers"]), int(facts["heads"])
+        shared = LAYER.format(0) + "ff_layer."
+        for key in [key for key in state if key.startswith(shared)]:
+            for i in range(1, layers):
+                state[LAYER.format(i) + "ff_layer." + key.removeprefix(shared)] = state[key]
+        return from_state(state, gin="", heads=heads)
 
 
 def _sha256(file: Path) -> str:

@@ -7,7 +7,6 @@ gin text only a few numbers are read, by pattern: nothing of it is run.
 from __future__ import annotations
 
 import ast
-import pickle
 import re
 import warnings
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
 from pipeline.sound.encodec_package import SEANetEncoder
 from pipeline.sound.mae import Architecture, EncodecFrames, EncodecMae, KaldiMel, Mel
+from pipeline.sound.weights import check_finite, refused_if_damaged
 
 LAYER = "visible_encoder.encoder_layers.{}."
 HEADS = 12  # of every released model, should the gin text not say
@@ -33,20 +32,17 @@ SHORTEST_TAIL = 2048  # v2 leaves out what is not longer, v1 nothing
 
 def load_released(file: Path, gin: str = "") -> EncodecMae:
     """Open a checkpoint, v1 or v2. gin: the text of v1's config.gin. Raises InputError for what is none."""
-    try:
+    with refused_if_damaged(str(file), "an EnCodecMAE checkpoint that holds tensors only is expected"):
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{file}: not a checkpoint that holds tensors only ({str(error).splitlines()[0]})") from None
-    try:
         return from_state(content["state_dict"], content.get("config", gin))
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{file}: no EnCodecMAE checkpoint, {error} is not in it") from None
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"{file}: {error}") from None
 
 
 def from_state(state: dict[str, Tensor], gin: str, heads: int | None = None) -> EncodecMae:
-    """A model from a released state dict. Raises KeyError for a missing tensor, ValueError for another model."""
+    """A model from a released state dict.
+
+    Raises KeyError for a missing tensor, ValueError for another model or weights that are not finite.
+    """
+    check_finite(state)
     first = "feat_projector.weight" in state
     if first:
         state = {_renamed(key): value for key, value in state.items()}

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.lm.tensors import save_tensors
 from pipeline.sound import metrics
 from pipeline.sound.codec import EMBEDDED_FILE, load_codec
 from pipeline.sound.spectral import FLOOR, HOP, WIDEN, WINDOW, Analysis, band_centres
@@ -202,7 +202,7 @@ def main(words: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     facts = {"sample_rate": RATE, "hop": HOP, "n_fft": WINDOW, "bands": len(mean), "widen": WIDEN, "floor": FLOOR}
     tensors = {"codebooks": books, "mean": mean}
-    save_file(tensors, args.out / EMBEDDED_FILE, metadata={name: str(value) for name, value in facts.items()})
+    save_tensors(tensors, args.out / EMBEDDED_FILE, {name: str(value) for name, value in facts.items()})
     rows = figures(args.out, held_out)
     (args.out / EMBEDDED_FILE).with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -172,6 +172,9 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz") / "export"
     CodecGPT(config).save_pretrained(folder)
     CodecGPT.from_pretrained(folder)
+    found = json.loads((folder / CONFIG).read_text())  # of an older version: with checksums nothing else would be read
+    del found["sha256"], found["files"]
+    (folder / CONFIG).write_text(json.dumps(found))
     return folder
 
 
