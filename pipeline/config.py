@@ -147,10 +147,9 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
         except OmegaConfBaseException as error:
             refused.append(explain(name, error))
         except OSError as error:
-            if error.errno not in _FULL:
+            if not _is_full_disk(error):
                 raise
-            print(f"error: {_full_disk(error)}", file=sys.stderr)
-            code.append(1)
+            code.append(_fail_on_full_disk(error))
         if code[-1:] == [STOPPED]:  # asked to stop: what a sweep has still to run is not begun
             sys.exit(STOPPED)
 
@@ -167,6 +166,10 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
         _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(explain(name, error))
+    except OSError as error:
+        if not _is_full_disk(error):
+            raise
+        sys.exit(_fail_on_full_disk(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -179,10 +182,16 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def _full_disk(error: OSError) -> str:
-    """The one line of a full disk; without a file name it is that of a temporary file."""
-    where = error.filename or f"temporary files (TMPDIR={tempfile.gettempdir()}) or the folder that is written to"
-    return f"{where}: {error.strerror}; free some space, and run the same command again"
+def _is_full_disk(error: OSError) -> bool:
+    return error.errno in _FULL or "No usable temporary directory" in str(error)
+
+
+def _fail_on_full_disk(error: OSError) -> int:
+    """Print the one line of a full disk, and return the exit code."""
+    temporary = f"temporary files (TMPDIR={os.environ.get('TMPDIR', '/tmp')})"
+    where = error.filename or f"the folder that is written to, or {temporary}"
+    print(f"error: {where}: {error.strerror}; free some space, and run the same command again", file=sys.stderr)
+    return 1
 
 
 def _refuse(message: str) -> NoReturn:

@@ -283,7 +283,7 @@ def convert(checkpoint: Path, world: World, run: Path) -> Path:
     Raises RuntimeError, with what DeepSpeed says, where it cannot be made.
     """
     folder = run / "checkpoints" / checkpoint.name.replace("step", "universal")
-    if world.first and not _is_conversion_of(checkpoint, folder):
+    if world.first and not is_conversion_of(checkpoint, folder):
         from deepspeed.checkpoint import ds_to_universal
 
         log.info("%s is converted for %d ranks", checkpoint, world.ranks)
@@ -299,7 +299,7 @@ def convert(checkpoint: Path, world: World, run: Path) -> Path:
     return folder
 
 
-def _is_conversion_of(checkpoint: Path, folder: Path) -> bool:
+def is_conversion_of(checkpoint: Path, folder: Path) -> bool:
     """Whether a folder holds the intact universal files of this very checkpoint."""
     return (
         (folder / COMPLETE).is_file() and not damage(folder) and state_of(folder).get("source") == state_of(checkpoint)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pipeline.errors import InputError
 from pipeline.lm.tensors import save_tensors
 
 FILE = "ema.safetensors"
@@ -37,8 +38,13 @@ class Ema:
         return folder / FILE
 
     def load(self, folder: Path) -> None:
-        """Read it back; a checkpoint without one leaves the mean at the weights that were loaded."""
+        """Read it back; a checkpoint without one leaves the mean at the weights that were loaded.
+
+        Raises InputError where it is not of these weights.
+        """
         if (folder / FILE).exists():
             found = load_file(folder / FILE)
+            if unset := self.mean.keys() - found.keys():
+                raise InputError(f"{folder / FILE} has no mean of {min(unset)}: give another checkpoint")
             self.updates = int(found.pop("updates"))
             self.mean = {name: value.to(self.mean[name].device) for name, value in found.items()}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from pipeline.errors import InputError
 from pipeline.lm import checkpoint, cost
 from pipeline.lm.consolidate import refuse_code, weights
+from pipeline.lm.distributed import World
 from pipeline.lm.model import CodecGPT, ModelConfig
 from tests.lm.shards_of_weights import KINDS
 
@@ -113,3 +114,28 @@ def test_another_folder_is_told(tmp_path: Path) -> None:
 def copy(run: Path, to: Path) -> Path:
     """A copy of a run's checkpoint, to be damaged."""
     return Path(shutil.copytree(run / "checkpoints" / "step-2", to / "step-2"))
+
+
+@pytest.mark.parametrize("kind", ["1-bf16", "2-bf16", "3-fp32"])
+def test_deepspeeds_own_tool_reads_the_latest_checkpoint(runs: Path, kind: str) -> None:
+    """What zero_to_fp32.py does: no tag is given."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    found = get_fp32_state_dict_from_zero_checkpoint(str(runs / kind / "checkpoints"))
+    for name, value in load_file(runs / kind / "truth.safetensors").items():
+        assert torch.equal(found[name].float(), value), name
+
+
+def test_a_checkpoint_is_converted_into_the_run_that_resumes(runs: Path, tmp_path: Path) -> None:
+    """The run that it is from is only read; the result serves again, unless it is damaged or of another checkpoint."""
+    source, alone = runs / "1-fp32" / "checkpoints" / "step-2", World(0, 1, torch.device("cpu"))
+    before = {file: file.stat().st_mtime_ns for file in (runs / "1-fp32").rglob("*")}
+    made = checkpoint.convert(source, alone, tmp_path / "new")
+    assert made == tmp_path / "new" / "checkpoints" / "universal-2" and not checkpoint.damage(made)
+    assert {file: file.stat().st_mtime_ns for file in (runs / "1-fp32").rglob("*")} == before
+    again = {file: file.stat().st_mtime_ns for file in made.rglob("*")}
+    assert checkpoint.convert(source, alone, tmp_path / "new") == made
+    assert {file: file.stat().st_mtime_ns for file in made.rglob("*")} == again
+    assert not checkpoint.is_conversion_of(runs / "1-bf16" / "checkpoints" / "step-2", made)
+    next(made.rglob("exp_avg.pt")).unlink()
+    assert not checkpoint.is_conversion_of(source, made)
