@@ -69,4 +69,4 @@ def tones(root: Path, count: int, seconds: float = 0.4) -> Path:
 def _tones(count: int, seconds: float) -> Iterator[np.ndarray]:
     time = np.arange(round(24_000 * seconds)) / 24_000
     for i in range(count):
-        yield (0.4 * np.sin(2 * np.pi * 110 * 2 ** (i % 48 / 12) * time)).astype(np.float32)
+        yield (0.4 * np.sin(2 * np.pi * (110 + i // 48) * 2 ** (i % 48 / 12) * time)).astype(np.float32)

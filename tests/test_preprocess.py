@@ -220,7 +220,7 @@ def test_the_same_again_is_nothing_to_do_and_loads_no_model(
 def test_what_could_not_be_read_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither size nor time says that a folder may be read by now."""
     root, out = tones(tmp_path / "in", 3), tmp_path / "out"
-    tones(root / "below", 2)
+    tones(root / "below", 2, 0.5)
     real = os.scandir
 
     def scandir(path: str | int) -> object:

@@ -24,7 +24,7 @@ def open_corpus(data: Mapping[str, Any], digest: Digest | None = None) -> Corpus
     """The corpus that `data` (a choice of conf/data) describes, found and ready to list.
 
     digest: a hash of the decoded sound of a file (its path or its bytes), or None where it cannot be decoded. Jamendo
-    asks it whether files that differ in their bytes are the same sound; without it, they are not.
+    and folders ask it whether files that differ in their bytes are the same sound; without it, they are not.
 
     Raises:
         InputError: there is no such corpus, or its folder is missing.
@@ -42,7 +42,7 @@ def open_corpus(data: Mapping[str, Any], digest: Digest | None = None) -> Corpus
     if name == "folder":
         from pipeline.corpora.folder import Folder
 
-        return Folder(data)
+        return Folder(data, digest)
     if name == "jamendo":
         from pipeline.corpora.jamendo import Jamendo
 

@@ -1,7 +1,7 @@
 """Recordings that are the same sound under several names, found without decoding them all.
 
 Three sieves, each for what the one before left over, each remembered from run to run:
-1. probe: a hash of 16 KiB of MPEG frames, past any tag and at one place: the same for copies, whatever their tags;
+1. probe: a hash of 16 KiB of sound, past any tag and at one place: the same for copies, whatever their tags;
 2. frames: a hash of all bytes between the tags, for files whose probe is not alone;
 3. digest: a hash of the decoded sound, where probes agree but frames differ (an encoder's own header, say).
 """
@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 from pipeline.corpora.archive import container
 from pipeline.corpora.listing import remembered
 
+CHUNKS = 1000  # of a WAV before its data
 PLACE, LENGTH = 1 << 18, 1 << 14  # bytes: 6.5 s into a recording of 320 kbit/s, 0.4 s long
 
 Digest = Callable[[str | bytes], str | None]
@@ -62,7 +63,7 @@ def duplicates(
                 groups[by(name)].append(name)
         return [group for group in groups.values() if len(group) > 1]
 
-    probes = sieve("probes", of, _probe)
+    probes = sieve("probes", of, probe)
     groups = alike(of, probes.__getitem__)
     suspects = {name for group in groups for name in group}
     frames = sieve("frames", (name for name in of if name in suspects), _frames)
@@ -74,7 +75,8 @@ def duplicates(
     return {name: first for first, *others in same for name in others}
 
 
-def _probe(recording: Recording) -> str:
+def probe(recording: Recording) -> str:
+    """A hash of a few bytes of a recording's sound, past its tags: the same for copies. Raises OSError."""
     with _opened(recording) as file:
         start, end = _between_tags(file, recording)
         file.seek(min(start + PLACE, (start + end) // 2))
@@ -108,14 +110,18 @@ def _source(recording: Recording) -> str | bytes:
 
 
 def _between_tags(file: BinaryIO, recording: Recording) -> tuple[int, int]:
-    """Where the MPEG frames start and end: past an ID3v2 tag, before ID3v1 and APEv2 tags."""
+    """Where the sound starts and ends: MPEG frames between ID3 and APEv2 tags, FLAC frames, a WAV's data."""
     start = recording.span[0] if recording.span else 0
     end = start + recording.size
     file.seek(start)
-    head = file.read(10)
-    if head[:3] == b"ID3" and len(head) == 10:
+    head = file.read(12)
+    if head[:3] == b"ID3" and len(head) >= 10:
         size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
         start = min(end, start + 10 + size + (10 if head[5] & 0x10 else 0))
+    elif head[:4] == b"fLaC":
+        return _flac_frames(file, start, end), end
+    elif head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
+        return _wav_data(file, start, end)
     file.seek(max(start, end - 128))
     if file.read(3) == b"TAG":
         end = max(start, end - 128)
@@ -124,4 +130,30 @@ def _between_tags(file: BinaryIO, recording: Recording) -> tuple[int, int]:
     if foot[:8] == b"APETAGEX":
         size = int.from_bytes(foot[12:16], "little") + (32 if foot[23] & 0x80 else 0)
         end = max(start, end - size)
+    return start, end
+
+
+def _flac_frames(file: BinaryIO, start: int, end: int) -> int:
+    """Where the frames of a FLAC start, behind its blocks of metadata; its own start where these are malformed."""
+    at, is_last = start + 4, False
+    while not is_last and at < end:
+        file.seek(at)
+        head = file.read(4)
+        is_last = bool(head[:1]) and head[0] >= 0x80
+        at += 4 + int.from_bytes(head[1:], "big")
+    return at if is_last and at < end else start
+
+
+def _wav_data(file: BinaryIO, start: int, end: int) -> tuple[int, int]:
+    """Where the samples of a WAV start and end; all of it where it has no such chunk among its first."""
+    at = start + 12
+    for _ in range(CHUNKS):
+        file.seek(at)
+        head = file.read(8)
+        size = int.from_bytes(head[4:], "little")
+        if head[:4] == b"data":
+            return min(at + 8, end), min(at + 8 + size, end)
+        at += 8 + size + size % 2
+        if len(head) < 8 or at >= end:
+            break
     return start, end

@@ -1,10 +1,14 @@
-"""Any folder of sound files, subfolders too: split by recording (or by subfolder), cut into segments."""
+"""Any folder of sound files, subfolders too: split by recording (or by subfolder), cut into segments.
+
+Each sound is used once, however many copies there are; versions of a recording in several formats share its split.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,9 @@ from pipeline import sound_files
 from pipeline.corpora.clip import Clip
 from pipeline.corpora.corpus import KEY_LENGTH, SetAside, empty, existing, shown, slug
 from pipeline.corpora.cut import check, segments, split_of
+from pipeline.corpora.duplicates import Digest
 from pipeline.corpora.listing import listing_file, remembered
+from pipeline.corpora.same_sound import find_copies, find_versions
 from pipeline.errors import InputError
 
 COMMAND = "give the folder as data.root=DIR"
@@ -24,9 +30,10 @@ DENSEST = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no h
 
 @dataclass
 class Folder:
-    """See `pipeline.corpora.corpus.Corpus`. data: the settings of conf/data/folder.yaml."""
+    """See `pipeline.corpora.corpus.Corpus`. data: the settings of conf/data/folder.yaml; digest: see `duplicates`."""
 
     data: Mapping[str, Any]
+    digest: Digest | None = None
     name: str = "folder"
     set_aside: list[SetAside] = field(default_factory=list)
 
@@ -45,11 +52,17 @@ class Folder:
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, part by part."""
         self.set_aside.clear()
+        copies = find_copies(self.root, self._files, self._listing, self.digest)
+        groups = self._linked_groups(copies)
         found = False
         for name, duration in self._recordings():
             found = True
-            group = name if self.data["split_by"] == "recording" else name.rpartition("/")[0]
-            split = split_of(group, self.data)
+            if name in copies:
+                reason = f"copy: the same sound as {shown(copies[name])}"
+                self.set_aside.append(SetAside(shown(f"{self.root}/{name}"), "", reason))
+                continue
+            group = self._group(name)
+            split = split_of(groups.get(group, group), self.data)
             key = slug(name.rpartition(".")[0], of=name, length=KEY_LENGTH - 6)
             for number, (start, length) in enumerate(segments(duration, self.data)):
                 part = key if self.data["segment_seconds"] is None else f"{key}-{number:05d}"
@@ -71,9 +84,43 @@ class Folder:
         files = walk(self.root, self.endings, self.set_aside, self.unsupported)
         if self.data["segment_seconds"] is None:
             return ((name, None) for name, _ in files)
-        listing = listing_file(Path(self.data["listings"]), self.root, "durations")
-        rows = remembered(listing, files, lambda name: seconds(f"{self.root}/{name}"))
+        rows = remembered(self._listing("durations"), files, self._duration)
         return ((name, duration) for name, _, duration in rows)
+
+    def _files(self) -> Iterator[tuple[str, str]]:
+        """Name and stamp of every file once more."""
+        return walk(self.root, self.endings, [])
+
+    def _listing(self, kind: str) -> Path:
+        return listing_file(Path(self.data["listings"]), self.root, kind)
+
+    def _duration(self, name: str) -> float | None:
+        return seconds(f"{self.root}/{name}")
+
+    def _group(self, name: str) -> str:
+        """What falls into one split: a recording, or a subfolder."""
+        return name if self.data["split_by"] == "recording" else name.rpartition("/")[0]
+
+    def _linked_groups(self, copies: Mapping[str, str]) -> dict[str, str]:
+        """{group: the group whose split it has} for groups with versions of the same recordings, or of their copies."""
+        linked: dict[str, str] = {}
+
+        def first(group: str) -> str:
+            while group in linked:
+                group = linked[group]
+            return group
+
+        def duration(name: str) -> float | None:
+            with suppress(OSError):
+                return self._duration(name)
+            return None
+
+        for names in find_versions(self._files, duration):
+            ours = sorted(
+                {first(self._group(copies.get(name, name))) for name in names}, key=lambda group: group.split("/")
+            )
+            linked |= dict.fromkeys(ours[1:], ours[0])
+        return {group: first(group) for group in linked}
 
 
 def walk(

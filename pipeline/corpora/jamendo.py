@@ -84,7 +84,7 @@ class Jamendo:
             if recording.name in unreadable:
                 self._leave(recording.path, track.id, f"{UNREADABLE}: {unreadable[recording.name]}")
             elif recording.name in copies:
-                self._leave(recording.path, track.id, f"the same sound as {shown(copies[recording.name])}")
+                self._leave(recording.path, track.id, f"copy: the same sound as {shown(copies[recording.name])}")
             else:
                 yield from self._segments(recording, track)
 

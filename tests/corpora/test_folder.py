@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -25,7 +26,8 @@ from tests.build_corpora import data
 
 def sound(path: Path, seconds: float = 0.5, **kind: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    tone = 0.3 * np.sin(2 * np.pi * 330 * np.arange(round(seconds * 16_000)) / 16_000)
+    pitch = 200 + zlib.crc32(os.fsencode(path)) % 3000 / 10  # each file is another sound
+    tone = 0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * 16_000)) / 16_000)
     soundfile.write(path, tone, 16_000, **kind)
     return path
 
@@ -40,6 +42,11 @@ def root(tmp_path: Path) -> Path:
 
 def names(root: Path, *settings: str) -> list[str]:
     return [os.path.relpath(clip.path, root) for clip in open_corpus(data("folder", root, *settings)).clips()]
+
+
+def durations(folder: Path) -> list[Path]:
+    """The listings of durations, begun or complete."""
+    return [path for path in (folder / "listings").iterdir() if ".durations." in path.name]
 
 
 def test_every_sound_below_the_folder_is_listed_in_one_order(root: Path) -> None:
@@ -86,7 +93,7 @@ def test_any_name_gets_a_key_and_is_found_again(root: Path, name: str) -> None:
 
 
 def test_a_name_that_is_not_unicode_is_listed(root: Path) -> None:
-    shutil.copy(root / "a.wav", os.fsencode(root) + b"/caf\xe9.wav")
+    shutil.move(sound(root / "cafe.wav"), os.fsencode(root) + b"/caf\xe9.wav")
     clips = list(open_corpus(data("folder", root)).clips())
     assert os.fsencode(root) + b"/caf\xe9.wav" in {os.fsencode(clip.path) for clip in clips}
 
@@ -261,14 +268,14 @@ def test_a_killed_run_leaves_no_listing_behind_for_long(root: Path, tmp_path: Pa
     settings = data("folder", root, "data.segment_seconds=1")
     plan = open_corpus(settings).clips()
     next(plan)
-    (begun,) = (tmp_path / "listings").iterdir()
+    (begun,) = durations(tmp_path)
     assert begun.name.startswith("."), "a listing takes its name when it is whole"
     left = begun.with_name(f"{begun.name}0")
     left.write_text("torn")
     os.utime(left, (0, 0))
     plan.close()
     list(open_corpus(settings).clips())
-    (whole,) = (tmp_path / "listings").iterdir()
+    (whole,) = durations(tmp_path)
     assert not whole.name.startswith(".")
     (tmp_path / "usual").write_text("")
     assert whole.stat().st_mode == (tmp_path / "usual").stat().st_mode, "others may read it as any file"
@@ -281,7 +288,7 @@ def test_parts_that_list_at_the_same_time_do_not_meet(
     settings = data("folder", root, "data.segment_seconds=1")
     other = open_corpus(settings).clips()
     next(other)
-    (begun,) = (tmp_path / "listings").iterdir()
+    (begun,) = durations(tmp_path)
     real = Path.glob
 
     def glob(folder: Path, pattern: str) -> Iterator[Path]:
@@ -298,7 +305,7 @@ def test_parts_that_list_at_the_same_time_do_not_meet(
 def test_a_broken_listing_is_named(root: Path, tmp_path: Path) -> None:
     settings = data("folder", root, "data.segment_seconds=1")
     list(open_corpus(settings).clips())
-    (listing,) = (tmp_path / "listings").iterdir()
+    (listing,) = durations(tmp_path)
     listing.write_text("{")
     with pytest.raises(InputError, match=r"durations.*jsonl is no listing of ours: delete it"):
         list(open_corpus(settings).clips())

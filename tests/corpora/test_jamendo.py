@@ -234,7 +234,7 @@ def test_the_same_sound_under_other_names_and_tags_is_used_once(root: Path) -> N
         add_row(root, row(track, f"61/{track}.mp3", 3.7, artist=track))
     clips, aside = plan(root, *SHARES)
     assert len(tracks(clips)) == 8
-    assert aside == {f"61/{track}.mp3": "the same sound as 59/566059.mp3" for track in (61, 161)}
+    assert aside == {f"61/{track}.mp3": "copy: the same sound as 59/566059.mp3" for track in (61, 161)}
 
 
 def test_tags_after_the_frames_hide_no_copy(root: Path) -> None:
@@ -247,7 +247,7 @@ def test_tags_after_the_frames_hide_no_copy(root: Path) -> None:
     for track in (91, 92):
         add_row(root, row(track, f"00/{track}.mp3"))
     _, aside = plan(root)
-    assert aside == {f"00/{track}.mp3": "the same sound as 00/565800.mp3" for track in (91, 92)}
+    assert aside == {f"00/{track}.mp3": "copy: the same sound as 00/565800.mp3" for track in (91, 92)}
 
 
 def test_copies_in_tars_are_found(root: Path, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_copies_in_tars_are_found(root: Path, tmp_path: Path) -> None:
     add_row(root, row(85, "85/85.mp3"))
     clips, aside = plan(packed(root, tmp_path))
     assert len(tracks(clips)) == 8
-    assert aside == {"raw_30s_audio-01.tar::85/85.mp3": "the same sound as raw_30s_audio-00.tar/00/565800.mp3"}
+    assert aside == {"raw_30s_audio-01.tar::85/85.mp3": "copy: the same sound as raw_30s_audio-00.tar/00/565800.mp3"}
 
 
 def encoded(wav: np.ndarray) -> bytes:
@@ -294,9 +294,9 @@ def test_frames_that_differ_but_decode_to_the_same_sound_are_one(root: Path, tmp
     for track in (91, 92):
         add_row(root, row(track, f"00/{track}.mp3", 48))
     _, aside = plan(packed(root, tmp_path), digest=sound_of)
-    assert list(aside.values()) == ["the same sound as raw_30s_audio-00.tar/00/91.mp3"]
+    assert list(aside.values()) == ["copy: the same sound as raw_30s_audio-00.tar/00/91.mp3"]
     _, aside = plan(root, digest=sound_of)
-    assert aside == {"00/92.mp3": "the same sound as 00/91.mp3"}
+    assert aside == {"00/92.mp3": "copy: the same sound as 00/91.mp3"}
     _, aside = plan(root)
     assert aside == {}, "without a decoder, other bytes are another sound"
 
@@ -307,7 +307,7 @@ def test_unreadable_copies_do_no_harm(root: Path) -> None:
         add_row(root, row(track, f"00/{track}.mp3", 48))
     clips, aside = plan(root, digest=sound_of)
     assert len(tracks(clips)) == 8 + len({b"junk", b"no frames"})
-    assert aside["00/92.mp3"] == "the same sound as 00/91.mp3"
+    assert aside["00/92.mp3"] == "copy: the same sound as 00/91.mp3"
 
 
 def test_audio_and_metadata_are_found_in_the_published_places(root: Path, tmp_path: Path) -> None:
