@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,16 @@ from pipeline.cache.foreign import Foreign
 from pipeline.cache.order import Mixture, Order, Ordering
 from pipeline.cache.split import Split
 from pipeline.cache.stream import Batch, Stream, once
-from pipeline.errors import InputError, all_without_secrets, without_secrets
+from pipeline.errors import InputError, all_without_secrets
 from pipeline.lm import cost, optim, zero
 from pipeline.lm import model as models
 from pipeline.lm.checkpoint import Keep
 from pipeline.lm.distributed import World
 from pipeline.lm.model import CodecGPT, ModelConfig
 from pipeline.lm.patterns import Pattern
+from pipeline.lm.run_lock import RunLock, lock_run
 from pipeline.lm.trainer import Settings, Trainer
+from pipeline.run_log import open_log
 
 if TYPE_CHECKING:
     from pipeline.track.hear import Ears
@@ -135,6 +137,17 @@ def count_steps(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, S
     cfg.trainer.steps = max(1, round(cfg.trainer.petaflop * 1e15 / a_step))
 
 
+def content_digests(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> dict[str, str]:
+    """A digest of the shards that are trained and validated on, by the setting that names them."""
+    found = {}
+    for name, splits in zip(caches_of(cfg), pairs, strict=True):
+        for setting, split in zip(("shards", "data.valid"), splits, strict=True):
+            rows = [f"{shard.samples} {shard.frames} {shard.bytes} {shard.sha256}" for shard in split.shards]
+            key = f"{setting}.{name}" if name else setting
+            found[key] = hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    return found
+
+
 def most_frames(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int:
     """The frames of the longest clip, or of a crop where that is shorter."""
     longest = max(split.longest() for pair in pairs for split in pair)
@@ -146,23 +159,22 @@ def _crop(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int | None:
     return None if cfg.data.seconds is None else round(cfg.data.seconds * pairs[0][0].manifest.frame_rate)
 
 
-def prepare_run(cfg: DictConfig, run: Path, world: World) -> None:
-    """Make the run folder, write its settings, and send the log to its file and the terminal (first rank)."""
-    root = logging.getLogger()
-    root.setLevel(logging.INFO if world.first else logging.WARNING)
+def prepare_run(cfg: DictConfig, run: Path, world: World) -> RunLock:
+    """Make and lock the run folder, write its settings, and send the log to its file and the terminal (first rank).
+
+    Raises InputError while another training has the folder.
+    """
     if world.first:
         run.mkdir(parents=True, exist_ok=True)
+    lock = lock_run(run, world)
+    if world.first:
         tracking.apply_environment(cfg)
         told = all_without_secrets(OmegaConf.to_container(cfg, resolve=True))
-        OmegaConf.save(OmegaConf.create(told), run / "config.yaml")
-        form = _Discreet("%(asctime)s %(message)s", "%H:%M:%S")
-        root.handlers.clear()  # of an earlier run of a sweep in this process
-        for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(run / "log.txt")):
-            handler.setFormatter(form)
-            root.addHandler(handler)
-        for noisy in ("httpx", "DeepSpeed", "huggingface_hub"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        OmegaConf.save(OmegaConf.create(told), run / ".config.yaml.tmp")
+        (run / ".config.yaml.tmp").replace(run / "config.yaml")
+    open_log(run / "log.txt" if world.first else None)
     world.wait()
+    return lock
 
 
 def report_skipped(skipped: list[str], world: World) -> None:
@@ -170,13 +182,6 @@ def report_skipped(skipped: list[str], world: World) -> None:
     if world.first:
         for line in skipped:
             log.warning(line)
-
-
-class _Discreet(logging.Formatter):
-    """Lines of the log, without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
 
 
 def build_model(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, Split]], fresh: bool) -> CodecGPT:
@@ -254,9 +259,15 @@ def _sample_of_prompts(pairs: list[tuple[Split, Split]]) -> torch.Tensor:
 
 
 def build_trainer(
-    cfg: DictConfig, engine: Any, pairs: list[tuple[Split, Split]], order: Ordering, run: Path, world: World
+    cfg: DictConfig,
+    engine: Any,
+    pairs: list[tuple[Split, Split]],
+    order: Ordering,
+    run: Path,
+    world: World,
+    recorded: Mapping[str, Any],
 ) -> Trainer:
-    """The trainer of this rank, at step 0."""
+    """The trainer of this rank, at step 0. recorded: the settings that its checkpoints keep."""
     t, crop = cfg.trainer, _crop(cfg, pairs)
     stream = Stream(
         [train for train, _ in pairs], order, batch=t.micro_batch, rank=world.rank, ranks=world.ranks, frames=crop,
@@ -266,7 +277,7 @@ def build_trainer(
         steps=t.steps, accumulate=t.accumulate, lr=cfg.optim.lr,
         schedule=OmegaConf.to_container(cfg.optim.schedule, resolve=True), log_every=t.log_every, val_every=t.val_every,
         save_every=t.save_every, keep=Keep(t.keep, t.keep_best, t.keep_every), save_aside=t.save_aside, seed=cfg.seed,
-        ema=t.ema, skip_most=t.skip_most, timeout=t.timeout, peak_flops=peak_flops(world),
+        ema=t.ema, skip_most=t.skip_most, timeout=t.timeout, peak_flops=peak_flops(world), recorded=recorded,
     )  # fmt: skip
     valid = [valid for _, valid in pairs]
     validation = partial(_validation, valid, t.micro_batch, world, crop)
@@ -295,8 +306,10 @@ def _validation(splits: list[Split], batch: int, world: World, frames: int | Non
             yield (found or spare), found is not None
 
 
-def announce(cfg: DictConfig, trainer: Trainer, pairs: list[tuple[Split, Split]], order: Ordering) -> None:
-    """Say what is about to be trained on what."""
+def announce(
+    cfg: DictConfig, trainer: Trainer, pairs: list[tuple[Split, Split]], order: Ordering, changes: Sequence[str]
+) -> None:
+    """Say what is about to be trained on what. changes: what is no longer as it was before a resume."""
     world, t, config = trainer.world, cfg.trainer, trainer.model.config
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in trainer.model.parameters())
     clips, valid = (sum(len(pair[i]) for pair in pairs) for i in (0, 1))
@@ -312,6 +325,8 @@ def announce(cfg: DictConfig, trainer: Trainer, pairs: list[tuple[Split, Split]]
         log.info("clips of like length share batches: %.1f %% of their frames are padding, not %.1f %%", *shares)
     if trainer.step:
         log.info("going on at step %d of %d (epoch %.2f)", trainer.step, t.steps, trainer.place / order.epoch)
+    for change in changes:
+        log.info("note: %s", change)
 
 
 def start_tracker(cfg: DictConfig, run: Path, step: int, world: World) -> tracking.Tracker:

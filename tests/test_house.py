@@ -134,6 +134,8 @@ def test_the_documents_are_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and not re.search(r"(?i)warn|error", done.stdout + done.stderr), done.stderr
     for file in files("pipeline"):
+        if file.stem == "__main__":
+            continue
         module = file.relative_to(ROOT).with_suffix("")
         page = module.parent if file.stem == "__init__" else module
         assert (tmp_path / page.with_suffix(".html")).is_file(), f"{page} has no page"

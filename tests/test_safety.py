@@ -129,6 +129,9 @@ def test_a_download_that_fails_tells_no_login(tmp_path: Path) -> None:
 
 def test_a_run_folder_holds_no_login_and_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in its settings nor in its log; the settings of the run itself stay as they are."""
+    import torch
+
+    from pipeline.lm.distributed import World
     from pipeline.training import prepare_run
 
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
@@ -136,8 +139,8 @@ def test_a_run_folder_holds_no_login_and_no_key(tmp_path: Path, monkeypatch: pyt
     shards = {"a": LOGIN, "b": "${shards.a}/b"}
     cfg = OmegaConf.create({"shards": shards, "lr": 1e-3, "none": None, "tracking": {"name": "none"}})
     try:
-        prepare_run(cfg, tmp_path, _Alone())  # type: ignore[arg-type]
-        logging.getLogger("pipeline").info("%d clips at %s, key %s", 3, cfg.shards, "0123456789abcdef")
+        with prepare_run(cfg, tmp_path, World(0, 1, torch.device("cpu"))):
+            logging.getLogger("pipeline").info("%d clips at %s, key %s", 3, cfg.shards, "0123456789abcdef")
     finally:
         for handler in root.handlers:
             handler.close()
@@ -146,13 +149,6 @@ def test_a_run_folder_holds_no_login_and_no_key(tmp_path: Path, monkeypatch: pyt
     assert "wordword" not in written and "0123456789abcdef" not in written
     assert OmegaConf.load(tmp_path / "config.yaml")["shards"]["b"] == "s3://***@bucket/cache/b"
     assert cfg.shards.b == f"{LOGIN}/b" and "3 clips" in written
-
-
-class _Alone:
-    first = True
-
-    def wait(self) -> None:
-        """There is nobody to wait for."""
 
 
 def test_a_command_that_is_refused_tells_no_login() -> None:

@@ -23,6 +23,7 @@ from pipeline.config import compose
 from pipeline.errors import InputError
 from pipeline.lm import checkpoint, cost
 from pipeline.lm.model import ModelConfig
+from pipeline.lm.run_lock import RunLock
 from pipeline.train import main
 from tests.lm.caches import write_cache
 
@@ -188,19 +189,21 @@ def test_resumed_on_another_number_of_ranks_every_clip_is_still_seen_once(
     assert rows(run) == pytest.approx(rows(whole), abs=2e-3)
 
 
-def test_asked_to_stop_it_saves_and_the_same_command_goes_on(cache: Path, tmp_path: Path) -> None:
+def test_without_its_launcher_it_saves_and_the_same_command_goes_on(cache: Path, tmp_path: Path) -> None:
+    """Killed is the `deepspeed` command alone, which tells nobody; until the ranks have ended the folder is theirs."""
     run, words = tmp_path / "run", ("trainer.steps=400", "trainer.save_every=0", "trainer.val_every=0")
     process = start(cache, run, *words)
     while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
         assert process.poll() is None
         time.sleep(0.02)
     (rank,) = pids(rf"train\.py --local_rank=0.*run={run} ")
-    asked = max(rows_so_far(run))
-    os.kill(rank, signal.SIGUSR1)
-    out, _ = process.communicate(timeout=60)
+    with pytest.raises(InputError, match=rf"run={run}: process {rank} on .* is training in it"):
+        RunLock(run).acquire()
+    process.kill()
+    out, _ = process.communicate(timeout=60)  # until the ranks, too, have closed their output
     stopped = max(rows(run))
-    assert process.returncode != 0 and "stopped on request" in out
-    assert stopped <= asked + 40 and (run / "checkpoints" / f"step-{stopped}" / "complete.json").is_file()
+    assert "stopped on request" in out and "Traceback" not in out and not pids(rf"train\.py .*run={run} ")
+    assert (run / "checkpoints" / f"step-{stopped}" / "complete.json").is_file()
     out = train(cache, run, "trainer.steps=" + str(stopped + 3), *words[1:])
     assert f"going on at step {stopped}" in out and max(rows(run)) == stopped + 3
 

@@ -234,7 +234,8 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 def check_model(checkpoint: Path, config: ModelConfig) -> None:
     """Raises InputError, naming the settings that differ, unless the checkpoint is of such a model."""
     then, now = state_of(checkpoint)["model"], json.loads(json.dumps(asdict(config)))
-    names = [name for name in now if name != "frames"]  # a resume may go on with longer clips
+    # a resume may go on with longer clips; dropout is no part of the architecture (see `training_settings`)
+    names = [name for name in now if name not in ("frames", "dropout", "prompt_dropout")]
     differ = [f"{name}={then.get(name)!r} then, {now[name]!r} now" for name in names if then.get(name) != now[name]]
     if differ:
         raise InputError(

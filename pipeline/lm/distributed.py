@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipeline.errors import InputError
+
 
 @dataclass(frozen=True)
 class World:
@@ -63,9 +65,10 @@ def _talk() -> dist.ProcessGroup:
 
 
 def start(timeout: float) -> World:
-    """Join the ranks that a launcher started (deepspeed, torchrun, srun with RANK and WORLD_SIZE), or be the only one.
+    """Join the ranks that a launcher started (deepspeed, torchrun, Kubeflow, srun with RANK...), or be the only one.
 
-    timeout: seconds after which a rank that waits for another gives up.
+    timeout: seconds after which a rank that waits for another gives up. Raises InputError where a launcher sets some of
+    the variables that it takes, and not all.
     """
     import deepspeed
 
@@ -74,9 +77,8 @@ def start(timeout: float) -> World:
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in os.environ:
         os.environ.update(alone, MASTER_PORT=str(_free_port()))
-    rank, ranks, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
-    if torch.cuda.is_available():
+    rank, ranks, local, here = _numbers()
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
         device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
@@ -97,6 +99,28 @@ def start(timeout: float) -> World:
         assert isinstance(group, dist.ProcessGroup), "every rank is a member"
         _group[:] = [group]
     return World(rank, ranks, device)
+
+
+def _numbers() -> tuple[int, int, int, int]:
+    """The number of this rank, how many there are, its number on this machine, and how many are there.
+
+    Without LOCAL_RANK (Kubeflow sets none) each rank is taken to have a machine, or a GPU, of its own.
+    """
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"RANK is set and {', '.join(missing)} not: unset RANK for one rank alone, or set what is missing"
+        )
+    on_its_own = not os.environ.get("LOCAL_RANK")
+    try:
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if on_its_own:
+            os.environ["LOCAL_RANK"] = str(rank % max(1, torch.cuda.device_count()))  # DeepSpeed reads it too
+        local = int(os.environ["LOCAL_RANK"])
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or (1 if on_its_own else ranks))
+    except ValueError as error:
+        raise InputError(f"RANK, WORLD_SIZE, LOCAL_RANK: expected whole numbers ({error})") from None
+    return rank, ranks, local, here
 
 
 def _part() -> None:

@@ -21,8 +21,8 @@ import math
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -30,14 +30,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.lm import checkpoint, cost, optim, schedules
+from pipeline.lm import checkpoint, cost, optim, schedules, stop_signals
 from pipeline.lm.distributed import World
 from pipeline.lm.ema import Ema
 from pipeline.lm.model import CodecGPT
+from pipeline.lm.stop_signals import STOPPED
 
 log = logging.getLogger(__name__)
-STOPPED = 75
-_ASKING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)  # to stop
 
 
 class Batch(Protocol):
@@ -69,6 +68,7 @@ class Settings:
     skip_most: int  # skipped steps in a row before giving up
     timeout: float  # seconds that a step may take before the watchdog ends the job
     peak_flops: float  # of the device, in the precision of training; 0: unknown
+    recorded: Mapping[str, Any] = field(default_factory=dict)  # settings that a checkpoint keeps, to compare on resume
 
 
 class Meter:
@@ -151,12 +151,14 @@ class Trainer:
     def train(
         self, track: Callable[[int, dict[str, float]], None], kept: Callable[[Path], None] = lambda folder: None
     ) -> int:
-        """Train to the last step, and return 0; or, stopped by USR1, TERM or ^C, save and return 75.
+        """Train to the last step, and return 0; or, stopped by a stop signal or ^C, save and return 75.
 
         track(step, metrics) is called on every rank with the same numbers; kept(folder) with each complete checkpoint.
         """
         s = self.settings
-        before = {sig: signal.signal(sig, self._ask_to_stop) for sig in _ASKING}
+        signals = [*stop_signals.stop_signals(), signal.SIGINT]
+        before = {number: signal.signal(number, self._ask_to_stop) for number in signals}
+        stop_signals.begin_training()
         batches, self._kept = self.stream(self.place), kept
         try:
             if 0 < self.step < s.steps and self._validates() and self._val_loss[0] != self.step:
@@ -208,6 +210,7 @@ class Trainer:
         if self._saving:
             self._finish_saving()
         state: dict[str, Any] = {"step": self.step, "place": self.place, "seed": self.settings.seed}
+        state |= {"settings": dict(self.settings.recorded)}
         state |= {"frames": self.frames, "skipped": self.skipped, "meter": self.meter.state(self.world)}
         if self._val_loss[0] == self.step:
             state["val_loss"] = self._val_loss[1]

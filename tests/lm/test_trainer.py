@@ -125,7 +125,7 @@ def test_the_norm_and_what_is_learned_are_the_same_at_every_stage(tmp_path: Path
         assert first == pytest.approx(second, rel=1e-5) and min(first) > 0
 
 
-@pytest.mark.parametrize("asks", ["SIGUSR1", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("asks", ["SIGUSR1", "SIGTERM", "SIGHUP", "SIGINT"])
 def test_who_asks_to_stop_waits_for_no_validation_and_the_next_run_makes_up_for_it(tmp_path: Path, asks: str) -> None:
     told: list[int | str] = [1, 2, 3, 4]
     whole = Run(tmp_path / "whole", "zero0", "fp32", 1, told, val_every=2)
