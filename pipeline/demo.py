@@ -10,8 +10,10 @@ Compare (the same prompt and seeds by several models). Every sound can be downlo
 give the same bytes as `python -m pipeline.generate`, whose command line stands below each result.
 
 Only this machine reaches the page unless host= says otherwise (host=0.0.0.0: everybody who reaches this machine; there
-is no password). Uploads and results are deleted after keep= seconds and at the end. The page fetches nothing from the
-internet and tells nobody. GET /healthz answers when models are loaded. Needs: pip install -e ".[demo]"
+is no password). Behind a reverse proxy, name its host: allowed_hosts=[demo.example.org], and its path in root_path=.
+Uploads and results are bounded by limits.storage_mb= and limits.visitor_mb=, and deleted after keep= seconds and at the
+end. Requests name only files that were uploaded here. The page fetches nothing from the internet and tells nobody.
+GET /healthz answers when models are loaded. Needs: pip install -e ".[demo]"
 
 What people change: run=, host=, port=, examples=, limits.seconds=, limits.upload_mb=, sampling.temperature=, device=.
 """
@@ -49,8 +51,7 @@ def main(cfg: DictConfig) -> None:
     runs = [str(run) for run in cfg.run]
     with tempfile.TemporaryDirectory(prefix="codec-audio-lm-demo-") as name:
         folder = Path(name)
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
-        (folder / "gradio").mkdir()
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
         _open(cfg, runs, folder)
 
 
@@ -67,27 +68,39 @@ def _open(cfg: DictConfig, runs: list[str], folder: Path) -> None:
     from pipeline.stage.page import Stand, page
 
     at = serve.listening(cfg.host, cfg.port)
-    desk, channels = _desk(cfg, runs, folder / "asked"), Channels()
+    desk, channels = _desk(cfg, runs, folder), Channels()
     first = desk.instruments[runs[0]]
-    sounds = examples(cfg.examples, cfg.split, cfg["count"], runs[0], first, folder / "examples")
-    blocks = page(Stand(Acts(desk, channels), sounds, desk.sampling), cfg.keep)
+    sounds = examples(cfg.examples, cfg.split, cfg["count"], runs[0], first, desk.store)
+    blocks = page(Stand(Acts(desk, channels), sounds, desk.sampling))
     health = {"models": {name: one.sha256 for name, one in desk.instruments.items()}}
-    app = serve.application(blocks, channels, health, cfg.host, cfg.limits.upload_mb)
+    app = serve.application(
+        blocks, channels, health, desk.store, desk.limits, cfg.allowed_hosts, cfg.root_path.rstrip("/")
+    )
     at.listen()  # who comes from now on is served
     host, port = at.getsockname()[:2]
     print(f"{', '.join(runs)} on {first.device}: open http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-    serve.run(app, at)
+    serve.run(serve.http_server(app, desk.limits, cfg.proxies), at)
 
 
 def _check(cfg: DictConfig) -> None:
     """Raises InputError for numbers that no page can be made with."""
     from pipeline import kinds
+    from pipeline.errors import InputError
 
     limits: dict[str, Any] = {f"limits.{name}": value for name, value in cfg.limits.items()}
     kinds.at_least(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
     kinds.at_least(2, limits, "limits.steps")
     kinds.at_least(0.01, limits, "limits.upload_mb")
+    kinds.at_least(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
+    kinds.at_least(0.1, limits, "limits.header_seconds", "limits.body_seconds")
     kinds.at_least(1, cfg, "keep", "count")
+    for small, large in (("upload_mb", "visitor_mb"), ("visitor_mb", "storage_mb")):
+        if cfg.limits[large] < cfg.limits[small]:
+            value = cfg.limits[large]
+            raise InputError(f"limits.{large}={value}: give limits.{small}={cfg.limits[small]} or more")
+    root_path = str(cfg.root_path)
+    if root_path and not root_path.startswith(("/", "http://", "https://")):
+        raise InputError(f"root_path={root_path}: give a path (/demo) or a full address (https://example.org/demo)")
 
 
 def _desk(cfg: DictConfig, runs: list[str], folder: Path) -> Desk:
@@ -97,7 +110,8 @@ def _desk(cfg: DictConfig, runs: list[str], folder: Path) -> Desk:
     from pipeline.errors import InputError
     from pipeline.listen.instrument import open_run
     from pipeline.sound.codec import Codec, load_codec
-    from pipeline.stage.desk import Desk, Limits
+    from pipeline.stage.desk import MB, Desk, Limits
+    from pipeline.stage.file_store import FileStore
 
     defaults = {key: value for key, value in _settings("generate").items() if key != "defaults"}
     defaults["sampling"] = _settings("sampling/default")
@@ -112,9 +126,10 @@ def _desk(cfg: DictConfig, runs: list[str], folder: Path) -> Desk:
         if one.weights not in whole:
             whole[one.weights] = load_codec(one.name, one.model.quantizer.n_q, cfg.repository, one.device)
     codecs = {run: whole[instrument.codec.weights] for run, instrument in instruments.items()}
-    folder.mkdir()
+    (folder / "asked").mkdir()
     limits = Limits(**OmegaConf.to_container(cfg.limits))  # type: ignore[arg-type]
-    return Desk(instruments, codecs, defaults, sampling, limits, cfg.chunk, folder)
+    store = FileStore(folder / "files", round(limits.storage_mb * MB), round(limits.visitor_mb * MB), cfg.keep)
+    return Desk(instruments, codecs, defaults, sampling, limits, cfg.chunk, folder / "asked", store)
 
 
 def _settings(name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ ALSO: dict[str, Any] = {
     # numbers that need not be whole
     "trainer.ema": 0.5, "trainer.label_smoothing": 0.5, "trainer.petaflop": 0.5, "trainer.timeout": 0.5, "timeout": 0.5,
     "tracking.stalled": 0.5, "tracking.patience": 0.5, "data.cache_gib": 0.5, "limits.upload_mb": 0.5, "keep": 0.5,
-    "window": 0.5, "hop": 0.5,
+    "window": 0.5, "hop": 0.5, "limits.storage_mb": 0.5, "limits.visitor_mb": 0.5,
     # whole numbers, where the default is a word
     "batch": 1, "workers": 1, "readers": 1, "model.positions": 1,
     # texts, where the default is none
@@ -25,6 +25,7 @@ ALSO: dict[str, Any] = {
     "repository": "a", "embedder_source": "a", "device": "a", "trainer.preflight": "a", "push": "a", "split": "a",
     # lists
     "generate:prompt": ["a"], "prompts": ["a"], "examples": ["a"], "demo:run": ["a"], "runs": ["a"],
+    "allowed_hosts": ["a"], "proxies": ["a"],
     "reconstruct:audio": ["a"], "sampling.temperature": [0.5], "data.programs": [1], "data.pitches": [1],
     "data.extensions": ["a"],
     # others

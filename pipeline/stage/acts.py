@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 import torch
+from gradio.context import LocalContext
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -58,7 +59,13 @@ class Acts:
     channels: Channels
 
     def generate(
-        self, run: str, prompt: str | None, samples: float, *knobs: Any, progress: Progress = lambda *_, **__: None
+        self,
+        run: str,
+        prompt: str | None,
+        samples: float,
+        *knobs: Any,
+        visitor: str = "",
+        progress: Progress = lambda *_, **__: None,
     ) -> Iterator[Shown]:
         """Sounds from one prompt, or none: on air, results, files, the seed."""
         with self._asked() as room:
@@ -69,11 +76,11 @@ class Acts:
             with self._on_air(instrument, asked) as (player, take):
                 yield player, cards.note("Being made…"), None, asked["seed"]
                 answer = self.desk.play(run, asked, room, self._watch(instrument, asked, int(samples), progress, take))
-            yield gr.skip(), self._results(instrument, answer), _paths(answer.files), asked["seed"]
+            yield gr.skip(), self._results(instrument, answer), self._kept(visitor, answer.files), asked["seed"]
 
     def interpolate(
         self, run: str, first: str | None, last: str | None, steps: float, blend: str, *knobs: Any,
-        progress: Progress = lambda *_, **__: None,
+        visitor: str = "", progress: Progress = lambda *_, **__: None,
     ) -> Iterator[Shown]:  # fmt: skip
         """Clips on the way from one prompt to another: results, files, the seed."""
         with self._asked() as room:
@@ -90,11 +97,11 @@ class Acts:
             html = cards.row("The whole way", [whole], rate, wide=True) + cards.row(
                 "Step by step", [start, *strip, end], rate
             )
-            yield html + cards.command(answer.command), _paths(answer.files), asked["seed"]
+            yield html + cards.command(answer.command), self._kept(visitor, answer.files), asked["seed"]
 
     def morph(
         self, run: str, stops: Sequence[tuple[float | None, str | None]], blend: str, *knobs: Any,
-        progress: Progress = lambda *_, **__: None,
+        visitor: str = "", progress: Progress = lambda *_, **__: None,
     ) -> Iterator[Shown]:  # fmt: skip
         """One piece whose prompt moves from keyframe to keyframe (seconds, sound): on air, results, files, the seed.
 
@@ -119,11 +126,11 @@ class Acts:
             sounds = [Sound(f"at {at:g} s", s.wav) for (at, _), s in zip(given, piece.sources, strict=True)]
             whole = [Sound(f"seed {asked['seed']}", wav) for wav in made.sounds]
             html = cards.row("The piece", whole, rate, wide=True) + cards.row("Keyframes", sounds, rate)
-            yield gr.skip(), html + cards.command(answer.command), _paths(answer.files), asked["seed"]
+            yield gr.skip(), html + cards.command(answer.command), self._kept(visitor, answer.files), asked["seed"]
 
     def compare(
         self, runs: Sequence[str], prompt: str | None, samples: float, *knobs: Any,
-        progress: Progress = lambda *_, **__: None,
+        visitor: str = "", progress: Progress = lambda *_, **__: None,
     ) -> Iterator[Shown]:  # fmt: skip
         """The same prompt and seeds by each of several runs: results, the seed.
 
@@ -150,7 +157,12 @@ class Acts:
             yield html, asked["seed"]
 
     def codec(
-        self, run: str, sound: str | None, counts: Sequence[int], progress: Progress = lambda *_, **__: None
+        self,
+        run: str,
+        sound: str | None,
+        counts: Sequence[int],
+        visitor: str = "",
+        progress: Progress = lambda *_, **__: None,
     ) -> Iterator[Shown]:
         """A sound through the codec with 1, 2, 3... codebooks: results, files.
 
@@ -174,7 +186,7 @@ class Acts:
                 files.append(room / f"{file.stem}.k{count}.wav")
                 audio.write(files[-1], heard, codec.sample_rate)
             text = "dB away: log-spectral distance from the original, of which 0 is the same."
-            yield cards.row("", sounds, codec.sample_rate) + cards.note(text), _paths(files)
+            yield cards.row("", sounds, codec.sample_rate) + cards.note(text), self._kept(visitor, files)
 
     def check(self, upload: str | None) -> None:
         """Say at once what is wrong with a sound that has just come in."""
@@ -217,11 +229,13 @@ class Acts:
         self, instrument: Instrument, asked: Mapping[str, Any], clips: int, progress: Progress,
         *others: Callable[[Tensor], None], label: str = "sound",
     ) -> Callable[[Tensor], None]:  # fmt: skip
-        """Moves the progress bar, and hands codes [B, K, t] on."""
+        """Moves the progress bar, and hands codes [B, K, t] on. Raises gr.Error once the page has been closed."""
         total, made = clips * instrument.codec.frames(self.desk.samples(asked, instrument)), 0
 
         def watch(codes: Tensor) -> None:
             nonlocal made
+            if _client_is_gone():
+                raise gr.Error("the page was closed", print_exception=False)
             for other in others:
                 other(codes)
             made += codes.shape[0] * codes.shape[2]
@@ -229,6 +243,10 @@ class Acts:
             progress(min(1.0, made / total), desc=f"{label}: {made / rate:.1f} s of {total / rate:.1f} s")
 
         return watch
+
+    def _kept(self, visitor: str, files: Sequence[Path]) -> list[str]:
+        """Move results into the file store, where they can be downloaded for a while."""
+        return [str(file) for file in self.desk.store.add_results(visitor, files)]
 
     def _results(self, instrument: Instrument, answer: Answer) -> str:
         """Original beside results."""
@@ -241,5 +259,8 @@ def _seeded(answer: Answer) -> list[Sound]:
     return [Sound(f"seed {piece.clips[0].seed}", wav) for piece, made in answer.pieces for wav in made.sounds]
 
 
-def _paths(files: Sequence[Path]) -> list[str]:
-    return [str(file) for file in files]
+def _client_is_gone() -> bool:
+    """Whether the page that waits for the running event has been closed. Gradio sets `alive` to False then."""
+    blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    event = None if blocks is None else blocks._queue.event_ids_to_events.get(event_id or "")
+    return event is not None and not event.alive

@@ -27,6 +27,7 @@ from pipeline.listen.pieces import Piece, pieces, samples_of, sampling_of, windo
 from pipeline.sound import audio
 from pipeline.sound.audio import AudioError
 from pipeline.sound.codec import Codec
+from pipeline.stage.file_store import NOT_STORED, FileStore, StorageFullError
 
 Watch = Callable[[Tensor], None]
 OUT = "sound.wav"
@@ -43,6 +44,12 @@ class Limits:
     samples: int
     steps: int
     waiting: int
+    storage_mb: float
+    visitor_mb: float
+    connections: int
+    visitor_connections: int
+    header_seconds: float
+    body_seconds: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Desk:
     """instruments: by the name of their run; codecs: theirs, with all codebooks; defaults: conf/generate.yaml.
 
     sampling: what the page has instead of its group of that name. chunk: seconds between two looks at what is made.
+    store: the only files that a request may name.
     """
 
     instruments: Mapping[str, Instrument]
@@ -68,6 +76,7 @@ class Desk:
     limits: Limits
     chunk: float
     folder: Path
+    store: FileStore
 
     @contextmanager
     def room(self) -> Iterator[Path]:
@@ -77,19 +86,27 @@ class Desk:
                 yield Path(name)
             except InputError as error:
                 raise InputError(str(error).replace(f"{name}/", "")) from None
+            except StorageFullError as error:
+                raise InputError(str(error)) from None
 
     def bring(self, upload: str | Path | None, room: Path) -> Path:
         """An upload as a file of the room, by a plain name of its own. Raises InputError for what cannot be used."""
         if upload is None:
             raise InputError("a sound is missing: upload or record one, or pick an example")
-        upload = Path(upload)
+        stored = self.store.find(upload)
+        if stored is None:
+            raise InputError(NOT_STORED)
+        upload = stored
         stem = re.sub(r"[^A-Za-z0-9_]+", "-", upload.stem).strip("-")[:40] or "prompt"
         suffix = upload.suffix.lower() if upload.suffix[1:].isalnum() else ""
         taken = {path.stem for path in room.iterdir()} | {Path(OUT).stem}
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 99))) if n not in taken)
         brought = room / f"{name}{suffix}"
         check_size(upload, brought.name, self.limits)
-        shutil.copyfile(upload, brought)
+        try:
+            shutil.copyfile(upload, brought)
+        except FileNotFoundError:  # deleted meanwhile, to make space
+            raise InputError(NOT_STORED) from None
         check_sound(brought, self.limits)
         return brought
 
@@ -163,10 +180,11 @@ def _settled(instrument: Instrument, clips: int) -> Iterator[None]:
 
 
 def check_size(file: Path, name: str, limits: Limits) -> None:
-    """Raises InputError for a file that is not there, empty or too large."""
-    if not file.is_file():
-        raise InputError(f"{name} is not there any more: upload it again")
-    size = file.stat().st_size
+    """Raises InputError for a file that is gone, empty or too large."""
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        raise InputError(NOT_STORED) from None
     if size == 0:
         raise InputError(f"{name} is empty: there are 0 bytes in it")
     if size > limits.upload_mb * MB:

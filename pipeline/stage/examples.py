@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,20 @@ from pipeline.listen.evaluation import check_cache, draw_clips, most_frames
 from pipeline.listen.instrument import Instrument
 from pipeline.sound import audio
 from pipeline.sound_files import UNSUPPORTED, unsupported
+from pipeline.stage.file_store import FileStore
 
 log = logging.getLogger("pipeline")
 
 
-def examples(given: Any, split: str, count: int, run: str, instrument: Instrument, folder: Path) -> dict[str, Path]:
-    """The sounds that the setting `examples` names, copied into a folder.
+def examples(given: Any, split: str, count: int, run: str, instrument: Instrument, store: FileStore) -> dict[str, Path]:
+    """The sounds that the setting `examples` names, copied into the file store.
 
     `auto`: clips of a split of the cache that the run was trained on, as its codec gives them back; none where it
     is not there. Raises InputError for files that are not.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if given == "auto":
         try:
-            return _of_cache(split, count, Path(run), instrument, folder)
+            return _of_cache(split, count, Path(run), instrument, store)
         except InputError as error:  # an export that has left its cache behind plays as well
             log.warning("no examples to pick from (give some: examples=FOLDER): %s", error)
             return {}
@@ -37,21 +37,22 @@ def examples(given: Any, split: str, count: int, run: str, instrument: Instrumen
         if path.name.lower().endswith(UNSUPPORTED):
             log.warning("examples=%s: %s: %s", given, path, unsupported(path.suffix, path.suffix))
             continue
-        found[name] = folder / f"{name}{path.suffix}"
-        shutil.copyfile(path, found[name])
+        found[name] = store.add_example(path, f"{name}{path.suffix}")
     return found
 
 
-def _of_cache(split: str, count: int, run: Path, instrument: Instrument, folder: Path) -> dict[str, Path]:
+def _of_cache(split: str, count: int, run: Path, instrument: Instrument, store: FileStore) -> dict[str, Path]:
     cache = Split(run_folder.shards(run), split)
     check_cache(cache, instrument)
     clips = draw_clips(cache, count, 0, instrument, most_frames(instrument))
     wavs = prompts.decode(instrument.codec, [clip.codes for clip in clips])
     made = {}
-    for clip, wav in zip(clips, wavs, strict=True):
-        name = _name(clip.sample.key, clip.sample.info.get("labels") or {})
-        made[name] = folder / f"{clip.sample.key}.wav"
-        audio.write(made[name], wav, instrument.codec.sample_rate)
+    with tempfile.TemporaryDirectory() as folder:
+        for clip, wav in zip(clips, wavs, strict=True):
+            name = _name(clip.sample.key, clip.sample.info.get("labels") or {})
+            file = Path(folder) / f"{clip.sample.key}.wav"
+            audio.write(file, wav, instrument.codec.sample_rate)
+            made[name] = store.add_example(file, file.name)
     return made
 
 

@@ -15,9 +15,9 @@ from pipeline.listen.blend import BLENDS
 from pipeline.listen.instrument import Instrument
 from pipeline.listen.pieces import samples_of
 from pipeline.stage.acts import Acts
+from pipeline.stage.request_guard import visitor_name
 
 PROGRESS = gr.Progress()
-SWEEP = 10  # times a file's age is looked at until it is deleted
 KEYFRAMES = 4
 CHECKS = 4  # uploads looked at at once
 STEP = 0.1  # seconds, of the sliders
@@ -46,11 +46,9 @@ class Stand:
         return max(STEP, math.floor(most / STEP + 1e-6) * STEP)
 
 
-def page(stand: Stand, keep: int) -> gr.Blocks:
-    """All tabs. keep: seconds after which uploads and results are deleted."""
-    with gr.Blocks(
-        title="Codec audio LM", analytics_enabled=False, delete_cache=(max(1, keep // SWEEP), keep)
-    ) as found:
+def page(stand: Stand) -> gr.Blocks:
+    """All tabs."""
+    with gr.Blocks(title="Codec audio LM", analytics_enabled=False) as found:
         gr.HTML(_header(stand.acts.desk.instruments))
         with gr.Tab("Generate"):
             _generate(stand)
@@ -62,7 +60,8 @@ def page(stand: Stand, keep: int) -> gr.Blocks:
             _codec(stand)
         with gr.Tab("Compare"):
             _compare(stand)
-    found.queue(max_size=stand.acts.desk.limits.waiting, default_concurrency_limit=1)
+    # api_open=False: no call passes the queue by
+    found.queue(max_size=stand.acts.desk.limits.waiting, default_concurrency_limit=1, api_open=False)
     return found
 
 
@@ -133,10 +132,10 @@ def _morph(stand: Stand) -> None:
             live, results = gr.HTML(), gr.HTML(elem_id="morphed")
             files, again = _files(), gr.Button("Again with this seed", size="sm")
 
-    def act(run: str, blend: str, *given: Any, progress: Any) -> Iterator[tuple[Any, ...]]:
+    def act(run: str, blend: str, *given: Any, visitor: str, progress: Any) -> Iterator[tuple[Any, ...]]:
         pairs, knobs = given[: 2 * KEYFRAMES], given[2 * KEYFRAMES :]
         stops = list(zip(pairs[::2], pairs[1::2], strict=True))
-        yield from stand.acts.morph(run, stops, blend, *knobs, progress=progress)
+        yield from stand.acts.morph(run, stops, blend, *knobs, visitor=visitor, progress=progress)
 
     inputs, outputs = [run, blend, *stops, *knobs], [live, results, files, knobs[4]]
     _press(button, act, inputs, outputs, "morph")
@@ -195,9 +194,7 @@ def _sound(stand: Stand, label: str, example: int | None = None) -> gr.Audio:
     names = list(stand.examples)
     first = names[example % len(names)] if names and example is not None else None
     value = None if first is None else str(stand.examples[first])
-    sound = _no_addresses(
-        gr.Audio(value, sources=["upload", "microphone"], type="filepath", label=label, buttons=["download"])
-    )
+    sound = gr.Audio(value, sources=["upload", "microphone"], type="filepath", label=label, buttons=["download"])
     for event in (sound.upload, sound.stop_recording):
         event(stand.acts.check, sound, None, api_visibility="private", concurrency_id="check", concurrency_limit=CHECKS)
     if names:
@@ -207,19 +204,6 @@ def _sound(stand: Stand, label: str, example: int | None = None) -> gr.Audio:
             return str(stand.examples[name]) if name in stand.examples else None
 
         pick.input(picked, pick, sound, queue=False, api_visibility="private")
-    return sound
-
-
-def _no_addresses(sound: gr.Audio) -> gr.Audio:
-    """Gradio would fetch the address that stands in the place of an uploaded file; here it is refused."""
-    keep = sound.async_move_resource_to_block_cache
-
-    async def upload_only(place: str | Path | None) -> str | None:
-        if "://" in str(place):
-            raise gr.Error("give a sound, not its address", print_exception=False)
-        return await keep(place)
-
-    sound.async_move_resource_to_block_cache = upload_only  # type: ignore[assignment]
     return sound
 
 
@@ -265,8 +249,8 @@ def _press(
     """One at a time on the model, whichever tab asks; the progress bar is the act's own, over its results."""
     where = [one for one in outputs if one.elem_id]
 
-    def pressed(progress: Any = PROGRESS, *given: Any) -> Iterator[Any]:
-        yield from act(*given, progress=progress)
+    def pressed(request: gr.Request, progress: Any = PROGRESS, *given: Any) -> Iterator[Any]:
+        yield from act(*given, visitor=visitor_name(request.client.host), progress=progress)
 
     button.click(
         pressed, list(inputs), list(outputs), api_name=name, api_visibility="public" if name else "private",
@@ -280,7 +264,7 @@ def _again(
     """Keeps the seed, then makes the same."""
     held = [*inputs[: -len(knobs)], *knobs[:-1]]
 
-    def once_more(*given: Any, progress: Any) -> Iterator[Any]:
-        yield from act(*given, False, progress=progress)
+    def once_more(*given: Any, visitor: str, progress: Any) -> Iterator[Any]:
+        yield from act(*given, False, visitor=visitor, progress=progress)
 
     _press(button, once_more, held, outputs, None)

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from pipeline.errors import InputError
-from pipeline.stage.desk import MB
+from pipeline.stage.connection_limits import limited_protocol
+from pipeline.stage.desk import MB, Limits
+from pipeline.stage.file_store import FileStore
+from pipeline.stage.hosts import AllowedHosts
 from pipeline.stage.live import Channels
+from pipeline.stage.request_guard import RequestGuard, TrustedProxies
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
 SCRIPT = (Path(__file__).parent / "page.js").read_text()
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
-# What a page of ours may load and send: from and to this server only
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
-HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-]
-Message = MutableMapping[str, Any]
-
-
-class Guarded:
-    """An ASGI app whose every answer carries HEADERS, and that fetches nothing for anybody."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Message, receive: Any, send: Callable[[Message], Awaitable[None]]) -> None:
-        """Pass on, with the headers; addresses that Gradio would fetch are not there."""
-        if "=http" in scope.get("path", ""):
-            await JSONResponse({"detail": "not here"}, 404)(scope, receive, send)
-            return
-
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *HEADERS]
-            await send(message)
-
-        await self.app(scope, receive, marked)
+SESSIONS = 64  # of which Gradio remembers the last results
 
 
 def silence() -> None:
@@ -56,13 +34,23 @@ def silence() -> None:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def application(blocks: Any, channels: Channels, health: dict[str, Any], host: str, upload_mb: float) -> FastAPI:
+def application(
+    blocks: Any, channels: Channels, health: dict[str, Any], store: FileStore, limits: Limits,
+    allowed_hosts: Sequence[str], root_path: str,
+) -> RequestGuard:  # fmt: skip
     """The page at /, sounds on air at /live/NAME.wav, and /healthz."""
     import gradio as gr
 
     # what gradio refuses is told on the page, and is no fault of ours whose traceback belongs on the terminal
     gr.Error.print_exception = property(lambda self: False, lambda self, value: None)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_delete_expired_files(store))
+        yield
+        task.cancel()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
     @app.get("/healthz")
     def healthz() -> JSONResponse:
@@ -75,13 +63,27 @@ def application(blocks: Any, channels: Channels, health: dict[str, Any], host: s
             return JSONResponse({"detail": "no such sound (any more)"}, 404)
         return StreamingResponse(channel.listen(), media_type="audio/wav", headers={"cache-control": "no-store"})
 
-    app.add_middleware(Guarded)
-    if host in LOOPBACK:  # a page elsewhere that names itself as this machine is not served
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
-    return gr.mount_gradio_app(
-        app, blocks, path="/", allowed_paths=[], show_error=False, max_file_size=round(upload_mb * MB), ssr_mode=False,
+    blocks.state_session_capacity = SESSIONS
+    upload_bytes = round(limits.upload_mb * MB)
+    gr.mount_gradio_app(
+        app, blocks, path="/", allowed_paths=[], show_error=False, max_file_size=upload_bytes, ssr_mode=False,
         theme=_theme(), css=STYLE, head=f"<script>{SCRIPT}</script>", footer_links=[], run_history=False,
+        root_path=root_path or None,
     )  # fmt: skip
+    # Gradio's own checks of files, a second line behind the guard, are off until these are set; mounting never does it
+    blocks.has_launched = blocks.is_running = True
+    public = urlsplit(root_path)
+    allowed = AllowedHosts([*allowed_hosts, *filter(None, [public.hostname])])
+    return RequestGuard(
+        app, store, allowed, prefix=public.path.rstrip("/"), upload_bytes=upload_bytes,
+        body_seconds=limits.body_seconds, visitor_requests=limits.visitor_connections,
+    )  # fmt: skip
+
+
+async def _delete_expired_files(store: FileStore) -> None:
+    while True:
+        store.delete_expired()
+        await asyncio.sleep(min(60, store.keep_seconds / 10))
 
 
 def _theme() -> Any:
@@ -117,7 +119,21 @@ def listening(host: str, port: int) -> socket.socket:
     return found
 
 
-def run(app: FastAPI, at: socket.socket) -> None:
+def http_server(app: RequestGuard, limits: Limits, proxies: Sequence[str]) -> uvicorn.Server:
+    """Return the server of an application. proxies: addresses whose X-Forwarded headers are trusted."""
+    forwarded = ProxyHeadersMiddleware(app, list(proxies))  # type: ignore[arg-type]
+    trusted = forwarded.trusted_hosts
+    http = limited_protocol(
+        limits.header_seconds, limits.body_seconds, limits.connections, limits.visitor_connections, trusted
+    )
+    config = uvicorn.Config(
+        TrustedProxies(forwarded, trusted), http=http, ws="none", proxy_headers=False, log_level="error",
+        timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
+def run(server: uvicorn.Server, at: socket.socket) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended in order by then
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)).run(sockets=[at])
+        server.run(sockets=[at])

@@ -86,3 +86,17 @@ def browser() -> Iterator[Browser]:
     finally:
         process.terminate()
         process.wait()
+
+
+def until(window: Browser, condition: str, seconds: float = 25) -> Any:
+    """What a JavaScript expression gives, as soon as it is true."""
+    script = f"""
+        const start = Date.now(), look = () => {{
+          const found = (() => {{ try {{ return {condition}; }} catch (e) {{ return null; }} }})();
+          if (found || Date.now() - start > {1000 * seconds}) done(found); else setTimeout(look, 100);
+        }}; look();"""
+    found = window.run(script)
+    assert found, (
+        f"never true: {condition}; the page says: {window.run('done(document.body.innerText.slice(0, 2000))')}"
+    )
+    return found

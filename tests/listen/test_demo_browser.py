@@ -6,11 +6,10 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.listen.browser import Browser, browser
+from tests.listen.browser import Browser, browser, until
 from tests.listen.conftest import LENGTH, Stage
 from tests.listen.serving import Server
 
@@ -23,20 +22,6 @@ def picture(window: Browser, folder: Path, name: str) -> None:
     place = Path(os.environ.get("DEMO_PICTURES", folder))
     place.mkdir(parents=True, exist_ok=True)
     (place / f"{name}.png").write_bytes(window.picture())
-
-
-def until(window: Browser, condition: str, seconds: float = 25) -> Any:
-    """What a JavaScript expression gives, as soon as it is true."""
-    script = f"""
-        const start = Date.now(), look = () => {{
-          const found = (() => {{ try {{ return {condition}; }} catch (e) {{ return null; }} }})();
-          if (found || Date.now() - start > {1000 * seconds}) done(found); else setTimeout(look, 100);
-        }}; look();"""
-    found = window.run(script)
-    assert found, (
-        f"never true: {condition}; the page says: {window.run('done(document.body.innerText.slice(0, 2000))')}"
-    )
-    return found
 
 
 def test_a_browser_uploads_generates_and_plays(server: Server, stage: Stage, tmp_path: Path) -> None:
