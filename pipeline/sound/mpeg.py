@@ -100,7 +100,7 @@ class Stream:
         Some encoders count the tag's own frame.
         """
         gaps = sum(start - end for (_, end), (start, _) in pairwise(self.runs))
-        lost = 2 * gaps * len(self.offsets) // max(1, self.size) + 2 * (len(self.runs) - 1)
+        lost = 2 * gaps * len(self.offsets) // self.size + 2 * (len(self.runs) - 1) if self.runs else 0
         return self.declared is not None and self.declared > len(self.offsets) + 1 + lost
 
     @property
@@ -133,7 +133,7 @@ def streams(handle: Handle, start: int, stop: int) -> list[Stream]:
             stream.runs[-1][1] = offset + size
         else:
             stream.runs.append([offset, offset + size])
-    return [stream for stream in found if stream.offsets]
+    return [stream for stream in found if stream.offsets or stream.declared]
 
 
 class _Window:
@@ -166,11 +166,12 @@ def _frames(window: _Window) -> Iterator[tuple[int, _Header, int, bytes | None]]
         header = _header(word >> 6 << 6) if word >> 21 == 0x7FF else None
         if header is not None:
             size = header.size or _free_size(window, at, header, free)
-            if size and ((synced and header.kind == kind) or _follows(window, at, size, header, kind, free)):
+            tag = _tag(window.content, window.at(at), size, header) if size else None
+            sure = tag is not None or (synced and header.kind == kind)
+            if size and (sure or _follows(window, at, size, header, kind, free)):
                 if at + size > stop:
                     return
-                place = window.at(at)
-                yield at, header, size, _tag(window.content, place, size, header)
+                yield at, header, size, tag
                 at, synced, kind = at + size, True, header.kind
                 continue
         synced = False
