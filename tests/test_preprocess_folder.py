@@ -11,6 +11,7 @@ import soundfile
 
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.shard import read_shard
+from pipeline.errors import InputError
 from tests.build_caches import make
 
 ALL_TRAIN = ("data.valid=0", "data.test=0")
@@ -78,3 +79,53 @@ def test_copies_do_not_leak_between_splits(tmp_path: Path) -> None:
     assert {found[0] for found in splits.values()} == {"train", "valid", "test"}
     reasons = [row["reason"] for row in manifest.set_aside]
     assert len(reasons) == 90 and all(reason.startswith("copy: the same sound as ") for reason in reasons)
+
+
+@pytest.fixture(scope="module")
+def bad_amplitudes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good sound, one that exceeds full scale by 1 dB, one in the scale of int16, one with a spike."""
+    root, tone = tmp_path_factory.mktemp("amplitude") / "in", np.sin(np.arange(9_600) / 9).astype(np.float32)
+    root.mkdir()
+    for name, gain in (("good", 0.5), ("over", 1.12), ("int16", 32_768.0), ("spike", 0.2)):
+        tone[100] = 5e28 if name == "spike" else 0
+        soundfile.write(root / f"{name}.wav", gain * tone, 24_000, subtype="FLOAT")
+    return root
+
+
+def prompts_and_reasons(root: Path, out: Path, *settings: str) -> tuple[dict[str, np.ndarray], Manifest]:
+    assert make("folder", root, out, *ALL_TRAIN, *settings) == 0
+    found = read_shard(out / "train-000000.tar")
+    return {Path(sample.info["path"]).stem: sample.prompt for sample in found}, Manifest.load(out)
+
+
+def test_peaks_above_full_scale_are_scaled_and_named(
+    bad_amplitudes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default. Overshoot of a decibel is normal; a single spike makes a clip unusable, and spoils no other."""
+    prompts, manifest = prompts_and_reasons(bad_amplitudes, tmp_path / "out")
+    assert set(prompts) == {"good", "over", "int16"} and manifest.data["bad_amplitude"] == "scale"
+    ((scaled, reason),) = [(row["path"], row["reason"]) for row in manifest.adjusted]
+    assert scaled == "int16.wav"
+    assert reason == "above full scale: its peak is 32,768, where full scale is 1; scaled to full scale"
+    (spike,) = manifest.set_aside
+    assert spike["path"] == "spike.wav" and spike["reason"].startswith("above full scale: its peak is 1e+28")
+    printed = capsys.readouterr().out
+    assert "adjusted: 1 inputs (1 above full scale); manifest.json names them all" in printed
+    assert "skipped: 1 inputs (1 above full scale)" in printed
+    similarity = float(np.dot(*(p / np.linalg.norm(p.astype(float)) for p in (prompts["int16"], prompts["over"]))))
+    assert similarity > 0.99, "the scaled sound is the same sound"
+    assert make("folder", bad_amplitudes, tmp_path / "out", *ALL_TRAIN) == 0
+    assert "adjusted: 1 inputs" in capsys.readouterr().out, "a second run names it too"
+
+
+def test_the_policy_for_bad_amplitudes(bad_amplitudes: Path, tmp_path: Path) -> None:
+    prompts, manifest = prompts_and_reasons(bad_amplitudes, tmp_path / "skip", "bad_amplitude=skip")
+    assert set(prompts) == {"good", "over"} and not manifest.adjusted
+    reasons = {row["path"]: row["reason"] for row in manifest.set_aside}
+    assert reasons["int16.wav"].endswith("where full scale is 1; bad_amplitude=scale uses it")
+    prompts, manifest = prompts_and_reasons(bad_amplitudes, tmp_path / "keep", "bad_amplitude=keep")
+    assert set(prompts) >= {"good", "over", "int16"} and not manifest.adjusted
+    with pytest.raises(InputError, match=r"was made with bad_amplitude=keep \(now skip\)"):
+        make("folder", bad_amplitudes, tmp_path / "keep", *ALL_TRAIN, "bad_amplitude=skip")
+    with pytest.raises(InputError, match=r"bad_amplitude=loud: expected scale, skip, keep"):
+        make("folder", bad_amplitudes, tmp_path / "other", *ALL_TRAIN, "bad_amplitude=loud")

@@ -87,7 +87,8 @@ class Plan:
 class Record:
     """A finished shard; shard is None where none of its clips could be used.
 
-    inputs: the fingerprint of its clips; made: the digest of the settings; codes: of those without the embedder.
+    inputs: the fingerprint of its clips; made: the digest of the settings; codes: of those without the embedder;
+    adjusted: clips of the shard whose sound is not as their files have it, as dicts of path, key and reason.
     """
 
     inputs: str
@@ -96,6 +97,7 @@ class Record:
     shard: ShardInfo | None
     silent: int = 0
     set_aside: list[dict[str, Any]] = field(default_factory=list)
+    adjusted: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def retry(self) -> bool:
@@ -110,7 +112,8 @@ class Record:
     def _parse(cls, found: dict[str, Any]) -> Record:
         shard = None if found["shard"] is None else ShardInfo.parse(found["shard"])
         aside = [parse_skipped(row) for row in found["set_aside"]]
-        return cls(found["inputs"], found["made"], found["codes"], shard, int(found["silent"]), aside)
+        adjusted = [parse_skipped(row) for row in found.get("adjusted", [])]
+        return cls(found["inputs"], found["made"], found["codes"], shard, int(found["silent"]), aside, adjusted)
 
 
 def record_name(shard: str) -> str:
@@ -214,7 +217,9 @@ def _manifest(plan: Plan, found: Mapping[str, Record], of_plan: str) -> Manifest
         aside += record.set_aside
     silent = sum(found[planned.name].silent for planned in plan.shards)
     made = plan.made
-    return Manifest(made["codec"], made["embedder"], made["data"], splits, silent, aside, of_plan)
+    data = made["data"] | {name: made[name] for name in ("bad_amplitude",) if name in made}
+    adjusted = [row for planned in plan.shards for row in found[planned.name].adjusted]
+    return Manifest(made["codec"], made["embedder"], data, splits, silent, aside, of_plan, adjusted=adjusted)
 
 
 def unmerge(store: Store) -> None:

@@ -26,6 +26,7 @@ class Manifest:
     splits: the shards of each split; silent: clips that are silence, kept; set_aside: inputs that are not in the cache,
     as `skipped_row` gives them; plan: a digest of the plan it fulfils, for resuming; where: the folder it was
     loaded from.
+    adjusted: clips whose sound is not as their files have it, as dicts of the same.
     """
 
     codec: dict[str, Any]
@@ -35,6 +36,7 @@ class Manifest:
     silent: int = 0
     set_aside: list[dict[str, Any]] = field(default_factory=list)
     plan: str = ""
+    adjusted: list[dict[str, Any]] = field(default_factory=list, kw_only=True)
     where: str = field(default="the cache", compare=False)
 
     @property
@@ -104,9 +106,9 @@ class Manifest:
         if type(found["silent"]) is not int:
             raise TypeError(f"silent is {found['silent']!r:.40}, no count")
         aside = [parse_skipped(row) for row in found["set_aside"]]
-        return cls(
-            codec, embedder, dict(found["data"]), splits, found["silent"], aside, str(found.get("plan", "")), where
-        )
+        adjusted = [parse_skipped(row) for row in found.get("adjusted", [])]
+        data, plan = dict(found["data"]), str(found.get("plan", ""))
+        return cls(codec, embedder, data, splits, found["silent"], aside, plan, where, adjusted=adjusted)
 
     def save(self, folder: str | Path | Store) -> None:
         """Write it, whole or not at all; the same contents give the same bytes."""
@@ -128,6 +130,7 @@ class Manifest:
                 "splits": splits,
                 "silent": self.silent,
                 "set_aside": self.set_aside,
+                "adjusted": self.adjusted,
                 "plan": self.plan,
             },
             indent=1,

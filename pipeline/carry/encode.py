@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,12 +34,16 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """A clip as numbers. codes: uint16 [K, T], None where they were not asked for; prompt: float16 [D]."""
+    """A clip as numbers. codes: uint16 [K, T], None where they were not asked for; prompt: float16 [D].
+
+    note: how its sound is not as its file has it.
+    """
 
     codes: np.ndarray | None
     prompt: np.ndarray
     seconds: float
     silent: bool
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,11 @@ class Encoder:
 
         def finish() -> Encoded:
             found: dict[int, Numbers | Skipped] = {i: h for i, h in enumerate(part.heard) if isinstance(h, Skipped)}
-            for rows, numbers in batches:
-                found |= zip(rows, numbers(), strict=True)
+            for rows, finish_batch in batches:
+                found |= zip(rows, finish_batch(), strict=True)
+            for i, note in part.notes.items():
+                if isinstance(numbers := found[i], Numbers):
+                    found[i] = replace(numbers, note=note)
             return Encoded(part.shard, part.first, [found[i] for i in range(len(part.heard))])
 
         return finish

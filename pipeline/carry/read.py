@@ -25,7 +25,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle, send_handle
@@ -36,7 +36,7 @@ import numpy as np
 from pipeline.carry.plan import Item
 from pipeline.corpora import fingerprint
 from pipeline.errors import MachineError
-from pipeline.sound import audio
+from pipeline.sound import amplitude, audio
 
 CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}  # exit codes of a decoder with a bug
 _LAST_BREATH = 5.0  # seconds
@@ -91,6 +91,7 @@ class Part:
     first: int
     heard: list[Heard]
     embed_only: bool = False
+    notes: dict[int, str] = field(default_factory=dict)  # by place in `heard`: how a clip is not as its file has it
 
 
 @dataclass(frozen=True)
@@ -98,31 +99,42 @@ class Reading:
     """How clips are read.
 
     rate: Hz; longest: seconds, clips that last longer are set aside; batch: clips a part; patience: seconds that the
-    reading of one clip may take, after which the process ends (0: as long as it likes).
+    reading of one clip may take, after which the process ends (0: as long as it likes); bad_amplitude: a policy of
+    `pipeline.sound.amplitude`.
     """
 
     rate: int
     longest: float
     batch: int
     patience: float
+    bad_amplitude: str = "keep"
 
 
-def hear(job: Job, how: Reading) -> Iterator[Heard]:
-    """Each clip of a job, decoded, or why it could not be."""
+def hear(job: Job, how: Reading) -> Iterator[tuple[Heard, str]]:
+    """Each clip of a job, decoded, or why it could not be; and how it is not as its file has it ("": it is)."""
     spans = job.spans or (None,) * len(job.items)
     pairs = zip(job.items, spans, strict=True)
     for _, run in groupby(pairs, key=lambda pair: pair[0].clip.path):
         items, places = zip(*run, strict=True)
-        heard = _clips(job.held, places[0], items, how)
+        faults: list[str] = []  # of the clip that comes next
+        heard = _clips(job.held, places[0], items, how, faults)
         for item in items:
             with no_longer_than(how.patience):
                 found = next(heard)
                 now = fingerprint(item.clip)
                 found = found if now == item.seen else CHANGED if now else GONE
-            yield found
+            note = ""
+            if isinstance(found, np.ndarray):
+                wav, note = amplitude.adjust(found, how.bad_amplitude, faults)
+                found = Skipped(note) if wav is None else wav
+            faults.clear()
+            yield found, note
 
 
-def _clips(held: str | None, span: tuple[int, int] | None, items: tuple[Item, ...], how: Reading) -> Iterator[Heard]:
+def _clips(
+    held: str | None, span: tuple[int, int] | None, items: tuple[Item, ...], how: Reading, faults: list[str]
+) -> Iterator[Heard]:
+    """The clips of one recording. faults: gets what is wrong with a clip's channels before the clip is yielded."""
     source: str | bytes = items[0].clip.path
     if span is not None and held is not None:
         try:
@@ -216,15 +228,16 @@ def _too_long(how: Reading) -> Skipped:
 
 def parts(job: Job, how: Reading) -> Iterator[Part]:
     """A job, decoded, in parts of `how.batch` clips."""
-    heard: list[Heard] = []
-    first = job.first
-    for found in hear(job, how):
-        heard.append(found)
-        if len(heard) == how.batch:
-            yield Part(job.shard, first, heard, job.embed_only)
-            first, heard = first + len(heard), []
-    if heard:
-        yield Part(job.shard, first, heard, job.embed_only)
+    part = Part(job.shard, job.first, [], job.embed_only)
+    for found, note in hear(job, how):
+        if note and isinstance(found, np.ndarray):
+            part.notes[len(part.heard)] = note
+        part.heard.append(found)
+        if len(part.heard) == how.batch:
+            yield part
+            part = Part(job.shard, part.first + len(part.heard), [], job.embed_only)
+    if part.heard:
+        yield part
 
 
 def die_with_parent() -> None:

@@ -30,9 +30,11 @@ from pipeline.carry.share import Share, share_of
 from pipeline.carry.work import JOB, Assembly, Jobs, Task
 from pipeline.corpora import open_corpus
 from pipeline.errors import InputError, MachineError
+from pipeline.sound import amplitude
 from pipeline.sound.audio import RESAMPLER
 
 PLACES = {"root", "listings", "audio", "metadata", "soundfont"}  # settings that say where a corpus lies, not what it is
+SHAPING = ("samples_per_shard", "longest_seconds", "bad_amplitude")  # settings besides data, codec and embedder
 BATCH = {"cpu": 8, "cuda": 64}  # clips, as `Codec.best_batch` measured it
 
 
@@ -74,7 +76,8 @@ def _preprocess(cfg: Mapping[str, Any]) -> int:
         with closing(digests):
             plan = make_plan(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.set_aside)
         _refuse_other_times(store, plan, share)
-        reading = Reading(made["codec"]["sample_rate"], cfg["longest_seconds"], batch, cfg["read_seconds"])
+        rate, policy = made["codec"]["sample_rate"], cfg["bad_amplitude"]
+        reading = Reading(rate, cfg["longest_seconds"], batch, cfg["read_seconds"], policy)
         load = partial(load_encoder, cfg["codec"], cfg["embedder"])
         return _Run(store, plan, old, share, spool, reading).make(load, names, readers)
 
@@ -166,6 +169,7 @@ class _Run:
 def _refuse_nonsense(cfg: Mapping[str, Any]) -> None:
     if cfg["add"] not in (None, "prompt"):
         raise InputError(f"add={cfg['add']}: expected prompt, or null")
+    amplitude.check_policy(cfg["bad_amplitude"])
     for name in ("samples_per_shard", "longest_seconds", "read_seconds", "batch"):
         value = cfg[name]
         if not (value == "auto" and name == "batch") and (isinstance(value, str) or not value > 0):
@@ -175,7 +179,7 @@ def _refuse_nonsense(cfg: Mapping[str, Any]) -> None:
 def _asked(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a cache's contents depend on, as they were given."""
     data = {name: value for name, value in cfg["data"].items() if name not in ("root", "listings")}
-    return {"data": data, **{name: cfg[name] for name in ("codec", "embedder", "samples_per_shard", "longest_seconds")}}
+    return {"data": data, **{name: cfg[name] for name in ("codec", "embedder", *SHAPING)}}
 
 
 def _tree(cfg: Mapping[str, Any]) -> str:
@@ -188,7 +192,7 @@ def _plain(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Of these settings, what shapes the samples and is known before a model is loaded; and the resampler."""
     data = {name: value for name, value in asked["data"].items() if name not in PLACES}
     data["resampler"] = RESAMPLER
-    return {"data": data, **{name: asked[name] for name in ("samples_per_shard", "longest_seconds")}}
+    return {"data": data, **{name: asked[name] for name in SHAPING}}
 
 
 def _made(cfg: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> int:
     )
     if manifest.silent:
         print(f"silent, and kept: {manifest.silent:,} clips")
-    _skipped(manifest.set_aside)
+    _named("adjusted", manifest.adjusted)
+    _named("skipped", manifest.set_aside)
     if retried := sum("retry" in row for row in manifest.set_aside):
         print(f"not read for reasons of the machine: {retried:,} of these; run the same command again to retry them")
     if not clips:
@@ -74,8 +75,8 @@ def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> int:
     return 0
 
 
-def _skipped(rows: list[dict[str, Any]]) -> None:
-    """Print the inputs that were skipped: how many of each kind, and some by name, at least one of each kind."""
+def _named(what: str, rows: list[dict[str, Any]]) -> None:
+    """Print the inputs that were skipped, or adjusted: how many of each kind, and some by name, one of each kind."""
     clips: Counter[tuple[str, str]] = Counter()  # of each file and kind: a file of many clips is one line
     reasons: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -86,7 +87,7 @@ def _skipped(rows: list[dict[str, Any]]) -> None:
         return
     kinds = Counter(kind for _, kind in clips)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    print(f"skipped: {len({path for path, _ in clips}):,} inputs ({counts}); manifest.json names them all")
+    print(f"{what}: {len({path for path, _ in clips}):,} inputs ({counts}); manifest.json names them all")
     first = {kind: (path, kind) for path, kind in reversed(clips)}
     shown = [file for file in clips if first[file[1]] == file]
     shown += [file for file in clips if first[file[1]] != file][: max(0, NAMED - len(shown))]

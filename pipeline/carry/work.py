@@ -150,6 +150,7 @@ class Assembly:
         codes = self._old_codes(name) if task.embed_only else {}
         good: list[Sample] = []
         aside: list[dict[str, Any]] = []
+        adjusted: list[dict[str, Any]] = []
         silent = 0
         for item, numbers in zip(items, found, strict=True):
             assert numbers is not None, f"{name}: {item.clip.key} never came back"
@@ -159,6 +160,8 @@ class Assembly:
                 aside.append(skipped_row(shown(item.path), item.clip.key, numbers.reason, numbers.retry))
                 continue
             silent += numbers.silent
+            if numbers.note:
+                adjusted.append(skipped_row(shown(item.path), item.clip.key, numbers.note))
             good.append(_sample(item, numbers, codes.get(item.clip.key)))
         shutil.rmtree(self._folder / name, ignore_errors=True)
         retried = [row["reason"] for row in aside if "retry" in row]
@@ -174,7 +177,7 @@ class Assembly:
             shard = writer.info
         else:
             ledger.remove_shard(self._store, name)
-        record = Record(task.planned.inputs, self._made, self._codes, shard, silent, aside)
+        record = Record(task.planned.inputs, self._made, self._codes, shard, silent, aside, adjusted)
         record.save(self._store, name)
         self._wrote(name)
 

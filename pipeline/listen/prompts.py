@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.sound import audio, files
+from pipeline.sound import amplitude, audio, files
 from pipeline.sound.codec import Codec
 from pipeline.sound.embedder import Embedder
 
@@ -40,7 +40,11 @@ class Source:
 def read_source(path: str | Path, seconds: float, rate: int) -> Source:
     """The first `seconds` of a sound file. Raises AudioError for a file that is no sound."""
     path = Path(path)
-    wav = audio.read(path, duration=seconds, rate=rate)
+    wav, note = amplitude.adjust(audio.read(path, duration=seconds, rate=rate), "scale")
+    if wav is None:
+        raise audio.AudioError(str(path), note)
+    if note:
+        log.warning("%s: %s", path, note)
     if audio.is_silent(wav):
         log.warning("%s is silent: expect what the model makes of silence", path)
     return Source(path, sha256_of(path), wav)

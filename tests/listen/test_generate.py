@@ -341,32 +341,6 @@ def test_prompts_of_every_kind(
         generate(f"run={stage.run()}", "mode=interpolate", f"prompt={prompts}", f"out={tmp_path / 'o.wav'}")
 
 
-def test_a_prompt_folder_lists_what_a_corpus_does(stage: Stage, tmp_path: Path) -> None:
-    """The same suffixes, without hidden files; a glob passes these over, too."""
-    from pipeline.listen.prompts import find
-
-    prompts = tmp_path / "prompts"
-    (prompts / ".trash").mkdir(parents=True)
-    for name in ("a.wav", "b.W64", "c.caf", "d.m4a", "._a.wav", ".trash/e.wav", "notes.txt"):
-        (prompts / name).write_bytes(b"")
-    assert [path.name for path in find(str(prompts)).values()] == ["a.wav", "b.W64", "c.caf", "d.m4a"]
-    assert [path.name for path in find(f"{prompts}/*.wav").values()] == ["a.wav"]
-    assert [path.name for path in find(f"{prompts}/._*").values()] == ["._a.wav"]
-
-
-def test_numbered_outputs_keep_their_numbers(stage: Stage, tmp_path: Path) -> None:
-    """A prompt that is skipped leaves a gap: its sound has this number once the prompt is mended."""
-    bad = tmp_path / "bad.wav"
-    bad.write_bytes(b"no sound")
-    prompts = f"prompt=[{bad},{stage.tones[0]}]"
-    assert generate(f"run={stage.run()}", prompts, f"out={tmp_path / 'o.wav'}") == 1
-    assert [path.name for path in sorted(tmp_path.glob("o*.wav"))] == ["o-2.wav"]
-    extend = (f"run={stage.run()}", "mode=extend", f"audio={stage.tones[1]}", prompts, "seconds=0.7")
-    assert generate(*extend, f"out={tmp_path / 'e.wav'}") == 1
-    assert [path.name for path in sorted(tmp_path.glob("e*.wav"))] == ["e-2.wav"]
-    assert sidecar(tmp_path / "e-2.wav")["settings"]["seed"] == 1
-
-
 def test_weights_that_are_not_those_of_training_are_refused_by_both_hashes(stage: Stage, tmp_path: Path) -> None:
     for part, others in (("codec", "0" * 64), ("embedder", "1" * 64)):
         run = tmp_path / part
