@@ -12,7 +12,8 @@
 
 The same command again goes on where the last one stopped, however it stopped, and the finished cache is the same byte
 for byte. Inputs that were changed, added or removed since are noticed, and only the shards they touch are made anew.
-Inputs that cannot be used are set aside, by name and with the reason, in the cache's manifest.json. ^C and SIGTERM
+Inputs that cannot be used are skipped, by name and with the reason, in the cache's manifest.json; the next run retries
+those that only the machine kept from being read (a mount that was away, a killed process). ^C and SIGTERM
 leave nothing half-written behind; the exit codes are 130 and 143.
 
 What people change: data=, data.root=, out= (a folder, or s3://..., gs://...), codec=, codec.codebooks=, embedder=,

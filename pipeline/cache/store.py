@@ -176,8 +176,8 @@ class RemoteStore(Store):
         self.address = address.rstrip("/")
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.address)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"cannot open {address}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # some backends connect here, each with errors of its own
+            raise InputError(f"cannot open {address}: {_one_line(error)}") from error
         self.root = self.root.rstrip("/")
 
     def where(self, name: str = "") -> str:
@@ -239,8 +239,14 @@ class RemoteStore(Store):
                 raise OSError(f"{self.where(name)} cannot be written ({_one_line(error)})") from error
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self.fs.rm_file(f"{self.root}/{name}")
+        except FileNotFoundError:
+            pass
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{self.where(name)} cannot be removed ({_one_line(error)})") from error
 
     def refuse_unless_writable(self) -> None:
         try:
