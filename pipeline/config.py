@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import kinds, sweeps
-from pipeline.errors import InputError, without_secrets
+from pipeline.errors import InputError, print_exception, without_secrets
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 STOPPED = 75  # EX_TEMPFAIL: a requeue goes on
@@ -49,6 +49,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
             return task(cfg)
 
         def command() -> None:
+            sys.excepthook = print_exception
             _keep_local_rank_out_of_argv()
             with_safe_output(run)
 

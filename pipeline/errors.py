@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 HIDDEN = "***"
@@ -61,6 +64,12 @@ def without_secrets(text: str) -> str:
     if "://" not in text:
         return text
     return _SIGNED.sub(rf"\1{HIDDEN}", _LOGIN.sub(f"{HIDDEN}@", text))
+
+
+def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a redacted traceback: a `sys.excepthook`, since the log of a job is kept."""
+    lines = traceback.format_exception(kind, error, trace)
+    print(without_secrets("".join(lines)), end="", file=sys.stderr)
 
 
 def all_without_secrets(value: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from pipeline import export
 from pipeline.cache.store import open_store
 from pipeline.corpora.fetch import FetchError, Patience, Remote, fetch, remote_size
 from pipeline.errors import InputError, all_without_secrets, without_secrets
@@ -77,6 +78,9 @@ def test_jobs_print_no_environment() -> None:
     for file in (HOME / "jobs").iterdir():
         lines = [line.strip() for line in file.read_text().splitlines()]
         assert not [line for line in lines if line in ("env", "set", "printenv", "set -x", "export -p")], file
+        assert not [line for line in lines if line.startswith("say ") and ("$*" in line or "$@" in line)], (
+            "a job's log is kept, and an address on its command line may hold a password"
+        )
 
 
 LOGIN = "s3://AKIA123:wordword@bucket/cache"
@@ -107,6 +111,19 @@ def test_keys_of_the_environment_are_shown_nowhere(monkeypatch: pytest.MonkeyPat
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, f"0123456789-{name}")
         assert without_secrets(f"the server says 0123456789-{name} is wrong") == "the server says *** is wrong"
+
+
+def test_a_traceback_tells_no_login(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command prints uncaught errors redacted, those of libraries too, which name whole addresses."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["export.py", "--help"])
+    export.main()
+    try:
+        raise OSError(f"404, url={LOGIN!r}") from ValueError(LOGIN)
+    except OSError as error:
+        sys.excepthook(OSError, error, error.__traceback__)
+    shown = capsys.readouterr().err
+    assert "wordword" not in shown and shown.count("s3://***@bucket/cache") == 2 and "Traceback" in shown
 
 
 def test_a_store_opens_with_its_login_and_is_shown_without() -> None:

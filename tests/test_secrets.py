@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import sweeps
+from pipeline.cache.store import RemoteStore, open_store
 from pipeline.config import compose
 from pipeline.train import main
+from tests.build_caches import make, tones
 from tests.lm.caches import write_cache
 
 TINY = (
@@ -98,6 +100,19 @@ def test_a_run_leaves_no_secret(
     assert names >= {"config.yaml", "log.txt", "metrics.jsonl", "complete.json", "README.md", "manifest.json"}
     assert [*(tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")] and any(".wav" in name for name in names)
     assert leaks(tmp_path, secrets) == {}
+
+
+def test_a_cache_holds_no_secret(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan, index and manifest of a cache whose address has a login."""
+    monkeypatch.setenv("HF_TOKEN", "Hidden-HF_TOKEN")
+    address = "memory://user:Hidden0Value@host/cache"
+    assert make("folder", tones(tmp_path / "tones", 6), address) == 0
+    store = open_store(address)
+    assert isinstance(store, RemoteStore)
+    for name in store.sizes():
+        (tmp_path / "home" / name).write_bytes(store.read(name))
+    assert (home / "manifest.json").is_file()
+    assert leaks(home, {"Hidden0Value", "Hidden-HF_TOKEN"}) == {}
 
 
 def test_a_sweep_over_addresses_names_no_folder_after_a_secret() -> None:

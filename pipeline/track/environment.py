@@ -17,6 +17,7 @@ VARIABLES = {
 }
 TAGS = "WANDB_TAGS"
 _SAME_MODE = {"dryrun": "offline", "run": "online"}  # older names
+_data_folders: set[str] = set()  # of the runs of a sweep in this process
 _YES = {"1", "true", "yes", "on"}
 
 
@@ -25,8 +26,12 @@ def prepare_folders(folder: Path) -> None:
 
     The home of an unknown user in a container is `/`.
     """
-    data = os.environ.get("WANDB_DATA_DIR") or folder / "data"
-    os.environ["WANDB_DATA_DIR"] = str(Path(data).absolute())
+    given = os.environ.get("WANDB_DATA_DIR")
+    if given and given not in _data_folders:
+        os.environ["WANDB_DATA_DIR"] = str(Path(given).absolute())
+    else:
+        os.environ["WANDB_DATA_DIR"] = str((folder / "data").absolute())
+        _data_folders.add(os.environ["WANDB_DATA_DIR"])
     for name, default in (("WANDB_CACHE_DIR", "~/.cache/wandb"), ("WANDB_CONFIG_DIR", "~/.config/wandb")):
         if not os.environ.get(name) and not _is_writable(default):
             os.environ[name] = str(folder / name.split("_")[1].lower())
