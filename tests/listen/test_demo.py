@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_the_command_line_that_it_shows_makes_the_same(
         (place / "sound.wav").rename(place / "page.wav")
         line = re.search("<pre>(.*)</pre>", html, re.S)
         assert line and seed == 3
-        words = shlex.split(line.group(1).replace("&#x27;", "'").replace("&quot;", '"'))
+        words = shlex.split(unescape(line.group(1)))
         assert words[:3] == ["python", "-m", "pipeline.generate"] and task("generate", *words[3:]) == 0
         assert (place / "sound.wav").read_bytes() == (place / "page.wav").read_bytes()
         assert html.count("<audio") == {"interpolate": 1 + 1 + 4 + 1, "morph": 1 + 2}[name]
