@@ -5,7 +5,6 @@ Everything in it is read from the run folder (and the cache, where it is still a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -17,6 +16,7 @@ import yaml
 
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.store import is_remote
+from pipeline.checksums import sha256_file
 from pipeline.config import CONF
 from pipeline.errors import InputError, without_secrets
 from pipeline.listen import run_folder
@@ -188,11 +188,7 @@ def _figures(run: Path, folder: Path) -> Iterable[str]:
         return
     if told is None:
         return
-    with (folder / WEIGHTS).open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if told["export"]["sha256"] != digest.hexdigest():
+    if told["export"]["sha256"] != sha256_file(folder / WEIGHTS):
         return
     losses, s = told["loss"], told["settings"]
     yield "## Figures\n"

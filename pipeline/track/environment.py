@@ -26,6 +26,10 @@ def prepare_folders(folder: Path) -> None:
 
     The home of an unknown user in a container is `/`.
     """
+    try:
+        Path.home()
+    except RuntimeError:  # a user without a name or HOME; W&B does not start without a home
+        os.environ["HOME"] = str(folder)
     given = os.environ.get("WANDB_DATA_DIR")
     if given and given not in _data_folders:
         os.environ["WANDB_DATA_DIR"] = str(Path(given).absolute())
@@ -39,11 +43,8 @@ def prepare_folders(folder: Path) -> None:
 
 def _is_writable(folder: str) -> bool:
     """Whether a folder is writable, or could be made."""
-    try:
-        path = Path(folder).expanduser()
-    except RuntimeError:  # there is no home
-        return False
-    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    path = Path(folder).expanduser()
+    nearest = next(parent for parent in (path, *path.parents) if os.access(parent, os.F_OK))
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
