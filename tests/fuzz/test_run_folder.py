@@ -72,7 +72,7 @@ def settings() -> dict[str, Any]:
     return found
 
 
-@some(40)
+@some(12)
 @given(seed=seeds)
 def test_a_card_of_damaged_settings(tmp_path: Path, settings: dict[str, Any], export: Path, seed: int) -> None:
     found = tmp_path / "checkpoints" / "step-3"
@@ -88,7 +88,7 @@ def test_a_card_of_damaged_settings(tmp_path: Path, settings: dict[str, Any], ex
         assert "<" not in text and text.startswith("---\ntags: [")
 
 
-@some(150)
+@some(80)
 @given(seed=seeds)
 def test_a_damaged_log_gives_the_rows_that_are_whole(tmp_path: Path, seed: int) -> None:
     """It can be drawn, compared and resumed from, which loses no row before the step."""
