@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH"
 CHEAP := codec=encodec_embedded embedder=encodecmae_tiny
 
-.PHONY: install quickstart demo test test-slow test-slurm coverage bench fuzz lint docs clean
+.PHONY: install quickstart demo test test-slow test-slurm test-versions coverage bench fuzz lint docs clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,11 @@ coverage: install
 test-slurm: install
 	$(RUN) python -m pytest -m slurm
 
+# the lowest and the newest versions that pyproject.toml allows, each in an environment of its own: 12 GB in .versions/
+test-versions: install
+	$(BIN)/pip install --quiet "uv>=0.5"
+	$(RUN) PYTHON=$(PYTHON) tests/versions/check_versions.sh .versions
+
 # damaged shards, manifests, sounds, archives, settings: thousands a target; `make test` tries a few of each
 fuzz: install
 	$(RUN) OMP_NUM_THREADS=1 FUZZ=2000 python -m pytest tests/fuzz -o timeout=3000
@@ -66,4 +71,4 @@ bench: install
 	$(RUN) python -m tests.benchmarks.bench_sampling --music
 
 clean:
-	rm -rf quickstart docs build *.egg-info
+	rm -rf quickstart docs build *.egg-info .versions

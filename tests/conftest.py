@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from tests.build_corpora import build_jamendo, render_notes
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell: tests of ^C need it heard
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# DeepSpeed compiles a function on import, for which each process that trains would import the compiler: 3 s of CPU
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -38,6 +42,12 @@ def nsynth_folder(notes_folder: Path) -> Path:
 def jamendo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data.root of `data=jamendo`: 8 mp3 tracks of 2.5 to 6.1 s by 4 artists, and raw_30s.tsv."""
     return build_jamendo(tmp_path_factory.mktemp("corpora") / "jamendo")
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is compiled."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,9 +44,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition, seconds: float, process: subprocess.Popen[str]) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+    """Wait until a condition holds or the process has ended, however busy the machine; pytest's timeout is the limit."""
+    while process.poll() is None:
         if condition():
             return True
         time.sleep(0.005)
@@ -57,9 +58,9 @@ def killed_run(arguments: list[str], out: Path, draw: random.Random, work: float
     process = start(MODULE, *arguments)
     before = (out / PLAN).stat().st_mtime_ns if (out / PLAN).exists() else 0
     shards = len([*out.glob("*.done.json")])
-    wait_for(lambda: len([*out.glob("*")]) and (before or (out / PLAN).exists()), 60, process)
+    wait_for(lambda: any(out.glob("*")) and (before > 0 or (out / PLAN).exists()), process)
     if draw.random() < 0.7:  # else in the middle of the start, or of the plan
-        wait_for(lambda: len([*out.glob("*.done.json")]) > shards, 60, process)
+        wait_for(lambda: len([*out.glob("*.done.json")]) > shards, process)
     time.sleep(draw.uniform(0, work))
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -100,8 +101,8 @@ def kill_and_compare(corpus: Path, whole: Path, out: Path, kills: int, *override
     assert cut_short > kills // 2, "too few of the kills came before the end to say anything"
 
 
-def test_five_kills_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    kill_and_compare(corpus, whole, tmp_path / "out", 5, "workers=1", "readers=1")
+def test_three_kills_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    kill_and_compare(corpus, whole, tmp_path / "out", 3, "workers=1", "readers=1")
 
 
 @pytest.mark.slow
@@ -112,15 +113,13 @@ def test_twenty_kills_of_several_processes_leave_the_same_bytes(corpus: Path, wh
 def test_a_killed_run_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "workers=2", "readers=1"))
-    assert wait_for(lambda: any(out.glob("*.done.json")), 60, process)
+    assert wait_for(lambda: any(out.glob("*.done.json")), process)
     children = descendants(process.pid)
     assert len(children) >= 4, "two encoders and a reader each"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    end = time.monotonic() + 20
-    while any(map(alive, children)) and time.monotonic() < end:
+    while any(map(alive, children)):  # pytest's timeout is the limit
         time.sleep(0.05)
-    assert not [pid for pid in children if alive(pid)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -136,9 +135,9 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tm
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TMPDIR", str(left))
         process = start(MODULE, *arguments, start_new_session=True)
-    assert wait_for(lambda: any(left.glob("preprocess-*/*/*")), 60, process)
+    assert wait_for(lambda: any(left.glob("preprocess-*/*/*")), process)
     os.killpg(process.pid, signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate()
     assert (process.returncode, error) == (143, "terminated: what is whole stays; run the same command again\n")
     assert not [path for path in left.rglob("*") if path.is_file()] and not [*left.glob("preprocess-*")]
     assert not [*(tmp_path / "out").glob(".*")]
@@ -148,22 +147,21 @@ def test_an_encoder_that_is_killed_is_told_and_the_next_run_goes_on(corpus: Path
     out = tmp_path / "out"
     arguments = words("folder", corpus, out, *TRAIN_AND_VALID, "workers=2", "readers=0")
     process = start(MODULE, *arguments)
-    assert wait_for(lambda: any(out.glob("*.done.json")), 60, process)
+    assert wait_for(lambda: any(out.glob("*.done.json")), process)
     named = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(process.pid)}
     os.kill(next(pid for pid, words_ in named.items() if "spawn_main" in words_), signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate()
     assert process.returncode == 1 and "exit code -9" in error and "out of memory" in error
-    assert command(MODULE, *arguments).returncode == 0
+    assert command(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, *HERE)).returncode == 0
     assert contents(out) == contents(whole)
 
 
 def test_parts_in_any_order_one_of_them_killed(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    """Four machines that never talk; whoever is last writes the manifest. One dies and is started again."""
+    """Three machines that never talk; whoever is last writes the manifest. One dies and is started again."""
     out = tmp_path / "out"
-    part = [words("folder", corpus, out, *TRAIN_AND_VALID, *HERE, f"part={n}/4") for n in (1, 2, 3, 4)]
-    assert command(MODULE, *part[2]).returncode == 0
+    part = [words("folder", corpus, out, *TRAIN_AND_VALID, *HERE, f"part={n}/3") for n in (1, 2, 3)]
     killed_run(part[0], out, random.Random(1), 0.02)
-    first = command(MODULE, *part[3])
+    first = command(MODULE, *part[2])
     assert first.returncode == 0 and "the last part to finish writes the manifest" in first.stdout
     assert not (out / MANIFEST).exists()
     merge = command("pipeline.shards", "merge", str(out))
@@ -175,17 +173,16 @@ def test_parts_in_any_order_one_of_them_killed(corpus: Path, whole: Path, tmp_pa
     assert contents(out) == contents(whole)
 
 
-def test_merge_by_command(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    made(corpus, out)
+def test_merge_by_command(whole: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
     (out / MANIFEST).unlink()
     assert command("pipeline.shards", "merge", str(out)).returncode == 0
     assert contents(out) == contents(whole)
 
 
 def test_slurm_s_array_makes_its_parts(corpus: Path, whole: Path, tmp_path: Path, monkeypatch) -> None:
-    for task in ("7", "5", "6"):
-        for name, value in {"ID": task, "MIN": "5", "COUNT": "3", "STEP": "1"}.items():
+    for task in ("6", "5"):
+        for name, value in {"ID": task, "MIN": "5", "COUNT": "2", "STEP": "1"}.items():
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
         made(corpus, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(whole)

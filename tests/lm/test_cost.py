@@ -88,7 +88,7 @@ def test_each_stage_shares_out_one_thing_more() -> None:
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("mode", ["eager", "compiled", "checkpointed"])
-def test_activations_are_what_autograd_keeps(mode: str, bf16: bool) -> None:
+def test_activations_are_what_autograd_keeps(compiler: None, mode: str, bf16: bool) -> None:
     config = replace(TINY, width=64, layers=6, positions=256)
     batch, frames = 3, 80
     steps = 80 + config.codebooks - 1

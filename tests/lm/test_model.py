@@ -125,7 +125,7 @@ def test_the_trunk_is_read_as_transformers_reads_it(training: bool, checkpointin
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_head_and_loss_are_one_graph_for_clips_of_all_lengths(name: str) -> None:
+def test_head_and_loss_are_one_graph_for_clips_of_all_lengths(compiler: None, name: str) -> None:
     """A break in it would make logits twice, and each graph costs its compilation."""
     model = tiny(pattern=name)
     graphs = []
