@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from pipeline.lm import checkpoint
 from pipeline.lm import model as models
 from pipeline.lm.distributed import World
 from tests.lm.caches import write_cache
-from tests.test_train import ROOT, SMALL, free_port, fresh_env
+from tests.test_train import train_ranks
 
 GIB = 2**30
 H100 = Machine("H100", cuda=True, ranks=8, ranks_here=8, memory=79 * GIB, host=1000 * GIB, disk=1000 * GIB)
@@ -64,14 +62,8 @@ def test_the_table_tells_what_the_run_will_do(cache: Path, tmp_path: Path, capsy
 
 
 def test_only_the_table_is_printed_once_by_real_ranks_and_nothing_is_begun(cache: Path, tmp_path: Path) -> None:
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
-    words = [*SMALL, f"shards={cache}", f"run={tmp_path / 'run'}", "trainer.preflight=only"]
-    done = subprocess.run(
-        [*launcher, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2", *words],
-        env=fresh_env(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("preflight: delay_gpt2") == 1 and "estimated for a rank of 2 in fp32" in done.stdout
+    out = train_ranks(cache, tmp_path / "run", "trainer.preflight=only")
+    assert out.count("preflight: delay_gpt2") == 1 and "estimated for a rank of 2 in fp32" in out
     assert not (tmp_path / "run").exists()
 
 

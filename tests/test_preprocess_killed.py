@@ -45,7 +45,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
-    """Wait until a condition holds or the process has ended, however busy the machine; pytest's timeout is the limit."""
+    """Wait until a condition holds or the process ends, however busy the machine; pytest's timeout is the limit."""
     while process.poll() is None:
         if condition():
             return True

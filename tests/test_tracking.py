@@ -282,15 +282,13 @@ def test_a_package_that_cannot_be_imported_is_told_and_survived(tmp_path: Path) 
 
 def test_work_done_aside_never_holds_up_and_says_once_what_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
     gate, done = threading.Event(), []
-    aside: Aside[None] = Aside("W&B", lambda: gate.wait(10) and object(), 4, lambda: None, 1.0)  # type: ignore
-    began = time.perf_counter()
+    aside: Aside[None] = Aside("W&B", lambda: gate.wait() and object(), 4, lambda: None, 1.0)  # type: ignore
     for i in range(50):
         aside.do(lambda _, i=i: done.append(i), slow=i == 0)  # type: ignore
-    assert time.perf_counter() - began < 0.5
+    assert not done and not gate.is_set(), "nobody waited for the work"
     assert not aside.close(lambda _: None, 0.1), "nothing can be done yet"
     gate.set()
-    end = time.monotonic() + 10
-    while len(done) < 4 and time.monotonic() < end:
+    while len(done) < 4:  # pytest's timeout is the limit
         time.sleep(0.01)
     assert done == [1, 2, 3, 0], "in their order, the slow one last"
     assert len(re.findall("left out", caplog.text)) == 1

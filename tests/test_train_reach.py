@@ -10,7 +10,7 @@ import pytest
 from pipeline.cache.manifest import Manifest
 from tests.cache.web import Web
 from tests.lm.caches import write_cache
-from tests.test_train import rows, train
+from tests.test_train import rows, train_ranks
 
 WORDS = ("trainer.steps=6", "trainer.val_every=3", "data.window=2")
 
@@ -31,9 +31,9 @@ def words(values: dict[str, str | int]) -> str:
 
 def test_near_far_and_foreign_are_one(served: Web, tmp_path: Path) -> None:
     near, far, foreign = (tmp_path / name for name in ("near", "far", "foreign"))
-    assert "clips of like length share batches" in train(tmp_path / "cache", near, *WORDS, ranks=2)
+    assert "clips of like length share batches" in train_ranks(tmp_path / "cache", near, *WORDS)
     copies = (f"data.cache_dir={tmp_path / 'copies'}", "data.cache_gib=0.1")
-    train(served.address, far, *WORDS, *copies, ranks=2)
+    train_ranks(served.address, far, *WORDS, *copies)
     assert {n for name, n in served.asked.items() if name.endswith(".tar")} == {1}  # two ranks, one folder of copies
     manifest = Manifest.load(tmp_path / "cache")
     codec = {name: value for name, value in manifest.codec.items() if name not in ("codebooks", "dtype")}
@@ -41,7 +41,7 @@ def test_near_far_and_foreign_are_one(served: Web, tmp_path: Path) -> None:
     for path in [*(tmp_path / "cache").glob("*.npy"), tmp_path / "cache" / "manifest.json"]:
         path.unlink()
     told = f"data.foreign={{codec:{words(codec)},embedder:{words(embedder)}}}"
-    train(tmp_path / "cache" / "*.tar", foreign, *WORDS, *copies, told, "listen.clips=1", "listen.seconds=0.1", ranks=2)
+    train_ranks(tmp_path / "cache" / "*.tar", foreign, *WORDS, *copies, told, "listen.clips=1", "listen.seconds=0.1")
     assert len([*foreign.glob("listen/step-6/*.wav")]) == 3  # the reconstruction, and two temperatures
     for run in (far, foreign):
         for name in ("train/loss", "val/loss"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -224,6 +225,12 @@ def test_what_is_streamed_is_what_is_made_whole(stage: Stage, tmp_path: Path, mo
     assert sidecar(tmp_path / "true.wav")["codes_sha256"] == sidecar(tmp_path / "false.wav")["codes_sha256"]
 
 
+def cpu_seconds(pid: int) -> float:
+    """The CPU time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_interrupted_it_keeps_what_is_made(stage: Stage, tmp_path: Path, stream: bool) -> None:
     """Ctrl-C in the middle of an hour: a sound that plays, and its sidecar, which says that it is not whole."""
@@ -231,11 +238,13 @@ def test_interrupted_it_keeps_what_is_made(stage: Stage, tmp_path: Path, stream:
     words = ("mode=continue", f"prompt={stage.tones[0]}", "seconds=3600", "window=0.2", f"stream={stream}", "chunk=0.1")
     process = start("pipeline.generate", f"run={stage.run()}", f"out={out}", *words)
     assert "1 sound of 3600 s" in process.stdout.readline()  # type: ignore[union-attr]
-    time.sleep(2)
-    while stream and process.poll() is None and not (out.exists() and out.stat().st_size > 20_000):
+    enough = cpu_seconds(process.pid) + 1.5  # of work: something is generated, however busy the machine
+    while process.poll() is None and (
+        cpu_seconds(process.pid) < enough or (stream and not (out.exists() and out.stat().st_size > 20_000))
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    rest, error = process.communicate(timeout=60)
+    rest, error = process.communicate()
     assert process.returncode == 130 and error.strip().endswith("interrupted") and "Traceback" not in error, error
     assert samples(out) > 1000 and soundfile.read(out)[0].std() > 0
     told, made = sidecar(out), samples(out) / 24_000
@@ -303,9 +312,9 @@ def test_prompts_of_every_kind(
         for _ in range(60):
             file.write(np.zeros(8_000 * 60, np.int16))
     words = (f"run={stage.run()}", f"prompt={prompts}", f"out={tmp_path / 'out'}", "prompt_seconds=2")
-    started = time.perf_counter()
+    started = time.process_time()
     assert generate(*words) == 0
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30, "of an hour, 2 s are read"
     assert {path.stem for path in (tmp_path / "out").glob("*.wav")} == {"stereo", "telephone", "silent", "hours"}
     assert f"{prompts / 'silent.wav'} is silent" in caplog.text
     generate(f"run={stage.run()}", f"prompt={stage.tones[0]}", f"out={tmp_path / 'mono.wav'}", "seed=2")

@@ -34,6 +34,7 @@ for name in "${sets[@]}"; do
     rm -rf "$work" && mkdir -p "$work"
     [ -x "$environment/bin/python" ] || run uv venv --python "${PYTHON:-python3}" "$environment"
     run uv pip install --python "$environment/bin/python" --resolution "$resolution" "${packages[@]}"
+    [ "$name" = lowest ] || run uv pip install --python "$environment/bin/python" datasets # to read shards with
     run uv pip install --python "$environment/bin/python" --no-deps "tinysoundfont>=0.3" # its playback needs PortAudio
     uv pip list --python "$environment/bin/python" | grep -E "^(torch|torchaudio|transformers|deepspeed|numpy|wandb|gradio|webdataset) "
     export PATH="$environment/bin:$PATH"
@@ -42,6 +43,10 @@ for name in "${sets[@]}"; do
     run python -m pipeline.preprocess data=notes data.root="$work/notes" data.listings="$work/listings" data.clips=40 \
         data.seconds=1 out="$shards" codec=encodec_embedded embedder=encodecmae_tiny
     run python -m pipeline.shards verify "$shards"
+    [ "$name" = lowest ] || HF_HOME=$work/hub run python -c "
+from datasets import load_dataset
+rows = load_dataset('webdataset', data_files={'train': '$shards/train-*.tar'}, split='train')
+assert len(rows[0]['codes.npy']) == 8 and rows[0]['json']['labels'], rows[0]"
     train=(+exp=quickstart shards="$shards" model.layers=1 trainer.micro_batch=2 trainer.val_every=2 trainer.log_every=1)
     ranks=(deepspeed --num_gpus 2 --master_port "${PORT:-29731}" pipeline/train.py)
     run "${ranks[@]}" "${train[@]}" run="$run_folder" trainer.steps=2
