@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 
 from pipeline.checksums import is_intact, sha256_file, with_checksum
@@ -28,6 +27,7 @@ from pipeline.lm.patterns import EMPTY, Pattern
 from pipeline.lm.tensors import save_tensors
 
 with broken_hidden("torchaudio", "torchvision"):  # transformers imports both where they are installed
+    import transformers
     from transformers import GPT2Config, GPT2Model
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 sets=("${@:2}")
 [ ${#sets[@]} -gt 0 ] || sets=(lowest newest)
-packages=(-r "$repo/pyproject.toml" --extra notes --extra demo --extra http "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100")
+packages=(-r "$repo/pyproject.toml" --extra notes --extra demo --extra http "pytest>=8.2" "pytest-timeout>=2.3" "hypothesis>=6.100")
 cd "$repo"
 export OMP_NUM_THREADS=1 WANDB_MODE=offline
 
@@ -32,7 +32,7 @@ for name in "${sets[@]}"; do
     esac
     environment=$folder/$name work=$folder/work-$name
     rm -rf "$work" && mkdir -p "$work"
-    [ -x "$environment/bin/python" ] || run uv venv --python "${PYTHON:-python3}" "$environment"
+    run uv venv --clear --python "${PYTHON:-python3}" "$environment"
     run uv pip install --python "$environment/bin/python" --resolution "$resolution" "${packages[@]}"
     [ "$name" = lowest ] || run uv pip install --python "$environment/bin/python" datasets # to read shards with
     run uv pip install --python "$environment/bin/python" --no-deps "tinysoundfont>=0.3" # its playback needs PortAudio
