@@ -3,6 +3,7 @@
   python -m pipeline.shards verify DIR      every byte, count, key and code against the manifest; exit 1 on faults
   python -m pipeline.shards describe DIR    hours, clips, bytes an hour, labels, how much of each codebook is used
   python -m pipeline.shards listen DIR      decode clips drawn at random into wavs
+  python -m pipeline.shards index DIR       write the indices again, with checksums, of shards that the manifest proves
   python -m pipeline.shards merge DIR       write the manifest once all parts of a preprocessing are finished
 
 What people change: workers= of verify; clips=, seed=, split=, out=, device= of listen.
@@ -21,7 +22,7 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from pipeline.cache.store import Store
 
-WORDS = ("verify", "describe", "listen", "merge")
+WORDS = ("verify", "describe", "listen", "index", "merge")
 
 
 @entry("shards")
@@ -38,6 +39,8 @@ def main(cfg: DictConfig) -> int:
         return _verify(store, cfg.workers)
     if cfg.do == "listen":
         return _listen(store, cfg)
+    if cfg.do == "index":
+        return _index(store)
     if cfg.do == "describe":
         for line in describe(store):
             print(line)
@@ -67,6 +70,17 @@ def _verify(store: Store, workers: int | str) -> int:
     shards, clips = sum(map(len, manifest.splits.values())), sum(map(manifest.samples, manifest.splits))
     print(f"{store.where()}: {count or 'no'} fault{'s' * (count != 1)} in {shards:,} shards, {clips:,} clips")
     return 1 if count else 0
+
+
+def _index(store: Store) -> int:
+    from pipeline.cache.manifest import Manifest
+    from pipeline.cache.verify import rebuild_index
+
+    shards = [shard for part in Manifest.load(store).splits.values() for shard in part]
+    for shard in shards:
+        rebuild_index(store, shard)
+    print(f"{store.where()}: wrote the indices of {len(shards)} shards")
+    return 0
 
 
 def _listen(store: Store, cfg: DictConfig) -> int:

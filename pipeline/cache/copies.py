@@ -31,7 +31,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.cache.shard import ShardInfo, index_name, load_index, scan
+from pipeline.cache.shard import ShardInfo, checksum, index_name, load_index, scan, with_checksums
 from pipeline.cache.store import LocalStore, RemoteStore
 from pipeline.errors import InputError, without_secrets
 
@@ -85,7 +85,12 @@ class Copies:
         while True:
             found = self._map(shard)
             if found is not None:
-                return found, load_index(self.local, f"{shard.sha256}.tar", found)
+                try:
+                    return found, load_index(self.local, f"{shard.sha256}.tar", found, shard.sha256)
+                except InputError as error:  # this copy went bad, not the shard
+                    log.warning("%s; it is fetched again", error)
+                    self._path(shard).unlink(missing_ok=True)
+                    (self.folder / index_name(f"{shard.sha256}.tar")).unlink(missing_ok=True)
             self._fetch(store, shard, wait=True)
 
     def ahead(self, store: RemoteStore, shards: Sequence[ShardInfo], rank: int) -> None:
@@ -179,7 +184,7 @@ class Copies:
                 self._coming.discard(coming)
 
     def _download(self, store: RemoteStore, shard: ShardInfo, data: Path) -> np.ndarray:
-        """The index of a shard that is now whole, and proven, under the name of its data."""
+        """What the index file of a shard holds, which is now whole, and proven, under the name of its data."""
         where = store.where(shard.name)
         for attempt in range(_TRIES):
             try:
@@ -198,7 +203,7 @@ class Copies:
         found = self.local.view(data.name)
         if len(found) != shard.bytes or hashlib.sha256(found).hexdigest() != shard.sha256:
             raise InputError(f"{where} is not what its manifest says: its bytes differ (sha256)")
-        return scan(found, where)
+        return with_checksums(scan(found, where), checksum(found))
 
     def _make_room(self) -> None:
         """Remove what was opened longest ago, until all that is here and on its way fits; never what is mapped."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.cache.copies import locked
 from pipeline.cache.manifest import NAME, Manifest
-from pipeline.cache.shard import ShardInfo, index_name, samples, scan
+from pipeline.cache.shard import ShardInfo, checksum, index_name, samples, scan, with_checksums
 from pipeline.cache.store import LocalStore, Store, open_store
 from pipeline.errors import InputError
 
@@ -123,7 +123,7 @@ def _look_through(store: Store, sizes: Mapping[str, int], foreign: Foreign, kept
                 size = foreign.codec["codebook_size"]
                 raise InputError(f"{where}: {sample.key} has codes of {size} or more, or a prompt that is not finite")
         with kept.writing(index_name(name)) as file:
-            np.save(file, index, allow_pickle=False)
+            np.save(file, with_checksums(index, checksum(shard)), allow_pickle=False)
         # bytes from afar are proven again each time they come
         digest = "" if isinstance(store, LocalStore) else hashlib.sha256(shard).hexdigest()
         split = _SPLIT.fullmatch(name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.cache.shard import ShardInfo
 from pipeline.cache.store import Store, open_store
+from pipeline.checksums import is_intact, with_checksum
 from pipeline.errors import InputError
 
 FORMAT = 1
@@ -72,6 +73,8 @@ class Manifest:
         store = open_store(folder)
         try:
             found = json.loads(store.read(NAME))
+            if isinstance(found, dict) and found.get("format") == FORMAT and not is_intact(found):
+                raise ValueError("its sha256 differs")
         except FileNotFoundError as error:
             some = any(name.endswith(".tar") for name in store.sizes())
             why = (
@@ -121,7 +124,7 @@ class Manifest:
             }
             for split, shards in self.splits.items()
         }
-        text = json.dumps(
+        content = with_checksum(
             {
                 "format": FORMAT,
                 "codec": self.codec,
@@ -132,11 +135,10 @@ class Manifest:
                 "set_aside": self.set_aside,
                 "adjusted": self.adjusted,
                 "plan": self.plan,
-            },
-            indent=1,
+            }
         )
         with open_store(folder).writing(NAME) as file:
-            file.write(text.encode() + b"\n")
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
 
     def check_codec(self, codec: Mapping[str, Any], codebooks: int) -> None:
         """Raises InputError, naming what differs, unless a model of this codec and K <= ours can read these shards."""

@@ -6,9 +6,10 @@ A sample is three members of a USTAR tar, in this order:
     {key}.prompt.npy   float16 [D], mean over time of the embedder's features
     {key}.json         path, start, duration, split, labels
 
-Time, owner, mode and order are fixed, so the same samples give the same bytes. `{stem}.index.npy` holds int64 [N, 5],
-a row a sample: byte offset of the codes' array data, frames T, byte offset of the prompt's array data, byte offset of
-the json text, its bytes. Shards of others have no index: `scan` makes one from their tar headers.
+Time, owner, mode and order are fixed, so the same samples give the same bytes. `{stem}.index.npy` holds int64
+[1 + N, 5]. The first row: the version, the checksum (xxh3) of the shard, that of the other rows, two zeros. Then a row
+a sample: byte offset of the codes' array data, frames T, byte offset of the prompt's array data, byte offset of the
+json text, its bytes. Shards of others have no index: `scan` makes one from their tar headers.
 
 Letters: N samples, K codebooks, T frames, D prompt width.
 """
@@ -30,6 +31,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from pipeline.cache.store import Store, locate, open_store
 from pipeline.cache.tar_headers import BLOCK, END, iter_members, member_name
@@ -39,6 +41,7 @@ NPY_HEADER = 128  # numpy pads the header of every small array to this
 MEMBERS = ("codes.npy", "prompt.npy", "json")
 CODES, PROMPT = np.dtype("<u2"), np.dtype("<f2")
 _INDEX = np.dtype("<i8")
+_VERSION = 2  # of an index; the first had no checksums, and began with a sample's row
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 LARGEST = 2**48  # bytes of a shard, and so the largest of all offsets and counts in it
 _SHARD = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
@@ -109,7 +112,7 @@ class ShardWriter:
         self._store = open_store(folder)
         self._index: list[tuple[int, int, int, int, int]] = []
         self._keys: set[str] = set()
-        self._sha256 = hashlib.sha256()
+        self._sha256, self._xxh3 = hashlib.sha256(), xxhash.xxh3_64()
         self._offset = self._frames = 0
         self.info: ShardInfo  # set when the shard is complete
 
@@ -144,6 +147,7 @@ class ShardWriter:
     def _write(self, data: bytes) -> None:
         self._tar.write(data)
         self._sha256.update(data)
+        self._xxh3.update(data)
         self._offset += len(data)
 
     def __exit__(
@@ -157,7 +161,8 @@ class ShardWriter:
             # an index without its shard does no harm; a shard must never stand beside the index of another
             self._store.remove(index_name(self.name))
         with self._store.writing(index_name(self.name)) as file:
-            np.save(file, np.array(self._index, np.int64).reshape(-1, 5), allow_pickle=False)
+            rows = np.array(self._index, np.int64).reshape(-1, 5)
+            np.save(file, with_checksums(rows, _signed(self._xxh3.intdigest())), allow_pickle=False)
         self.info = ShardInfo(self.name, len(self._index), self._frames, self._offset, self._sha256.hexdigest())
 
 
@@ -171,29 +176,83 @@ def read_shard(address: str | Path) -> Iterator[Sample]:
     return samples(shard, load_index(store, name, shard), store.where(name))
 
 
-def load_index(store: Store, name: str, shard: memoryview | None = None) -> np.ndarray:
-    """The index of a shard, int64 [N, 5]: its own where it has one, else scanned from the tar's headers."""
-    if store.size(index_name(name)) is None:
-        return scan(shard if shard is not None else store.view(name), store.where(name))
-    return read_index(store.read(index_name(name)), store.where(index_name(name)))
+def load_index(store: Store, name: str, shard: memoryview, sha256: str = "", where: str = "") -> np.ndarray:
+    """The index of a shard, int64 [N, 5], once the shard's bytes match their checksum.
+
+    Args:
+        store: where the index is.
+        name: the name of the shard.
+        shard: its bytes.
+        sha256: what the manifest says of them: compared where there is no index, or none with a checksum.
+        where: the address of the shard, for messages; in the same folder if not given.
+
+    Returns:
+        The shard's own index where it has one, else one scanned from the tar's headers.
+
+    Raises:
+        InputError: for a shard or an index that is damaged.
+    """
+    where, expected = where or store.where(name), None
+    if store.size(index_name(name)) is not None:
+        index, expected = read_index(store.read(index_name(name)), store.where(index_name(name)))
+    else:
+        index = scan(shard, where)
+    _check_length(shard, index, where)
+    if expected is not None:
+        intact = checksum(shard) == expected
+    else:
+        intact = not sha256 or hashlib.sha256(shard).hexdigest() == sha256
+    if not intact:
+        raise InputError(
+            f"{where} has changed since it was written, or has the index of another (its checksum differs): restore it"
+        )
+    return index
 
 
-def read_index(data: bytes, where: str) -> np.ndarray:
-    """An index, int64 [N, 5], from the bytes of its file. Raises InputError where they are none."""
+def _check_length(shard: memoryview, index: np.ndarray, where: str) -> None:
+    end = int((-(-(index[:, 3] + index[:, 4]) // BLOCK) * BLOCK).max(initial=0)) + len(END)
+    if len(shard) < end:
+        raise InputError(f"{where} is cut short: {len(shard)} bytes where its index needs {end}")
+
+
+def checksum(data: memoryview | bytes) -> int:
+    """The xxh3 of bytes, as an index holds it."""
+    return _signed(xxhash.xxh3_64_intdigest(data))
+
+
+def _signed(number: int) -> int:
+    """64 bits as a signed number."""
+    return number - (1 << 64 if number >> 63 else 0)
+
+
+def with_checksums(index: np.ndarray, of_shard: int) -> np.ndarray:
+    """What the file of an index holds: int64 [1 + N, 5], from the rows of its samples and the checksum of its shard."""
+    first = [_VERSION, of_shard, checksum(np.ascontiguousarray(index, _INDEX).tobytes()), 0, 0]
+    return np.concatenate([np.array([first], _INDEX), index])
+
+
+def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
+    """An index, int64 [N, 5], and the checksum of its shard (None: of an older version) from the bytes of its file.
+
+    Raises InputError where they are damaged.
+    """
     shape = _npy_shape(data[:NPY_HEADER], _INDEX)
     if shape is None or len(shape) != 2 or shape[1] != 5 or len(data) != NPY_HEADER + shape[0] * 5 * _INDEX.itemsize:
         raise InputError(f"{where} is damaged, or no index of a shard: remove it, and the shard is read without it")
-    index = np.frombuffer(data[NPY_HEADER:], _INDEX).reshape(shape)
+    index, expected = np.frombuffer(data[NPY_HEADER:], _INDEX).reshape(shape), None
+    if len(index) and index[0, 0] < BLOCK:  # where no sample begins
+        version, expected, of_rows = index[0, :3].tolist()
+        index = index[1:]
+        if version != _VERSION or checksum(index.tobytes()) != of_rows:
+            raise InputError(f"{where} is damaged (its checksum differs): remove it, and the shard is read without it")
     if index.size and not 0 <= index.min() <= index.max() <= LARGEST:  # sums of these must not wrap around
         raise InputError(f"{where} is damaged, for it points out of its shard: remove it, and it is made anew")
-    return index
+    return index, expected
 
 
 def samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample]:
     """The samples of a shard's bytes, by its index [N, 5]. Raises InputError where the two do not agree."""
-    end = _end_of(index)
-    if len(shard) < end + len(END):
-        raise InputError(f"{where} is cut short: {len(shard)} bytes where its index needs {end + len(END)}")
+    _check_length(shard, index, where)
     for codes_at, frames, prompt_at, info_at, info_bytes in index.tolist():
         key = key_at(shard, codes_at)
         if (
@@ -333,8 +392,3 @@ def _array(shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, si
     if at + count * dtype.itemsize > len(shard) or (size is not None and size != NPY_HEADER + count * dtype.itemsize):
         raise InputError(f"{where}: {key} has an array of {shape} that does not fill its member")
     return np.frombuffer(shard, dtype, count, at).reshape(shape).copy()
-
-
-def _end_of(index: np.ndarray) -> int:
-    """Where the last member of an index [N, 5] ends."""
-    return int((-(-(index[:, 3] + index[:, 4]) // BLOCK) * BLOCK).max(initial=0))

@@ -4,9 +4,10 @@ A batch is gathered from many shards at once, so its clips are named by where th
 that memory, seen as one array of rows, is then indexed by the whole batch in a single call. Every address comes from an
 index that was held against its shard when that was opened, and a shard stays mapped for as long as anybody holds it.
 
-A shard that is missing, cut short, unreadable, or not of its index is *lost*: told once, counted, and left out, up to
-a share of the split's clips that the caller allows. A file that is cut short while it is mapped kills its reader, as
-with any mapped file; caches are only ever written by renaming, which harms no reader.
+A shard that is missing, cut short, unreadable, changed since it was written (it is compared with its checksum once,
+when it is opened) or not of its index is *lost*: told once, counted, and left out, up to a share of the split's clips
+that the caller allows. A file that is cut short while it is mapped ends its reader by SIGBUS, which names the file;
+caches are only ever written by renaming, which harms no reader.
 
 Letters: N samples, K codebooks, T frames, P prompt width.
 """
@@ -43,6 +44,7 @@ from pipeline.cache.shard import (
     samples,
     scan,
 )
+from pipeline.cache.sigbus import report_sigbus
 from pipeline.cache.store import LocalStore, RemoteStore, Store, open_store
 from pipeline.errors import InputError
 
@@ -90,11 +92,7 @@ class OpenShard:
 
     def __init__(self, shard: memoryview, index: np.ndarray, info: ShardInfo, manifest: Manifest, where: str) -> None:
         """index: [N, 5], held against the shard here. Raises InputError where the two or the manifest do not agree."""
-        if len(shard) != info.bytes or len(index) != info.samples:
-            raise InputError(
-                f"{where} is cut short or another's ({len(shard)} bytes and {len(index)} clips where the manifest says "
-                f"{info.bytes} and {info.samples}): `python -m pipeline.shards verify` says more"
-            )
+        _check_counts(len(shard), len(index), info, where)
         self.view = shard = _aligned(shard)
         codes, frames, prompts = index[:, 0], index[:, 1], index[:, 2]
         begins = index[:, :3:2]  # [N, 2], of codes and prompts
@@ -121,6 +119,14 @@ class OpenShard:
                     f"{where}: {sample.key} has {len(sample.codes)} codebooks and a prompt of {len(sample.prompt)} "
                     f"where the manifest says {manifest.codebooks} and {manifest.prompt_width}"
                 )
+
+
+def _check_counts(size: int, clips: int, info: ShardInfo, where: str) -> None:
+    if size != info.bytes or clips != info.samples:
+        raise InputError(
+            f"{where} is cut short or another's ({size} bytes and {clips} clips where the manifest says {info.bytes} "
+            f"and {info.samples}): `python -m pipeline.shards verify` says more"
+        )
 
 
 class Split:
@@ -159,7 +165,9 @@ class Split:
         self.lost: dict[int, str] = {}  # number of a shard, and what is wrong with it
         self._lock = threading.Lock()
         self._known: np.ndarray | None = None
+        self._without_checksums = 0
         self._missing()
+        report_sigbus()
         self._opened = functools.lru_cache(maxsize=_allow_open(self, open_shards))(self._open)
 
     def __len__(self) -> int:
@@ -198,6 +206,12 @@ class Split:
                 with contextlib.suppress(InputError):  # one by one it is told which one cannot be read
                     texts = self.indices.read_many([index_name(self.shards[number].name) for number in some])
             parts += [self._index(number, texts)[:, 1].astype(np.int32) for number in some]
+        if self._without_checksums:
+            log.info(
+                "%d indices of %s are of an older version, without checksums: opening their shards takes longer; "
+                "`python -m pipeline.shards index %s` writes new ones",
+                self._without_checksums, self.store.where(), self.store.where(),
+            )  # fmt: skip
         return np.concatenate(parts)
 
     def _index(self, number: int, texts: dict[str, bytes]) -> np.ndarray:
@@ -206,7 +220,8 @@ class Split:
         name = index_name(info.name)
         where, shard = self.indices.where(name), self.store.where(info.name)
         try:
-            index = read_index(texts[name] if name in texts else self.indices.read(name), where)
+            index, expected = read_index(texts[name] if name in texts else self.indices.read(name), where)
+            self._without_checksums += expected is None
             if _fits(index, info):
                 return index
             raise InputError(f"{where} is not of its shard: remove it, and the shard is read without it")
@@ -259,7 +274,8 @@ class Split:
                 shard, index = self.copies.open(self.store, info)
             else:
                 shard = self.store.view(info.name)
-                index = load_index(self.indices, info.name, shard)
+                _check_counts(len(shard), info.samples, info, where)
+                index = load_index(self.indices, info.name, shard, info.sha256, where)
         except FileNotFoundError as error:
             raise InputError(f"{where} {_NOT_THERE}") from error
         return OpenShard(shard, index, info, self.manifest, where)

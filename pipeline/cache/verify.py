@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.manifest import Manifest
-from pipeline.cache.shard import ShardInfo, index_name, read_index, samples, scan
+from pipeline.cache.ledger import PLAN, Plan, plan_digest
+from pipeline.cache.manifest import NAME, Manifest
+from pipeline.cache.shard import ShardInfo, checksum, index_name, read_index, samples, scan, with_checksums
 from pipeline.cache.store import Store, open_store
 from pipeline.errors import InputError
 
@@ -39,6 +40,7 @@ class Report:
 def verify(store: Store, workers: int = 1) -> Iterator[str]:
     """Every fault of a cache, as a line each. Raises InputError where there is no manifest to hold it against."""
     manifest = Manifest.load(store)
+    yield from _plan(store, manifest)
     listed = [(split, shard) for split, shards in manifest.splits.items() for shard in shards]
     yield from _folder(store, [shard.name for _, shard in listed])
     splits: dict[int, str] = {}
@@ -53,6 +55,24 @@ def verify(store: Store, workers: int = 1) -> Iterator[str]:
             other = splits.setdefault(_mark(path), report.split)
             if other != report.split:
                 yield f"{report.name}: clips of {path!r} are in {report.split} and in {other}"
+
+
+def _plan(store: Store, manifest: Manifest) -> Iterator[str]:
+    """What of the manifest is not as the plan says that it was made from; a cache may be copied without its plan."""
+    try:
+        plan = Plan.load(store)
+    except InputError as error:
+        yield str(error)
+        return
+    if plan is None:
+        return
+    if manifest.plan != plan_digest(store):
+        yield f"{PLAN}: it is not the plan that {NAME} was made from"
+    for part, ours in (("codec", manifest.codec), ("embedder", manifest.embedder)):
+        planned = plan.made.get(part, {})
+        for key in sorted({*ours, *planned}):
+            if ours.get(key) != planned.get(key):
+                yield f"{NAME}: {part}.{key} is {ours.get(key)!r}, and {planned.get(key)!r} in {PLAN}"
 
 
 def _mark(text: str) -> int:
@@ -107,10 +127,11 @@ def _contents(report: Report, store: Store, shard: memoryview, manifest: Manifes
     index = scan(shard, store.where(said.name))
     if store.size(index_name(said.name)) is not None:
         try:
-            written = read_index(store.read(index_name(said.name)), said.name)
+            written, expected = read_index(store.read(index_name(said.name)), said.name)
+            fits = np.array_equal(written, index) and expected in (None, checksum(shard))
         except InputError:
-            written = None
-        if written is None or not np.array_equal(written, index):
+            fits = False
+        if not fits:
             report.faults.append(f"its index {index_name(said.name)} does not fit it")
     counted = (len(index), int(index[:, 1].sum()))
     if counted != (said.samples, said.frames):
@@ -150,3 +171,13 @@ def _sample_faults(
         or abs(math.ceil(round(duration * manifest.frame_rate, 3)) - codes.shape[1]) > 1
     ):
         yield "another number of frames than their duration tells"
+
+
+def rebuild_index(store: Store, info: ShardInfo) -> None:
+    """Write the index of a shard again, from the shard. Raises InputError where that is not what its manifest says."""
+    shard = store.view(info.name)
+    if hashlib.sha256(shard).hexdigest() != info.sha256:
+        raise InputError(f"{store.where(info.name)} has changed since it was written (its sha256 differs): restore it")
+    index = with_checksums(scan(shard, store.where(info.name)), checksum(shard))
+    with store.writing(index_name(info.name)) as file:
+        np.save(file, index, allow_pickle=False)

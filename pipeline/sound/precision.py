@@ -20,6 +20,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     knobs = [attrgetter(name)(backends) for name in (NEW if new else OLD)]
     knob, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
     before = [getattr(part, knob) for part in knobs]
+    matmul = torch.get_float32_matmul_precision()
     chance = backends.cudnn.benchmark, backends.cudnn.deterministic
     for part in knobs:
         setattr(part, knob, exact)
@@ -30,4 +31,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         for part, value in zip(knobs, before, strict=True):
             setattr(part, knob, value)
+        if torch.get_float32_matmul_precision() != matmul:  # before torch 2.9: TF32 is "high", and "medium" was set
+            torch.set_float32_matmul_precision(matmul)
         backends.cudnn.benchmark, backends.cudnn.deterministic = chance

@@ -70,7 +70,15 @@ def index_missing(folder: Path, name: str) -> None:
     (folder / f"{name}.index.npy").unlink()
 
 
-HARMS = [missing, cut_short, unreadable, not_of_its_index, not_of_its_manifest, torn_index]
+def one_bit_flipped(folder: Path, name: str) -> None:
+    tar = folder / f"{name}.tar"
+    data = bytearray(tar.read_bytes())
+    data[data.index(b"\x93NUMPY") + 128 + 7] ^= 1  # of a code
+    tar.unlink()
+    tar.write_bytes(data)
+
+
+HARMS = [missing, cut_short, unreadable, not_of_its_index, not_of_its_manifest, torn_index, one_bit_flipped]
 
 
 def streams(folder: Path, bad_share: float, ranks: int = 1, threads: int = 0) -> list[Stream]:

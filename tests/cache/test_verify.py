@@ -126,6 +126,7 @@ def test_counts_that_do_not_agree_are_found(cache: Path) -> None:
     assert f"{TRAIN}: " in faults(cache) and "samples of" in faults(cache)
     text = json.loads((cache / NAME).read_text())
     text["splits"]["train"]["samples"] += 1
+    del text["sha256"]  # as older versions wrote it
     (cache / NAME).write_text(json.dumps(text))
     with pytest.raises(InputError, match="totals of train do not add up"):
         Manifest.load(cache)
