@@ -16,11 +16,11 @@ _kept: list[object] = []  # the handler must live as long as the process
 
 
 def truncated_files(maps: Path = Path("/proc/self/maps")) -> list[str]:
-    """The files of this process's mappings that are now shorter than what is mapped of them."""
+    """The files that this process has mapped to read them, and that are now shorter than what is mapped of them."""
     found = []
     for line in maps.read_text().splitlines() if maps.exists() else []:
-        addresses, _, offset, _, _, *name = line.split(maxsplit=5)
-        if name and name[0].startswith("/") and Path(name[0]).is_file():
+        addresses, rights, offset, _, _, *name = line.split(maxsplit=5)
+        if rights == "r--s" and name and name[0].startswith("/") and Path(name[0]).is_file():
             start, end = (int(address, 16) for address in addresses.split("-"))
             pages = -(-Path(name[0]).stat().st_size // _PAGE)
             if int(offset, 16) + end - start > pages * _PAGE:

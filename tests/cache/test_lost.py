@@ -9,12 +9,14 @@ import os
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.cache.manifest import Manifest
 from pipeline.cache.order import Order
 from pipeline.cache.split import Split
 from pipeline.cache.stream import Batch, Stream, once
@@ -175,7 +177,7 @@ def test_all_ranks_come_to_one_order_whatever_is_wrong_with_an_index(
     assert set(split.lost) == (set() if harm is index_missing else {7})
 
 
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("harm", HARMS[:-1])
 def test_without_a_shard_its_index_is_enough_and_without_both_there_is_no_order(
     tmp_path: Path, harm: Callable[[Path, str], None]
 ) -> None:
@@ -254,7 +256,7 @@ def test_an_index_whose_sums_wrap_around_reads_no_foreign_memory(tmp_path: Path)
     """Frames of which K times two bytes are 2^64, in a clip that is not among those looked at when a shard opens."""
     folder = write_cache(tmp_path / "cache", [40])
     file = folder / "train-000000.index.npy"
-    index = np.load(file)
+    index = np.load(file)[1:]  # as older versions wrote it, without checksums
     index[17, 1] = 2**62
     np.save(file, index)
     with pytest.raises(InputError, match="points out of its shard"):
@@ -262,7 +264,7 @@ def test_an_index_whose_sums_wrap_around_reads_no_foreign_memory(tmp_path: Path)
 
 
 def test_codes_that_are_none_never_reach_the_model(tmp_path: Path) -> None:
-    """A byte flipped on disk: said with the cache's name, where a GPU would say "device-side assert"."""
+    """Of shards without checksums: said with the cache's name, where a GPU would say "device-side assert"."""
     folder = write_cache(tmp_path / "cache", [4])
     split = Split(folder, "train")
     assert len(next(once(split, 4)).codes) == 4
@@ -273,5 +275,9 @@ def test_codes_that_are_none_never_reach_the_model(tmp_path: Path) -> None:
     data[shard.codes_at(2) + 1] = 0xF0  # the high byte of a clip's first code
     tar.unlink()
     tar.write_bytes(data)
+    tar.with_name("train-000000.index.npy").unlink()
+    manifest = Manifest.load(folder)
+    manifest.splits["train"] = [replace(info, sha256="") for info in manifest.splits["train"]]
+    manifest.save(folder)
     with pytest.raises(InputError, match=r"codes above 1023.*pipeline\.shards verify"):
         next(once(Split(folder, "train"), 4))

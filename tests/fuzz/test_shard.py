@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,16 @@ SHARD = "train-000000.tar"
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One shard of 12 clips: more than are looked at when a shard is opened."""
-    return write_cache(tmp_path_factory.mktemp("fuzz") / "cache", [12], (2, 3))
+    """One shard of 12 clips: more than are looked at when a shard is opened.
+
+    It is without checksums, as older versions wrote it: else nothing but these would be read of what is damaged.
+    """
+    folder = write_cache(tmp_path_factory.mktemp("fuzz") / "cache", [12], (2, 3))
+    np.save(folder / index_name(SHARD), np.load(folder / index_name(SHARD))[1:])
+    manifest = Manifest.load(folder)
+    manifest.splits["train"] = [replace(info, sha256="") for info in manifest.splits["train"]]
+    manifest.save(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +59,7 @@ def test_a_damaged_shard(whole: dict[str, bytes], seed: int) -> None:
 @given(seed=seeds)
 def test_a_damaged_index(whole: dict[str, bytes], seed: int) -> None:
     with refused_or_right("the"):
-        old = np.load(io.BytesIO(whole[index_name(SHARD)]))[1:]  # without checksums, else nothing else would be read
-        file = io.BytesIO()
-        np.save(file, old)
-        index, _ = read_index(damaged(seed, [file.getvalue(), whole[index_name(SHARD)]]), "the index")
+        index, _ = read_index(damaged(seed, [whole[index_name(SHARD)]]), "the index")
         assert index.dtype == np.int64 and index.shape[1] == 5
         for sample in samples(memoryview(whole[SHARD]), index, "the shard"):
             assert sample.codes.shape[1] in (2, 3)

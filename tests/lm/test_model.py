@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import InputError
@@ -252,6 +254,54 @@ def test_pretrained_weights_are_taken_and_made_longer(gpt2: str, caplog: pytest.
 def test_pretrained_weights_of_another_size_are_refused(gpt2: str) -> None:
     with pytest.raises(InputError, match=r"32 wide with 2 layers.*64, 2, 4"):
         build(replace(TINY, width=64), gpt2)
+
+
+def without_a_weight(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    del state["h.1.mlp.c_fc.weight"]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def not_finite(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["h.1.mlp.c_fc.weight"][0] = math.nan
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def of_our_own(folder: Path) -> None:
+    tiny().save_pretrained(folder)
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def of_garbage(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80garbage")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_a_weight, r"leaves weights unset \(h\.1\.mlp\.c_fc\.weight, 1 in all\)"),
+        (not_finite, r"h\.1\.mlp\.c_fc\.weight holds numbers that are not finite"),
+        (of_our_own, r"is an export of this program, and GPT-2's weights are expected.*resume=RUN"),
+        (cut_short, r"its files are damaged or not GPT-2's"),
+        (of_garbage, r"its files are damaged or not GPT-2's"),
+        (lambda folder: (folder / "config.json").write_text("[]"), r"its files are damaged or not GPT-2's"),
+        (lambda folder: (folder / "config.json").unlink(), r"the folder has no config\.json"),
+    ],
+)
+def test_pretrained_weights_that_would_leave_some_random_are_refused(
+    gpt2: str, damage: Callable[[Path], None], message: str
+) -> None:
+    """In one line that names the setting, whatever is damaged or missing."""
+    damage(Path(gpt2))
+    with pytest.raises(InputError, match=f"model.pretrained={gpt2}.*{message}") as caught:
+        build(TINY, gpt2)
+    assert "\n" not in str(caught.value)
 
 
 def test_pretrained_weights_that_cannot_be_had_are_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

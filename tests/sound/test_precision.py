@@ -1,0 +1,27 @@
+"""Full precision inside, and outside what the caller had set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipeline.sound.precision import full_precision
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_matmul_precision_of_the_caller_is_restored(precision: str) -> None:
+    """Before torch 2.9 "medium" came back as "high"."""
+    torch.set_float32_matmul_precision(precision)
+    x = torch.randn(64, 64) * 1000.0
+    with full_precision(torch.device("cpu")):
+        assert torch.allclose(x @ x, (x.double() @ x.double()).float(), rtol=1e-4, atol=1.0)
+    assert torch.get_float32_matmul_precision() == precision

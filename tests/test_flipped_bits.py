@@ -1,0 +1,127 @@
+"""One flipped bit, at 200 random places of what a cache and a run leave on disk: found when it is read, or harmless."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.cache.ledger import PLAN, Plan, plan_digest
+from pipeline.cache.manifest import NAME, Manifest
+from pipeline.cache.split import Split
+from pipeline.cache.store import LocalStore
+from pipeline.cache.stream import once
+from pipeline.cache.verify import verify
+from pipeline.config import compose
+from pipeline.errors import InputError
+from pipeline.lm import checkpoint
+from pipeline.lm.consolidate import weights
+from pipeline.lm.model import CONFIG, WEIGHTS, CodecGPT
+from pipeline.train import main
+from tests.lm.caches import write_cache
+from tests.test_train import SMALL
+
+FLIPS = 200
+KINDS = {
+    "checkpoint": "run/checkpoints/step-2/*",
+    "export": f"run/export/{WEIGHTS}",
+    "export's config": f"run/export/{CONFIG}",
+    "shard": "cache/train-*.tar",
+    "index": "cache/train-*.npy",
+    "manifest": f"cache/{NAME}",
+    "plan": f"cache/{PLAN}",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with its plan, and a run of two steps with its checkpoint and export."""
+    handlers, place = logging.getLogger().handlers[:], tmp_path_factory.mktemp("flips")
+    cache = write_cache(place / "cache", per_shard=24)
+    manifest, store = Manifest.load(cache), LocalStore(cache)
+    Plan({"seed": 0}, {"codec": manifest.codec, "embedder": manifest.embedder}, "00", []).save(store)
+    manifest.plan = plan_digest(store)
+    manifest.save(cache)
+    words = ["+exp=delay_gpt2", f"shards={cache}", f"run={place / 'run'}", *SMALL, "trainer.steps=2", "trainer.ema=0.9"]
+    assert main.task(compose("train", words)) == 0  # type: ignore[attr-defined]
+    logging.getLogger().handlers[:] = handlers
+    return place
+
+
+def read_checkpoint(place: Path) -> dict[str, Any]:
+    """All that a resume takes from it."""
+    folder = place / "run" / "checkpoints" / "step-2"
+    checkpoint.check_files(folder)
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != checkpoint.COMPLETE}
+    return {"state": checkpoint.state_of(folder), "files": files}
+
+
+def read_export(place: Path) -> dict[str, Any]:
+    """The model, as generation loads it."""
+    model = CodecGPT.from_pretrained(place / "run" / "export")
+    return {"config": model.config, **{name: value.numpy().tobytes() for name, value in model.state_dict().items()}}
+
+
+def read_cache(place: Path) -> dict[str, Any]:
+    """All that training takes from it."""
+    split = Split(place / "cache", "train")
+    batches = [(b.codes.tolist(), b.frames.tolist(), b.half.view(torch.int16).tolist()) for b in once(split, 8)]
+    return {"lengths": split.lengths().tolist(), "batches": batches, "manifest": split.manifest}
+
+
+def read_plan(place: Path) -> dict[str, Any]:
+    """What preprocessing goes by, and `shards verify` compares with the manifest."""
+    store = LocalStore(place / "cache")
+    faults = [line for line in verify(store) if PLAN in line]
+    if faults:
+        raise InputError(faults[0])
+    return {"plan": Plan.load(store)}
+
+
+READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "checkpoint": read_checkpoint, "export": read_export, "export's config": read_export, "shard": read_cache,
+    "index": read_cache, "manifest": read_cache, "plan": read_plan,
+}  # fmt: skip
+
+
+def test_flipped_bits_are_found_or_harmless(place: Path) -> None:
+    """What is read behind a flipped bit is what was written, or an error in one line; no other exception."""
+    draw, counts = random.Random(0), Counter[str]()
+    files = {kind: sorted(place.glob(pattern)) for kind, pattern in KINDS.items()}
+    assert all(files.values()), files
+    whole = {kind: read(place) for kind, read in READERS.items()}
+    for number in range(FLIPS):
+        kind = [*KINDS][number % len(KINDS)]
+        file = draw.choice(files[kind])
+        before = file.read_bytes()
+        at, bit = draw.randrange(len(before)), draw.randrange(8)
+        file.write_bytes(before[:at] + bytes([before[at] ^ 1 << bit]) + before[at + 1 :])
+        try:
+            assert READERS[kind](place) == whole[kind], (
+                f"{file}: bit {bit} of byte {at} changed what is read, unnoticed"
+            )
+            counts[f"{kind}: harmless"] += 1
+        except InputError as error:
+            assert "\n" not in str(error)
+            counts[f"{kind}: found"] += 1
+        finally:
+            file.write_bytes(before)
+    print(f"\n{FLIPS} flipped bits: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
+    assert sum(counts.values()) == FLIPS and counts["checkpoint: found"] > 20 and counts["shard: found"] == 28
+    assert all(read(place) == whole[kind] for kind, read in READERS.items())
+
+
+def test_weights_behind_a_good_checksum_are_those_of_training(place: Path) -> None:
+    """What was hashed while it was written is what the weights are read from."""
+    found = weights(place / "run" / "checkpoints" / "step-2")
+    theirs = load_file(place / "run" / "export" / WEIGHTS)
+    assert all(torch.equal(found[name], theirs[name]) for name in theirs)
+    assert json.loads((place / "run" / "export" / CONFIG).read_text())["files"].keys() == {WEIGHTS}
