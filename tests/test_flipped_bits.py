@@ -115,7 +115,7 @@ def test_flipped_bits_are_found_or_harmless(place: Path) -> None:
         finally:
             file.write_bytes(before)
     print(f"\n{FLIPS} flipped bits: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
-    assert sum(counts.values()) == FLIPS and counts["checkpoint: found"] > 20 and counts["shard: found"] == 28
+    assert sum(counts.values()) == FLIPS and not {"checkpoint: harmless", "shard: harmless"} & counts.keys()
     assert all(read(place) == whole[kind] for kind, read in READERS.items())
 
 

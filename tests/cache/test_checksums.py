@@ -114,9 +114,8 @@ def test_verify_compares_the_manifest_with_its_plan(cache: Path) -> None:
     manifest = replace(manifest, plan=plan_digest(store))
     manifest.save(cache)
     assert not [line for line in verify(store) if "plan.json" in line]
-    replace(manifest, codec={**manifest.codec, "weights": "f" * 64}, embedder={**manifest.embedder, "dim": 5}).save(
-        cache
-    )
+    codec, embedder = {**manifest.codec, "weights": "f" * 64}, {**manifest.embedder, "dim": 99}
+    replace(manifest, codec=codec, embedder=embedder).save(cache)
     faults = "\n".join(verify(store))
     assert f"manifest.json: codec.weights is '{'f' * 64}', and {manifest.codec['weights']!r} in plan.json" in faults
     assert "manifest.json: embedder.dim is 99, and" in faults
