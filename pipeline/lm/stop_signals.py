@@ -7,6 +7,7 @@ slow imports; so this module needs nothing but the standard library until then.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -79,7 +80,8 @@ def _stop() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         return
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, b"stopped on request before training began\n")
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            os.write(2, b"stopped on request before training began\n")
     os._exit(STOPPED)  # the main thread may be waiting for other ranks, in code that no exception reaches
 
 
@@ -91,9 +93,19 @@ def _find_launchers() -> list[Process] | None:
     import psutil
 
     try:
-        launchers = [parent for parent in psutil.Process().parents() if _program(parent.cmdline()) in _LAUNCHERS]
+        launchers = [parent for parent in psutil.Process().parents() if _program(_command(parent)) in _LAUNCHERS]
         return None if launchers and _is_orphan(launchers[-1]) else launchers
     except (psutil.Error, OSError):
+        return []
+
+
+def _command(process: Process) -> list[str]:
+    """The command line of a process; empty where another user's is not shown."""
+    import psutil
+
+    try:
+        return process.cmdline()
+    except psutil.Error:
         return []
 
 
@@ -102,7 +114,7 @@ def _is_orphan(launcher: Process) -> bool:
 
     A child of a shell or of ssh is none: that is in its parent's process group, or has the number of its machine.
     """
-    command, above = launcher.cmdline(), launcher.parent()
+    command, above = _command(launcher), launcher.parent()
     if _program(command) != "deepspeed.launcher.launch" or any(word.startswith("--node_rank") for word in command):
         return False
     return above is None or os.getpgid(above.pid) != os.getpgid(launcher.pid)
