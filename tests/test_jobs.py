@@ -114,6 +114,21 @@ def test_every_step_s_settings_are_checked_before_anything_is_submitted(tmp_path
     assert "did you mean 'medium'?" in done.stderr and "did you mean 'samples_per_shard'?" in done.stderr
 
 
+def test_a_login_node_without_the_package_is_told_so(tmp_path: Path) -> None:
+    """Not by a traceback alone: which setting names its Python, and how to submit without the check."""
+    site = tmp_path / "site.env"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    site.write_text((ROOT / "jobs" / "site.env").read_text() + f"VENV={tmp_path}\n")
+    environment = {**os.environ, "SITE": str(site)}
+    command = ["bash", str(ROOT / "jobs" / "submit.sh"), "delay_gpt2", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "VENV, MODULES or CONTAINER in jobs/site.env" in done.stderr
+    done = subprocess.run([*command, "--unchecked"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("sbatch --") == 5
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

@@ -241,9 +241,12 @@ def run_script(place: Place, words: list[str]) -> None:
     """`jobs/submit.sh` as a dry run, whose words the entry points take; others as they are."""
     submits = words[0].endswith("submit.sh")
     words = ["delay_gpt2" if word == "EXPERIMENT" else word for word in words]
+    site = place.root / "site.env"  # not the empty .venv that another command has made there
+    site.write_text((ROOT / "jobs" / "site.env").read_text() + f"VENV={shlex.quote(sys.prefix)}\n")
     done = subprocess.run(
-        ["bash", *words, *(["--dry-run"] if submits else [])], cwd=place.root, capture_output=True, text=True
-    )
+        ["bash", *words, *(["--dry-run"] if submits else [])], cwd=place.root, capture_output=True, text=True,
+        env={**os.environ, "SITE": str(site)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     steps = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("sbatch")]
     assert len(steps) == 5 or not submits
