@@ -26,6 +26,7 @@ import pytest
 import soundfile
 from packaging.requirements import Requirement
 
+from pipeline.check import check_settings
 from pipeline.config import CONF, compose
 from pipeline.errors import InputError
 from pipeline.lm.patterns import NAMES as PATTERNS
@@ -162,6 +163,11 @@ def run_demo(place: Place, name: str, words: list[str]) -> None:
     assert cfg.run and (cfg.examples == "auto" or any((place.root / cfg.examples[0]).iterdir()))
 
 
+def run_check(place: Place, name: str, words: list[str]) -> None:
+    """The settings of the command behind it are right."""
+    assert check_settings(words[0], words[1:]) is None
+
+
 def run_sweep(words: list[str]) -> None:
     """Each combination composes, under a launcher that exists."""
     from hydra import compose as hydra_compose
@@ -185,7 +191,8 @@ def run_module(place: Place, words: list[str]) -> None:
     if rest[:1] == ["-m"]:
         run_sweep(rest[1:])
     elif room == "pipeline" and rest:  # without words it is named among the prose
-        {"download": run_download, "export": run_export, "demo": run_demo}.get(name, run_entry)(place, name, rest)
+        runs = {"download": run_download, "export": run_export, "demo": run_demo, "check": run_check}
+        runs.get(name, run_entry)(place, name, rest)
     elif name == "memory_table":
         with contextlib.redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", words)
@@ -299,7 +306,7 @@ def test_python_works_as_it_is_written(block: str, place: Place, monkeypatch: py
 
 def test_what_troubleshooting_quotes_is_what_is_said() -> None:
     """Messages of ours stand in the source as they are quoted; those of others are known."""
-    others = {"operator torchvision::nms does not exist", "libc10_cuda.so", "Port 29500 already in use"}
+    others = {"No slot '-1' specified on host 'localhost'", "Port 29500 already in use"}
     source = "\n".join(file.read_text() for file in (ROOT / "pipeline").rglob("*.py"))
     table = README.partition("## Troubleshooting")[2].partition("## ")[0]
     quoted = {
