@@ -39,7 +39,7 @@ def test_the_disk_bound_holds_whatever_is_uploaded(tmp_path: Path) -> None:
             nonlocal most
             while not done.is_set():
                 most = max(most, page.bytes_on_disk())
-                time.sleep(0.002)
+                time.sleep(0.01)
 
         def upload(i: int) -> tuple[int, list[str]]:
             visitor = f"10.0.0.{i % 6}"
@@ -48,11 +48,11 @@ def test_the_disk_bound_holds_whatever_is_uploaded(tmp_path: Path) -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         with ThreadPoolExecutor(8) as crowd:
-            answers = list(crowd.map(upload, range(60)))
+            answers = list(crowd.map(upload, range(40)))
         done.set()
         watcher.join()
         assert {status for status, _ in answers} <= {200, 503}
-        assert sum(status == 200 for status, _ in answers) > 20
+        assert sum(status == 200 for status, _ in answers) > 15
         assert most <= 2 * MB and page.bytes_on_disk() > MB
         for visitor in range(6):
             kept = [file for file in page.store.folder.glob("*/*") if file.name.startswith(f"10.0.0.{visitor}-")]
@@ -272,7 +272,7 @@ def test_forwarding_headers_of_others_are_ignored(tmp_path: Path) -> None:
         assert page.bytes_on_disk() <= 0.75 * MB
 
 
-@pytest.mark.parametrize("strip", [True, False])
+@pytest.mark.parametrize("strip", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_browser_uses_the_page_behind_a_reverse_proxy(tmp_path: Path, strip: bool) -> None:
     """Under another host name and a path, whether the proxy removes the path or not."""
     (tmp_path / "tone.wav").write_bytes(b"RIFF" + bytes(96))
