@@ -9,6 +9,7 @@ from pipeline.errors import InputError
 from pipeline.listen import run_folder
 from pipeline.listen.evaluation import Evaluation
 from pipeline.listen.figures import flat
+from pipeline.track.environment import mode_from_environment
 from pipeline.track.metrics_file import read_metrics
 
 SHOWN = 16  # clips whose sounds go along
@@ -17,10 +18,13 @@ SHOWN = 16  # clips whose sounds go along
 def upload(run: Path, found: Evaluation, rate: int) -> None:
     """Log `eval/...` at the run's last step, with the sounds of the first clips. Raises InputError for no such run."""
     config, rows = run_folder.config(run), read_metrics(run)
-    if config.get("tracking", {}).get("name") != "wandb" or not rows:
+    settings = config.get("tracking")
+    if not isinstance(settings, dict) or settings.get("name") != "wandb" or not rows:
         raise InputError(f"wandb=true: {run} was not tracked by W&B; train with tracking=wandb")
-    step = rows[-1]["step"]
-    tracker = tracking.start(run, step, config["name"], config, config["tracking"])
+    if mode_from_environment(settings) == "disabled":
+        raise InputError("wandb=true: WANDB_MODE, WANDB_DISABLED or the run's tracking.mode turns W&B off: unset it")
+    step = max(row["step"] for row in rows)
+    tracker = tracking.start(run, step, str(config.get("name", run.name)), config, settings)
     tracker.log(step, {f"eval/{name}": value for name, value in flat(found.told).items()})
     heard = [
         (clip.sample.key, {spoken.name: spoken.wavs[i] for spoken in found.voices})

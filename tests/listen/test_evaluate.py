@@ -151,6 +151,15 @@ def test_a_cache_of_another_codec_or_embedder_is_refused_by_what_differs(
         task("evaluate", f"run={stage.run()}", f"shards={tmp_path / 'cache'}", f"out={tmp_path}", *SMALL)
 
 
-def test_a_run_that_w_and_b_does_not_know_is_refused(stage: Stage, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="wandb=true"):
-        task("evaluate", f"run={stage.run()}", f"shards={stage.cache}", f"out={tmp_path}", "wandb=true", *SMALL)
+def test_a_run_that_w_and_b_does_not_know_is_refused(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (f"shards={stage.cache}", f"out={tmp_path}", "wandb=true", *SMALL)
+    with pytest.raises(InputError, match=r"wandb=true: .*was not tracked by W&B"):
+        task("evaluate", f"run={stage.run()}", *words)
+    shutil.copytree(stage.run(), tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3}\n')
+    (tmp_path / "run" / "config.yaml").write_text("tracking: {name: wandb, mode: auto}")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(InputError, match="wandb=true: WANDB_MODE"):
+        task("evaluate", f"run={tmp_path / 'run'}", *words)
