@@ -75,8 +75,7 @@ def _open(file: Path) -> Any:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     try:
-        # a set: DeepSpeed 0.19.0 saves one, which torch before 2.6 refuses unless it is named
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address, set]):
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())
