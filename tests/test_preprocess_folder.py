@@ -129,3 +129,19 @@ def test_the_policy_for_bad_amplitudes(bad_amplitudes: Path, tmp_path: Path) -> 
         make("folder", bad_amplitudes, tmp_path / "keep", *ALL_TRAIN, "bad_amplitude=skip")
     with pytest.raises(InputError, match=r"bad_amplitude=loud: expected scale, skip, keep"):
         make("folder", bad_amplitudes, tmp_path / "other", *ALL_TRAIN, "bad_amplitude=loud")
+
+
+def test_stereo_in_antiphase_is_named(tmp_path: Path) -> None:
+    """Its first channel is used, or it is skipped, or it is the silence that its mix is."""
+    root, tone = tmp_path / "in", 0.3 * np.sin(np.arange(9_600) / 9)
+    root.mkdir()
+    soundfile.write(root / "good.wav", tone, 24_000)
+    soundfile.write(root / "opposed.wav", np.stack([tone, -tone], axis=1), 24_000)
+    prompts, manifest = prompts_and_reasons(root, tmp_path / "scale")
+    assert np.array_equal(prompts["good"], prompts["opposed"]) and manifest.silent == 0
+    reason = "cancelled: its channels cancel each other in the mono mix; its first channel is used"
+    assert [(row["path"], row["reason"]) for row in manifest.adjusted] == [("opposed.wav", reason)]
+    prompts, manifest = prompts_and_reasons(root, tmp_path / "skip", "bad_amplitude=skip")
+    assert set(prompts) == {"good"} and manifest.set_aside[0]["reason"].startswith("cancelled: ")
+    prompts, manifest = prompts_and_reasons(root, tmp_path / "keep", "bad_amplitude=keep")
+    assert set(prompts) == {"good", "opposed"} and manifest.silent == 1 and not manifest.adjusted

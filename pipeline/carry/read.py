@@ -109,6 +109,10 @@ class Reading:
     patience: float
     bad_amplitude: str = "keep"
 
+    def fault(self, faults: list[str]) -> audio.OnFault | None:
+        """What `audio.read` calls for channels that cancel each other; None where they are kept."""
+        return None if self.bad_amplitude == "keep" else faults.append
+
 
 def hear(job: Job, how: Reading) -> Iterator[tuple[Heard, str]]:
     """Each clip of a job, decoded, or why it could not be; and how it is not as its file has it ("": it is)."""
@@ -142,7 +146,7 @@ def _clips(
         except OSError as error:
             yield from [_why(error, source)] * len(items)
             return
-    yield from _segments(source, items, how) if len(items) > 1 else _single(source, items[0], how)
+    yield from _segments(source, items, how, faults) if len(items) > 1 else _single(source, items[0], how, faults)
 
 
 @contextmanager
@@ -164,7 +168,7 @@ def _held(file: str, offset: int, size: int) -> bytes:
         return content.read(size)
 
 
-def _single(source: str | bytes, item: Item, how: Reading) -> Iterator[Heard]:
+def _single(source: str | bytes, item: Item, how: Reading, faults: list[str]) -> Iterator[Heard]:
     clip = item.clip
     if clip.duration is not None and clip.duration > how.longest:
         yield _too_long(how)
@@ -172,23 +176,23 @@ def _single(source: str | bytes, item: Item, how: Reading) -> Iterator[Heard]:
     # one more sample than the longest clip tells whether a file goes on, without decoding all of it
     seconds = how.longest + 1 / how.rate if clip.duration is None else clip.duration
     try:
-        wav = audio.read(source, start=clip.start, duration=seconds, rate=how.rate)
+        wav = audio.read(source, start=clip.start, duration=seconds, rate=how.rate, on_fault=how.fault(faults))
     except Exception as error:
         yield _why(error, source)
         return
     yield wav if len(wav) <= round(how.longest * how.rate) else _too_long(how)
 
 
-def _segments(source: str | bytes, items: tuple[Item, ...], how: Reading) -> Iterator[Heard]:
+def _segments(source: str | bytes, items: tuple[Item, ...], how: Reading, faults: list[str]) -> Iterator[Heard]:
     """Clips of one recording, decoded once. One that is not finite is none; other trouble is the later ones' too."""
     cuts = [(item.clip.start, item.clip.duration) for item in items]
     if any(duration is None or duration > how.longest for _, duration in cuts) or cuts != sorted(cuts):
         for item in items:
-            yield from _single(source, item, how)
+            yield from _single(source, item, how, faults)
         return
     done = 0
     try:
-        for wav in audio.segments(source, cuts, rate=how.rate, finite=False):  # type: ignore[arg-type]
+        for wav in audio.segments(source, cuts, rate=how.rate, finite=False, on_fault=how.fault(faults)):  # type: ignore[arg-type]
             yield wav if np.isfinite(wav).all() else Skipped(audio.NOT_FINITE)
             done += 1
     except Exception as error:

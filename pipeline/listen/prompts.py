@@ -40,7 +40,9 @@ class Source:
 def read_source(path: str | Path, seconds: float, rate: int) -> Source:
     """The first `seconds` of a sound file. Raises AudioError for a file that is no sound."""
     path = Path(path)
-    wav, note = amplitude.adjust(audio.read(path, duration=seconds, rate=rate), "scale")
+    faults: list[str] = []
+    sound = audio.read(path, duration=seconds, rate=rate, on_fault=faults.append)
+    wav, note = amplitude.adjust(sound, "scale", faults)
     if wav is None:
         raise audio.AudioError(str(path), note)
     if note:

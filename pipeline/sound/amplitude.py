@@ -16,15 +16,22 @@ from pipeline.errors import InputError
 
 POLICIES = ("scale", "skip", "keep")
 HIGHEST_PEAK = 2.0  # times full scale, +6 dB: overshoot stays below
-CANCELLED = 0.01  # energy of the mix over the first channel's, -20 dB: uncorrelated channels of a stereo file give 0.5
+LOST = 0.01  # energy of the mix over the first channel's, -20 dB: uncorrelated channels of a stereo file give 0.5
 SPIKE = 1e-4  # of the peak: where 99 % of the samples are below it, the peak is no sound's
-REASON_CANCELLED = "cancelled: its channels cancel each other in the mono mix"
+CANCELLED = "cancelled: its channels cancel each other in the mono mix"
 
 
 def check_policy(policy: str) -> None:
     """Raises InputError for a value that the setting `bad_amplitude` does not have."""
     if policy not in POLICIES:
         raise InputError(f"bad_amplitude={policy}: expected {', '.join(POLICIES)}")
+
+
+def mixed(block: np.ndarray) -> np.ndarray:
+    """[S, channels] -> [S], or [S, 2]: the mean of the channels, and the first one."""
+    if block.shape[1] == 1:
+        return block[:, 0]
+    return np.stack([block.mean(axis=1, dtype=np.float32), block[:, 0]], axis=1)
 
 
 def mono(channels: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -36,7 +43,7 @@ def mono(channels: np.ndarray) -> tuple[np.ndarray, bool]:
         return channels, False
     mix, first = np.ascontiguousarray(channels[:, 0]), np.ascontiguousarray(channels[:, 1])
     energy = float(np.dot(first, first))
-    is_cancelled = energy > SPIKE**2 * len(first) and float(np.dot(mix, mix)) < CANCELLED * energy
+    is_cancelled = energy > SPIKE**2 * len(first) and float(np.dot(mix, mix)) < LOST * energy
     return (first if is_cancelled else mix), is_cancelled
 
 
@@ -47,7 +54,7 @@ def adjust(wav: np.ndarray, policy: str, faults: Sequence[str] = ()) -> tuple[np
     """
     if policy == "keep" or not len(wav):
         return wav, ""
-    reasons = list(faults)
+    reasons = [f"{fault}; its first channel is used" if policy == "scale" else fault for fault in faults]
     peak = float(max(wav.max(), -wav.min()))
     if peak > HIGHEST_PEAK:
         is_spike = float(np.quantile(np.abs(wav), 0.99)) < SPIKE * peak

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,13 @@ import soundfile
 import soxr
 
 from pipeline.errors import InputError
+from pipeline.sound import amplitude
 from pipeline.sound.decoder import BLOCK, File
 from pipeline.sound.decoder import RATES as RATES
 from pipeline.sound.decoder import AudioError as AudioError
 
 Source = str | Path | bytes | BinaryIO
+OnFault = Callable[[str], None]  # receives what is wrong with a sound's channels
 
 CONTEXT = 0.1  # seconds decoded before a cut: the resampler's filter has settled, to 1e-6 of the whole file's
 QUALITY = "HQ"  # of soxr
@@ -69,6 +71,7 @@ def read(
     duration: float | None = None,
     rate: int = 24_000,
     keep_truncated: bool = False,
+    on_fault: OnFault | None = None,
 ) -> np.ndarray:
     """Decode a stretch of a sound file -> float32 [S], mono at `rate`.
 
@@ -78,6 +81,8 @@ def read(
         duration: seconds; None runs to the end. S = round(duration * rate), less where the file ends before.
         rate: Hz.
         keep_truncated: read what there is of a file with less sound than its header declares.
+        on_fault: called where the channels cancel each other in the mix: the first one is read then. Without it the
+            mix is read, whatever it is.
 
     Raises:
         AudioError: it is missing, empty, truncated, damaged, not finite or not audio.
@@ -88,7 +93,7 @@ def read(
         stop = None if duration is None else skip + round(duration * rate)
         parts: list[np.ndarray] = []
         have = held = 0
-        for block in _resampled(file, first, rate):
+        for block in _resampled(file, first, rate, on_fault is not None):
             have += len(block)
             if have <= skip:  # wholly before the stretch: let it go
                 held = have
@@ -98,7 +103,7 @@ def read(
                 break
         wav = np.concatenate(parts)[skip - held :] if parts else np.zeros(0, np.float32)
         wav = wav if stop is None else wav[: stop - skip]
-        return _checked(wav, file.name, start)
+        return _checked(wav, file.name, start, on_fault=on_fault)
 
 
 def segments(
@@ -108,21 +113,23 @@ def segments(
     rate: int = 24_000,
     finite: bool = True,
     keep_truncated: bool = False,
+    on_fault: OnFault | None = None,
 ) -> Iterator[np.ndarray]:
     """Decode a long file once and yield each cut (start, duration in seconds) as float32 [S], mono at `rate`.
 
     The cuts come in order of their starts and may overlap. Memory holds one cut and a block, whatever the file's
     length; decoding stops after the last cut. Each equals the same cut of the whole file, bit for bit. A cut that
     runs past the end is short. finite: False gives cuts with NaN or infinite samples too, and goes on after them.
+    on_fault: as of `read`, called before the cut is yielded.
     Raises AudioError as `read` does, after the cuts before the trouble were yielded.
     """
     with _opened(source, keep_truncated) as file:
-        blocks = _resampled(file, 0, rate)
+        blocks = _resampled(file, 0, rate, on_fault is not None)
         held, offset = np.zeros(0, np.float32), 0  # held[0] is sample `offset` of the file
         for start, duration in cuts:
             first, size = round(start * rate), round(duration * rate)
             assert first >= offset, "cuts come in order of their starts"
-            parts, have = [held], offset + len(held)
+            parts, have = [held] if len(held) else [], offset + len(held)
             while have < first + size and (block := next(blocks, None)) is not None:
                 if have + len(block) <= first:  # wholly before this cut: let it go
                     parts, offset = [], have + len(block)
@@ -131,7 +138,7 @@ def segments(
                 have += len(block)
             held = np.concatenate(parts) if parts else np.zeros(0, np.float32)
             held, offset = held[first - offset :], first
-            yield _checked(held[:size].copy(), file.name, start, finite)
+            yield _checked(held[:size].copy(), file.name, start, finite, on_fault)
 
 
 def write(path: str | Path, wav: np.ndarray, rate: int) -> None:
@@ -203,21 +210,38 @@ def _context_start(file: File, start: float, rate: int) -> int:
     return min(first, file.seekable_frames // grid * grid)
 
 
-def _resampled(file: File, first: int, rate: int) -> Iterator[np.ndarray]:
-    """Blocks from frame `first` on at `rate`: round(frames * rate / file.rate) samples in all."""
+def _resampled(file: File, first: int, rate: int, with_channel: bool) -> Iterator[np.ndarray]:
+    """Blocks from frame `first` on at `rate`: round(frames * rate / file.rate) samples in all.
+
+    [S], or [S, 2] where the file has several channels and `with_channel`: the mix and the first channel.
+    """
+    columns = 2 if with_channel and any(stream.channels > 1 for stream in file.streams) else 1
     for own_rate, blocks in file.runs(first):
+        blocks = (_with_columns(block, columns) for block in blocks)
         if own_rate == rate:
             yield from blocks
             continue
-        stream = soxr.ResampleStream(own_rate, rate, 1, dtype="float32", quality=QUALITY)
+        stream = soxr.ResampleStream(own_rate, rate, columns, dtype="float32", quality=QUALITY)
         for block in blocks:
             yield stream.resample_chunk(block)
-        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield stream.resample_chunk(_with_columns(np.zeros(0, np.float32), columns), last=True)
 
 
-def _checked(wav: np.ndarray, name: str, start: float, finite: bool = True) -> np.ndarray:
+def _with_columns(block: np.ndarray, columns: int) -> np.ndarray:
+    """[S] or [S, 2] -> [S] or [S, 2]: the mix alone, or with the first channel."""
+    if block.ndim == columns:
+        return block
+    return np.ascontiguousarray(block[:, 0]) if columns == 1 else np.stack([block, block], axis=1)
+
+
+def _checked(
+    wav: np.ndarray, name: str, start: float, finite: bool = True, on_fault: OnFault | None = None
+) -> np.ndarray:
     if not len(wav):
         raise AudioError(name, f"empty: there is no sound from {start:g} s on")
+    wav, is_cancelled = amplitude.mono(wav)
     if finite and not np.isfinite(wav).all():
         raise AudioError(name, NOT_FINITE)
+    if is_cancelled and on_fault is not None:
+        on_fault(amplitude.CANCELLED)
     return wav

@@ -1,9 +1,11 @@
-"""An open sound file: the streams in it, how long they really are, and their frames as mono blocks.
+"""An open sound file: the streams in it, how long they really are, and their frames as blocks.
 
 libsndfile decodes. What it does not see is done here: containers whose header disagrees with the bytes, lengths that
 are only estimated, several streams in one file, broken MPEG frames, FLAC of unknown length. One rule for all formats:
 a file with less sound than its header declares is truncated (an error, unless `keep_truncated`); one with more is read
 to its end.
+
+Blocks are [S] of one channel, else [S, 2]: the mean of the channels, and the first one.
 
 Letters: S samples.
 """
@@ -13,14 +15,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from itertools import chain, groupby, pairwise
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import soundfile
 
 from pipeline.errors import InputError
-from pipeline.sound import chunks, flac, mpeg, ogg
+from pipeline.sound import amplitude, chunks, flac, formats, mpeg, ogg
 from pipeline.sound.splice import Handle, Stretch, splice
+from pipeline.sound_files import unsupported
 
 BLOCK = 1 << 16  # source frames decoded at a time, fewer of many channels
 CHANNELS = 8  # of which a block holds so many frames
@@ -35,7 +39,7 @@ PLAIN = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # subtypes of which bytes t
 class AudioError(InputError):
     """A sound file that cannot be used. reason: what is wrong, first a word of its kind.
 
-    Kinds: missing, empty, truncated, damaged, "not audio", "not finite".
+    Kinds: missing, empty, truncated, damaged, "not audio", "unsupported format", "not finite", and of `amplitude`.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -69,7 +73,7 @@ class _Stream(Protocol):
     frames: int | None
 
     def blocks(self, first: int) -> Iterator[np.ndarray]:
-        """Frames from `first` on, channels averaged: float32 [up to BLOCK]."""
+        """Frames from `first` on: float32 [S] or [S, 2], S up to BLOCK."""
         ...
 
     def close(self) -> None:
@@ -125,7 +129,7 @@ class _Decoded:
                 done += len(block)
                 if not len(block):
                     break
-                yield _mono(block)
+                yield amplitude.mixed(block)
         if error is not None:
             if self.format != "FLAC" or self._file.bytes_left():
                 raise AudioError(self._file.name, f"damaged at {done / self.rate:.1f} s: {_plain(error)}")
@@ -187,7 +191,7 @@ class _Mpeg:
                 left -= len(block)
                 if not len(block):
                     return
-                yield _mono(block)
+                yield amplitude.mixed(block)
 
 
 class File:
@@ -268,11 +272,18 @@ class File:
         try:
             stream = _Decoded(self, stretches)
         except soundfile.LibsndfileError as error:
-            raise AudioError(self.name, f"not audio: {_plain(error)}") from None
+            raise self._not_audio(error) from None
         self.format = self.format or stream.format
         if not keep_open:
             stream.close()
         return stream
+
+    def _not_audio(self, error: soundfile.LibsndfileError) -> AudioError:
+        """Why libsndfile cannot open the file: a format that is named, or no sound."""
+        self._handle.seek(0)
+        if name := formats.name_format(self._handle.read(formats.HEAD) or b""):
+            return AudioError(self.name, unsupported(name, Path(self.name).suffix))
+        return AudioError(self.name, f"not audio: {_plain(error)}")
 
     def _containers(self) -> list[_Stream]:
         """WAV, AIFF and others whose headers declare how many bytes of sound there are."""
@@ -316,8 +327,9 @@ class File:
         try:
             sound = self.sound(None)
         except soundfile.LibsndfileError as error:
-            if not (self.name.lower().endswith(".mp3") or head[:3] == b"ID3" or _is_mpeg_sync(head)):
-                raise AudioError(self.name, f"not audio: {_plain(error)}") from None
+            refusal, is_mpeg = self._not_audio(error), head[:3] == b"ID3" or _is_mpeg_sync(head)
+            if refusal.reason.startswith("unsupported") or not (is_mpeg or self.name.lower().endswith(".mp3")):
+                raise refusal from None
             sound = None
         if sound is None or sound.format == "MP3":
             return self._mpeg(0, self._size, sound)
@@ -379,11 +391,6 @@ def _is_seen(stream: mpeg.Stream, sound: _Sound) -> bool:
 def _is_mpeg_sync(head: bytes) -> bool:
     """Eleven bits set, and a layer (AAC has none)."""
     return len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and bool(head[1] & 0x06)
-
-
-def _mono(block: np.ndarray) -> np.ndarray:
-    """[S, channels] -> [S]."""
-    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
 def _plain(error: soundfile.LibsndfileError) -> str:
