@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pipeline.carry.read import Job, Part, Readers, Reading, Skipped, fault_of_s
 from pipeline.corpora import Clip
 from pipeline.sound import audio
 
+DENSEST = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no header that says more is true
 _DIGEST = re.compile("[0-9a-f]{32}")
 
 
@@ -22,12 +24,31 @@ def digest_of_sound(source: str | bytes) -> str | None:
     total = hashlib.blake2b(digest_size=16)
     cuts = ((10.0 * i, 10.0) for i in itertools.count())
     try:
-        for wav in audio.segments(source, cuts):
+        for wav in audio.segments(source, cuts, keep_truncated=True):
             total.update(wav.data)
     except audio.AudioError as error:
         if not error.reason.startswith("empty"):  # the first cut past the end
             return None
     return total.hexdigest()
+
+
+class MeasuredDurations:
+    """How long files are, counted rather than estimated. keep_truncated: whether truncated files are used."""
+
+    def __init__(self, keep_truncated: bool) -> None:
+        self._keep = keep_truncated
+        self.kind = "lengths-kept" if keep_truncated else "lengths"
+
+    def __call__(self, path: str) -> float | None:
+        """Seconds of sound in a file; None where reading it will fail. Raises OSError where it cannot be opened."""
+        size = os.stat(path).st_size  # noqa: PTH116
+        try:
+            info = audio.info(path, keep_truncated=self._keep)
+        except audio.AudioError as error:
+            if error.reason.startswith("missing"):
+                raise OSError(error.reason) from error
+            return None
+        return (round(info.seconds, 6) or None) if info.frames <= size * DENSEST else None
 
 
 def digests(job: Job, how: Reading) -> Iterator[Part]:

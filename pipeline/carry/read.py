@@ -100,7 +100,7 @@ class Reading:
 
     rate: Hz; longest: seconds, clips that last longer are set aside; batch: clips a part; patience: seconds that the
     reading of one clip may take, after which the process ends (0: as long as it likes); bad_amplitude: a policy of
-    `pipeline.sound.amplitude`.
+    `pipeline.sound.amplitude`; keep_truncated: read what there is of a file with less sound than its header declares.
     """
 
     rate: int
@@ -108,6 +108,7 @@ class Reading:
     batch: int
     patience: float
     bad_amplitude: str = "keep"
+    keep_truncated: bool = False
 
     def fault(self, faults: list[str]) -> audio.OnFault | None:
         """What `audio.read` calls for channels that cancel each other; None where they are kept."""
@@ -176,7 +177,14 @@ def _single(source: str | bytes, item: Item, how: Reading, faults: list[str]) ->
     # one more sample than the longest clip tells whether a file goes on, without decoding all of it
     seconds = how.longest + 1 / how.rate if clip.duration is None else clip.duration
     try:
-        wav = audio.read(source, start=clip.start, duration=seconds, rate=how.rate, on_fault=how.fault(faults))
+        wav = audio.read(
+            source,
+            start=clip.start,
+            duration=seconds,
+            rate=how.rate,
+            keep_truncated=how.keep_truncated,
+            on_fault=how.fault(faults),
+        )
     except Exception as error:
         yield _why(error, source)
         return
@@ -192,7 +200,8 @@ def _segments(source: str | bytes, items: tuple[Item, ...], how: Reading, faults
         return
     done = 0
     try:
-        for wav in audio.segments(source, cuts, rate=how.rate, finite=False, on_fault=how.fault(faults)):  # type: ignore[arg-type]
+        options = {"rate": how.rate, "keep_truncated": how.keep_truncated, "on_fault": how.fault(faults)}
+        for wav in audio.segments(source, cuts, finite=False, **options):  # type: ignore[arg-type]
             yield wav if np.isfinite(wav).all() else Skipped(audio.NOT_FINITE)
             done += 1
     except Exception as error:

@@ -21,7 +21,7 @@ from pipeline.cache.manifest import Manifest
 from pipeline.cache.shard import index_name
 from pipeline.cache.store import LocalStore, Store, open_store
 from pipeline.carry import crew, tell
-from pipeline.carry.digest import Digests
+from pipeline.carry.digest import Digests, MeasuredDurations
 from pipeline.carry.encode import load_encoder
 from pipeline.carry.plan import Spool, make_plan, tree_fingerprint
 from pipeline.carry.progress import Progress
@@ -34,7 +34,7 @@ from pipeline.sound import amplitude
 from pipeline.sound.audio import RESAMPLER
 
 PLACES = {"root", "listings", "audio", "metadata", "soundfont"}  # settings that say where a corpus lies, not what it is
-SHAPING = ("samples_per_shard", "longest_seconds", "bad_amplitude")  # settings besides data, codec and embedder
+SHAPING = ("samples_per_shard", "longest_seconds", "bad_amplitude", "truncated")  # besides data, codec and embedder
 BATCH = {"cpu": 8, "cuda": 64}  # clips, as `Codec.best_batch` measured it
 
 
@@ -66,7 +66,8 @@ def _preprocess(cfg: Mapping[str, Any]) -> int:
     names = crew.devices(cfg["devices"], cfg["workers"])
     readers = crew.readers(cfg["readers"], names)
     digests = Digests(readers, cfg["read_seconds"])
-    corpus = open_corpus(cfg["data"], digests)
+    keep = cfg["truncated"] == "keep"
+    corpus = open_corpus(cfg["data"], digests, MeasuredDurations(keep))
     store.refuse_unless_writable()
     batch = BATCH[names[0].partition(":")[0]] if cfg["batch"] == "auto" else cfg["batch"]
     made = _made(cfg, plain)
@@ -77,7 +78,7 @@ def _preprocess(cfg: Mapping[str, Any]) -> int:
             plan = make_plan(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.set_aside)
         _refuse_other_times(store, plan, share)
         rate, policy = made["codec"]["sample_rate"], cfg["bad_amplitude"]
-        reading = Reading(rate, cfg["longest_seconds"], batch, cfg["read_seconds"], policy)
+        reading = Reading(rate, cfg["longest_seconds"], batch, cfg["read_seconds"], policy, keep)
         load = partial(load_encoder, cfg["codec"], cfg["embedder"])
         return _Run(store, plan, old, share, spool, reading).make(load, names, readers)
 
@@ -170,6 +171,8 @@ def _refuse_nonsense(cfg: Mapping[str, Any]) -> None:
     if cfg["add"] not in (None, "prompt"):
         raise InputError(f"add={cfg['add']}: expected prompt, or null")
     amplitude.check_policy(cfg["bad_amplitude"])
+    if cfg["truncated"] not in ("skip", "keep"):
+        raise InputError(f"truncated={cfg['truncated']}: expected skip or keep")
     for name in ("samples_per_shard", "longest_seconds", "read_seconds", "batch"):
         value = cfg[name]
         if not (value == "auto" and name == "batch") and (isinstance(value, str) or not value > 0):

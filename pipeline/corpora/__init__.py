@@ -15,16 +15,18 @@ from pipeline.corpora.archive import load as load
 from pipeline.corpora.clip import Clip as Clip
 from pipeline.corpora.corpus import UNREADABLE as UNREADABLE
 from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.corpus import Durations as Durations
 from pipeline.corpora.corpus import SetAside as SetAside
 from pipeline.corpora.duplicates import Digest
 from pipeline.errors import InputError
 
 
-def open_corpus(data: Mapping[str, Any], digest: Digest | None = None) -> Corpus:
+def open_corpus(data: Mapping[str, Any], digest: Digest | None = None, durations: Durations | None = None) -> Corpus:
     """The corpus that `data` (a choice of conf/data) describes, found and ready to list.
 
     digest: a hash of the decoded sound of a file (its path or its bytes), or None where it cannot be decoded. Jamendo
     and folders ask it whether files that differ in their bytes are the same sound; without it, they are not.
+    durations: measures the files that a folder cuts into segments; without it, their headers are trusted.
 
     Raises:
         InputError: there is no such corpus, or its folder is missing.
@@ -42,7 +44,7 @@ def open_corpus(data: Mapping[str, Any], digest: Digest | None = None) -> Corpus
     if name == "folder":
         from pipeline.corpora.folder import Folder
 
-        return Folder(data, digest)
+        return Folder(data, digest, durations)
     if name == "jamendo":
         from pipeline.corpora.jamendo import Jamendo
 

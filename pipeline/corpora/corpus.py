@@ -27,6 +27,16 @@ class SetAside(NamedTuple):
     reason: str
 
 
+class Durations(Protocol):
+    """Measures how long files are. kind: of its results, where they are kept."""
+
+    kind: str
+
+    def __call__(self, path: str) -> float | None:
+        """Seconds of sound in a file; None where it cannot be used. Raises OSError where it cannot be read."""
+        ...
+
+
 class Corpus(Protocol):
     """A corpus lists its clips and decodes nothing."""
 

@@ -17,7 +17,7 @@ import soundfile
 
 from pipeline import sound_files
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import KEY_LENGTH, SetAside, empty, existing, shown, slug
+from pipeline.corpora.corpus import KEY_LENGTH, Durations, SetAside, empty, existing, shown, slug
 from pipeline.corpora.cut import check, segments, split_of
 from pipeline.corpora.duplicates import Digest
 from pipeline.corpora.listing import listing_file, remembered
@@ -30,10 +30,13 @@ DENSEST = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no h
 
 @dataclass
 class Folder:
-    """See `pipeline.corpora.corpus.Corpus`. data: the settings of conf/data/folder.yaml; digest: see `duplicates`."""
+    """See `pipeline.corpora.corpus.Corpus`. data: the settings of conf/data/folder.yaml; digest: see `duplicates`;
+    durations: see `open_corpus`.
+    """
 
     data: Mapping[str, Any]
     digest: Digest | None = None
+    durations: Durations | None = None
     name: str = "folder"
     set_aside: list[SetAside] = field(default_factory=list)
 
@@ -84,7 +87,8 @@ class Folder:
         files = walk(self.root, self.endings, self.set_aside, self.unsupported)
         if self.data["segment_seconds"] is None:
             return ((name, None) for name, _ in files)
-        rows = remembered(self._listing("durations"), files, self._duration)
+        kind = self.durations.kind if self.durations else "durations"
+        rows = remembered(self._listing(kind), files, self._duration)
         return ((name, duration) for name, _, duration in rows)
 
     def _files(self) -> Iterator[tuple[str, str]]:
@@ -95,7 +99,7 @@ class Folder:
         return listing_file(Path(self.data["listings"]), self.root, kind)
 
     def _duration(self, name: str) -> float | None:
-        return seconds(f"{self.root}/{name}")
+        return (self.durations or seconds)(f"{self.root}/{name}")
 
     def _group(self, name: str) -> str:
         """What falls into one split: a recording, or a subfolder."""
