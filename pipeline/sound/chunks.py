@@ -16,6 +16,7 @@ from pipeline.sound.splice import Handle, Stretch
 
 CHUNKS = 10_000  # before the sound: more are no container, and take hours to pass over
 SLACK = 64  # bytes that a declared size may exceed the real one by: padding, or headers counted in
+ENDLESS = 1 << 60  # bytes: more stands for an unknown size
 TAIL = 1 << 16  # bytes behind the sound that may be a damaged chunk or a tag
 SOX = range(0x7EFF_FFC0, 0x8000_0001)  # sizes that sox and arecord write when they cannot seek back
 
@@ -146,7 +147,7 @@ def _sound(handle: Handle, begin: int, size: int) -> Sound | None:
             if wide_at and length == 0xFFFF_FFFF:
                 size_at, form = wide_at, "<Q"
                 (length,) = struct.unpack(form, _at(handle, wide_at, 8).ljust(8, b"\0"))
-            full = length + layout.counted in (-1, (1 << 8 * struct.calcsize(form)) - 1)
+            full = length + layout.counted in (-1, (1 << 8 * struct.calcsize(form)) - 1) or length > ENDLESS
             declared, added = max(0, length - layout.lead), layout.lead + layout.counted
             sound = Sound(magic, begin, body + layout.lead, declared, 0, size_at, form, added, size)
             return _measured(handle, size, sound, layout, full)

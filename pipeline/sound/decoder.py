@@ -99,17 +99,15 @@ class _Decoded:
             self._sound.close()
             self._sound = None
 
-    def has_last_frame(self) -> tuple[bool, int]:
-        """Whether the last frame that the header declares can be decoded, and the bytes that follow it."""
-        sound = self._sound or self._file.sound(self._stretches)
+    def has_last_frame(self) -> bool:
+        """Whether the last frame that the header declares can be decoded."""
         assert self.declared
-        self._sound = None
-        with sound:
+        with self._file.sound(self._stretches) as sound:
             try:
                 sound.seek(self.declared - 1)
-                return len(sound.read(1)) == 1, self._file.bytes_left()
+                return len(sound.read(1)) == 1
             except soundfile.LibsndfileError:
-                return False, 0
+                return False
 
     def count(self) -> int:
         """Frames that can be decoded. Raises AudioError as `blocks`."""
@@ -359,22 +357,18 @@ class File:
         return [_Mpeg(self, one, sees), *(_Mpeg(self, stream, None) for stream in more)]
 
     def _flac(self, stream: _Decoded) -> list[_Stream]:
-        """FLAC that is whole, truncated, of unknown length, longer than declared, or several files in one."""
-        has_last, behind = stream.has_last_frame() if stream.declared else (False, self._size)
-        if stream.declared and not has_last:
+        """FLAC that is whole, truncated, of unknown length, or several files in one."""
+        starts = flac.starts(self._handle, self._size)
+        stream.close()  # its position in the file is lost
+        if len(starts) > 1:
+            ranges = pairwise([*starts, self._size])
+            return [self._decoded([range(*pair)], keep_open=False) for pair in ranges]
+        if stream.declared and not stream.has_last_frame():
             try:
                 stream.frames = stream.count()
-            except AudioError as error:
+            except AudioError as error:  # damage is told when it is reached
                 if error.reason.startswith("truncated"):
                     raise
-        elif behind:
-            starts = flac.starts(self._handle, self._size)
-            stream.close()  # its position in the file is lost
-            if len(starts) > 1:
-                ranges = pairwise([*starts, self._size])
-                return [self._decoded([range(*pair)], keep_open=False) for pair in ranges]
-            if stream.declared and behind > flac.TAIL:
-                return [self._decoded(flac.without_length(self._handle, self._size))]
         return [stream]
 
 
