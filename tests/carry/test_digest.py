@@ -38,7 +38,7 @@ def test_a_reader_finds_the_same(tmp_path: Path, readers: int) -> None:
 def stuck(job: Job, how: Reading) -> Iterator[Part]:
     """As a decoder that never comes back from one file."""
     real = audio._opened
-    audio._opened = lambda source: time.sleep(600) if "stuck" in str(source) else real(source)  # type: ignore[assignment]
+    audio._opened = lambda source, keep: time.sleep(600) if "stuck" in str(source) else real(source, keep)  # type: ignore[assignment]
     return digests(job, how)
 
 
