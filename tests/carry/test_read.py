@@ -216,11 +216,11 @@ def stuck(job: Job, how: Reading) -> Iterator[Part]:
     """As a decoder that never comes back from C, and lets no other thread of its process run."""
     real = audio._opened
 
-    def opened(source: object) -> object:
+    def opened(source: object, keep: bool) -> object:
         if "stuck" in str(source):
             tried()
             ctypes.PyDLL(None).sleep(600)
-        return real(source)  # type: ignore[arg-type]
+        return real(source, keep)  # type: ignore[arg-type]
 
     audio._opened = opened  # type: ignore[assignment]
     return parts(job, how)
