@@ -145,3 +145,27 @@ def test_stereo_in_antiphase_is_named(tmp_path: Path) -> None:
     assert set(prompts) == {"good"} and manifest.set_aside[0]["reason"].startswith("cancelled: ")
     prompts, manifest = prompts_and_reasons(root, tmp_path / "keep", "bad_amplitude=keep")
     assert set(prompts) == {"good", "opposed"} and manifest.silent == 1 and not manifest.adjusted
+
+
+def test_truncated_files_are_skipped_or_kept_by_one_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the format, a file is one row of the manifest, and segments are cut by what is really there."""
+    root = tmp_path / "in"
+    root.mkdir()
+    wav = 0.3 * np.sin(np.arange(4 * 24_000) / 9)
+    soundfile.write(root / "whole.wav", wav[:24_000], 24_000)
+    for suffix in ("wav", "aiff", "mp3", "flac"):
+        soundfile.write(root / f"half-{suffix}.{suffix}", wav * (1 + len(suffix) / 9 + ord(suffix[0]) / 999), 24_000)
+        content = (root / f"half-{suffix}.{suffix}").read_bytes()
+        (root / f"half-{suffix}.{suffix}").write_bytes(content[: len(content) // 2])
+    cuts = ("data.segment_seconds=0.5", "data.shortest_seconds=0.5")
+    assert make("folder", root, tmp_path / "skip", *ALL_TRAIN, *cuts) == 0
+    assert "skipped: 4 inputs (4 truncated)" in capsys.readouterr().out
+    manifest = Manifest.load(tmp_path / "skip")
+    assert len(manifest.set_aside) == 4 and manifest.samples("train") == 2
+    assert make("folder", root, tmp_path / "keep", *ALL_TRAIN, *cuts, "truncated=keep") == 0
+    manifest = Manifest.load(tmp_path / "keep")
+    assert not manifest.set_aside and 2 + 4 * 2 < manifest.samples("train") <= 2 + 4 * 4
+    with pytest.raises(InputError, match=r"truncated=keep \(now skip\)"):
+        make("folder", root, tmp_path / "keep", *ALL_TRAIN, *cuts)
+    with pytest.raises(InputError, match="truncated=no: expected skip or keep"):
+        make("folder", root, tmp_path / "other", *ALL_TRAIN, "truncated=no")

@@ -272,3 +272,46 @@ def test_an_mp3_of_nothing_but_tags_is_truncated(tmp_path: Path) -> None:
     stereo = np.repeat(tone(0.25, 44_100)[:, None], 2, axis=1)
     whole = save(tmp_path / "a.mp3", stereo, 44_100, subtype="MPEG_LAYER_III").read_bytes()
     assert reason(whole[:417] + whole[:30] + bytes(1600)).startswith("truncated: it holds 1 of the 11 MPEG frames")
+
+
+def test_a_wav_whose_size_wrapped_at_four_gibibytes_is_read_to_its_end(tmp_path: Path) -> None:
+    """Its header declares 20 s; the file has a hole of zeros, and a tone at the end."""
+    path = save(tmp_path / "a.wav", np.zeros(20 * RATE), RATE, subtype="PCM_16")
+    wav = tone(2, RATE)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + (1 << 32))
+        file.seek(-2 * len(wav), os.SEEK_END)
+        file.write((wav * 32767).astype("<i2").tobytes())
+    seconds = 20 + (1 << 32) / 2 / RATE
+    assert audio.info(path).seconds == pytest.approx(seconds, abs=1e-3)
+    np.testing.assert_allclose(audio.read(path, start=seconds - 1), wav[RATE:], atol=1e-4)
+
+
+def test_the_sound_of_a_truncated_file_is_kept_when_asked_for(tmp_path: Path) -> None:
+    wav = tone(4, RATE)
+    for format, kind in {"WAV": {}, "AIFF": {}, "W64": {}, "FLAC": {}, "MP3": {}, "OGG": {}}.items():
+        content = save(tmp_path / "a", wav, RATE, format=format, **kind).read_bytes()[
+            : (tmp_path / "a").stat().st_size // 2
+        ]
+        assert reason(content).startswith("truncated"), format
+        with pytest.raises(AudioError, match="truncated"):
+            list(audio.segments(content, [(0, 0.1)]))
+        there = audio.read(content, keep_truncated=True)
+        assert 1.2 * RATE < len(there) < 2.2 * RATE, format
+        assert cosine(there, wav[: len(there)]) > 0.98, format
+        assert audio.info(content, keep_truncated=True).frames == len(there), format
+
+
+def test_the_length_of_a_variable_rate_mp3_without_tag_is_counted(tmp_path: Path) -> None:
+    """Quiet first: the decoder's estimate by the first frames is far off."""
+    wav = np.concatenate([tone(1, RATE) * 1e-3, *[tone(1, RATE)] * 5])
+    content = io.BytesIO()
+    with soundfile.SoundFile(
+        content, "w", RATE, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5
+    ) as file:
+        file.write(wav)
+    frames = content.getvalue()
+    tagged = audio.info(frames)
+    start = frames.index(b"\xff\xf3", frames.index(b"LAME"))
+    assert audio.info(frames[start:]).seconds == pytest.approx(tagged.seconds, abs=0.1)
+    assert len(audio.read(frames[start:])) == audio.info(frames[start:]).frames
