@@ -13,6 +13,8 @@ Stretch = bytes | range  # range: the bytes of the file from start to stop
 
 
 class _Splice(io.RawIOBase):
+    """The stretches; `io.BufferedReader` calls its `readinto`."""
+
     def __init__(self, handle: Handle, stretches: Sequence[Stretch], extra: int) -> None:
         self._handle, self._stretches, self._at = handle, stretches, 0
         self._ends = [*accumulate(map(len, stretches))]
