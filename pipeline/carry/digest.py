@@ -37,7 +37,7 @@ class MeasuredDurations:
 
     def __init__(self, keep_truncated: bool) -> None:
         self._keep = keep_truncated
-        self.kind = "lengths-kept" if keep_truncated else "lengths"
+        self.kind = "seconds-kept" if keep_truncated else "seconds"
 
     def __call__(self, path: str) -> float | None:
         """Seconds of sound in a file; None where reading it will fail. Raises OSError where it cannot be opened."""
