@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, cast
 
+from pipeline.carry.decode import Job, Reading
 from pipeline.carry.encode import DONE, WANT, Encoded, Encoder, Failure, serve, serve_as_process
-from pipeline.carry.read import Job, Reading
 from pipeline.errors import InputError, MachineError
 
 _LAST_BREATH = 5.0  # seconds

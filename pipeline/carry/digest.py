@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 
+from pipeline.carry.decode import Job, Part, Reading, Skipped, fault_of_system, no_longer_than
 from pipeline.carry.plan import Item
-from pipeline.carry.read import Job, Part, Readers, Reading, Skipped, fault_of_system, no_longer_than
+from pipeline.carry.read import Readers
 from pipeline.corpora import Clip
 from pipeline.sound import audio
 

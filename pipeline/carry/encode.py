@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline.carry.read import Part, Readers, Reading, Skipped, die_with_parent
+from pipeline.carry.decode import Part, Reading, Skipped
+from pipeline.carry.read import Readers, die_with_parent
 from pipeline.errors import MachineError
 from pipeline.sound import audio
 

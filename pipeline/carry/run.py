@@ -21,11 +21,11 @@ from pipeline.cache.manifest import Manifest
 from pipeline.cache.shard import index_name
 from pipeline.cache.store import LocalStore, Store, open_store
 from pipeline.carry import crew, tell
+from pipeline.carry.decode import Reading
 from pipeline.carry.digest import Digests, MeasuredDurations
 from pipeline.carry.encode import load_encoder
 from pipeline.carry.plan import Spool, make_plan, tree_fingerprint
 from pipeline.carry.progress import Progress
-from pipeline.carry.read import Reading
 from pipeline.carry.share import Share, share_of
 from pipeline.carry.work import JOB, Assembly, Jobs, Task
 from pipeline.corpora import open_corpus

@@ -21,9 +21,9 @@ from pipeline.cache.ledger import Planned, Record
 from pipeline.cache.manifest import skipped_row
 from pipeline.cache.shard import Sample, ShardWriter, load_index, samples
 from pipeline.cache.store import Store
+from pipeline.carry.decode import Job, Skipped
 from pipeline.carry.encode import Encoded, Numbers
 from pipeline.carry.plan import Item, Spool, shown
-from pipeline.carry.read import Job, Skipped
 from pipeline.corpora import Clip, load
 from pipeline.errors import MachineError
 

@@ -35,9 +35,9 @@ from pipeline.cache.ledger import Plan
 from pipeline.cache.shard import read_shard
 from pipeline.cache.store import LocalStore
 from pipeline.carry import crew
+from pipeline.carry.decode import Reading
 from pipeline.carry.encode import Encoded, Encoder
 from pipeline.carry.plan import Spool, make_plan
-from pipeline.carry.read import Reading
 from pipeline.carry.run import BATCH
 from pipeline.carry.work import Assembly, Jobs, Task
 from pipeline.corpora import Clip

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from pipeline.carry.decode import Job, Part, Reading
 from pipeline.carry.digest import Digests, digest_of_sound, digests
-from pipeline.carry.read import Job, Part, Reading
 from pipeline.sound import audio
 from tests.carry.test_read import tone
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipeline.carry.decode import CHANGED, GONE, Job, Part, Reading, Skipped, fault_of_system, parts
 from pipeline.carry.encode import ahead
 from pipeline.carry.plan import Item
-from pipeline.carry.read import CHANGED, GONE, Job, Part, Readers, Reading, Skipped, fault_of_system, parts
+from pipeline.carry.read import Readers
 from pipeline.corpora import Clip, fingerprint
 from pipeline.errors import MachineError
 from pipeline.sound import audio
