@@ -165,6 +165,8 @@ def test_truncated_files_are_skipped_or_kept_by_one_setting(tmp_path: Path, caps
     assert make("folder", root, tmp_path / "keep", *ALL_TRAIN, *cuts, "truncated=keep") == 0
     manifest = Manifest.load(tmp_path / "keep")
     assert not manifest.set_aside and 2 + 4 * 2 < manifest.samples("train") <= 2 + 4 * 4
+    assert "adjusted: 4 inputs (4 truncated)" in capsys.readouterr().out
+    assert {row["path"] for row in manifest.adjusted} == {f"half-{s}.{s}" for s in ("wav", "aiff", "mp3", "flac")}
     with pytest.raises(InputError, match=r"truncated=keep \(now skip\)"):
         make("folder", root, tmp_path / "keep", *ALL_TRAIN, *cuts)
     with pytest.raises(InputError, match="truncated=no: expected skip or keep"):

@@ -13,7 +13,7 @@ import os
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -94,7 +94,8 @@ def hear(job: Job, how: Reading) -> Iterator[tuple[Heard, str]]:
     for _, run in groupby(pairs, key=lambda pair: pair[0].clip.path):
         items, places = zip(*run, strict=True)
         faults: list[str] = []  # of the clip that comes next
-        heard = _clips(job.held, places[0], items, how, faults)
+        truncated: list[str] = []  # of the recording
+        heard = _clips(job.held, places[0], items, how, faults, truncated)
         for item in items:
             with no_longer_than(how.patience):
                 found = next(heard)
@@ -104,14 +105,23 @@ def hear(job: Job, how: Reading) -> Iterator[tuple[Heard, str]]:
             if isinstance(found, np.ndarray):
                 wav, note = amplitude.adjust(found, how.bad_amplitude, faults)
                 found = Skipped(note) if wav is None else wav
+                note = "; ".join(filter(None, [*truncated, note]))
             faults.clear()
             yield found, note
 
 
 def _clips(
-    held: str | None, span: tuple[int, int] | None, items: tuple[Item, ...], how: Reading, faults: list[str]
+    held: str | None,
+    span: tuple[int, int] | None,
+    items: tuple[Item, ...],
+    how: Reading,
+    faults: list[str],
+    truncated: list[str],
 ) -> Iterator[Heard]:
-    """The clips of one recording. faults: gets what is wrong with a clip's channels before the clip is yielded."""
+    """The clips of one recording.
+
+    faults: gets what is wrong with a clip's channels before the clip is yielded; truncated: gets that the recording is.
+    """
     source: str | bytes = items[0].clip.path
     if span is not None and held is not None:
         try:
@@ -119,6 +129,9 @@ def _clips(
         except OSError as error:
             yield from [_why(error, source)] * len(items)
             return
+    if how.keep_truncated:
+        with suppress(audio.AudioError, OSError):  # read again below, and then handled
+            truncated += filter(None, [audio.truncation(source)])
     yield from _segments(source, items, how, faults) if len(items) > 1 else _single(source, items[0], how, faults)
 
 

@@ -64,6 +64,16 @@ def info(source: Source, *, keep_truncated: bool = False) -> Info:
         return Info(file.rate, file.channels, file.count(), file.format)
 
 
+def truncation(source: Source) -> str:
+    """How a file holds less sound than its header declares; empty where it does not.
+
+    Raises:
+        AudioError: it is missing, empty, damaged or not audio.
+    """
+    with _opened(source, keep_truncated=True) as file:
+        return file.truncation
+
+
 def read(
     source: Source,
     *,

@@ -199,12 +199,12 @@ class File:
         streams: of sound, one behind the other; most files have one.
         rate, channels: of the first stream.
         format: the container or codec, as libsndfile names it.
-        is_truncated: whether it holds less sound than its header declares, as far as is known.
+        truncation: how it holds less sound than its header declares; empty where it does not.
     """
 
     def __init__(self, name: str, handle: Handle, keep_truncated: bool = False) -> None:
         self.name, self._handle, self._keep = name, handle, keep_truncated
-        self.is_truncated = False
+        self.truncation = ""
         self._size = handle.seek(0, io.SEEK_END)
         if self._size == 0:
             raise AudioError(name, "empty: the file has no bytes")
@@ -262,9 +262,9 @@ class File:
 
     def refuse_truncated(self, what: str) -> None:
         """Note that the file is truncated. Raises AudioError unless such files are kept."""
-        self.is_truncated = True
+        self.truncation = f"truncated: {what}"
         if not self._keep:
-            raise AudioError(self.name, f"truncated: {what}")
+            raise AudioError(self.name, self.truncation)
 
     def _decoded(self, stretches: list[Stretch] | None, keep_open: bool = True) -> _Decoded:
         try:
