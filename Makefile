@@ -30,15 +30,15 @@ demo: install
 # two processes of one thread each; a file's tests share its fixtures, so they stay together. Fuzzing limits the memory of
 # its whole process, which the servers that other tests keep in theirs would not survive
 test: install
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow and not slurm" --ignore tests/fuzz
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow" tests/fuzz
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm" --ignore tests/fuzz
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/fuzz
 
 test-slow: install
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "slow and not slurm"
 
 # which lines the tests of `make test` never reach, in their processes too
 coverage: install
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow and not slurm" --cov --cov-report=term
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm" --cov --cov-report=term
 
 # starts a real Slurm cluster of two nodes on this machine (Debian, root); skips with the reason elsewhere
 test-slurm: install

@@ -20,6 +20,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job 
 # DeepSpeed compiles a function on import, for which each process that trains would import the compiler: 3 s of CPU
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
+# the files that take longest, which run first: two processes then end at about the same time
+LONG_FILES = ("test_train", "test_zero", "test_preprocess_killed", "test_generate", "test_export", "test_train_reach")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests by file, the longest files first."""
+    order = {f"{name}.py": number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 

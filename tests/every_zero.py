@@ -1,7 +1,7 @@
 """Run on two ranks, then on one: losses under every choice of conf/deepspeed, as JSON by choice and precision.
 
 torchrun --nproc_per_node 2 -m tests.every_zero FOLDER   # three steps, a checkpoint, two more steps
-torchrun --nproc_per_node 1 -m tests.every_zero FOLDER   # these two, from the checkpoint of two ranks
+torchrun --nproc_per_node 1 -m tests.every_zero FOLDER zero1-bf16   # these two, from that checkpoint of two ranks
 """
 
 from __future__ import annotations
@@ -79,16 +79,17 @@ def norm_of_shares(world: World) -> list[float]:
     return [world.total([squares(engine, world)])[0], wanted]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *checkpoints: str) -> None:
     world = distributed.start(60)
     if world.ranks == 2:
         told = {f"{c} {p}": begin(folder, c, p, world) for c in CHOICES for p in ("fp32", "bf16")}
         told["norm of shares"] = norm_of_shares(world)
     else:
-        told = {f"{c} {p}": go_on(folder, c, p, world) for c, p in CONVERTED}
+        pairs = [name.split("-") for name in checkpoints]
+        told = {f"{c} {p}": go_on(folder, c, p, world) for c, p in pairs}
     if world.first:
         (folder / f"{world.ranks}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

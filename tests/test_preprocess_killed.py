@@ -122,7 +122,7 @@ def test_a_killed_run_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> 
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tmp_path: Path, workers: int) -> None:
     """SIGTERM to each of its processes, as Slurm sends it: bytes of archives wait in files of its own."""
     folder = nsynth_folder / "nsynth-train"

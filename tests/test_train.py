@@ -403,7 +403,7 @@ def test_checkpoints_are_thinned_out_to_the_newest_the_best_and_every_mth(
 def test_a_rank_that_hangs_prints_its_stacks_and_ends_the_job(cache: Path, tmp_path: Path) -> None:
     """One of two ranks is stopped as if its machine had died: the other does not wait forever."""
     run = tmp_path / "run"
-    words = ("trainer.steps=100000", "trainer.timeout=20", "trainer.save_every=0", "trainer.val_every=0")
+    words = ("trainer.steps=100000", "trainer.timeout=10", "trainer.save_every=0", "trainer.val_every=0")
     process = start(cache, run, *words, ranks=2)
     while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
         assert process.poll() is None
@@ -416,7 +416,7 @@ def test_a_rank_that_hangs_prints_its_stacks_and_ends_the_job(cache: Path, tmp_p
     os.kill(*pids(stopped), signal.SIGKILL)  # the launcher would give a stopped process 30 s to end
     said, _ = process.communicate()
     assert process.returncode != 0
-    assert "Timeout (0:00:20)!" in said
+    assert "Timeout (0:00:10)!" in said
     assert re.search(r'lm/trainer\.py", line \d+ in train\n', said), said  # the stack says where it waited
 
 

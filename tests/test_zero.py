@@ -15,12 +15,15 @@ from tests.test_train import ROOT, fresh_env
 Losses = dict[str, list[float]]
 
 
-def on(ranks: int, folder: Path) -> Losses:
-    """The losses that so many ranks come to."""
+QUICK = [("zero0", "fp32"), ("zero1", "bf16"), ("zero3", "fp32")]  # one of each kind of checkpoint
+
+
+def on(ranks: int, folder: Path, *checkpoints: str) -> Losses:
+    """The losses of a number of ranks; of one rank, from these checkpoints."""
     command = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
     env = {**fresh_env(folder / "extensions"), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [*command, "-m", "tests.every_zero", folder], env=env, capture_output=True, text=True, timeout=280
+        [*command, "-m", "tests.every_zero", folder, *checkpoints], env=env, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
     assert not list(folder.rglob("*.so"))  # nothing had to be compiled
@@ -39,9 +42,15 @@ def two(folder: Path) -> Losses:
 
 
 @pytest.fixture(scope="module")
-def one(two: Losses, folder: Path) -> Losses:
-    """From the checkpoints of two."""
-    return on(1, folder)
+def quick(two: Losses, folder: Path) -> Losses:
+    """One rank, from a checkpoint of two ranks of each kind."""
+    return on(1, folder, *("-".join(pair) for pair in QUICK))
+
+
+@pytest.fixture(scope="module")
+def rest(two: Losses, folder: Path) -> Losses:
+    """One rank, from all other checkpoints of two ranks."""
+    return on(1, folder, *("-".join(pair) for pair in CONVERTED if pair not in QUICK))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -58,8 +67,20 @@ def test_the_norm_of_all_weights_is_that_of_their_shares(two: Losses) -> None:
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize(("choice", "precision"), CONVERTED)
-def test_on_another_number_of_ranks_all_go_on_alike(two: Losses, one: Losses, choice: str, precision: str) -> None:
-    """Moments, counts of steps and weight decay included."""
+def check_losses(two: Losses, one: Losses, choice: str, precision: str) -> None:
     name = f"{choice} {precision}"
     assert one[name] == pytest.approx(two[name][BEFORE:], abs=1e-5 if precision == "fp32" else 3e-3)
+
+
+@pytest.mark.parametrize(("choice", "precision"), QUICK)
+def test_resume_on_another_number_of_ranks(two: Losses, quick: Losses, choice: str, precision: str) -> None:
+    """Moments, counts of steps and weight decay included."""
+    check_losses(two, quick, choice, precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("choice", "precision"), [pair for pair in CONVERTED if pair not in QUICK])
+def test_resume_of_all_others_on_another_number_of_ranks(
+    two: Losses, rest: Losses, choice: str, precision: str
+) -> None:
+    check_losses(two, rest, choice, precision)
