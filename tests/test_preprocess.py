@@ -25,7 +25,7 @@ from pipeline.errors import InputError
 from pipeline.sound import audio
 from pipeline.sound.codec import load_codec
 from pipeline.sound.embedder import load_embedder
-from tests.build_caches import command, contents, make, tones, words
+from tests.build_caches import HERE, command, contents, make, tones, words
 
 EVERYTHING_TO_TRAIN_ON = ("data.valid=0", "data.test=0", "data.shortest_seconds=0.01")
 
@@ -73,14 +73,14 @@ def test_stock_webdataset_reads_a_cache(cache: Path) -> None:
     assert all(np.array_equal(f["codes.npy"], ours[f["__key__"]].codes) for f in found)
 
 
-def test_the_literal_command_in_processes_makes_the_same_bytes(
-    cache: Path, nsynth_folder: Path, tmp_path: Path
-) -> None:
+def test_the_literal_command_in_processes_makes_the_same_bytes(nsynth_folder: Path, tmp_path: Path) -> None:
     """Two encoder processes with a reader each, against one thread that reads for itself."""
-    out = tmp_path / "out"
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    done = command("pipeline.preprocess", *words("nsynth", nsynth_folder, alone, *HERE))
+    assert done.returncode == 0, done.stderr
     done = command("pipeline.preprocess", *words("nsynth", nsynth_folder, out, "workers=2", "readers=1"))
     assert done.returncode == 0, done.stderr
-    assert contents(out) == contents(cache)
+    assert contents(out) == contents(alone)
     assert done.stderr == "" and "next: deepspeed pipeline/train.py" in done.stdout
 
 

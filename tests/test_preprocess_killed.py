@@ -143,6 +143,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tm
     assert not [*(tmp_path / "out").glob(".*")]
 
 
+@pytest.mark.slow
 def test_an_encoder_that_is_killed_is_told_and_the_next_run_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = words("folder", corpus, out, *TRAIN_AND_VALID, "workers=2", "readers=0")

@@ -236,6 +236,7 @@ def test_every_pattern_trains(here: None, cache: Path, tmp_path: Path, name: str
     assert losses[12] < losses[1] - 0.5
 
 
+@pytest.mark.slow
 def test_an_amount_of_arithmetic_makes_fewer_steps_of_a_longer_pattern(here: None, cache: Path, tmp_path: Path) -> None:
     taken = {}
     for name in ("delay", "flatten"):
@@ -331,6 +332,7 @@ def test_a_torn_checkpoint_is_never_read(here: None, cache: Path, tmp_path: Path
     assert names == {"step-5", "step-10", "step-11"}
 
 
+@pytest.mark.slow
 def test_clips_whose_loss_is_not_finite_are_skipped_and_named(tmp_path: Path) -> None:
     """On all ranks, by the one that read them."""
     cache, run = write_cache(tmp_path / "cache", broken=("train-3",)), tmp_path / "run"
@@ -400,6 +402,7 @@ def test_checkpoints_are_thinned_out_to_the_newest_the_best_and_every_mth(
     assert kept == {5, 10, 11, 12, best}
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_prints_its_stacks_and_ends_the_job(cache: Path, tmp_path: Path) -> None:
     """One of two ranks is stopped as if its machine had died: the other does not wait forever."""
     run = tmp_path / "run"

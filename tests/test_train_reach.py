@@ -29,6 +29,7 @@ def words(values: dict[str, str | int]) -> str:
     return "{" + ",".join(f"{name}:{value!r}" for name, value in values.items()) + "}"
 
 
+@pytest.mark.slow
 def test_near_far_and_foreign_are_one(served: Web, tmp_path: Path) -> None:
     near, far, foreign = (tmp_path / name for name in ("near", "far", "foreign"))
     assert "clips of like length share batches" in train_ranks(tmp_path / "cache", near, *WORDS)

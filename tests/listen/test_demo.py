@@ -263,6 +263,7 @@ def test_settings_beyond_the_limits_are_refused(
         server.client(tmp_path).predict(*given, api_name="/generate")
 
 
+@pytest.mark.slow
 def test_every_slider_of_a_small_page_and_a_long_model_stands_within_its_ends(stage: Stage, tmp_path: Path) -> None:
     """Gradio refuses a request for any slider beyond its end, even in a tab's accordion that nobody has opened."""
     (tmp_path / "folder").mkdir()

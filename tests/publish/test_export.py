@@ -240,6 +240,7 @@ def test_pushed_and_read_back_from_the_hub_it_is_the_same(run: Path, tmp_path: P
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_leaves_the_export_and_says_how_to_send_it(run: Path, tmp_path: Path, server: Hub) -> None:
     server.refuse = 403
     done = command(tmp_path, server, f"run={run}", f"out={tmp_path / 'out'}", "push=me/tiny")
