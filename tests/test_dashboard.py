@@ -30,6 +30,7 @@ def command(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_names_only_what_a_real_run_logs_and_misses_no_loss(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache")
     small = (f"codec.codebooks={K}", "model=tiny", "model.width=32", "model.layers=1", "model.heads=2")

@@ -181,6 +181,7 @@ def test_merge_by_command(whole: Path, tmp_path: Path) -> None:
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.slow
 def test_slurm_s_array_makes_its_parts(corpus: Path, whole: Path, tmp_path: Path, monkeypatch) -> None:
     for task in ("6", "5"):
         for name, value in {"ID": task, "MIN": "5", "COUNT": "2", "STEP": "1"}.items():
