@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from pipeline.checksums import sha256_file
 from pipeline.config import CONF
 from pipeline.errors import InputError
 from pipeline.lm.model import WEIGHTS, CodecGPT
@@ -112,7 +112,7 @@ def open_run(
     model = CodecGPT.from_pretrained(folder, str(place))
     codec = _codec(model, folder, repository, place)
     embedder = _embedder(model, folder, embedder_source, place)
-    sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    sha256 = sha256_file(folder / WEIGHTS)
     return Instrument(model, Player(model, exact), codec, embedder, folder, sha256)
 
 

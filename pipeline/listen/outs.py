@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from pipeline.checksums import sha256_file
 from pipeline.errors import InputError
 
 
@@ -94,6 +94,6 @@ def _ours(sound: Path, told: Path) -> bool:
         found = json.loads(told.read_text())
         if found["sound"] != sound.name or not sound.exists():
             return bool(found["sound"] == sound.name)
-        return bool(found["sound_sha256"] == hashlib.sha256(sound.read_bytes()).hexdigest())
+        return bool(found["sound_sha256"] == sha256_file(sound))
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -5,7 +5,6 @@ Letters: B prompts, K codebooks, T frames, S samples, P prompt width.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.checksums import sha256_file
 from pipeline.errors import InputError
 from pipeline.sound import amplitude, audio, files
 from pipeline.sound.codec import Codec
@@ -49,7 +49,7 @@ def read_source(path: str | Path, seconds: float, rate: int) -> Source:
         log.warning("%s: %s", path, note)
     if audio.is_silent(wav):
         log.warning("%s is silent: expect what the model makes of silence", path)
-    return Source(path, sha256_of(path), wav)
+    return Source(path, sha256_file(path), wav)
 
 
 def vector_of(embedder: Embedder, source: Source) -> Tensor:
@@ -60,15 +60,6 @@ def vector_of(embedder: Embedder, source: Source) -> Tensor:
         reason = f"not finite: its embedding has NaN or infinite values (its peak is {peak:.3g}, full scale is 1)"
         raise audio.AudioError(str(source.path), f"{reason}; scale the sound to full scale")
     return vector
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def find(given: Any) -> dict[str, Path]:

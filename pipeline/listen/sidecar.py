@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.checksums import sha256_file
 from pipeline.errors import InputError, all_without_secrets
 from pipeline.listen.instrument import Instrument
 from pipeline.listen.pieces import Piece
-from pipeline.listen.prompts import sha256_of
 
 log = logging.getLogger("pipeline")
 FORMAT = 1
@@ -53,7 +53,7 @@ def write(
         "seconds": seconds,
         **({} if whole else {"frames": [clip.shape[1] for clip in codes]}),
         "codes_sha256": digest(codes),
-        "sound_sha256": sha256_of(piece.out),
+        "sound_sha256": sha256_file(piece.out),
         "settings": {key: value for key, value in piece.settings.items() if key not in ELSEWHERE},
         "sources": [source.told() for source in piece.sources],
         "batch": dict(place),
@@ -104,7 +104,7 @@ def _source(path: Path, source: Path, sha256: str) -> Path:
     for place in dict.fromkeys((path.parent / source, source, path.parent / source.name)):
         try:
             if place.is_file():
-                if sha256_of(place) == sha256:
+                if sha256_file(place) == sha256:
                     return place
                 changed = True
         except OSError as error:

@@ -142,7 +142,7 @@ def test_a_damaged_sidecar(tmp_path: Path, seed: int) -> None:
         "sound": "b.wav",
         "codes_sha256": "00",
         "settings": {"mode": "prompt", "seed": 0, "prompt": str(source)},
-        "sources": [{"path": str(source), "sha256": sidecar.sha256_of(source)}],
+        "sources": [{"path": str(source), "sha256": sidecar.sha256_file(source)}],
         "batch": {"rows": 1, "row": 0},
         "export": {"folder": "runs/x/export", "sha256": "00"},
         "versions": {"torch": "2"},
