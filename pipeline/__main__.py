@@ -7,7 +7,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from pipeline.config import CONF, with_safe_output
+from pipeline.config.cli import CONF, with_safe_output
 
 FOLDER = Path(__file__).parent
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import CONF, compose, explain, with_safe_output
-from pipeline.errors import InputError, without_secrets
+from pipeline.common.errors import InputError, without_secrets
+from pipeline.config.cli import CONF, compose, explain, with_safe_output
 
 
 def check_settings(command: str, overrides: Sequence[str]) -> str | None:
@@ -39,11 +39,11 @@ def _check_values(command: str, cfg: DictConfig, overrides: Sequence[str]) -> No
         raise InputError(f"the setting '{missing}' has no default: give {missing}=...")
     OmegaConf.to_container(cfg, resolve=True)
     if command == "train":
-        from pipeline import limits
+        from pipeline.training import config
 
-        limits.check(cfg)
+        config.check(cfg)
     if any("sampling" in word for word in overrides):  # the defaults are right, and PyTorch takes seconds to import
-        from pipeline.listen.pieces import sampling_of
+        from pipeline.generation.request import sampling_of
 
         sampling_of(OmegaConf.to_container(cfg.sampling, resolve=True))  # type: ignore[arg-type]
 
@@ -68,7 +68,7 @@ def main() -> None:
     wrong = 0
     for part in _split(words):
         command, *overrides = part or [""]
-        if not (CONF / f"{command}.yaml").is_file() or command == "quiet":
+        if not (CONF / f"{command}.yaml").is_file() or command == "hydra_quiet":
             problem: str | None = "no such command; `python -m pipeline` lists them"
         else:
             problem = check_settings(command, overrides)

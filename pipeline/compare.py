@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry
+from pipeline.config.cli import entry
 
 
 @entry("compare")
@@ -29,13 +29,13 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.listen import outs
-    from pipeline.listen.compare import COLUMNS, compare, markdown, texts, unequal
-    from pipeline.listen.evaluation import write_json
+    from pipeline.evaluation.comparison import COLUMNS, compare, markdown, texts, unequal
+    from pipeline.evaluation.evaluator import write_json
+    from pipeline.generation import output_paths
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out = Path(cfg.out)
-    outs.check_folder("out", out)
+    output_paths.check_folder("out", out)
     with Console(stderr=True).status("comparing") as status:
         found = compare(settings, status.update)
     write_json(out / "compare.json", {"rows": found.rows, "evaluations": found.told})

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from pipeline import kinds
-from pipeline.config import entry
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
+from pipeline.config import types
+from pipeline.config.cli import entry
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
@@ -34,11 +34,11 @@ def main(cfg: DictConfig) -> None:
     import json
     from pathlib import Path
 
-    from pipeline.listen import outs
+    from pipeline.generation import output_paths
 
-    kinds.at_least(1, cfg, "codebooks")
+    types.at_least(1, cfg, "codebooks")
     if cfg.dry_run:
-        outs.check_file("out", cfg.out)
+        output_paths.check_file("out", cfg.out)
         made = workspace(cfg.entity or "entity", cfg.project, cfg.name, cfg.codebooks)
         Path(cfg.out).write_text(json.dumps(specification(made), indent=1) + "\n")
         print(f"{cfg.out}: {len(made.sections)} sections, nothing was sent")

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from pipeline.config import CONF, entry
+from pipeline.config.cli import CONF, entry
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.stage.desk import Desk
+    from pipeline.webui.service import Desk
 
 
 @entry("demo")
@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     import tempfile
     from pathlib import Path
 
-    from pipeline.errors import InputError
+    from pipeline.common.errors import InputError
 
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the page needs gradio, which is not installed: pip install -e ".[demo]"')
@@ -57,43 +57,43 @@ def main(cfg: DictConfig) -> None:
 
 def _open(cfg: DictConfig, runs: list[str], folder: Path) -> None:
     """Serve the page; all its files lie in the folder."""
-    from pipeline.stage import serve
+    from pipeline.webui import server
 
-    serve.silence()
+    server.silence()
     _check(cfg)
 
-    from pipeline.stage.acts import Acts
-    from pipeline.stage.examples import examples
-    from pipeline.stage.live import Channels
-    from pipeline.stage.page import Stand, page
+    from pipeline.webui.examples import examples
+    from pipeline.webui.handlers import Acts
+    from pipeline.webui.layout import Stand, page
+    from pipeline.webui.streaming import Channels
 
-    at = serve.listening(cfg.host, cfg.port)
+    at = server.listening(cfg.host, cfg.port)
     desk, channels = _desk(cfg, runs, folder), Channels()
     first = desk.instruments[runs[0]]
     sounds = examples(cfg.examples, cfg.split, cfg["count"], runs[0], first, desk.store)
     blocks = page(Stand(Acts(desk, channels), sounds, desk.sampling))
     health = {"models": {name: one.sha256 for name, one in desk.instruments.items()}}
-    app = serve.application(
+    app = server.application(
         blocks, channels, health, desk.store, desk.limits, cfg.allowed_hosts, cfg.root_path.rstrip("/")
     )
     at.listen()  # who comes from now on is served
     host, port = at.getsockname()[:2]
     print(f"{', '.join(runs)} on {first.device}: open http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-    serve.run(serve.http_server(app, desk.limits, cfg.proxies), at)
+    server.run(server.http_server(app, desk.limits, cfg.proxies), at)
 
 
 def _check(cfg: DictConfig) -> None:
     """Raises InputError for numbers that no page can be made with."""
-    from pipeline import kinds
-    from pipeline.errors import InputError
+    from pipeline.common.errors import InputError
+    from pipeline.config import types
 
     limits: dict[str, Any] = {f"limits.{name}": value for name, value in cfg.limits.items()}
-    kinds.at_least(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
-    kinds.at_least(2, limits, "limits.steps")
-    kinds.at_least(0.01, limits, "limits.upload_mb")
-    kinds.at_least(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
-    kinds.at_least(0.1, limits, "limits.header_seconds", "limits.body_seconds")
-    kinds.at_least(1, cfg, "keep", "count")
+    types.at_least(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
+    types.at_least(2, limits, "limits.steps")
+    types.at_least(0.01, limits, "limits.upload_mb")
+    types.at_least(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
+    types.at_least(0.1, limits, "limits.header_seconds", "limits.body_seconds")
+    types.at_least(1, cfg, "keep", "count")
     for small, large in (("upload_mb", "visitor_mb"), ("visitor_mb", "storage_mb")):
         if cfg.limits[large] < cfg.limits[small]:
             value = cfg.limits[large]
@@ -107,11 +107,11 @@ def _desk(cfg: DictConfig, runs: list[str], folder: Path) -> Desk:
     """Every model and codec, loaded once."""
     from omegaconf import OmegaConf
 
-    from pipeline.errors import InputError
-    from pipeline.listen.instrument import open_run
-    from pipeline.sound.codec import Codec, load_codec
-    from pipeline.stage.desk import MB, Desk, Limits
-    from pipeline.stage.file_store import FileStore
+    from pipeline.audio.codec import Codec, load_codec
+    from pipeline.common.errors import InputError
+    from pipeline.generation.loaded_run import open_run
+    from pipeline.webui.file_store import FileStore
+    from pipeline.webui.service import MB, Desk, Limits
 
     defaults = {key: value for key, value in _settings("generate").items() if key != "defaults"}
     defaults["sampling"] = _settings("sampling/default")

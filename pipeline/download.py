@@ -25,11 +25,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry, word
-from pipeline.corpora.fetch import FetchError, Patience, Remote, begun, check, fetch, remote_size
-from pipeline.corpora.haul import haul
-from pipeline.corpora.published import published
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
+from pipeline.config.cli import entry, word
+from pipeline.corpora.download.http import FetchError, Patience, Remote, begun, check, fetch, remote_size
+from pipeline.corpora.download.parallel import haul
+from pipeline.corpora.download.sources import published
 
 
 @entry("download")

@@ -28,7 +28,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry
+from pipeline.config.cli import entry
 
 
 @entry("evaluate")
@@ -39,14 +39,15 @@ def main(cfg: DictConfig) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from pipeline.listen import outs, tables
-    from pipeline.listen.evaluation import evaluate, write
-    from pipeline.listen.instrument import open_run
-    from pipeline.listen.upload import upload
+    from pipeline.evaluation import tables
+    from pipeline.evaluation.evaluator import evaluate, write
+    from pipeline.evaluation.wandb_upload import upload
+    from pipeline.generation import output_paths
+    from pipeline.generation.loaded_run import open_run
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out = Path(cfg.out)
-    outs.check_folder("out", out)
+    output_paths.check_folder("out", out)
     instrument = open_run(cfg.run, cfg.device, cfg.repository, cfg.embedder_source)
     with Console(stderr=True).status("measuring") as status:
         found = evaluate(settings, instrument, status.update)

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
+from pipeline.config.cli import entry
 
 
 def chosen(run: Path, wanted: str) -> Path:
     """The checkpoint to export: `newest`, `best`, or its path. Raises InputError where there is none."""
-    from pipeline.lm import checkpoint
+    from pipeline.training import checkpoint
 
     if wanted not in ("newest", "best"):
         path = Path(wanted)
@@ -48,27 +48,29 @@ def chosen(run: Path, wanted: str) -> Path:
 @entry("export")
 def main(cfg: DictConfig) -> int:
     """Check, put together, write, and push if asked to."""
-    from pipeline.listen import outs
-    from pipeline.lm import checkpoint
-    from pipeline.lm.model import WEIGHTS
-    from pipeline.publish import card, hub
+    from pipeline.generation import output_paths
+    from pipeline.hub import model_card, upload
+    from pipeline.models.codec_gpt import WEIGHTS
+    from pipeline.training import checkpoint
 
     if cfg.weights not in ("auto", "last"):
         raise InputError(f"weights={cfg.weights}: give auto or last")
     if cfg.push:
-        hub.check(cfg.push)
+        upload.check(cfg.push)
     run, folder = Path(cfg.run), Path(cfg.out)
     found = chosen(run, str(cfg.checkpoint))
-    outs.check_folder("out", folder)
-    if (folder / card.NAME).exists() and not (folder / WEIGHTS).exists():
-        raise InputError(f"out={folder}: {card.NAME} there is no model's card; give the export a folder of its own")
+    output_paths.check_folder("out", folder)
+    if (folder / model_card.NAME).exists() and not (folder / WEIGHTS).exists():
+        raise InputError(
+            f"out={folder}: {model_card.NAME} there is no model's card; give the export a folder of its own"
+        )
     checkpoint.export(found, folder, mean=cfg.weights == "auto")
-    card.write(found, folder)
+    model_card.write(found, folder)
     print(f"{found} is exported to {folder}")
     if cfg.push:
         try:
-            print(f"pushed to {hub.push(folder, cfg.push, cfg.private)}")
-        except hub.Unreached as error:
+            print(f"pushed to {upload.push(folder, cfg.push, cfg.private)}")
+        except upload.Unreached as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     return 0

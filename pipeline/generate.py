@@ -32,7 +32,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry, typed
+from pipeline.config.cli import entry, typed
 
 CLIPPED = 1e-4  # share of a sound's samples at full scale from which on it is told
 
@@ -46,11 +46,11 @@ def main(cfg: DictConfig) -> int:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from pipeline.errors import InputError
-    from pipeline.listen import outs, sidecar
-    from pipeline.listen.instrument import open_run, settle_threads
-    from pipeline.listen.perform import perform, perform_streaming
-    from pipeline.listen.pieces import pieces, samples_of, sampling_of, window_of
+    from pipeline.common.errors import InputError
+    from pipeline.generation import output_paths, sidecar
+    from pipeline.generation.loaded_run import open_run, settle_threads
+    from pipeline.generation.request import pieces, samples_of, sampling_of, window_of
+    from pipeline.generation.runner import perform, perform_streaming
 
     logging.basicConfig(format="%(message)s")
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> int:
         settings |= told["settings"]
     elif cfg.run is None:
         raise InputError("run=RUN: give the run to play, e.g. run=quickstart/run")
-    outs.check_sounds(settings["out"])
+    output_paths.check_sounds(settings["out"])
     run = sidecar.run_of(cfg["from"], told) if told and not cfg.run else cfg.run
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source, settings["exact"])
     if told:
@@ -70,7 +70,7 @@ def main(cfg: DictConfig) -> int:
     window, found = window_of(settings, frames, instrument), pieces(settings, instrument, skipped)
     for line in skipped:
         print(f"skipped: {line}", file=stderr, flush=True)
-    outs.check_free([piece.out for piece in found], [s.path for piece in found for s in piece.sources])
+    output_paths.check_free([piece.out for piece in found], [s.path for piece in found for s in piece.sources])
     settle_threads(instrument, sum(len(piece.clips) for piece in found))
     batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else cfg.batch
     part = told if told and told.get("frames") else {}  # a sound that was interrupted, to be made as far as it went

@@ -29,7 +29,7 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry
+from pipeline.config.cli import entry
 
 
 @entry("preprocess")
@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> int:
     """Preprocess, and return the exit code."""
     from omegaconf import OmegaConf
 
-    from pipeline.carry.run import preprocess
+    from pipeline.preprocessing.runner import preprocess
 
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)

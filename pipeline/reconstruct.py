@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
+from pipeline.config.cli import entry
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.sound.codec import Codec
+    from pipeline.audio.codec import Codec
 
 
 @entry("reconstruct")
@@ -34,30 +34,30 @@ def main(cfg: DictConfig) -> None:
     """Write every file's reconstructions, their table and reconstruct.json."""
     import torch
 
-    from pipeline.listen import outs
-    from pipeline.listen.instrument import pick_device
-    from pipeline.sound import audio
-    from pipeline.sound.codec import load_codec
-    from pipeline.sound.files import find
+    from pipeline.audio import audio_io
+    from pipeline.audio.codec import load_codec
+    from pipeline.audio.find_files import find
+    from pipeline.generation import output_paths
+    from pipeline.generation.loaded_run import pick_device
 
     files, counts = find("audio", cfg.audio), sorted(set(cfg.codebooks))
     if min(counts) < 1:
         raise InputError(f"codebooks={cfg.codebooks}: give numbers from 1 on, e.g. codebooks=[1,2,4,8]")
-    outs.check_folder("out", cfg.out)
+    output_paths.check_folder("out", cfg.out)
     codec = load_codec(**{**cfg.codec, "codebooks": max(counts)}, device=pick_device(cfg.device))
     out, rows, refused = Path(cfg.out), [], []
     for name, file in files.items():
         try:
-            wav = audio.read(file, rate=codec.sample_rate)
-        except audio.AudioError as error:
+            wav = audio_io.read(file, rate=codec.sample_rate)
+        except audio_io.AudioError as error:
             refused.append(str(error))
             continue
-        audio.write(out / f"{name}.original.wav", wav, codec.sample_rate)
+        audio_io.write(out / f"{name}.original.wav", wav, codec.sample_rate)
         codes = codec.encode(torch.from_numpy(wav)[None, None])  # [1, K, T]
         for count in counts:
             heard = codec.decode(codes[:, :count])[0, 0, : len(wav)].cpu().numpy()
             written = out / f"{name}.k{count}.wav"
-            audio.write(written, heard, codec.sample_rate)
+            audio_io.write(written, heard, codec.sample_rate)
             rows.append({"file": str(file), "wav": str(written), **figures(wav, heard, count, codec)})
     if not rows:
         raise InputError("no file could be read: " + "; ".join(refused))
@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> None:
 
 def figures(wav: np.ndarray, heard: np.ndarray, count: int, codec: Codec) -> dict[str, Any]:
     """What `count` codebooks cost and keep; snr_db is None for a codec without phases, and of silence."""
-    from pipeline.sound import metrics
+    from pipeline.audio import metrics
 
     ratio = metrics.snr(wav, heard)
     return {

@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry, word
+from pipeline.config.cli import entry, word
 
 
 @entry("report")
@@ -30,16 +30,17 @@ def main(cfg: DictConfig) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from pipeline.errors import without_secrets
-    from pipeline.listen import outs, run_folder
-    from pipeline.listen.instrument import open_run
-    from pipeline.listen.page import page
-    from pipeline.listen.studies import studies
-    from pipeline.track.metrics_file import read_metrics
+    from pipeline.common.errors import without_secrets
+    from pipeline.common.metrics_file import read_metrics
+    from pipeline.evaluation import run_folder
+    from pipeline.evaluation.report_html import page
+    from pipeline.evaluation.report_sections import studies
+    from pipeline.generation import output_paths
+    from pipeline.generation.loaded_run import open_run
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     run, out = Path(cfg.run), Path(cfg.out)
-    outs.check_file("out", out)
+    output_paths.check_file("out", out)
     if settings["shards"] == "auto":
         settings["shards"] = run_folder.shards(run)
     instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source)

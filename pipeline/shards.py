@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry, quoted
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
+from pipeline.config.cli import entry, quoted
 
 if TYPE_CHECKING:
-    from pipeline.cache.store import Store
+    from pipeline.data.storage import Store
 
 WORDS = ("verify", "describe", "listen", "index", "merge")
 
@@ -28,9 +28,9 @@ WORDS = ("verify", "describe", "listen", "index", "merge")
 @entry("shards")
 def main(cfg: DictConfig) -> int:
     """Do what the first word says, and return the exit code."""
-    from pipeline.cache import ledger
-    from pipeline.cache.describe import describe
-    from pipeline.cache.store import open_store
+    from pipeline.data import build_state
+    from pipeline.data.stats import describe
+    from pipeline.data.storage import open_store
 
     if cfg.do not in WORDS:
         raise InputError(f"{cfg.do!r} is none of {', '.join(WORDS)}")
@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> int:
         for line in describe(store):
             print(line)
         return 0
-    missing = ledger.merge(store)
+    missing = build_state.merge(store)
     if isinstance(missing, list):
         told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         print(
@@ -59,8 +59,8 @@ def main(cfg: DictConfig) -> int:
 def _verify(store: Store, workers: int | str) -> int:
     import os
 
-    from pipeline.cache.manifest import Manifest
-    from pipeline.cache.verify import verify
+    from pipeline.data.manifest import Manifest
+    from pipeline.data.verify import verify
 
     count = 0
     for fault in verify(store, len(os.sched_getaffinity(0)) if workers == "auto" else int(workers)):
@@ -73,8 +73,8 @@ def _verify(store: Store, workers: int | str) -> int:
 
 
 def _index(store: Store) -> int:
-    from pipeline.cache.manifest import Manifest
-    from pipeline.cache.verify import rebuild_index
+    from pipeline.data.manifest import Manifest
+    from pipeline.data.verify import rebuild_index
 
     shards = [shard for part in Manifest.load(store).splits.values() for shard in part]
     for shard in shards:
@@ -88,10 +88,10 @@ def _listen(store: Store, cfg: DictConfig) -> int:
 
     import torch
 
-    from pipeline.cache.draw import draw
-    from pipeline.cache.manifest import Manifest
-    from pipeline.sound import audio
-    from pipeline.sound.codec import load_codec
+    from pipeline.audio import audio_io
+    from pipeline.audio.codec import load_codec
+    from pipeline.data.manifest import Manifest
+    from pipeline.data.random_clips import draw
 
     manifest = Manifest.load(store)
     codec = load_codec(manifest.codec["name"], manifest.codebooks, repository=cfg.repository, device=cfg.device)
@@ -100,7 +100,7 @@ def _listen(store: Store, cfg: DictConfig) -> int:
         codes = torch.from_numpy(sample.codes.astype("int64"))[None].to(cfg.device)  # [1, K, T]
         wav = codec.decode(codes)[0, 0].cpu().numpy()
         file = Path(cfg.out) / f"{sample.key.replace('/', '_')}.wav"
-        audio.write(file, wav, codec.sample_rate)
+        audio_io.write(file, wav, codec.sample_rate)
         print(f"{file}  {len(wav) / codec.sample_rate:.2f} s  {sample.info.get('path')!r} {sample.info.get('labels')}")
     return 0
 

@@ -23,59 +23,59 @@ if not __package__:  # `deepspeed pipeline/train.py` puts pipeline/ first on the
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if __name__ == "__main__":  # before the slow imports: a request to stop may come at any time
-    from pipeline.lm import stop_signals
+    from pipeline.training import stop_signals
 
     stop_signals.install()
 
 from omegaconf import DictConfig
 
-from pipeline.config import entry
+from pipeline.config.cli import entry
 
 
 @entry("train")
 def main(cfg: DictConfig) -> int:
     """Wire caches, model, engine and trainer; train; export."""
-    from pipeline import limits, preflight, training
-    from pipeline.lm import checkpoint, distributed, stop_signals, training_settings
-    from pipeline.publish import card
+    from pipeline.hub import model_card
+    from pipeline.training import checkpoint, distributed, preflight, resume_check, setup, stop_signals
+    from pipeline.training import config as limits
 
     stop_signals.begin_start()
     limits.check(cfg)
     world = distributed.start(cfg.trainer.timeout)
     run = Path(cfg.run)
     found, skipped = checkpoint.find(run, cfg.resume, world)
-    splits, order = training.open_shards(cfg)
-    config = training.model_config(cfg, splits)
-    training.count_steps(cfg, config, splits, world)
-    settings = training_settings.training_settings(cfg, training.content_digests(cfg, splits), world.ranks)
+    splits, order = setup.open_shards(cfg)
+    config = setup.model_config(cfg, splits)
+    setup.count_steps(cfg, config, splits, world)
+    settings = resume_check.training_settings(cfg, setup.content_digests(cfg, splits), world.ranks)
     changes: list[str] = []
     if found:
         checkpoint.check_model(found, config)
-        stage, bf16 = cfg.deepspeed.zero_optimization.stage, training.computes_in_bf16(cfg, world.device.type)
+        stage, bf16 = cfg.deepspeed.zero_optimization.stage, setup.computes_in_bf16(cfg, world.device.type)
         checkpoint.check_engine(found, stage, bf16)
         checkpoint.check_steps(found, run, cfg.trainer.steps)
-        changes = training_settings.check_settings(found, settings, cfg.resume, run)
+        changes = resume_check.check_settings(found, settings, cfg.resume, run)
     if preflight.check(cfg, config, splits, order, world, found):
         return 0
-    model = training.build_model(cfg, config, splits, fresh=found is None)
-    with training.prepare_run(cfg, run, world):
-        training.report_skipped(skipped, world)
+    model = setup.build_model(cfg, config, splits, fresh=found is None)
+    with setup.prepare_run(cfg, run, world):
+        setup.report_skipped(skipped, world)
         converts = found is not None and checkpoint.needs_conversion(found, world)
-        engine = training.build_engine(cfg, model, world, converts)
-        trainer = training.build_trainer(cfg, engine, splits, order, run, world, settings)
+        engine = setup.build_engine(cfg, model, world, converts)
+        trainer = setup.build_trainer(cfg, engine, splits, order, run, world, settings)
         if found:
             trainer.resume(found)
-        training.announce(cfg, trainer, splits, order, changes)
-        tracker = training.start_tracker(cfg, run, trainer.step, world)
+        setup.announce(cfg, trainer, splits, order, changes)
+        tracker = setup.start_tracker(cfg, run, trainer.step, world)
         code = 1
         try:
-            ears = training.open_ears(cfg, splits, world)
-            report = training.reporting(tracker, trainer, order.epoch, splits[0][0].manifest.frame_rate, ears)
+            ears = setup.open_ears(cfg, splits, world)
+            report = setup.reporting(tracker, trainer, order.epoch, splits[0][0].manifest.frame_rate, ears)
             code = trainer.train(report, lambda folder: tracker.artifact("checkpoint", folder))
             if world.first:
                 newest = run / "checkpoints" / f"step-{trainer.step}"
                 checkpoint.export(newest, run / "export")
-                card.write(newest, caches=training.caches_of(cfg))
+                model_card.write(newest, caches=setup.caches_of(cfg))
                 tracker.artifact("export", run / "export")
         finally:
             tracker.finish(code)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.build_corpora import build_jamendo, render_notes
+from tests.helpers.corpora import build_jamendo, render_notes
+
+pytest_plugins = ["tests.helpers.trained_run"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell: tests of ^C need it heard
     signal.signal(signal.SIGINT, signal.default_int_handler)

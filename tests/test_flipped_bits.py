@@ -14,20 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.cache.ledger import PLAN, Plan, plan_digest
-from pipeline.cache.manifest import NAME, Manifest
-from pipeline.cache.split import Split
-from pipeline.cache.store import LocalStore
-from pipeline.cache.stream import once
-from pipeline.cache.verify import verify
-from pipeline.config import compose
-from pipeline.errors import InputError
-from pipeline.lm import checkpoint
-from pipeline.lm.consolidate import weights
-from pipeline.lm.model import CONFIG, WEIGHTS, CodecGPT
+from pipeline.common.errors import InputError
+from pipeline.config.cli import compose
+from pipeline.data.build_state import PLAN, Plan, plan_digest
+from pipeline.data.dataloader import once
+from pipeline.data.dataset import Split
+from pipeline.data.manifest import NAME, Manifest
+from pipeline.data.storage import LocalStore
+from pipeline.data.verify import verify
+from pipeline.models.codec_gpt import CONFIG, WEIGHTS, CodecGPT
 from pipeline.train import main
-from tests.lm.caches import write_cache
-from tests.test_train import SMALL
+from pipeline.training import checkpoint
+from pipeline.training.zero_to_fp32 import weights
+from tests.helpers.training_caches import write_cache
+from tests.training.test_train import SMALL
 
 FLIPS = 200
 KINDS = {

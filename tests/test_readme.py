@@ -26,15 +26,15 @@ import pytest
 import soundfile
 from packaging.requirements import Requirement
 
+from pipeline.audio.codec import EMBEDDED_FILE
 from pipeline.check import check_settings
-from pipeline.config import CONF, compose
-from pipeline.errors import InputError
-from pipeline.lm.patterns import NAMES as PATTERNS
+from pipeline.common.errors import InputError
+from pipeline.config.cli import CONF, compose
+from pipeline.models.patterns import NAMES as PATTERNS
 from pipeline.shards import settings as words_of_shards
-from pipeline.sound.codec import EMBEDDED_FILE
-from tests.build_corpora import pack
-from tests.corpora.site import Site, serve
-from tests.test_train import free_port, fresh_env
+from tests.helpers.corpora import pack
+from tests.helpers.download_server import Site, serve
+from tests.training.test_train import free_port, fresh_env
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

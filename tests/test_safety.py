@@ -14,9 +14,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipeline import export
-from pipeline.cache.store import open_store
-from pipeline.corpora.fetch import FetchError, Patience, Remote, fetch, remote_size
-from pipeline.errors import InputError, all_without_secrets, without_secrets
+from pipeline.common.errors import InputError, all_without_secrets, without_secrets
+from pipeline.corpora.download.http import FetchError, Patience, Remote, fetch, remote_size
+from pipeline.data.storage import open_store
 
 HOME = Path(__file__).parents[1]
 FILES = sorted((HOME / "pipeline").rglob("*.py"))
@@ -34,7 +34,7 @@ MUST = {  # what a call has to say
     "np.save": ("allow_pickle", False),
 }
 MUST_NOT = {"shell": True, "trust_remote_code": True, "verify": False, "allow_pickle": True, "weights_only": False}
-EXCEPT = {"pipeline/imports.py": "importlib.import_module"}  # of packages whose names are in the source
+EXCEPT = {"pipeline/common/import_guards.py": "importlib.import_module"}  # of packages whose names are in the source
 METHODS = {"extractall", "extract", "read_pickle"}  # of whatever object
 
 
@@ -153,8 +153,8 @@ def test_a_run_folder_holds_no_login_and_no_key(tmp_path: Path, monkeypatch: pyt
     """Neither in its settings nor in its log; the settings of the run itself stay as they are."""
     import torch
 
-    from pipeline.lm.distributed import World
-    from pipeline.training import prepare_run
+    from pipeline.training.distributed import World
+    from pipeline.training.setup import prepare_run
 
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     root, before = logging.getLogger(), logging.getLogger().handlers[:]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import sweeps
-from pipeline.cache.store import RemoteStore, open_store
-from pipeline.config import compose
+from pipeline.config import sweeps
+from pipeline.config.cli import compose
+from pipeline.data.storage import RemoteStore, open_store
 from pipeline.train import main
-from tests.build_caches import make, tones
-from tests.lm.caches import write_cache
+from tests.helpers.preprocess_runs import make, tones
+from tests.helpers.training_caches import write_cache
 
 TINY = (
     "+exp=delay_gpt2", "codec=encodec_embedded", "codec.codebooks=4", "model=tiny", "model.width=32", "model.layers=1",

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 def test_our_version_is_known_without_installation() -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from pipeline.versions import package_versions
+from pipeline.common.versions import package_versions
 print(package_versions(["codec-audio-lm", "not-installed"]))
 """
     command = [sys.executable, "-S", "-c", code]  # -S: nothing that is installed can be seen

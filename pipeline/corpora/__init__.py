@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpora.archive import fingerprint as fingerprint
-from pipeline.corpora.archive import load as load
+from pipeline.common.errors import InputError
+from pipeline.corpora.base import UNREADABLE as UNREADABLE
+from pipeline.corpora.base import Corpus
+from pipeline.corpora.base import Durations as Durations
+from pipeline.corpora.base import SetAside as SetAside
 from pipeline.corpora.clip import Clip as Clip
-from pipeline.corpora.corpus import UNREADABLE as UNREADABLE
-from pipeline.corpora.corpus import Corpus
-from pipeline.corpora.corpus import Durations as Durations
-from pipeline.corpora.corpus import SetAside as SetAside
-from pipeline.corpora.duplicates import Digest
-from pipeline.errors import InputError
+from pipeline.corpora.dedup import Digest
+from pipeline.corpora.tar_archive import fingerprint as fingerprint
+from pipeline.corpora.tar_archive import load as load
 
 
 def open_corpus(data: Mapping[str, Any], digest: Digest | None = None, durations: Durations | None = None) -> Corpus:
@@ -38,7 +38,7 @@ def open_corpus(data: Mapping[str, Any], digest: Digest | None = None, durations
 
         return NSynth(Path(data["root"]), Path(data["listings"]), seconds=data["seconds"])
     if name == "notes":
-        from pipeline.corpora.notes import open_notes
+        from pipeline.corpora.midi_notes import open_notes
 
         return open_notes(data)
     if name == "folder":

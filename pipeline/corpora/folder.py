@@ -15,14 +15,14 @@ from typing import Any
 
 import soundfile
 
-from pipeline import sound_files
+from pipeline.common import sound_files
+from pipeline.common.errors import InputError
+from pipeline.corpora.base import KEY_LENGTH, Durations, SetAside, empty, existing, shown, slug
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import KEY_LENGTH, Durations, SetAside, empty, existing, shown, slug
-from pipeline.corpora.cut import check, segments, split_of
-from pipeline.corpora.duplicates import Digest
-from pipeline.corpora.listing import listing_file, remembered
-from pipeline.corpora.same_sound import find_copies, find_versions
-from pipeline.errors import InputError
+from pipeline.corpora.dedup import Digest
+from pipeline.corpora.scan_cache import listing_file, remembered
+from pipeline.corpora.segments import check, segments, split_of
+from pipeline.corpora.sound_identity import find_copies, find_versions
 
 COMMAND = "give the folder as data.root=DIR"
 DENSEST = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no header that says more is true
@@ -30,7 +30,7 @@ DENSEST = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no h
 
 @dataclass
 class Folder:
-    """See `pipeline.corpora.corpus.Corpus`. data: the settings of conf/data/folder.yaml; digest: see `duplicates`;
+    """See `pipeline.corpora.base.Corpus`. data: the settings of conf/data/folder.yaml; digest: see `duplicates`;
     durations: see `open_corpus`.
     """
 

@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from pipeline.corpora.archive import LARGEST, Torn, inside, members
+from pipeline.common.errors import InputError
+from pipeline.corpora.base import KEY_LENGTH, UNREADABLE, SetAside, empty, existing, readable, shown, slug, tell
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import KEY_LENGTH, UNREADABLE, SetAside, empty, existing, readable, shown, slug, tell
-from pipeline.corpora.cut import check, segments, split_of
-from pipeline.corpora.duplicates import Digest, Recording, duplicates
+from pipeline.corpora.dedup import Digest, Recording, duplicates
 from pipeline.corpora.folder import walk
-from pipeline.corpora.listing import kept, listing_file
-from pipeline.errors import InputError
+from pipeline.corpora.scan_cache import kept, listing_file
+from pipeline.corpora.segments import check, segments, split_of
+from pipeline.corpora.tar_archive import LARGEST, Torn, inside, members
 
 LOOKED_FOR = "00/565800.mp3 ... 99/*.mp3 or raw_30s_audio-{00..99}.tar, and raw_30s.tsv"
 COMMAND = "get it with `python -m pipeline.download data=jamendo`, or give the folder as data.root=DIR"
@@ -47,7 +47,7 @@ class Track(NamedTuple):
 
 @dataclass
 class Jamendo:
-    """See `pipeline.corpora.corpus.Corpus`. data: the settings of conf/data/jamendo.yaml; digest: see `duplicates`."""
+    """See `pipeline.corpora.base.Corpus`. data: the settings of conf/data/jamendo.yaml; digest: see `duplicates`."""
 
     data: Mapping[str, Any]
     digest: Digest | None = None

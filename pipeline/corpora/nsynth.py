@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from pipeline.corpora.archive import LARGEST, Member, Torn, inside, members
+from pipeline.common.errors import InputError
+from pipeline.corpora.base import SPLITS, SetAside, empty, existing, readable, shown, slug
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.corpus import SPLITS, SetAside, empty, existing, readable, shown, slug
-from pipeline.corpora.listing import kept
-from pipeline.errors import InputError
+from pipeline.corpora.scan_cache import kept
+from pipeline.corpora.tar_archive import LARGEST, Member, Torn, inside, members
 
 LOOKED_FOR = "nsynth-{train,valid,test}/examples.json with audio/*.wav, or nsynth-{train,valid,test}.jsonwav.tar.gz"
 COMMAND = "get it with `python -m pipeline.download data=nsynth`, or give the folder as data.root=DIR"
@@ -35,7 +35,7 @@ NO_NOTE = "its entry in the index is no note"
 
 @dataclass
 class NSynth:
-    """See `pipeline.corpora.corpus.Corpus`.
+    """See `pipeline.corpora.base.Corpus`.
 
     listings: a folder where the lists of archives are kept; seconds: only the first of each note (None: all of it).
     """

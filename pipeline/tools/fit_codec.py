@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
-from pipeline.lm.tensors import save_tensors
-from pipeline.sound import metrics
-from pipeline.sound.codec import EMBEDDED_FILE, load_codec
-from pipeline.sound.spectral import FLOOR, HOP, WIDEN, WINDOW, Analysis, band_centres
+from pipeline.audio import metrics
+from pipeline.audio.codec import EMBEDDED_FILE, load_codec
+from pipeline.audio.codecs.spectral import FLOOR, HOP, WIDEN, WINDOW, Analysis, band_centres
+from pipeline.common.errors import InputError
+from pipeline.models.weights import save_tensors
 
 RATE = 24_000
 SECONDS, HELD = 4, 3

@@ -3,8 +3,8 @@
   python -m pipeline.tools.memory_table
   python -m pipeline.tools.memory_table --ranks 64 --micro-batch 4 --pattern flatten
 
-Estimated by the formulas of pipeline.lm.cost for bf16, layers compiled but at ZeRO-3, 8 codebooks and prompts of 768
-numbers. The first figure of a cell is weights, gradients and optimizer, and what a micro-batch adds; the second, in
+Estimated by the formulas of pipeline.models.model_stats for bf16, layers compiled but at ZeRO-3, 8 codebooks and
+prompts of 768 numbers. The first figure of a cell is weights, gradients and optimizer, and what a micro-batch adds; the second, in
 brackets, is with trainer.activation_checkpointing=true.
 """
 
@@ -14,11 +14,12 @@ import argparse
 
 from omegaconf import OmegaConf
 
-from pipeline.config import CONF, compose
-from pipeline.forecast.plan import Machine, need_of, setup_of
-from pipeline.lm import cost, zero
-from pipeline.lm.model import ModelConfig
-from pipeline.lm.patterns import NAMES, Pattern
+from pipeline.config.cli import CONF, compose
+from pipeline.models import model_stats
+from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.patterns import NAMES, Pattern
+from pipeline.training import zero_patches
+from pipeline.training.run_estimate import Machine, need_of, setup_of
 
 SIZES = ("small", "medium", "large", "xl")
 CODEBOOKS, PROMPT, FRAME_RATE = 8, 768, 75
@@ -45,10 +46,10 @@ def rows(ranks: int, batch: int, seconds: float, pattern: str) -> list[list[str]
         cells = []
         for file in files:
             setup = setup_of(OmegaConf.load(file).zero_optimization, True, machine)
-            kept = "compiled" if zero.compiles("auto", setup.stage, cuda=True) else "eager"
+            kept = "compiled" if zero_patches.compiles("auto", setup.stage, cuda=True) else "eager"
             needs = [need_of(config, setup, batch, frames, mode).total for mode in (kept, "checkpointed")]
             cells.append("{:.1f} ({:.1f})".format(*(need / 2**30 for need in needs)))
-        found.append([size, f"{cost.parameters(config) / 1e6:,.0f} M", *cells])
+        found.append([size, f"{model_stats.parameters(config) / 1e6:,.0f} M", *cells])
     return found
 
 

@@ -18,11 +18,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.sound.codec import load_codec, untrained_codec, untrained_encodec
-from pipeline.sound.embedder import MaeEmbedder, load_embedder
-from pipeline.sound.encodec_package import EncodecModel
-from pipeline.sound.mae import Architecture, EncodecFrames, EncodecMae
-from pipeline.sound.precision import full_precision
+from pipeline.audio.codec import load_codec, untrained_codec, untrained_encodec
+from pipeline.audio.codecs.encodec_package import EncodecModel
+from pipeline.audio.embedder import MaeEmbedder, load_embedder
+from pipeline.audio.embedders.encodecmae import Architecture, EncodecFrames, EncodecMae
+from pipeline.audio.precision import full_precision
 
 SECONDS, RATE, CODEBOOKS = 4.0, 24_000, 8
 

@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache.manifest import Manifest
-from pipeline.cache.order import Order
-from pipeline.cache.shard import Sample, ShardWriter
-from pipeline.cache.split import Split
-from pipeline.cache.stream import Stream
+from pipeline.data.dataloader import Stream
+from pipeline.data.dataset import Split
+from pipeline.data.manifest import Manifest
+from pipeline.data.sampler import Order
+from pipeline.data.shard import Sample, ShardWriter
 
 K, T, P, BATCH = 8, 300, 768, 16
 _GROWN = 250  # clips of a shard where the number of shards grows

@@ -5,7 +5,8 @@
 
 Each case runs in a process of its own for three optimizer steps on random clips of 4 s under the delay pattern, in bf16
 on a GPU and fp32 on a CPU, without dropout (on a CPU attention with dropout keeps what a GPU never does). Measured is
-the most that PyTorch's allocator held at one time; foretold are `least` and `total` of `pipeline.forecast.plan.Need`.
+the most that PyTorch's allocator held at one time; foretold are `least` and `total` of
+`pipeline.training.run_estimate.Need`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline import training
-from pipeline.config import compose
-from pipeline.forecast.plan import Machine, Need, need_of, setup_of
-from pipeline.lm import distributed
-from pipeline.lm import model as models
-from pipeline.lm.distributed import World
-from pipeline.lm.model import ModelConfig
+from pipeline.config.cli import compose
+from pipeline.models import codec_gpt as models
+from pipeline.models.codec_gpt import ModelConfig
 from pipeline.tools.memory_table import CODEBOOKS, FRAME_RATE, PROMPT, markdown, shape
+from pipeline.training import distributed
+from pipeline.training import setup as training
+from pipeline.training.distributed import World
+from pipeline.training.run_estimate import Machine, Need, need_of, setup_of
 
 ROOT = Path(__file__).parents[2]
 FRAMES = 4 * FRAME_RATE

@@ -31,17 +31,17 @@ import soundfile
 import soxr
 import torch
 
-from pipeline.cache.ledger import Plan
-from pipeline.cache.shard import read_shard
-from pipeline.cache.store import LocalStore
-from pipeline.carry import crew
-from pipeline.carry.decode import Reading
-from pipeline.carry.encode import Encoded, Encoder
-from pipeline.carry.plan import Spool, make_plan
-from pipeline.carry.run import BATCH
-from pipeline.carry.work import Assembly, Jobs, Task
+from pipeline.audio.codec import untrained_codec, untrained_encodec
 from pipeline.corpora import Clip
-from pipeline.sound.codec import untrained_codec, untrained_encodec
+from pipeline.data.build_state import Plan
+from pipeline.data.shard import read_shard
+from pipeline.data.storage import LocalStore
+from pipeline.preprocessing import encoder_pool
+from pipeline.preprocessing.decode import Reading
+from pipeline.preprocessing.encoder import Encoded, Encoder
+from pipeline.preprocessing.runner import BATCH
+from pipeline.preprocessing.shard_builder import Assembly, Jobs, Task
+from pipeline.preprocessing.shard_planner import Spool, make_plan
 
 CODEBOOKS, SECONDS = 8, 4.0
 
@@ -106,7 +106,7 @@ def ours(clips: list[Clip], out: Path, devices: list[str], readers: int) -> floa
     with (
         tempfile.TemporaryDirectory() as folder,
         Assembly(store, tasks, spool, plan.made, Path(folder), lambda _: None) as assembly,
-        crew.Crew(load, devices, readers, reading) as encoders,
+        encoder_pool.Crew(load, devices, readers, reading) as encoders,
     ):
         for encoded in timed(encoders.encoded(iter(Jobs(tasks, spool, Path(folder), reading.batch))), marks):
             assembly.add(encoded)
@@ -190,9 +190,11 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=0, help="clips at which memory is measured as well")
     given = parser.parse_args()
     device = "cuda:0" if given.device == "cuda" else "cpu"
-    everything = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device != "cpu" else ["cpu"] * crew.cores()
-    readers = crew.readers("auto", everything)
-    name = torch.cuda.get_device_name() if device != "cpu" else f"{crew.cores()} cores"
+    everything = (
+        [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device != "cpu" else ["cpu"] * encoder_pool.cores()
+    )
+    readers = encoder_pool.readers("auto", everything)
+    name = torch.cuda.get_device_name() if device != "cpu" else f"{encoder_pool.cores()} cores"
     print(f"torch {torch.__version__}, {name}, {given.files} files of {SECONDS:g} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         clips = write_files(Path(folder), given.files, SECONDS)

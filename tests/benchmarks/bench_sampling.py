@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from pipeline.lm.choice import Sampling
-from pipeline.lm.model import CodecGPT, ModelConfig
-from pipeline.lm.sampling import Plan, Take
-from pipeline.lm.step import Player
+from pipeline.generation.engine import Player
+from pipeline.generation.generator import Plan, Take
+from pipeline.generation.sampling import Sampling
+from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 
 WIDTH, LAYERS, HEADS, CODEBOOKS, PROMPT, RATE = 768, 12, 12, 8, 768, 75
 TEMPERATURE = 0.7

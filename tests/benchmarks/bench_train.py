@@ -8,7 +8,7 @@ Same clips (4 s, 8 codebooks), same GPT-2, same batch:
   article   fp32; each step encodes its audio with the package's EnCodec (32 codebooks, 8 kept), keeps GPT-2's word
             embedding, counts inactive cells, plain AdamW
   ours      `pipeline.train` itself, from shards: bf16 and compiled layers on a GPU, fp32 on a CPU
-MFU is `pipeline.lm.cost.operations`, over the rate of a large bf16
+MFU is `pipeline.models.model_stats.operations`, over the rate of a large bf16
 (on a CPU fp32) matrix product measured in the same run.
 """
 
@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache.manifest import Manifest
-from pipeline.cache.shard import Sample, ShardWriter
-from pipeline.config import compose
-from pipeline.lm import cost
-from pipeline.lm.model import GPT2Config, GPT2Model
-from pipeline.sound.codec import untrained_encodec
+from pipeline.audio.codec import untrained_encodec
+from pipeline.config.cli import compose
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard import Sample, ShardWriter
+from pipeline.models import model_stats
+from pipeline.models.codec_gpt import GPT2Config, GPT2Model
 from pipeline.tools.memory_table import shape
 from pipeline.train import main as train
 
@@ -122,7 +122,7 @@ def measure(models: list[str], batch: int, steps: int, words: list[str]) -> None
         size = GPT2Config(n_embd=config.width, n_layer=config.layers, n_head=config.heads)
         then = article(size, batch, max(4, steps // 10), device)
         now, wait = ours(model, batch, steps, words)
-        mfu = batch * cost.operations(shape(model, "delay", T), T) / (now / 1000) / rate
+        mfu = batch * model_stats.operations(shape(model, "delay", T), T) / (now / 1000) / rate
         print(f"| {model} | {then:.1f} | {now:.1f} | {then / now:.1f} | {mfu:.0%} | {wait:.2%} |", flush=True)
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import compose
+from pipeline.common.errors import InputError
+from pipeline.config.cli import compose
 from pipeline.corpora import open_corpus
-from pipeline.corpora.fetch import Remote
+from pipeline.corpora.download.http import Remote
 from pipeline.download import main
-from pipeline.errors import InputError
-from tests.build_corpora import data, pack
-from tests.corpora.site import Site, serve
+from tests.helpers.corpora import data, pack
+from tests.helpers.download_server import Site, serve
 
 HASTY = ("attempts=3", "timeout=1", "pause=0.01")
 
@@ -185,7 +185,7 @@ def test_no_network_is_said_at_once(tmp_path: Path, name: str, capsys: pytest.Ca
 
 
 def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
-    from pipeline.corpora.published import published
+    from pipeline.corpora.download.sources import published
 
     cfg = compose("download", ["data=jamendo", f"data.root={tmp_path}", "quality=audio-low", "folders=[99]"])
     lists: list[Remote] = []

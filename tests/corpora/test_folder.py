@@ -17,11 +17,11 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.common.errors import InputError
 from pipeline.corpora import open_corpus
-from pipeline.corpora.cut import segments, split_of
-from pipeline.corpora.listing import remembered
-from pipeline.errors import InputError
-from tests.build_corpora import data
+from pipeline.corpora.scan_cache import remembered
+from pipeline.corpora.segments import segments, split_of
+from tests.helpers.corpora import data
 
 
 def sound(path: Path, seconds: float = 0.5, **kind: str) -> Path:

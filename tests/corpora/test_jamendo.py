@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipeline.audio.audio_io import AudioError, read
+from pipeline.common.errors import InputError
 from pipeline.corpora import fingerprint, load, open_corpus
 from pipeline.corpora.clip import Clip
-from pipeline.errors import InputError
-from pipeline.sound.audio import AudioError, read
-from tests.build_corpora import Row, data, mp3, music, pack, tagged, write_metadata
+from tests.helpers.corpora import Row, data, mp3, music, pack, tagged, write_metadata
 
 SHARES = ("data.valid=0.3", "data.test=0.3")
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpora import archive, fingerprint, load, open_corpus
+from pipeline.common.errors import InputError
+from pipeline.corpora import fingerprint, load, open_corpus
+from pipeline.corpora import tar_archive as archive
 from pipeline.corpora.nsynth import entries
-from pipeline.errors import InputError
-from tests.build_corpora import data, pack
+from tests.helpers.corpora import data, pack
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_an_archive_is_searched_once(root: Path, tmp_path: Path, monkeypatch: py
 def test_reading_a_large_archive_through_is_announced(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.corpora.listing.LARGE", 1000)
+    monkeypatch.setattr("pipeline.corpora.scan_cache.LARGE", 1000)
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="first"))
     list(open_corpus(data("nsynth", tmp_path)).clips())
     assert "nsynth-test.jsonwav.tar.gz: its" in capsys.readouterr().err

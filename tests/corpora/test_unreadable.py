@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from pipeline.common.errors import InputError
 from pipeline.corpora import Clip, load, open_corpus
-from pipeline.errors import InputError
-from tests.build_corpora import data, pack
+from tests.helpers.corpora import data, pack
 
 NOBODY = 65534
 

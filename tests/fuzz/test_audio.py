@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.damage import HOME, TRIES
+from tests.helpers.damage import HOME, TRIES
 
 HANG = 60  # seconds at one input
 
@@ -25,7 +25,7 @@ def listened(count: int, seed: int, note: Path) -> list[str]:
             "-X",
             "faulthandler",
             "-m",
-            "tests.fuzz.listen",
+            "tests.fuzz.decode_damaged",
             str(first),
             str(count),
             str(seed),

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from pipeline.corpora import archive, load, open_corpus
-from pipeline.corpora.fetch import Remote
+from pipeline.corpora import load, open_corpus, tar_archive
+from pipeline.corpora.download.http import Remote
+from pipeline.corpora.download.sources import published
 from pipeline.corpora.nsynth import entries
-from pipeline.corpora.published import published
-from tests.fuzz.damage import damaged, damaged_json, inside, mended_tar, refused_or_right, seeds, some, text_of
+from tests.helpers.damage import damaged, damaged_json, inside, mended_tar, refused_or_right, seeds, some, text_of
 
 NOTE = {"pitch": 60, "velocity": 100, "instrument": 3, "instrument_str": "bass_3", "qualities_str": ["dark"], "note": 7}
 INDEX = {f"bass_{i}": NOTE for i in range(4)}
@@ -46,7 +46,7 @@ def use(data: dict[str, Any], most: int = 100_000) -> None:
         count += 1
         json.dumps([clip.key, clip.path, clip.labels])
         assert clip.span is None or len(clip.content or b"") == clip.span[1]
-        assert Path(data["root"]) in Path(archive.container(clip.path) if clip.span else clip.path).parents
+        assert Path(data["root"]) in Path(tar_archive.container(clip.path) if clip.span else clip.path).parents
     assert count < most
     for path, key, reason in corpus.set_aside:
         (path + key + reason).encode()
@@ -146,11 +146,11 @@ def test_the_members_of_a_damaged_archive(tmp_path: Path, seed: int) -> None:
     path.write_bytes(mended_tar(seed, damaged(seed, TARS) if seed % 2 else TARS[seed // 2 % len(TARS)]))
     with inside(tmp_path), refused_or_right(str(tmp_path)):
         try:
-            for member, content in archive.members(path, wanted=".json"):
+            for member, content in tar_archive.members(path, wanted=".json"):
                 assert 0 <= member.offset <= member.offset + member.size <= path.stat().st_size
                 assert not member.name.startswith("/") and ".." not in member.name.split("/")
                 assert content is None or len(content) == member.size
-        except archive.Torn as error:
+        except tar_archive.Torn as error:
             assert "\n" not in str(error)
 
 

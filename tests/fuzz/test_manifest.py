@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from pipeline.cache import ledger
-from pipeline.cache.copies import Copies
-from pipeline.cache.describe import describe
-from pipeline.cache.draw import draw
-from pipeline.cache.ledger import Plan, Planned, Record
-from pipeline.cache.manifest import NAME, Manifest
-from pipeline.cache.split import Split
-from pipeline.cache.store import LocalStore
-from pipeline.cache.stream import once
-from pipeline.cache.verify import verify
-from pipeline.errors import InputError
-from tests.cache.made import CODEC, write_cache
-from tests.fuzz.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
+from pipeline.common.errors import InputError
+from pipeline.data import build_state
+from pipeline.data.build_state import Plan, Planned, Record
+from pipeline.data.dataloader import once
+from pipeline.data.dataset import Split
+from pipeline.data.manifest import NAME, Manifest
+from pipeline.data.random_clips import draw
+from pipeline.data.shard_cache import Copies
+from pipeline.data.stats import describe
+from pipeline.data.storage import LocalStore
+from pipeline.data.verify import verify
+from tests.helpers.caches import CODEC, write_cache
+from tests.helpers.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = {"codec": manifest.codec, "embedder": manifest.embedder, "data": {}}
     Plan({}, made, "", shards).save(LocalStore(folder))
     for shard in manifest.splits["train"]:
-        Record("00", ledger.digest(made), "", shard).save(LocalStore(folder), shard.name)
+        Record("00", build_state.digest(made), "", shard).save(LocalStore(folder), shard.name)
     return folder
 
 
@@ -74,7 +74,7 @@ def test_a_damaged_manifest(cache: Path, as_bytes: bool, seed: int) -> None:
         (cache / NAME).write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", [ledger.PLAN, "train-000001.done.json"])
+@pytest.mark.parametrize("name", [build_state.PLAN, "train-000001.done.json"])
 @some(100)
 @given(seed=seeds)
 def test_a_damaged_plan_or_record(cache: Path, name: str, seed: int) -> None:
@@ -83,7 +83,7 @@ def test_a_damaged_plan_or_record(cache: Path, name: str, seed: int) -> None:
     written(cache, name, seed, as_bytes=seed % 4 == 0)
     try:
         with inside(cache), refused_or_right(str(cache)):
-            ledger.merge(LocalStore(cache))
+            build_state.merge(LocalStore(cache))
             Manifest.load(cache)
     finally:
         for file, content in before.items():

@@ -12,15 +12,16 @@ import yaml
 from hypothesis import given
 from omegaconf import OmegaConf
 
-from pipeline import tracking
-from pipeline.cache.store import is_remote
-from pipeline.config import compose
-from pipeline.listen import compare, page, run_folder, sidecar
-from pipeline.lm import checkpoint
-from pipeline.lm.model import CONFIG, WEIGHTS, CodecGPT, ModelConfig
-from pipeline.publish import card
-from pipeline.track.metrics_file import read_metrics
-from tests.fuzz.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
+from pipeline.common.metrics_file import read_metrics
+from pipeline.config.cli import compose
+from pipeline.data.storage import is_remote
+from pipeline.evaluation import comparison, report_html, run_folder
+from pipeline.generation import sidecar
+from pipeline.hub import model_card
+from pipeline.models.codec_gpt import CONFIG, WEIGHTS, CodecGPT, ModelConfig
+from pipeline.tracking import base
+from pipeline.training import checkpoint
+from tests.helpers.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
 
 STATE = {"step": 3, "place": 12, "seed": 0, "ranks": 1, "stage": 1, "model": {"width": 16}, "val_loss": 6.5}
 FIGURE = {"mean": 0.5, "interval": [0.4, 0.6]}
@@ -84,7 +85,7 @@ def test_a_card_of_damaged_settings(tmp_path: Path, settings: dict[str, Any], ex
     put(tmp_path / "listen" / "evaluate.json", seed, EVALUATION)
     put(tmp_path / "metrics.jsonl", seed, ROWS[0])
     with refused_or_right(str(tmp_path)):
-        text = card.card(found, export)
+        text = model_card.card(found, export)
         assert "<" not in text and text.startswith("---\ntags: [")
 
 
@@ -92,7 +93,7 @@ def test_a_card_of_damaged_settings(tmp_path: Path, settings: dict[str, Any], ex
 @given(seed=seeds)
 def test_a_damaged_log_gives_the_rows_that_are_whole(tmp_path: Path, seed: int) -> None:
     """It can be drawn, compared and resumed from, which loses no row before the step."""
-    log = tmp_path / tracking.METRICS
+    log = tmp_path / base.METRICS
     log.write_bytes(
         b"".join(text_of(damaged_json(seed + i, ROWS[0])).encode() + b"\n" for i in range(2))
         + damaged(seed, [b"\n".join(json.dumps(row).encode() for row in ROWS)])
@@ -100,9 +101,9 @@ def test_a_damaged_log_gives_the_rows_that_are_whole(tmp_path: Path, seed: int) 
     with inside(tmp_path), refused_or_right(str(tmp_path)):
         rows = read_metrics(tmp_path)
         assert all(type(row["step"]) is int and all(abs(x) < 1e101 for x in row.values()) for row in rows)
-        page.page("a run", {}, [], 24_000, rows, None, "a hint")
-        compare.training(tmp_path, INSTRUMENT, 30.0)
-        tracker = tracking.JsonLines(tmp_path, 1)
+        report_html.page("a run", {}, [], 24_000, rows, None, "a hint")
+        comparison.training(tmp_path, INSTRUMENT, 30.0)
+        tracker = base.JsonLines(tmp_path, 1)
         tracker.log(2, {"train/loss": 5.0})
         tracker.finish()
         before = [row for row in rows if row["step"] <= 1]
@@ -116,7 +117,7 @@ def test_a_damaged_evaluation(tmp_path: Path, seed: int) -> None:
     path = put(tmp_path / "evaluate.json", seed, EVALUATION)
     with refused_or_right(str(tmp_path)):
         found = run_folder.evaluation(path)
-        text = page.page("a run", {}, [], 24_000, ROWS, found, "a hint")
+        text = report_html.page("a run", {}, [], 24_000, ROWS, found, "a hint")
         assert text.count("<script") == 1 and "nan" not in text.partition("<script")[0].partition("</style>")[2]
 
 

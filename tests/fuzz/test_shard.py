@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pipeline.cache.describe import describe
-from pipeline.cache.foreign import Foreign
-from pipeline.cache.manifest import Manifest
-from pipeline.cache.shard import index_name, read_index, samples, scan
-from pipeline.cache.split import Split
-from pipeline.cache.store import LocalStore
-from pipeline.cache.stream import once
-from pipeline.cache.verify import verify
-from tests.cache.made import CODEC, EMBEDDER, write_cache
-from tests.fuzz.damage import damaged, inside, mended_tar, refused_or_right, seeds, some
+from pipeline.data.dataloader import once
+from pipeline.data.dataset import Split
+from pipeline.data.external_shards import Foreign
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard import index_name, read_index, samples, scan
+from pipeline.data.stats import describe
+from pipeline.data.storage import LocalStore
+from pipeline.data.verify import verify
+from tests.helpers.caches import CODEC, EMBEDDER, write_cache
+from tests.helpers.damage import damaged, inside, mended_tar, refused_or_right, seeds, some
 
 SHARD = "train-000000.tar"
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from transformers import GPT2Config, GPT2Model
 
-from pipeline.lm.model import CONFIG, WEIGHTS, build
-from pipeline.sound.codec import ASSETS, EMBEDDED_FILE, load_codec
-from pipeline.sound.embedder import TINY, load_embedder
-from tests.fuzz.damage import damaged, damaged_json, refused_or_right, seeds, some, text_of
-from tests.lm.models import TINY as SIZES
+from pipeline.audio.codec import ASSETS, EMBEDDED_FILE, load_codec
+from pipeline.audio.embedder import TINY, load_embedder
+from pipeline.models.codec_gpt import CONFIG, WEIGHTS, build
+from tests.helpers.damage import damaged, damaged_json, refused_or_right, seeds, some, text_of
+from tests.helpers.models import TINY as SIZES
 
 
 @pytest.fixture(scope="module")

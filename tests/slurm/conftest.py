@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.helpers.slurm_cluster import Cluster
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.track import journal
-from tests.build_caches import tones
-from tests.dashboards import shown
-from tests.slurm.cluster import ROOT, Cluster
+from pipeline.tracking import wandb_log
+from tests.helpers.dashboards import shown
+from tests.helpers.preprocess_runs import tones
+from tests.helpers.slurm_cluster import ROOT, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 
@@ -100,9 +100,9 @@ def test_preempted_and_requeued_it_learns_the_same(whole: Path, cluster: Cluster
     log = next((run / "slurm").glob("train-*.log")).read_text()
     assert "stopped on request: requeued" in log and "going on at step" in log
     number = (run / "wandb_id").read_text().strip()
-    told = [row for file in journal.files(run, number) for row in journal.rows(file)]
+    told = [row for file in wandb_log.files(run, number) for row in wandb_log.rows(file)]
     steps = [row["trainer/step"] for row in told]
-    assert len(journal.files(run, number)) == 2 and steps == sorted(steps)
+    assert len(wandb_log.files(run, number)) == 2 and steps == sorted(steps)
     assert {row["trainer/step"]: row["train/loss"] for row in told if "train/loss" in row} == losses(run)
     if importlib.util.find_spec("wandb_workspaces"):
         assert shown(2) <= {name for row in told for name in row}, "all that the dashboard names is in W&B's own file"

@@ -62,9 +62,9 @@ assert len(rows[0]['codes.npy']) == 8 and rows[0]['json']['labels'], rows[0]"
     run python -m pipeline.evaluate run="$run_folder" shards="$shards" n=2
     run python -m pipeline.report run="$run_folder"
     run python -m pipeline.compare runs="[$run_folder]" shards="$shards" n=2 timed=1 out="$work/compare"
-    run python -m pytest -q -p no:cacheprovider -m "not slow" tests/lm/test_model.py tests/lm/test_sampling.py \
-        tests/cache/test_stream.py tests/cache/test_foreign.py tests/sound/test_codec.py tests/listen/test_demo.py \
-        tests/lm/test_trainer.py::test_a_skipped_step_leaves_no_trace # what DeepSpeed below 0.19.8 fails
+    run python -m pytest -q -p no:cacheprovider -m "not slow" tests/models/test_codec_gpt.py tests/generation/test_sampling.py \
+        tests/data/test_dataloader.py tests/data/test_external_shards.py tests/audio/test_codec.py tests/webui/test_demo.py \
+        tests/training/test_trainer.py::test_a_skipped_step_leaves_no_trace # what DeepSpeed below 0.19.8 fails
     tail -n 1 "$work/output.txt"
     rm -rf "$work"
     echo "$name versions: passed"

@@ -1,0 +1,1 @@
+"""Audio files, codecs and embedders: waveforms to codes and vectors, and back."""

@@ -1,0 +1,1 @@
+"""Decoding of sound files, and checks of what their headers declare."""

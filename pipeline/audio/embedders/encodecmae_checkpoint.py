@@ -1,0 +1,135 @@
+"""EnCodecMAE checkpoints in the layouts that their authors released, as our `EncodecMae`.
+
+v1 (2023): `model.pt` with `config.gin` beside it; v2 (2024): one `.pt` that holds the text of its config.gin. Of the
+gin text only a few numbers are read, by pattern: nothing of it is run.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.audio.codecs.encodec_package import SEANetEncoder
+from pipeline.audio.embedders.encodecmae import Architecture, EncodecFrames, EncodecMae, KaldiMel, Mel
+from pipeline.audio.weights import check_finite, refused_if_damaged
+
+LAYER = "visible_encoder.encoder_layers.{}."
+HEADS = 12  # of every released model, should the gin text not say
+V1_NAMES = {  # ours are v2's
+    "feat_projector.": "wav_encoder.post_net.",
+    "wav_encoder.model.": "wav_encoder.encoder.model.",
+    "positional_encoder.": "masker.positional_encoder.",
+}
+SEANET = "wav_encoder.encoder.model."
+SHORTEST_TAIL = 2048  # v2 leaves out what is not longer, v1 nothing
+
+
+def load_released(file: Path, gin: str = "") -> EncodecMae:
+    """Open a checkpoint, v1 or v2. gin: the text of v1's config.gin. Raises InputError for what is none."""
+    with refused_if_damaged(str(file), "an EnCodecMAE checkpoint that holds tensors only is expected"):
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        return from_state(content["state_dict"], content.get("config", gin))
+
+
+def from_state(state: dict[str, Tensor], gin: str, heads: int | None = None) -> EncodecMae:
+    """A model from a released state dict.
+
+    Raises KeyError for a missing tensor, ValueError for another model or weights that are not finite.
+    """
+    check_finite(state)
+    first = "feat_projector.weight" in state
+    if first:
+        state = {_renamed(key): value for key, value in state.items()}
+    heads = heads or int(_number(gin, "NUM_ENCODER_HEADS", _number(gin, r"MultiHeadAttention\.num_heads", HEADS)))
+    inner, dim = state[LAYER.format(0) + "att_layer.wq.weight"].shape
+    if inner % heads:
+        raise ValueError(f"{inner} channels of attention do not split into {heads} heads")
+    layers = 1 + max(int(key.split(".")[2]) for key in state if key.startswith(LAYER.split("{")[0]))
+    width = state["wav_encoder.post_net.weight"].shape[1]
+    from_codes = any(key.startswith(SEANET) for key in state)
+    if re.search(r"(?<!Mel)(?<!mel)SpectrogramProcessor", gin):
+        raise ValueError("models over linear spectrograms (spec-*) are not supported; take mel256-* or ec-*")
+    ffns = [LAYER.format(i) + "ff_layer.0.weight" for i in range(layers)]
+    if not all(torch.equal(state[key], state[ffns[0]]) for key in ffns):
+        raise ValueError("its layers do not share one feed-forward network, as every released model's do")
+    arch = Architecture(
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        head_dim=inner // heads,
+        ffn=state[ffns[0]].shape[0],
+        mel=None if from_codes else _mel(gin, width),
+        shortest_tail=0 if first else SHORTEST_TAIL,
+    )
+    frontend = KaldiMel(arch.mel) if arch.mel else EncodecFrames(_seanet(state))
+    model = EncodecMae(arch, frontend, width)
+    left = model.load_state_dict(_tensors(state, arch), strict=False)
+    assert not left.unexpected_keys and all(key.startswith("frontend.") for key in left.missing_keys), left
+    return model.eval().requires_grad_(False)
+
+
+def _tensors(state: dict[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
+    """The transformer's tensors under our names."""
+    new = {
+        "proj.weight": state["wav_encoder.post_net.weight"],
+        "proj.bias": state["wav_encoder.post_net.bias"],
+        "scale": state["masker.positional_encoder.scale"].reshape(()),
+        "final_norm.weight": state["visible_encoder.final_norm.weight"],
+        "final_norm.bias": state["visible_encoder.final_norm.bias"],
+    }
+    # Their heads are interleaved: channel d * heads + h. Ours lie one after another: h * head_dim + d.
+    order = torch.arange(arch.heads * arch.head_dim).view(arch.head_dim, arch.heads).T.flatten()
+    for i in range(arch.layers):
+        theirs, ours = LAYER.format(i), f"blocks.{i}."
+        qkv = [state[f"{theirs}att_layer.{name}.weight"][order] for name in ("wq", "wk", "wv")]
+        new[ours + "qkv.weight"] = torch.cat(qkv)
+        new[ours + "out.weight"] = state[theirs + "att_layer.wo.weight"][:, order]
+        for name in ("norm1", "norm2"):
+            for part in ("weight", "bias"):
+                new[f"{ours}{name}.{part}"] = state[f"{theirs}{name}.{part}"]
+        for number in (0, 2):
+            for part in ("weight", "bias"):
+                new[f"{ours}ffn.{number}.{part}"] = state[f"{theirs}ff_layer.{number}.{part}"]
+    return {key: value.float() for key, value in new.items()}
+
+
+def _seanet(state: dict[str, Tensor]) -> SEANetEncoder:
+    with warnings.catch_warnings():  # the package's way to weight norm is deprecated in PyTorch
+        warnings.simplefilter("ignore", FutureWarning)
+        encoder = SEANetEncoder(causal=True)
+    own = {key.removeprefix(SEANET): value.float() for key, value in state.items() if key.startswith(SEANET)}
+    missing = encoder.load_state_dict(own, strict=False).missing_keys
+    if missing:
+        raise KeyError(SEANET + missing[0])
+    return encoder
+
+
+def _mel(gin: str, bins: int) -> Mel:
+    given: dict[str, Any] = {"bins": bins}
+    for name, ours in (("frame_length", "frame_ms"), ("frame_shift", "shift_ms")):
+        found = _number(gin, name, None)
+        if found is not None:
+            given[ours] = float(found)
+    stats = _number(gin, "norm_stats", None)
+    if stats is not None:
+        given["mean"], given["scale"] = (float(value) for value in stats)
+    return Mel(**given)
+
+
+def _renamed(key: str) -> str:
+    for old, new in V1_NAMES.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _number(gin: str, name: str, default: Any) -> Any:
+    """The last number, or list of numbers, bound to `name` (`a.b.name = 12`); macros (%X) are passed over."""
+    found = re.findall(rf"(?m)^\s*(?:[\w./]*\.)?{name}\s*=\s*\\?\s*([\[(]?[-\d.][^%\n#]*)", gin)
+    return ast.literal_eval(found[-1].strip()) if found else default

@@ -1,1 +1,0 @@
-"""Shards and their manifest: written, verified, and read back as batches."""

@@ -1,0 +1,1 @@
+"""Ground floor: errors, files, console output. Imports nothing of ours."""

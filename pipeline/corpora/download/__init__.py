@@ -1,0 +1,1 @@
+"""Downloads of corpora: parallel, resumable, verified."""

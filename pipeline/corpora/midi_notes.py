@@ -1,0 +1,263 @@
+"""Notes of General MIDI instruments, rendered from a soundfont into NSynth's layout, with NSynth's names and labels.
+
+A small corpus with true pitch, velocity and instrument that needs no network: for the quickstart and the tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import itertools
+import json
+import os
+import random
+import wave
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.common.errors import InputError
+from pipeline.corpora.base import SPLITS, shown, tell
+from pipeline.corpora.nsynth import NSynth
+
+RATE = 16_000  # NSynth's
+RENDER_RATE = 3 * RATE  # the synthesizer interpolates without a filter: at 16 kHz high notes would alias
+SECONDS, HELD = 4, 3
+SILENT = 3e-3  # of full scale, before any scaling
+DONE = "notes.json"  # the settings that the folder was rendered with; says "complete" once every note is there
+FAMILIES = ["bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth_lead", "vocal"]
+SOURCES = ["acoustic", "electronic", "synthetic"]
+COMMAND = "render it anew: delete the folder and run again"
+# General MIDI's programs in NSynth's words: the first program of each stretch, and what it is up to the next.
+INSTRUMENTS = {
+    **{0: "keyboard acoustic", 2: "keyboard electronic", 3: "keyboard acoustic", 4: "keyboard electronic"},
+    **{6: "keyboard acoustic", 7: "keyboard electronic", 8: "mallet acoustic", 16: "organ electronic"},
+    **{19: "organ acoustic", 22: "reed acoustic", 23: "organ acoustic", 24: "guitar acoustic", 26: "guitar electronic"},
+    **{32: "bass acoustic", 33: "bass electronic", 38: "bass synthetic", 40: "string acoustic", 47: "mallet acoustic"},
+    **{48: "string acoustic", 50: "string synthetic", 52: "vocal acoustic", 54: "vocal synthetic"},
+    **{55: "string acoustic", 56: "brass acoustic", 62: "brass synthetic", 64: "reed acoustic", 72: "flute acoustic"},
+    **{80: "synth_lead synthetic", 104: "guitar acoustic", 108: "mallet acoustic", 109: "reed acoustic"},
+    **{110: "string acoustic", 111: "reed acoustic"},
+}
+PITCHED = 112  # programs from here on are drums and noises
+
+
+class Note(NamedTuple):
+    """What is rendered: a General MIDI program (0..111), a MIDI pitch and a velocity (1..127)."""
+
+    program: int
+    pitch: int
+    velocity: int
+
+
+def open_notes(data: Mapping[str, Any]) -> NSynth:
+    """The corpus of rendered notes, rendered first where `data.root` does not hold these very notes yet.
+
+    Raises:
+        InputError: a setting is out of range, the synthesizer or the soundfont is missing, or the folder holds other
+            notes, or what is not ours.
+    """
+    root, soundfont = Path(data["root"]), _soundfont(data["soundfont"])
+    settings = {
+        "programs": _numbers(data, "programs", 0, PITCHED - 1),
+        "pitches": _numbers(data, "pitches", 0, 127),
+        "velocities": _numbers(data, "velocities", 1, 127),
+        **{name: data[name] for name in ("clips", "seed", "split_by", "valid", "test", "peak")},
+        "soundfont": hashlib.sha256(soundfont.read_bytes()).hexdigest(),
+    }
+    groups = _groups(settings)
+    state = _state(root)
+    if state != {"complete": True, **settings}:
+        if state != {"complete": False, **settings}:  # else another process is at it too: it writes the same bytes
+            _refuse_other_notes(root, state, settings)
+        synth = _Synth(soundfont, settings["programs"])
+        try:
+            _write(root / DONE, _json({"complete": False, **settings}))
+            _render_all(root, synth, settings, groups)
+            _write(root / DONE, _json({"complete": True, **settings}))
+        except OSError as error:
+            raise InputError(
+                f"data.root={shown(root)} cannot be written ({error.strerror}): give a folder of yours"
+            ) from error
+    return NSynth(root, Path(data["listings"]), name="notes", command=COMMAND, seconds=data["seconds"])
+
+
+def _state(root: Path) -> dict[str, Any]:
+    if not root.exists() or not any(root.iterdir()):
+        return {}
+    try:
+        return json.loads((root / DONE).read_text())
+    except (OSError, ValueError) as error:
+        message = f"data.root={shown(root)} holds files that data=notes did not render: give a folder of its own"
+        raise InputError(message) from error
+
+
+def _refuse_other_notes(root: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
+    changed = [name for name in settings if state and state.get(name) != settings[name]]
+    if changed:
+        told = ", ".join(f"data.{name}={state.get(name)!s:.40} (now {settings[name]!s:.40})" for name in changed)
+        raise InputError(
+            f"data.root={shown(root)} holds notes rendered with {told}: give another data.root=, or remove it"
+        )
+
+
+def _render_all(root: Path, synth: _Synth, settings: dict[str, Any], groups: dict[Any, str]) -> None:
+    """Write wavs and indices; every file is whole when it bears its name, and the same each time."""
+    notes = [Note(*n) for n in itertools.product(*(settings[name] for name in ("programs", "pitches", "velocities")))]
+    random.Random(settings["seed"]).shuffle(notes)
+    indices: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+    left = settings["clips"] or len(notes)
+    tell(f"rendering {left:,} notes into {shown(root)}")
+    for number, note in enumerate(notes):
+        wav = synth.render(note, settings["peak"])
+        if wav is None:
+            continue
+        split = groups[_group(note, settings["split_by"])]
+        entry = _entry(note, number)
+        _write(root / f"nsynth-{split}" / "audio" / f"{entry['note_str']}.wav", _wav(wav))
+        indices[split][entry["note_str"]] = entry
+        left -= 1
+        if not left:
+            break
+    for split, index in indices.items():
+        if index:
+            _write(root / f"nsynth-{split}" / "examples.json", _json(index))
+
+
+class _Synth:
+    """One voice of a soundfont's General MIDI bank."""
+
+    def __init__(self, soundfont: Path, programs: list[int]) -> None:
+        try:
+            import tinysoundfont
+        except ImportError as error:
+            raise InputError(
+                "data=notes needs the synthesizer tinysoundfont: `pip install --no-deps tinysoundfont` (with its"
+                " dependencies it would want PortAudio, which plays sound and is not needed)"
+            ) from error
+        self.synth = tinysoundfont.Synth(samplerate=RENDER_RATE, gain=-6)
+        try:
+            self.font = self.synth.sfload(str(soundfont))
+        except Exception as error:  # the binding raises a bare RuntimeError
+            raise InputError(f"data.soundfont={shown(soundfont)} is no soundfont: {error}") from error
+        absent = [program for program in programs if self.synth.sfpreset_name(self.font, 0, program) is None]
+        if absent:
+            raise InputError(f"data.soundfont={shown(soundfont)} has no General MIDI programs {absent}: data.programs")
+
+    def render(self, note: Note, peak: float | None) -> np.ndarray | None:
+        """wav: float32 [SECONDS * RATE], the key held for HELD seconds; None where it is silent."""
+        import soxr
+
+        self.synth.program_select(0, self.font, 0, note.program)
+        self.synth.noteon(0, note.pitch, note.velocity)
+        held = bytes(self.synth.generate(HELD * RENDER_RATE))
+        self.synth.noteoff(0, note.pitch)
+        released = bytes(self.synth.generate((SECONDS - HELD) * RENDER_RATE))
+        self.synth.sounds_off(0)
+        self.synth.generate(RENDER_RATE // 10)  # what still fades belongs to no note
+        stereo = np.frombuffer(held + released, np.float32).reshape(-1, 2)
+        wav = soxr.resample(stereo.mean(1), RENDER_RATE, RATE, quality="HQ")
+        loudest = float(np.abs(wav).max())
+        if loudest < SILENT:
+            return None
+        return wav if peak is None else wav * (peak / loudest)
+
+
+def _group(note: Note, split_by: str) -> Any:
+    return note.program if split_by == "instrument" else (note.program, note.pitch)
+
+
+def _groups(settings: dict[str, Any]) -> dict[Any, str]:
+    """The split of every instrument, or of every pitch of every instrument: a seeded draw of exact shares."""
+    split_by = settings["split_by"]
+    if split_by not in ("instrument", "note"):
+        raise InputError(f"data.split_by={split_by} is neither instrument nor note")
+    count = len(settings["programs"]) * len(settings["pitches"]) * len(settings["velocities"])
+    if settings["clips"] is not None and not 0 < settings["clips"] <= count:
+        raise InputError(f"data.clips={settings['clips']}: expected 1 to {count}, the combinations there are, or null")
+    if split_by == "instrument":
+        groups: list[Any] = list(settings["programs"])
+    else:
+        groups = list(itertools.product(settings["programs"], settings["pitches"]))
+    random.Random(settings["seed"]).shuffle(groups)
+    sizes = {split: max(1, round(settings[split] * len(groups))) if settings[split] else 0 for split in SPLITS[1:]}
+    if min(settings["valid"], settings["test"]) < 0 or sum(sizes.values()) >= len(groups):
+        raise InputError(
+            f"data.valid={settings['valid']} and data.test={settings['test']} leave none of {len(groups)} groups"
+            f" (data.split_by={split_by}) to train on: lower them or give more data.programs"
+        )
+    valid, test = sizes["valid"], sizes["test"]
+    return {g: "valid" if i < valid else "test" if i < valid + test else "train" for i, g in enumerate(groups)}
+
+
+def _numbers(data: Mapping[str, Any], name: str, low: int, high: int) -> list[int]:
+    """A setting that is a list of numbers, one number, or a range as "44-85"."""
+    value = data[name]
+    try:
+        if isinstance(value, str):
+            first, last = value.split("-")
+            numbers = list(range(int(first), int(last) + 1))
+        else:
+            numbers = [value] if isinstance(value, int) else sorted(set(value))
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or not all(isinstance(number, int) and low <= number <= high for number in numbers):
+        raise InputError(f"data.{name}={value}: expected a range like {low}-{high} or a list of numbers in it")
+    return numbers
+
+
+def _entry(note: Note, number: int) -> dict[str, Any]:
+    """A note as NSynth's index describes it."""
+    family, source = INSTRUMENTS[max(first for first in INSTRUMENTS if first <= note.program)].split()
+    instrument = f"{family}_{source}_{note.program:03d}"
+    return {
+        "note": number,
+        "note_str": f"{instrument}-{note.pitch:03d}-{note.velocity:03d}",
+        "instrument": note.program,
+        "instrument_str": instrument,
+        "pitch": note.pitch,
+        "velocity": note.velocity,
+        "sample_rate": RATE,
+        "qualities": [0] * 10,
+        "qualities_str": [],
+        "instrument_family": FAMILIES.index(family),
+        "instrument_family_str": family,
+        "instrument_source": SOURCES.index(source),
+        "instrument_source_str": source,
+    }
+
+
+def _soundfont(path: str | None) -> Path:
+    if path is not None:
+        if not Path(path).is_file():
+            raise InputError(f"data.soundfont={path} is no file: give an .sf2 file, or null for pretty_midi's")
+        return Path(path)
+    found = importlib.util.find_spec("pretty_midi")  # found, not imported: only its soundfont is wanted
+    if found is None or not found.submodule_search_locations:
+        raise InputError(
+            "data=notes needs a soundfont: `pip install pretty_midi` ships one, or data.soundfont=FILE.sf2"
+        )
+    return Path(found.submodule_search_locations[0]) / "TimGM6mb.sf2"
+
+
+def _wav(wav: np.ndarray) -> bytes:
+    """wav: float [S] at RATE, as a 16-bit wav file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, RATE, len(wav), "NONE", ""))
+        out.writeframes(np.round(np.clip(wav, -1, 1) * 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(path)

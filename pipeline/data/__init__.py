@@ -1,0 +1,1 @@
+"""The tokenized dataset: shards, manifest, storage, sampler, data loader."""

@@ -1,0 +1,32 @@
+"""Samples drawn at random from a cache, read one by one through the indices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.common.errors import InputError
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard import Sample, load_index, samples
+from pipeline.data.storage import Store
+
+
+def draw(store: Store, manifest: Manifest, clips: int, seed: int, split: str | None = None) -> Iterator[Sample]:
+    """So many samples of a split (of all splits if None), each at most once, the same for the same seed.
+
+    Raises InputError for a split that the cache does not have.
+    """
+    if split is not None and split not in manifest.splits:
+        raise InputError(f"split={split}: {manifest.where} has {', '.join(manifest.splits)}")
+    parts = manifest.splits.values() if split is None else [manifest.splits[split]]
+    shards = [shard for part in parts for shard in part]
+    ends = np.cumsum([shard.samples for shard in shards])
+    total = int(ends[-1]) if shards else 0
+    places = np.random.default_rng(seed).choice(total, min(clips, total), replace=False)
+    for place in sorted(places.tolist()):
+        number = int(np.searchsorted(ends, place, side="right"))
+        name = shards[number].name
+        shard = store.view(name)
+        row = place - (int(ends[number]) - shards[number].samples)
+        yield from samples(shard, load_index(store, name, shard)[row : row + 1], store.where(name))

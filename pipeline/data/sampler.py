@@ -1,0 +1,292 @@
+"""The order of training: which clip stands at each place of an endless stream. A pure function of (seed, place).
+
+The stream is one epoch after another; its places are counted from 0, and the count of places taken is the whole state
+of training data. An epoch visits every clip once, in an order of its own:
+
+    shards    shuffled into one line of clips, cut into `lanes` equal parts (1: one part)
+    lane      its shards taken `window` at a time              (window 0: all of them at once)
+    window    its clips shuffled as one                        (a keyed permutation: nothing is stored)
+
+So with a window of W equal shards, two neighbours of a lane come from one shard about once in W times; with window 0
+the shuffle is global. Any place is found without the ones before it, in memory of a number a shard, whatever the count
+of clips.
+
+Lanes take turns of 16 places. Where ranks x clips a batch is a multiple of 16 x lanes, a rank stays in its own lanes:
+then each machine of a cluster needs its share of the shards, and a step still mixes the windows of all lanes.
+
+Letters: n clips, i places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.common.errors import InputError
+
+TURN = 16  # places that a lane has in a row
+_ROUNDS = 6  # of the permutation
+_GOLDEN, _ODD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+
+
+@dataclass(frozen=True)
+class Places:
+    """What stands at places of the stream: int64 [n] each.
+
+    source: which cache; shard, row: the clip's shard, and its number in it; epoch: how often the cache has been seen.
+    """
+
+    source: np.ndarray
+    shard: np.ndarray
+    row: np.ndarray
+    epoch: np.ndarray
+
+    def take(self, which: np.ndarray) -> Places:
+        """Some of them, by index or mask."""
+        return Places(self.source[which], self.shard[which], self.row[which], self.epoch[which])
+
+
+class Ordering(Protocol):
+    """What says which clip stands where. epoch: places until all clips have come once; span: those of a window."""
+
+    epoch: int
+    span: int
+
+    def __call__(self, places: np.ndarray) -> Places:
+        """The clips at some places of the stream."""
+
+    def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
+        """Source and shard of what is read at some places and soon after, the nearest first."""
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """A bijective mix of uint64 [...] (the finaliser of splitmix64, Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def key(*parts: int) -> np.uint64:
+    """One 64-bit key from several numbers: seed, epoch, window..."""
+    state = np.zeros(1, np.uint64)
+    for part in parts:
+        state = keyed(state, np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
+    return state[0]
+
+
+def keyed(state: np.ndarray | np.uint64, parts: np.ndarray) -> np.ndarray:
+    """The keys that come of one key and another number each: uint64, shape of parts."""
+    return mixed(parts.astype(np.uint64) + state + _GOLDEN)
+
+
+_ROUND_KEYS = [key(r) for r in range(_ROUNDS)]
+
+
+def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray | np.uint64) -> np.ndarray:
+    """A keyed permutation of range(size) at some places [n], each with a size and a key of its own, or one for all.
+
+    A Feistel network over two digits of about the square root of the size; the few places that fall outside the range
+    walk on until they are inside (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains"). int64 [n].
+    """
+    sizes, keys = np.asarray(sizes).astype(np.uint64), np.asarray(keys, np.uint64)
+    high = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)
+    network = (high, (sizes + high - np.uint64(1)) // high, keys)
+    result = _feistel(places.astype(np.uint64), *network)
+    out = np.flatnonzero(result >= sizes)
+    while len(out):
+        result[out] = _feistel(result[out], *(x if x.ndim == 0 else x[out] for x in network))
+        out = out[result[out] >= (sizes if sizes.ndim == 0 else sizes[out])]
+    return result.astype(np.int64)
+
+
+def _feistel(x: np.ndarray, high: np.ndarray, low: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """A permutation of range(high * low): each digit in turn is moved on by a hash of the other."""
+    left = x // low
+    right = x - left * low
+    for r in range(0, _ROUNDS, 2):
+        left += _hashed(right, keys, r, high)
+        left -= high * (left >= high)
+        right += _hashed(left, keys, r + 1, low)
+        right -= low * (right >= low)
+    return left * low + right
+
+
+def _hashed(x: np.ndarray, keys: np.ndarray, number: int, size: np.ndarray) -> np.ndarray:
+    """A hash in range(size), for sizes below 2**32."""
+    h = x * _GOLDEN
+    h += keys + _ROUND_KEYS[number]
+    h ^= h >> np.uint64(32)
+    h *= _ODD
+    h >>= np.uint64(32)
+    h *= size
+    h >>= np.uint64(32)
+    return h
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """One epoch: its line of shards, at which clip of the line each begins, and the windows cut from it."""
+
+    shards: np.ndarray
+    starts: np.ndarray
+    windows: np.ndarray  # where each begins on the line, and where the last ends
+    keys: np.ndarray  # one a window, uint64
+    lanes: np.ndarray  # where each begins on the line, and where the last ends
+
+    def shards_of(self, windows: np.ndarray) -> list[int]:
+        """The shards of some windows, in their order on the line."""
+        first = np.searchsorted(self.starts, self.windows[windows], side="right") - 1
+        last = np.searchsorted(self.starts, self.windows[windows + 1], side="left")
+        return [int(s) for a, b in zip(first, last, strict=True) for s in self.shards[a:b]]
+
+
+class Order:
+    """The endless stream over the shards of one cache."""
+
+    def __init__(self, clips: Sequence[int] | np.ndarray, seed: int, window: int = 0, lanes: int = 1) -> None:
+        """clips: how many each shard holds. Raises InputError where there are none."""
+        self.clips = np.asarray(clips, np.int64)
+        self.epoch = int(self.clips.sum())  # places in an epoch
+        if not self.epoch:
+            raise InputError("there are no clips to train on: the shards of this split are empty")
+        self.seed, self.lanes = seed, lanes
+        self.window = window if 0 < window < len(self.clips) else len(self.clips)
+        self.span: int = max(1, self.epoch * self.window * lanes // int(np.count_nonzero(self.clips)))
+        self._walks: dict[int, _Walk] = {}
+
+    def __call__(self, places: np.ndarray) -> Places:
+        """The clips at some places of the stream."""
+        epochs = places // self.epoch
+        shard, row = np.empty_like(places), np.empty_like(places)
+        for epoch in distinct(epochs):
+            here = epochs == epoch
+            walk = self._walk(epoch)
+            at, window = self._on_line(walk, places[here] - epoch * self.epoch)
+            if (window == window[0]).all():  # numbers for arrays are quicker
+                window = window[0]
+            first = walk.windows[window]
+            at = first + permuted(at - first, walk.windows[window + 1] - first, walk.keys[window])
+            found = np.searchsorted(walk.starts, at, side="right") - 1
+            shard[here], row[here] = walk.shards[found], at - walk.starts[found]
+        return Places(np.zeros_like(places), shard, row, epochs)
+
+    def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
+        """Source and shard of what is read at some places and soon after: of their windows, then of the next ones."""
+        found: dict[int, None] = {}
+        for ahead in (0, self.span // 2, self.span):
+            epochs = (places + ahead) // self.epoch
+            for epoch in distinct(epochs):
+                walk = self._walk(epoch)
+                offsets = (places + ahead)[epochs == epoch] - epoch * self.epoch
+                found.update(dict.fromkeys(walk.shards_of(np.unique(self._on_line(walk, offsets)[1]))))
+        return [(0, shard) for shard in found]
+
+    def _on_line(self, walk: _Walk, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the places of an epoch lie on its line before windows are shuffled, and in which window."""
+        if self.lanes > 1:
+            turn, inside = np.divmod(offsets, TURN)
+            offsets = walk.lanes[turn % self.lanes] + turn // self.lanes * TURN + inside
+        return offsets, np.searchsorted(walk.windows, offsets, side="right") - 1
+
+    def _walk(self, epoch: int) -> _Walk:
+        walk = self._walks.get(epoch)
+        if walk is None:
+            filled = np.flatnonzero(self.clips)
+            shards = filled[np.argsort(keyed(key(self.seed, epoch, -1), filled), kind="stable")]
+            ends = np.cumsum(self.clips[shards])
+            starts = ends - self.clips[shards]
+            whole, rest = divmod(self.epoch, TURN * self.lanes)
+            number = np.arange(self.lanes + 1)
+            lanes = whole * TURN * number + np.minimum(rest, TURN * number)
+            windows = np.unique(np.concatenate([starts[:: self.window], lanes]))
+            keys = keyed(key(self.seed, epoch), np.arange(len(windows)))
+            kept = list(self._walks.items())[-2:]
+            walk = _Walk(shards, starts, windows, keys, lanes)
+            self._walks = {**dict(kept), epoch: walk}  # from which another thread may drop it at once
+        return walk
+
+
+class Mixture:
+    """Several caches in one stream, each with a weight, each visited in its own order: its own clips once an epoch.
+
+    Places come in blocks of 1,000 that hold every source in its share, shuffled within; what a share leaves over is
+    carried to the next block, so that after any number of blocks no source is off its weight by more than half a clip
+    for each of the others.
+    """
+
+    BLOCK = 1000
+
+    def __init__(self, orders: Mapping[str, Order], weights: Mapping[str, float], seed: int) -> None:
+        """Raises InputError where the weights do not name the sources, or are not positive."""
+        if set(weights) != set(orders) or any(not 0 < w < math.inf for w in weights.values()):
+            raise InputError(f"weights={dict(weights)}: give a positive number for each of {', '.join(orders)}")
+        self.orders, self.seed = list(orders.values()), seed
+        total = sum(weights.values())
+        rest = [Fraction(weights[name]) for name in orders]
+        self._shares = [weight / sum(rest[i:]) for i, weight in enumerate(rest)]  # of what those before it leave
+        # an epoch ends when the source with the fewest clips for its weight has been seen once
+        self.epoch = int(min(order.epoch * total / weights[name] for name, order in orders.items()))
+        self.span = int(min(order.span * total / weights[name] for name, order in orders.items()))
+
+    def __call__(self, places: np.ndarray) -> Places:
+        """The clips at some places of the stream."""
+        source, own = self._own(places)
+        shard, row, epoch = (np.empty_like(places) for _ in range(3))
+        for s, order in enumerate(self.orders):
+            here = source == s
+            found = order(own[here])
+            shard[here], row[here], epoch[here] = found.shard, found.row, found.epoch
+        return Places(source, shard, row, epoch)
+
+    def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
+        """Source and shard of all that is read around some places, as of an `Order`."""
+        source, own = self._own(places)
+        return [(s, n) for s, order in enumerate(self.orders) for _, n in order.coming(own[source == s])]
+
+    def _own(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each place, its source and that source's own place."""
+        source, own = np.empty_like(places), np.empty_like(places)
+        blocks = places // self.BLOCK
+        for block in distinct(blocks):
+            here = blocks == block
+            drawn, count = self._block(block)
+            inside = places[here] - block * self.BLOCK
+            source[here], own[here] = drawn[inside], count[inside]
+        return source, own
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each place of a block, its source and that source's own place: int64 [1000] each."""
+        before = self._taken(block)
+        quota = self._taken(block + 1) - before
+        sources = np.repeat(np.arange(len(self.orders)), quota)
+        sources = sources[permuted(np.arange(self.BLOCK), self.BLOCK, key(self.seed, block, -2))]
+        rank = np.empty(self.BLOCK, np.int64)
+        for s in range(len(self.orders)):
+            here = sources == s
+            rank[here] = before[s] + np.arange(here.sum())
+        return sources, rank
+
+    def _taken(self, blocks: int) -> np.ndarray:
+        """How many places each source has in the first blocks: int64 [sources].
+
+        Each in turn takes its share, rounded, of the places that those before it leave. Shares are exact, so with one
+        place more, one source has one more and none has less.
+        """
+        left, taken = blocks * self.BLOCK, []
+        for share in self._shares:
+            taken.append(math.floor(share * left + Fraction(1, 2)))
+            left -= taken[-1]
+        return np.array(taken)
+
+
+def distinct(x: np.ndarray) -> list[int]:
+    """The different numbers in an array, from least to greatest."""
+    if not len(x):
+        return []
+    low, high = int(x.min()), int(x.max())
+    return [low] if low == high else np.unique(x).tolist()

@@ -1,0 +1,94 @@
+"""What is in a cache: hours and bytes, labels, and how much of each codebook is used."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pipeline.common.errors import InputError
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard import load_index, samples
+from pipeline.data.storage import Store
+
+SHOWN = 8  # values of a label, the most frequent first
+MANY = 1000  # a label of more values is a name, not a class
+
+
+def describe(store: Store) -> Iterator[str]:
+    """Lines about a cache. Reads every shard. Raises InputError where there is none, or a damaged one."""
+    manifest = Manifest.load(store)
+    usage = np.zeros((manifest.codebooks, manifest.codec["codebook_size"]), np.int64)  # [K, codes]
+    labels: dict[str, Counter[str]] = {}
+    seconds: list[float] = []
+    for shards in manifest.splits.values():
+        for info in shards:
+            shard = store.view(info.name)
+            for sample in samples(shard, load_index(store, info.name, shard), store.where(info.name)):
+                if len(sample.codes) != len(usage) or sample.codes.max(initial=0) >= usage.shape[1]:
+                    raise InputError(
+                        f"{store.where(info.name)}: {sample.key} has other codes than the manifest says: "
+                        "`python -m pipeline.shards verify` says more"
+                    )
+                for k, codes in enumerate(sample.codes):
+                    usage[k] += np.bincount(codes, minlength=usage.shape[1])
+                seconds.append(sample.codes.shape[1] / manifest.frame_rate)
+                found = sample.info.get("labels")
+                _count(labels, found if isinstance(found, dict) else {})
+    yield from _sizes(manifest)
+    if seconds:
+        shortest, middle, longest = np.quantile(seconds, [0, 0.5, 1])
+        yield f"clips last {shortest:.2f} to {longest:.2f} s, half of them {middle:.2f} s or less"
+    yield from _labels(labels, len(seconds))
+    yield "codebook   codes used   perplexity"
+    for k, (used, perplexity) in enumerate(zip((usage > 0).sum(1), perplexities(usage), strict=True)):
+        dead = "   dead: always the same code" if seconds and used <= 1 else ""
+        yield f"{k + 1:8d} {used:7d} of {usage.shape[1]} {perplexity:12.1f}{dead}"
+
+
+def perplexities(usage: np.ndarray) -> np.ndarray:
+    """Of each codebook, from counts int [K, codes]: as many codes, used evenly, would say as much. float [K]."""
+    share = usage / np.maximum(1, usage.sum(1, keepdims=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.exp(-np.nansum(share * np.log(share), axis=1))
+
+
+def _sizes(manifest: Manifest) -> Iterator[str]:
+    codec, embedder = manifest.codec, manifest.embedder
+    yield f"{manifest.where}"
+    yield f"codec {codec['name']} ({codec['weights'][:12]}): {codec['codebooks']} codebooks at {codec['frame_rate']} Hz"
+    yield f"embedder {embedder['name']} ({embedder['weights'][:12]}): {embedder['dim']} wide"
+    yield "split        hours      clips   shards         MB   MB/hour"
+    rows = {split: [split] for split in manifest.splits} | ({"all": [*manifest.splits]} if manifest.splits else {})
+    for name, splits in rows.items():
+        shards = [shard for split in splits for shard in manifest.splits[split]]
+        hours, size = sum(map(manifest.hours, splits)), sum(shard.bytes for shard in shards) / 1e6
+        rate = size / hours if hours else 0.0
+        clips = sum(shard.samples for shard in shards)
+        yield f"{name:8} {hours:9.2f} {clips:10,} {len(shards):8,} {size:10,.1f} {rate:9.2f}"
+    bits = codec["codebooks"] * math.log2(codec["codebook_size"]) * codec["frame_rate"]
+    yield f"the codes alone, at the codec's {bits / 1000:g} kbit/s: {bits * 3600 / 8e6:.2f} MB/hour"
+    skipped = len({row["path"] or row["key"] for row in manifest.set_aside})  # an input of many clips is one
+    yield f"silent clips: {manifest.silent:,}; inputs skipped: {skipped:,}"
+
+
+def _count(labels: dict[str, Counter[str]], found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        counter = labels.setdefault(name, Counter())
+        if len(counter) <= MANY:
+            counter.update(map(str, value) if isinstance(value, list) else [str(value)])
+
+
+def _labels(labels: dict[str, Counter[str]], clips: int) -> Iterator[str]:
+    for name, counter in labels.items():
+        if not counter:
+            continue
+        if len(counter) > MANY or (len(counter) > SHOWN and len(counter) >= clips):
+            yield f"{name}: a value for each clip, or nearly"
+            continue
+        shown = ", ".join(f"{value} {count:,}" for value, count in counter.most_common(SHOWN))
+        more = f", and {len(counter) - SHOWN:,} more values" if len(counter) > SHOWN else ""
+        yield f"{name}: {shown}{more}"

@@ -1,0 +1,169 @@
+"""What the listening page lets one hear: the article's studies on one's own model.
+
+Letters: K codebooks, T frames, S samples, P prompt width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.audio.codec import Codec, load_codec
+from pipeline.audio.recordings import recording
+from pipeline.common.errors import InputError
+from pipeline.config import types
+from pipeline.data.dataloader import Split
+from pipeline.evaluation.evaluator import Clip, check_cache, draw_clips, most_frames, play
+from pipeline.generation import interpolation
+from pipeline.generation.generator import generate
+from pipeline.generation.loaded_run import Instrument
+from pipeline.generation.prompts import decode, find
+from pipeline.generation.request import read_all, sampling_of
+
+log = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """wav [S] and what stands below it."""
+
+    label: str
+    wav: np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """Sounds side by side."""
+
+    title: str
+    sounds: list[Sound]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A section of the page."""
+
+    title: str
+    text: str
+    rows: list[Row] = field(default_factory=list)
+
+
+def studies(settings: Mapping[str, Any], instrument: Instrument, say: Callable[[str], None]) -> list[Study]:
+    """All that `conf/report.yaml` asks for. Raises InputError for a cache, clips or prompts that cannot be used."""
+    types.at_least(1, settings, "n", "codebooks", "takes")
+    types.at_least(2, settings, "steps")
+    types.at_least(0, settings, "temperatures", "seed", "strips", "fade")
+    split = Split(settings["shards"], settings["split"])
+    check_cache(split, instrument)
+    frames = most_frames(instrument)
+    clips = draw_clips(split, settings["n"], settings["seed"], instrument, frames)
+    if settings["strips"] and len(clips) < 2:
+        raise InputError(f"n={len(clips)}: an interpolation needs two clips; give n=2 or more, or strips=0")
+    say("bit rates")
+    found = [bitrates(settings, instrument, split, clips)]
+    say("temperatures")
+    found.append(temperatures(settings, instrument, clips))
+    if settings["prompts"] is not None:
+        say("prompts from elsewhere")
+        found.append(elsewhere(settings, instrument, max(clip.codes.shape[1] for clip in clips)))
+    if settings["strips"]:
+        say("interpolations")
+        found.append(interpolations(settings, instrument, clips))
+    return found
+
+
+def bitrates(settings: Mapping[str, Any], instrument: Instrument, split: Split, clips: Sequence[Clip]) -> Study:
+    """Each clip through the codec with 1, 2, 4... codebooks: from the recording where it is at hand."""
+    held, rows = split.manifest.codebooks, []
+    whole: Codec | None = None
+    for clip in clips:
+        original = recording(settings["originals"], clip.sample.info, instrument.codec.sample_rate)
+        if original is None:
+            codec, codes = instrument.codec, torch.from_numpy(clip.sample.codes.astype(np.int64))[None]
+            codec = whole = whole or _with(instrument, held, settings["repository"])
+        else:
+            codec = whole = whole or _with(instrument, None, settings["repository"])
+            codes = codec.encode(torch.from_numpy(original)[None, None])
+        counts = [count for count in settings["codebooks"] if count <= codes.shape[1]]
+        sounds = [] if original is None else [Sound("recording", original)]
+        for count in counts:
+            wav = codec.decode(codes[:, :count])[0, 0].cpu().numpy()
+            books = "codebook" if count == 1 else "codebooks"
+            used = ", the model's" if count == instrument.model.config.codebooks else ""
+            sounds.append(Sound(f"{count * codec.bandwidth / 1000:g} kbit/s, {count} {books}{used}", wav))
+        rows.append(Row(clip.sample.key, sounds))
+    text = (
+        f"The same clips of {split.name} through {instrument.codec.name} with more and more codebooks. The model makes "
+        f"{instrument.model.config.codebooks}: it cannot sound better than the codec does with as many."
+    )
+    return Study("Bit rate", text, rows)
+
+
+def _with(instrument: Instrument, codebooks: int | None, repository: str | None) -> Codec:
+    """The instrument's codec with other codebooks (None: all it has)."""
+    count = codebooks or instrument.codec.model.quantizer.n_q
+    return load_codec(instrument.codec.name, count, repository, instrument.device)
+
+
+def temperatures(settings: Mapping[str, Any], instrument: Instrument, clips: Sequence[Clip]) -> Study:
+    """Each clip's prompt at every temperature."""
+    sampling, batch = sampling_of(settings["sampling"]), instrument.best_batch(max(c.codes.shape[1] for c in clips))
+    made = play(instrument, clips, settings["temperatures"], sampling, settings["seed"], batch)
+    real = decode(instrument.codec, [clip.codes for clip in clips])
+    sounds = {t: decode(instrument.codec, codes) for t, codes in made.items()}
+    rows = []
+    for i, clip in enumerate(clips):
+        each = [Sound(f"temperature {t:g}", wavs[i]) for t, wavs in sounds.items()]
+        rows.append(Row(clip.sample.key, [Sound("prompt, through the codec", real[i]), *each]))
+    text = (
+        "Generated from the embedding of a clip that the model was not trained on; the same random numbers at every "
+        "temperature. Too low and codes run in circles, too high and they leave the prompt."
+    )
+    return Study("Temperature", text, rows)
+
+
+def elsewhere(settings: Mapping[str, Any], instrument: Instrument, frames: int) -> Study:
+    """Sound files that are not of the corpus as prompts, some generations each."""
+    sampling, seed, takes = sampling_of(settings["sampling"]), settings["seed"], settings["takes"]
+    rows: list[Row] = []
+    skipped: list[str] = []
+    sources = read_all(find(settings["prompts"]), settings["prompt_seconds"], instrument, skipped)
+    for line in skipped:
+        log.warning("prompts=%s: skipped %s", settings["prompts"], line)
+    for name, source, vector in sources:
+        codes, lengths = generate(
+            instrument.player, vector.expand(takes, -1), frames, sampling, [seed + i for i in range(takes)]
+        )
+        wavs = decode(instrument.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])
+        rows.append(Row(name, [Sound("prompt", source.wav), *(Sound(f"take {i + 1}", w) for i, w in enumerate(wavs))]))
+    return Study("Prompts from elsewhere", f"Sounds of your own, at temperature {sampling.temperature}.", rows)
+
+
+def interpolations(settings: Mapping[str, Any], instrument: Instrument, clips: Sequence[Clip]) -> Study:
+    """Strips of clips on the way from one prompt to another."""
+    rate, sampling, rows = instrument.codec.sample_rate, sampling_of(settings["sampling"]), []
+    for i in range(settings["strips"]):
+        ends = [clips[(2 * i + j) % len(clips)] for j in (0, 1)]
+        prompts = [torch.from_numpy(clip.sample.prompt.astype(np.float32)) for clip in ends]
+        wavs = strip(instrument, prompts, ends[0].codes.shape[1], settings, sampling)
+        real = decode(instrument.codec, [clip.codes for clip in ends])
+        joined = interpolation.join(wavs, round(settings["fade"] * rate))
+        sounds = [Sound("from", real[0]), Sound(f"{settings['steps']} clips on the way", joined), Sound("to", real[1])]
+        rows.append(Row(" → ".join(clip.sample.key for clip in ends), sounds))
+    text = f"Each clip is made whole from a prompt on the way ({settings['blend']}), with the same random numbers."
+    return Study("Interpolation", text, rows)
+
+
+def strip(
+    instrument: Instrument, prompts: Sequence[Tensor], frames: int, settings: Mapping[str, Any], sampling: Any
+) -> list[np.ndarray]:
+    """The sounds on the way between prompts [P]."""
+    vectors = torch.stack(interpolation.path(prompts, settings["steps"], settings["blend"]))
+    codes, lengths = generate(instrument.player, vectors, frames, sampling, [settings["seed"]] * len(vectors))
+    return decode(instrument.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])

@@ -1,0 +1,63 @@
+"""Curves as inline SVG, in the colours of the page around them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from pipeline.evaluation.templates import render
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 420, 240, 46, 34, 12, 12
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points (x, y), and where known their intervals (low, high)."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    intervals: Sequence[tuple[float, float]] = ()
+
+
+def plot(title: str, across: str, curves: Sequence[Curve], levels: Sequence[tuple[str, float]] = ()) -> Markup:
+    """An SVG of curves; levels: names of horizontal lines and where they lie."""
+    xs = [x for curve in curves for x, _ in curve.points]
+    ys = [y for curve in curves for _, y in curve.points] + [y for _, y in levels]
+    ys += [edge for curve in curves for interval in curve.intervals for edge in interval]
+    (first, last), (low, high) = _range(xs, 0.02), _range(ys, 0.06)
+    low = max(low, 0.0) if min(ys) >= 0 else low
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+
+    def px(x: float) -> str:
+        return f"{LEFT + (x - first) / (last - first) * (right - LEFT):.1f}"
+
+    def py(y: float, shift: int = 0) -> str:
+        return f"{bottom - (y - low) / (high - low) * (bottom - TOP) + shift:.1f}"
+
+    return render(
+        "plot.html", title=title, across=across, curves=curves, levels=levels, width=WIDTH, height=HEIGHT, left=LEFT,
+        right=right, bottom=bottom, x=px, y=py, x_ticks=ticks(first, last), y_ticks=ticks(low, high), short=_short,
+        zip=zip,
+    )  # fmt: skip
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Some four to eight round numbers from low to high."""
+    rough = (high - low) / 5
+    scale = 10.0 ** math.floor(math.log10(rough))
+    step = scale * min((s for s in (1, 2, 5, 10) if s * scale >= rough), default=10)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = (high - low) * margin or abs(high) * 0.1 or 1.0
+    return low - room, high + room
+
+
+def _short(x: float) -> str:
+    return f"{x / 1000:g}k" if abs(x) >= 10_000 else f"{x:g}"

@@ -1,0 +1,33 @@
+"""HTML pages from Jinja2 templates, which escape and redact every value that is put into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.common.errors import without_secrets
+
+FOLDER = Path(__file__).parent / "templates"
+
+
+def render(template: str, **values: Any) -> Markup:
+    """Fill in a template of `FOLDER`. Only values of the type `Markup` are taken as HTML."""
+    return Markup(_ENVIRONMENT.get_template(template).render(values))
+
+
+def macros(template: str) -> Any:
+    """The macros of a template, as functions that return HTML."""
+    return _ENVIRONMENT.get_template(template).module
+
+
+def _redacted(value: Any) -> Any:
+    return without_secrets(value) if type(value) is str else value
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    finalize=_redacted,
+)  # fmt: skip

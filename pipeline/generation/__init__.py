@@ -1,0 +1,1 @@
+"""Generation: KV-cached inference, sampling, requests, files and sidecars."""

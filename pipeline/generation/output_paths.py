@@ -1,0 +1,99 @@
+"""Where a command writes: looked at before any work is done for it, and never over what is somebody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from pipeline.common.checksums import sha256_file
+from pipeline.common.errors import InputError
+
+
+def check_folder(setting: str, folder: str | Path) -> None:
+    """Raises InputError unless files can be written to a folder; one that is not there yet is not left behind."""
+    folder, made = Path(folder), []
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{setting}={folder}: cannot be written to ({why}); give another folder") from None
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError, ValueError):
+                path.rmdir()
+
+
+def check_file(setting: str, file: str | Path) -> None:
+    """Raises InputError unless a file can be written."""
+    if Path(file).is_dir():
+        raise InputError(f"{setting}={file}: that is a folder; give a file in it")
+    check_folder(setting, Path(file).parent)
+
+
+def check_sounds(out: str) -> None:
+    """Raises InputError unless sounds can be written to the setting `out`: a sound file, or a folder."""
+    if is_folder(out):
+        check_folder("out", out)
+        return
+    suffix = Path(out).suffix
+    try:
+        soundfile.write(io.BytesIO(), np.zeros(1, np.float32), 24_000, format=suffix[1:].upper())
+    except (ValueError, TypeError, RuntimeError):
+        raise InputError(
+            f"out={out}: '{suffix}' names no format that can be written; give .wav, .flac, .ogg or .mp3, or a slash "
+            f"behind it for a folder: out={out}/"
+        ) from None
+    check_file("out", out)
+
+
+def is_folder(out: str) -> bool:
+    """Whether the setting `out` means a folder: it is one, ends in a slash, or has no suffix (heard-0.7 has none)."""
+    suffix = Path(out).suffix[1:]
+    return out.endswith("/") or not suffix or suffix.isdigit() or Path(out).is_dir()
+
+
+def targets(out: str, names: Sequence[str]) -> list[Path]:
+    """A file for each piece: `out` itself for one, else numbered, or named by prompts in a folder."""
+    path = Path(out)
+    if not is_folder(out):
+        return [path] if len(names) == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(names))]
+    taken: dict[str, int] = {}
+    found = []
+    for name in names:
+        taken[name] = taken.get(name, 0) + 1
+        count = f"-{taken[name]}" if names.count(name) > 1 else ""
+        found.append(path / f"{name}{count}.wav")
+    return found
+
+
+def check_free(sounds: Iterable[Path], sources: Iterable[Path]) -> None:
+    """Raises InputError where a sound, or the .json beside it, would replace a source or what others have written."""
+    held = {source.resolve() for source in sources}
+    for sound in sounds:
+        told = sound.with_suffix(".json")
+        if hit := [file for file in (sound, told) if file.resolve() in held]:
+            raise InputError(f"{hit[0]} would be replaced, which the sound is made from: give another out=")
+        there = [file for file in (sound, told) if file.exists()]
+        if there and not _ours(sound, told):
+            raise InputError(f"{there[0]} is there already, and not as pipeline.generate wrote it: give another out=")
+
+
+def _ours(sound: Path, told: Path) -> bool:
+    """Whether the sidecar tells of this very sound, which may be gone."""
+    try:
+        found = json.loads(told.read_text())
+        if found["sound"] != sound.name or not sound.exists():
+            return bool(found["sound"] == sound.name)
+        return bool(found["sound_sha256"] == sha256_file(sound))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

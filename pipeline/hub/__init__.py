@@ -1,0 +1,1 @@
+"""Model card and upload to the Hugging Face Hub."""

@@ -1,1 +1,0 @@
-"""The language model: patterns, network, training, sampling."""

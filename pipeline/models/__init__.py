@@ -1,0 +1,1 @@
+"""The codec language model and its codebook patterns."""

@@ -1,0 +1,238 @@
+"""Clips of a job, decoded one after another, each with the reason where it cannot be.
+
+A clip is skipped for one of two kinds of reason. The input's own (no sound, damaged, a crash of its decoder) holds
+until the input changes. The machine's (a file that is away or cannot be read for now, a process that was killed) is
+marked `retry`: the next run tries again.
+
+Letters: S samples.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+import numpy as np
+
+from pipeline.audio import amplitude, audio_io
+from pipeline.corpora import fingerprint
+from pipeline.preprocessing.shard_planner import Item
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Why a clip has no sound. retry: the machine's fault and not the input's, so that the next run tries again."""
+
+    reason: str
+    retry: bool = False
+
+
+Heard = np.ndarray | Skipped  # float32 [S], or why there is none
+CHANGED = Skipped("changed: the file is not what it was when it was listed; run again", retry=True)
+GONE = Skipped("missing: the file was there when it was listed; run again", retry=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Clips to decode: items of a shard from number `first` on. Bytes that lie in archives wait in the file `held`."""
+
+    shard: str
+    first: int
+    items: list[Item]
+    held: str | None = None
+    spans: tuple[tuple[int, int] | None, ...] = ()  # offset and bytes in `held`, a pair an item
+    embed_only: bool = False
+    again: bool = False  # one clip, which ended a reader before
+
+    def clip(self, i: int) -> Job:
+        """Only clip number i, for another try."""
+        one = {"items": self.items[i : i + 1], "spans": self.spans[i : i + 1]}
+        return replace(self, first=self.first + i, again=True, **one)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Decoded clips: items of a shard from number `first` on."""
+
+    shard: str
+    first: int
+    heard: list[Heard]
+    embed_only: bool = False
+    notes: dict[int, str] = field(default_factory=dict)  # by place in `heard`: how a clip is not as its file has it
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How clips are read.
+
+    rate: Hz; longest: seconds, clips that last longer are set aside; batch: clips a part; patience: seconds that the
+    reading of one clip may take, after which the process ends (0: as long as it likes); bad_amplitude: a policy of
+    `pipeline.audio.amplitude`; keep_truncated: read what there is of a file with less sound than its header declares.
+    """
+
+    rate: int
+    longest: float
+    batch: int
+    patience: float
+    bad_amplitude: str = "keep"
+    keep_truncated: bool = False
+
+    def fault(self, faults: list[str]) -> audio_io.OnFault | None:
+        """What `audio.read` calls for channels that cancel each other; None where they are kept."""
+        return None if self.bad_amplitude == "keep" else faults.append
+
+
+def hear(job: Job, how: Reading) -> Iterator[tuple[Heard, str]]:
+    """Each clip of a job, decoded, or why it could not be; and how it is not as its file has it ("": it is)."""
+    spans = job.spans or (None,) * len(job.items)
+    pairs = zip(job.items, spans, strict=True)
+    for _, run in groupby(pairs, key=lambda pair: pair[0].clip.path):
+        items, places = zip(*run, strict=True)
+        faults: list[str] = []  # of the clip that comes next
+        truncated: list[str] = []  # of the recording
+        heard = _clips(job.held, places[0], items, how, faults, truncated)
+        for item in items:
+            with no_longer_than(how.patience):
+                found = next(heard)
+                now = fingerprint(item.clip)
+                found = found if now == item.seen else CHANGED if now else GONE
+            note = ""
+            if isinstance(found, np.ndarray):
+                wav, note = amplitude.adjust(found, how.bad_amplitude, faults)
+                found = Skipped(note) if wav is None else wav
+                note = "; ".join(filter(None, [*truncated, note]))
+            faults.clear()
+            yield found, note
+
+
+def _clips(
+    held: str | None,
+    span: tuple[int, int] | None,
+    items: tuple[Item, ...],
+    how: Reading,
+    faults: list[str],
+    truncated: list[str],
+) -> Iterator[Heard]:
+    """The clips of one recording.
+
+    faults: gets what is wrong with a clip's channels before the clip is yielded; truncated: gets that the recording is.
+    """
+    source: str | bytes = items[0].clip.path
+    if span is not None and held is not None:
+        try:
+            source = _held(held, *span)
+        except OSError as error:
+            yield from [_why(error, source)] * len(items)
+            return
+    if how.keep_truncated:
+        with suppress(audio_io.AudioError, OSError):  # read again below, and then handled
+            truncated += filter(None, [audio_io.truncation(source)])
+    yield from _segments(source, items, how, faults) if len(items) > 1 else _single(source, items[0], how, faults)
+
+
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer: the system does, for a decoder that hangs lets no thread run."""
+    if not seconds:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _held(file: str, offset: int, size: int) -> bytes:
+    with open(file, "rb") as content:  # noqa: PTH123
+        content.seek(offset)
+        return content.read(size)
+
+
+def _single(source: str | bytes, item: Item, how: Reading, faults: list[str]) -> Iterator[Heard]:
+    clip = item.clip
+    if clip.duration is not None and clip.duration > how.longest:
+        yield _too_long(how)
+        return
+    # one more sample than the longest clip tells whether a file goes on, without decoding all of it
+    seconds = how.longest + 1 / how.rate if clip.duration is None else clip.duration
+    try:
+        wav = audio_io.read(
+            source,
+            start=clip.start,
+            duration=seconds,
+            rate=how.rate,
+            keep_truncated=how.keep_truncated,
+            on_fault=how.fault(faults),
+        )
+    except Exception as error:
+        yield _why(error, source)
+        return
+    yield wav if len(wav) <= round(how.longest * how.rate) else _too_long(how)
+
+
+def _segments(source: str | bytes, items: tuple[Item, ...], how: Reading, faults: list[str]) -> Iterator[Heard]:
+    """Clips of one recording, decoded once. One that is not finite is none; other trouble is the later ones' too."""
+    cuts = [(item.clip.start, item.clip.duration) for item in items]
+    if any(duration is None or duration > how.longest for _, duration in cuts) or cuts != sorted(cuts):
+        for item in items:
+            yield from _single(source, item, how, faults)
+        return
+    done = 0
+    try:
+        options = {"rate": how.rate, "keep_truncated": how.keep_truncated, "on_fault": how.fault(faults)}
+        for wav in audio_io.segments(source, cuts, finite=False, **options):  # type: ignore[arg-type]
+            yield wav if np.isfinite(wav).all() else Skipped(audio_io.NOT_FINITE)
+            done += 1
+    except Exception as error:
+        yield from [_why(error, source)] * (len(items) - done)
+
+
+def _why(error: Exception, source: str | bytes) -> Skipped:
+    """Whatever a decoder raises is about that file, unless the system could not read it; others are not stopped."""
+    if isinstance(error, OSError | MemoryError):
+        return Skipped(f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}", retry=True)
+    if fault := fault_of_system(source):
+        return Skipped(f"unreadable: {fault}", retry=True)
+    if isinstance(error, audio_io.AudioError):
+        return Skipped(error.reason)
+    return Skipped(f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def fault_of_system(source: str | bytes) -> str | None:
+    """Why the system cannot read a file from its beginning to its end, which a decoder takes for damage of the file."""
+    if isinstance(source, bytes):
+        return None
+    try:
+        if not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116
+            return None
+        with open(source, "rb", buffering=0) as file:  # noqa: PTH123
+            while file.read(1 << 20):
+                pass
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _too_long(how: Reading) -> Skipped:
+    limit = f"longest_seconds={how.longest:g}"
+    return Skipped(f"too long: it lasts more than {limit}; cut it into segments, or allow more")
+
+
+def parts(job: Job, how: Reading) -> Iterator[Part]:
+    """A job, decoded, in parts of `how.batch` clips."""
+    part = Part(job.shard, job.first, [], job.embed_only)
+    for found, note in hear(job, how):
+        if note and isinstance(found, np.ndarray):
+            part.notes[len(part.heard)] = note
+        part.heard.append(found)
+        if len(part.heard) == how.batch:
+            yield part
+            part = Part(job.shard, part.first + len(part.heard), [], job.embed_only)
+    if part.heard:
+        yield part

@@ -1,0 +1,273 @@
+"""A cache from a corpus: what is asked for, what of it is there, the rest of it made, and all of it told.
+
+Everything that can be refused is refused before any work. Interrupted at any moment, by whatever, the next run of the
+same command goes on where this one was; a run that finds everything done says so after a look at the files' sizes and
+times, without loading a model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.audio import amplitude
+from pipeline.audio.audio_io import RESAMPLER
+from pipeline.common.errors import InputError, MachineError
+from pipeline.corpora import open_corpus
+from pipeline.data import build_state
+from pipeline.data.build_state import PLAN, Plan
+from pipeline.data.manifest import NAME as MANIFEST
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard import index_name
+from pipeline.data.storage import LocalStore, Store, open_store
+from pipeline.preprocessing import encoder_pool, messages
+from pipeline.preprocessing.audio_hash import Digests, MeasuredDurations
+from pipeline.preprocessing.decode import Reading
+from pipeline.preprocessing.encoder import load_encoder
+from pipeline.preprocessing.partition import Share, share_of
+from pipeline.preprocessing.progress import Progress
+from pipeline.preprocessing.shard_builder import JOB, Assembly, Jobs, Task
+from pipeline.preprocessing.shard_planner import Spool, make_plan, tree_fingerprint
+
+PLACES = {"root", "listings", "audio", "metadata", "soundfont"}  # settings that say where a corpus lies, not what it is
+SHAPING = ("samples_per_shard", "longest_seconds", "bad_amplitude", "truncated")  # besides data, codec and embedder
+BATCH = {"cpu": 8, "cuda": 64}  # clips, as `Codec.best_batch` measured it
+
+
+def preprocess(cfg: Mapping[str, Any]) -> int:
+    """Make the cache that `conf/preprocess.yaml` describes, or resume it. Returns the exit code.
+
+    Raises InputError for whatever the user has to mend, before any work.
+    """
+    try:
+        return _preprocess(cfg)
+    except MachineError as error:
+        return messages.failed(error)
+
+
+def _preprocess(cfg: Mapping[str, Any]) -> int:
+    share = share_of(cfg["part"])
+    _refuse_nonsense(cfg)
+    store, root = open_store(cfg["out"]), cfg["data"]["root"]
+    asked = _asked(cfg)
+    old = Plan.load(store)
+    if old is None and cfg["add"]:
+        raise InputError(f"there is no cache at {store.where()} to add a {cfg['add']} to: run once without add=")
+    plain = _plain(asked)
+    same = old and (old.asked, old.tree) == (asked, _tree(cfg)) and not _changed(old, plain)
+    if old and same and (manifest := _finished(store, old)):
+        print(f"nothing to do: nothing in {root} has changed since {store.where()} was finished")
+        return messages.summary(store, manifest, asked["codec"])
+    _refuse_other_settings(store, old, plain, cfg["add"])  # before notes are rendered
+    names = encoder_pool.devices(cfg["devices"], cfg["workers"])
+    readers = encoder_pool.readers(cfg["readers"], names)
+    digests = Digests(readers, cfg["read_seconds"])
+    keep = cfg["truncated"] == "keep"
+    corpus = open_corpus(cfg["data"], digests, MeasuredDurations(keep))
+    store.refuse_unless_writable()
+    batch = BATCH[names[0].partition(":")[0]] if cfg["batch"] == "auto" else cfg["batch"]
+    made = _made(cfg, plain)
+    _refuse_other_settings(store, old, made, cfg["add"])
+    with closing(Spool(root)) as spool:
+        blank = Plan(asked, made, _tree(cfg), [])
+        with closing(digests):
+            plan = make_plan(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.set_aside)
+        _refuse_other_times(store, plan, share)
+        rate, policy = made["codec"]["sample_rate"], cfg["bad_amplitude"]
+        reading = Reading(rate, cfg["longest_seconds"], batch, cfg["read_seconds"], policy, keep)
+        load = partial(load_encoder, cfg["codec"], cfg["embedder"])
+        return _Run(store, plan, old, share, spool, reading).make(load, names, readers)
+
+
+class _Run:
+    """One process's share of a plan."""
+
+    def __init__(
+        self, store: Store, plan: Plan, old: Plan | None, share: Share, spool: Spool, reading: Reading
+    ) -> None:
+        self.store, self.plan, self.share, self.spool, self.reading = store, plan, share, spool, reading
+        self.is_new = old is None or vars(old) != vars(plan)
+        self.sizes = store.sizes()
+        self.records = build_state.records(store, self.sizes)
+        made = build_state.digest(plan.made)
+        mine = [shard for i, shard in enumerate(plan.shards) if share.has(i)]
+        todo = [shard for shard in mine if not self._is_final(shard, made)]
+        self.tasks = [Task(shard, self._codes_are_there(shard)) for shard in todo]
+        self.total = sum(shard.clips for shard in mine)
+        self.done = self.total - sum(shard.clips for shard in todo)
+        self.whole = len(mine) - len(todo)  # shards
+        self.written: set[str] = set()  # by this run
+
+    def _is_final(self, shard: build_state.Planned, made: str) -> bool:
+        record = self.records.get(shard.name)
+        return record is not None and build_state.is_done(shard, record, made) and not record.retry
+
+    def _codes_are_there(self, shard: build_state.Planned) -> bool:
+        record = self.records.get(shard.name)
+        if record is None or record.shard is None or record.retry:
+            return False
+        return (record.inputs, record.codes) == (shard.inputs, build_state.digest_of_codes(self.plan.made))
+
+    def make(self, load: Callable[..., Any], names: list[str], readers: int) -> int:
+        """Write what is missing; the exit code."""
+        messages.start(self.store, self.plan, self.share, self.done, self.total, names)
+        progress = Progress(self.total, self.done)
+        try:
+            self._prepare()
+            if self.tasks:
+                jobs = -(-(self.total - self.done) // JOB)  # no use for more encoders
+                unread = self._encode(load, names[:jobs], readers, progress)
+                if unread:
+                    return messages.unread(self.store, self.spool.root, unread, self.whole + len(self.written))
+            manifest = build_state.merge(self.store)
+        except OSError as error:
+            missing = [task.planned.name for task in self.tasks if task.planned.name not in self.written]
+            return messages.stopped(self.store, error, self.whole + len(self.written), missing)
+        if self.tasks:
+            messages.pace(progress)
+        if isinstance(manifest, Manifest):
+            return messages.summary(self.store, manifest, self.plan.asked["codec"])
+        _refuse_other_times(self.store, self.plan, self.share)  # it may have replaced our plan in the meantime
+        messages.unfinished(self.store, self.share, manifest)
+        return 0
+
+    def _prepare(self) -> None:
+        """Take the manifest away if its shards are to change, and say what is planned."""
+        if self.share.count == 1 and isinstance(self.store, LocalStore):
+            self.store.remove_partial()
+        listed = self._listed() if MANIFEST in self.sizes else set()
+        if listed is None or listed & {task.planned.name for task in self.tasks}:
+            build_state.unmerge(self.store)
+        if self.is_new:
+            self.plan.save(self.store)
+
+    def _listed(self) -> set[str] | None:
+        """The shards that the manifest knows; None where it cannot be read."""
+        try:
+            manifest = Manifest.load(self.store)
+        except InputError:
+            return None
+        return {shard.name for shards in manifest.splits.values() for shard in shards}
+
+    def _encode(self, load: Callable[..., Any], names: list[str], readers: int, progress: Progress) -> dict[str, str]:
+        """Write the shards of the tasks; those none of whose clips the machine could read, with a reason."""
+        with (
+            tempfile.TemporaryDirectory(prefix="preprocess-") as folder,
+            Assembly(self.store, self.tasks, self.spool, self.plan.made, Path(folder), self.written.add) as assembly,
+            encoder_pool.Crew(load, names, readers, self.reading) as encoders,
+            progress,
+        ):
+            for encoded in encoders.encoded(iter(Jobs(self.tasks, self.spool, Path(folder), self.reading.batch))):
+                assembly.add(encoded)
+                progress.advance(len(encoded.found), sum(getattr(found, "seconds", 0.0) for found in encoded.found))
+        return assembly.unread
+
+
+def _refuse_nonsense(cfg: Mapping[str, Any]) -> None:
+    if cfg["add"] not in (None, "prompt"):
+        raise InputError(f"add={cfg['add']}: expected prompt, or null")
+    amplitude.check_policy(cfg["bad_amplitude"])
+    if cfg["truncated"] not in ("skip", "keep"):
+        raise InputError(f"truncated={cfg['truncated']}: expected skip or keep")
+    for name in ("samples_per_shard", "longest_seconds", "read_seconds", "batch"):
+        value = cfg[name]
+        if not (value == "auto" and name == "batch") and (isinstance(value, str) or not value > 0):
+            raise InputError(f"{name}={value}: expected a number above 0")
+
+
+def _asked(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a cache's contents depend on, as they were given."""
+    data = {name: value for name, value in cfg["data"].items() if name not in ("root", "listings")}
+    return {"data": data, **{name: cfg[name] for name in ("codec", "embedder", *SHAPING)}}
+
+
+def _tree(cfg: Mapping[str, Any]) -> str:
+    """What all files of the corpus look like, those that lie elsewhere too."""
+    elsewhere = [cfg["data"].get(name) for name in sorted(PLACES - {"root", "listings"})]
+    return tree_fingerprint(cfg["data"]["root"], *[place for place in elsewhere if place])
+
+
+def _plain(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Of these settings, what shapes the samples and is known before a model is loaded; and the resampler."""
+    data = {name: value for name, value in asked["data"].items() if name not in PLACES}
+    data["resampler"] = RESAMPLER
+    return {"data": data, **{name: asked[name] for name in SHAPING}}
+
+
+def _made(cfg: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the identities of codec and embedder, hashes of their weights included."""
+    encoder = load_encoder(cfg["codec"], cfg["embedder"], "cpu")
+    rates = encoder.codec.sample_rate, encoder.embedder.identity["sample_rate"]
+    if rates[0] != rates[1]:
+        raise InputError(
+            f"codec={cfg['codec']['name']} hears {rates[0]} Hz and its embedder {rates[1]} Hz: choose another"
+        )
+    models = {"codec": encoder.codec.identity, "embedder": encoder.embedder.identity}
+    return {"data": plain["data"], **models, **plain}
+
+
+def _finished(store: Store, plan: Plan) -> Manifest | None:
+    """The manifest of a cache that fulfils its plan and whose files are all there, by their names and sizes.
+
+    None where the machine could not read some inputs: no look at sizes and times tells whether it can now.
+    """
+    try:
+        manifest = Manifest.load(store)
+    except InputError:
+        return None
+    if any("retry" in row for row in manifest.set_aside):
+        return None
+    sizes = store.sizes()
+    shards = [shard for shards in manifest.splits.values() for shard in shards]
+    whole = all(sizes.get(shard.name) == shard.bytes and index_name(shard.name) in sizes for shard in shards)
+    whole &= all(build_state.record_name(shard.name) in sizes for shard in plan.shards)
+    return manifest if whole and manifest.plan == build_state.plan_digest(store) else None
+
+
+def _refuse_other_settings(store: Store, old: Plan | None, made: Mapping[str, Any], add: str | None) -> None:
+    """made: all settings, or as many as are known yet."""
+    if old is None:
+        return
+    changed, before, now = _changed(old, made), _flat(old.made), _flat(made)
+    if add == "prompt":
+        changed = [name for name in changed if not name.startswith("embedder.")]
+    if changed:
+        told = ", ".join(f"{name}={_short(before.get(name))} (now {_short(now.get(name))})" for name in changed)
+        embedder_only = all(name.startswith("embedder.") for name in changed)
+        hint = "; add=prompt embeds it anew and keeps its codes" if embedder_only else ""
+        raise InputError(f"{store.where()} was made with {told}: give another out=, or remove it{hint}")
+
+
+def _changed(old: Plan, made: Mapping[str, Any]) -> list[str]:
+    """The settings that are not those of a plan, by their dotted names. made: all settings, or some."""
+    before, now = _flat({name: old.made.get(name, {}) for name in made}), _flat(made)
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def _refuse_other_times(store: Store, plan: Plan, share: Share) -> None:
+    """Parts that read copies of a corpus whose times of change differ would replace each other's plan for ever."""
+    there = Plan.load(store) if share.count > 1 else None
+    if there is None or [(s.split, s.clips) for s in there.shards] != [(s.split, s.clips) for s in plan.shards]:
+        return
+    if not {shard.inputs for shard in there.shards} & {shard.inputs for shard in plan.shards}:
+        raise InputError(
+            f"{store.where(PLAN)} was made from other files of the same names: copies of a corpus on several machines "
+            "must have the same times of change (cp -a and rsync -t keep them, touch -d sets them); if the files were "
+            f"changed on purpose, remove {PLAN} and run every part again"
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:12] + "..."

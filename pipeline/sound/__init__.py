@@ -1,1 +1,0 @@
-"""Between sound and numbers: audio files, the codec, the embedder, measures of sound."""

@@ -1,1 +1,0 @@
-"""The page to play with: what is asked for there, made by the functions of `listen`, and shown."""

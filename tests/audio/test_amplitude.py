@@ -1,0 +1,99 @@
+"""Channels that cancel each other and peaks above full scale, as `audio.read` and the reader of clips treat them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.audio import amplitude, audio_io
+
+RATES = (24_000, 44_100)
+
+
+def tone(rate: int, seconds: float = 3.0, pitch: float = 330) -> np.ndarray:
+    return 0.4 * np.sin(2 * np.pi * pitch * np.arange(round(rate * seconds)) / rate)
+
+
+def write(path: Path, channels: list[np.ndarray], rate: int) -> Path:
+    soundfile.write(path, np.stack(channels, axis=1), rate, subtype="FLOAT")
+    return path
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("gain", [-1.0, -0.9])
+def test_the_first_channel_replaces_a_mix_that_cancels(tmp_path: Path, rate: int, gain: float) -> None:
+    """The exact samples of the channel alone, by `read` and by `segments`; without `on_fault` the mix is read."""
+    left = tone(rate)
+    path = write(tmp_path / "a.wav", [left, gain * left], rate)
+    alone = write(tmp_path / "alone.wav", [left], rate)
+    faults: list[str] = []
+    assert np.array_equal(audio_io.read(path, on_fault=faults.append), audio_io.read(alone))
+    assert faults == [amplitude.CANCELLED]
+    cuts = [(0.0, 1.0), (0.5, 1.0), (2.0, 0.5)]
+    ours = list(audio_io.segments(path, cuts, on_fault=faults.append))
+    for cut, channel in zip(ours, audio_io.segments(alone, cuts), strict=True):
+        assert np.array_equal(cut, channel) and cut.flags.c_contiguous
+    assert len(faults) == 4
+    assert np.abs(audio_io.read(path)).max() < 0.03
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_other_sounds_are_the_mix_to_the_bit(tmp_path: Path, rate: int) -> None:
+    """Also one channel silent, uncorrelated channels, and silence."""
+    left, right = tone(rate), tone(rate, pitch=500)
+    zero = np.zeros_like(left)
+    kinds = {
+        "wide": [left, right],
+        "left": [left, zero],
+        "right": [zero, right],
+        "silence": [zero, zero],
+        "mono": [left],
+    }
+    for name, channels in kinds.items():
+        path = write(tmp_path / f"{name}.wav", channels, rate)
+        checked = audio_io.read(path, on_fault=lambda fault: pytest.fail(fault))
+        assert np.array_equal(checked, audio_io.read(path))
+
+
+def test_cancellation_is_found_clip_by_clip(tmp_path: Path) -> None:
+    """A recording that is in antiphase for a while."""
+    left = tone(24_000)
+    right = left.copy()
+    right[24_000:48_000] *= -1
+    path = write(tmp_path / "a.wav", [left, right], 24_000)
+    faults: list[int] = []
+    cuts = enumerate(audio_io.segments(path, [(0, 1), (1, 1), (2, 1)], on_fault=lambda _: faults.append(1)))
+    counts = [(number, len(faults)) for number, _ in cuts]
+    assert counts == [(0, 0), (1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("peak", "policy", "scaled", "reason"),
+    [
+        (1.9, "scale", False, ""),
+        (128.0, "scale", True, "above full scale: its peak is 128, where full scale is 1; scaled to full scale"),
+        (128.0, "keep", False, ""),
+        (
+            2.0**31,
+            "scale",
+            True,
+            "above full scale: its peak is 2.14748e+09, where full scale is 1; scaled to full scale",
+        ),
+    ],
+)
+def test_a_peak_is_scaled_to_full_scale(peak: float, policy: str, scaled: bool, reason: str) -> None:
+    wav = (tone(24_000) / 0.4).astype(np.float32)
+    wav /= np.abs(wav).max()
+    found, note = amplitude.adjust(wav * np.float32(peak), policy)
+    assert found is not None and note == reason
+    np.testing.assert_allclose(found, wav if scaled else wav * peak, rtol=1e-6)
+
+
+def test_one_sample_far_above_all_others_is_no_sound() -> None:
+    wav = tone(24_000).astype(np.float32)
+    wav[7] = -1e29
+    found, note = amplitude.adjust(wav, "scale")
+    assert found is None and note.startswith("above full scale: its peak is 1e+29")

@@ -1,0 +1,85 @@
+"""python -m pipeline.reconstruct: what a codec keeps at each bit rate, to hear and in figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.common.errors import InputError
+from pipeline.config.cli import compose
+from pipeline.reconstruct import main
+
+
+def tone(seconds: float, hz: float, rate: int) -> np.ndarray:
+    t = np.arange(round(seconds * rate)) / rate
+    return 0.3 * np.sin(2 * np.pi * hz * t) * np.exp(-t)
+
+
+def run(*settings: str) -> None:
+    main.task(compose("reconstruct", ["codec=encodec_embedded", *settings]))
+
+
+def test_a_folder_is_reconstructed_at_each_bit_rate(tmp_path: Path) -> None:
+    sounds = tmp_path / "sounds"
+    (sounds / "more").mkdir(parents=True)
+    soundfile.write(sounds / "a.wav", tone(1.5, 440, 16_000), 16_000)
+    soundfile.write(sounds / "more" / "a.flac", tone(1.01, 300, 44_100), 44_100)
+    (sounds / "broken.wav").write_bytes(b"no sound")
+    (sounds / "notes.txt").write_text("not asked for")
+    out = tmp_path / "out"
+    run(f"audio={sounds}", f"out={out}", "codebooks=[8,1]")
+    for name, samples in [("a", 36_000), ("a-2", 24_240)]:
+        for suffix in ("original", "k1", "k8"):
+            wav, rate = soundfile.read(out / f"{name}.{suffix}.wav")
+            assert (len(wav), rate) == (samples, 24_000)
+            assert np.abs(wav).max() > 0.05
+    report = json.loads((out / "reconstruct.json").read_text())
+    assert [(row["codebooks"], row["kbit_s"]) for row in report["clips"]] == [(1, 0.75), (8, 6.0)] * 2
+    for one, eight in zip(report["clips"][::2], report["clips"][1::2], strict=True):
+        assert eight["log_spectral_distance_db"] < one["log_spectral_distance_db"] < 40
+    assert all(row["snr_db"] is None for row in report["clips"])  # it keeps no phases
+    assert len(report["refused"]) == 1 and "broken.wav" in report["refused"][0]
+    assert report["codec"]["name"] == "encodec_embedded"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["audio=gone.wav"], "no such file"),
+        (["audio=.", "out=x"], "holds no sound file"),
+        (["audio=empty.wav"], "no file could be read: empty.wav: empty"),
+        (["audio=a.wav", "codebooks=[1,16]"], "codec.codebooks=16: encodec_embedded has 1 to 8"),
+        (["audio=a.wav", "codebooks=[0]"], "from 1 on"),
+        (["audio=a.wav", "device=gpu"], "device=gpu: .*; give auto, cpu or cuda:0"),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "audio=." not in settings:
+        (tmp_path / "empty.wav").touch()
+        soundfile.write("a.wav", tone(0.5, 440, 24_000), 24_000)
+    with pytest.raises(InputError, match=message):
+        run(*settings)
+
+
+def test_the_command_prints_the_table(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a name.wav", tone(0.5, 440, 24_000), 24_000)
+    settings = ["audio=a name.wav", "codebooks=2", "codec=encodec_embedded", "out=out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.reconstruct", *settings],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "1.50" in done.stdout and "keeps no phases" in done.stdout
+    assert (tmp_path / "out" / "a name.k2.wav").exists()

@@ -1,0 +1,180 @@
+"""How every entry point meets its user."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import cli
+from pipeline.config.cli import OUTPUT_CLOSED
+
+ROOT = Path(__file__).parents[2]
+COMMAND = """
+import sys
+sys.path.insert(0, {root!r})
+from pipeline.config.cli import entry
+from pipeline.common.errors import InputError
+
+@entry({name!r})
+def main(cfg):
+    "A task."
+    if cfg.part == "refuse":
+        raise InputError("part=refuse: give another")
+    print("out", cfg.out, cfg.codec.codebooks)
+    if cfg.out == "unresolved":
+        cfg.codec.neighbour
+    return 75 if cfg.part == "stop" else None
+
+__doc__ = "What it does."
+main()
+"""
+
+
+def run(*words: str, name: str = "preprocess") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name=name), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 0, "out shards/nsynth 8"),
+        (["data=notes", "codec.codebooks=4"], 0, "out shards/notes 4"),
+        (["--local_rank=3"], 0, "out shards/nsynth 8"),
+        (["part=stop"], 75, "out shards/nsynth 8"),
+        (["-m", "data=notes,nsynth"], 0, "out shards/notes 8\nout shards/nsynth 8"),
+        (["part=refuse"], 2, "error: part=refuse: give another"),
+        (["codec.codebks=3"], 2, "error: there is no setting 'codec.codebks'; did you mean 'codec.codebooks'?"),
+        (["dta=notes"], 2, "error: there is no setting 'dta'; did you mean 'data'?"),
+        (["codec=foo"], 2, "error: codec=foo: there is no such choice; choices are encodec_24khz, encodec_embedded"),
+        (["codec=null"], 2, "error: codec=null: there is no such choice"),
+        (["samples_per_shard=1.5"], 2, "error: samples_per_shard=1.5: expected a whole number"),
+        (["-m", "data=notes", "samples_per_shard=x"], 2, "error: samples_per_shard=x: expected a whole number"),
+        (["out=2024"], 0, "out 2024 8"),
+        (["out=take(1)"], 2, """: "out='take(1)'"\n"""),
+        (["--help"], 0, "codec: encodec_24khz, encodec_embedded"),
+    ],
+)
+def test_a_command_line_is_obeyed_or_refused_in_one_line(words: list[str], code: int, said: str) -> None:
+    done = run(*words)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    if code == 2:
+        assert done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    """Neither in the current folder nor where several users write, who could block each other there."""
+    (tmp_path / "temporary").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), "-m", "data=notes,nsynth"],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        check=True,
+    )
+    assert [*tmp_path.rglob("*")] == [tmp_path / "temporary"]
+
+
+def test_names_are_escaped_on_a_terminal_without_utf8() -> None:
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), "out='Björk'"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "out Bj\\xf6rk 8\n", done.stderr
+
+
+@pytest.mark.parametrize("words", [["-m", "pipeline.train", "--help"], ["-m", "pipeline"]])
+def test_a_closed_pipe_leaves_no_traceback(words: list[str]) -> None:
+    """`| head` when it has read enough: nothing can read standard output any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert not done.stderr and done.returncode in (0, OUTPUT_CLOSED)
+
+
+def test_the_commands_are_listed() -> None:
+    done = subprocess.run([sys.executable, "-m", "pipeline"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    named = re.findall(r"^python -m pipeline\.(\w+) +[A-Z].*[.:]$", done.stdout, re.MULTILINE)
+    entries = {file.stem for file in cli.CONF.glob("*.yaml")} - {"hydra_quiet"}
+    assert done.returncode == 0 and set(named) == entries | {"check"}
+
+
+def test_a_stop_ends_a_sweep(tmp_path: Path) -> None:
+    """TERM ends what runs with 75; the combinations behind it are left for the next time."""
+    words = ["-m", "part=stop,1/1", "codec.codebooks=4"]
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75 and done.stdout.count("out shards/nsynth 4") == 1, done.stdout + done.stderr
+
+
+def test_what_hydra_would_announce_at_length_is_one_line_too() -> None:
+    """A setting without a default, and one that is not there, met by the task itself."""
+    missing = run(name="evaluate")
+    assert missing.returncode == 2 and missing.stderr == "error: the setting 'run' has no default: give run=...\n"
+    unknown = run("out=unresolved")
+    assert unknown.returncode == 2 and unknown.stderr.startswith("error: there is no setting 'neighbour'")
+    assert unknown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "instead"),
+    [
+        ("train", "exp=delay_gpt2", "+exp=delay_gpt2"),
+        ("train", "data=folder", "data=CHOICE is for download, preprocess"),
+        ("train", "dta.seconds=1", "did you mean 'data.seconds'?"),
+        (
+            "train",
+            "+exp=dealy_gpt2",
+            "+exp=dealy_gpt2: there is no such choice; did you mean 'delay_gpt2'? choices are",
+        ),
+        ("train", "+exp=", "+exp=: there is no such choice; choices are delay_gpt2, flatten_gpt2"),
+        ("train", "model=null", "model=null: there is no such choice; choices are gpt2, large"),
+        ("train", "+trainer.stpes=3", "did you mean 'trainer.steps'?"),
+        ("train", "++nothing.reads=3", "there is no setting 'nothing.reads'"),
+        ("train", "+model=tiny", "model: given more than once"),
+        ("generate", "prompt=take(1).wav", "\"prompt='take(1).wav'\""),
+        ("generate", "prompt=x, live.wav", "\"prompt='x, live.wav'\""),
+        ("generate", "prompt=it's.wav", "\"prompt='it\\'s.wav'\""),
+        ("generate", "out=o/a=b/c.wav", "\"out='o/a=b/c.wav'\""),
+        ("generate", "prompt=$x{1}.wav", "'$x{1}.wav'"),
+        ("generate", "prompt=[take(1).wav,b.wav]", "\"prompt=['a (1).wav',b.wav]\""),
+        ("generate", "seed", "settings are given as name=value"),
+    ],
+)
+def test_what_is_no_setting_is_told_what_to_type_instead(
+    name: str, word: str, instead: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [name, word])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"pipeline.{name}").main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and instead in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+@settings(max_examples=15)
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1))
+def test_a_name_that_is_typed_as_told_arrives_as_it_is(name: str) -> None:
+    """Through the shell and Hydra both."""
+    (word,) = shlex.split(cli._quoting(f"prompt={name}").split("all in the shell's: ")[1].split(" ([A,B]")[0])
+    if name[0] not in "[{" and "${" not in name:
+        assert cli.compose("generate", [word]).prompt == [name]
+
+
+def test_train_lists_only_the_groups_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "--help"])
+    importlib.import_module("pipeline.train").main()
+    groups = capsys.readouterr().out.partition("Groups (group=choice):")[2].partition("Settings")[0]
+    assert re.findall(r"^  (\S+):", groups, re.MULTILINE) == [
+        "codec", "deepspeed", "+exp", "model", "optim", "pattern", "tracking",
+    ]  # fmt: skip

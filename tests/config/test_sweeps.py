@@ -1,0 +1,67 @@
+"""A sweep gives each of its jobs an output folder of its own."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from omegaconf import DictConfig
+
+from pipeline.config.cli import entry
+
+LR = ("optim.lr=1e-3,3e-4",)
+
+
+def outputs(monkeypatch: pytest.MonkeyPatch, command: str, *words: str) -> list[str]:
+    """Where the jobs of a sweep would write."""
+    seen: list[str] = []
+
+    def task(cfg: DictConfig) -> None:
+        seen.append(cfg.run if command == "train" else cfg.out)
+
+    monkeypatch.setattr("sys.argv", [command, "-m", *words])
+    entry(command)(task)()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "folders"),
+    [
+        ("train", ["+exp=delay_gpt2", *LR], ["delay_gpt2/optim.lr-0.001", "delay_gpt2/optim.lr-0.0003"]),
+        ("train", ["pattern=delay,flatten"], ["delay_gpt2", "flatten_gpt2"]),
+        ("train", ["+exp=delay_gpt2,flatten_gpt2"], ["delay_gpt2", "flatten_gpt2"]),
+        ("train", ["pattern=delay,flatten", "seed=1", *LR], [f"{p}_gpt2/optim.lr-{lr}" for p in ("delay", "flatten")
+                                                             for lr in ("0.001", "0.0003")]),
+        ("train", ["run=runs/x-${seed}", "seed=0,1"], ["x-0", "x-1"]),
+        ("train", ["shards=/a b/c,/d"], ["delay_gpt2/shards-_a_b_c", "delay_gpt2/shards-_d"]),
+        ("preprocess", ["part=1/2,2/2"], ["nsynth", "nsynth"]),
+        ("generate", ["seed=1,2"], ["generated/seed-1", "generated/seed-2"]),
+    ],
+)  # fmt: skip
+def test_each_job_has_a_folder(
+    monkeypatch: pytest.MonkeyPatch, command: str, words: list[str], folders: list[str]
+) -> None:
+    found = outputs(monkeypatch, command, *words)
+    assert [folder.removeprefix("runs/").removeprefix("shards/") for folder in found] == folders
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (
+            "train",
+            ["run=runs/x", *LR],
+            "run=runs/x: the jobs of this sweep over optim.lr .*'run=runs/x-\\$\\{optim.lr\\}'",
+        ),
+        ("train", ["run=runs/${seed}", "seed=0,1", *LR], "over optim.lr would write into one folder"),
+        ("generate", ["out=a.wav", "seed=1,2"], "'out=a-\\$\\{seed\\}.wav'"),
+    ],
+)
+def test_one_folder_for_all_jobs_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        outputs(monkeypatch, command, *words)
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2 and errors.startswith("error: ")
+    assert re.search(message, errors), errors

@@ -1,0 +1,116 @@
+"""What is typed for a setting is of its kind, is made so where that is surely meant, or is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from pipeline.common.errors import InputError
+from pipeline.config import types
+from pipeline.config.cli import compose
+
+TAKEN = [
+    ("train", "trainer.steps=1e5", 100_000),
+    ("train", "trainer.ema=0.999", 0.999),
+    ("train", "trainer.preflight=only", "only"),
+    ("train", "trainer.petaflop=1", 1),
+    ("train", "optim.lr=1", 1),
+    ("train", "optim.betas=[0.9,1]", [0.9, 1]),
+    ("train", "shards={a: x, b: y}", {"a": "x", "b": "y"}),
+    ("train", "shards=2024", "2024"),
+    ("train", "model.pretrained=null", None),
+    ("train", "data.seconds=4", 4),
+    ("train", "run=007", "007"),
+    ("preprocess", "data.seconds=4", 4),
+    ("preprocess", "out=1e3", "1e3"),
+    ("preprocess", "workers=auto", "auto"),
+    ("generate", "prompt=2024", ["2024"]),
+    ("generate", "prompt=[1,b.wav]", ["1", "b.wav"]),
+    ("generate", "run=2024", "2024"),
+    ("generate", "prompt=null", None),
+    ("generate", "n=2.0", 2),
+    ("generate", "sampling.temperature=[0.5,1]", [0.5, 1]),
+    ("evaluate", "temperatures=0.7", [0.7]),
+    ("evaluate", "pitch=false", False),
+    ("evaluate", "out=${run}/x", "${run}/x"),
+    ("compare", "runs=runs/q", ["runs/q"]),
+    ("demo", "run=a", ["a"]),
+    ("reconstruct", "codebooks=4", [4]),
+]
+REFUSED = [
+    ("train", "trainer.steps=1.5", "expected a whole number"),
+    ("train", "trainer.steps=abc", "expected a whole number"),
+    ("train", "trainer.steps=true", "expected a whole number"),
+    ("train", "optim.lr=fast", "expected a number"),
+    ("train", "optim.lr=nan", "expected a finite number"),
+    ("train", "seed=abc", "expected a whole number"),
+    ("train", "run=null", "expected a text"),
+    ("train", "optim.betas=[a,b]", "expected a list of numbers"),
+    ("train", "trainer.keep_best=maybe", "expected true or false"),
+    ("train", "optim.schedule=cosine", r"expected \{NAME: VALUE"),
+    (
+        "preprocess",
+        "data=folder data.segment_seconds=4s",
+        "expected null or a number",
+    ),
+    ("download", "parallel=2.5", "expected a whole number"),
+    ("shards", "clips=many", "expected a whole number"),
+    ("generate", "seconds=null", "expected auto or a number"),
+    ("generate", "seconds=inf", "expected a finite number"),
+    ("generate", "seconds=long", "expected auto or a number"),
+    ("generate", "n=2.5", "expected a whole number"),
+    ("generate", "seed=1.5", "expected a whole number"),
+    ("generate", "sampling.top_k=1.5", "expected a whole number"),
+    ("generate", "sampling.temperature=[hot]", "expected a number or a list of numbers"),
+    ("generate", "prompt=[]", "expected null or a list of texts"),
+    ("generate", "prompt=", "expected null or a list of texts"),
+    ("generate", "audio=[a,b]", "expected null or a text"),
+    ("generate", "batch=1.5", "expected auto or a whole number"),
+    ("generate", "out=[a,b]", "expected a text"),
+    ("evaluate", "temperatures=[]", "expected a list of numbers"),
+    ("evaluate", "run=[a,b]", "expected a text"),
+    ("compare", "runs=[]", "expected a list of texts"),
+    ("reconstruct", "codebooks=[x]", "expected a list of whole numbers"),
+    ("demo", "port=abc", "expected a whole number"),
+    ("dashboard", "codebooks=x", "expected a whole number"),
+]
+
+
+@pytest.mark.parametrize(("name", "word", "wanted"), TAKEN)
+def test_a_value_is_taken_as_it_is_meant(name: str, word: str, wanted: Any) -> None:
+    found = OmegaConf.to_container(compose(name, [word]))
+    for part in word.partition("=")[0].split("."):
+        found = found[part]  # type: ignore[index, call-overload]
+    assert found == wanted and type(found) is type(wanted)
+
+
+@pytest.mark.parametrize(("name", "words", "expected"), REFUSED)
+def test_a_value_of_another_kind_is_refused_with_what_is_expected(name: str, words: str, expected: str) -> None:
+    *_, last = words.split(" ")
+    with pytest.raises(InputError, match=expected) as caught:
+        compose(name, words.split(" "))
+    assert str(caught.value).startswith(last.partition("=")[0] + "=") and "\n" not in str(caught.value)
+
+
+def test_what_is_typed_twice_is_what_was_typed_last() -> None:
+    assert compose("generate", ["out=1", "out=b.wav"]).out == "b.wav"
+    assert compose("generate", ["n=x", "n=2"]).n == 2
+
+
+@given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans()))
+def test_a_text_is_what_was_typed_whatever_it_reads_like(value: Any) -> None:
+    assert types.fit("out", f"{value}", value, ["a"]) == f"{value}"
+    assert types.fit("prompt", f"{value}", value, [None, ["a"]]) == [f"{value}"]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_whole_number_is_whole(value: float) -> None:
+    if value.is_integer():
+        assert types.fit("n", str(value), value, [1]) == value
+    else:
+        with pytest.raises(InputError, match="expected a whole number"):
+            types.fit("n", str(value), value, [1])

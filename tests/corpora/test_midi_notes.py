@@ -1,0 +1,152 @@
+"""Rendered notes are what their labels say, are rendered once, and never end up in two splits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.common.errors import InputError
+from pipeline.corpora import open_corpus
+from tests.helpers.corpora import data, render_notes
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+
+
+def test_every_note_is_four_seconds_in_nsynths_form(notes_folder: Path) -> None:
+    clips = list(open_corpus(data("nsynth", notes_folder)).clips())
+    assert len(clips) == 24
+    for clip in clips:
+        wav, rate = soundfile.read(clip.path, dtype="float32")
+        assert (rate, wav.shape, soundfile.info(clip.path).subtype) == (16_000, (64_000,), "PCM_16")
+        assert np.abs(wav).max() == pytest.approx(0.5, abs=1e-3)
+        family, source = clip.labels["instrument_family_str"], clip.labels["instrument_source_str"]
+        instrument, pitch, velocity = clip.labels["instrument"], clip.labels["pitch"], clip.labels["velocity"]
+        assert clip.key == clip.labels["note_str"] == f"{family}_{source}_{instrument:03d}-{pitch:03d}-{velocity:03d}"
+
+
+def test_a_note_sounds_at_the_pitch_of_its_label(notes_folder: Path) -> None:
+    """The strongest period of the held note, by autocorrelation, is the label's to within half a semitone."""
+    right = []
+    for clip in open_corpus(data("nsynth", notes_folder)).clips():
+        wav, rate = soundfile.read(clip.path, start=8_000, stop=16_000)
+        spectrum = np.abs(np.fft.rfft(wav, 4 * len(wav))) ** 2
+        periods = np.fft.irfft(spectrum)[: rate // 50]
+        low, high = rate / 1000, rate / 100
+        lags = np.arange(len(periods))
+        best = np.argmax(np.where((lags >= low) & (lags <= high), periods, -np.inf))
+        heard = 69 + 12 * np.log2(rate / best / 440)
+        away = (heard - clip.labels["pitch"] + 6) % 12 - 6  # an octave is the ear's to judge, not this estimate's
+        right.append(abs(away) < 0.6)
+    assert np.mean(right) > 0.85
+
+
+def test_the_same_settings_render_the_same_bytes(notes_folder: Path, tmp_path: Path) -> None:
+    assert tree(render_notes(tmp_path / "again")) == tree(notes_folder)
+
+
+def test_a_note_does_not_depend_on_the_notes_before_it(notes_folder: Path, tmp_path: Path) -> None:
+    other = render_notes(tmp_path / "other", "data.seed=7", "data.clips=40")
+    ours = {name.rsplit("/")[-1]: wav for name, wav in tree(notes_folder).items() if name.endswith(".wav")}
+    theirs = {name.rsplit("/")[-1]: wav for name, wav in tree(other).items() if name.endswith(".wav")}
+    both = ours.keys() & theirs.keys()
+    assert len(both) >= 5
+    assert all(ours[name] == theirs[name] for name in both)
+
+
+def test_notes_are_rendered_once_and_never_replaced_by_others(
+    notes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(notes_folder, tmp_path / "notes")
+    monkeypatch.setattr("pipeline.corpora.midi_notes._Synth", lambda *_: pytest.fail("rendered again"))
+    render_notes(root)
+    with pytest.raises(
+        InputError, match=r"data\.root=.*notes holds notes rendered with data\.clips=24 \(now 10\): give"
+    ):
+        render_notes(root, "data.clips=10")
+    assert tree(root) == tree(notes_folder)
+
+
+def test_an_interrupted_rendering_is_finished(notes_folder: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(notes_folder, tmp_path / "notes")
+    done = json.loads((root / "notes.json").read_text())
+    (root / "notes.json").write_text(json.dumps({**done, "complete": False}))
+    wav = next((root / "nsynth-train" / "audio").iterdir())
+    wav.write_bytes(wav.read_bytes()[:1000])
+    (root / "nsynth-test" / "examples.json").unlink()
+    assert tree(render_notes(root)) == tree(notes_folder)
+
+
+@pytest.mark.parametrize(("split_by", "group"), [("instrument", ["instrument"]), ("note", ["instrument", "pitch"])])
+def test_no_group_is_in_two_splits(tmp_path: Path, split_by: str, group: list[str]) -> None:
+    settings = [f"data.split_by={split_by}", "data.velocities=[60,100]", "data.pitches=60-64", "data.clips=null"]
+    root = render_notes(tmp_path / "notes", *settings)
+    splits: dict[tuple, set] = {}
+    for clip in open_corpus(data("nsynth", root)).clips():
+        splits.setdefault(tuple(clip.labels[name] for name in group), set()).add(clip.split)
+    assert all(len(of) == 1 for of in splits.values())
+    assert {split for of in splits.values() for split in of} == {"train", "valid", "test"}
+    if split_by == "note":
+        by_instrument: dict[int, set] = {}
+        for (instrument, _), of in splits.items():
+            by_instrument.setdefault(instrument, set()).update(of)
+        assert all("train" in of for of in by_instrument.values()), "held-out notes are of known instruments"
+
+
+def test_silent_notes_are_left_out(tmp_path: Path) -> None:
+    """At the lowest velocity these instruments give nothing to hear."""
+    root = render_notes(tmp_path / "notes", "data.velocities=[1,100]", "data.clips=null", "data.pitches=60-61")
+    velocities = [clip.labels["velocity"] for clip in open_corpus(data("nsynth", root)).clips()]
+    assert velocities.count(100) == 12
+    assert velocities.count(1) == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.programs=0-120", "data.programs=0-120: expected a range like 0-111"),
+        ("data.pitches=high", "data.pitches=high: expected"),
+        ("data.velocities=[0]", "data.velocities"),
+        ("data.split_by=colour", "neither instrument nor note"),
+        ("data.clips=100000", "expected 1 to 96"),
+        ("data.test=0.9", "to train on"),
+        ("data.soundfont=/nowhere.sf2", "data.soundfont=/nowhere.sf2 is no file"),
+    ],
+)
+def test_settings_out_of_range_are_named(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        render_notes(tmp_path / "notes", setting)
+    assert not (tmp_path / "notes").exists(), "refused before any work"
+
+
+def test_a_file_that_is_no_soundfont_is_named(tmp_path: Path) -> None:
+    (tmp_path / "no.sf2").write_bytes(b"RIFF of nothing")
+    with pytest.raises(InputError, match=r"no\.sf2 is no soundfont"):
+        render_notes(tmp_path / "notes", f"data.soundfont={tmp_path / 'no.sf2'}")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"data\.root=.* did not render"):
+        render_notes(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_without_the_synthesizer_its_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tinysoundfont", None)
+    with pytest.raises(InputError, match="pip install --no-deps tinysoundfont"):
+        render_notes(tmp_path / "notes")
+    assert not (tmp_path / "notes").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"data\.root=.*file/notes cannot be written"):
+        render_notes(tmp_path / "file" / "notes")

@@ -1,0 +1,87 @@
+"""Many files at a time: how each ended is told, and an interrupt ends them all."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.corpora.download import parallel as module
+from pipeline.corpora.download.http import FetchError, Remote
+from pipeline.corpora.download.parallel import haul
+
+REMOTES = {Remote(f"http://nowhere/{n}", Path(f"file-{n}")): 1000 * n for n in range(1, 6)}
+At = Callable[[int], None]
+
+
+def work(remote: Remote, at: At, stop: threading.Event) -> str:
+    for position in range(0, REMOTES[remote] + 1, 500):
+        at(position)
+    if remote.path.name == "file-3":
+        raise FetchError("file-3 is lost")
+    return "as published"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_every_end_is_told(terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert haul(REMOTES, work, 2) == 1
+    told = capsys.readouterr().err
+    assert all(f"file-{n}: as published" in told for n in (1, 2, 4, 5))
+    assert "error: file-3 is lost" in told
+
+
+def test_without_a_terminal_a_line_is_told_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EVERY", 0)
+    haul(REMOTES, work, 1)
+    assert "0.00 of 0.00 GB" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_what_runs_and_starts_nothing_more() -> None:
+    """Ctrl-C reaches the main thread; transfers see the event, keep their bytes, and no further file is begun."""
+    begun: list[Remote] = []
+
+    def interrupted(remote: Remote, at: At, stop: threading.Event) -> str:
+        begun.append(remote)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        assert stop.wait(5), "it was never told to stop"
+        raise FetchError("stopped")
+
+    with pytest.raises(KeyboardInterrupt):
+        haul(REMOTES, interrupted, 2)
+    assert len(begun) < len(REMOTES)
+
+
+def test_a_transfer_that_is_told_to_stop_makes_no_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that wait are let go before those on their way are told, however slow that is."""
+    begun: list[Remote] = []
+    second = threading.Event()
+
+    class Slow(module.ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            time.sleep(0.1)
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def interrupt(*_: object) -> None:
+        second.wait(5)
+        raise KeyboardInterrupt
+
+    def transfer(remote: Remote, at: At, stop: threading.Event) -> str:
+        begun.append(remote)
+        if len(begun) == 2:
+            second.set()
+            stop.wait(5)
+        return "as published"
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Slow)
+    monkeypatch.setattr(module._Board, "say", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        haul(REMOTES, transfer, 1)
+    assert len(begun) == 2

@@ -1,0 +1,148 @@
+"""Bytes of a cache that went bad are found when they are read, by checksums that the index holds."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import shards
+from pipeline.common.errors import InputError
+from pipeline.config.cli import compose
+from pipeline.data.build_state import Plan, plan_digest
+from pipeline.data.dataloader import once
+from pipeline.data.dataset import Split
+from pipeline.data.manifest import NAME, Manifest
+from pipeline.data.shard import index_name
+from pipeline.data.shard_cache import Copies
+from pipeline.data.storage import LocalStore
+from pipeline.data.verify import verify
+from tests.helpers.caches import write_cache
+
+ROOT = Path(__file__).parents[2]
+FIRST = "train-000000.tar"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return write_cache(tmp_path / "cache", [6, 5])
+
+
+def flip(file: Path, at: int) -> None:
+    """Flip one bit of a byte."""
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+def codes_at(file: Path, clip: int) -> int:
+    """Where the codes of a clip begin."""
+    return int(np.load(file.with_name(index_name(file.name)))[1 + clip, 0])
+
+
+def read(folder: str | Path, **words: object) -> int:
+    """The clips of a training split that can be read."""
+    return sum(len(batch.frames) for batch in once(Split(folder, "train", **words), 4))  # type: ignore[arg-type]
+
+
+def test_a_flipped_bit_of_any_clip_loses_its_shard(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Logged once, with its clips counted; refused where no share of bad clips is allowed."""
+    flip(cache / FIRST, codes_at(cache / FIRST, 3))
+    with pytest.raises(InputError, match=rf"{FIRST} has changed since it was written.*checksum differs"):
+        read(cache)
+    assert read(cache, bad_share=0.6) == 5
+    assert [r.getMessage() for r in caplog.records if "its 6 clips" in r.getMessage() and FIRST in r.getMessage()]
+
+
+@pytest.mark.parametrize("what", ["older", "missing"])
+def test_shards_without_a_checksum_are_compared_with_the_manifest(
+    cache: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The index of an older version is read, and `shards index` writes that of today; one that is lost is scanned."""
+    index = cache / index_name(FIRST)
+    whole = index.read_bytes()
+    rows, at = np.load(index)[1:], codes_at(cache / FIRST, 3)
+    index.unlink()
+    if what == "older":
+        np.save(index, rows)
+    with caplog.at_level(logging.INFO):
+        split = Split(cache, "train")
+        assert split.lengths().tolist() == Split(cache, "train").lengths().tolist() and read(cache) == 11
+    assert ("1 indices of" in caplog.text and "pipeline.shards index" in caplog.text) == (what == "older")
+    assert shards.main.task(compose("shards", ["do=index", f"shards='{cache}'"])) == 0  # type: ignore[attr-defined]
+    assert index.read_bytes() == whole
+    index.unlink()
+    if what == "older":
+        np.save(index, rows)
+    flip(cache / FIRST, at)
+    with pytest.raises(InputError, match=rf"{FIRST} has changed since it was written"):
+        read(cache)
+    with pytest.raises(InputError, match=rf"{FIRST} has changed since it was written .*sha256"):
+        shards.main.task(compose("shards", ["do=index", f"shards='{cache}'"]))  # type: ignore[attr-defined]
+
+
+def test_a_copy_that_went_bad_is_fetched_again(cache: Path, tmp_path: Path) -> None:
+    import fsspec
+
+    far = fsspec.filesystem("memory")
+    for path in cache.iterdir():
+        far.pipe_file(f"/checksums/{path.name}", path.read_bytes())
+    copies = tmp_path / "copies"
+    assert read("memory://checksums", copies=Copies(copies, 0.1)) == 11
+    for file in copies.glob("*.tar"):
+        flip(file, 5000)
+    assert read("memory://checksums", copies=Copies(copies, 0.1)) == 11
+
+
+def test_a_manifest_that_went_bad_is_refused(cache: Path) -> None:
+    text = (cache / NAME).read_text()
+    (cache / NAME).write_text(text.replace('"frame_rate": 75', '"frame_rate": 74'))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged \(its sha256 differs\): run pipeline\.preprocess"):
+        Manifest.load(cache)
+
+
+def test_verify_compares_the_manifest_with_its_plan(cache: Path) -> None:
+    """A cache whose manifest names another codec or embedder than its plan is at fault."""
+    manifest, store = Manifest.load(cache), LocalStore(cache)
+    Plan({}, {"codec": manifest.codec, "embedder": manifest.embedder}, "", []).save(store)
+    manifest = replace(manifest, plan=plan_digest(store))
+    manifest.save(cache)
+    assert not [line for line in verify(store) if "plan.json" in line]
+    codec, embedder = {**manifest.codec, "weights": "f" * 64}, {**manifest.embedder, "dim": 99}
+    replace(manifest, codec=codec, embedder=embedder).save(cache)
+    faults = "\n".join(verify(store))
+    assert f"manifest.json: codec.weights is '{'f' * 64}', and {manifest.codec['weights']!r} in plan.json" in faults
+    assert "manifest.json: embedder.dim is 99, and" in faults
+    manifest.save(cache)
+    Plan({"seed": 1}, {"codec": manifest.codec, "embedder": manifest.embedder}, "", []).save(store)
+    assert "plan.json: it is not the plan that manifest.json was made from" in "\n".join(verify(store))
+
+
+CHILD = """
+import os, sys
+from pathlib import Path
+from pipeline.data.sampler import Order
+from pipeline.data.dataset import Split
+from pipeline.data.dataloader import Stream
+split = Split(sys.argv[1], "train")
+for n, batch in enumerate(Stream([split], Order(split.clips, 0, 4), batch=4, threads=1).batches()):
+    if n == 0:
+        os.truncate(Path(sys.argv[1]) / "train-000001.tar", 0)
+"""
+
+
+def test_a_shard_cut_short_while_it_is_mapped_is_named(tmp_path: Path) -> None:
+    """The process ends by SIGBUS, as ever; a line names the shard, and a stack says where it was read."""
+    cache = write_cache(tmp_path / "cache", [60, 50])
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(cache)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == -signal.SIGBUS
+    assert f"error: {cache}/train-000001.tar has been cut short while it was read" in done.stderr
+    assert "stream.py" in done.stderr and "train-000000.tar" not in done.stderr

@@ -1,0 +1,140 @@
+"""The manifest says what a cache holds, and a reader that does not fit is told which setting differs."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import InputError
+from pipeline.data.manifest import NAME, Manifest
+from pipeline.data.shard import ShardInfo
+
+CODEC = {
+    "name": "encodec_24khz",
+    "weights": "ab" * 32,
+    "sample_rate": 24000,
+    "frame_rate": 75,
+    "codebooks": 8,
+    "codebook_size": 1024,
+    "dtype": "float32",
+}
+EMBEDDER = {"name": "encodecmae_tiny", "weights": "cd" * 32, "sample_rate": 24000, "dim": 192}
+
+
+def manifest() -> Manifest:
+    shards = [ShardInfo(f"train-{i:06d}.tar", 100, 30000, 1_000_000, "ef" * 32) for i in range(9)]
+    aside = [{"path": "a\nb.wav", "key": "a", "reason": "is empty"}]
+    return Manifest(CODEC, EMBEDDER, {"name": "nsynth"}, {"train": shards, "valid": []}, 3, aside)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    manifest().save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest()
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]
+
+
+def test_totals() -> None:
+    assert manifest().samples("train") == 900
+    assert manifest().hours("train") == pytest.approx(1.0)
+    assert manifest().hours("valid") == manifest().hours("test") == 0
+    assert manifest().codebooks == 8 and manifest().prompt_width == 192
+
+
+def test_the_same_manifest_is_the_same_bytes(tmp_path: Path) -> None:
+    manifest().save(tmp_path)
+    first = (tmp_path / NAME).read_bytes()
+    Manifest.load(tmp_path).save(tmp_path)
+    assert (tmp_path / NAME).read_bytes() == first
+
+
+def test_a_model_that_reads_fewer_codebooks_fits(tmp_path: Path) -> None:
+    manifest().check_codec({**CODEC, "codebooks": 4}, 4)
+    manifest().check_embedder(EMBEDDER)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("name", "encodec_embedded"), ("weights", "00" * 32), ("sample_rate", 48000), ("frame_rate", 50)],
+)
+def test_shards_of_another_codec_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"codec\.{name}=.*{value!r}"):
+        manifest().check_codec({**CODEC, name: value}, 8)
+
+
+def test_more_codebooks_than_the_shards_hold_are_refused_with_the_setting() -> None:
+    with pytest.raises(InputError, match=r"codec\.codebooks=16.* hold 8"):
+        manifest().check_codec(CODEC, 16)
+
+
+def test_prompts_of_another_embedder_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"embedder\.dim=192 where 768"):
+        manifest().check_embedder({**EMBEDDER, "dim": 768})
+
+
+def test_no_cache_and_an_unfinished_cache_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no cache at .*python -m pipeline.preprocess"):
+        Manifest.load(tmp_path / "nowhere")
+    (tmp_path / "train-000000.tar").touch()
+    with pytest.raises(InputError, match="has not finished"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m: "{", "damaged"),
+        (lambda m: "[]", "malformed"),
+        (lambda m: json.dumps({**m, "format": 2}), "format 2"),
+        (lambda m: json.dumps({k: v for k, v in m.items() if k != "codec"}), "malformed.*codec"),
+        (lambda m: json.dumps({**m, "embedder": {"name": "x"}}), "malformed.*weights"),
+        (lambda m: json.dumps({**m, "splits": {"train": {"shards": [{"name": "a.tar"}]}}}), "malformed.*samples"),
+        (lambda m: json.dumps({**m, "splits": {"train": {"shards": [{"name": "../a.tar"}]}}}), "no name of a shard"),
+        (lambda m: json.dumps({**m, "splits": []}), "malformed"),
+    ],
+)
+def test_a_malformed_manifest_is_told_in_one_line(tmp_path: Path, change, told: str) -> None:
+    manifest().save(tmp_path)
+    file = tmp_path / NAME
+    found = json.loads(file.read_text())
+    del found["sha256"]  # as older versions wrote it
+    file.write_text(change(found))
+    with pytest.raises(InputError, match=told) as caught:
+        Manifest.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("codec", "codebooks"), "8"), (("codec", "codebooks"), 0), (("codec", "codebooks"), 10**9),
+        (("codec", "codebook_size"), 2**40), (("codec", "frame_rate"), 0), (("codec", "frame_rate"), math.nan),
+        (("codec", "sample_rate"), None), (("codec", "weights"), 7), (("embedder", "dim"), -1),
+        (("embedder", "dim"), 2.5), (("codec",), "abc"), (("silent",), "3"), (("splits", "train", "shards"), 5),
+        (("splits", "train", "shards", 0, "samples"), -100), (("splits", "train", "shards", 0, "frames"), 1e4),
+        (("splits", "train", "shards", 0, "bytes"), 10**30), (("splits", "train", "shards", 0, "samples"), 2**62),
+        (("splits", "train", "shards", 0, "sha256"), "../../x"), (("splits", "train", "shards", 0, "sha256"), None),
+        (("set_aside",), [1]), (("splits", "train", "shards", 0, "name"), "a\0.tar"),
+        (("splits", "train", "shards", 0, "name"), "pipe:touch x/y.tar"),
+    ],
+)  # fmt: skip
+def test_values_that_no_cache_has_are_refused_with_the_file(tmp_path: Path, place: tuple, value: object) -> None:
+    manifest().save(tmp_path)
+    told = json.loads((tmp_path / NAME).read_text())
+    inner = told
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    del told["sha256"]  # as older versions wrote it
+    (tmp_path / NAME).write_text(json.dumps(told))
+    with pytest.raises(InputError, match=r"manifest\.json is malformed") as caught:
+        Manifest.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_or_nested_without_end_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="damaged"):
+        Manifest.load(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        Manifest.load(tmp_path / NAME)

@@ -1,0 +1,313 @@
+"""A shard is an ordinary WebDataset tar, the same bytes every time, and tells when it is damaged."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.common.errors import InputError
+from pipeline.data.shard import (
+    BLOCK,
+    Sample,
+    ShardWriter,
+    checksum,
+    index_name,
+    read_shard,
+    samples_by_webdataset,
+    scan_shard,
+)
+
+
+def sample(key: str, frames: int = 7, codebooks: int = 8, width: int = 5) -> Sample:
+    rng = np.random.default_rng(sum(key.encode()) + frames)
+    codes = rng.integers(0, 1024, (codebooks, frames)).astype(np.uint16)
+    info = {
+        "path": f"audio/{key}é\n.wav",
+        "start": 0.0,
+        "duration": frames / 75,
+        "split": "train",
+        "labels": {"pitch": 60},
+    }
+    return Sample(key, codes, rng.standard_normal(width).astype(np.float16), info)
+
+
+def write(folder: Path, samples: list[Sample], name: str = "train-000000.tar") -> Path:
+    with ShardWriter(folder, name) as shard:
+        for one in samples:
+            shard.add(one)
+    return folder / name
+
+
+def assert_same(found: list[Sample], expected: list[Sample]) -> None:
+    assert [f.key for f in found] == [e.key for e in expected]
+    for f, e in zip(found, expected, strict=True):
+        assert f.codes.dtype == np.uint16 and np.array_equal(f.codes, e.codes)
+        assert f.prompt.dtype == np.float16 and np.array_equal(f.prompt, e.prompt)
+        assert f.info == e.info
+
+
+@settings(max_examples=25)
+@given(
+    frames=st.lists(st.integers(0, 700), max_size=6),
+    codebooks=st.integers(1, 32),
+    width=st.integers(1, 1024),
+)
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, frames, codebooks, width) -> None:
+    """Through the index, the tar's headers, and stock webdataset: the same samples in the same order."""
+    samples = [sample(f"clip_{i}", t, codebooks, width) for i, t in enumerate(frames)]
+    path = write(tmp_path_factory.mktemp("shard"), samples)
+    assert_same(list(read_shard(path)), samples)
+    index = np.load(path.with_name(index_name(path.name)))
+    assert np.array_equal(index[1:], scan_shard(path)) and index[0, 1] == checksum(path.read_bytes())
+    path.with_name(index_name(path.name)).unlink()
+    assert_same(list(read_shard(path)), samples)
+    assert_same(list(samples_by_webdataset(path)), samples)
+
+
+def test_stock_webdataset_decodes_our_shards(tmp_path: Path) -> None:
+    samples = [sample(f"clip_{i}") for i in range(5)]
+    path = write(tmp_path, samples)
+    found = list(wds.WebDataset(str(path), shardshuffle=False).decode())
+    assert [f["__key__"] for f in found] == [s.key for s in samples]
+    assert all(np.array_equal(f["codes.npy"], s.codes) for f, s in zip(found, samples, strict=True))
+    assert all(f["json"] == s.info for f, s in zip(found, samples, strict=True))
+
+
+def test_stock_tar_reads_every_member_as_a_plain_file_without_times_or_owners(tmp_path: Path) -> None:
+    path = write(tmp_path, [sample("a" * 80)])
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members] == [f"{'a' * 80}.{end}" for end in ("codes.npy", "prompt.npy", "json")]
+    assert all(m.isreg() and (m.mtime, m.uid, m.gid, m.uname) == (0, 0, 0, "") for m in members)
+    assert not any(m.pax_headers for m in members)
+
+
+def test_the_same_samples_give_the_same_bytes_and_the_info_says_them(tmp_path: Path) -> None:
+    import hashlib
+
+    (tmp_path / "again").mkdir()
+    samples = [sample(f"clip_{i}", 7 + i) for i in range(3)]
+    first = write(tmp_path, samples)
+    with ShardWriter(tmp_path / "again", first.name) as shard:
+        for one in samples:
+            shard.add(one)
+    assert (tmp_path / "again" / first.name).read_bytes() == first.read_bytes()
+    assert shard.info.samples == 3 and shard.info.frames == 7 + 8 + 9
+    assert shard.info.bytes == first.stat().st_size
+    assert shard.info.sha256 == hashlib.sha256(first.read_bytes()).hexdigest()
+
+
+def test_a_shard_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "train-000000.tar") as shard:
+        shard.add(sample("a"))
+        raise RuntimeError("killed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_written_anew_never_stands_beside_an_old_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, [sample("a", 7)])
+    monkeypatch.setattr(np, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, [sample("b", 9), sample("c", 9)])
+    assert [s.key for s in read_shard(path)] == ["b", "c"]
+
+
+@pytest.mark.parametrize("key", ["a.b", "../a", "a/b", "", "a" * 81, "é", "taken"])
+def test_a_key_that_webdataset_would_misread_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="key"), ShardWriter(tmp_path, "train-000000.tar") as shard:
+        shard.add(sample("taken"))
+        shard.add(Sample(key, *[getattr(sample("x"), field) for field in ("codes", "prompt", "info")]))
+
+
+def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
+    good = sample("a")
+    for bad in (
+        Sample("a", good.codes.astype(np.int64), good.prompt, {}),
+        Sample("a", good.codes[0], good.prompt, {}),
+        Sample("a", good.codes, good.prompt.astype(np.float32), {}),
+    ):
+        with pytest.raises(ValueError, match="uint16"), ShardWriter(tmp_path, "train-000000.tar") as shard:
+            shard.add(bad)
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_a_shard_cut_anywhere_is_noticed(tmp_path: Path, with_index: bool) -> None:
+    """Between two members too, where stock webdataset yields a partial sample and says nothing."""
+    path = write(tmp_path, [sample(f"clip_{i}") for i in range(3)])
+    whole = path.read_bytes()
+    if not with_index:
+        path.with_name(index_name(path.name)).unlink()
+    for blocks in range(0, len(whole) // BLOCK - 1):
+        path.write_bytes(whole[: blocks * BLOCK])
+        with pytest.raises(InputError, match="cut short"):
+            list(read_shard(path))
+    path.write_bytes(whole[: len(whole) // 2 + 100])
+    with pytest.raises(InputError, match="cut short"):
+        list(read_shard(path))
+
+
+def foreign(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A tar as another tool would write it."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), 1700000000.5  # a fraction of a second makes an extended header
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def triple(one: Sample) -> list[tuple[str, bytes]]:
+    return [
+        (f"{one.key}.codes.npy", npy(one.codes)),
+        (f"{one.key}.prompt.npy", npy(one.prompt)),
+        (f"{one.key}.json", json.dumps(one.info).encode()),
+    ]
+
+
+def test_a_shard_that_webdataset_wrote_is_read(tmp_path: Path) -> None:
+    samples = [sample(f"clip_{i}") for i in range(4)]
+    path = tmp_path / "train-000000.tar"
+    with wds.TarWriter(str(path)) as tar:
+        for s in samples:
+            tar.write({"__key__": s.key, "codes.npy": s.codes, "prompt.npy": s.prompt, "json": s.info, "txt": "more"})
+    assert_same(list(read_shard(path)), samples)
+    assert_same(list(samples_by_webdataset(path)), samples)
+
+
+def test_members_in_any_order_and_in_folders_are_read(tmp_path: Path) -> None:
+    samples = [sample("a"), sample("b")]
+    members = [(f"sub/{name}", data) for s in samples for name, data in reversed(triple(s))]
+    found = list(read_shard(foreign(tmp_path / "x.tar", members)))
+    assert [f.key for f in found] == ["sub/a", "sub/b"]
+    assert np.array_equal(found[1].codes, samples[1].codes)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2, 3, 5])
+def test_a_sample_with_a_member_missing_is_named(tmp_path: Path, lost: int) -> None:
+    members = triple(sample("a")) + triple(sample("b"))
+    del members[lost]
+    path = foreign(tmp_path / "x.tar", members)
+    with pytest.raises(InputError, match=r"1 samples lack members: [ab] \(no (codes.npy|prompt.npy|json)\)"):
+        list(read_shard(path))
+    with pytest.raises(InputError, match="lacks members"):
+        list(samples_by_webdataset(path))
+
+
+@pytest.mark.parametrize("name", ["/etc/a.json", "../a.json", "x/../../a.json"])
+def test_a_member_that_points_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    path = foreign(tmp_path / "x.tar", [*triple(sample("a")), (name, b"{}")])
+    with pytest.raises(InputError, match="out of its folder"):
+        list(read_shard(path))
+
+
+def test_links_in_a_shard_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        link = tarfile.TarInfo("a.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(InputError, match="no plain file"):
+        list(read_shard(path))
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [np.zeros((8, 7), np.int64), np.zeros(7, np.uint16), np.asfortranarray(np.ones((8, 7), np.uint16)), np.array([{}])],
+    ids=["int64", "flat", "fortran", "pickled"],
+)
+def test_arrays_of_another_format_are_refused_and_nothing_is_unpickled(tmp_path: Path, codes: np.ndarray) -> None:
+    members = [("a.codes.npy", npy(codes)), *triple(sample("a"))[1:]]
+    with pytest.raises(InputError, match="uint16"):
+        list(read_shard(foreign(tmp_path / "x.tar", members)))
+
+
+def test_an_array_header_that_promises_more_than_its_member_holds_is_refused(tmp_path: Path) -> None:
+    members = triple(sample("a"))
+    members[0] = (members[0][0], members[0][1].replace(b"(8, 7)", b"(9, 7)"))
+    with pytest.raises(InputError, match="does not fill its member"):
+        list(read_shard(foreign(tmp_path / "x.tar", members)))
+
+
+def test_an_index_of_another_shard_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path, [sample("a", 700), sample("b", 9)])
+    other = write(tmp_path, [sample("a", 9), sample("b", 9)], "train-000001.tar")
+    other.with_name(index_name(other.name)).replace(path.with_name(index_name(path.name)))
+    with pytest.raises(InputError, match="has the index of another"):
+        list(read_shard(path))
+    path.with_name(index_name(path.name)).write_bytes(b"rubbish")
+    with pytest.raises(InputError, match="damaged"):
+        list(read_shard(path))
+
+
+def test_flipped_bytes_in_headers_are_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path, [sample("a")])
+    path.with_name(index_name(path.name)).unlink()
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="no tar header at byte 0"):
+        list(read_shard(path))
+
+
+def with_header(tar: bytes, name: str, start: int, field: bytes) -> bytes:
+    """A tar with a field of a member's header changed, and the header's sum set right."""
+    changed, at = bytearray(tar), tar.index(name.encode() + b"\0")
+    changed[at + start : at + start + len(field)] = field
+    changed[at + 148 : at + 156] = b" " * 8
+    changed[at + 148 : at + 156] = b"%06o\0 " % sum(changed[at : at + BLOCK])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("size", [b"-1000      \0", b"-0000000777\0", b"0o000001000\0", b"1_000      \0"])
+def test_a_size_that_points_back_is_no_size(tmp_path: Path, size: bytes) -> None:
+    """Read as a number below 0 it leads to the same header again, for ever."""
+    path = write(tmp_path, [sample("a"), sample("b")])
+    path.write_bytes(with_header(path.read_bytes(), "b.codes.npy", 124, size))
+    with pytest.raises(InputError, match="no tar header at byte"):
+        scan_shard(path)
+
+
+@pytest.mark.parametrize("text", [b"[" * 5000, b'"text"', b"[1]", b"7", b"\xff"])
+def test_what_is_told_of_a_sample_is_a_json_object(tmp_path: Path, text: bytes) -> None:
+    path = write(tmp_path, [sample("a")])
+    whole = path.read_bytes()
+    at = whole.index(b"a.json\0")
+    body = text.ljust(5120)
+    path.write_bytes(with_header(whole[: at + BLOCK], "a.json", 124, b"%011o\0" % len(body)) + body + bytes(1024))
+    (tmp_path / index_name(path.name)).unlink()
+    with pytest.raises(InputError, match=r"train-000000\.tar: a\.json is"):
+        list(read_shard(path))
+
+
+@pytest.mark.parametrize("shape", ["(8589934592, 8589934593)", "(9223372036854775807, 9)", "(8, 99999999999999999999)"])
+def test_a_shape_beyond_all_memory_does_not_wrap_around(tmp_path: Path, shape: str) -> None:
+    path = write(tmp_path, [sample("a")])
+    header = path.read_bytes()
+    path.write_bytes(header.replace(b"(8, 7), }" + b" " * (len(shape) - 6), f"{shape}, }}".encode(), 1))
+    assert len(path.read_bytes()) == len(header) and path.read_bytes() != header
+    path.with_name(index_name(path.name)).unlink()
+    for read in (lambda: list(read_shard(path)), lambda: scan_shard(path)):
+        with pytest.raises(InputError, match="does not fill its member"):
+            read()
+
+
+@pytest.mark.parametrize("row", [(2**62, 1), (-1, 1), (640, 2**62), (640, -5), (2**63 - 1, 2**63 - 1)])
+def test_an_index_that_points_out_of_any_shard_is_refused(tmp_path: Path, row: tuple[int, int]) -> None:
+    """Sums of what it says would wrap around, and look small."""
+    index = np.load(tmp_path / index_name(write(tmp_path, [sample("a"), sample("b")]).name))[1:]
+    index[1, :2] = row
+    np.save(tmp_path / "train-000000.index.npy", index)
+    with pytest.raises(InputError, match=r"index\.npy is damaged, for it points out of its shard"):
+        list(read_shard(tmp_path / "train-000000.tar"))

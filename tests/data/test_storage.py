@@ -1,0 +1,180 @@
+"""A cache may lie anywhere that fsspec reaches: here a real S3 server, a real web server, and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import os
+import threading
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.common.errors import InputError
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard import Sample, ShardWriter, read_shard, samples_by_webdataset
+from pipeline.data.storage import LocalStore, RemoteStore, open_store
+from pipeline.data.verify import verify
+from tests.helpers.preprocess_runs import contents, make, tones
+
+SETTINGS = ("data.valid=0.2", "data.test=0", "data.shortest_seconds=0.01")
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "store")
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}"
+    return f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}"
+
+
+def test_files_appear_whole_or_not_at_all(address: str) -> None:
+    store = open_store(address)
+    assert store.sizes() == {}
+    store.refuse_unless_writable()
+    assert store.sizes() == {}
+    with store.writing("b.bin") as file:
+        file.write(b"12345")
+        assert "b.bin" not in store.sizes()
+    with store.writing("a.bin") as file:
+        file.write(b"1")
+    with pytest.raises(RuntimeError), store.writing("a.bin") as file:
+        file.write(b"half of someth")
+        raise RuntimeError
+    assert list(store.sizes().items()) == [("a.bin", 1), ("b.bin", 5)]
+    assert store.read("b.bin") == bytes(store.view("b.bin")) == b"12345"
+    assert store.read_many(["a.bin", "b.bin"]) == {"a.bin": b"1", "b.bin": b"12345"}
+    assert store.read_many(["a.bin", "c.bin"]) == {"a.bin": b"1"} and store.read_many([]) == {}
+    with store.writing("a.bin") as file:
+        file.write(b"other")
+    assert store.size("a.bin") == 5 and store.size("c.bin") is None
+    store.remove("a.bin")
+    store.remove("a.bin")
+    assert list(store.sizes()) == ["b.bin"]
+    for missing in (lambda: store.read("a.bin"), lambda: store.view("a.bin")):
+        with pytest.raises(FileNotFoundError):
+            missing()
+
+
+def test_a_file_that_goes_while_a_folder_is_looked_at_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another part's test of whether it can write does."""
+    for name in ("a.bin", "b.bin", "c.bin"):
+        (tmp_path / name).write_bytes(b"12")
+    scandir = os.scandir
+
+    def looked_at_too_late(folder: Path) -> contextlib.AbstractContextManager[list[os.DirEntry[str]]]:
+        with scandir(folder) as found:
+            entries = list(found)
+        (tmp_path / "b.bin").unlink(missing_ok=True)
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr("pipeline.data.storage.os.scandir", looked_at_too_late)
+    assert LocalStore(tmp_path).sizes() == {"a.bin": 2, "c.bin": 2}
+
+
+@pytest.mark.parametrize("address", ["memory"], indirect=True)
+def test_parts_that_start_at_once_do_not_take_each_other_for_refused(address: str) -> None:
+    """One removes the file by which another has just found that it can write."""
+    store = open_store(address)
+    assert isinstance(store, RemoteStore)
+    write = store.fs.pipe_file
+
+    def write_and_lose(path: str, value: bytes) -> None:
+        write(path, value)
+        store.fs.rm_file(path)
+
+    store.fs.pipe_file = write_and_lose
+    try:
+        store.refuse_unless_writable()
+    finally:
+        store.fs.pipe_file = write
+
+
+def test_a_shard_is_the_same_wherever_it_is_written(address: str, tmp_path: Path) -> None:
+    sample = Sample("a", np.ones((2, 3), np.uint16), np.ones(4, np.float16), {"path": "a.wav"})
+    found = []
+    for folder in (address, str(tmp_path / "here")):
+        open_store(folder).refuse_unless_writable()
+        with ShardWriter(folder, "train-000000.tar") as shard:
+            shard.add(sample)
+        found.append((shard.info, open_store(folder).read("train-000000.tar")))
+        for reader in (read_shard, samples_by_webdataset):
+            assert [s.key for s in reader(f"{folder}/train-000000.tar")] == ["a"]
+    assert found[0] == found[1]
+
+
+def test_a_whole_cache_is_made_resumed_and_verified_on_s3(bucket: str, tmp_path: Path) -> None:
+    root, here, there = tones(tmp_path / "in", 14), tmp_path / "here", f"{bucket}/cache"
+    make("folder", root, here, *SETTINGS)
+    assert make("folder", root, there, *SETTINGS, "part=2/2") == 0
+    with pytest.raises(InputError, match="has not finished"):
+        Manifest.load(there)
+    assert make("folder", root, there, *SETTINGS) == 0
+    store = open_store(there)
+    assert {name: store.read(name) for name in store.sizes()} == contents(here)
+    assert [*verify(store)] == []
+    with pytest.raises(InputError, match=r"codec\.codebooks"):
+        make("folder", root, there, *SETTINGS, "codec.codebooks=3")
+    store.remove("train-000000.tar")
+    assert [*verify(store)] == ["train-000000.tar: missing"]
+    assert make("folder", root, there, *SETTINGS) == 0
+    assert {name: store.read(name) for name in store.sizes()} == contents(here)
+
+
+def test_a_bucket_that_is_not_there_is_refused_before_any_work(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write to s3://nobody-s/cache"):
+        make("folder", tones(tmp_path / "in", 1), "s3://nobody-s/cache", *SETTINGS)
+
+
+def test_a_server_that_cannot_be_reached_is_told_in_one_line() -> None:
+    pytest.importorskip("aiohttp")
+    with pytest.raises(InputError, match=r"cannot read http://127\.0\.0\.1:9/x/manifest\.json") as caught:
+        Manifest.load("http://127.0.0.1:9/x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cache_is_read_over_http(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    out = tmp_path / "out"
+    make("folder", tones(tmp_path / "in", 8), out, *SETTINGS)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(out))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert Manifest.load(address) == Manifest.load(out)
+        assert [s.key for s in read_shard(f"{address}/train-000000.tar")] == [
+            s.key for s in read_shard(out / "train-000000.tar")
+        ]
+        assert [*verify(open_store(address))] == []
+        with pytest.raises(InputError, match="there is no cache at http"):
+            Manifest.load(f"{address}/nowhere")
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense://x", "pipe://rm -rf", "pipe:cat x", "zip:///no.zip", "zip://x::/no/such.zip", "tar://x::/no/such.tar",
+        "zip://x::http://127.0.0.1:9/a.zip", "ftp://me:secret@127.0.0.1:9/x", "ssh://127.0.0.1:9/x", "reference://x",
+    ],
+)  # fmt: skip
+def test_an_address_that_nothing_opens_is_refused(address: str) -> None:
+    """Each backend has errors of its own, some of them as soon as it is made."""
+    with pytest.raises(InputError, match="cannot open|no cache") as caught:
+        Manifest.load(address)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_local_paths_never_pass_through_fsspec(tmp_path: Path) -> None:
+    assert isinstance(open_store(tmp_path), LocalStore) and isinstance(open_store(f"file://{tmp_path}"), LocalStore)
+    assert isinstance(open_store("memory://x"), RemoteStore)
+    assert open_store(f"file://{tmp_path}").where() == str(tmp_path)

@@ -1,0 +1,194 @@
+"""`python -m pipeline.shards` finds each kind of damage, says what is in a cache, and lets it be heard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.common.errors import InputError
+from pipeline.data.manifest import NAME, Manifest
+from pipeline.data.random_clips import draw
+from pipeline.data.shard import Sample, ShardWriter, index_name, read_shard
+from pipeline.data.stats import describe, perplexities
+from pipeline.data.storage import LocalStore
+from pipeline.data.verify import verify
+from tests.helpers.preprocess_runs import command, make, tones
+
+TRAIN, VALID = "train-000000.tar", "valid-000000.tar"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache without a fault."""
+    folder = tmp_path_factory.mktemp("caches")
+    root = tones(folder / "in", 20)
+    make("folder", root, folder / "out", "data.valid=0.3", "data.test=0", "data.shortest_seconds=0.01")
+    return folder / "out"
+
+
+@pytest.fixture
+def cache(sound: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sound, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def rewrite(cache: Path, name: str, change: Callable[[Sample], Sample]) -> None:
+    """The shard with every sample changed, and a manifest that believes in it."""
+    samples = [change(sample) for sample in read_shard(cache / name)]
+    with ShardWriter(cache, name) as shard:
+        for sample in samples:
+            shard.add(sample)
+    manifest = Manifest.load(cache)
+    splits = {
+        split: [shard.info if info.name == name else info for info in infos] for split, infos in manifest.splits.items()
+    }
+    replace(manifest, splits=splits).save(cache)
+
+
+def faults(cache: Path) -> str:
+    return "\n".join(verify(LocalStore(cache)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cache_without_a_fault_has_none(sound: Path, workers: int) -> None:
+    assert [*verify(LocalStore(sound), workers)] == []
+
+
+def test_a_flipped_bit_anywhere_is_found(cache: Path) -> None:
+    whole = (cache / TRAIN).read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 40):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        (cache / TRAIN).write_bytes(bytes(flipped))
+        assert f"{TRAIN}: its bytes are not those that were written" in faults(cache), place
+
+
+def test_a_missing_shard_and_a_foreign_one_are_found(cache: Path) -> None:
+    (cache / TRAIN).rename(cache / "train-000077.tar")
+    assert f"{TRAIN}: missing" in faults(cache)
+    assert "train-000077.tar: foreign" in faults(cache)
+
+
+def test_a_truncated_shard_is_found(cache: Path) -> None:
+    (cache / TRAIN).write_bytes((cache / TRAIN).read_bytes()[:-4096])
+    assert f"{TRAIN}: " in faults(cache) and "bytes where the manifest says" in faults(cache)
+    assert "cut short" in faults(cache)
+
+
+def test_an_index_that_is_lost_or_does_not_fit_is_found(cache: Path) -> None:
+    index = cache / index_name(TRAIN)
+    rows = np.load(index)
+    rows[0, 1] += 1
+    np.save(index, rows)
+    assert f"{TRAIN}: its index {index.name} does not fit it" in faults(cache)
+    index.unlink()
+    assert f"{TRAIN}: its index {index.name} is missing" in faults(cache)
+
+
+def test_a_clip_in_two_splits_is_found(cache: Path) -> None:
+    """By its key, and by the recording that it was cut from."""
+    theirs = next(iter(read_shard(cache / TRAIN)))
+    rewrite(cache, VALID, lambda sample: replace(sample, info={**sample.info, "path": theirs.info["path"]}))
+    assert f"{VALID}: clips of {theirs.info['path']!r} are in valid and in train" in faults(cache)
+    first = next(iter(read_shard(cache / VALID))).key
+    rewrite(cache, VALID, lambda sample: replace(sample, key=theirs.key) if sample.key == first else sample)
+    assert f"{VALID}: the key {theirs.key!r} is in {TRAIN} too" in faults(cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: replace(s, codes=s.codes + np.uint16(1024)), "codes of 1024 or more"),
+        (lambda s: replace(s, codes=s.codes[:1]), "1 codebooks where the manifest says 2"),
+        (lambda s: replace(s, prompt=s.prompt[:5]), "prompts of 5 values where the manifest says 192"),
+        (lambda s: replace(s, prompt=s.prompt * np.float16(np.nan)), "prompts with NaN"),
+        (lambda s: replace(s, info={**s.info, "split": "test"}), "of split 'test', in a shard of 'train'"),
+        (lambda s: replace(s, info={**s.info, "duration": 9.0}), "another number of frames than their duration"),
+        (lambda s: replace(s, info={}), "another number of frames than their duration"),
+    ],
+)
+def test_samples_that_are_not_what_the_manifest_says_are_found(cache: Path, change, told: str) -> None:
+    rewrite(cache, TRAIN, change)
+    assert told in faults(cache)
+
+
+def test_counts_that_do_not_agree_are_found(cache: Path) -> None:
+    manifest = Manifest.load(cache)
+    wrong = [replace(info, samples=info.samples + 1) for info in manifest.splits["train"]]
+    replace(manifest, splits={**manifest.splits, "train": wrong}).save(cache)
+    assert f"{TRAIN}: " in faults(cache) and "samples of" in faults(cache)
+    text = json.loads((cache / NAME).read_text())
+    text["splits"]["train"]["samples"] += 1
+    del text["sha256"]  # as older versions wrote it
+    (cache / NAME).write_text(json.dumps(text))
+    with pytest.raises(InputError, match="totals of train do not add up"):
+        Manifest.load(cache)
+
+
+def test_the_command_lists_the_faults_and_fails(cache: Path) -> None:
+    good = command("pipeline.shards", "verify", str(cache), "workers=1")
+    assert good.returncode == 0 and "no faults" in good.stdout
+    (cache / TRAIN).unlink()
+    bad = command("pipeline.shards", "verify", str(cache), "workers=1")
+    assert bad.returncode == 1 and f"{TRAIN}: missing" in bad.stdout and "1 fault in" in bad.stdout
+    for arguments, told in (
+        (["verify", "/no/such/cache"], "no cache at /no/such/cache"),
+        (["inspect", str(cache)], "'inspect' is none of"),
+        (["verify"], "shards"),
+    ):
+        refused = command("pipeline.shards", *arguments)
+        assert refused.returncode == 2 and told in refused.stderr.splitlines()[-1]
+
+
+def test_a_description_says_hours_bytes_labels_and_dead_codebooks(cache: Path) -> None:
+    rewrite(cache, TRAIN, lambda s: replace(s, info={**s.info, "labels": {"pitch": 60, "tags": ["a", "b"]}}))
+    for name in [path.name for path in cache.glob("*.tar")]:
+        rewrite(cache, name, lambda s: replace(s, codes=np.stack([s.codes[0], np.full_like(s.codes[1], 7)])))
+    manifest = Manifest.load(cache)
+    count = manifest.splits["train"][0].samples
+    text = "\n".join(describe(LocalStore(cache)))
+    assert f"pitch: 60 {count}" in text and f"tags: a {count}, b {count}" in text
+    assert "at the codec's 1.5 kbit/s: 0.68 MB/hour" in text
+    assert "2       1 of 1024          1.0   dead" in text and text.count("dead") == 1
+    assert f"all      {sum(map(manifest.hours, manifest.splits)):9.2f}" in text
+
+
+def test_perplexity_is_the_number_of_codes_that_would_say_as_much() -> None:
+    usage = np.zeros((3, 1024), int)
+    usage[0, :16], usage[1, 5], usage[2, :2] = 3, 100, [1, 3]
+    assert perplexities(usage) == pytest.approx([16, 1, 2 ** (0.5 + 0.75 * np.log2(4 / 3))])
+
+
+def test_clips_are_drawn_each_at_most_once_and_by_the_seed(sound: Path) -> None:
+    store, manifest = LocalStore(sound), Manifest.load(sound)
+    total = sum(map(manifest.samples, manifest.splits))
+    everything = [sample.key for sample in draw(store, manifest, 99, 0)]
+    assert len(everything) == len(set(everything)) == total
+    some = [sample.key for sample in draw(store, manifest, 5, 1)]
+    assert some == [sample.key for sample in draw(store, manifest, 5, 1)] and len(set(some)) == 5
+    assert {s.info["split"] for s in draw(store, manifest, 99, 0, "valid")} == {"valid"}
+    with pytest.raises(InputError, match="split=dev"):
+        next(draw(store, manifest, 1, 0, "dev"))
+
+
+def test_clips_can_be_heard(sound: Path, tmp_path: Path) -> None:
+    done = command("pipeline.shards", "listen", str(sound), "clips=2", "seed=3", f"out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    files = sorted(tmp_path.glob("*.wav"))
+    assert len(files) == 2
+    for file in files:
+        wav, rate = soundfile.read(file)
+        assert rate == 24_000 and len(wav) == 9_600 and np.abs(wav).max() > 0.05
+
+
+def test_codes_that_the_manifest_does_not_allow_are_not_described(cache: Path) -> None:
+    rewrite(cache, "train-000000.tar", lambda s: replace(s, codes=s.codes + 40_000))
+    with pytest.raises(InputError, match=r"train-000000\.tar: .* has other codes than the manifest says"):
+        list(describe(LocalStore(cache)))

@@ -1,0 +1,76 @@
+"""`python -m pipeline.compare`: runs on the same clips, with what their logs tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import InputError
+from pipeline.data.manifest import Manifest
+from pipeline.evaluation.comparison import COLUMNS
+from pipeline.generation.loaded_run import open_run
+from pipeline.models import model_stats
+from tests.helpers.trained_run import FRAMES, Stage, task
+
+
+def test_a_row_a_run_with_its_log_and_the_same_clips(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [stage.run("delay"), stage.run("flatten", positions=128)]
+    rows = [{"step": 10 * i, "train/clips": 80 * i, "speed/codes_per_second": 1000.0 + i} for i in range(1, 6)]
+    (runs[1] / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 50, "val/loss": 1}])
+    )
+    words = (f"runs=[{runs[0]},{runs[1]}]", f"shards={stage.cache}", "n=2", f"out={tmp_path}", "timed=2")
+    task("compare", *words)
+    found = json.loads((tmp_path / "compare.json").read_text())
+    first, second = found["rows"]
+    assert set(first) == set(COLUMNS) and (first["pattern"], second["pattern"]) == ("delay", "flatten")
+    assert first["steps"] is None and second["steps"] == 50 and second["training"] == 1003.5
+    assert second["petaflop"] == pytest.approx(
+        400 * model_stats.operations(open_run(runs[1], "cpu").model.config, FRAMES) / 1e15
+    )
+    assert first["bits"] == found["evaluations"][str(runs[0])]["loss"]["model"]["bits_second"]
+    assert first["generation"] > 0 and second["generation"] > 0
+    lines = (tmp_path / "compare.md").read_text().splitlines()
+    assert len(lines) == 4 and "Mind" not in lines[-1] and all(line.count("|") == len(COLUMNS) + 1 for line in lines)
+    told = capsys.readouterr().out
+    assert "flatten" in told and "compare.md" in told and "2 runs, 2 clips of valid" in told
+
+
+def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One codebook costs fewer bits a second than two, and is no better for it."""
+    runs = [stage.run("delay"), stage.run("delay", codebooks=1)]
+    task("compare", f"runs=[{runs[0]},{runs[1]}]", f"shards={stage.cache}", "n=64", f"out={tmp_path}", "timed=1")
+    found = json.loads((tmp_path / "compare.json").read_text())
+    rows, clips = found["rows"], Manifest.load(stage.cache).samples("valid")
+    assert [told["settings"]["n"] for told in found["evaluations"].values()] == [clips, clips] and clips < 64
+    assert [row["codebooks"] for row in rows] == [2, 1] and rows[0]["codec"] == rows[1]["codec"] == "encodec_embedded"
+    out = capsys.readouterr().out
+    assert f"2 runs, {clips} clips of valid" in out, "the clips that there are, not those asked for"
+    for said in (out, (tmp_path / "compare.md").read_text()):
+        assert "the runs differ in codebooks: bits and codes a second count the codes of all codebooks" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["timed=0"], "timed=0: give 1 or more"),
+        (["batch=0"], "batch=0: give 1 or more"),
+        (["resamples=0"], "resamples=0: give 1 or more"),
+        (["temperatures=-1"], r"temperatures=\[-1\]: give 0 or more"),
+    ],
+)
+def test_numbers_that_measure_nothing_are_refused(stage: Stage, tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        task("compare", f"runs={stage.run()}", f"shards={stage.cache}", f"out={tmp_path / 'o'}", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_export_is_refused(stage: Stage, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pipeline.export"):
+        task("compare", f"runs=[{tmp_path}]", f"shards={stage.cache}", f"out={tmp_path}")

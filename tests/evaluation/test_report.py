@@ -1,0 +1,335 @@
+"""The listening page: self-contained, every player plays, and what it shows is what was measured."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import io
+import json
+import re
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from omegaconf import OmegaConf
+
+from pipeline.common.errors import InputError
+from pipeline.evaluation import comparison, report_html, svg_plots
+from pipeline.evaluation.report_sections import Sound
+from pipeline.evaluation.svg_plots import Curve
+from pipeline.generation.loaded_run import open_run
+from pipeline.webui import components
+from pipeline.webui.examples import examples
+from tests.helpers.browser import browser
+from tests.helpers.trained_run import Stage, task
+from tests.test_secrets import leaks, served
+
+SCRIPT_TAG = "<script>alert(1)</script>"
+SMALL = ("n=2", "temperatures=[0.01,1]", "steps=3", "strips=1")
+VOID = {"polygon", "meta", "img", "line", "circle", "polyline", "tr", "th", "td", "dt", "dd", "i"}
+
+
+@pytest.fixture(scope="module")
+def report(stage: Stage, nsynth_folder: Path) -> Path:
+    run = stage.run("valle")
+    rows = [{"step": s, "train/loss": 7 - s / 10} for s in range(1, 9)] + [{"step": 8, "val/loss": 6.5}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "tra')
+    task("evaluate", f"run={run}", f"shards={stage.cache}", "n=3", "temperatures=[0.01,1]")
+    task("report", f"run={run}", f"originals={nsynth_folder}", f"prompts=[{stage.tones[0]}]", *SMALL)
+    return run / "report.html"
+
+
+class Reader(HTMLParser):
+    """The addresses of a page, its figures' captions, and whether its tags match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def test_it_holds_all_it_needs_and_its_tags_match(report: Path) -> None:
+    reader = Reader(report.read_text())
+    assert not reader.open
+    # each clip: its recording and 1, 2, 4, 8 codebooks; its prompt and two temperatures. Then a tone, then a strip
+    assert len([s for s in reader.sources if s.startswith("data:audio/flac;base64,")]) == 2 * (1 + 4) + 2 * 3 + 3 + 3
+    assert all(source.startswith("data:") for source in reader.sources)
+
+
+def test_its_sounds_and_pictures_decode(report: Path) -> None:
+    sources = Reader(report.read_text()).sources
+    lengths = []
+    for source in sources:
+        kind, _, content = source.partition(";base64,")
+        data = base64.b64decode(content)
+        if kind == "data:audio/flac":
+            wav, rate = soundfile.read(io.BytesIO(data))
+            assert rate == 24_000 and np.abs(wav).max() > 0
+            lengths.append(len(wav))
+        else:
+            assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    strip = 3 * 9_600 - 2 * 1_200
+    assert set(lengths) == {9_600, 12_000, strip}  # clips, the tone, the strip of three clips with two fades
+
+
+def test_it_shows_what_was_measured(report: Path) -> None:
+    text = report.read_text()
+    told = json.loads((report.parent / "listen" / "evaluate.json").read_text())
+    for name in ("model", "unigram", "uniform"):
+        assert f"<th>{name}<td>{told['loss'][name]['nats']:.3f}" in text
+    for title in ("Loss (nats a code)", "prompt fidelity", "pitch (%)", "Bit rate", "Temperature", "Interpolation"):
+        assert title in text
+    assert "0.75 kbit/s, 1 codebook" in text and "1.5 kbit/s, 2 codebooks, the model&#39;s" in text
+    assert "temperature 0.01" in text and "recording" in text and "take 2" in text
+
+
+def test_without_recordings_evaluation_or_log_it_tells_what_would_add_them(stage: Stage) -> None:
+    run = stage.run("flatten")
+    task("report", f"run={run}", "strips=0", "n=1", "temperatures=[1]", "codebooks=[1,2,4]")
+    text = (run / "report.html").read_text()
+    assert f"python -m pipeline.evaluate run={run} shards={stage.cache}" in text
+    assert "recording" not in text and "Interpolation" not in text
+    assert len(Reader(text).sources) == 2 * (2 + 2)  # no more codebooks than the cache holds
+
+
+def test_figures_of_another_export_are_left_out_with_the_command_that_measures_anew(
+    stage: Stage, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model was trained on since: what was measured before says nothing of it."""
+    told = json.loads((report.parent / "listen" / "evaluate.json").read_text())
+    stale = tmp_path / "evaluate.json"
+    stale.write_text(json.dumps({**told, "export": {**told["export"], "sha256": "0" * 64}}))
+    words = (f"run={report.parent}", "n=1", "strips=0", "temperatures=[1]", "codebooks=[1]")
+    for figures, shown in ((stale, False), (report.parent / "listen" / "evaluate.json", True)):
+        task("report", *words, f"evaluation={figures}", f"out={tmp_path / 'r.html'}")
+        text, said = (tmp_path / "r.html").read_text(), capsys.readouterr().out
+        assert (f"<th>model<td>{told['loss']['model']['nats']:.3f}" in text) == shown
+        for place in (text, said):
+            assert ("are of another export, and left out; anew: python -m pipeline.evaluate" in place) != shown
+
+
+def test_the_same_again_is_the_same_page(stage: Stage, report: Path, nsynth_folder: Path, tmp_path: Path) -> None:
+    words = (f"originals={nsynth_folder}", f"prompts=[{stage.tones[0]}]", f"out={tmp_path / 'r.html'}", *SMALL)
+    task("report", f"run={report.parent}", *words)
+    assert (tmp_path / "r.html").read_bytes() == report.read_bytes()
+
+
+def test_a_browser_plays_every_player_offline(report: Path) -> None:
+    with browser() as window:
+        window.open(report.as_uri())
+        durations = window.run("""
+            Promise.all([...document.querySelectorAll("audio")].map((audio) => new Promise((found) => {
+              audio.onloadedmetadata = () => found(audio.duration);
+              audio.onerror = () => found(audio.error.message);
+              audio.preload = "metadata"; audio.load();
+            }))).then(done)""")
+        assert len(durations) == 22 and all(isinstance(d, float) and 0.39 < d < 1.2 for d in durations), durations
+        played = window.run("""
+            const [first, second] = document.querySelectorAll(".sound"), audio = first.querySelector("audio");
+            first.querySelector("button").click();
+            audio.onended = () => {
+              const at = audio.currentTime;
+              second.querySelector("button").click(); first.querySelector("button").click();
+              setTimeout(() => done([at, document.querySelectorAll(".playing").length,
+                performance.getEntriesByType("resource").filter((r) => r.name.startsWith("http")).length]), 50);
+            }""")
+        assert played == [pytest.approx(0.4, abs=0.05), 1, 0]
+        unseen = window.run(
+            'done([...document.querySelectorAll("img")].filter((i) => !i.complete || !i.naturalWidth).length)'
+        )
+        assert unseen == 0
+
+
+def test_names_cannot_break_the_page() -> None:
+    text = report_html.page("<run>&", {"clips": "<b>"}, [], 24_000, [], None, "<script>")
+    assert "<run>" not in text and "<b>" not in text and text.count("<script>") == 1
+
+
+def hostile(stage: Stage, run: Path, **changes: object) -> dict[str, Any]:
+    """A valid evaluate.json of this very export, by somebody who would like to run a script."""
+    figure = {"mean": 0.5, "interval": [0.4, 0.6]}
+    loss = {"nats": 1.0, "nats_codebook": [1.0, 1.0], "bits_second": 75.0}
+    told: dict[str, Any] = {
+        "loss": {"clips": 3, "model": loss, "unigram": loss, "uniform": loss},
+        "temperatures": {"1": {"fidelity": figure}}, "ceiling": {"fidelity": figure}, "floor": {},
+        "settings": {"n": 3, "split": SCRIPT_TAG, "sampling": {"guidance": 1.0}},
+        "distance": {"embedding": {"name": SCRIPT_TAG}, "n": 3},
+        "export": {"sha256": hashlib.sha256((run / "export/model.safetensors").read_bytes()).hexdigest()},
+    }  # fmt: skip
+    return {**told, **changes}
+
+
+def test_nothing_of_a_run_folder_becomes_html(stage: Stage, tmp_path: Path) -> None:
+    """Texts are shown as texts; what must be a number and is none is refused."""
+    run = stage.run("parallel")
+    figures = tmp_path / "evaluate.json"
+    words = (f"run={run}", f"evaluation={figures}", f"out={tmp_path / 'r.html'}", *SMALL)
+    figures.write_text(json.dumps(hostile(stage, run)))
+    task("report", *words, "n=1", "strips=0", "codebooks=[1]", "temperatures=[1]")
+    text = (tmp_path / "r.html").read_text()
+    assert "<img" in text and SCRIPT_TAG not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+    losses = {**hostile(stage, run)["loss"], "clips": SCRIPT_TAG}
+    figures.write_text(json.dumps(hostile(stage, run, loss=losses)))
+    with pytest.raises(InputError, match=r"not what pipeline\.evaluate writes .*loss\.clips"):
+        task("report", *words)
+
+
+def test_names_cannot_break_the_cards_of_the_demo() -> None:
+    sound = Sound("<b>\"x' http://u:Hidden0Value@h", np.zeros(480, np.float32))
+    for text in (
+        components.row("<b>", [sound], 24_000),
+        components.on_air("<b>", 0.5),
+        components.command("<b>"),
+        components.note("<b>"),
+    ):
+        reader = Reader(text)
+        assert not reader.open and type(text) is str and "<b>" not in text and "Hidden0Value" not in text
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """The address of a web server, and what it was asked for."""
+    paths: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Silence."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/cache", paths
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_run_folder_does_not_decide_what_is_fetched(
+    stage: Stage, asked: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """Of the addresses in a run folder none is opened, by report, the page and a card; of those that are typed, all."""
+    pytest.importorskip("aiohttp")
+    address, paths = asked
+    run = tmp_path / "run"
+    shutil.copytree(stage.run(), run)
+    for shards in (address, {"a": address}, "ssh://127.0.0.1:9/cache", "memory://cache", f"simplecache::{address}"):
+        OmegaConf.save(OmegaConf.create({"shards": shards}), run / "config.yaml")
+        with pytest.raises(InputError, match=r"shards=auto: .*a remote cache.*give shards=ADDRESS"):
+            task("report", f"run={run}", *SMALL)
+    instrument = open_run(run, "cpu")
+    assert examples("auto", "valid", 2, str(run), instrument, tmp_path / "examples") == {}
+    told = json.loads((run / "export/config.json").read_text())
+    del told["sha256"]
+    for name in ("encodecmae_base/evil/weights", "encodecmae_tiny/evil/weights", "encodecmae_package/evil/weights"):
+        told["embedder"]["name"] = name
+        (run / "export/config.json").write_text(json.dumps(told))
+        with pytest.raises(InputError, match="there is no embedder 'encodecmae_"):
+            open_run(run, "cpu")
+    assert paths == []
+    with pytest.raises(InputError, match="there is no cache at http"):
+        task("report", f"run={stage.run()}", f"shards={address}", *SMALL)
+    assert paths
+
+
+def test_a_copied_run_folder_says_what_to_give(stage: Stage, tmp_path: Path) -> None:
+    """The cache stayed on the other machine: it is named, not made again."""
+    shutil.copytree(stage.run(), tmp_path / "run")
+    OmegaConf.save(OmegaConf.create({"shards": "shards/nsynth"}), tmp_path / "run" / "config.yaml")
+    with pytest.raises(InputError, match=r"names shards/nsynth, where there is no cache on this machine.*shards=DIR"):
+        task("report", f"run={tmp_path / 'run'}", *SMALL)
+
+
+def test_rows_of_others_are_drawn_where_they_are_numbers(stage: Stage, tmp_path: Path) -> None:
+    shutil.copytree(stage.run(), tmp_path / "run")
+    rows = ['{"step": "x", "train/loss": 1}', '{"train/loss": 1}', '{"step": 1, "train/loss": NaN}', "[" * 99_999]
+    rows += ['{"step": 2, "train/loss": "<b>", "train/clips": 3}', '{"step": 1e400}', '{"step": 3, "train/loss": 7}']
+    (tmp_path / "run" / "metrics.jsonl").write_bytes("\n".join(rows).encode() + b"\n\xff\xfe")
+    task("report", f"run={tmp_path / 'run'}", "n=1", "strips=0", "codebooks=[1]", "temperatures=[1]")
+    drawn = re.findall(r'points="([^"]*)"', (tmp_path / "run" / "report.html").read_text())
+    assert [len(points.split()) for points in drawn] == [1]
+    assert comparison.training(tmp_path / "run", open_run(stage.run(), "cpu"), 30)["training"] is None
+
+
+def test_a_typed_login_is_not_in_what_is_written(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("aiohttp")
+    run = tmp_path / "run"
+    shutil.copytree(stage.run(), run)
+    with served(stage.cache) as host:
+        address = f"shards='http://user:Hidden0Value@{host}/cache?sig=Hidden1Value/c'"
+        words = (f"run={run}", address, "n=2", "temperatures=[1]")
+        task("evaluate", *words, "resamples=10", "pitch=false")
+        task("report", *words, "strips=0", "codebooks=[1]")
+        task("compare", f"runs=[{run}]", *words[1:], f"out={run}/compare", "resamples=10", "pitch=false", "timed=1")
+    printed = "".join(capsys.readouterr())
+    assert not re.search("Hidden[01]Value", printed) and leaks(run, {"Hidden0Value", "Hidden1Value"}) == {}
+    assert f"http://***@{host}/cache?sig=***" in (run / "report.html").read_text()
+
+
+def test_a_picture_is_a_png_of_its_pixels() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    data = base64.b64decode(report_html.png(picture).partition(",")[2])
+    width, height = struct.unpack(">II", data[16:24])
+    size = struct.unpack(">I", data[33:37])[0]
+    lines = np.frombuffer(zlib.decompress(data[41 : 41 + size]), np.uint8).reshape(height, 1 + 3 * width)
+    assert (height, width) == (5, 7) and np.array_equal(lines[:, 1:].reshape(5, 7, 3), picture)
+
+
+@pytest.mark.parametrize("points", [[(0.0, 0.0)], [(1.0, 5.0), (2.0, 5.0)], [(0.01, 1e-6), (2.0, 3e5)]])
+def test_a_plot_has_its_points_inside(points: list[tuple[float, float]]) -> None:
+    text = svg_plots.plot("t", "x", [Curve("c", points, [(y, y) for _, y in points])], [("level", points[0][1])])
+    places = [tuple(map(float, pair.split(","))) for pair in re.findall(r'points="([^"]*)"', text)[0].split()]
+    assert len(places) == len(points)
+    assert all(0 <= x <= svg_plots.WIDTH and 0 <= y <= svg_plots.HEIGHT for x, y in places)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 7), (1e-9, 3e-9), (0.3, 0.31), (0, 123_456)])
+def test_ticks_are_few_round_and_within(low: float, high: float) -> None:
+    found = svg_plots.ticks(low, high)
+    assert 3 <= len(found) <= 9 and low - 1e-12 <= min(found) and max(found) <= high + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["n=1"], "an interpolation needs two clips"),
+        (["codebooks=[1,0]"], r"codebooks=\[1, 0\]: give 1 or more"),
+        (["fade=-0.1"], "fade=-0.1: give 0 or more"),
+        (["prompts=[nowhere.wav]"], "prompt=nowhere.wav"),
+        (["originals=/nowhere"], "missing"),
+        (["shards=/nowhere"], "there is no cache at"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(stage: Stage, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        task("report", f"run={stage.run()}", *words)
+
+
+def test_figures_that_are_none_are_refused(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "e.json").write_text('{"loss": 3}')
+    with pytest.raises(InputError, match="not what pipeline.evaluate writes"):
+        task("report", f"run={stage.run()}", f"evaluation={tmp_path / 'e.json'}", *SMALL)

@@ -1,0 +1,67 @@
+"""A piece as it is made: for players that do not wait."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from pipeline.config.cli import compose
+from pipeline.generation import runner
+from pipeline.generation.generator import Take
+from pipeline.generation.loaded_run import open_run
+from pipeline.generation.request import Clip, Window, pieces, sampling_of
+from pipeline.generation.runner import stream, take_of
+from pipeline.generation.sampling import Sampling
+from tests.helpers.trained_run import Stage
+
+
+def test_chunks_join_without_clicks_into_the_sound_made_whole(stage: Stage) -> None:
+    instrument, clip = open_run(stage.run(), "cpu"), Clip(5, [(0, torch.randn(192))])
+    parts = list(stream(instrument, clip, 30_000, Sampling(0.8), Window(16, 8), 0.1))
+    assert len(parts) > 8 and sum(map(len, parts)) == 30_000
+    take = take_of(instrument, [clip], 30_000, Sampling(0.8), Window(16, 8))
+    list(take.chunks())
+    whole = instrument.codec.decode(take.codes)[0, 0, :30_000].numpy()
+    assert np.abs(np.concatenate(parts) - whole).max() < 1e-4
+
+
+def test_the_first_sound_comes_long_before_the_last(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an hour, one second is read: little more than its 75 frames is generated."""
+    instrument, takes = open_run(stage.run(), "cpu"), list[Take]()
+
+    def kept(*arguments: object) -> Take:
+        takes.append(take_of(*arguments))  # type: ignore[arg-type]
+        return takes[-1]
+
+    monkeypatch.setattr(runner, "take_of", kept)
+    sounds = stream(instrument, Clip(0), 3600 * 24_000, Sampling(1), Window(16, 8), 0.1)
+    heard = 0
+    while heard < 24_000:
+        heard += len(next(sounds))
+    sounds.close()
+    assert [75 <= take.complete < 150 for take in takes] == [True]
+
+
+def test_progress_counts_clips(stage: Stage, tmp_path: Path) -> None:
+    """`clip 1 of 1` for one clip; the first and last clip of each batch for several."""
+    instrument = open_run(stage.run(), "cpu")
+    for words, expected in (
+        ((f"out={tmp_path / 'one.wav'}",), ["clip 1 of 1"]),
+        (
+            (f"out={tmp_path / 'five'}", f"prompt={stage.tones[0].parent}"),
+            ["clips 1-2 of 5", "clips 3-4 of 5", "clip 5 of 5"],
+        ),
+    ):
+        settings = OmegaConf.to_container(compose("generate", [f"run={stage.run()}", "seconds=0.1", *words]))
+        assert isinstance(settings, dict)
+        lines: list[str] = []
+        list(
+            runner.perform(
+                instrument, pieces(settings, instrument), sampling_of(settings["sampling"]), None, 2, lines.append
+            )
+        )
+        assert list(dict.fromkeys(line.split(":")[0] for line in lines)) == expected

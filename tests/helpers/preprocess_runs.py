@@ -1,0 +1,72 @@
+"""Caches made by the real thing: in this process where that says as much, else by the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from omegaconf import OmegaConf
+
+from pipeline.config.cli import compose
+from pipeline.preprocessing.runner import preprocess
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tiny", "samples_per_shard=6")
+HERE = ("workers=1", "readers=0", "devices=cpu")  # in the calling process
+
+
+def words(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:
+    """The command line that makes a small cache of a corpus; listings go beside its root."""
+    place = (f"data={data}", f"data.root='{root}'", f"data.listings='{root.parent / 'listings'}'", f"out='{out}'")
+    return [*place, *SMALL, *overrides]
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    """What the entry point hands to `preprocess`."""
+    found = OmegaConf.to_container(compose("preprocess", list(overrides)), resolve=True)
+    assert isinstance(found, dict)
+    return found  # type: ignore[return-value]
+
+
+def make(data: str, root: Path, out: Path | str, *overrides: str) -> int:
+    """Preprocess in this process; the exit code."""
+    return preprocess(settings(*words(data, root, out, *HERE, *overrides)))
+
+
+def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """`python -m module arguments`, begun."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], env=env, text=True, **pipes)
+
+
+def command(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m module arguments`, to its end."""
+    process = start(module, *arguments, **options)
+    out, error = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def tones(root: Path, count: int, seconds: float = 0.4) -> Path:
+    """A folder of so many wavs of 24 kHz, each of its own pitch."""
+    root.mkdir(parents=True, exist_ok=True)
+    for i, wav in enumerate(_tones(count, seconds)):
+        soundfile.write(root / f"tone{i:03d}.wav", wav, 24_000)
+    return root
+
+
+def _tones(count: int, seconds: float) -> Iterator[np.ndarray]:
+    time = np.arange(round(24_000 * seconds)) / 24_000
+    for i in range(count):
+        yield (0.4 * np.sin(2 * np.pi * (110 + i // 48) * 2 ** (i % 48 / 12) * time)).astype(np.float32)

@@ -1,0 +1,148 @@
+"""The server of pipeline.demo around a page of one upload and one button, without a model; and a reverse proxy."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+MB = 1 << 20
+LIMITS = {
+    "upload_mb": 0.25, "upload_seconds": 60, "seconds": 5, "samples": 8, "steps": 25, "waiting": 64, "storage_mb": 2,
+    "visitor_mb": 0.75, "connections": 64, "visitor_connections": 32, "header_seconds": 10, "body_seconds": 10,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SmallPage:
+    """A served page. store: its file store."""
+
+    port: int
+    store: Any
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        finally:
+            connection.close()
+
+    def upload(self, content: bytes, name: str = "a.wav", files: int = 1, **headers: str) -> tuple[int, Any]:
+        """Status and parsed answer of an upload."""
+        body, kind = form(content, name, files)
+        status, _, answer = self.request("POST", "/gradio_api/upload", body, {"Content-Type": kind, **headers})
+        return status, json.loads(answer)
+
+    def bytes_on_disk(self) -> int:
+        """Sum of all files of the store."""
+        total = 0
+        for folder in self.store.folder.iterdir():
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                total += sum(file.lstat().st_size for file in folder.iterdir())
+        return total
+
+
+def form(content: bytes, name: str = "a.wav", files: int = 1) -> tuple[bytes, str]:
+    """A multipart form with the same file some times, and its content type."""
+    part = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode() + content
+    return b"\r\n".join([part] * files) + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
+
+
+@contextmanager
+def small_page(
+    folder: Path, *, keep: float = 60, allowed_hosts: tuple[str, ...] = (), root_path: str = "",
+    proxies: tuple[str, ...] = ("127.0.0.1",), **changes: float,
+) -> Iterator[SmallPage]:  # fmt: skip
+    """Serve the page in this process."""
+    import gradio as gr
+
+    from pipeline.webui import server as serve
+    from pipeline.webui.file_store import FileStore
+    from pipeline.webui.service import Limits
+    from pipeline.webui.streaming import Channels
+
+    limits = Limits(**{**LIMITS, **changes})  # type: ignore[arg-type]
+    store = FileStore(folder, round(limits.storage_mb * MB), round(limits.visitor_mb * MB), keep)
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    try:
+        with gr.Blocks(analytics_enabled=False) as blocks:
+            sound, size = gr.Audio(type="filepath"), gr.Textbox(elem_id="size")
+            button = gr.Button("Size", elem_id="button")
+            button.click(lambda path: str(Path(path).stat().st_size), sound, size, api_name="size")
+        app = serve.application(blocks, Channels(), {}, store, limits, allowed_hosts, root_path)
+        server, at = serve.http_server(app, limits, proxies), serve.listening("127.0.0.1", 0)
+        at.listen()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield SmallPage(at.getsockname()[1], store)
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+    finally:
+        os.environ.pop("GRADIO_TEMP_DIR")
+        if before is not None:
+            os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@contextmanager
+def reverse_proxy(port: int, host: str, prefix: str, strip: bool) -> Iterator[int]:
+    """A reverse proxy in front of a port, as nginx is configured; gives its own port.
+
+    Args:
+        port: of the page.
+        host: the public name, sent on as `Host`.
+        prefix: the path that it serves.
+        strip: whether it removes the prefix.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.0"
+
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            path = self.path.removeprefix(prefix) if strip else self.path
+            kept = ("accept", "content-type", "origin", "sec-fetch-site", "range")
+            headers = {name: value for name, value in self.headers.items() if name.lower() in kept}
+            headers |= {"Host": host, "X-Forwarded-For": self.client_address[0], "X-Forwarded-Proto": "http"}
+            upstream = http.client.HTTPConnection("127.0.0.1", port)
+            upstream.request(self.command, path, body or None, headers)
+            answer = upstream.getresponse()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                    self.send_header(name, value)
+            self.end_headers()
+            while part := answer.read1():
+                self.wfile.write(part)
+                self.wfile.flush()
+            upstream.close()
+
+        do_GET = do_HEAD = do_POST = forward
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()

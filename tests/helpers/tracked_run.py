@@ -1,0 +1,77 @@
+"""`python -m tests.helpers.tracked_run RUN STEP OVERRIDES... -- WORDS...`: tracks a simulated training from a step on.
+
+Words: `rows:N` logs N rows ten steps apart, `nan` one without a finite loss, `sleep:S` waits, `listen`, `cache:DIR`,
+`checkpoint`, `export`, `kill-core` ends W&B's own process, `finish:CODE`. Prints the longest time that a call took.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from pipeline.config.cli import compose
+from pipeline.tracking import base
+
+
+def main() -> None:
+    at = sys.argv.index("--")
+    run, step, words = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[at + 1 :]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    cfg = compose("train", [f"run='{run}'", "+exp=delay_gpt2", *sys.argv[3:at]])
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "log.txt").write_text("a log\n")
+    base.apply_environment(cfg)
+    settings = OmegaConf.to_container(cfg.tracking, resolve=True)
+    tracker = base.start(run, step, cfg.name, OmegaConf.to_container(cfg, resolve=True), settings)  # type: ignore
+    longest = 0.0
+    for word in words:
+        name, _, value = word.partition(":")
+        began = time.perf_counter()
+        if name == "rows":
+            for _ in range(int(value)):
+                step += 10
+                tracker.log(
+                    step, {"train/loss": 10 / step, "train/loss/codebook_1": 10 / step, "train/clips": step * 4}
+                )
+                tracker.log(step, {"val/loss": 11 / step})
+        elif name == "nan":
+            step += 10
+            tracker.log(step, {"train/loss": float("nan")})
+        elif name == "listen":
+            wav = np.sin(np.arange(12_000, dtype="f4") / 10)
+            tracker.listen(step, [("note 1", {"prompt": wav, "temperature 0.7": wav / 2})], 24_000)
+        elif name in ("cache", "checkpoint", "export"):
+            tracker.artifact(name, value or _made(run, name, step))
+        elif name == "kill-core":
+            subprocess.run(["pkill", "-9", "-P", str(os.getpid()), "wandb-core"], check=True)
+        if name == "sleep":
+            time.sleep(float(value))
+        elif name == "finish":
+            tracker.finish(int(value))
+        else:
+            longest = max(longest, time.perf_counter() - began)
+    print(f"longest call: {longest:.3f} s")
+
+
+def _made(run: Path, kind: str, step: int) -> Path:
+    """A checkpoint or export as far as tracking looks at it."""
+    folder = run / (f"checkpoints/step-{step}" if kind == "checkpoint" else "export")
+    folder.mkdir(parents=True)
+    told = (
+        {"complete.json": {"step": step, "ranks": 2}} if kind == "checkpoint" else {"config.json": {"pattern": "delay"}}
+    )
+    for name, content in told.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""A run to listen to: an untrained model of a real codec and embedder, on a real cache, small enough for seconds."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from omegaconf import OmegaConf
+
+from pipeline.config.cli import compose
+from pipeline.data.manifest import Manifest
+from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.patterns import Pattern
+from tests.helpers.demo_server import LIMITS, Server, serving, spoil
+from tests.helpers.preprocess_runs import make
+
+FRAMES = 30  # of the clips of training
+LENGTH = FRAMES / 75  # seconds
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the tests of listening play. cache: of the clips of training; tones: sound files to prompt with."""
+
+    root: Path
+    cache: Path
+    tones: list[Path]
+
+    def run(self, pattern: str = "delay", **changes: Any) -> Path:
+        """A run folder, the same for the same arguments."""
+        name = "-".join([pattern, *(f"{key}{value}" for key, value in changes.items())])
+        folder = self.root / "runs" / name
+        if not folder.exists():
+            manifest, positions = Manifest.load(self.cache), Pattern(pattern, 2).length(2 * FRAMES)
+            torch.manual_seed(0)
+            config = ModelConfig(
+                codebooks=2, pattern=pattern, prompt_dim=manifest.prompt_width, width=32, layers=2, heads=4,
+                positions=positions, dropout=0.0, prompt_dropout=0.0, end_of_audio=False, frames=FRAMES,
+                codec=manifest.codec, embedder=manifest.embedder,
+            )  # fmt: skip
+            model = CodecGPT(replace(config, **changes))
+            torch.nn.init.normal_(model.head.weight, std=0.2)
+            model.save_pretrained(folder / "export")
+            told = {"shards": str(self.cache), "data": {"seconds": FRAMES / 75, "train": "train"}}
+            OmegaConf.save(OmegaConf.create(told), folder / "config.yaml")
+        return folder
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Stage:
+    """A cache of the beginnings of 24 notes, with their pitch, and 5 tones of 0.5 s."""
+    root = tmp_path_factory.mktemp("stage")
+    cache = root / "cache"
+    assert make("nsynth", nsynth_folder, cache, f"data.seconds={FRAMES / 75}") == 0
+    (root / "tones").mkdir()
+    time = np.arange(12_000) / 24_000
+    for i in range(5):
+        tone = 0.4 * np.sin(2 * np.pi * 220 * 2 ** (i / 3) * time) * np.exp(-3 * time)
+        soundfile.write(root / "tones" / f"tone{i}.wav", tone, 24_000)
+    return Stage(root, cache, sorted((root / "tones").iterdir()))
+
+
+def task(name: str, *words: str) -> Any:
+    """What an entry point returns for a command line, in this process."""
+    return importlib.import_module(f"pipeline.{name}").main.task(compose(name, list(words)))
+
+
+@pytest.fixture(scope="session")
+def server(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page of pipeline.demo, with two models of two patterns and the tones as examples."""
+    runs = [stage.run(), stage.run("parallel")]
+    with serving(runs, tmp_path_factory.mktemp("demo"), f"examples={stage.tones[0].parent}", *LIMITS) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    """Files that are no prompts, and what the page says of each."""
+    return spoil(tmp_path_factory.mktemp("spoiled"))

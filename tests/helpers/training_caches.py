@@ -1,0 +1,41 @@
+"""Caches of made-up codes that a tiny model can learn, in real shards."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard import Sample, ShardWriter
+
+K, P = 4, 12
+
+
+def write_cache(
+    folder: Path,
+    clips: int = 60,
+    lengths: tuple[int, ...] = (12,),
+    codec: str = "encodec_embedded",
+    per_shard: int = 16,
+    broken: tuple[str, ...] = (),
+) -> Path:
+    """Clips whose prompt says which of eight melodies they hold, three quarters to train on, the rest to validate.
+
+    broken: keys of clips whose prompt is not finite.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    melodies, prompts = rng.integers(0, 1024, (8, K, max(lengths))), rng.normal(size=(8, P))
+    splits: dict[str, list] = {}
+    for split, count in (("train", clips * 3 // 4), ("valid", clips - clips * 3 // 4)):
+        for s, first in enumerate(range(0, count, per_shard)):
+            with ShardWriter(folder, f"{split}-{s:06d}.tar") as shard:
+                for i in range(first, min(count, first + per_shard)):
+                    codes = melodies[i % 8][:, : lengths[i % len(lengths)]].astype("<u2")
+                    key, prompt = f"{split}-{i}", prompts[i % 8].astype("<f2")
+                    shard.add(Sample(key, codes, prompt * np.inf if key in broken else prompt, {"split": split}))
+            splits.setdefault(split, []).append(shard.info)
+    identity = {"name": codec, "weights": "0" * 64, "sample_rate": 24000, "frame_rate": 75, "codebooks": K}
+    identity |= {"codebook_size": 1024, "dtype": "float32"}
+    embedder = {"name": "made up", "weights": "1" * 64, "sample_rate": 24000, "dim": P}
+    Manifest(identity, embedder, {"name": "made up"}, splits).save(folder)
+    return folder

@@ -1,0 +1,94 @@
+"""Run on two ranks, then on one: losses under every choice of conf/deepspeed, as JSON by choice and precision.
+
+torchrun --nproc_per_node 2 -m tests.helpers.zero_choices FOLDER   # three steps, a checkpoint, two more steps
+torchrun --nproc_per_node 1 -m tests.helpers.zero_choices FOLDER zero1-bf16   # these two, from that checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config.cli import CONF, compose
+from pipeline.training import checkpoint, distributed, setup
+from pipeline.training.distributed import World
+from pipeline.training.trainer import squares
+from tests.helpers.models import tiny
+
+CHOICES = sorted(file.stem for file in (CONF / "deepspeed").glob("*.yaml"))
+CONVERTED = [(choice, "fp32") for choice in CHOICES] + [("zero1", "bf16"), ("zero3", "bf16")]
+CLIPS, BEFORE, AFTER = 4, 3, 2
+
+
+def build(choice: str, precision: str, world: World, found: Path | None = None) -> Any:
+    """An engine as `pipeline.train` sets it up."""
+    words = [f"deepspeed={choice}", f"trainer.precision={precision}", f"trainer.micro_batch={CLIPS // world.ranks}"]
+    cfg = compose("train", [*words, "trainer.save_aside=false", "optim.lr=0.01"])
+    return setup.build_engine(cfg, tiny(), world, found is not None and checkpoint.needs_conversion(found, world))
+
+
+def losses(engine: Any, world: World, steps: range) -> list[float]:
+    """The mean loss over the clips of all ranks at each step, which are the same whatever the number of ranks."""
+    found = []
+    for step in steps:
+        random = torch.Generator().manual_seed(step % 2)
+        codes = torch.randint(0, 1024, (CLIPS, 4, 12), generator=random)
+        prompt = torch.randn(CLIPS, 12, generator=random)
+        mine = slice(world.rank, None, world.ranks)
+        nats, cells = engine(codes[mine], None, prompt[mine])
+        loss = nats.sum() / cells.sum()
+        engine.backward(loss)
+        engine.step()
+        found.append(world.total([loss.item()])[0] / world.ranks)
+    return found
+
+
+def begin(folder: Path, choice: str, precision: str, world: World) -> list[float]:
+    """Losses of all steps, with a checkpoint among them where one rank is to go on from it."""
+    engine = build(choice, precision, world)
+    found = losses(engine, world, range(BEFORE))
+    if (choice, precision) in CONVERTED:
+        saving = checkpoint.begin(engine, folder / f"{choice}-{precision}", world, {"step": BEFORE})
+        checkpoint.finish(world, saving, checkpoint.Keep(1, False, 0))
+    return found + losses(engine, world, range(BEFORE, BEFORE + AFTER))
+
+
+def go_on(folder: Path, choice: str, precision: str, world: World) -> list[float]:
+    """Losses of the steps behind the checkpoint; the optimizer's settings are those of now."""
+    (found,) = checkpoint.saved(folder / f"{choice}-{precision}")
+    engine = build(choice, precision, world, found)
+    asked = [{**group, "params": None} for group in engine.optimizer.param_groups]
+    checkpoint.load(engine, found, world, found.parents[1])
+    assert [{**group, "params": None} for group in engine.optimizer.param_groups] == asked
+    return losses(engine, world, range(BEFORE, BEFORE + AFTER))
+
+
+def norm_of_shares(world: World) -> list[float]:
+    """The squared norm of all weights as shared out at ZeRO-3, and as they were: some do not divide by two."""
+    model = tiny(codebooks=1, width=36)
+    wanted = float(sum(p.detach().square().sum() for p in model.parameters()))
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills memory that nobody wrote with nan
+    engine = setup.build_engine(compose("train", ["deepspeed=zero3", "trainer.save_aside=false"]), model, world)
+    torch.use_deterministic_algorithms(False)
+    assert any(p.ds_numel % world.ranks for p in model.parameters())
+    return [world.total([squares(engine, world)])[0], wanted]
+
+
+def main(folder: Path, *checkpoints: str) -> None:
+    world = distributed.start(60)
+    if world.ranks == 2:
+        told = {f"{c} {p}": begin(folder, c, p, world) for c in CHOICES for p in ("fp32", "bf16")}
+        told["norm of shares"] = norm_of_shares(world)
+    else:
+        pairs = [name.split("-") for name in checkpoints]
+        told = {f"{c} {p}": go_on(folder, c, p, world) for c, p in pairs}
+    if world.first:
+        (folder / f"{world.ranks}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

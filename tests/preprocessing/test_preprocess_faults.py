@@ -1,0 +1,144 @@
+"""What the machine does to a run costs no clip for good: the run after it makes the cache that was to be made."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.manifest import Manifest
+from pipeline.preprocessing import runner
+from pipeline.preprocessing.shard_planner import make_plan
+from tests.helpers.preprocess_runs import contents, make, start, tones, words
+
+SETTINGS = ("data.valid=0", "data.test=0", "data.shortest_seconds=0.01")
+ONE_SHARD = "samples_per_shard=40"
+MODULE = "pipeline.preprocess"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 10 clips, and in it one of 3 that come last."""
+    root = tones(tmp_path_factory.mktemp("faults") / "in", 10, 0.2)
+    tones(root / "zz", 3, 0.3)  # no copies of the others
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the cache that no fault disturbed."""
+    out = tmp_path_factory.mktemp("caches") / "whole"
+    assert make("folder", corpus, out, *SETTINGS) == 0
+    return contents(out)
+
+
+@pytest.fixture(scope="module")
+def one_shard(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The same, all clips in one shard."""
+    out = tmp_path_factory.mktemp("caches") / "one"
+    assert make("folder", corpus, out, *SETTINGS, ONE_SHARD) == 0
+    return contents(out)
+
+
+@pytest.fixture
+def after_planning(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Has something done between the planning of a run and its reading, once."""
+    with monkeypatch.context() as patched:
+
+        def at(fault: Callable[[], object]) -> None:
+            def planned(*arguments: object) -> object:
+                plan = make_plan(*arguments)  # type: ignore[arg-type]
+                fault()
+                patched.undo()
+                return plan
+
+            patched.setattr(runner, "make_plan", planned)
+
+        yield at
+
+
+@pytest.mark.parametrize("gone", ["zz", "tone001.wav"])
+def test_what_is_away_for_a_moment_is_read_by_the_next_run(
+    gone: str,
+    corpus: Path,
+    one_shard: dict[str, bytes],
+    after_planning: Callable[[Callable[[], object]], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As a mount that blinks. Neither a file's size nor its time tells the next run that it is back."""
+    out, away = tmp_path / "out", tmp_path / "away"
+    lost = ["zz/tone000.wav", "zz/tone001.wav", "zz/tone002.wav"] if gone == "zz" else [gone]
+    after_planning(lambda: (corpus / gone).rename(away))
+    try:
+        assert make("folder", corpus, out, *SETTINGS, ONE_SHARD) == 0
+    finally:
+        away.rename(corpus / gone)
+    rows = Manifest.load(out).set_aside
+    assert [row["path"] for row in rows] == lost
+    assert all(row["retry"] is True and row["reason"].startswith("missing") for row in rows)
+    told = f"not read for reasons of the machine: {len(lost)} of these; run the same command again"
+    assert told in capsys.readouterr().out
+    assert make("folder", corpus, out, *SETTINGS, ONE_SHARD) == 0
+    assert "nothing to do" not in capsys.readouterr().out
+    assert contents(out) == one_shard
+    assert make("folder", corpus, out, *SETTINGS, ONE_SHARD) == 0
+    assert capsys.readouterr().out.startswith("nothing to do")
+
+
+def test_a_shard_all_of_whose_clips_are_away_ends_the_run_with_an_error(
+    corpus: Path,
+    whole: dict[str, bytes],
+    after_planning: Callable[[Callable[[], object]], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No empty shard stands for it."""
+    out, away = tmp_path / "out", tmp_path / "away"
+    after_planning(lambda: corpus.rename(away))
+    try:
+        assert make("folder", corpus, out, *SETTINGS) == 1
+    finally:
+        away.rename(corpus)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith(f"error: {out}: no clip of train-000000.tar and of")
+    assert f"see that all of data.root={corpus} is there" in told and "run the same command again" in told
+    assert not [*out.glob("*.done.json")] and not (out / "manifest.json").exists()
+    assert make("folder", corpus, out, *SETTINGS) == 0
+    assert contents(out) == whole
+
+
+def test_a_clip_that_was_away_gets_its_codes_when_prompts_are_added(
+    corpus: Path,
+    one_shard: dict[str, bytes],
+    after_planning: Callable[[Callable[[], object]], None],
+    tmp_path: Path,
+) -> None:
+    """Its codes are not in the shard whose codes are kept."""
+    out, away = tmp_path / "out", tmp_path / "away"
+    after_planning(lambda: (corpus / "tone003.wav").rename(away))
+    try:
+        make("folder", corpus, out, *SETTINGS, ONE_SHARD)
+    finally:
+        away.rename(corpus / "tone003.wav")
+    assert make("folder", corpus, out, *SETTINGS, ONE_SHARD, "add=prompt") == 0
+    assert contents(out) == one_shard
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+
+
+def test_readers_that_cannot_pass_on_what_they_decoded_end_the_run_and_blame_no_clip(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Under a limit of file sizes, which holds for memory that is shared as a file, too."""
+    out = tmp_path / "out"
+    arguments = words("folder", corpus, out, *SETTINGS, "workers=1", "readers=1", ONE_SHARD)
+    process = start(MODULE, *arguments, preexec_fn=limit_file_size)
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 1 and error.count("\n") == 1, error
+    assert error.startswith("error: decoded sound cannot be passed on from a reader process (File too large)")
+    assert "readers=0" in error and not [*out.glob("*.done.json")]

@@ -1,0 +1,226 @@
+"""Killed at any moment, on any part, as often as you like: the finished cache is the same, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.build_state import PLAN
+from pipeline.data.manifest import NAME as MANIFEST
+from pipeline.data.manifest import Manifest
+from pipeline.data.storage import LocalStore
+from pipeline.data.verify import verify
+from tests.helpers.corpora import pack
+from tests.helpers.preprocess_runs import command, contents, start, tones, words
+
+MODULE = "pipeline.preprocess"
+HERE = ("workers=1", "readers=0")
+TRAIN_AND_VALID = ("data.valid=0.3", "data.test=0", "data.shortest_seconds=0.01")
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has begun, and theirs."""
+    found = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in found.splitlines()]
+    ours = {pid}
+    while more := {child for child, parent in pairs if parent in ours} - ours:
+        ours |= more
+    return ours - {pid}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+    """Wait until a condition holds or the process ends, however busy the machine; pytest's timeout is the limit."""
+    while process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return condition()
+
+
+def killed_run(arguments: list[str], out: Path, draw: random.Random, work: float) -> None:
+    """Begin a run, and kill it so many seconds (at most `work`) after it has begun to encode."""
+    process = start(MODULE, *arguments)
+    before = (out / PLAN).stat().st_mtime_ns if (out / PLAN).exists() else 0
+    shards = len([*out.glob("*.done.json")])
+    wait_for(lambda: any(out.glob("*")) and (before > 0 or (out / PLAN).exists()), process)
+    if draw.random() < 0.7:  # else in the middle of the start, or of the plan
+        wait_for(lambda: len([*out.glob("*.done.json")]) > shards, process)
+    time.sleep(draw.uniform(0, work))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tones(tmp_path_factory.mktemp("corpora") / "tones", 60, 1.0)
+
+
+def made(corpus: Path, out: Path) -> Path:
+    """The cache, by the command: a process that has computed other things may round the last bits another way."""
+    done = command(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, *HERE))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("caches") / "whole"
+    return made(corpus, out)
+
+
+def kill_and_compare(corpus: Path, whole: Path, out: Path, kills: int, *overrides: str) -> None:
+    """Kill run after run in one folder; a cache that gets finished in spite of it is compared, and begun anew."""
+    arguments = words("folder", corpus, out, *TRAIN_AND_VALID, *overrides)
+    draw = random.Random(kills)
+    cut_short = 0
+    for _ in range(kills):
+        if (out / MANIFEST).exists():
+            assert contents(out) == contents(whole)
+            shutil.rmtree(out)
+        killed_run(arguments, out, draw, 0.5)
+        cut_short += not (out / MANIFEST).exists()
+    done = command(MODULE, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert contents(out) == contents(whole)
+    assert cut_short > kills // 2, "too few of the kills came before the end to say anything"
+
+
+def test_three_kills_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    kill_and_compare(corpus, whole, tmp_path / "out", 3, "workers=1", "readers=1")
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_several_processes_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    kill_and_compare(corpus, whole, tmp_path / "out", 20, "workers=2", "readers=1")
+
+
+def test_a_killed_run_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "workers=2", "readers=1"))
+    assert wait_for(lambda: any(out.glob("*.done.json")), process)
+    children = descendants(process.pid)
+    assert len(children) >= 4, "two encoders and a reader each"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while any(map(alive, children)):  # pytest's timeout is the limit
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tmp_path: Path, workers: int) -> None:
+    """SIGTERM to each of its processes, as Slurm sends it: bytes of archives wait in files of its own."""
+    folder = nsynth_folder / "nsynth-train"
+    files = {str(path.relative_to(nsynth_folder)): path for path in sorted(folder.rglob("*.*"))}
+    (tmp_path / "in").mkdir()
+    pack(tmp_path / "in" / "nsynth-train.jsonwav.tar.gz", files)
+    left = tmp_path / "left"
+    left.mkdir()
+    arguments = words("nsynth", tmp_path / "in", tmp_path / "out", f"workers={workers}", "readers=1")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TMPDIR", str(left))
+        process = start(MODULE, *arguments, start_new_session=True)
+    assert wait_for(lambda: any(left.glob("preprocess-*/*/*")), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate()
+    assert (process.returncode, error) == (143, "terminated: what is whole stays; run the same command again\n")
+    assert not [path for path in left.rglob("*") if path.is_file()] and not [*left.glob("preprocess-*")]
+    assert not [*(tmp_path / "out").glob(".*")]
+
+
+@pytest.mark.slow
+def test_an_encoder_that_is_killed_is_told_and_the_next_run_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = words("folder", corpus, out, *TRAIN_AND_VALID, "workers=2", "readers=0")
+    process = start(MODULE, *arguments)
+    assert wait_for(lambda: any(out.glob("*.done.json")), process)
+    named = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(process.pid)}
+    os.kill(next(pid for pid, words_ in named.items() if "spawn_main" in words_), signal.SIGKILL)
+    _, error = process.communicate()
+    assert process.returncode == 1 and "exit code -9" in error and "out of memory" in error
+    assert command(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, *HERE)).returncode == 0
+    assert contents(out) == contents(whole)
+
+
+def test_parts_in_any_order_one_of_them_killed(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    """Three machines that never talk; whoever is last writes the manifest. One dies and is started again."""
+    out = tmp_path / "out"
+    part = [words("folder", corpus, out, *TRAIN_AND_VALID, *HERE, f"part={n}/3") for n in (1, 2, 3)]
+    killed_run(part[0], out, random.Random(1), 0.02)
+    first = command(MODULE, *part[2])
+    assert first.returncode == 0 and "the last part to finish writes the manifest" in first.stdout
+    assert not (out / MANIFEST).exists()
+    merge = command("pipeline.shards", "merge", str(out))
+    assert merge.returncode == 1 and "not finished" in merge.stderr
+    both = [start(MODULE, *part[1]), start(MODULE, *part[0])]
+    assert [process.wait() for process in both] == [0, 0]
+    for process in both:
+        process.communicate()
+    assert contents(out) == contents(whole)
+
+
+def test_merge_by_command(whole: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    (out / MANIFEST).unlink()
+    assert command("pipeline.shards", "merge", str(out)).returncode == 0
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+def test_slurm_s_array_makes_its_parts(corpus: Path, whole: Path, tmp_path: Path, monkeypatch) -> None:
+    for task in ("6", "5"):
+        for name, value in {"ID": task, "MIN": "5", "COUNT": "2", "STEP": "1"}.items():
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+        made(corpus, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_what_a_dead_writer_left_is_swept_up(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".train-000000.tar.1-abc.partial").write_bytes(b"half")
+    made(corpus, out)
+    assert contents(out) == contents(whole)
+    assert [*verify(LocalStore(out))] == [] and Manifest.load(out).samples("train") > 0
+
+
+def test_readers_that_are_killed_cost_nothing(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    """As by a machine out of memory, again and again: their clips are read by others, and the cache is the same."""
+    out = tmp_path / "out"
+    process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "workers=1", "readers=2"))
+    killed: set[int] = set()
+    while process.poll() is None:
+        time.sleep(0.05)
+        if any(out.glob("*.done.json")) and len(killed) < 4:
+            readers = [pid for pid in descendants(process.pid) - killed if alive(pid) and is_spawned(pid)]
+            for pid in readers[:1]:
+                with suppress(ProcessLookupError):  # the run is over
+                    os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+                time.sleep(0.7)  # a clip whose second reader is killed at it, too, would be set aside
+    _, error = process.communicate()
+    assert process.returncode == 0 and killed, error
+    assert contents(out) == contents(whole)
+
+
+def is_spawned(pid: int) -> bool:
+    """Whether a process is one of ours that reads, and not what keeps count of shared memory."""
+    try:
+        return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has just ended
+        return False

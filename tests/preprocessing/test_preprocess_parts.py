@@ -1,0 +1,63 @@
+"""Machines that each make a part of a cache agree on what is in it, or are told that they do not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import InputError
+from pipeline.data.manifest import NAME as MANIFEST
+from pipeline.data.manifest import Manifest
+from pipeline.data.storage import LocalStore
+from pipeline.data.verify import verify
+from pipeline.preprocessing import runner
+from tests.helpers.preprocess_runs import contents, tones
+from tests.preprocessing.test_preprocess import make_tones
+
+
+def test_parts_whose_files_have_other_times_are_refused_by_what_to_do(tmp_path: Path) -> None:
+    """Each would replace the other's plan, and no manifest would ever be written."""
+    ours, theirs = tones(tmp_path / "a" / "in", 12), tmp_path / "b" / "in"
+    shutil.copytree(ours, theirs, copy_function=shutil.copyfile)
+    for path in theirs.iterdir():
+        os.utime(path, (1, 1))
+    out = tmp_path / "out"
+    assert make_tones(ours, out, "part=1/2") == 0
+    before = contents(out)
+    with pytest.raises(InputError, match=r"plan\.json was made from other files.*times of change \(cp -a and rsync -t"):
+        make_tones(theirs, out, "part=2/2")
+    assert contents(out) == before
+    for path in theirs.iterdir():
+        shutil.copystat(ours / path.name, path)
+    assert make_tones(theirs, out, "part=2/2") == 0
+    assert (out / MANIFEST).exists()
+
+
+def test_a_part_whose_plan_was_replaced_by_files_of_other_times_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tones(tmp_path / "in", 12), tmp_path / "out"
+    real = runner.ledger.merge
+
+    def merge(store: LocalStore) -> Manifest | list[str]:
+        plan = runner.Plan.load(store)
+        assert plan is not None
+        others = [replace(shard, inputs=shard.inputs[::-1]) for shard in plan.shards]
+        replace(plan, shards=others).save(store)
+        return real(store)
+
+    monkeypatch.setattr(runner.ledger, "merge", merge)
+    with pytest.raises(InputError, match=r"plan\.json was made from other files"):
+        make_tones(root, out, "part=1/2")
+
+
+def test_a_changed_file_is_no_matter_to_parts(tmp_path: Path) -> None:
+    root, out = tones(tmp_path / "in", 24), tmp_path / "out"
+    for _ in range(2):
+        assert [make_tones(root, out, f"part={n}/2") for n in (1, 2)] == [0, 0]
+        assert [*verify(LocalStore(out))] == []
+        os.utime(root / "tone003.wav", (1, 1))

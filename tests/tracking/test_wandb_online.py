@@ -1,0 +1,185 @@
+"""Tracking with a server to talk to, one that goes down and comes back, and one that is reached only later."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.tracking import wandb_log
+from tests.helpers.training_caches import write_cache
+from tests.helpers.wandb_server import Server
+from tests.tracking.test_tracking import NO_CODE, ROOT, track
+
+# these wait for W&B's own processes, whose patience is measured in seconds of a machine that is not busy
+pytestmark = pytest.mark.slow
+
+SYNC = ROOT / "jobs" / "sync_wandb.sh"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def steps_of(server: Server, name: str = "train/loss") -> list[int]:
+    """The steps of the one run that the server knows, in the order of its history, of rows that have a name."""
+    (run,) = server.runs
+    return [row["trainer/step"] for row in server.rows(run) if name in row]
+
+
+def longest_call(said: str) -> float:
+    found = re.search(r"longest call: ([\d.]+) s", said)
+    assert found, said
+    return float(found[1])
+
+
+def out_of_service(server: Server, refusals: float) -> None:
+    """Take the server down once it knows a run, until it has refused so many requests."""
+
+    def outage() -> None:
+        while not server.runs:
+            time.sleep(0.01)
+        time.sleep(1)
+        server.down = True
+        while server.refused < refusals:
+            time.sleep(0.05)
+        server.down = False
+
+    threading.Thread(target=outage, daemon=True).start()
+
+
+def sync(server: Server, *folders: Path) -> subprocess.CompletedProcess[str]:
+    """`jobs/sync_wandb.sh FOLDERS`, from elsewhere."""
+    env = {**os.environ, **server.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = ["bash", str(SYNC), *map(str, folders)]
+    return subprocess.run(
+        words, env=env, cwd="/", text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=120
+    )
+
+
+def test_a_run_online_and_its_requeue(server: Server, tmp_path: Path) -> None:
+    """One run, rows once each and in order, lineage, sounds, the log, an alert; no call waits for the server."""
+    run, cache = tmp_path / "delay_gpt2", write_cache(tmp_path / "nsynth")
+    words = (f"cache:{cache}", "rows:3", "listen", "checkpoint", "nan", "finish:75")
+    said = track(run, 0, "--", *words, env=server.environment)
+    assert longest_call(said) < 0.5
+    (number,) = server.runs
+    found = server.run(number)
+    assert found["displayName"] == found["groupName"] == "delay_gpt2"
+    assert set(found["tags"]) == {"delay", "gpt2", "encodec_24khz"}
+    assert found["config"]["optim.lr"]["value"] == 1e-4 and found["ended"] == 75 and found["preempting"]
+    track(run, 40, "--", "rows:2", "export", "finish:0", env=server.environment)
+    assert steps_of(server) == [10, 20, 30, 40, 50, 60] and server.run(number)["ended"] == 0
+    assert [alert["title"] for alert in server.alerts] == ["The loss is not finite"]
+    artifacts = {a["name"]: a for a in server.artifacts.values()}
+    assert artifacts["cache-nsynth"]["used_by"] == number and "used_by" not in artifacts[f"export-{number}"]
+    assert all(a["committed"] for a in server.artifacts.values())
+    assert {f"checkpoint-{number}", f"export-{number}"} < set(artifacts)
+    assert any(name.endswith("/pipeline/train.py") for name in server.files), "the code that ran"
+    assert any(name.endswith("/manifest.json") for name in server.files)
+    assert sum(name.endswith(".wav") for name in server.files) == 2
+    assert sum(name.endswith(".png") for name in server.files) == 1, "one picture in two places"
+    assert server.files[f"{number}/log.txt"] == b"a log\n"
+
+
+def test_an_outage_that_ends_loses_nothing(server: Server, tmp_path: Path) -> None:
+    out_of_service(server, 3)
+    words = ("rows:100", "sleep:5", "rows:10", "finish:0")
+    said = track(tmp_path / "run", 0, NO_CODE, "--", *words, env=server.environment)
+    assert server.refused >= 3 and not server.down
+    assert longest_call(said) < 0.5 and "failed" not in said
+    assert steps_of(server) == list(range(10, 1110, 10))
+
+
+def test_an_outage_at_the_start_leaves_an_offline_run_that_is_uploaded_later(server: Server, tmp_path: Path) -> None:
+    server.down = True
+    run = tmp_path / "a run"
+    said = track(run, 0, "tracking.patience=20", NO_CODE, "--", "rows:5", "finish:75", env=server.environment)
+    assert said.count("W&B cannot be reached, so this run is kept offline") == 1 and longest_call(said) < 0.5
+    server.down = False
+    assert "wandb sync --yes" in said
+    assert sync(server, run).returncode == 0
+    assert steps_of(server) == [10, 20, 30, 40, 50]
+    track(run, 50, NO_CODE, "--", "rows:1", "finish:0", env=server.environment)
+    assert steps_of(server) == [10, 20, 30, 40, 50, 60], "and its requeue goes on there, online"
+
+
+def test_an_outage_that_does_not_end_costs_little_and_loses_nothing(server: Server, tmp_path: Path) -> None:
+    out_of_service(server, math.inf)
+    began, run = time.monotonic(), tmp_path / "run"
+    words = ("rows:5", "sleep:4", "rows:5", "finish:75")
+    said = track(run, 0, "tracking.patience=3", NO_CODE, "--", *words, env=server.environment)
+    assert time.monotonic() - began < 25 and server.down
+    server.down = False
+    command = re.search(r"wandb sync --yes --include-online .*", said)
+    assert command, said
+    env = {**os.environ, **server.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(command[0], shell=True, env=env, check=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert steps_of(server) == list(range(10, 110, 10))
+
+
+def test_a_key_that_is_none_leaves_an_offline_run(tmp_path: Path) -> None:
+    said = track(tmp_path / "run", 0, NO_CODE, "--", "rows:1", "finish:0", env={"WANDB_API_KEY": "short"})
+    assert "kept offline" in said and [*(tmp_path / "run").glob("wandb/offline-run-*")]
+
+
+def test_offline_pieces_uploaded_as_they_come_are_one_run(server: Server, tmp_path: Path) -> None:
+    """Two runs side by side; the sync in the middle of the night, and the one the day after."""
+    runs = [tmp_path / "one run", tmp_path / "another"]
+    for at in (0, 20):
+        for run in runs:
+            track(run, at, "tracking.mode=offline", NO_CODE, "--", "rows:2", "finish:75")
+        done = sync(server, tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert len(server.runs) == 2
+    for run in runs:
+        number = (run / "wandb_id").read_text().strip()
+        steps = [row["trainer/step"] for row in server.rows(number) if "train/loss" in row]
+        assert steps == [10, 20, 30, 40]
+        assert wandb_log.reached(run, number)["train/loss"] == 40
+    history = {name: dict(found["history"]) for name, found in server.runs.items()}
+    assert sync(server, *runs).returncode == 0
+    assert {name: found["history"] for name, found in server.runs.items()} == history, "nothing is sent twice"
+
+
+def test_offline_artifacts_are_uploaded_from_any_folder(server: Server, tmp_path: Path) -> None:
+    """Paths were relative, and a checkpoint was deleted before the sync: every artifact is committed."""
+    write_cache(tmp_path / "nsynth")
+    words = ("cache:nsynth", "rows:2", "listen", "checkpoint", "rows:1", "checkpoint", "export", "finish:0")
+    track(Path("run"), 0, "tracking.mode=offline", "--", *words, cwd=tmp_path)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-20")
+    assert sync(server, tmp_path / "run").returncode == 0
+    states = [(artifact["name"].partition("-")[0], artifact["committed"]) for artifact in server.artifacts.values()]
+    assert sorted(states) == [
+        (name, True) for name in ("cache", "checkpoint", "checkpoint", "code", "export", "run")
+    ], "two checkpoints; run: the sounds"
+    assert any(name.endswith("/log.txt") for name in server.files)
+
+
+def test_a_sync_with_nothing_to_do_or_no_runs_says_so(server: Server, tmp_path: Path) -> None:
+    assert sync(server).returncode == 2
+    nothing = sync(server, tmp_path)
+    assert nothing.returncode == 0 and "no W&B runs" in nothing.stdout
+
+
+def test_a_sync_without_a_way_to_the_server_fails(server: Server, tmp_path: Path) -> None:
+    track(tmp_path / "run", 0, "tracking.mode=offline", NO_CODE, "--", "rows:1", "finish:0")
+    server.server_close()
+    wrong: dict[str, Any] = {**os.environ, **server.environment, "WANDB_API_KEY": "short"}
+    wrong["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", str(SYNC), str(tmp_path)], env=wrong, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1

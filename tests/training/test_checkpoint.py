@@ -1,0 +1,210 @@
+"""Checkpoints and exports whose bytes went bad: passed over or refused, never trained on; and what a full disk says."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import export
+from pipeline.common.errors import InputError
+from pipeline.config.cli import compose
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.weights import save_tensors
+from pipeline.train import main
+from pipeline.training import checkpoint
+from pipeline.training.async_checkpoint import Writer
+from pipeline.training.distributed import World
+from pipeline.training.ema import Ema
+from tests.helpers.models import tiny
+from tests.helpers.training_caches import write_cache
+from tests.training.test_train import SMALL, rows
+
+ALONE = World(0, 1, torch.device("cpu"))
+WEIGHTS = "mp_rank_00_model_states.pt"
+SHARE = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("caches") / "cache")
+
+
+def train(cache: Path, run: Path, *words: str) -> None:
+    """`python -m pipeline.train` in this process."""
+    names = ["+exp=delay_gpt2", f"shards={cache}", f"run={run}", *SMALL, "trainer.val_every=0", *words]
+    assert main.task(compose("train", names)) == 0  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of nine steps with three checkpoints; nothing may be changed in it."""
+    handlers = logging.getLogger().handlers[:]
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(cache, run, "trainer.steps=9", "trainer.save_every=3", "trainer.keep=3", "trainer.ema=0.9")
+    logging.getLogger().handlers[:] = handlers
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def flip(file: Path, share: float = 0.5) -> None:
+    """Flip one bit."""
+    data = bytearray(file.read_bytes())
+    data[int(share * len(data))] ^= 4
+    file.write_bytes(data)
+
+
+def cut(file: Path) -> None:
+    """Cut a file short."""
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "one bit of the weights": (WEIGHTS, flip),
+    "one bit of the moments": (SHARE, flip),
+    "one bit of the mean": ("ema.safetensors", flip),
+    "truncated": (SHARE, cut),
+    "a rank's file is missing": (SHARE, Path.unlink),
+    "one digit of complete.json": (
+        "complete.json",
+        lambda file: file.write_text(file.read_text().replace('"place": 3', '"place": 7')),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_or_refused(run: Path, name: str) -> None:
+    """resume=auto takes the one before it and names it in one line; resume=PATH and export refuse it."""
+    file, damage = DAMAGES[name]
+    bad = run / "checkpoints" / "step-9"
+    damage(bad / file)
+    found, skipped = checkpoint.find(run, "auto", ALONE)
+    assert found == run / "checkpoints" / "step-6"
+    assert len(skipped) == 1 and f"{bad} is damaged and skipped" in skipped[0] and file in skipped[0]
+    assert [line for part in range(3) for line in checkpoint.damage(bad, part, 3)] == checkpoint.damage(bad) * (
+        3 if file == "complete.json" else 1
+    )
+    with pytest.raises(InputError, match=rf"step-9 is damaged \(.*{file}.*give an earlier checkpoint, or resume=auto"):
+        checkpoint.find(run, str(bad), ALONE)
+    with pytest.raises(InputError, match=rf"step-9.*damaged.*{file}|{file} is damaged"):
+        export.main.task(compose("export", [f"run='{run}'"]))  # type: ignore[attr-defined]
+
+
+def test_training_continues_from_the_checkpoint_before(here: None, cache: Path, trained: Path, run: Path) -> None:
+    """The losses are those of the run that nobody damaged, and the line is in the log."""
+    flip(run / "checkpoints" / "step-9" / WEIGHTS)
+    before = {file: file.read_bytes() for file in (run / "checkpoints" / "step-6").iterdir()}
+    words = ("trainer.save_every=4", "trainer.keep=2", "trainer.ema=0.9")
+    train(cache, run, "trainer.steps=8", *words)
+    text = (run / "log.txt").read_text()
+    assert text.count("is damaged and skipped") == 1 and "going on at step 6 of 8" in text
+    assert rows(run) == pytest.approx({step: loss for step, loss in rows(trained).items() if step <= 8}, abs=1e-6)
+    assert {file: file.read_bytes() for file in before} == before  # newest of those that are intact
+    assert (run / "checkpoints" / "latest").read_text() == "step-8"
+    assert CodecGPT.from_pretrained(run / "export").config.layers == 2
+
+
+def test_no_intact_checkpoint_is_an_error(run: Path) -> None:
+    """Training does not start from scratch beside checkpoints that may be restored."""
+    for folder in checkpoint.saved(run):
+        flip(folder / WEIGHTS)
+    with pytest.raises(InputError, match=r"step-9 is damaged.*no intact checkpoint is left there"):
+        checkpoint.find(run, "auto", ALONE)
+
+
+def test_checkpoints_without_checksums_are_read(run: Path) -> None:
+    """As older versions wrote them."""
+    import json
+
+    folder = run / "checkpoints" / "step-9"
+    state = checkpoint.state_of(folder)
+    del state["files"]
+    (folder / checkpoint.COMPLETE).write_text(json.dumps(state))
+    assert checkpoint.find(run, "auto", ALONE) == (folder, [])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_damaged_export_is_refused(run: Path, file: str) -> None:
+    path = run / "export" / file
+    if file == "config.json":
+        path.write_text(path.read_text().replace('"heads": 4', '"heads": 2'))
+    else:
+        flip(path)
+    with pytest.raises(InputError, match=rf"{file} has changed since it was written.*python -m pipeline\.export"):
+        CodecGPT.from_pretrained(run / "export")
+
+
+def test_another_runs_last_checkpoint_leaves_nothing_to_train(
+    here: None, cache: Path, trained: Path, tmp_path: Path
+) -> None:
+    """resume=OLD run=NEW: refused in one line where NEW would not make a step; else NEW alone is written to."""
+    before = {file: file.stat().st_mtime_ns for file in trained.rglob("*")}
+    with pytest.raises(InputError, match=r"trainer\.steps=9: .*step-9 is at step 9 already; give more steps"):
+        train(cache, tmp_path / "run", f"resume={trained}", "trainer.steps=9", "trainer.ema=0.9")
+    assert not (tmp_path / "run").exists()
+    train(cache, tmp_path / "run", f"resume={trained}", "trainer.steps=10", "trainer.ema=0.9")
+    assert [path.name for path in checkpoint.saved(tmp_path / "run")] == ["step-10"]
+    assert {file: file.stat().st_mtime_ns for file in trained.rglob("*")} == before
+
+
+@pytest.fixture
+def umask() -> Iterator[int]:
+    before = os.umask(0o027)
+    yield 0o640
+    os.umask(before)
+
+
+def test_files_have_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    Ema(tiny(), 0.9).save(tmp_path)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("model.safetensors", "config.json", "ema.safetensors"), umask)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_full_disk_is_an_error_of_the_system(background: bool) -> None:
+    """Not one of PyTorch's C++: the file and the reason are named."""
+    writer = Writer(background)
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'") as caught:
+        writer.save({"weight": torch.zeros(100_000)}, "/dev/full")
+        writer.wait()
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.fixture
+def small_files() -> Iterator[int]:
+    """The largest file that may be written, in bytes: as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield 100_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_of_a_command(
+    run: Path, small_files: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what was there before stays."""
+    before = (run / "export" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["pipeline.export", f"run='{run}'"])
+    with pytest.raises(SystemExit) as ended:
+        export.main()
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 1 and said.startswith(f"error: {run}/export/model.safetensors: File too large")
+    assert "\n" not in said and (run / "export" / "model.safetensors").read_bytes() == before
+    assert not [*(run / "export").glob(".*")]
+    with pytest.raises(OSError, match="File too large"):
+        save_tensors({"weight": torch.zeros(small_files)}, run / "weights.safetensors")

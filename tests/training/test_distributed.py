@@ -1,0 +1,38 @@
+"""The variables that launchers set for a rank."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pipeline.common.errors import InputError
+from pipeline.training import distributed
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def test_a_rank_without_local_rank_has_a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kubeflow starts it: RANK and WORLD_SIZE, one process a pod."""
+    distributed.start(60)  # one rank of a launcher of its own, as for every test of this process
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_RANK")
+    world = distributed.start(60)
+    assert (world.rank, world.ranks, os.environ["LOCAL_RANK"]) == (0, 1, "0")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "0"}, "RANK is set and WORLD_SIZE, MASTER_ADDR, MASTER_PORT not: unset RANK"),
+        ({"RANK": "a", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "expected whole numbers"),
+    ],
+)
+def test_variables_that_make_no_rank_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        distributed.start(60)

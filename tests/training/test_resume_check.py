@@ -1,0 +1,122 @@
+"""A run is known by its settings: what would change its training is refused or accepted on resume, never ignored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import InputError
+from pipeline.training import checkpoint
+from pipeline.training.resume_check import changed_settings, check_settings
+from tests.helpers.training_caches import write_cache
+from tests.training.test_train import rows, train_here
+
+pytestmark = pytest.mark.usefixtures("here")
+WORDS = ("trainer.steps=2", "trainer.val_every=0", "trainer.preflight=false")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("caches") / "cache")
+
+
+@pytest.fixture
+def run(cache: Path, tmp_path: Path, finished: list[Path]) -> Path:
+    """A copy of a run that has taken its two steps."""
+    if not finished:
+        folder = tmp_path / "finished"
+        train_here(cache, folder, *WORDS)
+        finished.append(folder)
+    shutil.copytree(finished[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def finished() -> list[Path]:
+    return []
+
+
+def recorded(run: Path) -> dict[str, object]:
+    """The settings in the newest checkpoint."""
+    found = checkpoint.state_of(checkpoint.saved(run)[-1])["settings"]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optim.lr=3e-4"], r"run=\S+/run was .*optim\.lr=0\.01 then, 0\.0003 now.*resume=\S+/run to go on"),
+        (["seed=1", "data.window=8"], r"seed=0 then, 1 now; data\.window=256 then, 8 now"),
+        (["optim.schedule.name=cosine"], r"optim\.schedule\.name='constant' then, 'cosine' now"),
+        (["trainer.micro_batch=8"], r"clips a step \(micro_batch x accumulate x ranks\)=4 then, 8 now"),
+        (["model.dropout=0.1"], r"model\.dropout=0\.0 then, 0\.1 now"),
+        (["data.seconds=0.1"], r"data\.seconds=None then, 0\.1 now"),
+        (["trainer.steps=1"], r"trainer\.steps=1: \S+step-2 has taken 2 already; give 2 or more"),
+    ],
+)
+def test_changed_settings_are_refused_and_named(cache: Path, run: Path, words: list[str], message: str) -> None:
+    """Of a finished run too; its folder stays as it is, so that config.yaml never claims what was not trained."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=message):
+        train_here(cache, run, *WORDS, *words)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_resume_of_the_run_by_name_accepts_changes(cache: Path, run: Path) -> None:
+    """They are logged, recorded in the next checkpoint, and what `resume=auto` compares with from then on."""
+    changed = ("optim.lr=3e-4", "trainer.steps=3")
+    train_here(cache, run, *WORDS, *changed, f"resume={run}")
+    assert rows(run, "train/lr")[3] == 3e-4 and recorded(run)["optim.lr"] == 3e-4
+    assert "note: resumed with another setting: optim.lr=0.01 then, 0.0003 now" in (run / "log.txt").read_text()
+    train_here(cache, run, *WORDS, *changed)
+    with pytest.raises(InputError, match=r"optim\.lr=0\.0003 then, 0\.01 now"):
+        train_here(cache, run, *WORDS, "trainer.steps=3")
+
+
+def test_what_changes_no_training_goes_through(cache: Path, run: Path, tmp_path: Path) -> None:
+    """More steps, other intervals, the same clips a step in smaller parts, and the same shards in another folder."""
+    shutil.copytree(cache, tmp_path / "moved")
+    words = ("trainer.steps=4", "trainer.log_every=2", "trainer.save_every=1", "trainer.keep=9")
+    train_here(tmp_path / "moved", run, *WORDS, *words, "trainer.micro_batch=2", "trainer.accumulate=2")
+    assert max(rows(run)) == 4
+
+
+def test_other_contents_of_the_shards_are_refused(run: Path, tmp_path: Path) -> None:
+    other = write_cache(tmp_path / "other", clips=64)
+    message = r"shards='contents [0-9a-f]{12}' then, 'contents [0-9a-f]{12}' now; data\.valid='contents"
+    with pytest.raises(InputError, match=message):
+        train_here(other, run, *WORDS)
+
+
+def test_ranks_may_change_with_clips_a_step_or_clips_a_rank() -> None:
+    """Elastic training keeps one of the two; the other change is another batch."""
+    then = {"ranks": 4, "clips a rank and step": 8}
+    for ranks, clips in ((4, 8), (2, 16), (8, 4), (2, 8), (1, 8)):
+        assert not changed_settings(then, {"ranks": ranks, "clips a rank and step": clips})
+    (change,) = changed_settings(then, {"ranks": 2, "clips a rank and step": 4})
+    assert change == "clips a step (micro_batch x accumulate x ranks)=32 then, 8 now"
+
+
+@pytest.mark.parametrize(("name", "notes"), [("constant", 0), ("cosine", 1)])
+def test_a_longer_schedule_is_reported(run: Path, name: str, notes: int) -> None:
+    """More steps are always accepted; where the learning rate jumps by it, both rates are said."""
+    newest = checkpoint.saved(run)[-1]
+    now = {**recorded(run), "optim.schedule.name": name, "optim.schedule.warmup": 0, "trainer.steps": 4}
+    found = [note for note in check_settings(newest, now, str(run), run) if note.startswith("trainer.steps")]
+    assert len(found) == notes
+    if notes:
+        assert found[0].startswith("trainer.steps=4, 2 before: the cosine schedule is stretched, and at step 2")
+        assert found[0].endswith("is 0.5 of its peak instead of 0")
+
+
+def test_a_checkpoint_without_a_record_is_resumed_and_says_so(cache: Path, run: Path) -> None:
+    file = checkpoint.saved(run)[-1] / checkpoint.COMPLETE
+    state = json.loads(file.read_text())
+    del state["settings"], state["sha256"]  # as it was written by an older version
+    file.write_text(json.dumps(state))
+    train_here(cache, run, *WORDS, "trainer.steps=3", "optim.lr=1e-3")
+    assert "records no settings of its training, so none are compared" in (run / "log.txt").read_text()

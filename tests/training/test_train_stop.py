@@ -1,0 +1,89 @@
+"""A request to stop ends a training with 75, whenever it comes and whoever sends it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.training.stop_signals import STOPPED, stop_signals
+from tests.helpers.training_caches import write_cache
+from tests.training.test_train import ROOT, SMALL, fresh_env, rows, rows_so_far
+
+TRAIN = [sys.executable, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2"]
+MESSAGE = "stopped on request before training began\n"
+
+
+def wait_for_handlers(pid: int) -> None:
+    """Until a process catches SIGTERM: Python itself has started, and little else."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.005)
+    raise AssertionError("it never catches SIGTERM")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_a_signal_during_the_imports_ends_with_75(tmp_path: Path, name: str) -> None:
+    process = subprocess.Popen(TRAIN, cwd=tmp_path, env=fresh_env(tmp_path), stderr=subprocess.PIPE, text=True)
+    wait_for_handlers(process.pid)
+    process.send_signal(getattr(signal, name))
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (STOPPED, MESSAGE)
+
+
+def test_the_end_of_the_launcher_ends_a_rank_that_starts(tmp_path: Path) -> None:
+    """The launcher is any Python program of that name; its rank waits for one that never comes."""
+    launcher = tmp_path / "deepspeed"
+    launcher.write_text("import subprocess, sys\nsubprocess.run(sys.argv[1:])\n")
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(launcher), *TRAIN], cwd=tmp_path, env={**fresh_env(tmp_path), **alone},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text():
+        time.sleep(0.01)
+    wait_for_handlers(int(children.read_text()))
+    time.sleep(0.5)  # until it has looked at its launcher
+    process.kill()
+    said, _ = process.communicate(timeout=60)
+    assert said == MESSAGE
+
+
+def test_nohup_keeps_its_meaning() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stop_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in stop_signals()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_goes_stops_a_training_with_75(tmp_path: Path) -> None:
+    """A window is closed: SIGHUP comes, and nothing can be printed any more."""
+    cache, run = write_cache(tmp_path / "cache"), tmp_path / "run"
+    words = [f"shards={cache}", f"run={run}", *SMALL, "trainer.steps=100000", "trainer.val_every=0"]
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [*TRAIN, *words, "trainer.save_every=0"], cwd=tmp_path, env=fresh_env(tmp_path), stdin=child, stdout=child,
+        stderr=child, start_new_session=True, preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
+    )  # fmt: skip
+    os.close(child)
+    while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
+        assert process.poll() is None, os.read(parent, 100_000)
+        os.read(parent, 100_000)
+    os.close(parent)
+    assert process.wait(60) == STOPPED
+    assert (run / "checkpoints" / f"step-{max(rows(run))}" / "complete.json").is_file()
+    assert "stopped on request" in (run / "log.txt").read_text()
