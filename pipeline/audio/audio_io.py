@@ -1,8 +1,8 @@
 """Sound files in, mono float32 at one rate out; and back.
 
 Files are read by content, whatever the extension (`pipeline.audio.decoding.decoder`). Channels are averaged; soxr
-resamples once, at the quality that librosa, the article and the released models used. A cut of a file equals the same cut of the
-whole file resampled.
+resamples once, at the quality that librosa, the article and the released models used. A cut of a file equals the same
+cut of the whole file resampled.
 
 A file with less sound than its header declares is truncated: an error, or with `keep_truncated` what is there of it.
 

@@ -4,8 +4,8 @@
   python -m pipeline.tools.memory_table --ranks 64 --micro-batch 4 --pattern flatten
 
 Estimated by the formulas of pipeline.models.model_stats for bf16, layers compiled but at ZeRO-3, 8 codebooks and
-prompts of 768 numbers. The first figure of a cell is weights, gradients and optimizer, and what a micro-batch adds; the second, in
-brackets, is with trainer.activation_checkpointing=true.
+prompts of 768 numbers. The first figure of a cell is weights, gradients and optimizer, and what a micro-batch adds;
+the second, in brackets, is with trainer.activation_checkpointing=true.
 """
 
 from __future__ import annotations
