@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.common.errors import InputError, without_secrets
-from pipeline.config.cli import CONF, compose, explain, with_safe_output
+from pipeline.common.errors import InputError, redact
+from pipeline.config.cli import CONF, compose, explain_error, with_safe_output
 
 
 def check_settings(command: str, overrides: Sequence[str]) -> str | None:
@@ -29,7 +29,7 @@ def check_settings(command: str, overrides: Sequence[str]) -> str | None:
     except InputError as error:
         return str(error)
     except (HydraException, OmegaConfBaseException) as error:
-        return explain(command, error)
+        return explain_error(command, error)
     return None
 
 
@@ -41,7 +41,7 @@ def _check_values(command: str, cfg: DictConfig, overrides: Sequence[str]) -> No
     if command == "train":
         from pipeline.training import config
 
-        config.check(cfg)
+        config.validate(cfg)
     if any("sampling" in word for word in overrides):  # the defaults are right, and PyTorch takes seconds to import
         from pipeline.generation.request import sampling_of
 
@@ -74,7 +74,7 @@ def main() -> None:
             problem = check_settings(command, overrides)
         if problem:
             wrong += 1
-            print(f"error: {command}: {without_secrets(problem)}", file=sys.stderr)
+            print(f"error: {command}: {redact(problem)}", file=sys.stderr)
     if wrong:
         sys.exit(2)
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config.cli import entry
+from pipeline.config.cli import hydra_command
 
 
-@entry("compare")
+@hydra_command("compare")
 def main(cfg: DictConfig) -> None:
     """Compare, write, and print the table."""
     from pathlib import Path

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
 from pipeline.config import types
-from pipeline.config.cli import entry
+from pipeline.config.cli import hydra_command
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
@@ -28,7 +28,7 @@ STEP, SOUNDS = "trainer/step", "val/audio"
 WIDTHS = {1: 24, 2: 12, 3: 8}  # of the 24 columns of a workspace
 
 
-@entry("dashboard")
+@hydra_command("dashboard")
 def main(cfg: DictConfig) -> None:
     """Build the workspace; save it, or write it down."""
     import json
@@ -36,11 +36,11 @@ def main(cfg: DictConfig) -> None:
 
     from pipeline.generation import output_paths
 
-    types.at_least(1, cfg, "codebooks")
+    types.require_min(1, cfg, "codebooks")
     if cfg.dry_run:
         output_paths.check_file("out", cfg.out)
         made = workspace(cfg.entity or "entity", cfg.project, cfg.name, cfg.codebooks)
-        Path(cfg.out).write_text(json.dumps(specification(made), indent=1) + "\n")
+        Path(cfg.out).write_text(json.dumps(to_json(made), indent=1) + "\n")
         print(f"{cfg.out}: {len(made.sections)} sections, nothing was sent")
         return
     print(_save(cfg))
@@ -84,7 +84,7 @@ def _need_library() -> None:
         raise InputError('the dashboard needs wandb-workspaces: pip install "wandb[workspaces]"')
 
 
-def specification(made: Workspace) -> dict[str, Any]:
+def to_json(made: Workspace) -> dict[str, Any]:
     """What would be sent for a workspace."""
     return made._to_model().model_dump(by_alias=True, mode="json")
 

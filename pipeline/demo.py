@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from pipeline.config.cli import CONF, entry
+from pipeline.config.cli import CONF, hydra_command
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.webui.service import Desk
+    from pipeline.webui.service import GenerationService
 
 
-@entry("demo")
+@hydra_command("demo")
 def main(cfg: DictConfig) -> None:
     """Load the models, then serve the page until it is stopped."""
     import importlib.util
@@ -52,26 +52,26 @@ def main(cfg: DictConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="codec-audio-lm-demo-") as name:
         folder = Path(name)
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
-        _open(cfg, runs, folder)
+        _serve_demo(cfg, runs, folder)
 
 
-def _open(cfg: DictConfig, runs: list[str], folder: Path) -> None:
+def _serve_demo(cfg: DictConfig, runs: list[str], folder: Path) -> None:
     """Serve the page; all its files lie in the folder."""
     from pipeline.webui import server
 
-    server.silence()
+    server.disable_telemetry()
     _check(cfg)
 
     from pipeline.webui.examples import examples
-    from pipeline.webui.handlers import Acts
-    from pipeline.webui.layout import Stand, page
-    from pipeline.webui.streaming import Channels
+    from pipeline.webui.handlers import Handlers
+    from pipeline.webui.layout import DemoContext, build_ui
+    from pipeline.webui.streaming import AudioStreamRegistry
 
-    at = server.listening(cfg.host, cfg.port)
-    desk, channels = _desk(cfg, runs, folder), Channels()
+    at = server.bind(cfg.host, cfg.port)
+    desk, channels = _build_service(cfg, runs, folder), AudioStreamRegistry()
     first = desk.instruments[runs[0]]
     sounds = examples(cfg.examples, cfg.split, cfg["count"], runs[0], first, desk.store)
-    blocks = page(Stand(Acts(desk, channels), sounds, desk.sampling))
+    blocks = build_ui(DemoContext(Handlers(desk, channels), sounds, desk.sampling))
     health = {"models": {name: one.sha256 for name, one in desk.instruments.items()}}
     app = server.application(
         blocks, channels, health, desk.store, desk.limits, cfg.allowed_hosts, cfg.root_path.rstrip("/")
@@ -88,12 +88,12 @@ def _check(cfg: DictConfig) -> None:
     from pipeline.config import types
 
     limits: dict[str, Any] = {f"limits.{name}": value for name, value in cfg.limits.items()}
-    types.at_least(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
-    types.at_least(2, limits, "limits.steps")
-    types.at_least(0.01, limits, "limits.upload_mb")
-    types.at_least(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
-    types.at_least(0.1, limits, "limits.header_seconds", "limits.body_seconds")
-    types.at_least(1, cfg, "keep", "count")
+    types.require_min(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
+    types.require_min(2, limits, "limits.steps")
+    types.require_min(0.01, limits, "limits.upload_mb")
+    types.require_min(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
+    types.require_min(0.1, limits, "limits.header_seconds", "limits.body_seconds")
+    types.require_min(1, cfg, "keep", "count")
     for small, large in (("upload_mb", "visitor_mb"), ("visitor_mb", "storage_mb")):
         if cfg.limits[large] < cfg.limits[small]:
             value = cfg.limits[large]
@@ -103,15 +103,15 @@ def _check(cfg: DictConfig) -> None:
         raise InputError(f"root_path={root_path}: give a path (/demo) or a full address (https://example.org/demo)")
 
 
-def _desk(cfg: DictConfig, runs: list[str], folder: Path) -> Desk:
+def _build_service(cfg: DictConfig, runs: list[str], folder: Path) -> GenerationService:
     """Every model and codec, loaded once."""
     from omegaconf import OmegaConf
 
     from pipeline.audio.codec import Codec, load_codec
     from pipeline.common.errors import InputError
-    from pipeline.generation.loaded_run import open_run
+    from pipeline.generation.loaded_run import load_run
     from pipeline.webui.file_store import FileStore
-    from pipeline.webui.service import MB, Desk, Limits
+    from pipeline.webui.service import MB, GenerationService, Limits
 
     defaults = {key: value for key, value in _settings("generate").items() if key != "defaults"}
     defaults["sampling"] = _settings("sampling/default")
@@ -120,7 +120,7 @@ def _desk(cfg: DictConfig, runs: list[str], folder: Path) -> Desk:
         raise InputError(
             f"sampling.temperature={sampling['temperature']}: the page has one slider for all codebooks: give one"
         )
-    instruments = {run: open_run(run, cfg.device, cfg.repository, cfg.embedder_source) for run in dict.fromkeys(runs)}
+    instruments = {run: load_run(run, cfg.device, cfg.repository, cfg.embedder_source) for run in dict.fromkeys(runs)}
     whole: dict[str, Codec] = {}
     for one in (instrument.codec for instrument in instruments.values()):
         if one.weights not in whole:
@@ -129,7 +129,7 @@ def _desk(cfg: DictConfig, runs: list[str], folder: Path) -> Desk:
     (folder / "asked").mkdir()
     limits = Limits(**OmegaConf.to_container(cfg.limits))  # type: ignore[arg-type]
     store = FileStore(folder / "files", round(limits.storage_mb * MB), round(limits.visitor_mb * MB), cfg.keep)
-    return Desk(instruments, codecs, defaults, sampling, limits, cfg.chunk, folder / "asked", store)
+    return GenerationService(instruments, codecs, defaults, sampling, limits, cfg.chunk, folder / "asked", store)
 
 
 def _settings(name: str) -> dict[str, Any]:

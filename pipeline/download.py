@@ -26,23 +26,23 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import entry, word
-from pipeline.corpora.download.http import FetchError, Patience, Remote, begun, check, fetch, remote_size
-from pipeline.corpora.download.parallel import haul
-from pipeline.corpora.download.sources import published
+from pipeline.config.cli import format_override, hydra_command
+from pipeline.corpora.download.http import FetchError, RemoteFile, RetryPolicy, bytes_on_disk, check, fetch, remote_size
+from pipeline.corpora.download.parallel import download_all
+from pipeline.corpora.download.sources import files_of
 
 
-@entry("download")
+@hydra_command("download")
 def main(cfg: DictConfig) -> int:
     """Fetch what is not there yet, and return the exit code."""
-    patience = Patience(cfg.attempts, cfg.timeout, cfg.pause)
+    patience = RetryPolicy(cfg.attempts, cfg.timeout, cfg.pause)
 
-    def get(remote: Remote) -> None:
+    def get(remote: RemoteFile) -> None:
         remote_size(remote, cfg.timeout)  # without a network it says so at once, where a transfer would be patient
         fetch(remote, patience)
 
     try:
-        remotes = published(cfg, get)
+        remotes = files_of(cfg, get)
         with ThreadPoolExecutor(cfg.parallel) as pool:
             sizes = dict(zip(remotes, pool.map(lambda remote: remote_size(remote, cfg.timeout), remotes), strict=True))
     except FetchError as error:
@@ -51,25 +51,31 @@ def main(cfg: DictConfig) -> int:
     kept = [remote for remote, size in sizes.items() if _is_whole(remote, size)]
     todo = {remote: size for remote, size in sizes.items() if remote not in kept}
     _refuse_a_full_disk(Path(cfg.data.root), todo)
-    failed = haul(todo, lambda remote, at, stop: fetch(remote, patience, at, stop), cfg.parallel)
+    failed = download_all(todo, lambda remote, at, stop: fetch(remote, patience, at, stop), cfg.parallel)
     if cfg.verify:
-        failed += haul(dict.fromkeys(kept), lambda remote, at, stop: check(remote), cfg.parallel)
+        failed += download_all(dict.fromkeys(kept), lambda remote, at, stop: check(remote), cfg.parallel)
     print(f"{cfg.data.root}: {len(remotes) - failed} of {len(remotes)} files complete, {len(kept)} of them before")
     if failed:
         print("error: run the same command again: it goes on where this run ended", file=sys.stderr)
         return 1
-    words = ["python", "-m", "pipeline.preprocess", f"data={cfg.data.name}", word("data.root", cfg.data.root)]
+    words = [
+        "python",
+        "-m",
+        "pipeline.preprocess",
+        f"data={cfg.data.name}",
+        format_override("data.root", cfg.data.root),
+    ]
     print(f"next: {shlex.join(words)}")
     return 0
 
 
-def _is_whole(remote: Remote, size: int | None) -> bool:
+def _is_whole(remote: RemoteFile, size: int | None) -> bool:
     """A file takes its name when it is whole; one of another size came by other means, or is out of date."""
     return remote.path.is_file() and size in (None, remote.path.stat().st_size)
 
 
-def _refuse_a_full_disk(root: Path, todo: Mapping[Remote, int | None]) -> None:
-    needed = sum(max(0, (size or 0) - begun(remote)) for remote, size in todo.items())
+def _refuse_a_full_disk(root: Path, todo: Mapping[RemoteFile, int | None]) -> None:
+    needed = sum(max(0, (size or 0) - bytes_on_disk(remote)) for remote, size in todo.items())
     place = next(path for path in (root, *root.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if needed > free:

@@ -28,10 +28,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config.cli import entry
+from pipeline.config.cli import hydra_command
 
 
-@entry("evaluate")
+@hydra_command("evaluate")
 def main(cfg: DictConfig) -> None:
     """Measure, write, and print the figures."""
     from pathlib import Path
@@ -43,12 +43,12 @@ def main(cfg: DictConfig) -> None:
     from pipeline.evaluation.evaluator import evaluate, write
     from pipeline.evaluation.wandb_upload import upload
     from pipeline.generation import output_paths
-    from pipeline.generation.loaded_run import open_run
+    from pipeline.generation.loaded_run import load_run
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out = Path(cfg.out)
     output_paths.check_folder("out", out)
-    instrument = open_run(cfg.run, cfg.device, cfg.repository, cfg.embedder_source)
+    instrument = load_run(cfg.run, cfg.device, cfg.repository, cfg.embedder_source)
     with Console(stderr=True).status("measuring") as status:
         found = evaluate(settings, instrument, status.update)
     write(found, out, instrument.codec.sample_rate)

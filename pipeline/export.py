@@ -20,10 +20,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import entry
+from pipeline.config.cli import hydra_command
 
 
-def chosen(run: Path, wanted: str) -> Path:
+def select_checkpoint(run: Path, wanted: str) -> Path:
     """The checkpoint to export: `newest`, `best`, or its path. Raises InputError where there is none."""
     from pipeline.training import checkpoint
 
@@ -34,7 +34,7 @@ def chosen(run: Path, wanted: str) -> Path:
         return path
     if not run.is_dir():
         raise InputError(f"run={run}: there is no such folder; pipeline.train writes runs/NAME")
-    found = checkpoint.saved(run)
+    found = checkpoint.list_checkpoints(run)
     if not found:
         raise InputError(f"run={run} has no complete checkpoint: pipeline.train writes one every trainer.save_every")
     if wanted == "newest":
@@ -45,7 +45,7 @@ def chosen(run: Path, wanted: str) -> Path:
     return best
 
 
-@entry("export")
+@hydra_command("export")
 def main(cfg: DictConfig) -> int:
     """Check, put together, write, and push if asked to."""
     from pipeline.generation import output_paths
@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> int:
     if cfg.push:
         upload.check(cfg.push)
     run, folder = Path(cfg.run), Path(cfg.out)
-    found = chosen(run, str(cfg.checkpoint))
+    found = select_checkpoint(run, str(cfg.checkpoint))
     output_paths.check_folder("out", folder)
     if (folder / model_card.NAME).exists() and not (folder / WEIGHTS).exists():
         raise InputError(
@@ -70,7 +70,7 @@ def main(cfg: DictConfig) -> int:
     if cfg.push:
         try:
             print(f"pushed to {upload.push(folder, cfg.push, cfg.private)}")
-        except upload.Unreached as error:
+        except upload.HubUploadError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     return 0

@@ -32,12 +32,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config.cli import entry, typed
+from pipeline.config.cli import hydra_command, overridden_settings
 
 CLIPPED = 1e-4  # share of a sound's samples at full scale from which on it is told
 
 
-@entry("generate")
+@hydra_command("generate")
 def main(cfg: DictConfig) -> int:
     """Generate, print what was written, and return the exit code."""
     import logging
@@ -48,30 +48,30 @@ def main(cfg: DictConfig) -> int:
 
     from pipeline.common.errors import InputError
     from pipeline.generation import output_paths, sidecar
-    from pipeline.generation.loaded_run import open_run, settle_threads
-    from pipeline.generation.request import pieces, samples_of, sampling_of, window_of
-    from pipeline.generation.runner import perform, perform_streaming
+    from pipeline.generation.loaded_run import limit_threads, load_run
+    from pipeline.generation.request import build_requests, samples_of, sampling_of, window_of
+    from pipeline.generation.runner import generate_files, stream_files
 
     logging.basicConfig(format="%(message)s")
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     told = sidecar.read(cfg["from"]) if cfg["from"] else None
     if told:
-        sidecar.check_words(cfg["from"], typed())
+        sidecar.check_words(cfg["from"], overridden_settings())
         settings |= told["settings"]
     elif cfg.run is None:
         raise InputError("run=RUN: give the run to play, e.g. run=quickstart/run")
-    output_paths.check_sounds(settings["out"])
+    output_paths.check_output(settings["out"])
     run = sidecar.run_of(cfg["from"], told) if told and not cfg.run else cfg.run
-    instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source, settings["exact"])
+    instrument = load_run(run, cfg.device, cfg.repository, cfg.embedder_source, settings["exact"])
     if told:
         sidecar.check(cfg["from"], told, instrument)
     sampling, frames = sampling_of(settings["sampling"]), instrument.codec.frames(samples_of(settings, instrument))
     skipped: list[str] = []
-    window, found = window_of(settings, frames, instrument), pieces(settings, instrument, skipped)
+    window, found = window_of(settings, frames, instrument), build_requests(settings, instrument, skipped)
     for line in skipped:
         print(f"skipped: {line}", file=stderr, flush=True)
-    output_paths.check_free([piece.out for piece in found], [s.path for piece in found for s in piece.sources])
-    settle_threads(instrument, sum(len(piece.clips) for piece in found))
+    output_paths.check_no_overwrite([piece.out for piece in found], [s.path for piece in found for s in piece.sources])
+    limit_threads(instrument, sum(len(piece.clips) for piece in found))
     batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else cfg.batch
     part = told if told and told.get("frames") else {}  # a sound that was interrupted, to be made as far as it went
     seconds, where = found[0].length / instrument.codec.sample_rate, f"{instrument.folder} on {instrument.device}"
@@ -79,10 +79,10 @@ def main(cfg: DictConfig) -> int:
     same, loudest = True, 0.0
     with Console(stderr=True).status("making") as status:
         if settings["stream"]:
-            makes = perform_streaming(instrument, found, sampling, window, settings["chunk"], part.get("seconds"))
+            makes = stream_files(instrument, found, sampling, window, settings["chunk"], part.get("seconds"))
         else:
             repeat, until = told and told["batch"], part.get("frames")
-            makes = perform(instrument, found, sampling, window, batch, status.update, repeat, until=until)
+            makes = generate_files(instrument, found, sampling, window, batch, status.update, repeat, until=until)
         for made in makes:
             same = told is None or made.codes_sha256 == told["codes_sha256"]
             note = "" if told is None else "  the same codes" if same else "  NOT the same codes"

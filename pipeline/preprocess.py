@@ -29,10 +29,10 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
-from pipeline.config.cli import entry
+from pipeline.config.cli import hydra_command
 
 
-@entry("preprocess")
+@hydra_command("preprocess")
 def main(cfg: DictConfig) -> int:
     """Preprocess, and return the exit code."""
     from omegaconf import OmegaConf

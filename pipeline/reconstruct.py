@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import entry
+from pipeline.config.cli import hydra_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from pipeline.audio.codec import Codec
 
 
-@entry("reconstruct")
+@hydra_command("reconstruct")
 def main(cfg: DictConfig) -> None:
     """Write every file's reconstructions, their table and reconstruct.json."""
     import torch
 
     from pipeline.audio import audio_io
     from pipeline.audio.codec import load_codec
-    from pipeline.audio.find_files import find
+    from pipeline.audio.find_files import find_audio_files
     from pipeline.generation import output_paths
     from pipeline.generation.loaded_run import pick_device
 
-    files, counts = find("audio", cfg.audio), sorted(set(cfg.codebooks))
+    files, counts = find_audio_files("audio", cfg.audio), sorted(set(cfg.codebooks))
     if min(counts) < 1:
         raise InputError(f"codebooks={cfg.codebooks}: give numbers from 1 on, e.g. codebooks=[1,2,4,8]")
     output_paths.check_folder("out", cfg.out)

@@ -18,10 +18,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config.cli import entry, word
+from pipeline.config.cli import format_override, hydra_command
 
 
-@entry("report")
+@hydra_command("report")
 def main(cfg: DictConfig) -> None:
     """Make the page, and print where it is."""
     import shlex
@@ -30,23 +30,23 @@ def main(cfg: DictConfig) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from pipeline.common.errors import without_secrets
+    from pipeline.common.errors import redact
     from pipeline.common.metrics_file import read_metrics
     from pipeline.evaluation import run_folder
     from pipeline.evaluation.report_html import page
-    from pipeline.evaluation.report_sections import studies
+    from pipeline.evaluation.report_sections import build_sections
     from pipeline.generation import output_paths
-    from pipeline.generation.loaded_run import open_run
+    from pipeline.generation.loaded_run import load_run
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     run, out = Path(cfg.run), Path(cfg.out)
     output_paths.check_file("out", out)
     if settings["shards"] == "auto":
         settings["shards"] = run_folder.shards(run)
-    instrument = open_run(run, cfg.device, cfg.repository, cfg.embedder_source)
+    instrument = load_run(run, cfg.device, cfg.repository, cfg.embedder_source)
     with Console(stderr=True).status("listening") as status:
-        found = studies(settings, instrument, status.update)
-    words = (word("run", run), word("shards", without_secrets(settings["shards"])))
+        found = build_sections(settings, instrument, status.update)
+    words = (format_override("run", run), format_override("shards", redact(settings["shards"])))
     command = shlex.join(["python", "-m", "pipeline.evaluate", *words])
     told, hint = run_folder.evaluation(Path(cfg.evaluation)), f"More figures come from: {command}"
     if told and told["export"]["sha256"] != instrument.sha256:

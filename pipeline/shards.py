@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import entry, quoted
+from pipeline.config.cli import hydra_command, hydra_quote
 
 if TYPE_CHECKING:
-    from pipeline.data.storage import Store
+    from pipeline.data.storage import Storage
 
-WORDS = ("verify", "describe", "listen", "index", "merge")
+ACTIONS = ("verify", "describe", "listen", "index", "merge")
 
 
-@entry("shards")
+@hydra_command("shards")
 def main(cfg: DictConfig) -> int:
     """Do what the first word says, and return the exit code."""
     from pipeline.data import build_state
-    from pipeline.data.stats import describe
-    from pipeline.data.storage import open_store
+    from pipeline.data.stats import dataset_stats
+    from pipeline.data.storage import open_storage
 
-    if cfg.do not in WORDS:
-        raise InputError(f"{cfg.do!r} is none of {', '.join(WORDS)}")
-    store = open_store(cfg.shards)
+    if cfg.do not in ACTIONS:
+        raise InputError(f"{cfg.do!r} is none of {', '.join(ACTIONS)}")
+    store = open_storage(cfg.shards)
     if cfg.do == "verify":
         return _verify(store, cfg.workers)
     if cfg.do == "listen":
@@ -42,21 +42,22 @@ def main(cfg: DictConfig) -> int:
     if cfg.do == "index":
         return _index(store)
     if cfg.do == "describe":
-        for line in describe(store):
+        for line in dataset_stats(store):
             print(line)
         return 0
     missing = build_state.merge(store)
     if isinstance(missing, list):
         told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         print(
-            f"{store.where()}: not finished, for these shards are not: {told}; run their parts again", file=sys.stderr
+            f"{store.display_path()}: not finished, for these shards are not: {told}; run their parts again",
+            file=sys.stderr,
         )
         return 1
-    print(f"{store.where()}: merged {sum(map(len, missing.splits.values()))} shards")
+    print(f"{store.display_path()}: merged {sum(map(len, missing.splits.values()))} shards")
     return 0
 
 
-def _verify(store: Store, workers: int | str) -> int:
+def _verify(store: Storage, workers: int | str) -> int:
     import os
 
     from pipeline.data.manifest import Manifest
@@ -68,22 +69,22 @@ def _verify(store: Store, workers: int | str) -> int:
         print(fault)
     manifest = Manifest.load(store)
     shards, clips = sum(map(len, manifest.splits.values())), sum(map(manifest.samples, manifest.splits))
-    print(f"{store.where()}: {count or 'no'} fault{'s' * (count != 1)} in {shards:,} shards, {clips:,} clips")
+    print(f"{store.display_path()}: {count or 'no'} fault{'s' * (count != 1)} in {shards:,} shards, {clips:,} clips")
     return 1 if count else 0
 
 
-def _index(store: Store) -> int:
+def _index(store: Storage) -> int:
     from pipeline.data.manifest import Manifest
     from pipeline.data.verify import rebuild_index
 
     shards = [shard for part in Manifest.load(store).splits.values() for shard in part]
     for shard in shards:
         rebuild_index(store, shard)
-    print(f"{store.where()}: wrote the indices of {len(shards)} shards")
+    print(f"{store.display_path()}: wrote the indices of {len(shards)} shards")
     return 0
 
 
-def _listen(store: Store, cfg: DictConfig) -> int:
+def _listen(store: Storage, cfg: DictConfig) -> int:
     from pathlib import Path
 
     import torch
@@ -91,30 +92,33 @@ def _listen(store: Store, cfg: DictConfig) -> int:
     from pipeline.audio import audio_io
     from pipeline.audio.codec import load_codec
     from pipeline.data.manifest import Manifest
-    from pipeline.data.random_clips import draw
+    from pipeline.data.random_clips import sample_clips
 
     manifest = Manifest.load(store)
     codec = load_codec(manifest.codec["name"], manifest.codebooks, repository=cfg.repository, device=cfg.device)
     manifest.check_codec(codec.identity, manifest.codebooks)
-    for sample in draw(store, manifest, cfg.clips, cfg.seed, cfg.split):
+    for sample in sample_clips(store, manifest, cfg.clips, cfg.seed, cfg.split):
         codes = torch.from_numpy(sample.codes.astype("int64"))[None].to(cfg.device)  # [1, K, T]
         wav = codec.decode(codes)[0, 0].cpu().numpy()
         file = Path(cfg.out) / f"{sample.key.replace('/', '_')}.wav"
         audio_io.write(file, wav, codec.sample_rate)
-        print(f"{file}  {len(wav) / codec.sample_rate:.2f} s  {sample.info.get('path')!r} {sample.info.get('labels')}")
+        print(
+            f"{file}  {len(wav) / codec.sample_rate:.2f} s  "
+            f"{sample.metadata.get('path')!r} {sample.metadata.get('labels')}"
+        )
     return 0
 
 
-def settings(words: list[str]) -> list[str]:
+def positional_to_overrides(words: list[str]) -> list[str]:
     """The command line as Hydra wants it: `verify DIR a=b` -> `do=verify shards='DIR' a=b`."""
     plain = [word for word in words if "=" not in word and not word.startswith("-")]
     if not words:
         return ["--help"]
     for name, word in zip(("do", "shards"), plain, strict=False):
-        words = [f"{name}={quoted(word)}" if other is word else other for other in words]
+        words = [f"{name}={hydra_quote(word)}" if other is word else other for other in words]
     return words
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = settings(sys.argv[1:])
+    sys.argv[1:] = positional_to_overrides(sys.argv[1:])
     main()

@@ -29,10 +29,10 @@ if __name__ == "__main__":  # before the slow imports: a request to stop may com
 
 from omegaconf import DictConfig
 
-from pipeline.config.cli import entry
+from pipeline.config.cli import hydra_command
 
 
-@entry("train")
+@hydra_command("train")
 def main(cfg: DictConfig) -> int:
     """Wire caches, model, engine and trainer; train; export."""
     from pipeline.hub import model_card
@@ -40,45 +40,45 @@ def main(cfg: DictConfig) -> int:
     from pipeline.training import config as limits
 
     stop_signals.begin_start()
-    limits.check(cfg)
-    world = distributed.start(cfg.trainer.timeout)
+    limits.validate(cfg)
+    world = distributed.init_distributed(cfg.trainer.timeout)
     run = Path(cfg.run)
-    found, skipped = checkpoint.find(run, cfg.resume, world)
-    splits, order = setup.open_shards(cfg)
+    found, skipped = checkpoint.resolve_resume(run, cfg.resume, world)
+    splits, order = setup.open_datasets(cfg)
     config = setup.model_config(cfg, splits)
-    setup.count_steps(cfg, config, splits, world)
-    settings = resume_check.training_settings(cfg, setup.content_digests(cfg, splits), world.ranks)
+    setup.steps_from_compute_budget(cfg, config, splits, world)
+    settings = resume_check.training_settings(cfg, setup.content_digests(cfg, splits), world.world_size)
     changes: list[str] = []
     if found:
         checkpoint.check_model(found, config)
-        stage, bf16 = cfg.deepspeed.zero_optimization.stage, setup.computes_in_bf16(cfg, world.device.type)
+        stage, bf16 = cfg.deepspeed.zero_optimization.stage, setup.use_bf16(cfg, world.device.type)
         checkpoint.check_engine(found, stage, bf16)
         checkpoint.check_steps(found, run, cfg.trainer.steps)
         changes = resume_check.check_settings(found, settings, cfg.resume, run)
-    if preflight.check(cfg, config, splits, order, world, found):
+    if preflight.run_preflight(cfg, config, splits, order, world, found):
         return 0
     model = setup.build_model(cfg, config, splits, fresh=found is None)
-    with setup.prepare_run(cfg, run, world):
+    with setup.init_run_dir(cfg, run, world):
         setup.report_skipped(skipped, world)
-        converts = found is not None and checkpoint.needs_conversion(found, world)
+        converts = found is not None and checkpoint.needs_universal(found, world)
         engine = setup.build_engine(cfg, model, world, converts)
         trainer = setup.build_trainer(cfg, engine, splits, order, run, world, settings)
         if found:
             trainer.resume(found)
-        setup.announce(cfg, trainer, splits, order, changes)
+        setup.log_run_summary(cfg, trainer, splits, order, changes)
         tracker = setup.start_tracker(cfg, run, trainer.step, world)
         code = 1
         try:
-            ears = setup.open_ears(cfg, splits, world)
-            report = setup.reporting(tracker, trainer, order.epoch, splits[0][0].manifest.frame_rate, ears)
-            code = trainer.train(report, lambda folder: tracker.artifact("checkpoint", folder))
-            if world.first:
+            ears = setup.build_audio_sampler(cfg, splits, world)
+            report = setup.make_log_callback(tracker, trainer, order.epoch, splits[0][0].manifest.frame_rate, ears)
+            code = trainer.train(report, lambda folder: tracker.log_artifact("checkpoint", folder))
+            if world.is_main:
                 newest = run / "checkpoints" / f"step-{trainer.step}"
                 checkpoint.export(newest, run / "export")
                 model_card.write(newest, caches=setup.caches_of(cfg))
-                tracker.artifact("export", run / "export")
+                tracker.log_artifact("export", run / "export")
         finally:
-            tracker.finish(code)
+            tracker.close(code)
     return code
 
 

@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
-from pipeline.data.build_state import PLAN, Plan, plan_digest
-from pipeline.data.dataloader import once
-from pipeline.data.dataset import Split
-from pipeline.data.manifest import NAME, Manifest
-from pipeline.data.storage import LocalStore
+from pipeline.data.build_state import PLAN, BuildPlan, plan_digest
+from pipeline.data.dataloader import iter_once
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
+from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from pipeline.models.codec_gpt import CONFIG, WEIGHTS, CodecGPT
 from pipeline.train import main
 from pipeline.training import checkpoint
-from pipeline.training.zero_to_fp32 import weights
+from pipeline.training.zero_to_fp32 import consolidated_state_dict
 from tests.helpers.training_caches import write_cache
 from tests.training.test_train import SMALL
 
@@ -36,7 +36,7 @@ KINDS = {
     "export's config": f"run/export/{CONFIG}",
     "shard": "cache/train-*.tar",
     "index": "cache/train-*.npy",
-    "manifest": f"cache/{NAME}",
+    "manifest": f"cache/{MANIFEST_NAME}",
     "plan": f"cache/{PLAN}",
 }
 
@@ -46,8 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with its plan, and a run of two steps with its checkpoint and export."""
     handlers, place = logging.getLogger().handlers[:], tmp_path_factory.mktemp("flips")
     cache = write_cache(place / "cache", per_shard=24)
-    manifest, store = Manifest.load(cache), LocalStore(cache)
-    Plan({"seed": 0}, {"codec": manifest.codec, "embedder": manifest.embedder}, "00", []).save(store)
+    manifest, store = Manifest.load(cache), LocalStorage(cache)
+    BuildPlan({"seed": 0}, {"codec": manifest.codec, "embedder": manifest.embedder}, "00", []).save(store)
     manifest.plan = plan_digest(store)
     manifest.save(cache)
     words = ["+exp=delay_gpt2", f"shards={cache}", f"run={place / 'run'}", *SMALL, "trainer.steps=2", "trainer.ema=0.9"]
@@ -61,7 +61,7 @@ def read_checkpoint(place: Path) -> dict[str, Any]:
     folder = place / "run" / "checkpoints" / "step-2"
     checkpoint.check_files(folder)
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != checkpoint.COMPLETE}
-    return {"state": checkpoint.state_of(folder), "files": files}
+    return {"state": checkpoint.read_metadata(folder), "files": files}
 
 
 def read_export(place: Path) -> dict[str, Any]:
@@ -72,18 +72,20 @@ def read_export(place: Path) -> dict[str, Any]:
 
 def read_cache(place: Path) -> dict[str, Any]:
     """All that training takes from it."""
-    split = Split(place / "cache", "train")
-    batches = [(b.codes.tolist(), b.frames.tolist(), b.half.view(torch.int16).tolist()) for b in once(split, 8)]
+    split = ShardedDataset(place / "cache", "train")
+    batches = [
+        (b.codes.tolist(), b.frames.tolist(), b.prompts_fp16.view(torch.int16).tolist()) for b in iter_once(split, 8)
+    ]
     return {"lengths": split.lengths().tolist(), "batches": batches, "manifest": split.manifest}
 
 
 def read_plan(place: Path) -> dict[str, Any]:
     """What preprocessing goes by, and `shards verify` compares with the manifest."""
-    store = LocalStore(place / "cache")
+    store = LocalStorage(place / "cache")
     faults = [line for line in verify(store) if PLAN in line]
     if faults:
         raise InputError(faults[0])
-    return {"plan": Plan.load(store)}
+    return {"plan": BuildPlan.load(store)}
 
 
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -121,7 +123,7 @@ def test_flipped_bits_are_found_or_harmless(place: Path) -> None:
 
 def test_weights_behind_a_good_checksum_are_those_of_training(place: Path) -> None:
     """What was hashed while it was written is what the weights are read from."""
-    found = weights(place / "run" / "checkpoints" / "step-2")
+    found = consolidated_state_dict(place / "run" / "checkpoints" / "step-2")
     theirs = load_file(place / "run" / "export" / WEIGHTS)
     assert all(torch.equal(found[name], theirs[name]) for name in theirs)
     assert json.loads((place / "run" / "export" / CONFIG).read_text())["files"].keys() == {WEIGHTS}

@@ -31,7 +31,7 @@ from pipeline.check import check_settings
 from pipeline.common.errors import InputError
 from pipeline.config.cli import CONF, compose
 from pipeline.models.patterns import NAMES as PATTERNS
-from pipeline.shards import settings as words_of_shards
+from pipeline.shards import positional_to_overrides as words_of_shards
 from tests.helpers.corpora import pack
 from tests.helpers.download_server import Site, serve
 from tests.training.test_train import free_port, fresh_env

@@ -14,9 +14,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipeline import export
-from pipeline.common.errors import InputError, all_without_secrets, without_secrets
-from pipeline.corpora.download.http import FetchError, Patience, Remote, fetch, remote_size
-from pipeline.data.storage import open_store
+from pipeline.common.errors import InputError, redact, redact_all
+from pipeline.corpora.download.http import FetchError, RemoteFile, RetryPolicy, fetch, remote_size
+from pipeline.data.storage import open_storage
 
 HOME = Path(__file__).parents[1]
 FILES = sorted((HOME / "pipeline").rglob("*.py"))
@@ -108,14 +108,14 @@ SIGNED = "https://bucket.s3.amazonaws.com/a.tar?X-Amz-Date=1&X-Amz-Credential=AK
     ],
 )
 def test_addresses_are_shown_without_what_opens_them(text: str, shown: str) -> None:
-    assert without_secrets(text) == shown == str(InputError(text)) == str(FetchError(text))
-    assert all_without_secrets({"a": [text, 1], "b": {"c": text}}) == {"a": [shown, 1], "b": {"c": shown}}
+    assert redact(text) == shown == str(InputError(text)) == str(FetchError(text))
+    assert redact_all({"a": [text, 1], "b": {"c": text}}) == {"a": [shown, 1], "b": {"c": shown}}
 
 
 def test_keys_of_the_environment_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, f"0123456789-{name}")
-        assert without_secrets(f"the server says 0123456789-{name} is wrong") == "the server says *** is wrong"
+        assert redact(f"the server says 0123456789-{name} is wrong") == "the server says *** is wrong"
 
 
 def test_a_traceback_tells_no_login(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,17 +133,17 @@ def test_a_traceback_tells_no_login(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_a_store_opens_with_its_login_and_is_shown_without() -> None:
     pytest.importorskip("aiohttp")
-    store = open_store("http://user:wordword@127.0.0.1:9/cache")
-    assert "wordword" in store.address and store.where("a.tar") == "http://***@127.0.0.1:9/cache/a.tar"
+    store = open_storage("http://user:wordword@127.0.0.1:9/cache")
+    assert "wordword" in store.address and store.display_path("a.tar") == "http://***@127.0.0.1:9/cache/a.tar"
     with pytest.raises(InputError) as caught:
         store.read("a.tar")
     assert "wordword" not in str(caught.value) and "***@127.0.0.1:9/cache/a.tar" in str(caught.value)
 
 
 def test_a_download_that_fails_tells_no_login(tmp_path: Path) -> None:
-    remote = Remote("http://user:wordword@127.0.0.1:9/a.tar", tmp_path / "a.tar")
+    remote = RemoteFile("http://user:wordword@127.0.0.1:9/a.tar", tmp_path / "a.tar")
     with pytest.raises(FetchError) as one:
-        fetch(remote, Patience(1, 1.0, 0.01))
+        fetch(remote, RetryPolicy(1, 1.0, 0.01))
     with pytest.raises(FetchError) as other:
         remote_size(remote, 1.0)
     assert "wordword" not in f"{one.value}{other.value}"
@@ -154,14 +154,14 @@ def test_a_run_folder_holds_no_login_and_no_key(tmp_path: Path, monkeypatch: pyt
     import torch
 
     from pipeline.training.distributed import World
-    from pipeline.training.setup import prepare_run
+    from pipeline.training.setup import init_run_dir
 
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     root, before = logging.getLogger(), logging.getLogger().handlers[:]
     shards = {"a": LOGIN, "b": "${shards.a}/b"}
     cfg = OmegaConf.create({"shards": shards, "lr": 1e-3, "none": None, "tracking": {"name": "none"}})
     try:
-        with prepare_run(cfg, tmp_path, World(0, 1, torch.device("cpu"))):
+        with init_run_dir(cfg, tmp_path, World(0, 1, torch.device("cpu"))):
             logging.getLogger("pipeline").info("%d clips at %s, key %s", 3, cfg.shards, "0123456789abcdef")
     finally:
         for handler in root.handlers:

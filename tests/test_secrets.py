@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config import sweeps
 from pipeline.config.cli import compose
-from pipeline.data.storage import RemoteStore, open_store
+from pipeline.data.storage import RemoteStorage, open_storage
 from pipeline.train import main
 from tests.helpers.preprocess_runs import make, tones
 from tests.helpers.training_caches import write_cache
@@ -107,8 +107,8 @@ def test_a_cache_holds_no_secret(home: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HF_TOKEN", "Hidden-HF_TOKEN")
     address = "memory://user:Hidden0Value@host/cache"
     assert make("folder", tones(tmp_path / "tones", 6), address) == 0
-    store = open_store(address)
-    assert isinstance(store, RemoteStore)
+    store = open_storage(address)
+    assert isinstance(store, RemoteStorage)
     for name in store.sizes():
         (tmp_path / "home" / name).write_bytes(store.read(name))
     assert (home / "manifest.json").is_file()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pipeline.audio.codecs.encodec_package import ROOT_URL, EncodecModel, ResidualVectorQuantizer
 from pipeline.audio.codecs.seanet import Seanet
-from pipeline.audio.codecs.spectral import Analysis, Synthesis
+from pipeline.audio.codecs.spectral import PhaseDecoder, SpectralEncoder
 from pipeline.audio.precision import full_precision
 from pipeline.audio.weights import check_finite, refused_if_damaged
 from pipeline.common.errors import InputError
@@ -39,7 +39,7 @@ NAMES = ("encodec_24khz", "encodec_embedded")
 VERSION = 2  # of the codes of a sound: a cache of another is not resumed. 1: silence filled the last frame
 
 
-class Decoder(Protocol):
+class StreamingDecoderModule(Protocol):
     """What the decoder module of a codec can do beside decoding the whole."""
 
     def start(self, batch: int) -> Any:
@@ -133,20 +133,20 @@ class Codec:
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B, k, T] of the first k <= K codebooks -> wav [B, 1, 320 T]. Raises InputError outside 0..1023."""
-        codes = self.checked(codes)
+        codes = self.validate_codes(codes)
         with full_precision(self.device):
             return self.model.decode([(codes, None)])
 
-    def stream_decode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    def streaming_decoder(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Decode a sound as it comes: chunks of codes [B, k, t] -> of wav [B, 1, s]; joined, what `decode` gives."""
-        decoding = Decoding(self)
+        decoding = StreamingDecoder(self)
         for chunk in chunks:
-            if (wav := decoding.put(chunk)).shape[-1]:
+            if (wav := decoding.push(chunk)).shape[-1]:
                 yield wav
-        if (wav := decoding.end()).shape[-1]:
+        if (wav := decoding.flush()).shape[-1]:
             yield wav
 
-    def checked(self, codes: Tensor) -> Tensor:
+    def validate_codes(self, codes: Tensor) -> Tensor:
         """Codes [B, K, T] on the codec's device. Raises InputError for what it cannot decode."""
         assert codes.ndim == 3 and codes.shape[-1] > 0, codes.shape
         if codes.shape[1] > self.model.quantizer.n_q:
@@ -157,7 +157,7 @@ class Codec:
         return codes.to(self.device, torch.int64)
 
 
-class Decoding:
+class StreamingDecoder:
     """A sound decoded as its codes come: what `put` and `end` give, joined, is what `Codec.decode` gives.
 
     The sound lags behind the codes: Meta's decoder by nothing (but for its first 7 frames, which come together), the
@@ -167,18 +167,18 @@ class Decoding:
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._state: Any = None
-        self._decoder: Decoder = codec.model.decoder  # type: ignore[assignment]
+        self._decoder: StreamingDecoderModule = codec.model.decoder  # type: ignore[assignment]
 
     @torch.inference_mode()
-    def put(self, chunk: Tensor) -> Tensor:
+    def push(self, chunk: Tensor) -> Tensor:
         """Codes [B, k, t] -> the samples [B, 1, s] that are now complete."""
-        codes = self._codec.checked(chunk)
+        codes = self._codec.validate_codes(chunk)
         with full_precision(self._codec.device):
             self._state = self._decoder.start(len(codes)) if self._state is None else self._state
             return self._decoder.step(self._codec.model.quantizer.decode(codes.transpose(0, 1)), self._state)
 
     @torch.inference_mode()
-    def end(self) -> Tensor:
+    def flush(self) -> Tensor:
         """The samples [B, 1, s] after them."""
         if self._state is None:
             return torch.zeros(1, 1, 0)
@@ -285,8 +285,8 @@ def _embedded_model(tensors: dict[str, Tensor]) -> EncodecModel:
     check_finite(tensors)
     books, mean = tensors["codebooks"].float(), tensors["mean"].float()  # [8, 1024, D], [D]
     model = EncodecModel(
-        encoder=Analysis(mean),  # type: ignore[arg-type]
-        decoder=Synthesis(mean),  # type: ignore[arg-type]
+        encoder=SpectralEncoder(mean),  # type: ignore[arg-type]
+        decoder=PhaseDecoder(mean),  # type: ignore[arg-type]
         quantizer=ResidualVectorQuantizer(dimension=books.shape[2], n_q=len(books), bins=books.shape[1]),
         target_bandwidths=[0.75, 1.5, 3.0, 6.0],
         sample_rate=24_000,

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.audio.embedders.encodecmae import CHUNK, HOP, SAMPLE_RATE, EncodecMae
-from pipeline.audio.embedders.encodecmae_checkpoint import LAYER, from_state, load_released
+from pipeline.audio.embedders.encodecmae_checkpoint import LAYER, from_state_dict, load_checkpoint
 from pipeline.audio.precision import full_precision
 from pipeline.audio.weights import refused_if_damaged
 from pipeline.common.errors import InputError
@@ -53,7 +53,7 @@ class Embedder(Protocol):
         """wav [B, S] -> float32 [B, D]; lengths [B]: samples that are sound in each row (None: all)."""
 
 
-class MaeEmbedder:
+class EncodecMaeEmbedder:
     """EnCodecMAE in fp32, whatever the caller's autocast and TF32 settings. weights: sha256 of the weights' file."""
 
     def __init__(self, name: str, model: EncodecMae, weights: str, device: str | torch.device) -> None:
@@ -126,7 +126,7 @@ def _means(sums: Tensor, counts: Tensor, clips: list[int], batch: int) -> Tensor
     return total / count[:, None]
 
 
-class PackageEmbedder:
+class EncodecMaePackageEmbedder:
     """The authors' own package, a clip at a time. model: a name that its `load_model` knows."""
 
     best_batch = 1
@@ -177,14 +177,14 @@ def load_embedder(name: str, source: str | None = None, device: str | torch.devi
     if name == "encodecmae_package":
         if source is None:
             raise InputError("embedder.source: encodecmae_package needs the name of a model, e.g. base")
-        return PackageEmbedder(source, device)
+        return EncodecMaePackageEmbedder(source, device)
     if name == "encodecmae_tiny":
         file = TINY if source is None else Path(source)
-        return MaeEmbedder(name, _tiny(file), _sha256(file), device)
+        return EncodecMaeEmbedder(name, _tiny(file), _sha256(file), device)
     if source is None:
         raise InputError(f"embedder.source: {name} needs a hub repository, or a local file or folder")
     file, gin = _find(source)
-    return MaeEmbedder(name, load_released(file, gin), _sha256(file), device)
+    return EncodecMaeEmbedder(name, load_checkpoint(file, gin), _sha256(file), device)
 
 
 def _tiny(file: Path) -> EncodecMae:
@@ -198,7 +198,7 @@ def _tiny(file: Path) -> EncodecMae:
         for key in [key for key in state if key.startswith(shared)]:
             for i in range(1, layers):
                 state[LAYER.format(i) + "ff_layer." + key.removeprefix(shared)] = state[key]
-        return from_state(state, gin="", heads=heads)
+        return from_state_dict(state, gin="", heads=heads)
 
 
 def _sha256(file: Path) -> str:

@@ -12,7 +12,7 @@ from pipeline.common.errors import InputError
 log = logging.getLogger("pipeline")
 
 
-def find(setting: str, given: Iterable[str | Path]) -> dict[str, Path]:
+def find_audio_files(setting: str, given: Iterable[str | Path]) -> dict[str, Path]:
     """Files, and every sound file below folders, each by a name that no other has: its stem, or stem-2, stem-3...
 
     Sound files of formats that are not supported are among them: reading them says how to convert them.

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.audio import audio_io
 
 
-def recording(root: str | None, info: Mapping[str, Any], rate: int) -> np.ndarray | None:
+def load_source_audio(root: str | None, info: Mapping[str, Any], rate: int) -> np.ndarray | None:
     """The sound of a clip [S] by its `json`; None without a root.
 
     root: the corpus' folder, as preprocessing's data.root.

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-HIDDEN = "***"
+REDACTED = "***"
 _KEY = r"(?:api|access|account|private|secret)[_-]?key(?:[_-]?id)?"
 _NAME = rf"(?:secret|password|passwd|token|signature|credentials?|jwt|{_KEY})"  # ends the name of a secret setting
 _SECRET_SETTING = re.compile(rf"(?i)(?:.*[^a-z])?{_NAME}$")
@@ -41,7 +41,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, *parts: object) -> None:
-        super().__init__(*(without_secrets(part) if isinstance(part, str) else part for part in parts))
+        super().__init__(*(redact(part) if isinstance(part, str) else part for part in parts))
 
 
 class MachineError(RuntimeError):
@@ -51,7 +51,7 @@ class MachineError(RuntimeError):
     """
 
 
-def without_secrets(text: str) -> str:
+def redact(text: str) -> str:
     """Redact a text that is printed, logged, stored or sent.
 
     Logins and signatures in addresses, values of settings with a secret name (`password=...`), and the values of
@@ -59,38 +59,38 @@ def without_secrets(text: str) -> str:
     secrets, but placeholders such as "test", which are in many words.
     """
     for value in _secret_values():
-        text = text.replace(value, HIDDEN)
-    text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
+        text = text.replace(value, REDACTED)
+    text = _ASSIGNED.sub(rf"\1{REDACTED}", text)
     if "://" not in text:
         return text
-    return _SIGNED.sub(rf"\1{HIDDEN}", _LOGIN.sub(f"{HIDDEN}@", text))
+    return _SIGNED.sub(rf"\1{REDACTED}", _LOGIN.sub(f"{REDACTED}@", text))
 
 
 def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a redacted traceback: a `sys.excepthook`, since the log of a job is kept."""
     lines = traceback.format_exception(kind, error, trace)
-    print(without_secrets("".join(lines)), end="", file=sys.stderr)
+    print(redact("".join(lines)), end="", file=sys.stderr)
 
 
-def all_without_secrets(value: Any) -> Any:
+def redact_all(value: Any) -> Any:
     """Redact settings that are stored or sent: texts in mappings and lists by `without_secrets`, and secret settings.
 
     Returns plain dicts and lists, of OmegaConf's too.
     """
     if isinstance(value, str):
-        return without_secrets(value)
+        return redact(value)
     if isinstance(value, Mapping):
         return {key: _of_setting(key, item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
-        return [all_without_secrets(item) for item in value]
+        return [redact_all(item) for item in value]
     return value
 
 
 def _of_setting(name: Any, value: Any) -> Any:
     """Hide the value of a setting whose name says that it is secret."""
     if isinstance(value, (str, int, float)) and not isinstance(value, bool) and _SECRET_SETTING.match(str(name)):
-        return HIDDEN
-    return all_without_secrets(value)
+        return REDACTED
+    return redact_all(value)
 
 
 def _secret_values() -> list[str]:

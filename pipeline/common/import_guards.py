@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 @contextmanager
-def broken_hidden(*packages: str, stand_in: bool = False) -> Iterator[None]:
+def hide_broken_packages(*packages: str, stand_in: bool = False) -> Iterator[None]:
     """Inside the block, packages that cannot be imported count as not installed.
 
     stand_in: `import` gives an empty module in their stead, for code that imports them whether or not they are there.

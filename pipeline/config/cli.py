@@ -25,17 +25,17 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.common.errors import InputError, print_exception, without_secrets
+from pipeline.common.errors import InputError, print_exception, redact
 from pipeline.config import sweeps, types
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-STOPPED = 75  # EX_TEMPFAIL: a requeue goes on
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: a requeue goes on
 OUTPUT_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 _GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
-_typed: set[str] = set()
+_overridden: set[str] = set()
 
 
-def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a task of a composed config into a command, configured by `conf/{name}.yaml`.
 
     The task's module docstring is its `--help`; what the task returns is its exit code (None is 0). A setting without a
@@ -106,25 +106,25 @@ def compose(name: str, overrides: list[str] | None = None) -> DictConfig:
     _check_overrides(name, overrides or [])
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = hydra_compose(name, overrides or [])
-    _fit(name, cfg, overrides or [])
+    _coerce_overrides(name, cfg, overrides or [])
     return cfg
 
 
-def typed() -> set[str]:
+def overridden_settings() -> set[str]:
     """The settings that stand on the command line, as dotted names."""
-    return set(_typed)
+    return set(_overridden)
 
 
-def quoted(text: str) -> str:
+def hydra_quote(text: str) -> str:
     """A text in Hydra's quotes, where backslashes count only before a quote."""
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
-def word(setting: str, value: Any) -> str:
+def format_override(setting: str, value: Any) -> str:
     """A setting as Hydra's command line has it, before the shell's own quotes."""
     text = str(value)
     plain = re.fullmatch(r"[\w./:@-]+", text, re.ASCII)
-    return f"{setting}={text if plain else quoted(text)}"
+    return f"{setting}={text if plain else hydra_quote(text)}"
 
 
 def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
@@ -140,19 +140,19 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
     def job(cfg: DictConfig) -> None:
         try:
             overrides = list(HydraConfig.get().overrides.task)
-            _fit(name, cfg, overrides)
+            _coerce_overrides(name, cfg, overrides)
             sweeps.separate_outputs(name, cfg, swept, overrides)
             code.append(task(cfg))
         except InputError as error:  # caught in here: Hydra would announce it in its own words first
             refused.append(str(error))
         except OmegaConfBaseException as error:
-            refused.append(explain(name, error))
+            refused.append(explain_error(name, error))
         except OSError as error:
             if not _is_full_disk(error):
                 raise
             code.append(_fail_on_full_disk(error))
-        if code[-1:] == [STOPPED]:  # asked to stop: what a sweep has still to run is not begun
-            sys.exit(STOPPED)
+        if code[-1:] == [EXIT_REQUEUE]:  # asked to stop: what a sweep has still to run is not begun
+            sys.exit(EXIT_REQUEUE)
 
     words = [word for word in sys.argv[1:] if not word.startswith("-")]
     try:
@@ -166,7 +166,7 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
     except InputError as error:
         _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(explain(name, error))
+        _refuse(explain_error(name, error))
     except OSError as error:
         if not _is_full_disk(error):
             raise
@@ -197,7 +197,7 @@ def _fail_on_full_disk(error: OSError) -> int:
 
 def _refuse(message: str) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":  # one rank speaks for all
-        print(f"error: {without_secrets(message)}", file=sys.stderr)
+        print(f"error: {redact(message)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -229,17 +229,17 @@ def _check_overrides(name: str, overrides: list[str]) -> None:
         added = override.is_add() or override.is_force_add()
         passed_on = key in groups or key.startswith(("hydra", "deepspeed."))
         if added and not passed_on and key not in _defaults(name):
-            raise InputError(f"there is no setting '{key}'{_instead(name, key)} (--help lists them)")
+            raise InputError(f"there is no setting '{key}'{_suggest_setting(name, key)} (--help lists them)")
 
 
-def _fit(name: str, cfg: DictConfig, overrides: list[str]) -> None:
+def _coerce_overrides(name: str, cfg: DictConfig, overrides: list[str]) -> None:
     """Make what was typed what its settings take. Raises InputError where it is of another kind."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     known = _defaults(name) if overrides else {}
     last = {word.key_or_group: word for word in OverridesParser.create().parse_overrides(overrides)}
-    _typed.clear()
-    _typed.update(last)
+    _overridden.clear()
+    _overridden.update(last)
     for setting, word in last.items():
         if word.is_delete() or word.is_sweep_override():
             continue
@@ -247,7 +247,7 @@ def _fit(name: str, cfg: DictConfig, overrides: list[str]) -> None:
         value = word.value()
         if setting not in known or "${" in text or (setting in _GROUPS and isinstance(value, str)):
             continue
-        found = types.fit(setting, text, value, types.examples(name, setting, known[setting]))
+        found = types.coerce(setting, text, value, types.allowed_types(name, setting, known[setting]))
         if found is not value:
             OmegaConf.update(cfg, setting, found)
 
@@ -277,14 +277,14 @@ def _groups(name: str) -> list[str]:
     return [group for line in listed if isinstance(line, dict) for group in line]
 
 
-def explain(name: str, error: Exception) -> str:
+def explain_error(name: str, error: Exception) -> str:
     """Hydra's message in one line, with the nearest setting that exists, or with what to type instead."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
     ambiguous = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: requires| 1\.)", line)
     if isinstance(error, OverrideParseException) or ambiguous:
-        return _quoting(ambiguous[1] if ambiguous else str(error.override))  # type: ignore[attr-defined]
+        return _quoting_hint(ambiguous[1] if ambiguous else str(error.override))  # type: ignore[attr-defined]
     choice = re.search(r"Could not find '([^']+)/([^'/]*)'", line)
     if isinstance(error, MissingConfigException) and choice:
         return _no_such_choice(choice[1], choice[2], error.options)
@@ -293,7 +293,7 @@ def explain(name: str, error: Exception) -> str:
         return f"{_setting_of(twice[1])}: given more than once; choose one"
     found = re.search(r"Could not override '([^']+)'", line) or re.search(r"Key '([^']+)' is not in struct", line)
     if found:
-        return f"there is no setting '{found[1]}'{_instead(name, found[1])} (--help lists them)"
+        return f"there is no setting '{found[1]}'{_suggest_setting(name, found[1])} (--help lists them)"
     missing = re.search(r"(?:Missing mandatory value|full_key): ([\w.]+)", line)
     if "Missing mandatory value" in line and missing:
         return f"the setting '{missing[1]}' has no default: give {missing[1]}=..."
@@ -312,7 +312,7 @@ def _no_such_choice(group: str, choice: str, choices: Sequence[str] | None = Non
     return f"{_setting_of(group)}={choice}: there is no such choice; {hint}choices are {', '.join(known)}"
 
 
-def _instead(name: str, key: str) -> str:
+def _suggest_setting(name: str, key: str) -> str:
     """What may be meant by a setting that there is not."""
     if key == "exp" and name == "train":
         return "; add an experiment with a plus: +exp=delay_gpt2"
@@ -324,7 +324,7 @@ def _instead(name: str, key: str) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def _quoting(word: str) -> str:
+def _quoting_hint(word: str) -> str:
     """How a word is typed that Hydra's grammar does not read: in its quotes, and in the shell's around these."""
     setting, equals, value = word.partition("=")
     if not equals:
@@ -333,7 +333,7 @@ def _quoting(word: str) -> str:
         return (
             f"{word}: odd names in a list are put in quotes, and all in the shell's: \"{setting}=['a (1).wav',b.wav]\""
         )
-    told = f"{setting}={quoted(value)}"
+    told = f"{setting}={hydra_quote(value)}"
     shell = shlex.quote(told) if set('"$`\\!') & set(value) else f'"{told}"'
     several = " ([A,B] is a list, -m sweeps)" if "," in value else ""
     return f"{word}: a value with such characters is put in quotes, and all in the shell's: {shell}{several}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.common.errors import InputError, without_secrets
+from pipeline.common.errors import InputError, redact
 
 # where a command writes, if not in one place for all jobs of a sweep (the parts of preprocessing share a cache)
 OUTPUTS = {"train": "run", "generate": "out", "evaluate": "out", "reconstruct": "out", "compare": "out"}
@@ -54,7 +54,7 @@ def separate_outputs(command: str, cfg: DictConfig, swept: Sequence[str], overri
             f"{setting}={cfg[setting]}: the jobs of this sweep over {', '.join(missing)} would write into one folder; "
             f"name the setting in it ({example}), or leave {setting}= out"
         )
-    parts = [re.sub(r"[^\w.+-]+", "_", f"{name}-{without_secrets(typed[name])}") for name in missing]
+    parts = [re.sub(r"[^\w.+-]+", "_", f"{name}-{redact(typed[name])}") for name in missing]
     OmegaConf.update(cfg, setting, f"{cfg[setting]}/{'_'.join(parts)[:200]}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.common.errors import InputError
 
 # What a setting takes besides its default, by an example; `command:setting` where commands differ.
-ALSO: dict[str, Any] = {
+EXTRA_TYPES: dict[str, Any] = {
     # numbers that need not be whole
     "trainer.ema": 0.5, "trainer.label_smoothing": 0.5, "trainer.petaflop": 0.5, "trainer.timeout": 0.5, "timeout": 0.5,
     "tracking.stalled": 0.5, "tracking.patience": 0.5, "data.cache_gib": 0.5, "limits.upload_mb": 0.5, "keep": 0.5,
@@ -34,38 +34,38 @@ ALSO: dict[str, Any] = {
 SECONDS = "seconds"  # what ends so is a number
 
 
-def examples(command: str, name: str, defaults: Sequence[Any]) -> list[Any]:
+def allowed_types(command: str, name: str, defaults: Sequence[Any]) -> list[Any]:
     """Values of all kinds that a setting of a command takes; none where it cannot be told."""
-    also = [ALSO[key] for key in (name, f"{command}:{name}") if key in ALSO]
+    also = [EXTRA_TYPES[key] for key in (name, f"{command}:{name}") if key in EXTRA_TYPES]
     also += [0.5] if name.endswith(SECONDS) else []
-    if not also and all(_silent(default) for default in defaults):
+    if not also and all(_is_untyped(default) for default in defaults):
         return []
     if also and all(default == "???" for default in defaults):
         return also
     return [*defaults, *also]
 
 
-def fit(setting: str, typed: str, value: Any, examples: Sequence[Any]) -> Any:
+def coerce(setting: str, typed: str, value: Any, examples: Sequence[Any]) -> Any:
     """A value as the setting takes it. typed: as it stands on the command line.
 
     Raises InputError, with what is expected, for a value of no kind that fits.
     """
     if not examples:
-        _finite(setting, value)
+        _require_finite(setting, value)
         return value
-    for change in (_same, _changed):
+    for change in (_exact, _converted):
         for example in examples:
             found = change(example, value, typed)
             if found is not _NO:
-                _finite(setting, found)
+                _require_finite(setting, found)
                 return found
-    wanted = dict.fromkeys(map(_words, examples))
+    wanted = dict.fromkeys(map(_describe_type, examples))
     if "a number" in wanted:
         wanted.pop("a whole number", None)
     raise InputError(f"{setting}={typed}: expected {' or '.join(wanted)}")
 
 
-def at_least(low: float, settings: Mapping[str, Any], *names: str) -> None:
+def require_min(low: float, settings: Mapping[str, Any], *names: str) -> None:
     """Raises InputError for the first of these settings that is lower, or holds what is; words such as auto pass."""
     for name in names:
         value = settings[name]
@@ -84,58 +84,58 @@ _WORDS = {
 }
 
 
-def _silent(default: Any) -> bool:
+def _is_untyped(default: Any) -> bool:
     """Whether a default tells no kind."""
     return default is None or default == "auto"
 
 
-def _words(example: Any) -> str:
-    if _silent(example):
+def _describe_type(example: Any) -> str:
+    if _is_untyped(example):
         return "auto" if example else "null"
     if isinstance(example, list) and example:
-        return f"a list of {_words(example[0]).removeprefix('a ')}s, [A,B,...]"
+        return f"a list of {_describe_type(example[0]).removeprefix('a ')}s, [A,B,...]"
     return _WORDS[type(example)]
 
 
-def _same(example: Any, value: Any, typed: str) -> Any:
+def _exact(example: Any, value: Any, typed: str) -> Any:
     """The value where it is of the example's kind."""
-    if _silent(example):
+    if _is_untyped(example):
         return value if value == example else _NO
     if isinstance(example, bool) or isinstance(value, bool):
         return value if type(value) is type(example) else _NO
     if isinstance(example, float):
         return value if isinstance(value, (int, float)) else _NO
     if isinstance(example, list):
-        return _each(example, value) if isinstance(value, list) else _NO
+        return _each_item(example, value) if isinstance(value, list) else _NO
     return value if type(value) is type(example) and value != "" else _NO
 
 
-def _changed(example: Any, value: Any, typed: str) -> Any:
+def _converted(example: Any, value: Any, typed: str) -> Any:
     """The value made what the example is, where that is surely meant."""
-    if _silent(example) or value is None or isinstance(value, (list, dict)):
+    if _is_untyped(example) or value is None or isinstance(value, (list, dict)):
         return _NO
     if isinstance(example, str):
         return typed or _NO
     if isinstance(example, list):
-        one = _same(example[0], value, typed) if example else _NO
-        return [one] if one is not _NO else _each(example, [value], typed)
+        one = _exact(example[0], value, typed) if example else _NO
+        return [one] if one is not _NO else _each_item(example, [value], typed)
     if type(example) is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e5
     return _NO
 
 
-def _each(example: list[Any], values: list[Any], typed: str | None = None) -> Any:
+def _each_item(example: list[Any], values: list[Any], typed: str | None = None) -> Any:
     if not example:
         return values
     found = []
     for value in values:
         word = str(value) if typed is None else typed
-        fits = _same(example[0], value, word)
-        found.append(_changed(example[0], value, word) if fits is _NO else fits)
+        fits = _exact(example[0], value, word)
+        found.append(_converted(example[0], value, word) if fits is _NO else fits)
     return found if found and not any(one is _NO for one in found) else _NO
 
 
-def _finite(setting: str, value: Any) -> None:
+def _require_finite(setting: str, value: Any) -> None:
     """Raises InputError for a number that is none."""
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, float) and not math.isfinite(one):

@@ -14,7 +14,7 @@ from pipeline.common.errors import InputError
 from pipeline.corpora.base import UNREADABLE as UNREADABLE
 from pipeline.corpora.base import Corpus
 from pipeline.corpora.base import Durations as Durations
-from pipeline.corpora.base import SetAside as SetAside
+from pipeline.corpora.base import SkippedInput as SkippedInput
 from pipeline.corpora.clip import Clip as Clip
 from pipeline.corpora.dedup import Digest
 from pipeline.corpora.tar_archive import fingerprint as fingerprint

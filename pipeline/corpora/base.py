@@ -19,7 +19,7 @@ UNREADABLE = "cannot be read"  # in the reason of what may be readable in anothe
 KEY_LENGTH = 80  # a tar header holds a name of 100 bytes: key + ".codes.npy" never needs a pax header
 
 
-class SetAside(NamedTuple):
+class SkippedInput(NamedTuple):
     """An input that the plan leaves out, and why. `key` is empty where the input never got one."""
 
     path: str
@@ -41,7 +41,7 @@ class Corpus(Protocol):
     """A corpus lists its clips and decodes nothing."""
 
     name: str
-    set_aside: list[SetAside]  # filled while `clips` runs, whole when it ends, begun anew when it starts again
+    skipped: list[SkippedInput]  # filled while `clips` runs, whole when it ends, begun anew when it starts again
 
     def clips(self) -> Iterator[Clip]:
         """The plan: the same clips in the same order for the same input, segments of one recording in a row.
@@ -63,7 +63,7 @@ def slug(name: str, of: str | None = None, length: int = KEY_LENGTH) -> str:
     return f"{plain}-{mark}" if plain else mark
 
 
-def shown(path: str | Path) -> str:
+def printable(path: str | Path) -> str:
     """A path as it may be printed and stored: a name that is not UTF-8 keeps its odd bytes as escapes."""
     return encoded(path).decode("utf-8", "backslashreplace")
 
@@ -76,7 +76,7 @@ def encoded(name: str | Path) -> bytes:
         return str(name).encode("utf-8", "backslashreplace")
 
 
-def tell(line: str) -> None:
+def log_progress(line: str) -> None:
     """Say what takes a while, where a log of the run sees it."""
     print(line, file=sys.stderr, flush=True)
 
@@ -87,11 +87,11 @@ def readable(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = shown(error.filename or path)
+        named = printable(error.filename or path)
         raise InputError(f"{named} {UNREADABLE} ({error.strerror or error}): mend that, and run again") from error
 
 
-def existing(root: str | Path, looked_for: str, command: str) -> Path:
+def require_folder(root: str | Path, looked_for: str, command: str) -> Path:
     """The corpus folder `root`.
 
     Raises:
@@ -99,10 +99,10 @@ def existing(root: str | Path, looked_for: str, command: str) -> Path:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"data.root={shown(root)} is no folder: expected {looked_for}; {command}")
+        raise InputError(f"data.root={printable(root)} is no folder: expected {looked_for}; {command}")
     return root
 
 
-def empty(root: Path, looked_for: str, command: str) -> InputError:
+def no_clips_error(root: Path, looked_for: str, command: str) -> InputError:
     """The error for a folder that is there but holds nothing of the corpus."""
-    return InputError(f"data.root={shown(root)} holds no clip: expected {looked_for}; {command}")
+    return InputError(f"data.root={printable(root)} holds no clip: expected {looked_for}; {command}")

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pipeline.corpora.scan_cache import remembered
-from pipeline.corpora.tar_archive import container
+from pipeline.corpora.scan_cache import cached_map
+from pipeline.corpora.tar_archive import archive_of
 
 CHUNKS = 1000  # of a WAV before its data
 PLACE, LENGTH = 1 << 18, 1 << 14  # bytes: 6.5 s into a recording of 320 kbit/s, 0.4 s long
@@ -33,7 +33,7 @@ class Recording(NamedTuple):
     span: tuple[int, int] | None
 
 
-def duplicates(
+def find_duplicates(
     recordings: list[Recording], listing: Callable[[str], Path], digest: Digest | None, unreadable: dict[str, str]
 ) -> dict[str, str]:
     """{name: the first name of the same sound} for every recording that is not the first of its sound.
@@ -54,7 +54,7 @@ def duplicates(
                 raise  # so that nothing is remembered
 
         items = ((name, of[name].stamp) for name in names if name not in unreadable)
-        return {name: value for name, _, value in remembered(listing(kind), items, found)}
+        return {name: value for name, _, value in cached_map(listing(kind), items, found)}
 
     def alike(names: Iterable[str], by: Callable[[str], object]) -> list[list[str]]:
         groups = defaultdict(list)
@@ -98,7 +98,7 @@ def _frames(recording: Recording) -> str:
 
 
 def _opened(recording: Recording) -> BinaryIO:
-    return Path(recording.path if recording.span is None else container(recording.path)).open("rb")
+    return Path(recording.path if recording.span is None else archive_of(recording.path)).open("rb")
 
 
 def _source(recording: Recording) -> str | bytes:

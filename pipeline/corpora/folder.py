@@ -17,11 +17,11 @@ import soundfile
 
 from pipeline.common import sound_files
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import KEY_LENGTH, Durations, SetAside, empty, existing, shown, slug
+from pipeline.corpora.base import KEY_LENGTH, Durations, SkippedInput, no_clips_error, printable, require_folder, slug
 from pipeline.corpora.clip import Clip
 from pipeline.corpora.dedup import Digest
-from pipeline.corpora.scan_cache import listing_file, remembered
-from pipeline.corpora.segments import check, segments, split_of
+from pipeline.corpora.scan_cache import cached_map, listing_file
+from pipeline.corpora.segments import assign_split, cut_segments, validate
 from pipeline.corpora.sound_identity import find_copies, find_versions
 
 COMMAND = "give the folder as data.root=DIR"
@@ -38,7 +38,7 @@ class Folder:
     digest: Digest | None = None
     durations: Durations | None = None
     name: str = "folder"
-    set_aside: list[SetAside] = field(default_factory=list)
+    skipped: list[SkippedInput] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         auto = self.data["extensions"] == "auto"
@@ -47,35 +47,35 @@ class Folder:
         )
         self.unsupported = sound_files.UNSUPPORTED if auto else ()  # who names extensions knows what is left out
         self.looked_for = f"sound files ({', '.join(self.endings)})"
-        self.root = existing(self.data["root"], self.looked_for, COMMAND)
-        check(self.data)
+        self.root = require_folder(self.data["root"], self.looked_for, COMMAND)
+        validate(self.data)
         if self.data["split_by"] not in ("recording", "folder"):
             raise InputError(f"data.split_by={self.data['split_by']} is neither recording nor folder")
 
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, part by part."""
-        self.set_aside.clear()
+        self.skipped.clear()
         copies = find_copies(self.root, self._files, self._listing, self.digest)
         groups = self._linked_groups(copies)
         found = False
         for name, duration in self._recordings():
             found = True
             if name in copies:
-                reason = f"copy: the same sound as {shown(copies[name])}"
-                self.set_aside.append(SetAside(shown(f"{self.root}/{name}"), "", reason))
+                reason = f"copy: the same sound as {printable(copies[name])}"
+                self.skipped.append(SkippedInput(printable(f"{self.root}/{name}"), "", reason))
                 continue
             group = self._group(name)
-            split = split_of(groups.get(group, group), self.data)
+            split = assign_split(groups.get(group, group), self.data)
             key = slug(name.rpartition(".")[0], of=name, length=KEY_LENGTH - 6)
-            for number, (start, length) in enumerate(segments(duration, self.data)):
+            for number, (start, length) in enumerate(cut_segments(duration, self.data)):
                 part = key if self.data["segment_seconds"] is None else f"{key}-{number:05d}"
                 yield Clip(part, f"{self.root}/{name}", split, start, length)
         if not found:
-            raise empty(self.root, self.looked_for, self._conversion() or COMMAND)
+            raise no_clips_error(self.root, self.looked_for, self._conversion() or COMMAND)
 
     def _conversion(self) -> str:
         """How to convert the files of the folder, where all of them are of formats that are not read."""
-        suffixes = Counter(Path(left.path).suffix.lower() for left in self.set_aside)
+        suffixes = Counter(Path(left.path).suffix.lower() for left in self.skipped)
         there = {suffix: count for suffix, count in suffixes.most_common() if suffix in self.unsupported}
         if not there:
             return ""
@@ -84,11 +84,11 @@ class Folder:
 
     def _recordings(self) -> Iterator[tuple[str, float | None]]:
         """Name below the root and duration in seconds; None where it does not matter or no header says it."""
-        files = walk(self.root, self.endings, self.set_aside, self.unsupported)
+        files = walk(self.root, self.endings, self.skipped, self.unsupported)
         if self.data["segment_seconds"] is None:
             return ((name, None) for name, _ in files)
         kind = self.durations.kind if self.durations else "durations"
-        rows = remembered(self._listing(kind), files, self._duration)
+        rows = cached_map(self._listing(kind), files, self._duration)
         return ((name, duration) for name, _, duration in rows)
 
     def _files(self) -> Iterator[tuple[str, str]]:
@@ -128,7 +128,7 @@ class Folder:
 
 
 def walk(
-    root: Path, endings: tuple[str, ...], set_aside: list[SetAside], unsupported: tuple[str, ...] = ()
+    root: Path, endings: tuple[str, ...], set_aside: list[SkippedInput], unsupported: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, str]]:
     """(name below the root, size and time of change) of every file with such an ending: see `sound_files.walk`.
 
@@ -136,7 +136,7 @@ def walk(
     """
 
     def skip(path: str, reason: str) -> None:
-        set_aside.append(SetAside(shown(path), "", reason))
+        set_aside.append(SkippedInput(printable(path), "", reason))
 
     for name, status in sound_files.walk(root, endings + unsupported, skip):
         if name.lower().endswith(endings):

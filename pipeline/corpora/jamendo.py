@@ -16,13 +16,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import KEY_LENGTH, UNREADABLE, SetAside, empty, existing, readable, shown, slug, tell
+from pipeline.corpora.base import (
+    KEY_LENGTH,
+    UNREADABLE,
+    SkippedInput,
+    log_progress,
+    no_clips_error,
+    printable,
+    readable,
+    require_folder,
+    slug,
+)
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.dedup import Digest, Recording, duplicates
+from pipeline.corpora.dedup import Digest, Recording, find_duplicates
 from pipeline.corpora.folder import walk
-from pipeline.corpora.scan_cache import kept, listing_file
-from pipeline.corpora.segments import check, segments, split_of
-from pipeline.corpora.tar_archive import LARGEST, Torn, inside, members
+from pipeline.corpora.scan_cache import cached_scan, listing_file
+from pipeline.corpora.segments import assign_split, cut_segments, validate
+from pipeline.corpora.tar_archive import LARGEST, TruncatedArchive, member_path, members
 
 LOOKED_FOR = "00/565800.mp3 ... 99/*.mp3 or raw_30s_audio-{00..99}.tar, and raw_30s.tsv"
 COMMAND = "get it with `python -m pipeline.download data=jamendo`, or give the folder as data.root=DIR"
@@ -52,14 +62,14 @@ class Jamendo:
     data: Mapping[str, Any]
     digest: Digest | None = None
     name: str = "jamendo"
-    set_aside: list[SetAside] = field(default_factory=list)
+    skipped: list[SkippedInput] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        check(self.data)
+        validate(self.data)
         most = self.data["segments_per_track"]
         if most is not None and most < 1:
             raise InputError(f"data.segments_per_track={most}: expected 1 or more, or null for all")
-        root = existing(self.data["root"], LOOKED_FOR, COMMAND)
+        root = require_folder(self.data["root"], LOOKED_FOR, COMMAND)
         self.listings = Path(self.data["listings"])
         with readable(root):
             self.audio = _found(root, self.data["audio"], AUDIO, _has_tracks, "audio")
@@ -67,34 +77,36 @@ class Jamendo:
 
     def clips(self) -> Iterator[Clip]:
         """Sorted by name, folders before tars, segments of a track in a row."""
-        self.set_aside.clear()
+        self.skipped.clear()
         tracks = self._tracks()
         recordings = self._recordings(tracks)
         if not recordings:
-            raise empty(self.audio, LOOKED_FOR, COMMAND)
+            raise no_clips_error(self.audio, LOOKED_FOR, COMMAND)
         if len(recordings) > MANY and not listing_file(self.listings, self.audio, "probes").exists():
-            tell(
-                f"looking for copies among {len(recordings):,} tracks: once, then remembered in {shown(self.listings)}"
+            log_progress(
+                f"looking for copies among {len(recordings):,} tracks; the result is kept in {printable(self.listings)}"
             )
         unreadable: dict[str, str] = {}
         listing = partial(listing_file, self.listings, self.audio)
-        copies = duplicates(recordings, listing, self.digest, unreadable)
+        copies = find_duplicates(recordings, listing, self.digest, unreadable)
         for recording in recordings:
             track = tracks[_title(recording.name)]
             if recording.name in unreadable:
                 self._leave(recording.path, track.id, f"{UNREADABLE}: {unreadable[recording.name]}")
             elif recording.name in copies:
-                self._leave(recording.path, track.id, f"copy: the same sound as {shown(copies[recording.name])}")
+                self._leave(recording.path, track.id, f"copy: the same sound as {printable(copies[recording.name])}")
             else:
                 yield from self._segments(recording, track)
 
     def _segments(self, recording: Recording, track: Track) -> Iterator[Clip]:
         excerpt = self.data["excerpt_seconds"]
-        cuts = list(enumerate(segments(track.seconds if excerpt is None else min(track.seconds, excerpt), self.data)))
+        cuts = list(
+            enumerate(cut_segments(track.seconds if excerpt is None else min(track.seconds, excerpt), self.data))
+        )
         most = self.data["segments_per_track"]
         if most is not None and most < len(cuts):
             cuts = sorted(random.Random(f"{self.data['seed']}:{track.id}").sample(cuts, most))
-        split = split_of(track.artist, self.data)
+        split = assign_split(track.artist, self.data)
         labels = {"track": track.id, "artist": track.artist, "album": track.album, "tags": track.tags}
         key = slug(track.id, length=KEY_LENGTH - 6)
         for number, (start, length) in cuts:
@@ -112,7 +124,7 @@ class Jamendo:
             try:
                 if next(rows, [])[: len(COLUMNS)] != COLUMNS:
                     raise InputError(
-                        f"{shown(self.metadata)} is no metadata of MTG-Jamendo: expected columns {COLUMNS}"
+                        f"{printable(self.metadata)} is no metadata of MTG-Jamendo: expected columns {COLUMNS}"
                     )
                 for row in rows:
                     where = f"line {rows.line_num} of {self.metadata.name}"
@@ -126,7 +138,7 @@ class Jamendo:
                         ids.add(row[0])
                         tracks[_title(row[3])] = Track(row[0], row[1], row[2], row[3], float(row[4]), row[5:])
             except csv.Error as error:
-                raise InputError(f"{shown(self.metadata)}, line {rows.line_num}: {error}; fetch it anew") from error
+                raise InputError(f"{printable(self.metadata)}, line {rows.line_num}: {error}; fetch it anew") from error
         return tracks
 
     def _recordings(self, tracks: dict[str, Track]) -> list[Recording]:
@@ -138,7 +150,9 @@ class Jamendo:
             if title not in tracks:
                 self._leave(recording.path, "", f"on disk, not in {self.metadata.name}")
             elif title in found:
-                self._leave(recording.path, tracks[title].id, f"another file of the track: {shown(found[title].path)}")
+                self._leave(
+                    recording.path, tracks[title].id, f"another file of the track: {printable(found[title].path)}"
+                )
             elif recording.span and recording.size > LARGEST:
                 self._leave(recording.path, tracks[title].id, f"too large: {recording.size} bytes")
                 empties.add(title)
@@ -163,20 +177,20 @@ class Jamendo:
                 self._leave(tracks[title].path, tracks[title].id, f"in {self.metadata.name}, not on disk")
 
     def _files(self) -> Iterator[Recording]:
-        for name, stamp in walk(self.audio, (".mp3",), self.set_aside):
+        for name, stamp in walk(self.audio, (".mp3",), self.skipped):
             yield Recording(name, stamp, int(stamp.partition("-")[0]), f"{self.audio}/{name}", None)
         for tar in sorted(self.audio.glob("*.tar")):
             with readable(tar):
                 seen = tar.stat()
-            for name, offset, size, torn in kept(self.listings, tar, partial(_members, tar)):
+            for name, offset, size, torn in cached_scan(self.listings, tar, partial(_members, tar)):
                 if torn:
                     self._leave(str(tar), "", torn)
                     continue
                 stamp = f"{seen.st_size}-{seen.st_mtime_ns}-{offset}-{size}"
-                yield Recording(f"{tar.name}/{name}", stamp, size, inside(tar, name), (offset, size))
+                yield Recording(f"{tar.name}/{name}", stamp, size, member_path(tar, name), (offset, size))
 
     def _leave(self, path: str, key: str, reason: str) -> None:
-        self.set_aside.append(SetAside(shown(path), shown(key), reason))
+        self.skipped.append(SkippedInput(printable(path), printable(key), reason))
 
 
 def _members(tar: Path) -> Iterator[tuple[str, int, int, str]]:
@@ -186,7 +200,7 @@ def _members(tar: Path) -> Iterator[tuple[str, int, int, str]]:
             hidden = PurePosixPath(member.name).name.startswith(".")
             if member.name.lower().endswith(".mp3") and not hidden:
                 yield member.name, member.offset, member.size, ""
-    except Torn as error:
+    except TruncatedArchive as error:
         yield "", 0, 0, f"archive torn: {error}"
 
 
@@ -196,7 +210,7 @@ def _found(root: Path, given: str | None, places: tuple[str, ...], fits: Callabl
     for path in paths:
         if fits(path):
             return path
-    looked = ", ".join(shown(path) for path in paths)
+    looked = ", ".join(printable(path) for path in paths)
     raise InputError(f"data.{setting} was not found at {looked}: expected {LOOKED_FOR}; {COMMAND}")
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import SPLITS, shown, tell
+from pipeline.corpora.base import SPLITS, log_progress, printable
 from pipeline.corpora.nsynth import NSynth
 
 RATE = 16_000  # NSynth's
@@ -80,7 +80,7 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
             _write(root / DONE, _json({"complete": True, **settings}))
         except OSError as error:
             raise InputError(
-                f"data.root={shown(root)} cannot be written ({error.strerror}): give a folder of yours"
+                f"data.root={printable(root)} cannot be written ({error.strerror}): give a folder of yours"
             ) from error
     return NSynth(root, Path(data["listings"]), name="notes", command=COMMAND, seconds=data["seconds"])
 
@@ -91,7 +91,7 @@ def _state(root: Path) -> dict[str, Any]:
     try:
         return json.loads((root / DONE).read_text())
     except (OSError, ValueError) as error:
-        message = f"data.root={shown(root)} holds files that data=notes did not render: give a folder of its own"
+        message = f"data.root={printable(root)} holds files that data=notes did not render: give a folder of its own"
         raise InputError(message) from error
 
 
@@ -100,7 +100,7 @@ def _refuse_other_notes(root: Path, state: dict[str, Any], settings: dict[str, A
     if changed:
         told = ", ".join(f"data.{name}={state.get(name)!s:.40} (now {settings[name]!s:.40})" for name in changed)
         raise InputError(
-            f"data.root={shown(root)} holds notes rendered with {told}: give another data.root=, or remove it"
+            f"data.root={printable(root)} holds notes rendered with {told}: give another data.root=, or remove it"
         )
 
 
@@ -110,7 +110,7 @@ def _render_all(root: Path, synth: _Synth, settings: dict[str, Any], groups: dic
     random.Random(settings["seed"]).shuffle(notes)
     indices: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     left = settings["clips"] or len(notes)
-    tell(f"rendering {left:,} notes into {shown(root)}")
+    log_progress(f"rendering {left:,} notes into {printable(root)}")
     for number, note in enumerate(notes):
         wav = synth.render(note, settings["peak"])
         if wav is None:
@@ -142,10 +142,12 @@ class _Synth:
         try:
             self.font = self.synth.sfload(str(soundfont))
         except Exception as error:  # the binding raises a bare RuntimeError
-            raise InputError(f"data.soundfont={shown(soundfont)} is no soundfont: {error}") from error
+            raise InputError(f"data.soundfont={printable(soundfont)} is no soundfont: {error}") from error
         absent = [program for program in programs if self.synth.sfpreset_name(self.font, 0, program) is None]
         if absent:
-            raise InputError(f"data.soundfont={shown(soundfont)} has no General MIDI programs {absent}: data.programs")
+            raise InputError(
+                f"data.soundfont={printable(soundfont)} has no General MIDI programs {absent}: data.programs"
+            )
 
     def render(self, note: Note, peak: float | None) -> np.ndarray | None:
         """wav: float32 [SECONDS * RATE], the key held for HELD seconds; None where it is silent."""

@@ -18,10 +18,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import SPLITS, SetAside, empty, existing, readable, shown, slug
+from pipeline.corpora.base import SPLITS, SkippedInput, no_clips_error, printable, readable, require_folder, slug
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.scan_cache import kept
-from pipeline.corpora.tar_archive import LARGEST, Member, Torn, inside, members
+from pipeline.corpora.scan_cache import cached_scan
+from pipeline.corpora.tar_archive import LARGEST, Member, TruncatedArchive, member_path, members
 
 LOOKED_FOR = "nsynth-{train,valid,test}/examples.json with audio/*.wav, or nsynth-{train,valid,test}.jsonwav.tar.gz"
 COMMAND = "get it with `python -m pipeline.download data=nsynth`, or give the folder as data.root=DIR"
@@ -45,38 +45,38 @@ class NSynth:
     name: str = "nsynth"
     command: str = COMMAND
     seconds: float | None = None
-    set_aside: list[SetAside] = field(default_factory=list)
+    skipped: list[SkippedInput] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not self.seconds > 0:
             raise InputError(f"data.seconds={self.seconds}: expected more than 0, or null for whole notes")
-        existing(self.root, LOOKED_FOR, self.command)
+        require_folder(self.root, LOOKED_FOR, self.command)
         with readable(self.root):
             self._refuse_incomplete()
 
     def _refuse_incomplete(self) -> None:
         if not any(self._folder(split).is_dir() or self._archive(split).is_file() for split in SPLITS):
-            raise empty(self.root, LOOKED_FOR, self.command)
+            raise no_clips_error(self.root, LOOKED_FOR, self.command)
         for split in SPLITS:
             folder = self._folder(split)
             if folder.is_dir() and not self._indexed(split) and not self._archive(split).is_file():
-                raise InputError(f"{shown(folder)} has no examples.json, the index of its notes; {self.command}")
+                raise InputError(f"{printable(folder)} has no examples.json, the index of its notes; {self.command}")
 
     def clips(self) -> Iterator[Clip]:
         """In the order of the index, or of the archive's bytes."""
-        self.set_aside.clear()
+        self.skipped.clear()
         seen: set[str] = set()
         for split in SPLITS:
             for key, path, span, labels, reason in self._rows(split):
                 if not reason and key in seen:
                     reason = "another clip has the same key"
                 if reason:
-                    self.set_aside.append(SetAside(shown(path), key, reason))
+                    self.skipped.append(SkippedInput(printable(path), key, reason))
                     continue
                 seen.add(key)
                 yield Clip(key, path, split, duration=self.seconds, labels=labels, span=span and tuple(span))
         if not seen:
-            raise empty(self.root, LOOKED_FOR, self.command)
+            raise no_clips_error(self.root, LOOKED_FOR, self.command)
 
     def _folder(self, split: str) -> Path:
         return Path(self.root) / f"nsynth-{split}"
@@ -91,7 +91,7 @@ class NSynth:
         if self._indexed(split):
             return self._unpacked_rows(split)
         if self._archive(split).is_file():
-            return kept(self.listings, self._archive(split), partial(self._archive_rows, split))
+            return cached_scan(self.listings, self._archive(split), partial(self._archive_rows, split))
         return iter(())
 
     def _unpacked_rows(self, split: str) -> Iterator[list[Any]]:
@@ -103,7 +103,7 @@ class NSynth:
         taken = set()
         place = self._folder(split) / "examples.json"
         with readable(place), place.open("rb") as index:
-            for name, note in entries(index, shown(index.name)):
+            for name, note in entries(index, printable(index.name)):
                 wav = f"{name}.wav"
                 taken.add(wav)
                 reason = (
@@ -128,12 +128,12 @@ class NSynth:
             reason = "" if labels else NO_NOTE if name in index else "in the archive, not in the index"
             reason = f"too large: {member.size} bytes" if member.size > LARGEST else reason
             taken.add(name)
-            return [slug(name), inside(archive, member.name), [member.offset, member.size], labels or {}, reason]
+            return [slug(name), member_path(archive, member.name), [member.offset, member.size], labels or {}, reason]
 
         try:
             for member, content in members(archive, wanted="examples.json"):
                 if content is not None:
-                    found = entries(io.BytesIO(content), inside(archive, member.name))
+                    found = entries(io.BytesIO(content), member_path(archive, member.name))
                     index = {name: _compact(_labels(note)) if isinstance(note, dict) else None for name, note in found}
                     yield from map(row, early)
                 elif member.name.endswith(".wav") and not PurePosixPath(member.name).name.startswith("."):
@@ -141,14 +141,16 @@ class NSynth:
                         early.append(member)
                     else:
                         yield row(member)
-        except Torn as error:
+        except TruncatedArchive as error:
             torn = f"archive torn: {error}"
         if index is None:
-            raise InputError(f"{shown(archive)} holds no examples.json, the index of its notes {torn}; {self.command}")
+            raise InputError(
+                f"{printable(archive)} holds no examples.json, the index of its notes {torn}; {self.command}"
+            )
         if torn:
             yield ["", str(archive), None, {}, torn]
         for name in sorted(index.keys() - taken):
-            yield [slug(name), inside(archive, f"{name}.wav"), None, {}, "in the index, not in the archive"]
+            yield [slug(name), member_path(archive, f"{name}.wav"), None, {}, "in the index, not in the archive"]
 
 
 def entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:

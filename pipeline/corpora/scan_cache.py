@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import shown, tell
+from pipeline.corpora.base import log_progress, printable
 
 FORMAT = 1  # of the rows, whoever writes them: a change makes every listing anew
 STALE = 86_400  # seconds
 LARGE = 1 << 30  # bytes
 
 
-def kept(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+def cached_scan(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     """The rows of `find` about a file, from `folder` where they were found before and the file is still the same.
 
     Raises:
@@ -38,8 +38,9 @@ def kept(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterat
         yield from rows
         return
     if seen.st_size > LARGE:
-        tell(
-            f"listing {shown(about)}: its {seen.st_size / 1e9:,.0f} GB are read once, and remembered in {shown(folder)}"
+        log_progress(
+            f"listing {printable(about)}: {seen.st_size / 1e9:,.0f} GB are read once; "
+            f"the result is kept in {printable(folder)}"
         )
     with _written(file) as new:
         print(json.dumps(identity), file=new)
@@ -48,7 +49,7 @@ def kept(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterat
             yield row
 
 
-def remembered(
+def cached_map(
     file: Path, items: Iterable[tuple[str, str]], find: Callable[[str], Any]
 ) -> Iterator[tuple[str, str, Any]]:
     """(name, stamp, `find(name)`) for (name, stamp) of paths in ascending order, as tuples of their parts.

@@ -10,7 +10,7 @@ from pipeline.common.errors import InputError
 from pipeline.corpora.base import encoded
 
 
-def split_of(group: str, data: Mapping[str, Any]) -> str:
+def assign_split(group: str, data: Mapping[str, Any]) -> str:
     """The split of a recording, an artist...: by a hash of its name and `data.seed`, in shares of `valid` and `test`.
 
     A group keeps its split when others come or go.
@@ -22,7 +22,7 @@ def split_of(group: str, data: Mapping[str, Any]) -> str:
     return "valid" if place < data["test"] + data["valid"] else "train"
 
 
-def segments(duration: float | None, data: Mapping[str, Any]) -> list[tuple[float, float | None]]:
+def cut_segments(duration: float | None, data: Mapping[str, Any]) -> list[tuple[float, float | None]]:
     """(start, duration) in seconds of each segment of a recording, in order.
 
     A last piece shorter than `data.shortest_seconds` is left out; a recording shorter than a segment, or of unknown
@@ -39,7 +39,7 @@ def segments(duration: float | None, data: Mapping[str, Any]) -> list[tuple[floa
     return cuts
 
 
-def check(data: Mapping[str, Any]) -> None:
+def validate(data: Mapping[str, Any]) -> None:
     """Raises InputError where shares or lengths make no sense."""
     if not (data["valid"] >= 0 and data["test"] >= 0 and data["valid"] + data["test"] < 1):
         raise InputError(

@@ -20,8 +20,8 @@ import numpy as np
 import soundfile
 
 from pipeline.corpora.base import encoded
-from pipeline.corpora.dedup import Digest, Recording, duplicates, probe
-from pipeline.corpora.scan_cache import remembered
+from pipeline.corpora.dedup import Digest, Recording, find_duplicates, probe
+from pipeline.corpora.scan_cache import cached_map
 
 LOSSLESS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph"}
 SAME_DURATION = 0.1  # seconds: an encoder's padding, where the file does not declare it
@@ -40,10 +40,10 @@ def find_copies(root: Path, files: Files, listing: Callable[[str], Path], digest
 
     def probes() -> Iterator[Row]:
         items = ((name, stamp) for name, stamp in files() if not stamp.startswith("0-"))  # empty files are no copies
-        yield from remembered(listing("probes"), items, lambda name: probe(recording(name, _stamp(root / name))))
+        yield from cached_map(listing("probes"), items, lambda name: probe(recording(name, _stamp(root / name))))
 
     suspects = [recording(name, stamp) for name, stamp, _ in _repeated(probes)]
-    copies = duplicates(suspects, lambda kind: listing(f"copies-{kind}"), digest, {}) if suspects else {}
+    copies = find_duplicates(suspects, lambda kind: listing(f"copies-{kind}"), digest, {}) if suspects else {}
     same = _across_formats(root, files, listing, digest, copies) if digest else {}
     return {name: same.get(first, first) for name, first in copies.items()} | same
 
@@ -58,7 +58,7 @@ def _across_formats(
 
     def lengths() -> Iterator[Row]:
         items = ((name, stamp) for name, stamp in files() if _suffix(name) in LOSSLESS and name not in copies)
-        yield from remembered(listing("lengths"), items, lambda name: _length(f"{root}/{name}"))
+        yield from cached_map(listing("lengths"), items, lambda name: _length(f"{root}/{name}"))
 
     groups = defaultdict(list)
     for name, stamp, value in _repeated(lengths):
@@ -68,7 +68,7 @@ def _across_formats(
     suspects.sort(key=lambda item: item[0].split("/"))
     first: dict[str, str] = {}
     same: dict[str, str] = {}
-    for name, _, sound in remembered(listing("sounds"), suspects, lambda name: digest(f"{root}/{name}")):
+    for name, _, sound in cached_map(listing("sounds"), suspects, lambda name: digest(f"{root}/{name}")):
         if sound is not None and first.setdefault(sound, name) != name:
             same[name] = first[sound]
     return same

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import readable, shown
+from pipeline.corpora.base import printable, readable
 from pipeline.corpora.clip import Clip
 
 _INSIDE = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz))::", re.DOTALL)
@@ -35,7 +35,7 @@ class Member(NamedTuple):
     size: int
 
 
-class Torn(Exception):
+class TruncatedArchive(Exception):
     """An archive that ends too early or is broken inside; the members listed before it are good."""
 
 
@@ -55,7 +55,7 @@ class _Strict(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def inside(archive: Path, member: str) -> str:
+def member_path(archive: Path, member: str) -> str:
     """The path of a clip that lies in an archive."""
     return f"{archive}::{member}"
 
@@ -85,7 +85,7 @@ def members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, 
                     content = None
                     if wanted and info.name.endswith(wanted):
                         if info.size > LARGEST:
-                            raise InputError(f"{shown(archive)}: {info.name!r} of {info.size} bytes is too large")
+                            raise InputError(f"{printable(archive)}: {info.name!r} of {info.size} bytes is too large")
                         content = tar.extractfile(info).read()  # type: ignore[union-attr]
                     held = Member(info.name, info.offset_data, info.size), content
             if held:
@@ -95,7 +95,7 @@ def members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, 
         except InputError:
             raise
         except _BROKEN as error:
-            raise Torn(str(error) or type(error).__name__) from error
+            raise TruncatedArchive(str(error) or type(error).__name__) from error
 
 
 def load(clips: Iterable[Clip]) -> Iterator[Clip]:
@@ -111,10 +111,10 @@ def load(clips: Iterable[Clip]) -> Iterator[Clip]:
                 yield clip
                 continue
             if clip.path != last:  # segments of one recording share its bytes
-                if container(clip.path) != name:
+                if archive_of(clip.path) != name:
                     if stream:
                         stream.close()
-                    name = container(clip.path)
+                    name = archive_of(clip.path)
                     stream = _unpacked(Path(name))
                 last, content = clip.path, _read(stream, clip, name)
             yield replace(clip, content=content)
@@ -129,7 +129,7 @@ def fingerprint(clip: Clip) -> str:
     It knows nothing of `start`, `duration` and `labels`, which stand in the clip. "" for an input that is gone.
     """
     try:
-        seen = os.stat(clip.path if clip.span is None else container(clip.path))  # noqa: PTH116 - twice as fast
+        seen = os.stat(clip.path if clip.span is None else archive_of(clip.path))  # noqa: PTH116 - twice as fast
     except OSError:
         return ""
     place = "" if clip.span is None else f"-{clip.span[0]}-{clip.span[1]}"
@@ -143,7 +143,7 @@ def _unpacked(archive: Path) -> IO[bytes]:
         return archive.open("rb")
 
 
-def container(path: str) -> str:
+def archive_of(path: str) -> str:
     """The archive in which a clip lies whose path `inside` made."""
     found = _INSIDE.match(path)
     assert found, f"{path!r} names no archive"
@@ -157,12 +157,12 @@ def _read(stream: IO[bytes] | None, clip: Clip, archive: str) -> bytes:
         stream.seek(offset)
         content = stream.read(size)
     except _BROKEN as error:
-        raise InputError(f"{shown(archive)} broke while it was read ({error}): mend it and run again") from error
+        raise InputError(f"{printable(archive)} broke while it was read ({error}): mend it and run again") from error
     if len(content) < size:
-        raise InputError(f"{shown(archive)} grew shorter while it was read: mend it and run again")
+        raise InputError(f"{printable(archive)} grew shorter while it was read: mend it and run again")
     return content
 
 
 def _refuse_escape(archive: Path, name: str) -> None:
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise InputError(f"{shown(archive)} holds {name!r}, which points outside of it: refused; fetch it anew")
+        raise InputError(f"{printable(archive)} holds {name!r}, which points outside of it: refused; fetch it anew")

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from pipeline.common.errors import InputError
-from pipeline.data.manifest import NAME as MANIFEST
+from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
 from pipeline.data.manifest import Manifest, parse_skipped
 from pipeline.data.shard import ShardInfo, index_name, shard_name
-from pipeline.data.storage import WRITE_TEST, LocalStore, Store
+from pipeline.data.storage import WRITE_TEST, LocalStorage, Storage
 
 PLAN = "plan.json"
 FORMAT = 1
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedShard:
     """A shard to be: its name, its split, how many clips go into it, and the fingerprint of these."""
 
     name: str
@@ -40,7 +40,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """Everything a cache is to hold.
 
     asked: the settings as the user gives them; made: what they came to (the identities of codec and embedder, and the
@@ -48,11 +48,11 @@ class Plan:
     `skipped_row` gives it.
     """
 
-    asked: dict[str, Any]
-    made: dict[str, Any]
-    tree: str
-    shards: list[Planned]
-    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    requested: dict[str, Any]
+    resolved: dict[str, Any]
+    source_fingerprint: str
+    shards: list[PlannedShard]
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def clips(self) -> int:
@@ -60,7 +60,7 @@ class Plan:
         return sum(shard.clips for shard in self.shards)
 
     @classmethod
-    def load(cls, store: Store) -> Plan | None:
+    def load(cls, store: Storage) -> BuildPlan | None:
         """The plan of a cache, or None where it has none. Raises InputError for a damaged one."""
         try:
             found = json.loads(store.read(PLAN))
@@ -69,22 +69,30 @@ class Plan:
         except InputError:
             raise
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{store.where(PLAN)} is damaged ({error}): remove it and run again") from error
-        return _parsed(store.where(PLAN), found, cls._parse)
+            raise InputError(f"{store.display_path(PLAN)} is damaged ({error}): remove it and run again") from error
+        return _parsed(store.display_path(PLAN), found, cls._parse)
 
     @classmethod
-    def _parse(cls, found: dict[str, Any]) -> Plan:
-        shards = [Planned(shard_name(n), str(s), int(c), str(i)) for n, s, c, i in found["shards"]]
+    def _parse(cls, found: dict[str, Any]) -> BuildPlan:
+        shards = [PlannedShard(shard_name(n), str(s), int(c), str(i)) for n, s, c, i in found["shards"]]
         return cls(dict(found["asked"]), dict(found["made"]), str(found["tree"]), shards, list(found["set_aside"]))
 
-    def save(self, store: Store) -> None:
+    def save(self, store: Storage) -> None:
         """Write it, whole or not at all."""
         shards = [[s.name, s.split, s.clips, s.inputs] for s in self.shards]
-        _put(store, PLAN, {"format": FORMAT, **vars(self), "shards": shards})
+        content = {
+            "format": FORMAT,
+            "asked": self.requested,
+            "made": self.resolved,
+            "tree": self.source_fingerprint,
+            "shards": shards,
+            "set_aside": self.skipped,
+        }
+        _put(store, PLAN, content)
 
 
 @dataclass(frozen=True)
-class Record:
+class ShardRecord:
     """A finished shard; shard is None where none of its clips could be used.
 
     inputs: the fingerprint of its clips; made: the digest of the settings; codes: of those without the embedder;
@@ -92,24 +100,26 @@ class Record:
     """
 
     inputs: str
-    made: str
+    resolved: str
     codes: str
     shard: ShardInfo | None
     silent: int = 0
-    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
     adjusted: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def retry(self) -> bool:
         """Whether the machine kept some of its clips from being read: the next run makes the shard again."""
-        return any("retry" in row for row in self.set_aside)
+        return any("retry" in row for row in self.skipped)
 
-    def save(self, store: Store, name: str) -> None:
+    def save(self, store: Storage, name: str) -> None:
         """Write the record of the shard `name`; its shard must be complete."""
-        _put(store, record_name(name), asdict(self))
+        content = asdict(self)
+        content["made"], content["set_aside"] = content.pop("resolved"), content.pop("skipped")
+        _put(store, record_name(name), content)
 
     @classmethod
-    def _parse(cls, found: dict[str, Any]) -> Record:
+    def _parse(cls, found: dict[str, Any]) -> ShardRecord:
         shard = None if found["shard"] is None else ShardInfo.parse(found["shard"])
         aside = [parse_skipped(row) for row in found["set_aside"]]
         adjusted = [parse_skipped(row) for row in found.get("adjusted", [])]
@@ -126,12 +136,12 @@ def digest(made: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def digest_of_codes(made: Mapping[str, Any]) -> str:
+def codes_digest(made: Mapping[str, Any]) -> str:
     """A digest of the settings that codes depend on: all but the embedder."""
     return digest({name: value for name, value in made.items() if name != "embedder"})
 
 
-def records(store: Store, sizes: Mapping[str, int]) -> dict[str, Record]:
+def records(store: Storage, sizes: Mapping[str, int]) -> dict[str, ShardRecord]:
     """The records of all shards that stand complete in a cache, by the name of the shard; sizes: `store.sizes()`.
 
     A damaged record, or one without its shard, is as if it were not there: its shard is made again. So is one that
@@ -142,7 +152,7 @@ def records(store: Store, sizes: Mapping[str, int]) -> dict[str, Record]:
     found = {}
     for name in names:
         try:
-            record = Record._parse(json.loads(texts[record_name(name)]))
+            record = ShardRecord._parse(json.loads(texts[record_name(name)]))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
         if record.shard and record.shard.name != name:
@@ -153,76 +163,76 @@ def records(store: Store, sizes: Mapping[str, int]) -> dict[str, Record]:
     return found
 
 
-def is_done(planned: Planned, record: Record | None, made: str) -> bool:
+def is_done(planned: PlannedShard, record: ShardRecord | None, made: str) -> bool:
     """Whether a record says that a planned shard is finished. made: the digest of the settings."""
-    return record is not None and (record.inputs, record.made) == (planned.inputs, made)
+    return record is not None and (record.inputs, record.resolved) == (planned.inputs, made)
 
 
-def unrecord(store: Store, name: str) -> None:
+def delete_record(store: Storage, name: str) -> None:
     """Take away the record of a shard that is about to be written anew: it must never speak of another shard."""
     store.remove(record_name(name))
 
 
-def remove_shard(store: Store, name: str) -> None:
+def remove_shard(store: Storage, name: str) -> None:
     """Take a shard out of a cache: its record first, so that no record is left without its shard."""
     for file in (record_name(name), index_name(name), name):
         store.remove(file)
 
 
-def merge(store: Store) -> Manifest | list[str]:
+def merge(store: Storage) -> Manifest | list[str]:
     """Write the manifest of a cache whose shards are all finished, and remove what belongs to none of them.
 
     The names of the shards that are not finished, where there are any. Raises InputError where there is no plan.
     """
-    plan = Plan.load(store)
+    plan = BuildPlan.load(store)
     if plan is None:
-        raise InputError(f"there is no {PLAN} at {store.where()}: python -m pipeline.preprocess makes a cache")
+        raise InputError(f"there is no {PLAN} at {store.display_path()}: python -m pipeline.preprocess makes a cache")
     sizes = store.sizes()
-    found, made = records(store, sizes), digest(plan.made)
+    found, made = records(store, sizes), digest(plan.resolved)
     missing = [shard.name for shard in plan.shards if not is_done(shard, found.get(shard.name), made)]
     if missing:
         return missing
-    old = stale(plan, sizes)
+    old = stale_files(plan, sizes)
     if old:
-        unmerge(store)
+        delete_manifest(store)
     for name in old:
         store.remove(name)
-    if isinstance(store, LocalStore):
+    if isinstance(store, LocalStorage):
         store.remove_partial(but=(PLAN, MANIFEST, WRITE_TEST))  # another part may be merging too, or starting
     manifest = _manifest(plan, found, plan_digest(store))
     manifest.save(store)
     return manifest
 
 
-def stale(plan: Plan, sizes: Mapping[str, int]) -> list[str]:
+def stale_files(plan: BuildPlan, sizes: Mapping[str, int]) -> list[str]:
     """The files of a cache that were written for a shard that is in the plan no more, records first."""
     names = {shard.name for shard in plan.shards}
     ours = [name for name in sizes if _OURS.fullmatch(name) and name.partition(".")[0] + ".tar" not in names]
     return sorted(ours, key=lambda name: (not name.endswith(".done.json"), name))
 
 
-def plan_digest(store: Store) -> str:
+def plan_digest(store: Storage) -> str:
     """What a manifest says of the plan that it was made from."""
     return hashlib.sha256(store.read(PLAN)).hexdigest()[:16]
 
 
-def _manifest(plan: Plan, found: Mapping[str, Record], of_plan: str) -> Manifest:
+def _manifest(plan: BuildPlan, found: Mapping[str, ShardRecord], of_plan: str) -> Manifest:
     splits: dict[str, list[ShardInfo]] = {}
-    aside = list(plan.set_aside)
+    aside = list(plan.skipped)
     for planned in plan.shards:
         record = found[planned.name]
         splits.setdefault(planned.split, [])
         if record.shard:
             splits[planned.split].append(record.shard)
-        aside += record.set_aside
+        aside += record.skipped
     silent = sum(found[planned.name].silent for planned in plan.shards)
-    made = plan.made
+    made = plan.resolved
     data = made["data"] | {name: made[name] for name in ("bad_amplitude",) if name in made}
     adjusted = [row for planned in plan.shards for row in found[planned.name].adjusted]
     return Manifest(made["codec"], made["embedder"], data, splits, silent, aside, of_plan, adjusted=adjusted)
 
 
-def unmerge(store: Store) -> None:
+def delete_manifest(store: Storage) -> None:
     """Take the manifest away: the cache is about to change."""
     store.remove(MANIFEST)
 
@@ -236,6 +246,6 @@ def _parsed(where: str, found: Any, parse: Callable[[dict[str, Any]], _T]) -> _T
     raise InputError(f"{where} has format {found['format']!r:.40}, and this program writes {FORMAT}: give another out=")
 
 
-def _put(store: Store, name: str, value: dict[str, Any]) -> None:
-    with store.writing(name) as file:
+def _put(store: Storage, name: str, value: dict[str, Any]) -> None:
+    with store.open_atomic(name) as file:
         file.write(json.dumps(value, indent=1).encode() + b"\n")

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import InputError
-from pipeline.data.dataset import ALIGN, WIDEST, OpenShard, Split, memory, numbers
-from pipeline.data.sampler import Ordering, Places, key, permuted
+from pipeline.data.dataset import ALIGN, WIDEST, MappedShard, ShardedDataset, array_at, memory_as_array
+from pipeline.data.sampler import ClipLocations, Sampler, fold_seed, permute_indices
 from pipeline.data.shard import CODES
 
 _PLANNED = 4096  # clips that are looked up in one go, at most
@@ -44,40 +44,40 @@ class Batch:
 
     codes: Tensor
     frames: Tensor
-    half: Tensor
-    place: int
+    prompts_fp16: Tensor
+    position: int
     clips: np.ndarray
 
     @property
     def prompt(self) -> Tensor:
         """The prompts: float32 [B, P]."""
-        return self.half.float()
+        return self.prompts_fp16.float()
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Codes [B, K, T], frames [B], prompts [B, D] (float32) on a device, copied without waiting where possible."""
         if device.type == "cpu":
             return self.codes, self.frames, self.prompt
         codes, frames, half = (
-            x.pin_memory().to(device, non_blocking=True) for x in (self.codes, self.frames, self.half)
+            x.pin_memory().to(device, non_blocking=True) for x in (self.codes, self.frames, self.prompts_fp16)
         )
         return codes, frames, half.float()
 
 
 @dataclass(frozen=True)
-class Lost:
+class LossReport:
     """What could not be read so far: clips, and the names of the shards that held them."""
 
     clips: int
     shards: list[str]
 
 
-class Stream:
+class ShardDataLoader:
     """Batches of one rank's clips, endlessly, in the order of training."""
 
     def __init__(
         self,
-        splits: Sequence[Split],
-        order: Ordering,
+        splits: Sequence[ShardedDataset],
+        order: Sampler,
         *,
         batch: int,
         rank: int = 0,
@@ -93,10 +93,12 @@ class Stream:
         self.frames, self.seed, self.threads = frames, seed, threads
 
     @property
-    def lost(self) -> Lost:
+    def lost(self) -> LossReport:
         """What this rank could not read so far."""
-        shards = [split.store.where(split.shards[n].name) for split in self.splits for n in list(split.lost)]
-        return Lost(sum(split.clips_lost() for split in self.splits), shards)
+        shards = [
+            split.store.display_path(split.shards[n].name) for split in self.splits for n in list(split.lost_shards)
+        ]
+        return LossReport(sum(split.num_lost_clips() for split in self.splits), shards)
 
     def keys(self, places: np.ndarray) -> list[str]:
         """The keys of the clips at some places of the stream."""
@@ -112,7 +114,7 @@ class Stream:
             yield from self._read_ahead(place) if self.threads else self._read(place)
         finally:
             for split in self.splits:
-                split.fetch_no_more()
+                split.cancel_prefetch()
 
     def _read(self, place: int) -> Iterator[Batch]:
         plan = self._plan(place, _FIRST)
@@ -137,10 +139,10 @@ class Stream:
                 for future in ahead:
                     future.cancel()
 
-    def _plan(self, place: int, batches: int) -> _Plan:
+    def _plan(self, place: int, batches: int) -> _BatchPlan:
         """What to copy for so many batches from a place on, or fewer: half a window's, for their shards stay open."""
         stride = self.batch * self.ranks
-        n = max(1, min(batches, _PLANNED // self.batch, self.order.span // (2 * stride)))
+        n = max(1, min(batches, _PLANNED // self.batch, self.order.lookahead // (2 * stride)))
         starts = place + stride * np.arange(n)
         places = (starts[:, None] + self.rank * self.batch + np.arange(self.batch)).ravel()
         self._fetch(places)
@@ -148,17 +150,19 @@ class Stream:
         offsets = None
         if self.frames is not None and (at[:, 1] > self.frames).any():
             room = np.maximum(0, at[:, 1] - self.frames) + 1
-            offsets = permuted(places % room, room, key(self.seed, -3))
-        return _Plan(self.splits, found.source, at, held, places, self.batch, self.frames, offsets, starts + stride)
+            offsets = permute_indices(places % room, room, fold_seed(self.seed, -3))
+        return _BatchPlan(
+            self.splits, found.source, at, held, places, self.batch, self.frames, offsets, starts + stride
+        )
 
     def _fetch(self, places: np.ndarray) -> None:
         """Have shards from afar on their way before they are needed."""
         if any(split.copies for split in self.splits):
-            coming = self.order.coming(places)
+            coming = self.order.upcoming_shards(places)
             for source, split in enumerate(self.splits):
-                split.fetch([n for s, n in coming if s == source], self.rank)
+                split.prefetch([n for s, n in coming if s == source], self.rank)
 
-    def _find(self, places: np.ndarray) -> tuple[Places, np.ndarray, list[OpenShard]]:
+    def _find(self, places: np.ndarray) -> tuple[ClipLocations, np.ndarray, list[MappedShard]]:
         """What stands at some places, with stand-ins for what is lost; where it lies [n, 3]; and what it lies in."""
         found = self.order(places)
         at, held, lost = _addresses(self.splits, found)
@@ -173,15 +177,15 @@ class Stream:
         raise InputError(f"{len(lost)} clips of lost shards have no other clip to stand in for them")
 
 
-class _Plan:
+class _BatchPlan:
     """Batches about to be copied out of shards."""
 
     def __init__(
         self,
-        splits: list[Split],
+        splits: list[ShardedDataset],
         source: np.ndarray,
         at: np.ndarray,
-        held: list[OpenShard],
+        held: list[MappedShard],
         places: np.ndarray,
         batch: int,
         most: int | None,
@@ -194,7 +198,7 @@ class _Plan:
         places: [clips]; most, offsets: crop to so many frames, from these [clips] on; after: [n], the stream's places.
         """
         self.held, self.size, self.after = held, batch, after.tolist()
-        self.K, self.P = splits[0].codebooks, splits[0].manifest.prompt_width
+        self.K, self.P = splits[0].codebooks, splits[0].manifest.prompt_dim
         self.splits, self.source, self.most_code = splits, source, splits[0].manifest.codec["codebook_size"] - 1
         self.books = np.array([split.manifest.codebooks for split in splits])[source]
         self.codes, self.whole, self.prompts = at[:, 0], at[:, 1], at[:, 2]
@@ -226,7 +230,7 @@ class _Plan:
         K, P, T = self.K, self.P, self.longest[i]
         code_items, prompt_items, frames, places = self.columns[i]
         if self.even[i]:
-            codes = memory(2 * K * T)[code_items].view(np.int16).reshape(len(code_items), K, T)
+            codes = memory_as_array(2 * K * T)[code_items].view(np.int16).reshape(len(code_items), K, T)
         else:
             codes = self._padded(slice(i * self.size, (i + 1) * self.size), T)
         if codes.size and int(codes.view(np.uint16).max()) > self.most_code:  # a GPU would say no more than "assert"
@@ -235,7 +239,7 @@ class _Plan:
                 f"a clip in {' or '.join(sorted(where))} holds codes above {self.most_code}: its shard is damaged, and "
                 "`python -m pipeline.shards verify` says which"
             )
-        half = memory(2 * P)[prompt_items].view(np.float16).reshape(-1, P)
+        half = memory_as_array(2 * P)[prompt_items].view(np.float16).reshape(-1, P)
         return Batch(torch.from_numpy(codes), torch.from_numpy(frames), torch.from_numpy(half), self.after[i], places)
 
     def _padded(self, clips: slice, T: int) -> np.ndarray:
@@ -244,11 +248,13 @@ class _Plan:
         rows = list(zip(*(x[clips].tolist() for x in columns), strict=True))
         codes = np.zeros((len(rows), self.K, T), np.int16)
         for i, (address, books, whole, start, frames) in enumerate(rows):
-            codes[i, :, :frames] = numbers(address, (books, whole), CODES)[: self.K, start : start + frames]
+            codes[i, :, :frames] = array_at(address, (books, whole), CODES)[: self.K, start : start + frames]
         return codes
 
 
-def once(split: Split, batch: int, rank: int = 0, ranks: int = 1, frames: int | None = None) -> Iterator[Batch]:
+def iter_once(
+    split: ShardedDataset, batch: int, rank: int = 0, ranks: int = 1, frames: int | None = None
+) -> Iterator[Batch]:
     """Every clip of a split exactly once over all ranks, on disk's order; longer clips give their first `frames`.
 
     Ranks may get different numbers of batches (their counts of clips differ by one at most): no collective inside.
@@ -261,11 +267,11 @@ def once(split: Split, batch: int, rank: int = 0, ranks: int = 1, frames: int | 
         places = mine[first : first + planned]
         number = np.searchsorted(ends, places, side="right")
         none = np.zeros_like(places)
-        at, held, lost = _addresses([split], Places(none, number, places - (ends - split.clips)[number], none))
+        at, held, lost = _addresses([split], ClipLocations(none, number, places - (ends - split.clips)[number], none))
         at, places = np.delete(at, lost, 0), np.delete(places, lost)
         if len(places):
             after = np.append(places[batch::batch], places[-1] + 1)
-            plan = _Plan([split], np.zeros_like(places), at, held, places, batch, frames, None, after)
+            plan = _BatchPlan([split], np.zeros_like(places), at, held, places, batch, frames, None, after)
             yield from (plan.batch(i) for i in range(len(plan)))
 
 
@@ -275,7 +281,9 @@ def _cut(x: np.ndarray, size: int) -> list[np.ndarray]:
     return [*x[:whole].reshape(-1, size), *([x[whole:]] if whole < len(x) else [])]
 
 
-def _addresses(splits: Sequence[Split], found: Places) -> tuple[np.ndarray, list[OpenShard], np.ndarray]:
+def _addresses(
+    splits: Sequence[ShardedDataset], found: ClipLocations
+) -> tuple[np.ndarray, list[MappedShard], np.ndarray]:
     """Where clips lie, int64 [n, 3] as of `OpenShard`; the shards that they lie in; and which clips are lost."""
     at, held, lost = np.zeros((len(found.row), 3), np.int64), [], []
     joint = found.source * (1 + found.shard.max(initial=0)) + found.shard

@@ -29,24 +29,24 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.errors import InputError
-from pipeline.data.external_shards import Foreign, adopt, is_pattern
-from pipeline.data.manifest import NAME, Manifest
+from pipeline.data.external_shards import ExternalSource, index_external_shards, is_glob
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.data.shard import (
     BLOCK,
     CODES,
     NPY_HEADER,
     PROMPT,
     ShardInfo,
+    build_index,
     index_name,
-    key_at,
+    iter_samples,
     load_index,
     read_index,
-    samples,
-    scan,
+    sample_key,
 )
-from pipeline.data.shard_cache import Copies
+from pipeline.data.shard_cache import LocalShardCache
 from pipeline.data.sigbus import report_sigbus
-from pipeline.data.storage import LocalStore, RemoteStore, Store, open_store
+from pipeline.data.storage import LocalStorage, RemoteStorage, Storage, open_storage
 
 log = logging.getLogger(__name__)
 ALIGN = 128  # arrays in a shard begin at multiples of this
@@ -74,7 +74,7 @@ class _At:
 
 
 @functools.lru_cache(maxsize=256)
-def memory(size: int) -> np.ndarray:
+def memory_as_array(size: int) -> np.ndarray:
     """All memory as items of so many bytes (at most WIDEST), one begun every 128 bytes; read-only.
 
     The item at an address is number address // 128 - 1. Items are opaque to numpy, which so copies each in one go.
@@ -82,12 +82,12 @@ def memory(size: int) -> np.ndarray:
     return np.asarray(_At(ALIGN, (2**48 // ALIGN - 1,), (ALIGN,), np.dtype(f"V{size}")))
 
 
-def numbers(address: int, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+def array_at(address: int, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
     """The array at an address, read-only and not copied."""
     return np.asarray(_At(address, shape, (shape[1] * dtype.itemsize, dtype.itemsize), dtype))
 
 
-class OpenShard:
+class MappedShard:
     """One shard, mapped. at: int64 [N, 3], a row a sample: address of its codes, frames, address of its prompt."""
 
     def __init__(self, shard: memoryview, index: np.ndarray, info: ShardInfo, manifest: Manifest, where: str) -> None:
@@ -98,7 +98,7 @@ class OpenShard:
         begins = index[:, :3:2]  # [N, 2], of codes and prompts
         ends = (
             codes + manifest.codebooks * frames * CODES.itemsize,
-            prompts + manifest.prompt_width * PROMPT.itemsize,
+            prompts + manifest.prompt_dim * PROMPT.itemsize,
         )
         inside = frames.min(initial=0) >= 0 and all(x.max(initial=0) <= len(shard) for x in ends)
         if not inside or begins.min(initial=BLOCK) < BLOCK or ((begins - NPY_HEADER) % BLOCK).any():
@@ -113,11 +113,11 @@ class OpenShard:
 
     def _look(self, index: np.ndarray, manifest: Manifest, where: str) -> None:
         some = np.unique(np.linspace(0, len(index) - 1, min(_HELD, len(index))).astype(np.int64))
-        for sample in samples(self.view, index[some], where):
-            if (len(sample.codes), len(sample.prompt)) != (manifest.codebooks, manifest.prompt_width):
+        for sample in iter_samples(self.view, index[some], where):
+            if (len(sample.codes), len(sample.prompt)) != (manifest.codebooks, manifest.prompt_dim):
                 raise InputError(
                     f"{where}: {sample.key} has {len(sample.codes)} codebooks and a prompt of {len(sample.prompt)} "
-                    f"where the manifest says {manifest.codebooks} and {manifest.prompt_width}"
+                    f"where the manifest says {manifest.codebooks} and {manifest.prompt_dim}"
                 )
 
 
@@ -129,7 +129,7 @@ def _check_counts(size: int, clips: int, info: ShardInfo, where: str) -> None:
         )
 
 
-class Split:
+class ShardedDataset:
     """One split of one cache. At least `open_shards` stay mapped, where the system allows it; 0: all of them."""
 
     def __init__(
@@ -140,8 +140,8 @@ class Split:
         open_shards: int = 512,
         *,
         bad_share: float = 0.0,
-        copies: Copies | None = None,
-        foreign: Foreign | None = None,
+        copies: LocalShardCache | None = None,
+        foreign: ExternalSource | None = None,
     ) -> None:
         """codebooks: how many to read of those written; bad_share: of the clips that may be lost with their shards;
         copies: where shards from afar are kept, which are else read into memory; foreign: what made shards that have
@@ -149,38 +149,39 @@ class Split:
 
         Raises InputError for a missing or unfit cache, and for one with more lost than that.
         """
-        self.store, self.manifest, self.indices = _found(folder, foreign)
+        self.store, self.manifest, self.indices = _resolve_source(folder, foreign)
         self.name = split
         self.shards = self.manifest.splits.get(split, [])
         self.clips = np.array([shard.samples for shard in self.shards], np.int64)
         self.codebooks = codebooks or self.manifest.codebooks
         if self.codebooks > self.manifest.codebooks:
             raise InputError(
-                f"{self.store.where()} holds {self.manifest.codebooks} codebooks, and {self.codebooks} are asked for"
+                f"{self.store.display_path()} has {self.manifest.codebooks} codebooks, "
+                f"fewer than the {self.codebooks} requested"
             )
         self.bad_share = bad_share
-        self.copies = copies if isinstance(self.store, RemoteStore) else None
+        self.copies = copies if isinstance(self.store, RemoteStorage) else None
         if self.copies:  # those open, and as many on their way
-            self.copies.promise(self.shards, 2 * open_shards or len(self.shards), self.store.where())
-        self.lost: dict[int, str] = {}  # number of a shard, and what is wrong with it
+            self.copies.reserve(self.shards, 2 * open_shards or len(self.shards), self.store.display_path())
+        self.lost_shards: dict[int, str] = {}  # number of a shard, and what is wrong with it
         self._lock = threading.Lock()
         self._known: np.ndarray | None = None
         self._without_checksums = 0
         self._missing()
         report_sigbus()
-        self._opened = functools.lru_cache(maxsize=_allow_open(self, open_shards))(self._open)
+        self._opened = functools.lru_cache(maxsize=_max_open_shards(self, open_shards))(self._open)
 
     def __len__(self) -> int:
         return int(self.clips.sum())
 
-    def shard(self, number: int) -> OpenShard | None:
+    def shard(self, number: int) -> MappedShard | None:
         """A shard, mapped; None if it is lost. Raises InputError when that is one too many."""
-        if number in self.lost:
+        if number in self.lost_shards:
             return None
         try:
             return self._opened(number)
         except (InputError, OSError) as error:
-            self._lose(number, error)
+            self.mark_lost(number, error)
             return None
 
     def lengths(self) -> np.ndarray:
@@ -190,9 +191,9 @@ class Split:
         all ranks must come to the same. Raises InputError where a shard has neither.
         """
         if self._known is None and self.copies:
-            made_of = "".join([self.store.where(), *(shard.sha256 for shard in self.shards)])
+            made_of = "".join([self.store.display_path(), *(shard.sha256 for shard in self.shards)])
             name = f"lengths-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}"
-            self._known = self.copies.remember(name, self._lengths)
+            self._known = self.copies.get_or_create(name, self._lengths)
         if self._known is None:
             self._known = self._lengths()
         return self._known
@@ -202,7 +203,7 @@ class Split:
         for first in range(0, len(self.shards), _TOGETHER):
             some = range(first, min(first + _TOGETHER, len(self.shards)))
             texts: dict[str, bytes] = {}
-            if isinstance(self.indices, RemoteStore):
+            if isinstance(self.indices, RemoteStorage):
                 with contextlib.suppress(InputError):  # one by one it is told which one cannot be read
                     texts = self.indices.read_many([index_name(self.shards[number].name) for number in some])
             parts += [self._index(number, texts)[:, 1].astype(np.int32) for number in some]
@@ -210,7 +211,7 @@ class Split:
             log.info(
                 "%d indices of %s are of an older version, without checksums: opening their shards takes longer; "
                 "`python -m pipeline.shards index %s` writes new ones",
-                self._without_checksums, self.store.where(), self.store.where(),
+                self._without_checksums, self.store.display_path(), self.store.display_path(),
             )  # fmt: skip
         return np.concatenate(parts)
 
@@ -218,7 +219,7 @@ class Split:
         """The index [N, 5] of a shard, such as its manifest counts it; texts: indices that have been read, by name."""
         info = self.shards[number]
         name = index_name(info.name)
-        where, shard = self.indices.where(name), self.store.where(info.name)
+        where, shard = self.indices.display_path(name), self.store.display_path(info.name)
         try:
             index, expected = read_index(texts[name] if name in texts else self.indices.read(name), where)
             self._without_checksums += expected is None
@@ -229,12 +230,12 @@ class Split:
             pass
         except (InputError, OSError) as error:
             if not self.copies:  # which have indices of their own
-                self._lose(number, error)
+                self.mark_lost(number, error)
         try:
-            if self.copies and isinstance(self.store, RemoteStore):
+            if self.copies and isinstance(self.store, RemoteStorage):
                 index = self.copies.open(self.store, info)[1]
             else:
-                index = scan(self.store.view(info.name), shard)
+                index = build_index(self.store.view(info.name), shard)
         except (InputError, OSError) as error:
             _refuse_at_a_limit(error, shard)
             gone = isinstance(error, FileNotFoundError)
@@ -243,34 +244,34 @@ class Split:
             raise InputError(f"{shard} is not what its manifest says; {_NO_LENGTHS}")
         return index
 
-    def longest(self) -> int:
+    def max_frames(self) -> int:
         """The frames of the longest clip; 0 where there is none."""
         return int(self.lengths().max(initial=0))
 
     def key(self, shard: int, row: int) -> str:
         """The key of a clip."""
         opened = self.shard(shard)
-        return key_at(opened.view, opened.codes_at(row)) if opened else ""
+        return sample_key(opened.view, opened.codes_at(row)) if opened else ""
 
-    def clips_lost(self) -> int:
+    def num_lost_clips(self) -> int:
         """Clips in the shards that are lost."""
-        return sum(int(self.clips[number]) for number in list(self.lost))
+        return sum(int(self.clips[number]) for number in list(self.lost_shards))
 
-    def fetch(self, numbers: Sequence[int], rank: int) -> None:
+    def prefetch(self, numbers: Sequence[int], rank: int) -> None:
         """Begin to bring shards here that will be read soon, the first ones first, if they are not."""
-        if self.copies and isinstance(self.store, RemoteStore):
-            self.copies.ahead(self.store, [self.shards[n] for n in numbers if n not in self.lost], rank)
+        if self.copies and isinstance(self.store, RemoteStorage):
+            self.copies.prefetch(self.store, [self.shards[n] for n in numbers if n not in self.lost_shards], rank)
 
-    def fetch_no_more(self) -> None:
+    def cancel_prefetch(self) -> None:
         """Give up what has not begun to come."""
         if self.copies:
-            self.copies.stop()
+            self.copies.cancel()
 
-    def _open(self, number: int) -> OpenShard:
+    def _open(self, number: int) -> MappedShard:
         info = self.shards[number]
-        where = self.store.where(info.name)
+        where = self.store.display_path(info.name)
         try:
-            if self.copies and isinstance(self.store, RemoteStore):
+            if self.copies and isinstance(self.store, RemoteStorage):
                 shard, index = self.copies.open(self.store, info)
             else:
                 shard = self.store.view(info.name)
@@ -278,46 +279,46 @@ class Split:
                 index = load_index(self.indices, info.name, shard, info.sha256, where)
         except FileNotFoundError as error:
             raise InputError(f"{where} {_NOT_THERE}") from error
-        return OpenShard(shard, index, info, self.manifest, where)
+        return MappedShard(shard, index, info, self.manifest, where)
 
     def _missing(self) -> None:
         """Look for every shard before any work, where a look is cheap."""
-        if isinstance(self.store, LocalStore):
+        if isinstance(self.store, LocalStorage):
             sizes = self.store.sizes()
             for number, shard in enumerate(self.shards):
                 if shard.name not in sizes:
-                    self._lose(number, InputError(f"{self.store.where(shard.name)} {_NOT_THERE}"))
+                    self.mark_lost(number, InputError(f"{self.store.display_path(shard.name)} {_NOT_THERE}"))
                 elif sizes[shard.name] != shard.bytes:
-                    where = self.store.where(shard.name)
-                    self._lose(number, InputError(f"{where} is cut short or another's: {_VERIFY}"))
+                    where = self.store.display_path(shard.name)
+                    self.mark_lost(number, InputError(f"{where} is cut short or another's: {_VERIFY}"))
 
-    def _lose(self, number: int, error: Exception) -> None:
+    def mark_lost(self, number: int, error: Exception) -> None:
         """Set a shard aside. Raises InputError where that is one too many, or it is not the shard that is at fault."""
-        _refuse_at_a_limit(error, self.store.where(self.shards[number].name))
+        _refuse_at_a_limit(error, self.store.display_path(self.shards[number].name))
         reason = str(error)
         with self._lock:
-            if number in self.lost:
+            if number in self.lost_shards:
                 return
-            self.lost[number] = reason
-            lost = self.clips_lost()
+            self.lost_shards[number] = reason
+            lost = self.num_lost_clips()
         if lost > self.bad_share * len(self):
             allowed = f"; {lost} of {len(self)} clips are lost, and data.bad_share={self.bad_share:g} may be"
             raise InputError(reason + (allowed if self.bad_share else ""))
         log.warning("shard set aside, with its %d clips: %s", self.clips[number], reason)
 
 
-def _found(folder: str | Path, foreign: Foreign | None) -> tuple[Store, Manifest, Store]:
+def _resolve_source(folder: str | Path, foreign: ExternalSource | None) -> tuple[Storage, Manifest, Storage]:
     """Where shards lie, what is in them, and where their indices are."""
-    if is_pattern(folder) and foreign is None:
+    if is_glob(folder) and foreign is None:
         raise InputError(
             f"{folder} names shards without a manifest: say what made them by data.foreign, or give a folder"
         )
-    if not is_pattern(folder):
-        store = open_store(folder)
-        if foreign is None or store.size(NAME) is not None:
+    if not is_glob(folder):
+        store = open_storage(folder)
+        if foreign is None or store.size(MANIFEST_NAME) is not None:
             return store, Manifest.load(store), store
     assert foreign is not None
-    return adopt(folder, foreign)
+    return index_external_shards(folder, foreign)
 
 
 _VERIFY = "`python -m pipeline.shards verify` says more"
@@ -354,10 +355,12 @@ def _aligned(shard: memoryview) -> memoryview:
 
 _MOST, _CLIPS = 8192, 2**21  # shards that stay mapped in a process, and clips of a split whose addresses are kept so
 _OTHERS = 256  # files that a process opens besides
-_kept: weakref.WeakKeyDictionary[Split, int] = weakref.WeakKeyDictionary()  # shards that each split may keep mapped
+_kept: weakref.WeakKeyDictionary[ShardedDataset, int] = (
+    weakref.WeakKeyDictionary()
+)  # shards that each split may keep mapped
 
 
-def _allow_open(split: Split, asked: int) -> int:
+def _max_open_shards(split: ShardedDataset, asked: int) -> int:
     """How many shards a split may keep mapped: as many as are asked for, and more that are local: opening takes time.
 
     Each keeps a file open, of which the machine allows so many to a process: all splits together ask for what they
@@ -367,7 +370,7 @@ def _allow_open(split: Split, asked: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = 2**20 if hard == resource.RLIM_INFINITY else hard
     count = min(asked or shards, shards)
-    if isinstance(split.store, LocalStore):
+    if isinstance(split.store, LocalStorage):
         unasked = min(_MOST, limit // 2 - _OTHERS) - others
         count = max(count, min(shards, unasked, _CLIPS * shards // max(1, len(split))))
     _kept[split] = count = max(1, min(count, limit - _OTHERS - others))

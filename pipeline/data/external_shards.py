@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.common.errors import InputError
-from pipeline.data.manifest import NAME, Manifest
-from pipeline.data.shard import ShardInfo, checksum, index_name, samples, scan, with_checksums
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
+from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, iter_samples, with_checksums
 from pipeline.data.shard_cache import locked
-from pipeline.data.storage import LocalStore, Store, open_store
+from pipeline.data.storage import LocalStorage, Storage, open_storage
 
 log = logging.getLogger(__name__)
 _CODEC = ("name", "weights", "sample_rate", "frame_rate", "codebook_size")
@@ -33,7 +33,7 @@ _SPLIT = re.compile(r"(.*?)[-_.]?\d*\.tar")
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ExternalSource:
     """What the user says of shards without a manifest: their codec and embedder; folder: where findings are kept."""
 
     codec: Mapping[str, Any]
@@ -46,39 +46,39 @@ class Foreign:
                 raise InputError(f"data.foreign.{part} must say {', '.join(names)}: {', '.join(missing)} is missing")
 
 
-def is_pattern(address: str | Path) -> bool:
+def is_glob(address: str | Path) -> bool:
     """Whether an address names shards rather than a folder."""
     name = str(address).rpartition("/")[2]
     return name.endswith((".tar", *_COMPRESSED)) or any(sign in name for sign in "*?[{")
 
 
-def adopt(address: str | Path, foreign: Foreign) -> tuple[Store, Manifest, LocalStore]:
+def index_external_shards(address: str | Path, foreign: ExternalSource) -> tuple[Storage, Manifest, LocalStorage]:
     """Where such shards lie, a manifest of them, and where their indices are.
 
     The first process that asks looks through all of them; it holds for as long as names, sizes and times stay the same.
     Raises InputError where there are none, and for arrays that do not fit.
     """
-    folder, _, pattern = str(address).rpartition("/") if is_pattern(address) else (str(address), "", "*.tar")
-    store = open_store(folder or ".")
+    folder, _, pattern = str(address).rpartition("/") if is_glob(address) else (str(address), "", "*.tar")
+    store = open_storage(folder or ".")
     sizes = _matching(store, pattern)
     if not sizes:
         for name in store.sizes():
             _refuse_compressed(store, name)
         raise InputError(f"there are no shards at {address}: give a folder of tars, or a pattern of their names")
-    asked: list[Any] = [store.where(), sizes, dict(foreign.codec), dict(foreign.embedder)]
-    if isinstance(store, LocalStore):
+    asked: list[Any] = [store.display_path(), sizes, dict(foreign.codec), dict(foreign.embedder)]
+    if isinstance(store, LocalStorage):
         asked.append([(store.root / name).stat().st_mtime_ns for name in sizes])
-    kept = LocalStore(foreign.folder / f"foreign-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}")
-    kept.refuse_unless_writable()
+    kept = LocalStorage(foreign.folder / f"foreign-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}")
+    kept.check_writable()
     with locked(kept.root / "making", wait=True):
-        if kept.size(NAME) is None:
-            _look_through(store, sizes, foreign, kept)
+        if kept.size(MANIFEST_NAME) is None:
+            _scan_shards(store, sizes, foreign, kept)
     manifest = Manifest.load(kept)
-    manifest.where = store.where()
+    manifest.where = store.display_path()
     return store, manifest, kept
 
 
-def _matching(store: Store, pattern: str) -> dict[str, int]:
+def _matching(store: Storage, pattern: str) -> dict[str, int]:
     """Bytes of the shards of a folder that fit a pattern, by name; shards that are named one by one must be there."""
     from braceexpand import braceexpand
 
@@ -90,28 +90,28 @@ def _matching(store: Store, pattern: str) -> dict[str, int]:
             _refuse_compressed(store, name)
             size = store.size(name)
             if size is None:
-                raise InputError(f"{store.where(name)} is not there")
+                raise InputError(f"{store.display_path(name)} is not there")
             found[name] = size
     return dict(sorted(found.items()))
 
 
-def _refuse_compressed(store: Store, name: str) -> None:
+def _refuse_compressed(store: Storage, name: str) -> None:
     if name.endswith(_COMPRESSED):
         raise InputError(
-            f"{store.where(name)} is a compressed tar: shards are read in place; unpack it (gunzip, unzstd), so "
+            f"{store.display_path(name)} is a compressed tar: shards are read in place; unpack it (gunzip, unzstd), so "
             "that its name ends in .tar"
         )
 
 
-def _look_through(store: Store, sizes: Mapping[str, int], foreign: Foreign, kept: LocalStore) -> None:
+def _scan_shards(store: Storage, sizes: Mapping[str, int], foreign: ExternalSource, kept: LocalStorage) -> None:
     """Write an index of each shard, and then the manifest."""
-    log.info("looking through %d shards at %s, which is done once", len(sizes), store.where())
+    log.info("looking through %d shards at %s, which is done once", len(sizes), store.display_path())
     shape: tuple[int, int] | None = None
     splits: dict[str, list[ShardInfo]] = {}
     for name in sizes:
-        shard, where = store.view(name), store.where(name)
-        index = scan(shard, where)
-        for sample in samples(shard, index, where):
+        shard, where = store.view(name), store.display_path(name)
+        index = build_index(shard, where)
+        for sample in iter_samples(shard, index, where):
             found = (len(sample.codes), len(sample.prompt))
             shape = shape or found
             if found != shape:
@@ -122,14 +122,14 @@ def _look_through(store: Store, sizes: Mapping[str, int], foreign: Foreign, kept
             if sample.codes.max(initial=0) >= foreign.codec["codebook_size"] or not np.isfinite(sample.prompt).all():
                 size = foreign.codec["codebook_size"]
                 raise InputError(f"{where}: {sample.key} has codes of {size} or more, or a prompt that is not finite")
-        with kept.writing(index_name(name)) as file:
+        with kept.open_atomic(index_name(name)) as file:
             np.save(file, with_checksums(index, checksum(shard)), allow_pickle=False)
         # bytes from afar are proven again each time they come
-        digest = "" if isinstance(store, LocalStore) else hashlib.sha256(shard).hexdigest()
+        digest = "" if isinstance(store, LocalStorage) else hashlib.sha256(shard).hexdigest()
         split = _SPLIT.fullmatch(name)
         info = ShardInfo(name, len(index), int(index[:, 1].sum()), len(shard), digest)
         splits.setdefault((split and split[1]) or "train", []).append(info)
     if shape is None:
-        raise InputError(f"the shards at {store.where()} are empty")
+        raise InputError(f"the shards at {store.display_path()} are empty")
     codec, embedder = {**foreign.codec, "codebooks": shape[0]}, {**foreign.embedder, "dim": shape[1]}
     Manifest(codec, embedder, {"name": "foreign"}, splits).save(kept)

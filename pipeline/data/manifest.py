@@ -12,11 +12,11 @@ from typing import Any
 from pipeline.common.checksums import is_intact, with_checksum
 from pipeline.common.errors import InputError
 from pipeline.data.shard import ShardInfo
-from pipeline.data.storage import Store, open_store
+from pipeline.data.storage import Storage, open_storage
 
 FORMAT = 1
 _MOST = {"codebooks": 1024, "codebook_size": 65_536, "dim": 1 << 20}  # what codes of 16 bits and a batch can hold
-NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Manifest:
     data: dict[str, Any]
     splits: dict[str, list[ShardInfo]]
     silent: int = 0
-    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
     plan: str = ""
     adjusted: list[dict[str, Any]] = field(default_factory=list, kw_only=True)
     where: str = field(default="the cache", compare=False)
@@ -46,7 +46,7 @@ class Manifest:
         return int(self.codec["codebooks"])
 
     @property
-    def prompt_width(self) -> int:
+    def prompt_dim(self) -> int:
         """D."""
         return int(self.embedder["dim"])
 
@@ -68,11 +68,11 @@ class Manifest:
         return self.frames(split) / self.frame_rate / 3600
 
     @classmethod
-    def load(cls, folder: str | Path | Store) -> Manifest:
+    def load(cls, folder: str | Path | Storage) -> Manifest:
         """Read the manifest of a cache. Raises InputError for a missing or malformed one, or a later format."""
-        store = open_store(folder)
+        store = open_storage(folder)
         try:
-            found = json.loads(store.read(NAME))
+            found = json.loads(store.read(MANIFEST_NAME))
             if isinstance(found, dict) and found.get("format") == FORMAT and not is_intact(found):
                 raise ValueError("its sha256 differs")
         except FileNotFoundError as error:
@@ -80,21 +80,29 @@ class Manifest:
             why = (
                 "its preprocessing has not finished: run it again" if some else "make it: python -m pipeline.preprocess"
             )
-            raise InputError(f"there is no cache at {store.where()} ({NAME} is missing): {why}") from error
+            raise InputError(
+                f"there is no cache at {store.display_path()} ({MANIFEST_NAME} is missing): {why}"
+            ) from error
         except OSError as error:
-            raise InputError(f"{store.where(NAME)} cannot be read ({error.strerror}): give a cache's folder") from error
+            raise InputError(
+                f"{store.display_path(MANIFEST_NAME)} cannot be read ({error.strerror}): give a cache's folder"
+            ) from error
         except InputError:
             raise
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{store.where(NAME)} is damaged ({error}): run pipeline.preprocess again") from error
+            raise InputError(
+                f"{store.display_path(MANIFEST_NAME)} is damaged ({error}): run pipeline.preprocess again"
+            ) from error
         if isinstance(found, dict) and found.get("format") != FORMAT:
             told = f"{found.get('format')!r:.40}"
-            raise InputError(f"{store.where(NAME)} has format {told}, and this program reads {FORMAT}")
+            raise InputError(f"{store.display_path(MANIFEST_NAME)} has format {told}, and this program reads {FORMAT}")
         try:
-            return cls._parse(found, store.where())
+            return cls._parse(found, store.display_path())
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            raise InputError(f"{store.where(NAME)} is malformed ({why:.200}): run pipeline.preprocess again") from error
+            raise InputError(
+                f"{store.display_path(MANIFEST_NAME)} is malformed ({why:.200}): run pipeline.preprocess again"
+            ) from error
 
     @classmethod
     def _parse(cls, found: dict[str, Any], where: str) -> Manifest:
@@ -113,7 +121,7 @@ class Manifest:
         data, plan = dict(found["data"]), str(found.get("plan", ""))
         return cls(codec, embedder, data, splits, found["silent"], aside, plan, where, adjusted=adjusted)
 
-    def save(self, folder: str | Path | Store) -> None:
+    def save(self, folder: str | Path | Storage) -> None:
         """Write it, whole or not at all; the same contents give the same bytes."""
         splits = {
             split: {
@@ -132,12 +140,12 @@ class Manifest:
                 "data": self.data,
                 "splits": splits,
                 "silent": self.silent,
-                "set_aside": self.set_aside,
+                "set_aside": self.skipped,
                 "adjusted": self.adjusted,
                 "plan": self.plan,
             }
         )
-        with open_store(folder).writing(NAME) as file:
+        with open_storage(folder).open_atomic(MANIFEST_NAME) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
 
     def check_codec(self, codec: Mapping[str, Any], codebooks: int) -> None:

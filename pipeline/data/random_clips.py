@@ -8,11 +8,13 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
-from pipeline.data.shard import Sample, load_index, samples
-from pipeline.data.storage import Store
+from pipeline.data.shard import Sample, iter_samples, load_index
+from pipeline.data.storage import Storage
 
 
-def draw(store: Store, manifest: Manifest, clips: int, seed: int, split: str | None = None) -> Iterator[Sample]:
+def sample_clips(
+    store: Storage, manifest: Manifest, clips: int, seed: int, split: str | None = None
+) -> Iterator[Sample]:
     """So many samples of a split (of all splits if None), each at most once, the same for the same seed.
 
     Raises InputError for a split that the cache does not have.
@@ -29,4 +31,4 @@ def draw(store: Store, manifest: Manifest, clips: int, seed: int, split: str | N
         name = shards[number].name
         shard = store.view(name)
         row = place - (int(ends[number]) - shards[number].samples)
-        yield from samples(shard, load_index(store, name, shard)[row : row + 1], store.where(name))
+        yield from iter_samples(shard, load_index(store, name, shard)[row : row + 1], store.display_path(name))

@@ -29,13 +29,13 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 
-TURN = 16  # places that a lane has in a row
+INTERLEAVE_BLOCK = 16  # places that a lane has in a row
 _ROUNDS = 6  # of the permutation
 _GOLDEN, _ODD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 
 @dataclass(frozen=True)
-class Places:
+class ClipLocations:
     """What stands at places of the stream: int64 [n] each.
 
     source: which cache; shard, row: the clip's shard, and its number in it; epoch: how often the cache has been seen.
@@ -46,48 +46,48 @@ class Places:
     row: np.ndarray
     epoch: np.ndarray
 
-    def take(self, which: np.ndarray) -> Places:
+    def select(self, which: np.ndarray) -> ClipLocations:
         """Some of them, by index or mask."""
-        return Places(self.source[which], self.shard[which], self.row[which], self.epoch[which])
+        return ClipLocations(self.source[which], self.shard[which], self.row[which], self.epoch[which])
 
 
-class Ordering(Protocol):
+class Sampler(Protocol):
     """What says which clip stands where. epoch: places until all clips have come once; span: those of a window."""
 
     epoch: int
-    span: int
+    lookahead: int
 
-    def __call__(self, places: np.ndarray) -> Places:
+    def __call__(self, places: np.ndarray) -> ClipLocations:
         """The clips at some places of the stream."""
 
-    def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
+    def upcoming_shards(self, places: np.ndarray) -> list[tuple[int, int]]:
         """Source and shard of what is read at some places and soon after, the nearest first."""
 
 
-def mixed(x: np.ndarray) -> np.ndarray:
+def splitmix64(x: np.ndarray) -> np.ndarray:
     """A bijective mix of uint64 [...] (the finaliser of splitmix64, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def key(*parts: int) -> np.uint64:
+def fold_seed(*parts: int) -> np.uint64:
     """One 64-bit key from several numbers: seed, epoch, window..."""
     state = np.zeros(1, np.uint64)
     for part in parts:
-        state = keyed(state, np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
+        state = derive_keys(state, np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
     return state[0]
 
 
-def keyed(state: np.ndarray | np.uint64, parts: np.ndarray) -> np.ndarray:
+def derive_keys(state: np.ndarray | np.uint64, parts: np.ndarray) -> np.ndarray:
     """The keys that come of one key and another number each: uint64, shape of parts."""
-    return mixed(parts.astype(np.uint64) + state + _GOLDEN)
+    return splitmix64(parts.astype(np.uint64) + state + _GOLDEN)
 
 
-_ROUND_KEYS = [key(r) for r in range(_ROUNDS)]
+_ROUND_KEYS = [fold_seed(r) for r in range(_ROUNDS)]
 
 
-def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray | np.uint64) -> np.ndarray:
+def permute_indices(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray | np.uint64) -> np.ndarray:
     """A keyed permutation of range(size) at some places [n], each with a size and a key of its own, or one for all.
 
     A Feistel network over two digits of about the square root of the size; the few places that fall outside the range
@@ -129,7 +129,7 @@ def _hashed(x: np.ndarray, keys: np.ndarray, number: int, size: np.ndarray) -> n
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _EpochLayout:
     """One epoch: its line of shards, at which clip of the line each begins, and the windows cut from it."""
 
     shards: np.ndarray
@@ -145,7 +145,7 @@ class _Walk:
         return [int(s) for a, b in zip(first, last, strict=True) for s in self.shards[a:b]]
 
 
-class Order:
+class EpochSampler:
     """The endless stream over the shards of one cache."""
 
     def __init__(self, clips: Sequence[int] | np.ndarray, seed: int, window: int = 0, lanes: int = 1) -> None:
@@ -156,62 +156,62 @@ class Order:
             raise InputError("there are no clips to train on: the shards of this split are empty")
         self.seed, self.lanes = seed, lanes
         self.window = window if 0 < window < len(self.clips) else len(self.clips)
-        self.span: int = max(1, self.epoch * self.window * lanes // int(np.count_nonzero(self.clips)))
-        self._walks: dict[int, _Walk] = {}
+        self.lookahead: int = max(1, self.epoch * self.window * lanes // int(np.count_nonzero(self.clips)))
+        self._walks: dict[int, _EpochLayout] = {}
 
-    def __call__(self, places: np.ndarray) -> Places:
+    def __call__(self, places: np.ndarray) -> ClipLocations:
         """The clips at some places of the stream."""
         epochs = places // self.epoch
         shard, row = np.empty_like(places), np.empty_like(places)
-        for epoch in distinct(epochs):
+        for epoch in unique_ints(epochs):
             here = epochs == epoch
             walk = self._walk(epoch)
             at, window = self._on_line(walk, places[here] - epoch * self.epoch)
             if (window == window[0]).all():  # numbers for arrays are quicker
                 window = window[0]
             first = walk.windows[window]
-            at = first + permuted(at - first, walk.windows[window + 1] - first, walk.keys[window])
+            at = first + permute_indices(at - first, walk.windows[window + 1] - first, walk.keys[window])
             found = np.searchsorted(walk.starts, at, side="right") - 1
             shard[here], row[here] = walk.shards[found], at - walk.starts[found]
-        return Places(np.zeros_like(places), shard, row, epochs)
+        return ClipLocations(np.zeros_like(places), shard, row, epochs)
 
-    def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
+    def upcoming_shards(self, places: np.ndarray) -> list[tuple[int, int]]:
         """Source and shard of what is read at some places and soon after: of their windows, then of the next ones."""
         found: dict[int, None] = {}
-        for ahead in (0, self.span // 2, self.span):
+        for ahead in (0, self.lookahead // 2, self.lookahead):
             epochs = (places + ahead) // self.epoch
-            for epoch in distinct(epochs):
+            for epoch in unique_ints(epochs):
                 walk = self._walk(epoch)
                 offsets = (places + ahead)[epochs == epoch] - epoch * self.epoch
                 found.update(dict.fromkeys(walk.shards_of(np.unique(self._on_line(walk, offsets)[1]))))
         return [(0, shard) for shard in found]
 
-    def _on_line(self, walk: _Walk, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _on_line(self, walk: _EpochLayout, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the places of an epoch lie on its line before windows are shuffled, and in which window."""
         if self.lanes > 1:
-            turn, inside = np.divmod(offsets, TURN)
-            offsets = walk.lanes[turn % self.lanes] + turn // self.lanes * TURN + inside
+            turn, inside = np.divmod(offsets, INTERLEAVE_BLOCK)
+            offsets = walk.lanes[turn % self.lanes] + turn // self.lanes * INTERLEAVE_BLOCK + inside
         return offsets, np.searchsorted(walk.windows, offsets, side="right") - 1
 
-    def _walk(self, epoch: int) -> _Walk:
+    def _walk(self, epoch: int) -> _EpochLayout:
         walk = self._walks.get(epoch)
         if walk is None:
             filled = np.flatnonzero(self.clips)
-            shards = filled[np.argsort(keyed(key(self.seed, epoch, -1), filled), kind="stable")]
+            shards = filled[np.argsort(derive_keys(fold_seed(self.seed, epoch, -1), filled), kind="stable")]
             ends = np.cumsum(self.clips[shards])
             starts = ends - self.clips[shards]
-            whole, rest = divmod(self.epoch, TURN * self.lanes)
+            whole, rest = divmod(self.epoch, INTERLEAVE_BLOCK * self.lanes)
             number = np.arange(self.lanes + 1)
-            lanes = whole * TURN * number + np.minimum(rest, TURN * number)
+            lanes = whole * INTERLEAVE_BLOCK * number + np.minimum(rest, INTERLEAVE_BLOCK * number)
             windows = np.unique(np.concatenate([starts[:: self.window], lanes]))
-            keys = keyed(key(self.seed, epoch), np.arange(len(windows)))
+            keys = derive_keys(fold_seed(self.seed, epoch), np.arange(len(windows)))
             kept = list(self._walks.items())[-2:]
-            walk = _Walk(shards, starts, windows, keys, lanes)
+            walk = _EpochLayout(shards, starts, windows, keys, lanes)
             self._walks = {**dict(kept), epoch: walk}  # from which another thread may drop it at once
         return walk
 
 
-class Mixture:
+class MixtureSampler:
     """Several caches in one stream, each with a weight, each visited in its own order: its own clips once an epoch.
 
     Places come in blocks of 1,000 that hold every source in its share, shuffled within; what a share leaves over is
@@ -221,7 +221,7 @@ class Mixture:
 
     BLOCK = 1000
 
-    def __init__(self, orders: Mapping[str, Order], weights: Mapping[str, float], seed: int) -> None:
+    def __init__(self, orders: Mapping[str, EpochSampler], weights: Mapping[str, float], seed: int) -> None:
         """Raises InputError where the weights do not name the sources, or are not positive."""
         if set(weights) != set(orders) or any(not 0 < w < math.inf for w in weights.values()):
             raise InputError(f"weights={dict(weights)}: give a positive number for each of {', '.join(orders)}")
@@ -231,9 +231,9 @@ class Mixture:
         self._shares = [weight / sum(rest[i:]) for i, weight in enumerate(rest)]  # of what those before it leave
         # an epoch ends when the source with the fewest clips for its weight has been seen once
         self.epoch = int(min(order.epoch * total / weights[name] for name, order in orders.items()))
-        self.span = int(min(order.span * total / weights[name] for name, order in orders.items()))
+        self.lookahead = int(min(order.lookahead * total / weights[name] for name, order in orders.items()))
 
-    def __call__(self, places: np.ndarray) -> Places:
+    def __call__(self, places: np.ndarray) -> ClipLocations:
         """The clips at some places of the stream."""
         source, own = self._own(places)
         shard, row, epoch = (np.empty_like(places) for _ in range(3))
@@ -241,18 +241,18 @@ class Mixture:
             here = source == s
             found = order(own[here])
             shard[here], row[here], epoch[here] = found.shard, found.row, found.epoch
-        return Places(source, shard, row, epoch)
+        return ClipLocations(source, shard, row, epoch)
 
-    def coming(self, places: np.ndarray) -> list[tuple[int, int]]:
+    def upcoming_shards(self, places: np.ndarray) -> list[tuple[int, int]]:
         """Source and shard of all that is read around some places, as of an `Order`."""
         source, own = self._own(places)
-        return [(s, n) for s, order in enumerate(self.orders) for _, n in order.coming(own[source == s])]
+        return [(s, n) for s, order in enumerate(self.orders) for _, n in order.upcoming_shards(own[source == s])]
 
     def _own(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each place, its source and that source's own place."""
         source, own = np.empty_like(places), np.empty_like(places)
         blocks = places // self.BLOCK
-        for block in distinct(blocks):
+        for block in unique_ints(blocks):
             here = blocks == block
             drawn, count = self._block(block)
             inside = places[here] - block * self.BLOCK
@@ -264,7 +264,7 @@ class Mixture:
         before = self._taken(block)
         quota = self._taken(block + 1) - before
         sources = np.repeat(np.arange(len(self.orders)), quota)
-        sources = sources[permuted(np.arange(self.BLOCK), self.BLOCK, key(self.seed, block, -2))]
+        sources = sources[permute_indices(np.arange(self.BLOCK), self.BLOCK, fold_seed(self.seed, block, -2))]
         rank = np.empty(self.BLOCK, np.int64)
         for s in range(len(self.orders)):
             here = sources == s
@@ -284,7 +284,7 @@ class Mixture:
         return np.array(taken)
 
 
-def distinct(x: np.ndarray) -> list[int]:
+def unique_ints(x: np.ndarray) -> list[int]:
     """The different numbers in an array, from least to greatest."""
     if not len(x):
         return []

@@ -34,7 +34,7 @@ import numpy as np
 import xxhash
 
 from pipeline.common.errors import InputError
-from pipeline.data.storage import Store, locate, open_store
+from pipeline.data.storage import Storage, open_storage, split_path
 from pipeline.data.tar_headers import BLOCK, END, iter_members, member_name
 
 NPY_HEADER = 128  # numpy pads the header of every small array to this
@@ -43,7 +43,7 @@ CODES, PROMPT = np.dtype("<u2"), np.dtype("<f2")
 _INDEX = np.dtype("<i8")
 _VERSION = 2  # of an index; the first had no checksums, and began with a sample's row
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
-LARGEST = 2**48  # bytes of a shard, and so the largest of all offsets and counts in it
+MAX_MEMBER_BYTES = 2**48  # bytes of a shard, and so the largest of all offsets and counts in it
 _SHARD = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}|")
 _DESCR = re.compile(rb"""['"]descr['"]: *['"]([^'"]+)['"]""")
@@ -58,7 +58,7 @@ class Sample:
     key: str
     codes: np.ndarray
     prompt: np.ndarray
-    info: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ShardInfo:
         for count in (samples, frames, size):
             if type(count) is not int:
                 raise TypeError(f"{count!r:.40} is no count")
-        if not (0 <= samples * len(MEMBERS) * BLOCK <= size <= LARGEST and 0 <= frames <= LARGEST):
+        if not (0 <= samples * len(MEMBERS) * BLOCK <= size <= MAX_MEMBER_BYTES and 0 <= frames <= MAX_MEMBER_BYTES):
             raise ValueError(f"{samples} samples of {frames} frames are not in a shard of {size} bytes")
         if not isinstance(row["sha256"], str) or not _SHA256.fullmatch(row["sha256"]):  # it names files
             raise ValueError(f"{row['sha256']!r:.80} is no sha256")
@@ -106,10 +106,10 @@ class ShardWriter:
     shard.info.sha256
     """
 
-    def __init__(self, folder: str | Path | Store, name: str) -> None:
+    def __init__(self, folder: str | Path | Storage, name: str) -> None:
         assert name.endswith(".tar"), name
         self.name = name
-        self._store = open_store(folder)
+        self._store = open_storage(folder)
         self._index: list[tuple[int, int, int, int, int]] = []
         self._keys: set[str] = set()
         self._sha256, self._xxh3 = hashlib.sha256(), xxhash.xxh3_64()
@@ -118,7 +118,7 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         self._files = ExitStack()
-        self._tar = self._files.enter_context(self._store.writing(self.name))
+        self._tar = self._files.enter_context(self._store.open_atomic(self.name))
         return self
 
     def add(self, sample: Sample) -> None:
@@ -128,7 +128,7 @@ class ShardWriter:
         if sample.codes.dtype != CODES or sample.codes.ndim != 2 or sample.prompt.dtype != PROMPT:
             raise ValueError(f"{sample.key}: codes are uint16 [K, T] and a prompt is float16 [D]")
         self._keys.add(sample.key)
-        text = json.dumps(sample.info, sort_keys=True, separators=(",", ":")).encode()
+        text = json.dumps(sample.metadata, sort_keys=True, separators=(",", ":")).encode()
         codes = self._member(f"{sample.key}.codes.npy", _npy(sample.codes)) + NPY_HEADER
         prompt = self._member(f"{sample.key}.prompt.npy", _npy(sample.prompt)) + NPY_HEADER
         info = self._member(f"{sample.key}.json", text)
@@ -160,7 +160,7 @@ class ShardWriter:
             self._write(END)
             # an index without its shard does no harm; a shard must never stand beside the index of another
             self._store.remove(index_name(self.name))
-        with self._store.writing(index_name(self.name)) as file:
+        with self._store.open_atomic(index_name(self.name)) as file:
             rows = np.array(self._index, np.int64).reshape(-1, 5)
             np.save(file, with_checksums(rows, _signed(self._xxh3.intdigest())), allow_pickle=False)
         self.info = ShardInfo(self.name, len(self._index), self._frames, self._offset, self._sha256.hexdigest())
@@ -171,12 +171,12 @@ def read_shard(address: str | Path) -> Iterator[Sample]:
 
     Raises InputError for a shard that is cut short, damaged, or not of our format.
     """
-    store, name = locate(address)
+    store, name = split_path(address)
     shard = store.view(name)
-    return samples(shard, load_index(store, name, shard), store.where(name))
+    return iter_samples(shard, load_index(store, name, shard), store.display_path(name))
 
 
-def load_index(store: Store, name: str, shard: memoryview, sha256: str = "", where: str = "") -> np.ndarray:
+def load_index(store: Storage, name: str, shard: memoryview, sha256: str = "", where: str = "") -> np.ndarray:
     """The index of a shard, int64 [N, 5], once the shard's bytes match their checksum.
 
     Args:
@@ -192,11 +192,11 @@ def load_index(store: Store, name: str, shard: memoryview, sha256: str = "", whe
     Raises:
         InputError: for a shard or an index that is damaged.
     """
-    where, expected = where or store.where(name), None
+    where, expected = where or store.display_path(name), None
     if store.size(index_name(name)) is not None:
-        index, expected = read_index(store.read(index_name(name)), store.where(index_name(name)))
+        index, expected = read_index(store.read(index_name(name)), store.display_path(index_name(name)))
     else:
-        index = scan(shard, where)
+        index = build_index(shard, where)
     _check_length(shard, index, where)
     if expected is not None:
         intact = checksum(shard) == expected
@@ -245,16 +245,16 @@ def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
         index = index[1:]
         if version != _VERSION or checksum(index.tobytes()) != of_rows:
             raise InputError(f"{where} is damaged (its checksum differs): remove it, and the shard is read without it")
-    if index.size and not 0 <= index.min() <= index.max() <= LARGEST:  # sums of these must not wrap around
+    if index.size and not 0 <= index.min() <= index.max() <= MAX_MEMBER_BYTES:  # sums of these must not wrap around
         raise InputError(f"{where} is damaged, for it points out of its shard: remove it, and it is made anew")
     return index, expected
 
 
-def samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample]:
+def iter_samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample]:
     """The samples of a shard's bytes, by its index [N, 5]. Raises InputError where the two do not agree."""
     _check_length(shard, index, where)
     for codes_at, frames, prompt_at, info_at, info_bytes in index.tolist():
-        key = key_at(shard, codes_at)
+        key = sample_key(shard, codes_at)
         if (
             not key
             or not _starts(shard, prompt_at - NPY_HEADER, f"{key}.prompt.npy")
@@ -274,7 +274,7 @@ def samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample
         yield Sample(key, codes, prompt, info)
 
 
-def key_at(shard: memoryview, codes_at: int) -> str:
+def sample_key(shard: memoryview, codes_at: int) -> str:
     """The key of the sample whose codes' array data begin at an offset, from the tar header before them; "" if none."""
     name = member_name(shard, codes_at - NPY_HEADER)
     return name.removesuffix(".codes.npy") if name.endswith(".codes.npy") else ""
@@ -285,13 +285,13 @@ def _starts(shard: memoryview, at: int, name: str) -> bool:
     return member_name(shard, at) == name
 
 
-def scan_shard(address: str | Path) -> np.ndarray:
+def build_index_of(address: str | Path) -> np.ndarray:
     """The index of a shard, int64 [N, 5], from its tar headers alone. Raises InputError as `scan` does."""
-    store, name = locate(address)
-    return scan(store.view(name), store.where(name))
+    store, name = split_path(address)
+    return build_index(store.view(name), store.display_path(name))
 
 
-def scan(shard: memoryview, where: str) -> np.ndarray:
+def build_index(shard: memoryview, where: str) -> np.ndarray:
     """The index of a shard's bytes, int64 [N, 5].
 
     Raises InputError for a tar that is cut short or damaged, samples with a member missing, members with absolute or
@@ -343,14 +343,14 @@ def samples_by_webdataset(address: str | Path) -> Iterator[Sample]:
     """
     import webdataset as wds
 
-    store, name = locate(address)
-    stream = [{"url": store.where(name), "stream": io.BytesIO(store.read(name))}]
+    store, name = split_path(address)
+    stream = [{"url": store.display_path(name), "stream": io.BytesIO(store.read(name))}]
     for found in wds.tariterators.group_by_keys(
         wds.tariterators.tar_file_expander(stream, handler=wds.reraise_exception)
     ):
         key = found["__key__"]
         if any(member not in found for member in MEMBERS):
-            raise InputError(f"{store.where(name)}: {key} lacks members: it has {sorted(found)}")
+            raise InputError(f"{store.display_path(name)}: {key} lacks members: it has {sorted(found)}")
         codes, prompt = (np.load(io.BytesIO(found[member]), allow_pickle=False) for member in MEMBERS[:2])
         yield Sample(key, codes, prompt, json.loads(found["json"]))
 

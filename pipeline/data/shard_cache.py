@@ -31,9 +31,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.common.errors import InputError, without_secrets
-from pipeline.data.shard import ShardInfo, checksum, index_name, load_index, scan, with_checksums
-from pipeline.data.storage import LocalStore, RemoteStore
+from pipeline.common.errors import InputError, redact
+from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, load_index, with_checksums
+from pipeline.data.storage import LocalStorage, RemoteStorage
 
 log = logging.getLogger(__name__)
 COMING, _DATA = ".coming", ".data"
@@ -42,24 +42,24 @@ _TRIES = 4  # at one shard, with pauses of 0.5, 1 and 2 s between them
 _TURN = 16  # shards ahead that ranks share out between them
 
 
-class Copies:
+class LocalShardCache:
     """The folder of copies; one object serves all caches of a run."""
 
     def __init__(self, folder: str | Path, gib: float) -> None:
         """gib: what the folder may hold, over all runs that share it. It is made when it is first needed."""
-        self.local, self.folder = LocalStore(folder), Path(folder)
+        self.local, self.folder = LocalStorage(folder), Path(folder)
         self.gib, self.bound, self.promised = gib, int(gib * 2**30), 0
-        self._waiting: collections.deque[tuple[RemoteStore, ShardInfo]] = collections.deque()  # to be fetched ahead
+        self._waiting: collections.deque[tuple[RemoteStorage, ShardInfo]] = collections.deque()  # to be fetched ahead
         self._asked: set[str] = set()  # of these and of what is on its way, the sha256
         self._fetchers, self._lock = 0, threading.Lock()
         self._coming: set[Path] = set()
         weakref.finalize(self, _leave, self._waiting, self._coming)  # as the process ends, too
         self._told = False
 
-    def promise(self, shards: Sequence[ShardInfo], together: int, where: str) -> None:
+    def reserve(self, shards: Sequence[ShardInfo], together: int, where: str) -> None:
         """Count on room for so many shards of a cache at a time. Raises InputError where there is none."""
-        self.local.refuse_unless_writable()
-        self._refuse_anothers()
+        self.local.check_writable()
+        self._check_owner()
         largest = sorted((shard.bytes for shard in shards), reverse=True)[:together]
         self.promised += sum(largest)
         if self.promised > self.bound:
@@ -68,7 +68,7 @@ class Copies:
                 f"{self.folder} must hold {self.promised / 2**30:.2f} GiB; give more, or a smaller data.window"
             )
 
-    def _refuse_anothers(self) -> None:
+    def _check_owner(self) -> None:
         """What lies here is believed: in a folder that anybody may make, as below /tmp, it must be ours."""
         anybodys = stat.S_ISVTX | stat.S_IWOTH
         if (
@@ -77,7 +77,7 @@ class Copies:
         ):
             raise InputError(f"data.cache_dir={self.folder} belongs to another user: give a folder of your own")
 
-    def open(self, store: RemoteStore, shard: ShardInfo) -> tuple[memoryview, np.ndarray]:
+    def open(self, store: RemoteStorage, shard: ShardInfo) -> tuple[memoryview, np.ndarray]:
         """A shard, mapped, and its index [N, 5]; fetched if it is not here. It stays here while it is mapped.
 
         Raises InputError for one that is not what the manifest says, OSError for one that cannot be had.
@@ -93,7 +93,7 @@ class Copies:
                     (self.folder / index_name(f"{shard.sha256}.tar")).unlink(missing_ok=True)
             self._fetch(store, shard, wait=True)
 
-    def ahead(self, store: RemoteStore, shards: Sequence[ShardInfo], rank: int) -> None:
+    def prefetch(self, store: RemoteStorage, shards: Sequence[ShardInfo], rank: int) -> None:
         """Begin to fetch shards in the background, the first ones first; ranks begin with different ones.
 
         Nobody waits for the threads that do so, not even a process that ends: it would for as long as a server is slow.
@@ -108,9 +108,9 @@ class Copies:
             more = min(_FETCHERS - self._fetchers, len(self._waiting))
             self._fetchers += more
         for _ in range(more):
-            threading.Thread(target=self._fetch_what_waits, name="fetch", daemon=True).start()
+            threading.Thread(target=self._fetch_queued, name="fetch", daemon=True).start()
 
-    def _fetch_what_waits(self) -> None:
+    def _fetch_queued(self) -> None:
         while True:
             with self._lock:
                 if not self._waiting:
@@ -121,17 +121,17 @@ class Copies:
             with self._lock:
                 self._asked.discard(shard.sha256)
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         """Fetch nothing more ahead."""
         with self._lock:
             self._asked -= {shard.sha256 for _, shard in self._waiting}
             self._waiting.clear()
 
-    def remember(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def get_or_create(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """An array that is made once and then kept here: by the first rank that asks, while the others wait."""
         with locked(self.folder / f"{name}.making", wait=True):
             if self.local.size(f"{name}.npy") is None:
-                with self.local.writing(f"{name}.npy") as file:
+                with self.local.open_atomic(f"{name}.npy") as file:
                     np.save(file, make(), allow_pickle=False)
         return np.load(self.folder / f"{name}.npy", allow_pickle=False)
 
@@ -151,13 +151,13 @@ class Copies:
         except FileNotFoundError:
             return None
 
-    def _try_to_fetch(self, store: RemoteStore, shard: ShardInfo) -> None:
+    def _try_to_fetch(self, store: RemoteStorage, shard: ShardInfo) -> None:
         try:
             self._fetch(store, shard, wait=False)
         except Exception as error:  # who needs the shard meets the same, and tells it
             log.debug("%s could not be fetched ahead: %s", shard.name, error)
 
-    def _fetch(self, store: RemoteStore, shard: ShardInfo, wait: bool) -> None:
+    def _fetch(self, store: RemoteStorage, shard: ShardInfo, wait: bool) -> None:
         """Bring a shard here, unless it is; where another is at it, wait for that one, or leave it to it."""
         coming = self.folder / f"{shard.sha256}-{shard.bytes}{COMING}"
         data = coming.with_suffix(_DATA)
@@ -183,9 +183,9 @@ class Copies:
                     coming.unlink(missing_ok=True)
                 self._coming.discard(coming)
 
-    def _download(self, store: RemoteStore, shard: ShardInfo, data: Path) -> np.ndarray:
+    def _download(self, store: RemoteStorage, shard: ShardInfo, data: Path) -> np.ndarray:
         """What the index file of a shard holds, which is now whole, and proven, under the name of its data."""
-        where = store.where(shard.name)
+        where = store.display_path(shard.name)
         for attempt in range(_TRIES):
             try:
                 store.fs.get_file(f"{store.root}/{shard.name}", str(data))
@@ -193,7 +193,7 @@ class Copies:
             except FileNotFoundError:
                 raise
             except Exception as error:  # each protocol has errors of its own
-                why = without_secrets(" ".join(str(error).split())) or type(error).__name__
+                why = redact(" ".join(str(error).split())) or type(error).__name__
                 log.info("%s broke off (%s)", where, why)
                 if attempt == _TRIES - 1:
                     raise OSError(f"{where} cannot be fetched ({why})") from error
@@ -203,7 +203,7 @@ class Copies:
         found = self.local.view(data.name)
         if len(found) != shard.bytes or hashlib.sha256(found).hexdigest() != shard.sha256:
             raise InputError(f"{where} is not what its manifest says: its bytes differ (sha256)")
-        return with_checksums(scan(found, where), checksum(found))
+        return with_checksums(build_index(found, where), checksum(found))
 
     def _make_room(self) -> None:
         """Remove what was opened longest ago, until all that is here and on its way fits; never what is mapped."""
@@ -231,7 +231,7 @@ class Copies:
                 log.warning("%s holds %.2f GiB, all in use: more than data.cache_gib", self.folder, total / 2**30)
 
 
-def _leave(waiting: collections.deque[tuple[RemoteStore, ShardInfo]], coming: Iterable[Path]) -> None:
+def _leave(waiting: collections.deque[tuple[RemoteStorage, ShardInfo]], coming: Iterable[Path]) -> None:
     """Give up what is on its way, and let nothing follow; who waits for it begins anew when this process is gone."""
     waiting.clear()
     for path in list(coming):

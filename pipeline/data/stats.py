@@ -11,14 +11,14 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
-from pipeline.data.shard import load_index, samples
-from pipeline.data.storage import Store
+from pipeline.data.shard import iter_samples, load_index
+from pipeline.data.storage import Storage
 
 SHOWN = 8  # values of a label, the most frequent first
 MANY = 1000  # a label of more values is a name, not a class
 
 
-def describe(store: Store) -> Iterator[str]:
+def dataset_stats(store: Storage) -> Iterator[str]:
     """Lines about a cache. Reads every shard. Raises InputError where there is none, or a damaged one."""
     manifest = Manifest.load(store)
     usage = np.zeros((manifest.codebooks, manifest.codec["codebook_size"]), np.int64)  # [K, codes]
@@ -27,16 +27,16 @@ def describe(store: Store) -> Iterator[str]:
     for shards in manifest.splits.values():
         for info in shards:
             shard = store.view(info.name)
-            for sample in samples(shard, load_index(store, info.name, shard), store.where(info.name)):
+            for sample in iter_samples(shard, load_index(store, info.name, shard), store.display_path(info.name)):
                 if len(sample.codes) != len(usage) or sample.codes.max(initial=0) >= usage.shape[1]:
                     raise InputError(
-                        f"{store.where(info.name)}: {sample.key} has other codes than the manifest says: "
+                        f"{store.display_path(info.name)}: {sample.key} has other codes than the manifest says: "
                         "`python -m pipeline.shards verify` says more"
                     )
                 for k, codes in enumerate(sample.codes):
                     usage[k] += np.bincount(codes, minlength=usage.shape[1])
                 seconds.append(sample.codes.shape[1] / manifest.frame_rate)
-                found = sample.info.get("labels")
+                found = sample.metadata.get("labels")
                 _count(labels, found if isinstance(found, dict) else {})
     yield from _sizes(manifest)
     if seconds:
@@ -71,7 +71,7 @@ def _sizes(manifest: Manifest) -> Iterator[str]:
         yield f"{name:8} {hours:9.2f} {clips:10,} {len(shards):8,} {size:10,.1f} {rate:9.2f}"
     bits = codec["codebooks"] * math.log2(codec["codebook_size"]) * codec["frame_rate"]
     yield f"the codes alone, at the codec's {bits / 1000:g} kbit/s: {bits * 3600 / 8e6:.2f} MB/hour"
-    skipped = len({row["path"] or row["key"] for row in manifest.set_aside})  # an input of many clips is one
+    skipped = len({row["path"] or row["key"] for row in manifest.skipped})  # an input of many clips is one
     yield f"silent clips: {manifest.silent:,}; inputs skipped: {skipped:,}"
 
 

@@ -17,19 +17,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from pipeline.common.errors import InputError, without_secrets
+from pipeline.common.errors import InputError, redact
 
 BUCKETS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # have no folders to make, only buckets that nobody asked for
 WRITE_TEST = "write-test"  # a file that only tells whether files can be written
 PARTIAL = ".partial"  # a name that ends so was being written when its writer died
 
 
-class Store(Protocol):
+class Storage(Protocol):
     """A flat folder of files, somewhere. address: opens it again; it may hold a login."""
 
     address: str
 
-    def where(self, name: str = "") -> str:
+    def display_path(self, name: str = "") -> str:
         """The address of a file (or of the folder), for messages: without a login."""
 
     def sizes(self) -> dict[str, int]:
@@ -47,13 +47,13 @@ class Store(Protocol):
     def view(self, name: str) -> memoryview:
         """The whole of a file as a read-only buffer, mapped where that is possible."""
 
-    def writing(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    def open_atomic(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """A file that appears under its name when the block ends well, and leaves nothing behind when it does not."""
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
 
-    def refuse_unless_writable(self) -> None:
+    def check_writable(self) -> None:
         """InputError unless files can be written here; makes the folder."""
 
 
@@ -62,30 +62,30 @@ def is_remote(address: str | Path) -> bool:
     return "://" in str(address) and not str(address).startswith("file://")
 
 
-def open_store(address: str | Path | Store) -> Store:
+def open_storage(address: str | Path | Storage) -> Storage:
     """The folder at a path or address. Raises InputError for an address that fsspec cannot open."""
     if not isinstance(address, (str, Path)):
         return address
     if is_remote(address):
-        return RemoteStore(str(address))
-    return LocalStore(str(address).removeprefix("file://"))
+        return RemoteStorage(str(address))
+    return LocalStorage(str(address).removeprefix("file://"))
 
 
-def locate(address: str | Path) -> tuple[Store, str]:
+def split_path(address: str | Path) -> tuple[Storage, str]:
     """The folder of a file and its name in it."""
     folder, _, name = str(address).rpartition("/")
     if not folder and str(address).startswith("/"):
         folder = "/"
-    return open_store(folder or "."), name
+    return open_storage(folder or "."), name
 
 
-class LocalStore(Store):
+class LocalStorage(Storage):
     """A folder of this machine (or mounted on it)."""
 
     def __init__(self, root: str | Path) -> None:
         self.root, self.address = Path(root), str(root)
 
-    def where(self, name: str = "") -> str:
+    def display_path(self, name: str = "") -> str:
         return str(self.root / name)
 
     def sizes(self) -> dict[str, int]:
@@ -123,7 +123,7 @@ class LocalStore(Store):
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
+    def open_atomic(self, name: str) -> Iterator[IO[bytes]]:
         # the temporary name is this writer's own, so two writers of one name cannot mix their bytes
         temporary = self.root / f".{name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}"
         try:
@@ -155,10 +155,10 @@ class LocalStore(Store):
                 if entry.name.endswith(PARTIAL) and not entry.name.startswith(tuple(f".{name}." for name in but)):
                     (self.root / entry.name).unlink(missing_ok=True)
 
-    def refuse_unless_writable(self) -> None:
+    def check_writable(self) -> None:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with self.writing(WRITE_TEST):
+            with self.open_atomic(WRITE_TEST):
                 pass
             self.remove(WRITE_TEST)
         except OSError as error:
@@ -167,7 +167,7 @@ class LocalStore(Store):
             raise InputError(f"cannot write to {self.root} ({error.strerror}): give another out=") from error
 
 
-class RemoteStore(Store):
+class RemoteStorage(Storage):
     """A folder behind fsspec. Files are spooled to local disk and uploaded whole."""
 
     def __init__(self, address: str) -> None:
@@ -180,8 +180,8 @@ class RemoteStore(Store):
             raise InputError(f"cannot open {address}: {_one_line(error)}") from error
         self.root = self.root.rstrip("/")
 
-    def where(self, name: str = "") -> str:
-        return without_secrets(f"{self.address}/{name}" if name else self.address)
+    def display_path(self, name: str = "") -> str:
+        return redact(f"{self.address}/{name}" if name else self.address)
 
     @contextlib.contextmanager
     def _reading(self, name: str = "") -> Iterator[None]:
@@ -191,7 +191,7 @@ class RemoteStore(Store):
         except FileNotFoundError:
             raise
         except Exception as error:  # each backend has errors of its own
-            raise InputError(f"cannot read {self.where(name)} ({_one_line(error)})") from error
+            raise InputError(f"cannot read {self.display_path(name)} ({_one_line(error)})") from error
 
     def sizes(self) -> dict[str, int]:
         self.fs.invalidate_cache(self.root)
@@ -227,7 +227,7 @@ class RemoteStore(Store):
         return memoryview(self.read(name))
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
+    def open_atomic(self, name: str) -> Iterator[IO[bytes]]:
         with tempfile.NamedTemporaryFile(prefix="shard-") as file:
             yield file
             file.flush()
@@ -236,7 +236,7 @@ class RemoteStore(Store):
             except OSError:
                 raise
             except Exception as error:
-                raise OSError(f"{self.where(name)} cannot be written ({_one_line(error)})") from error
+                raise OSError(f"{self.display_path(name)} cannot be written ({_one_line(error)})") from error
 
     def remove(self, name: str) -> None:
         try:
@@ -246,17 +246,19 @@ class RemoteStore(Store):
         except OSError:
             raise
         except Exception as error:
-            raise OSError(f"{self.where(name)} cannot be removed ({_one_line(error)})") from error
+            raise OSError(f"{self.display_path(name)} cannot be removed ({_one_line(error)})") from error
 
-    def refuse_unless_writable(self) -> None:
+    def check_writable(self) -> None:
         try:
             if not BUCKETS & {*([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)}:
                 self.fs.makedirs(self.root, exist_ok=True)
             self.fs.pipe_file(f"{self.root}/{WRITE_TEST}", b"")
             self.remove(WRITE_TEST)  # which another part may have done
         except Exception as error:
-            raise InputError(f"cannot write to {self.where()} ({_one_line(error)}): give another out=") from error
+            raise InputError(
+                f"cannot write to {self.display_path()} ({_one_line(error)}): give another out="
+            ) from error
 
 
 def _one_line(error: Any) -> str:
-    return without_secrets(" ".join(str(error).split())) or type(error).__name__
+    return redact(" ".join(str(error).split())) or type(error).__name__

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.common.errors import InputError
-from pipeline.data.build_state import PLAN, Plan, plan_digest
-from pipeline.data.manifest import NAME, Manifest
-from pipeline.data.shard import ShardInfo, checksum, index_name, read_index, samples, scan, with_checksums
-from pipeline.data.storage import Store, open_store
+from pipeline.data.build_state import PLAN, BuildPlan, plan_digest
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
+from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, iter_samples, read_index, with_checksums
+from pipeline.data.storage import Storage, open_storage
 
-MOST = 3  # faults of one kind told of one shard
+MAX_FAULTS = 3  # faults of one kind told of one shard
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Report:
     recordings: set[str] = field(default_factory=set)
 
 
-def verify(store: Store, workers: int = 1) -> Iterator[str]:
+def verify(store: Storage, workers: int = 1) -> Iterator[str]:
     """Every fault of a cache, as a line each. Raises InputError where there is no manifest to hold it against."""
     manifest = Manifest.load(store)
     yield from _plan(store, manifest)
@@ -57,29 +57,29 @@ def verify(store: Store, workers: int = 1) -> Iterator[str]:
                 yield f"{report.name}: clips of {path!r} are in {report.split} and in {other}"
 
 
-def _plan(store: Store, manifest: Manifest) -> Iterator[str]:
+def _plan(store: Storage, manifest: Manifest) -> Iterator[str]:
     """What of the manifest is not as the plan says that it was made from; a cache may be copied without its plan."""
     try:
-        plan = Plan.load(store)
+        plan = BuildPlan.load(store)
     except InputError as error:
         yield str(error)
         return
     if plan is None:
         return
     if manifest.plan != plan_digest(store):
-        yield f"{PLAN}: it is not the plan that {NAME} was made from"
+        yield f"{PLAN}: it is not the plan that {MANIFEST_NAME} was made from"
     for part, ours in (("codec", manifest.codec), ("embedder", manifest.embedder)):
-        planned = plan.made.get(part, {})
+        planned = plan.resolved.get(part, {})
         for key in sorted({*ours, *planned}):
             if ours.get(key) != planned.get(key):
-                yield f"{NAME}: {part}.{key} is {ours.get(key)!r}, and {planned.get(key)!r} in {PLAN}"
+                yield f"{MANIFEST_NAME}: {part}.{key} is {ours.get(key)!r}, and {planned.get(key)!r} in {PLAN}"
 
 
 def _mark(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _folder(store: Store, names: list[str]) -> Iterator[str]:
+def _folder(store: Storage, names: list[str]) -> Iterator[str]:
     there = store.sizes()
     for name in names:
         if name not in there:
@@ -93,7 +93,7 @@ def _folder(store: Store, names: list[str]) -> Iterator[str]:
             yield f"{name}: foreign, the manifest does not know it"
 
 
-def _reports(store: Store, manifest: Manifest, listed: list[tuple[str, ShardInfo]], workers: int) -> Iterator[Report]:
+def _reports(store: Storage, manifest: Manifest, listed: list[tuple[str, ShardInfo]], workers: int) -> Iterator[Report]:
     rows = [(store.address, manifest, split, shard) for split, shard in listed]
     with ExitStack() as stack:
         if min(workers, len(rows)) > 1:
@@ -106,7 +106,7 @@ def _reports(store: Store, manifest: Manifest, listed: list[tuple[str, ShardInfo
 def _report(row: tuple[str, Manifest, str, ShardInfo]) -> Report:
     """One shard, held against what the manifest says of it."""
     where, manifest, split, said = row
-    store = open_store(where)
+    store = open_storage(where)
     report = Report(said.name, split)
     try:
         shard = store.view(said.name)
@@ -119,12 +119,12 @@ def _report(row: tuple[str, Manifest, str, ShardInfo]) -> Report:
     try:
         _contents(report, store, shard, manifest, said)
     except InputError as error:
-        report.faults.append(str(error).removeprefix(f"{store.where(said.name)}: "))
+        report.faults.append(str(error).removeprefix(f"{store.display_path(said.name)}: "))
     return report
 
 
-def _contents(report: Report, store: Store, shard: memoryview, manifest: Manifest, said: ShardInfo) -> None:
-    index = scan(shard, store.where(said.name))
+def _contents(report: Report, store: Storage, shard: memoryview, manifest: Manifest, said: ShardInfo) -> None:
+    index = build_index(shard, store.display_path(said.name))
     if store.size(index_name(said.name)) is not None:
         try:
             written, expected = read_index(store.read(index_name(said.name)), said.name)
@@ -137,16 +137,16 @@ def _contents(report: Report, store: Store, shard: memoryview, manifest: Manifes
     if counted != (said.samples, said.frames):
         report.faults.append(f"{counted[0]} samples of {counted[1]} frames, not {said.samples} of {said.frames}")
     faults: dict[str, list[str]] = {}
-    for sample in samples(shard, index, store.where(said.name)):
+    for sample in iter_samples(shard, index, store.display_path(said.name)):
         report.keys.append(sample.key)
-        report.recordings.add(str(sample.info.get("path")))
-        for fault in _sample_faults(sample.codes, sample.prompt, sample.info, report.split, manifest):
+        report.recordings.add(str(sample.metadata.get("path")))
+        for fault in _sample_faults(sample.codes, sample.prompt, sample.metadata, report.split, manifest):
             faults.setdefault(fault, []).append(sample.key)
     if len(set(report.keys)) < len(report.keys):
         report.faults.append("two samples have one key")
     for fault, keys in faults.items():
-        more = f" and {len(keys) - MOST} more" if len(keys) > MOST else ""
-        report.faults.append(f"{fault}: {', '.join(keys[:MOST])}{more}")
+        more = f" and {len(keys) - MAX_FAULTS} more" if len(keys) > MAX_FAULTS else ""
+        report.faults.append(f"{fault}: {', '.join(keys[:MAX_FAULTS])}{more}")
 
 
 def _sample_faults(
@@ -158,8 +158,8 @@ def _sample_faults(
         yield f"{codes.shape[0]} codebooks where the manifest says {manifest.codebooks}"
     if codes.max(initial=0) >= size:
         yield f"codes of {size} or more"
-    if len(prompt) != manifest.prompt_width:
-        yield f"prompts of {len(prompt)} values where the manifest says {manifest.prompt_width}"
+    if len(prompt) != manifest.prompt_dim:
+        yield f"prompts of {len(prompt)} values where the manifest says {manifest.prompt_dim}"
     if not np.isfinite(prompt).all():
         yield "prompts with NaN or infinite values"
     if info.get("split") != split:
@@ -173,11 +173,13 @@ def _sample_faults(
         yield "another number of frames than their duration tells"
 
 
-def rebuild_index(store: Store, info: ShardInfo) -> None:
+def rebuild_index(store: Storage, info: ShardInfo) -> None:
     """Write the index of a shard again, from the shard. Raises InputError where that is not what its manifest says."""
     shard = store.view(info.name)
     if hashlib.sha256(shard).hexdigest() != info.sha256:
-        raise InputError(f"{store.where(info.name)} has changed since it was written (its sha256 differs): restore it")
-    index = with_checksums(scan(shard, store.where(info.name)), checksum(shard))
-    with store.writing(index_name(info.name)) as file:
+        raise InputError(
+            f"{store.display_path(info.name)} has changed since it was written (its sha256 differs): restore it"
+        )
+    index = with_checksums(build_index(shard, store.display_path(info.name)), checksum(shard))
+    with store.open_atomic(index_name(info.name)) as file:
         np.save(file, index, allow_pickle=False)

@@ -16,8 +16,8 @@ from pipeline.config import types
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.tables import cell
 from pipeline.generation.generator import generate
-from pipeline.generation.loaded_run import Instrument, open_run
-from pipeline.generation.sampling import Sampling
+from pipeline.generation.loaded_run import LoadedRun, load_run
+from pipeline.generation.sampling import SamplingParams
 from pipeline.models import model_stats
 
 COLUMNS = {
@@ -46,10 +46,10 @@ class Compared:
 
 def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared:
     """Evaluate every run on the same clips. Raises InputError as `evaluate` does."""
-    types.at_least(1, settings, "timed")
+    types.require_min(1, settings, "timed")
     rows, told = [], {}
     for run in map(Path, dict.fromkeys(settings["runs"])):
-        instrument = open_run(run, settings["device"], settings["repository"], settings["embedder_source"])
+        instrument = load_run(run, settings["device"], settings["repository"], settings["embedder_source"])
         found = evaluate(settings, instrument, lambda line, run=run: say(f"{run}: {line}"))  # type: ignore[misc]
         told[str(run)] = found.told
         frames = statistics.mean(clip.codes.shape[1] for clip in found.clips)
@@ -85,7 +85,7 @@ def unequal(rows: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def training(run: Path, instrument: Instrument, frames: float) -> dict[str, float | None]:
+def training(run: Path, instrument: LoadedRun, frames: float) -> dict[str, float | None]:
     """What the log of a run tells of its training: steps, arithmetic, and how fast it was; None where it does not."""
     logged = [row for row in read_metrics(run) if "train/clips" in row and "speed/codes_per_second" in row]
     if not logged:
@@ -93,15 +93,15 @@ def training(run: Path, instrument: Instrument, frames: float) -> dict[str, floa
     each = logged[len(logged) // 4 :]  # the first rows warm up
     return {
         "steps": logged[-1]["step"],
-        "petaflop": logged[-1]["train/clips"] * model_stats.operations(instrument.model.config, frames) / 1e15,
+        "petaflop": logged[-1]["train/clips"] * model_stats.training_flops(instrument.model.config, frames) / 1e15,
         "training": statistics.median(row["speed/codes_per_second"] for row in each),
     }
 
 
-def generation_rate(instrument: Instrument, frames: int, clips: int, sampling: Mapping[str, Any]) -> float:
+def generation_rate(instrument: LoadedRun, frames: int, clips: int, sampling: Mapping[str, Any]) -> float:
     """Codes a second, `clips` at once: the better of two times."""
     best = float("inf")
-    chosen = Sampling(1.0, sampling["top_k"], sampling["top_p"], sampling["min_p"], sampling["guidance"])
+    chosen = SamplingParams(1.0, sampling["top_k"], sampling["top_p"], sampling["min_p"], sampling["guidance"])
     prompts = torch.zeros(clips, instrument.model.config.prompt_dim)
     for _ in range(2):
         started = time.perf_counter()

@@ -17,25 +17,25 @@ import torch
 from torch import Tensor
 
 from pipeline.audio import audio_io
-from pipeline.common.errors import InputError, all_without_secrets
+from pipeline.common.errors import InputError, redact_all
 from pipeline.config import types
-from pipeline.data.dataloader import Split, once
-from pipeline.data.random_clips import draw
+from pipeline.data.dataloader import ShardedDataset, iter_once
+from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample
 from pipeline.evaluation import metrics
 from pipeline.evaluation.losses import measure
-from pipeline.evaluation.metrics import figure
+from pipeline.evaluation.metrics import bootstrap_mean
 from pipeline.generation.generator import generate
-from pipeline.generation.loaded_run import Instrument
+from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode, embed
 from pipeline.generation.request import sampling_of
-from pipeline.generation.sampling import Sampling
+from pipeline.generation.sampling import SamplingParams
 
 REFERENCE = 10_000  # clips at most that the Fréchet distance compares with
 
 
 @dataclass(frozen=True)
-class Clip:
+class ReferenceClip:
     """A clip of the cache: its codes [K, T] as the model knows them, and the sound that the codec makes of them."""
 
     sample: Sample
@@ -44,12 +44,12 @@ class Clip:
     @property
     def pitch(self) -> float:
         """Its label, NaN where it has none."""
-        found = self.sample.info.get("labels", {}).get("pitch")
+        found = self.sample.metadata.get("labels", {}).get("pitch")
         return float("nan") if found is None else float(found)
 
 
 @dataclass(frozen=True)
-class Voice:
+class AudioSet:
     """One sound for each of N clips: generations at one temperature, or the codec's reconstructions."""
 
     name: str
@@ -64,19 +64,19 @@ class Evaluation:
     """All that was measured, as `evaluate.json` holds it, and all that was heard."""
 
     told: dict[str, Any]
-    clips: list[Clip]
-    voices: list[Voice]
+    clips: list[ReferenceClip]
+    voices: list[AudioSet]
 
 
-def evaluate(settings: Mapping[str, Any], instrument: Instrument, say: Callable[[str], None]) -> Evaluation:
+def evaluate(settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[str], None]) -> Evaluation:
     """Measure what `conf/evaluate.yaml` describes; say(line) tells what is being done.
 
     Raises InputError for numbers that measure nothing, and for a cache that does not fit the model.
     """
-    types.at_least(1, settings, "n", "resamples", "batch")
-    types.at_least(0, settings, "temperatures", "seed")
+    types.require_min(1, settings, "n", "resamples", "batch")
+    types.require_min(0, settings, "temperatures", "seed")
     sampling, seed, resamples = sampling_of(settings["sampling"]), settings["seed"], settings["resamples"]
-    valid, train = (Split(settings["shards"], settings[kind]) for kind in ("split", "baseline"))
+    valid, train = (ShardedDataset(settings["shards"], settings[kind]) for kind in ("split", "baseline"))
     for split in (valid, train):
         check_cache(split, instrument)
     frames = most_frames(instrument)
@@ -89,18 +89,19 @@ def evaluate(settings: Mapping[str, Any], instrument: Instrument, say: Callable[
     say(f"{len(clips)} clips at {len(settings['temperatures'])} temperatures")
     longest = max(clip.codes.shape[1] for clip in clips)
     batch = instrument.best_batch(longest) if settings["batch"] == "auto" else settings["batch"]
-    made = play(instrument, clips, settings["temperatures"], sampling, seed, batch)
+    made = generate_all(instrument, clips, settings["temperatures"], sampling, seed, batch)
     say("their sounds")
-    real = voice("codec", [clip.codes for clip in clips], instrument, wanted)
-    voices = {f"{t:g}": voice(f"t{t:g}", codes, instrument, wanted) for t, codes in made.items()}
-    reference = np.concatenate([b.prompt.numpy() for b in islice(once(valid, 256), -(-REFERENCE // 256))])
+    real = decode_and_embed("codec", [clip.codes for clip in clips], instrument, wanted)
+    voices = {f"{t:g}": decode_and_embed(f"t{t:g}", codes, instrument, wanted) for t, codes in made.items()}
+    reference = np.concatenate([b.prompt.numpy() for b in islice(iter_once(valid, 256), -(-REFERENCE // 256))])
     told = {
         "loss": losses.told(instrument.codec.frame_rate),
         "temperatures": {
-            t: measured(spoken, real, prompts, reference, wanted, resamples, seed) for t, spoken in voices.items()
+            t: compute_metrics(spoken, real, prompts, reference, wanted, resamples, seed)
+            for t, spoken in voices.items()
         },
-        "ceiling": measured(real, real, prompts, reference, wanted, resamples, seed),
-        "floor": floors(next(iter(voices.values())), real, prompts, wanted, resamples, seed),
+        "ceiling": compute_metrics(real, real, prompts, reference, wanted, resamples, seed),
+        "floor": baseline_metrics(next(iter(voices.values())), real, prompts, wanted, resamples, seed),
         "distance": {"embedding": instrument.embedder.identity, "reference": settings["split"], "n": len(reference)},
         "settings": {"n": len(clips), **{key: value for key, value in settings.items() if key != "n"}},
         **instrument.identity,
@@ -108,7 +109,7 @@ def evaluate(settings: Mapping[str, Any], instrument: Instrument, say: Callable[
     return Evaluation(told, clips, [real, *voices.values()])
 
 
-def check_cache(split: Split, instrument: Instrument) -> None:
+def check_cache(split: ShardedDataset, instrument: LoadedRun) -> None:
     """Raises InputError, naming what differs, unless the cache is of the model's codec and embedder."""
     config, manifest = instrument.model.config, split.manifest
     if not len(split):
@@ -118,31 +119,31 @@ def check_cache(split: Split, instrument: Instrument) -> None:
     split.codebooks = config.codebooks
 
 
-def most_frames(instrument: Instrument) -> int:
+def most_frames(instrument: LoadedRun) -> int:
     """The longest clip that the model's position table takes, or that it was trained on where that is known."""
     config, pattern = instrument.model.config, instrument.model.pattern
     low, high = 0, config.positions
     while low < high:
         middle = (low + high + 1) // 2
-        fits = pattern.length(middle + config.end_of_audio) <= config.positions
+        fits = pattern.num_steps(middle + config.end_of_audio) <= config.positions
         low, high = (middle, high) if fits else (low, middle - 1)
     return min(low, instrument.trained_frames or low)
 
 
-def draw_clips(split: Split, n: int, seed: int, instrument: Instrument, frames: int) -> list[Clip]:
+def draw_clips(split: ShardedDataset, n: int, seed: int, instrument: LoadedRun, frames: int) -> list[ReferenceClip]:
     """n clips drawn at random, cut to `frames`. Raises InputError for none."""
     if n < 1:
         raise InputError(f"n={n}: give 1 or more")
     K = instrument.model.config.codebooks
-    drawn = draw(split.store, split.manifest, n, seed, split.name)
-    return [Clip(sample, torch.from_numpy(sample.codes[:K, :frames].astype(np.int64))) for sample in drawn]
+    drawn = sample_clips(split.store, split.manifest, n, seed, split.name)
+    return [ReferenceClip(sample, torch.from_numpy(sample.codes[:K, :frames].astype(np.int64))) for sample in drawn]
 
 
-def play(
-    instrument: Instrument,
-    clips: Sequence[Clip],
+def generate_all(
+    instrument: LoadedRun,
+    clips: Sequence[ReferenceClip],
     temperatures: Sequence[float],
-    sampling: Sampling,
+    sampling: SamplingParams,
     seed: int,
     batch: int,
 ) -> dict[float, list[Tensor]]:
@@ -166,7 +167,7 @@ def play(
     return {t: [made[t, i] for i in range(len(clips))] for t in temperatures}
 
 
-def voice(name: str, codes: Sequence[Tensor], instrument: Instrument, labels: np.ndarray | None) -> Voice:
+def decode_and_embed(name: str, codes: Sequence[Tensor], instrument: LoadedRun, labels: np.ndarray | None) -> AudioSet:
     """Decode, embed and track codes [K, T], one a clip. labels: [N], NaN where a clip has no pitch."""
     wavs = decode(instrument.codec, codes)
     embeddings = embed(instrument.embedder, wavs).numpy()
@@ -174,12 +175,12 @@ def voice(name: str, codes: Sequence[Tensor], instrument: Instrument, labels: np
     if labels is not None:
         heard = [wav for wav, label in zip(wavs, labels, strict=True) if not np.isnan(label)]
         tracked = metrics.pitches(heard, instrument.codec.sample_rate)
-    return Voice(name, [clip.numpy() for clip in codes], wavs, embeddings, tracked)
+    return AudioSet(name, [clip.numpy() for clip in codes], wavs, embeddings, tracked)
 
 
-def measured(
-    spoken: Voice,
-    real: Voice,
+def compute_metrics(
+    spoken: AudioSet,
+    real: AudioSet,
     prompts: np.ndarray,
     reference: np.ndarray,
     labels: np.ndarray | None,
@@ -189,32 +190,36 @@ def measured(
     """The figures of a voice, as JSON. real: the codec's reconstructions; reference: embeddings of real clips."""
 
     def share(values: Any) -> dict[str, Any]:
-        return figure(np.asarray(list(values)), resamples, seed).told()
+        return bootstrap_mean(np.asarray(list(values)), resamples, seed).to_dict()
 
     told = {"fidelity": share(metrics.fidelity(prompts, spoken.embeddings))}
     if labels is not None and spoken.pitches is not None:
         known = labels[~np.isnan(labels)]
-        told["pitch"] = share(metrics.right(spoken.pitches, known))
-        told["pitch_class"] = share(metrics.right(spoken.pitches, known, octaves=True))
+        told["pitch"] = share(metrics.pitch_correct(spoken.pitches, known))
+        told["pitch_class"] = share(metrics.pitch_correct(spoken.pitches, known, octaves=True))
     if len(prompts) > 1:
         told["distance"] = {"mean": metrics.frechet(spoken.embeddings, reference)}
-        told["different"] = {"mean": metrics.different(spoken.embeddings)}
+        told["different"] = {"mean": metrics.vendi_score(spoken.embeddings)}
     told["silent"] = share(map(metrics.falls_silent, spoken.wavs, real.wavs))
-    told["looping"] = share(map(metrics.loops, spoken.codes))
+    told["looping"] = share(map(metrics.is_looping, spoken.codes))
     return told
 
 
-def floors(
-    some: Voice, real: Voice, prompts: np.ndarray, labels: np.ndarray | None, resamples: int, seed: int
+def baseline_metrics(
+    some: AudioSet, real: AudioSet, prompts: np.ndarray, labels: np.ndarray | None, resamples: int, seed: int
 ) -> dict[str, Any]:
     """What has nothing to do with its prompt reaches: other clips' sounds, other clips' labels."""
     if len(prompts) < 2:
         return {}
-    told = {"fidelity": figure(metrics.floor(prompts, real.embeddings), resamples, seed).told()}
+    told = {
+        "fidelity": bootstrap_mean(metrics.mismatched_similarity(prompts, real.embeddings), resamples, seed).to_dict()
+    }
     if labels is not None and some.pitches is not None and len(some.pitches) > 1:
         known = labels[~np.isnan(labels)]
-        told["pitch"] = figure(metrics.chance(some.pitches, known), resamples, seed).told()
-        told["pitch_class"] = figure(metrics.chance(some.pitches, known, octaves=True), resamples, seed).told()
+        told["pitch"] = bootstrap_mean(metrics.pitch_chance(some.pitches, known), resamples, seed).to_dict()
+        told["pitch_class"] = bootstrap_mean(
+            metrics.pitch_chance(some.pitches, known, octaves=True), resamples, seed
+        ).to_dict()
     return told
 
 
@@ -230,5 +235,5 @@ def write_json(path: Path, told: dict[str, Any]) -> None:
     """Write figures, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(all_without_secrets(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    part.write_text(json.dumps(redact_all(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     part.replace(path)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data.dataloader import Split, once
+from pipeline.data.dataloader import ShardedDataset, iter_once
 from pipeline.models.codec_gpt import CodecGPT
 
 _BATCH = 16
@@ -45,18 +45,20 @@ class Losses:
 
 
 @torch.inference_mode()
-def measure(model: CodecGPT, valid: Split, train: Split, frames: int | None, device: torch.device) -> Losses:
+def measure(
+    model: CodecGPT, valid: ShardedDataset, train: ShardedDataset, frames: int | None, device: torch.device
+) -> Losses:
     """The loss over every clip of `valid` exactly once, cropped to `frames`; the unigrams are counted in `train`."""
     size, K = model.config.codebook_size, model.config.codebooks
     nats, cells = torch.zeros(2, K, dtype=torch.float64)
     held = torch.zeros(K, size, dtype=torch.float64)
-    for batch in once(valid, _BATCH, frames=frames):
+    for batch in iter_once(valid, _BATCH, frames=frames):
         found, counted = model(*batch.to(device))
         nats += found.double().cpu()
         cells += counted.cpu()
         held += histogram(batch.codes, batch.frames, size)
     known = torch.ones(K, size, dtype=torch.float64)  # add-one smoothing: a code never seen is not impossible
-    for batch in once(train, 256):
+    for batch in iter_once(train, 256):
         known += histogram(batch.codes, batch.frames, size)
     unigram = -(held * (known / known.sum(1, keepdim=True)).log()).sum(1) / held.sum(1)
     return Losses((nats / cells).tolist(), unigram.tolist(), math.log(size), len(valid))

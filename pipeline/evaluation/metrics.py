@@ -21,7 +21,7 @@ TAIL = 0.25  # share of a clip in which it must not have fallen silent
 
 
 @dataclass(frozen=True)
-class Figure:
+class MeanWithCI:
     """A mean over N clips and its 95 % interval by bootstrap over clips."""
 
     mean: float
@@ -29,17 +29,17 @@ class Figure:
     high: float
     n: int
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {"mean": self.mean, "interval": [self.low, self.high], "n": self.n}
 
 
-def figure(values: np.ndarray, resamples: int, seed: int) -> Figure:
+def bootstrap_mean(values: np.ndarray, resamples: int, seed: int) -> MeanWithCI:
     """values: a number a clip [N], N >= 1."""
     values = np.asarray(values, np.float64)
     draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
     low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-    return Figure(float(values.mean()), float(low), float(high), len(values))
+    return MeanWithCI(float(values.mean()), float(low), float(high), len(values))
 
 
 def fidelity(prompts: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def fidelity(prompts: np.ndarray, found: np.ndarray) -> np.ndarray:
     return metrics.cosine(prompts, found)
 
 
-def floor(prompts: np.ndarray, found: np.ndarray) -> np.ndarray:
+def mismatched_similarity(prompts: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Mean cosine between each prompt and what all other prompts became: two [N, D], N >= 2 -> [N]."""
     cosines = metrics.cosine(prompts[:, None], found[None])
     return (cosines.sum(1) - np.diagonal(cosines)) / (len(prompts) - 1)
@@ -61,7 +61,7 @@ def pitches(wavs: Sequence[np.ndarray], rate: int) -> np.ndarray:
         return np.array(list(pool.map(lambda wav: metrics.pitch(wav, rate), wavs)))
 
 
-def right(found: np.ndarray, labels: np.ndarray, octaves: bool = False) -> np.ndarray:
+def pitch_correct(found: np.ndarray, labels: np.ndarray, octaves: bool = False) -> np.ndarray:
     """Whether each found pitch is within half a semitone of its label: two [N] -> 0 or 1 [N].
 
     octaves: whether being off by whole octaves is right too. No pitch heard is wrong.
@@ -72,9 +72,9 @@ def right(found: np.ndarray, labels: np.ndarray, octaves: bool = False) -> np.nd
     return (np.abs(off) <= SEMITONE).astype(np.float64)  # NaN compares as false
 
 
-def chance(found: np.ndarray, labels: np.ndarray, octaves: bool = False) -> np.ndarray:
+def pitch_chance(found: np.ndarray, labels: np.ndarray, octaves: bool = False) -> np.ndarray:
     """How often each found pitch is right for the labels of all other clips: [N], N >= 2."""
-    hits = np.stack([right(found, np.roll(labels, shift), octaves) for shift in range(1, len(labels))])
+    hits = np.stack([pitch_correct(found, np.roll(labels, shift), octaves) for shift in range(1, len(labels))])
     return hits.mean(0)
 
 
@@ -93,7 +93,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(A) + np.trace(B) - 2 * shared)
 
 
-def different(embeddings: np.ndarray) -> float:
+def vendi_score(embeddings: np.ndarray) -> float:
     """How many different sounds a set [N, D] seems to hold, 1..N: the Vendi score under the cosine of embeddings.
 
     exp of the entropy of the eigenvalues of their similarities / N (Friedman & Dieng 2023).
@@ -110,7 +110,7 @@ def falls_silent(wav: np.ndarray, like: np.ndarray) -> bool:
     return float(np.abs(wav[-last:]).max()) < QUIET <= float(np.abs(like[-last:]).max())
 
 
-def loops(codes: np.ndarray) -> bool:
+def is_looping(codes: np.ndarray) -> bool:
     """Whether the last half of codes [K, T] goes round and round: all codebooks repeat with one period of 1..T / 8."""
     half, most = codes.shape[1] // 2, codes.shape[1] // 8
     return any(np.array_equal(codes[:, -half:], codes[:, -half - p : -p]) for p in range(1, most + 1))

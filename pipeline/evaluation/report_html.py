@@ -15,7 +15,7 @@ import soundfile
 from markupsafe import Markup
 
 from pipeline.evaluation import tables
-from pipeline.evaluation.report_sections import Study
+from pipeline.evaluation.report_sections import ReportSection
 from pipeline.evaluation.svg_plots import Curve, plot
 from pipeline.evaluation.templates import render
 from pipeline.tracking.wandb_media import spectrogram
@@ -25,7 +25,8 @@ SCRIPT = Markup((Path(__file__).parent / "report.js").read_text())
 
 
 def page(
-    title: str, facts: Mapping[str, str], studies: Sequence[Study], rate: int, metrics: Sequence[Mapping[str, Any]],
+    title: str, facts: Mapping[str, str], sections: Sequence[ReportSection], rate: int,
+    metrics: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None, hint: str,
 ) -> str:  # fmt: skip
     """The whole page.
@@ -33,14 +34,14 @@ def page(
     Args:
         title: the run's name.
         facts: what is listed at its head.
-        studies: its sections of sounds.
+        sections: its sections of sounds.
         rate: of the sounds, in Hz.
         metrics: rows of metrics.jsonl.
         evaluation: figures of pipeline.evaluate.
         hint: how to get these, where there are none.
     """
     return render(
-        "report.html", title=title, facts=facts, studies=studies, rate=rate, plots=_plots(metrics, evaluation),
+        "report.html", title=title, facts=facts, sections=sections, rate=rate, plots=_plots(metrics, evaluation),
         evaluation=evaluation, hint=hint, style=STYLE, script=SCRIPT, flac=flac,
         picture=lambda wav: png(spectrogram(wav)),
     )  # fmt: skip

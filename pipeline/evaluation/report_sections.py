@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from pipeline.audio.codec import Codec, load_codec
-from pipeline.audio.recordings import recording
+from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
 from pipeline.config import types
-from pipeline.data.dataloader import Split
-from pipeline.evaluation.evaluator import Clip, check_cache, draw_clips, most_frames, play
+from pipeline.data.dataloader import ShardedDataset
+from pipeline.evaluation.evaluator import ReferenceClip, check_cache, draw_clips, generate_all, most_frames
 from pipeline.generation import interpolation
 from pipeline.generation.generator import generate
-from pipeline.generation.loaded_run import Instrument
+from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode, find
 from pipeline.generation.request import read_all, sampling_of
 
@@ -46,7 +46,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Study:
+class ReportSection:
     """A section of the page."""
 
     title: str
@@ -54,12 +54,14 @@ class Study:
     rows: list[Row] = field(default_factory=list)
 
 
-def studies(settings: Mapping[str, Any], instrument: Instrument, say: Callable[[str], None]) -> list[Study]:
+def build_sections(
+    settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[str], None]
+) -> list[ReportSection]:
     """All that `conf/report.yaml` asks for. Raises InputError for a cache, clips or prompts that cannot be used."""
-    types.at_least(1, settings, "n", "codebooks", "takes")
-    types.at_least(2, settings, "steps")
-    types.at_least(0, settings, "temperatures", "seed", "strips", "fade")
-    split = Split(settings["shards"], settings["split"])
+    types.require_min(1, settings, "n", "codebooks", "takes")
+    types.require_min(2, settings, "steps")
+    types.require_min(0, settings, "temperatures", "seed", "strips", "fade")
+    split = ShardedDataset(settings["shards"], settings["split"])
     check_cache(split, instrument)
     frames = most_frames(instrument)
     clips = draw_clips(split, settings["n"], settings["seed"], instrument, frames)
@@ -71,19 +73,21 @@ def studies(settings: Mapping[str, Any], instrument: Instrument, say: Callable[[
     found.append(temperatures(settings, instrument, clips))
     if settings["prompts"] is not None:
         say("prompts from elsewhere")
-        found.append(elsewhere(settings, instrument, max(clip.codes.shape[1] for clip in clips)))
+        found.append(external_prompts(settings, instrument, max(clip.codes.shape[1] for clip in clips)))
     if settings["strips"]:
         say("interpolations")
         found.append(interpolations(settings, instrument, clips))
     return found
 
 
-def bitrates(settings: Mapping[str, Any], instrument: Instrument, split: Split, clips: Sequence[Clip]) -> Study:
+def bitrates(
+    settings: Mapping[str, Any], instrument: LoadedRun, split: ShardedDataset, clips: Sequence[ReferenceClip]
+) -> ReportSection:
     """Each clip through the codec with 1, 2, 4... codebooks: from the recording where it is at hand."""
     held, rows = split.manifest.codebooks, []
     whole: Codec | None = None
     for clip in clips:
-        original = recording(settings["originals"], clip.sample.info, instrument.codec.sample_rate)
+        original = load_source_audio(settings["originals"], clip.sample.metadata, instrument.codec.sample_rate)
         if original is None:
             codec, codes = instrument.codec, torch.from_numpy(clip.sample.codes.astype(np.int64))[None]
             codec = whole = whole or _with(instrument, held, settings["repository"])
@@ -102,19 +106,19 @@ def bitrates(settings: Mapping[str, Any], instrument: Instrument, split: Split, 
         f"The same clips of {split.name} through {instrument.codec.name} with more and more codebooks. The model makes "
         f"{instrument.model.config.codebooks}: it cannot sound better than the codec does with as many."
     )
-    return Study("Bit rate", text, rows)
+    return ReportSection("Bit rate", text, rows)
 
 
-def _with(instrument: Instrument, codebooks: int | None, repository: str | None) -> Codec:
+def _with(instrument: LoadedRun, codebooks: int | None, repository: str | None) -> Codec:
     """The instrument's codec with other codebooks (None: all it has)."""
     count = codebooks or instrument.codec.model.quantizer.n_q
     return load_codec(instrument.codec.name, count, repository, instrument.device)
 
 
-def temperatures(settings: Mapping[str, Any], instrument: Instrument, clips: Sequence[Clip]) -> Study:
+def temperatures(settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequence[ReferenceClip]) -> ReportSection:
     """Each clip's prompt at every temperature."""
     sampling, batch = sampling_of(settings["sampling"]), instrument.best_batch(max(c.codes.shape[1] for c in clips))
-    made = play(instrument, clips, settings["temperatures"], sampling, settings["seed"], batch)
+    made = generate_all(instrument, clips, settings["temperatures"], sampling, settings["seed"], batch)
     real = decode(instrument.codec, [clip.codes for clip in clips])
     sounds = {t: decode(instrument.codec, codes) for t, codes in made.items()}
     rows = []
@@ -125,10 +129,10 @@ def temperatures(settings: Mapping[str, Any], instrument: Instrument, clips: Seq
         "Generated from the embedding of a clip that the model was not trained on; the same random numbers at every "
         "temperature. Too low and codes run in circles, too high and they leave the prompt."
     )
-    return Study("Temperature", text, rows)
+    return ReportSection("Temperature", text, rows)
 
 
-def elsewhere(settings: Mapping[str, Any], instrument: Instrument, frames: int) -> Study:
+def external_prompts(settings: Mapping[str, Any], instrument: LoadedRun, frames: int) -> ReportSection:
     """Sound files that are not of the corpus as prompts, some generations each."""
     sampling, seed, takes = sampling_of(settings["sampling"]), settings["seed"], settings["takes"]
     rows: list[Row] = []
@@ -142,28 +146,28 @@ def elsewhere(settings: Mapping[str, Any], instrument: Instrument, frames: int) 
         )
         wavs = decode(instrument.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])
         rows.append(Row(name, [Sound("prompt", source.wav), *(Sound(f"take {i + 1}", w) for i, w in enumerate(wavs))]))
-    return Study("Prompts from elsewhere", f"Sounds of your own, at temperature {sampling.temperature}.", rows)
+    return ReportSection("Prompts from elsewhere", f"Sounds of your own, at temperature {sampling.temperature}.", rows)
 
 
-def interpolations(settings: Mapping[str, Any], instrument: Instrument, clips: Sequence[Clip]) -> Study:
+def interpolations(settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequence[ReferenceClip]) -> ReportSection:
     """Strips of clips on the way from one prompt to another."""
     rate, sampling, rows = instrument.codec.sample_rate, sampling_of(settings["sampling"]), []
     for i in range(settings["strips"]):
         ends = [clips[(2 * i + j) % len(clips)] for j in (0, 1)]
         prompts = [torch.from_numpy(clip.sample.prompt.astype(np.float32)) for clip in ends]
-        wavs = strip(instrument, prompts, ends[0].codes.shape[1], settings, sampling)
+        wavs = interpolation_strip(instrument, prompts, ends[0].codes.shape[1], settings, sampling)
         real = decode(instrument.codec, [clip.codes for clip in ends])
-        joined = interpolation.join(wavs, round(settings["fade"] * rate))
+        joined = interpolation.crossfade(wavs, round(settings["fade"] * rate))
         sounds = [Sound("from", real[0]), Sound(f"{settings['steps']} clips on the way", joined), Sound("to", real[1])]
         rows.append(Row(" → ".join(clip.sample.key for clip in ends), sounds))
     text = f"Each clip is made whole from a prompt on the way ({settings['blend']}), with the same random numbers."
-    return Study("Interpolation", text, rows)
+    return ReportSection("Interpolation", text, rows)
 
 
-def strip(
-    instrument: Instrument, prompts: Sequence[Tensor], frames: int, settings: Mapping[str, Any], sampling: Any
+def interpolation_strip(
+    instrument: LoadedRun, prompts: Sequence[Tensor], frames: int, settings: Mapping[str, Any], sampling: Any
 ) -> list[np.ndarray]:
     """The sounds on the way between prompts [P]."""
-    vectors = torch.stack(interpolation.path(prompts, settings["steps"], settings["blend"]))
+    vectors = torch.stack(interpolation.interpolation_path(prompts, settings["steps"], settings["blend"]))
     codes, lengths = generate(instrument.player, vectors, frames, sampling, [settings["seed"]] * len(vectors))
     return decode(instrument.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from pipeline.common.errors import InputError
-from pipeline.data.manifest import NAME
+from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.storage import is_remote
 from pipeline.evaluation.results_file import EvaluationFile
-from pipeline.generation.loaded_run import Instrument
+from pipeline.generation.loaded_run import LoadedRun
 
 
 def config(run: Path) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def shards(run: Path) -> str:
             f"shards=auto: {run}/config.yaml names {first}, a remote cache: addresses in a run folder are not opened; "
             "if you trust it, give shards=ADDRESS"
         )
-    if not (Path(first.removeprefix("file://")) / NAME).is_file():
+    if not (Path(first.removeprefix("file://")) / MANIFEST_NAME).is_file():
         raise InputError(
             f"shards=auto: {run}/config.yaml names {first}, where there is no cache on this machine (seen from "
             f"{Path.cwd()}); give shards=DIR, a copy of it or another cache of the same codec and embedder"
@@ -61,7 +61,7 @@ def evaluation(path: Path) -> dict[str, Any] | None:
         raise InputError(f"evaluation={path}: not what pipeline.evaluate writes ({why:.200})") from None
 
 
-def facts(instrument: Instrument, settings: Mapping[str, Any]) -> dict[str, str]:
+def facts(instrument: LoadedRun, settings: Mapping[str, Any]) -> dict[str, str]:
     """What stands at the head of a page."""
     model = instrument.model.config
     count = sum(p.numel() for p in instrument.model.parameters())

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.common.errors import without_secrets
+from pipeline.common.errors import redact
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -24,7 +24,7 @@ def macros(template: str) -> Any:
 
 
 def _redacted(value: Any) -> Any:
-    return without_secrets(value) if type(value) is str else value
+    return redact(value) if type(value) is str else value
 
 
 _ENVIRONMENT = Environment(

@@ -24,11 +24,11 @@ def upload(run: Path, found: Evaluation, rate: int) -> None:
     if mode_from_environment(settings) == "disabled":
         raise InputError("wandb=true: WANDB_MODE, WANDB_DISABLED or the run's tracking.mode turns W&B off: unset it")
     step = max(row["step"] for row in rows)
-    tracker = base.start(run, step, str(config.get("name", run.name)), config, settings)
+    tracker = base.build_tracker(run, step, str(config.get("name", run.name)), config, settings)
     tracker.log(step, {f"eval/{name}": value for name, value in flat(found.told).items()})
     heard = [
         (clip.sample.key, {spoken.name: spoken.wavs[i] for spoken in found.voices})
         for i, clip in enumerate(found.clips[:SHOWN])
     ]
-    tracker.listen(step, heard, rate)
-    tracker.finish()
+    tracker.log_audio(step, heard, rate)
+    tracker.close()

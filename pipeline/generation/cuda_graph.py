@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Graph:
+class CudaGraphStep:
     """Calls a function of a number in a tensor [1], whose work lies in the same places whatever the number.
 
     On a GPU the first call captures it; later ones play it back, all on the caller's stream. The function may wait for

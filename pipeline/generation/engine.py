@@ -26,7 +26,7 @@ _SUM = 1024  # oneDNN adds up so many products in one order, whatever the number
 _ROWS = 16  # that the packing is made for
 
 
-class Matrix:
+class PackedLinear:
     """x [M, in] -> x @ weight + bias [M, out]. weight: [in, out], in either memory layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor, exact: bool) -> None:
@@ -58,26 +58,26 @@ def _onednn() -> bool:
 
 
 @dataclass(frozen=True)
-class Layer:
+class DecoderLayer:
     """One block of GPT-2."""
 
     before: Callable[[Tensor], Tensor]
-    qkv: Matrix
-    out: Matrix
+    qkv: PackedLinear
+    out: PackedLinear
     between: Callable[[Tensor], Tensor]
-    up: Matrix
-    down: Matrix
+    up: PackedLinear
+    down: PackedLinear
 
 
 @dataclass(frozen=True)
-class Cache:
+class KVCache:
     """Keys and values of every layer: [B, H, positions, D / H] each."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
 
-class Player:
+class InferenceEngine:
     """Reads positions and predicts codes; equal to `model.logits` but for rounding.
 
     exact: whether a row alone must give the same bits as among others (CPU). captures: whether steps are captured as
@@ -85,29 +85,29 @@ class Player:
     """
 
     def __init__(self, model: CodecGPT, exact: bool = True) -> None:
-        trunk = model.trunk
+        trunk = model.backbone
         assert trunk.config.activation_function == GELU and not trunk.config.scale_attn_by_inverse_layer_idx
         self.model, self.config, self.pattern = model, model.config, model.pattern
-        self.device, self.heads = model.null.device, model.config.heads
+        self.device, self.heads = model.null_prompt.device, model.config.heads
         self.captures = self.device.type == "cuda"
         self.layers = [
-            Layer(
+            DecoderLayer(
                 before=block.ln_1,
-                qkv=Matrix(block.attn.c_attn.weight, block.attn.c_attn.bias, exact),
-                out=Matrix(block.attn.c_proj.weight, block.attn.c_proj.bias, exact),
+                qkv=PackedLinear(block.attn.c_attn.weight, block.attn.c_attn.bias, exact),
+                out=PackedLinear(block.attn.c_proj.weight, block.attn.c_proj.bias, exact),
                 between=block.ln_2,
-                up=Matrix(block.mlp.c_fc.weight, block.mlp.c_fc.bias, exact),
-                down=Matrix(block.mlp.c_proj.weight, block.mlp.c_proj.bias, exact),
+                up=PackedLinear(block.mlp.c_fc.weight, block.mlp.c_fc.bias, exact),
+                down=PackedLinear(block.mlp.c_proj.weight, block.mlp.c_proj.bias, exact),
             )
             for block in cast(Any, trunk.h)
         ]
-        self.head = Matrix(model.head.weight.flatten(0, 1).t(), model.head.bias.flatten(), exact)
+        self.head = PackedLinear(model.head.weight.flatten(0, 1).t(), model.head.bias.flatten(), exact)
 
-    def cache(self, rows: int, positions: int) -> Cache:
+    def cache(self, rows: int, positions: int) -> KVCache:
         """Room for so many positions of so many rows."""
         shape = (rows, self.heads, positions, self.config.width // self.heads)
-        new = self.model.null.new_zeros
-        return Cache([new(shape) for _ in self.layers], [new(shape) for _ in self.layers])
+        new = self.model.null_prompt.new_zeros
+        return KVCache([new(shape) for _ in self.layers], [new(shape) for _ in self.layers])
 
     def condition(self, prompts: Tensor | None, rows: int) -> Tensor:
         """Prompts [B, P] or none -> position 0 [B, 1, D]; each row alone, so that the others change nothing."""
@@ -116,7 +116,7 @@ class Player:
         prompts = prompts.to(self.device)
         return torch.cat([self.model.condition(prompts[i : i + 1], 1) for i in range(rows)])
 
-    def read(self, inputs: Tensor, cache: Cache, at: int) -> Tensor:
+    def forward(self, inputs: Tensor, cache: KVCache, at: int) -> Tensor:
         """Inputs [B, n, D] from position `at` on -> logits [B, K, C] of what follows the last.
 
         n is 1, or `at` is 0.
@@ -129,9 +129,9 @@ class Player:
             keys[:, :, at:end], values[:, :, at:end] = k, v
             return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=end - at > 1)
 
-        return self._logits(inputs + self.model.trunk.wpe.weight[at:end], attend)
+        return self._logits(inputs + self.model.backbone.wpe.weight[at:end], attend)
 
-    def read_at(self, inputs: Tensor, cache: Cache, at: Tensor) -> Tensor:
+    def decode_step(self, inputs: Tensor, cache: KVCache, at: Tensor) -> Tensor:
         """As `read` of one position [B, 1, D] that stands in a tensor [1]: the same kernels whatever the position."""
         unseen = torch.arange(cache.keys[0].shape[2], device=self.device) > at
         mask = inputs.new_zeros(1, len(unseen)).masked_fill(unseen, -torch.inf)  # of the queries' kind, as GPUs want it
@@ -140,7 +140,7 @@ class Player:
             keys, values = cache.keys[i].index_copy_(2, at, k), cache.values[i].index_copy_(2, at, v)
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
-        return self._logits(inputs + self.model.trunk.wpe.weight.index_select(0, at), attend)
+        return self._logits(inputs + self.model.backbone.wpe.weight.index_select(0, at), attend)
 
     def _logits(self, x: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Inputs with their positions [B, n, D] -> logits [B, K, C]; attend(layer, q, k, v) of [B, H, n, D / H]."""
@@ -151,5 +151,5 @@ class Player:
             x = x + layer.out(seen.transpose(1, 2).reshape(B * n, D)).view(B, n, D)
             wide = F.gelu(layer.up(layer.between(x).view(B * n, D)), approximate="tanh")
             x = x + layer.down(wide).view(B, n, D)
-        last = self.model.trunk.ln_f(x[:, -1])
+        last = self.model.backbone.ln_f(x[:, -1])
         return self.head(last).view(B, self.config.codebooks, -1).float()

@@ -32,14 +32,14 @@ from torch import Tensor
 
 from pipeline.common.errors import InputError
 from pipeline.generation import gumbel_noise
-from pipeline.generation.cuda_graph import Graph
-from pipeline.generation.engine import Player
-from pipeline.generation.sampling import Sampling, choose, finite, temperatures
-from pipeline.models.patterns import EMPTY
+from pipeline.generation.cuda_graph import CudaGraphStep
+from pipeline.generation.engine import InferenceEngine
+from pipeline.generation.sampling import SamplingParams, all_finite, sample_token, temperatures
+from pipeline.models.patterns import SPECIAL_TOKEN
 
 
 @dataclass(frozen=True)
-class Plan:
+class GenerationSpec:
     """What to make.
 
     frames: of each clip, at most. seeds: one a clip. samplings: one a clip; they may differ in temperature only.
@@ -50,21 +50,21 @@ class Plan:
 
     frames: int
     seeds: Sequence[int]
-    samplings: Sequence[Sampling]
+    samplings: Sequence[SamplingParams]
     prompts: Sequence[tuple[int, Tensor]] = ()
-    given: Tensor | None = None
+    prefix_codes: Tensor | None = None
     window: int | None = None
-    hop: int | None = None
+    window_stride: int | None = None
 
 
-class Take:
+class Generation:
     """One playing of a plan. Raises InputError for a plan that the model cannot follow.
 
     codes: int64 [B, K, T], 0 where not made (yet). lengths: [B], the true frames: fewer than asked for only where the
     model was trained to end its clips. complete: frames that are whole so far.
     """
 
-    def __init__(self, player: Player, plan: Plan) -> None:
+    def __init__(self, player: InferenceEngine, plan: GenerationSpec) -> None:
         self.player, self.plan, self.pattern = player, plan, player.pattern
         config, device, B = player.config, player.device, len(plan.seeds)
         self.ends = int(config.end_of_audio)  # it was trained with a frame of EMPTY after the last
@@ -78,21 +78,25 @@ class Take:
         self.guided = self.sampling.guidance != 1 and bool(plan.prompts)
         self.rows = B * (1 + self.guided)
         self.starts = [self._start(prompts) for _, prompts in plan.prompts] or [self._start(None)]
-        steps = self.pattern.length(self.window)
+        steps = self.pattern.num_steps(self.window)
         self.cache = player.cache(self.rows, steps)
-        self.laid = torch.full((B, config.codebooks, steps), EMPTY, device=device)  # of the window, as are these:
+        self.laid = torch.full(
+            (B, config.codebooks, steps), SPECIAL_TOKEN, device=device
+        )  # of the window, as are these:
         self.active, self.keys = torch.zeros_like(self.laid, dtype=torch.bool), self.laid.to(torch.int32)
         self.sound = torch.ones((), dtype=torch.bool, device=device)  # whether all logits so far are numbers
-        self.graph = Graph(self._advance_at, device) if player.captures else None
-        self.tokens = torch.full((B, config.codebooks, self.total), EMPTY, device=device)
-        if plan.given is not None:
-            assert plan.given.shape[2] < plan.frames
-            self.tokens[:, :, : plan.given.shape[2]] = plan.given.to(device) + 1
+        self.graph = CudaGraphStep(self._advance_at, device) if player.captures else None
+        self.tokens = torch.full((B, config.codebooks, self.total), SPECIAL_TOKEN, device=device)
+        if plan.prefix_codes is not None:
+            assert plan.prefix_codes.shape[2] < plan.frames
+            self.tokens[:, :, : plan.prefix_codes.shape[2]] = plan.prefix_codes.to(device) + 1
         self.lengths = torch.full((B,), plan.frames, device=device)
-        self.complete = 0 if plan.given is None else plan.given.shape[2]
+        self.complete = 0 if plan.prefix_codes is None else plan.prefix_codes.shape[2]
         self._told = 0  # frames that `chunks` has yielded
         forbidden = torch.zeros(config.codebooks, config.codebook_size + 1, dtype=torch.bool, device=device)
-        forbidden[self.ends :, EMPTY] = True  # a hole in the sound, unless it is codebook 0's way to say the end
+        forbidden[self.ends :, SPECIAL_TOKEN] = (
+            True  # a hole in the sound, unless it is codebook 0's way to say the end
+        )
         self.forbidden = forbidden
 
     @property
@@ -118,7 +122,7 @@ class Take:
     @torch.inference_mode()
     def _steps(self, size: int | None) -> Iterator[None]:
         """Window after window; yields whenever `size` frames more are whole."""
-        base, hop = 0, self.plan.hop or self.window
+        base, hop = 0, self.plan.window_stride or self.window
         while True:
             yield from self._play(base, size)
             if base + self.window == self.total or int(self.lengths.max()) <= base:
@@ -132,7 +136,7 @@ class Take:
         laid, active = self.laid, self.active
         whole = self.pattern.steps(N).amax(0).tolist()  # after which step each frame is
         turns = self._turns(base)
-        unknown = (active & (laid == EMPTY)).any(0).any(0).tolist()
+        unknown = (active & (laid == SPECIAL_TOKEN)).any(0).any(0).tolist()
         first = unknown.index(True) if True in unknown else len(unknown)
         # the last K - 1 steps of the delay pattern only finish frames: the next window does that where it knows more
         stop = laid.shape[2] if last or self.pattern.name != "delay" else N
@@ -142,7 +146,7 @@ class Take:
                     self._put(self._prefill(laid[:, :, :s], turns[s]), s)
                 else:
                     self._advance(s)
-                if self.ends and bool((ended := active[:, 0, s] & (laid[:, 0, s] == EMPTY)).any()):
+                if self.ends and bool((ended := active[:, 0, s] & (laid[:, 0, s] == SPECIAL_TOKEN)).any()):
                     self._end(base, ended, s)
                 if self.ends and not bool(active[:, :, s + 1 :].any()):
                     break
@@ -158,18 +162,18 @@ class Take:
     def _lay(self, base: int) -> None:
         """Tokens as laid out, which cells hold a code of the clip, and the keys of their noise."""
         lengths = self._window_lengths(base)
-        held = self.pattern.frames(self.window, lengths)
-        self.laid.copy_(self.pattern.apply(self.tokens[:, :, base : base + self.window], lengths))
+        held = self.pattern.frame_at_step(self.window, lengths)
+        self.laid.copy_(self.pattern.build_sequence(self.tokens[:, :, base : base + self.window], lengths))
         self.active.copy_((held >= 0) & (held < (self.lengths - base)[:, None, None]))
-        self.keys.copy_(gumbel_noise.keys(self.plan.seeds, held + base))
+        self.keys.copy_(gumbel_noise.noise_keys(self.plan.seeds, held + base))
 
     def _keep(self, base: int) -> None:
         """Take what the window holds back into the clips. Raises InputError where logits were no numbers."""
         if not bool(self.sound):
             raise InputError("the model's logits are not finite: its weights are damaged, or its training diverged")
-        tokens = self.pattern.revert(self.laid, self.window, self._window_lengths(base))
+        tokens = self.pattern.revert_sequence(self.laid, self.window, self._window_lengths(base))
         behind = torch.arange(self.window, device=tokens.device) >= (self.lengths - base)[:, None, None]
-        self.tokens[:, :, base : base + self.window] = tokens.masked_fill(behind, EMPTY)
+        self.tokens[:, :, base : base + self.window] = tokens.masked_fill(behind, SPECIAL_TOKEN)
 
     def _window_lengths(self, base: int) -> Tensor:
         return (self.lengths - base + self.ends).clamp(0, self.window)
@@ -177,15 +181,15 @@ class Take:
     def _end(self, base: int, ended: Tensor, step: int) -> None:
         """Rows [B] that have said that their clip ends at this step's frame."""
         self._keep(base)
-        frame = base + self.pattern.frames(self.window)[0, step]
+        frame = base + self.pattern.frame_at_step(self.window)[0, step]
         self.lengths = torch.where(ended, frame, self.lengths)
         behind = torch.arange(self.total, device=self.tokens.device) >= self.lengths[:, None, None]
-        self.tokens.masked_fill_(behind, EMPTY)
+        self.tokens.masked_fill_(behind, SPECIAL_TOKEN)
         self._lay(base)
 
     def _turns(self, base: int) -> list[int]:
         """Which prompt each step follows: that of the frame of its first codebook with one."""
-        held = self.pattern.frames(self.window)  # [K, S]
+        held = self.pattern.frame_at_step(self.window)  # [K, S]
         frame = held.gather(0, (held >= 0).int().argmax(0, keepdim=True))[0] + base
         starts = torch.tensor([start for start, _ in self.plan.prompts] or [0])
         return (torch.searchsorted(starts, frame, right=True) - 1).clamp(min=0).tolist()
@@ -199,19 +203,19 @@ class Take:
 
     def _prefill(self, laid: Tensor, turn: int) -> Tensor:
         """Read a prompt and the steps [B, K, s] after it -> logits [B, K, C] of step s."""
-        return self._guide(self.player.read(torch.cat([self.starts[turn], self._inputs(laid)], 1), self.cache, 0))
+        return self._guide(self.player.forward(torch.cat([self.starts[turn], self._inputs(laid)], 1), self.cache, 0))
 
     def _advance(self, s: int) -> None:
         """Read step s - 1, which stands at position s, and make step s."""
         if self.graph is not None:
             self.graph(s)
         else:
-            self._put(self._guide(self.player.read(self._inputs(self.laid[:, :, s - 1 : s]), self.cache, s)), s)
+            self._put(self._guide(self.player.forward(self._inputs(self.laid[:, :, s - 1 : s]), self.cache, s)), s)
 
     def _advance_at(self, at: Tensor) -> None:
         """The same for a step in a tensor [1]: nothing in it depends on what is known here."""
         inputs = self._inputs(self.laid.index_select(2, at - 1))
-        logits = self._guide(self.player.read_at(inputs, self.cache, at))
+        logits = self._guide(self.player.decode_step(inputs, self.cache, at))
         active, keys = self.active.index_select(2, at)[:, :, 0], self.keys.index_select(2, at)[:, :, 0]
         known = self.laid.index_select(2, at)[:, :, 0]
         self.laid.index_copy_(2, at, self._choose(logits, keys, active, known)[:, :, None])
@@ -234,16 +238,16 @@ class Take:
 
     def _choose(self, logits: Tensor, keys: Tensor, active: Tensor, known: Tensor) -> Tensor:
         """Logits [B, K, C], keys [B, K] -> tokens [B, K]: those known already, EMPTY where not active."""
-        self.sound &= finite(logits)
-        drawn = gumbel_noise.gumbel(keys, logits.shape[-1])
-        tokens = choose(logits.masked_fill(self.forbidden, -torch.inf), drawn, self.temperature, self.sampling)
-        return known.where(known != EMPTY, tokens.where(active, EMPTY))
+        self.sound &= all_finite(logits)
+        drawn = gumbel_noise.gumbel_noise(keys, logits.shape[-1])
+        tokens = sample_token(logits.masked_fill(self.forbidden, -torch.inf), drawn, self.temperature, self.sampling)
+        return known.where(known != SPECIAL_TOKEN, tokens.where(active, SPECIAL_TOKEN))
 
     # ---- checks ------------------------------------------------------------------------------------------------
     def _missing(self) -> Tensor:
         """Cells of real frames that hold no code, a clip: [B]."""
         real = torch.arange(self.plan.frames, device=self.lengths.device) < self.lengths[:, None]
-        return ((self.tokens[:, :, : self.plan.frames] == EMPTY) & real[:, None]).sum((1, 2))
+        return ((self.tokens[:, :, : self.plan.frames] == SPECIAL_TOKEN) & real[:, None]).sum((1, 2))
 
     def _check(self) -> None:
         plan, positions = self.plan, self.player.config.positions
@@ -251,22 +255,28 @@ class Take:
             odd = (~prompts.isfinite().all(1)).nonzero().flatten().tolist()
             if odd:
                 raise InputError(f"prompts {odd} have values that are not finite: embed other sounds")
-        steps = self.pattern.length(self.window)
+        steps = self.pattern.num_steps(self.window)
         if plan.frames < 1 or not 0 < steps <= positions:
             raise InputError(
                 f"{self.window - self.ends} frames are {steps} steps under pattern={self.pattern.name}, and the model "
                 f"reads 1..{positions}: ask for other seconds=, or train with a larger model.positions"
             )
-        if self.window < self.total and not 0 < (plan.hop or 0) < self.window:
-            raise InputError(f"a window of {self.window} frames moves by 1..{self.window - 1} frames, not {plan.hop}")
+        if self.window < self.total and not 0 < (plan.window_stride or 0) < self.window:
+            raise InputError(
+                f"a window of {self.window} frames moves by 1..{self.window - 1} frames, not {plan.window_stride}"
+            )
 
 
 def generate(
-    player: Player, prompts: Tensor | None, frames: int, sampling: Sampling | Sequence[Sampling], seeds: Sequence[int]
+    player: InferenceEngine,
+    prompts: Tensor | None,
+    frames: int,
+    sampling: SamplingParams | Sequence[SamplingParams],
+    seeds: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Clips of one length from prompts [B, P], or none -> codes [B, K, T] and the true frames [B]. See `Take`."""
-    samplings = [sampling] * len(seeds) if isinstance(sampling, Sampling) else sampling
-    take = Take(player, Plan(frames, seeds, samplings, () if prompts is None else [(0, prompts)]))
+    samplings = [sampling] * len(seeds) if isinstance(sampling, SamplingParams) else sampling
+    take = Generation(player, GenerationSpec(frames, seeds, samplings, () if prompts is None else [(0, prompts)]))
     for _ in take.chunks():
         pass
     return take.codes, take.lengths

@@ -15,7 +15,7 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B9
 
 
-def keys(seeds: Sequence[int], frames: Tensor) -> Tensor:
+def noise_keys(seeds: Sequence[int], frames: Tensor) -> Tensor:
     """A key for each code: frames int64 [B, K, S] (or [K, S]) -> int32 [B, K, S]."""
     seed = torch.tensor([seed % 2**63 for seed in seeds], device=frames.device)[:, None, None]
     book = torch.arange(frames.shape[-2], device=frames.device)[:, None]
@@ -23,7 +23,7 @@ def keys(seeds: Sequence[int], frames: Tensor) -> Tensor:
     return mixed.to(torch.int32)  # its low half
 
 
-def gumbel(keys: Tensor, classes: int) -> Tensor:
+def gumbel_noise(keys: Tensor, classes: int) -> Tensor:
     """Standard Gumbel noise: int32 [...] -> float32 [..., C].
 
     argmax(logits + noise) is a draw from softmax(logits). Unlike a search in cumulated probabilities, it hardly ever

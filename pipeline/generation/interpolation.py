@@ -18,7 +18,7 @@ from pipeline.common.errors import InputError
 BLENDS = ("linear", "slerp")
 
 
-def between(a: Tensor, b: Tensor, share: float, blend: str) -> Tensor:
+def interpolate(a: Tensor, b: Tensor, share: float, blend: str) -> Tensor:
     """The prompt [P] at a share 0..1 of the way from a to b. Raises InputError for an unknown way.
 
     slerp: directions along the great circle at an even speed, lengths in proportion (Shoemake 1985).
@@ -35,7 +35,7 @@ def between(a: Tensor, b: Tensor, share: float, blend: str) -> Tensor:
     return direction * torch.lerp(a.norm(), b.norm(), share)
 
 
-def path(prompts: Sequence[Tensor], steps: int, blend: str) -> list[Tensor]:
+def interpolation_path(prompts: Sequence[Tensor], steps: int, blend: str) -> list[Tensor]:
     """So many prompts [P], evenly from the first through all to the last. Raises InputError for fewer than two."""
     if len(prompts) < 2:
         raise InputError(f"mode=interpolate goes from prompt to prompt: {len(prompts)} given, 2 or more are needed")
@@ -44,11 +44,13 @@ def path(prompts: Sequence[Tensor], steps: int, blend: str) -> list[Tensor]:
     found = []
     for place in np.linspace(0, len(prompts) - 1, steps):
         i = min(int(place), len(prompts) - 2)
-        found.append(between(prompts[i], prompts[i + 1], float(place - i), blend))
+        found.append(interpolate(prompts[i], prompts[i + 1], float(place - i), blend))
     return found
 
 
-def trajectory(keyframes: Sequence[tuple[float, Tensor]], every: float, blend: str) -> list[tuple[float, Tensor]]:
+def keyframe_schedule(
+    keyframes: Sequence[tuple[float, Tensor]], every: float, blend: str
+) -> list[tuple[float, Tensor]]:
     """Prompts [P] and the seconds from which they hold, a new one `every` seconds on the way between keyframes.
 
     keyframes: in the order of their seconds, the first at 0.
@@ -56,7 +58,7 @@ def trajectory(keyframes: Sequence[tuple[float, Tensor]], every: float, blend: s
     found = []
     for (start, a), (end, b) in itertools.pairwise(keyframes):
         count = max(1, round((end - start) / every))
-        found += [(start + (end - start) * i / count, between(a, b, i / count, blend)) for i in range(count)]
+        found += [(start + (end - start) * i / count, interpolate(a, b, i / count, blend)) for i in range(count)]
     return [*found, keyframes[-1]]
 
 
@@ -72,7 +74,7 @@ def keyframes_of(given: Any) -> list[tuple[float, str]]:
     return found
 
 
-def join(wavs: Sequence[np.ndarray], fade: int) -> np.ndarray:
+def crossfade(wavs: Sequence[np.ndarray], fade: int) -> np.ndarray:
     """Sounds [S] one after the other, each fading into the next over `fade` samples at equal power."""
     out = wavs[0]
     for wav in wavs[1:]:

@@ -15,7 +15,7 @@ from pipeline.common.checksums import sha256_file
 from pipeline.common.errors import InputError
 from pipeline.common.versions import package_versions
 from pipeline.config.cli import CONF
-from pipeline.generation.engine import Player
+from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
 
 SMALL, FEW = 16_000_000, 8  # parameters; clips
@@ -23,11 +23,11 @@ PACKAGES = ("codec-audio-lm", "torch", "transformers", "encodec", "numpy", "soxr
 
 
 @dataclass(frozen=True)
-class Instrument:
+class LoadedRun:
     """folder: the export; sha256: of its weights' file."""
 
     model: CodecGPT
-    player: Player
+    player: InferenceEngine
     codec: Codec
     embedder: Embedder
     folder: Path
@@ -41,12 +41,12 @@ class Instrument:
     @property
     def device(self) -> torch.device:
         """Where all three are."""
-        return self.model.null.device
+        return self.model.null_prompt.device
 
     def best_batch(self, frames: int) -> int:
         """Clips to make at once: as many as keep the cache of keys and values within a GiB, eight on a GPU."""
         config = self.model.config
-        row = 8 * config.layers * config.width * self.model.pattern.length(frames)  # bytes, in float32
+        row = 8 * config.layers * config.width * self.model.pattern.num_steps(frames)  # bytes, in float32
         most = 8 if self.device.type == "cuda" else 1
         return max(1, min(256, (most << 30) // row))
 
@@ -62,7 +62,7 @@ class Instrument:
         }
 
 
-def settle_threads(instrument: Instrument, clips: int) -> None:
+def limit_threads(instrument: LoadedRun, clips: int) -> None:
     """One thread for a few clips of a small model: its steps are over before two threads have met.
 
     On an idle machine that costs a fifth; on a busy one it is ten times as fast. It changes no sound.
@@ -95,13 +95,13 @@ def find_export(run: str | Path) -> Path:
     raise InputError(f"run={run}: it has no export; make it: python -m pipeline.export run={run}")
 
 
-def open_run(
+def load_run(
     run: str | Path,
     device: str = "auto",
     repository: str | None = None,
     embedder_source: str | None = None,
     exact: bool = True,
-) -> Instrument:
+) -> LoadedRun:
     """Load a run's export and what it plays through.
 
     repository: the folder with Meta's codec weights; embedder_source: where the embedder's weights lie; exact: see
@@ -113,7 +113,7 @@ def open_run(
     codec = _codec(model, folder, repository, place)
     embedder = _embedder(model, folder, embedder_source, place)
     sha256 = sha256_file(folder / WEIGHTS)
-    return Instrument(model, Player(model, exact), codec, embedder, folder, sha256)
+    return LoadedRun(model, InferenceEngine(model, exact), codec, embedder, folder, sha256)
 
 
 def _codec(model: CodecGPT, folder: Path, repository: str | None, device: torch.device) -> Codec:

@@ -40,7 +40,7 @@ def check_file(setting: str, file: str | Path) -> None:
     check_folder(setting, Path(file).parent)
 
 
-def check_sounds(out: str) -> None:
+def check_output(out: str) -> None:
     """Raises InputError unless sounds can be written to the setting `out`: a sound file, or a folder."""
     if is_folder(out):
         check_folder("out", out)
@@ -62,7 +62,7 @@ def is_folder(out: str) -> bool:
     return out.endswith("/") or not suffix or suffix.isdigit() or Path(out).is_dir()
 
 
-def targets(out: str, names: Sequence[str]) -> list[Path]:
+def output_files(out: str, names: Sequence[str]) -> list[Path]:
     """A file for each piece: `out` itself for one, else numbered, or named by prompts in a folder."""
     path = Path(out)
     if not is_folder(out):
@@ -76,7 +76,7 @@ def targets(out: str, names: Sequence[str]) -> list[Path]:
     return found
 
 
-def check_free(sounds: Iterable[Path], sources: Iterable[Path]) -> None:
+def check_no_overwrite(sounds: Iterable[Path], sources: Iterable[Path]) -> None:
     """Raises InputError where a sound, or the .json beside it, would replace a source or what others have written."""
     held = {source.resolve() for source in sources}
     for sound in sounds:

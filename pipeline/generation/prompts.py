@@ -73,7 +73,7 @@ def find(given: Any) -> dict[str, Path]:
         if not matches:
             raise InputError(f"prompt={one}: no file matches")
         paths += matches
-    return find_files.find("prompt", paths)
+    return find_files.find_audio_files("prompt", paths)
 
 
 def _matching(pattern: str) -> list[str]:

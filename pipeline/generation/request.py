@@ -17,9 +17,9 @@ from pipeline.audio.audio_io import AudioError
 from pipeline.common.errors import InputError
 from pipeline.config import types
 from pipeline.generation import interpolation, output_paths
-from pipeline.generation.loaded_run import Instrument
+from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import Source, find, read_source, vector_of
-from pipeline.generation.sampling import Sampling
+from pipeline.generation.sampling import SamplingParams
 
 LONGEST = 86_400  # seconds of one sound: a day's codes take half a GB
 MODES = ("prompt", "interpolate", "morph", "continue", "extend")
@@ -27,7 +27,7 @@ SECONDS = 4.0  # where the length of training is not known: NSynth's, as in the 
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipRequest:
     """One row of a batch. prompts: from which frame on which prompt [P] holds; given: codes [K, T] it begins with."""
 
     seed: int
@@ -36,14 +36,14 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AudioRequest:
     """One sound file, of one clip or of several that fade into each other.
 
     samples: of each clip. settings: those that make this very piece alone. sources: the sound files it depends on.
     """
 
     out: Path
-    clips: Sequence[Clip]
+    clips: Sequence[ClipRequest]
     samples: int
     settings: Mapping[str, Any]
     sources: Sequence[Source] = ()
@@ -56,22 +56,22 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingWindow:
     """How far back a piece longer than the trained length looks, and by how much it moves: in frames."""
 
     frames: int
     hop: int
 
 
-def sampling_of(settings: Mapping[str, Any]) -> Sampling:
+def sampling_of(settings: Mapping[str, Any]) -> SamplingParams:
     """The `sampling` group of a config. Raises InputError for values that make no sense."""
     found = {str(key): value for key, value in settings.items()}
     if not isinstance(found["temperature"], (int, float)):
         found["temperature"] = tuple(found["temperature"])
-    return Sampling(**found)
+    return SamplingParams(**found)
 
 
-def samples_of(settings: Mapping[str, Any], instrument: Instrument) -> int:
+def samples_of(settings: Mapping[str, Any], instrument: LoadedRun) -> int:
     """The setting `seconds` in samples. Raises InputError for none, and for more than a day."""
     seconds, trained = settings["seconds"], instrument.trained_frames
     if seconds == "auto":
@@ -81,7 +81,7 @@ def samples_of(settings: Mapping[str, Any], instrument: Instrument) -> int:
     return round(seconds * instrument.codec.sample_rate)
 
 
-def window_of(settings: Mapping[str, Any], frames: int, instrument: Instrument) -> Window | None:
+def window_of(settings: Mapping[str, Any], frames: int, instrument: LoadedRun) -> SlidingWindow | None:
     """The window of a piece of so many frames; None where it is no longer than the clips of training.
 
     Raises InputError for a window that does not lie within the trained length, or is needed but not known, and for a
@@ -89,7 +89,7 @@ def window_of(settings: Mapping[str, Any], frames: int, instrument: Instrument) 
     """
     found = _window(settings, frames, instrument)
     config, pattern = instrument.model.config, instrument.model.pattern
-    steps = pattern.length(frames + int(config.end_of_audio))
+    steps = pattern.num_steps(frames + int(config.end_of_audio))
     if found is None and steps > config.positions:
         raise InputError(
             f"seconds={settings['seconds']}: {frames} frames are {steps} steps under pattern={pattern.name}, and the "
@@ -98,7 +98,7 @@ def window_of(settings: Mapping[str, Any], frames: int, instrument: Instrument) 
     return found
 
 
-def _window(settings: Mapping[str, Any], frames: int, instrument: Instrument) -> Window | None:
+def _window(settings: Mapping[str, Any], frames: int, instrument: LoadedRun) -> SlidingWindow | None:
     trained, rate = instrument.trained_frames, instrument.codec.frame_rate
     if settings["mode"] in ("prompt", "interpolate"):
         return None
@@ -120,10 +120,12 @@ def _window(settings: Mapping[str, Any], frames: int, instrument: Instrument) ->
     hop = window // 2 if settings["hop"] == "auto" else round(settings["hop"] * rate)
     if not 0 < hop < window:
         raise InputError(f"hop={settings['hop']}: {hop} frames; give more than 0 and less than the window's {window}")
-    return Window(window, hop)
+    return SlidingWindow(window, hop)
 
 
-def pieces(settings: Mapping[str, Any], instrument: Instrument, skipped: list[str] | None = None) -> list[Piece]:
+def build_requests(
+    settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None = None
+) -> list[AudioRequest]:
     """All that the settings ask for.
 
     `skipped` receives path and reason of each prompt that cannot be read, where the others do not need it (modes
@@ -135,56 +137,60 @@ def pieces(settings: Mapping[str, Any], instrument: Instrument, skipped: list[st
     mode = settings["mode"]
     if mode not in MODES:
         raise InputError(f"mode={mode}: give {', '.join(MODES)}")
-    types.at_least(1, settings, "n", "batch")
-    types.at_least(0, settings, "fade")
+    types.require_min(1, settings, "n", "batch")
+    types.require_min(0, settings, "fade")
     if mode in ("interpolate", "morph"):
         found = (_interpolate if mode == "interpolate" else _morph)(settings, instrument)
     else:
         found = (_extend if mode == "extend" else _prompt)(settings, instrument, skipped)
     samples, fade = samples_of(settings, instrument), round(settings["fade"] * instrument.codec.sample_rate)
     return [
-        Piece(out, clips, samples, own, sources, fade)
+        AudioRequest(out, clips, samples, own, sources, fade)
         for out, (_, clips, own, sources) in zip(
-            output_paths.targets(settings["out"], [name for name, *_ in found]), found, strict=True
+            output_paths.output_files(settings["out"], [name for name, *_ in found]), found, strict=True
         )
         if clips
     ]
 
 
-_Made = tuple[str, list[Clip], dict[str, Any], list[Source]]  # name, clips (none: skipped), own settings, sources
+_Made = tuple[
+    str, list[ClipRequest], dict[str, Any], list[Source]
+]  # name, clips (none: skipped), own settings, sources
 
 
-def _prompt(settings: Mapping[str, Any], instrument: Instrument, skipped: list[str] | None) -> list[_Made]:
+def _prompt(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None) -> list[_Made]:
     n, seed = settings["n"], settings["seed"]
     if settings["prompt"] is None:
-        return [("sound", [Clip(seed + i)], {**settings, "n": 1, "seed": seed + i}, []) for i in range(n)]
+        return [("sound", [ClipRequest(seed + i)], {**settings, "n": 1, "seed": seed + i}, []) for i in range(n)]
     made: list[_Made] = []
     for name, prompt in _prompts(find(settings["prompt"]), settings, instrument, skipped):
         for _ in range(n):
             clips, own, sources = [], {}, []  # of a skipped prompt, which keeps its name and its seeds
             if prompt is not None:
                 source, vector = prompt
-                clips = [Clip(seed + len(made), [(0, vector)])]
+                clips = [ClipRequest(seed + len(made), [(0, vector)])]
                 own = {**settings, "prompt": str(source.path.absolute()), "n": 1, "seed": seed + len(made)}
                 sources = [source]
             made.append((name, clips, own, sources))
     return made
 
 
-def _interpolate(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
+def _interpolate(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Made]:
     sources = read_all(find(settings["prompt"]), settings["prompt_seconds"], instrument)
-    prompts = interpolation.path([vector for _, _, vector in sources], settings["steps"], settings["blend"])
+    prompts = interpolation.interpolation_path(
+        [vector for _, _, vector in sources], settings["steps"], settings["blend"]
+    )
     paths = [str(source.path.absolute()) for _, source, _ in sources]
     made: list[_Made] = []
     for i in range(settings["n"]):
         seed = settings["seed"] + i  # all clips have the same noise: only the prompt moves
         own = {**settings, "prompt": paths, "n": 1, "seed": seed}
-        clips = [Clip(seed, [(0, vector)]) for vector in prompts]
+        clips = [ClipRequest(seed, [(0, vector)]) for vector in prompts]
         made.append(("-".join(name for name, _, _ in sources), clips, own, [source for _, source, _ in sources]))
     return made
 
 
-def _morph(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
+def _morph(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Made]:
     keyframes, every = interpolation.keyframes_of(settings["keyframes"]), settings["every"]
     if not every > 0:
         raise InputError(f"every={every}: give more than 0 seconds")
@@ -192,7 +198,9 @@ def _morph(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
     sources = read_all(named, settings["prompt_seconds"], instrument)
     stops = [(at, vector) for (at, _), (_, _, vector) in zip(keyframes, sources, strict=True)]
     rate = instrument.codec.frame_rate
-    prompts = [(round(at * rate), vector) for at, vector in interpolation.trajectory(stops, every, settings["blend"])]
+    prompts = [
+        (round(at * rate), vector) for at, vector in interpolation.keyframe_schedule(stops, every, settings["blend"])
+    ]
     kept = dict(prompts)
     frames = [
         {"at": at, "prompt": str(source.path.absolute())}
@@ -201,12 +209,12 @@ def _morph(settings: Mapping[str, Any], instrument: Instrument) -> list[_Made]:
     made: list[_Made] = []
     for i in range(settings["n"]):
         own = {**settings, "keyframes": frames, "n": 1, "seed": settings["seed"] + i}
-        clip = Clip(own["seed"], sorted(kept.items(), key=lambda item: item[0]))
+        clip = ClipRequest(own["seed"], sorted(kept.items(), key=lambda item: item[0]))
         made.append(("-".join(path.stem for path in named.values()), [clip], own, [source for _, source, _ in sources]))
     return made
 
 
-def _extend(settings: Mapping[str, Any], instrument: Instrument, skipped: list[str] | None) -> list[_Made]:
+def _extend(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None) -> list[_Made]:
     if settings["audio"] is None:
         raise InputError("mode=extend goes on with a sound file: give audio=a.wav")
     rate, samples = instrument.codec.sample_rate, samples_of(settings, instrument)
@@ -224,7 +232,7 @@ def _extend(settings: Mapping[str, Any], instrument: Instrument, skipped: list[s
             clips, own, sources = [], {}, []
             if prompt is not None:
                 source, vector = prompt
-                clips = [Clip(settings["seed"] + len(made), [(0, vector)], given)]
+                clips = [ClipRequest(settings["seed"] + len(made), [(0, vector)], given)]
                 paths = {"audio": str(start.path.absolute()), "prompt": str(source.path.absolute())}
                 own = {**settings, **paths, "n": 1, "seed": settings["seed"] + len(made)}
                 sources = [start, source]
@@ -233,7 +241,7 @@ def _extend(settings: Mapping[str, Any], instrument: Instrument, skipped: list[s
 
 
 def _prompts(
-    files: Mapping[str, Path], settings: Mapping[str, Any], instrument: Instrument, skipped: list[str] | None
+    files: Mapping[str, Path], settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None
 ) -> list[tuple[str, tuple[Source, Tensor] | None]]:
     """Every file's name, with its sound and prompt vector; None for a file that is skipped."""
     read = read_all(files, settings["prompt_seconds"], instrument, skipped)
@@ -242,7 +250,7 @@ def _prompts(
 
 
 def read_all(
-    paths: Mapping[str, Path], seconds: float, instrument: Instrument, skipped: list[str] | None = None
+    paths: Mapping[str, Path], seconds: float, instrument: LoadedRun, skipped: list[str] | None = None
 ) -> list[tuple[str, Source, Tensor]]:
     """Name, sound and prompt vector [P] of each file; each embedded alone, so that the others change nothing.
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from pipeline.audio import audio_io
 from pipeline.common.errors import InputError
 from pipeline.generation import sidecar
-from pipeline.generation.generator import Plan, Take
-from pipeline.generation.interpolation import join
-from pipeline.generation.loaded_run import Instrument
-from pipeline.generation.request import Clip, Piece, Window
-from pipeline.generation.sampling import Sampling
+from pipeline.generation.generator import Generation, GenerationSpec
+from pipeline.generation.interpolation import crossfade
+from pipeline.generation.loaded_run import LoadedRun
+from pipeline.generation.request import AudioRequest, ClipRequest, SlidingWindow
+from pipeline.generation.sampling import SamplingParams
 
 Job = tuple[int, int]  # a piece, and a clip of it, by number
 SAY_EVERY = 75  # frames
@@ -29,7 +29,7 @@ Watch = Callable[[Tensor], None]  # told codes [B, K, t] of a batch as soon as t
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedFile:
     """A sound file that was written. sounds: its clips [S] before they were joined; none where it was streamed.
 
     whole: not where it was interrupted. clipped: the share of its samples that are at full scale.
@@ -43,39 +43,43 @@ class Made:
     sounds: Sequence[np.ndarray] = ()
 
 
-def take_of(
-    instrument: Instrument, clips: Sequence[Clip], samples: int, sampling: Sampling, window: Window | None
-) -> Take:
+def start_generation(
+    instrument: LoadedRun,
+    clips: Sequence[ClipRequest],
+    samples: int,
+    sampling: SamplingParams,
+    window: SlidingWindow | None,
+) -> Generation:
     """Clips of one shape, ready to be played together."""
     first = clips[0]
     prompts = [
         (frame, torch.stack([clip.prompts[i][1] for clip in clips])) for i, (frame, _) in enumerate(first.prompts)
     ]
     given = None if first.given is None else torch.stack([clip.given for clip in clips])  # type: ignore[misc]
-    plan = Plan(
+    plan = GenerationSpec(
         frames=instrument.codec.frames(samples),
         seeds=[clip.seed for clip in clips],
         samplings=[sampling] * len(clips),
         prompts=prompts,
-        given=given,
+        prefix_codes=given,
         window=window.frames if window else None,
-        hop=window.hop if window else None,
+        window_stride=window.hop if window else None,
     )
-    return Take(instrument.player, plan)
+    return Generation(instrument.player, plan)
 
 
-def perform(
-    instrument: Instrument,
-    pieces: Sequence[Piece],
-    sampling: Sampling,
-    window: Window | None,
+def generate_files(
+    instrument: LoadedRun,
+    pieces: Sequence[AudioRequest],
+    sampling: SamplingParams,
+    window: SlidingWindow | None,
     batch: int,
     say: Callable[[str], None],
     repeat: Mapping[str, int] | None = None,
     watch: Watch | None = None,
     every: int = SAY_EVERY,
     until: Sequence[int] | None = None,
-) -> Iterator[Made]:
+) -> Iterator[GeneratedFile]:
     """Make pieces, at most `batch` clips at once, and write each as soon as it is whole.
 
     say(line), watch(codes): told every so many frames how far it is, and what was made. repeat: rows and row of the
@@ -91,7 +95,7 @@ def perform(
         clips, last = [pieces[p].clips[c] for p, c in part], first + len(part) - 1
         numbers = f"clip {first}" if first == last else f"clips {first}-{last}"
         rows, row = (repeat["rows"], repeat["row"]) if repeat and len(clips) == 1 else (len(clips), 0)
-        take = take_of(instrument, clips * (rows // len(clips)), pieces[part[0][0]].samples, sampling, window)
+        take = start_generation(instrument, clips * (rows // len(clips)), pieces[part[0][0]].samples, sampling, window)
         touched = list(dict.fromkeys(p for p, _ in part))
         enough = max(until[c] for _, c in part) if until else take.plan.frames
         place = {p: {"rows": rows, "row": row + [q for q, _ in part].index(p)} for p in touched}
@@ -117,7 +121,7 @@ def perform(
                 yield _write(instrument, pieces[p], _of(codes, p), place[p], whole=until is None)
 
 
-def _codes(take: Take, part: Sequence[Job], row: int, until: Sequence[int] | None = None) -> dict[Job, Tensor]:
+def _codes(take: Generation, part: Sequence[Job], row: int, until: Sequence[int] | None = None) -> dict[Job, Tensor]:
     """What a take has made of each clip of a batch: [K, T]."""
     ends = take.lengths.clamp(max=take.complete).tolist()[row:]
     ends = [min(end, until[c]) for end, (_, c) in zip(ends, part, strict=False)] if until else ends
@@ -128,7 +132,7 @@ def _of(codes: Mapping[Job, Tensor], piece: int) -> list[Tensor]:
     return [clip for (p, _), clip in sorted(codes.items(), key=lambda item: item[0]) if p == piece]
 
 
-def _batches(pieces: Sequence[Piece], jobs: Sequence[Job], batch: int) -> Iterator[list[Job]]:
+def _batches(pieces: Sequence[AudioRequest], jobs: Sequence[Job], batch: int) -> Iterator[list[Job]]:
     """Jobs in order, those of one shape together, at most `batch` of them."""
     part: list[Job] = []
     for p, c in jobs:
@@ -140,25 +144,25 @@ def _batches(pieces: Sequence[Piece], jobs: Sequence[Job], batch: int) -> Iterat
         yield part
 
 
-def _shape(pieces: Sequence[Piece], job: Job) -> tuple[object, ...]:
+def _shape(pieces: Sequence[AudioRequest], job: Job) -> tuple[object, ...]:
     piece, clip = pieces[job[0]], pieces[job[0]].clips[job[1]]
     given = 0 if clip.given is None else clip.given.shape[1]
     return piece.samples, given, *(frame for frame, _ in clip.prompts)
 
 
 def _write(
-    instrument: Instrument, piece: Piece, codes: Sequence[Tensor], place: Mapping[str, int], whole: bool
-) -> Made:
+    instrument: LoadedRun, piece: AudioRequest, codes: Sequence[Tensor], place: Mapping[str, int], whole: bool
+) -> GeneratedFile:
     """Decode clips [K, T], each alone so that the others change nothing, and write the piece and its sidecar."""
     rate = instrument.codec.sample_rate
     made = [instrument.codec.decode(clip[None].long())[0, 0].cpu().numpy() for clip in codes if clip.shape[1]]
     sounds = [sound[: piece.samples] for sound in made]
-    wav = join(sounds, piece.fade) if sounds else np.zeros(0, np.float32)
+    wav = crossfade(sounds, piece.fade) if sounds else np.zeros(0, np.float32)
     if whole or len(wav):
         audio_io.write(piece.out, wav, rate)
         sidecar.write(piece, instrument, codes, place, len(wav) / rate, whole)
     clipped = _full(wav) / max(1, len(wav))
-    return Made(piece.out, len(wav) / rate, sidecar.digest(codes), whole, clipped, sounds)
+    return GeneratedFile(piece.out, len(wav) / rate, sidecar.digest(codes), whole, clipped, sounds)
 
 
 def _full(wav: np.ndarray) -> int:
@@ -167,15 +171,20 @@ def _full(wav: np.ndarray) -> int:
 
 
 def stream(
-    instrument: Instrument, clip: Clip, samples: int, sampling: Sampling, window: Window | None, chunk: float
+    instrument: LoadedRun,
+    clip: ClipRequest,
+    samples: int,
+    sampling: SamplingParams,
+    window: SlidingWindow | None,
+    chunk: float,
 ) -> Iterator[np.ndarray]:
     """A clip's sound [S] while it is made, some `chunk` seconds at a time; joined, it is the sound made whole."""
-    yield from _sound(instrument, take_of(instrument, [clip], samples, sampling, window), samples, chunk)
+    yield from _sound(instrument, start_generation(instrument, [clip], samples, sampling, window), samples, chunk)
 
 
-def _sound(instrument: Instrument, take: Take, samples: int, chunk: float) -> Iterator[np.ndarray]:
+def _sound(instrument: LoadedRun, take: Generation, samples: int, chunk: float) -> Iterator[np.ndarray]:
     size = max(1, round(chunk * instrument.codec.frame_rate))
-    for wav in instrument.codec.stream_decode(take.chunks(size)):
+    for wav in instrument.codec.streaming_decoder(take.chunks(size)):
         part = wav[0, 0, :samples].cpu().numpy()
         samples -= len(part)
         if len(part):
@@ -184,14 +193,14 @@ def _sound(instrument: Instrument, take: Take, samples: int, chunk: float) -> It
             return
 
 
-def perform_streaming(
-    instrument: Instrument,
-    pieces: Sequence[Piece],
-    sampling: Sampling,
-    window: Window | None,
+def stream_files(
+    instrument: LoadedRun,
+    pieces: Sequence[AudioRequest],
+    sampling: SamplingParams,
+    window: SlidingWindow | None,
     chunk: float,
     until: float | None = None,
-) -> Iterator[Made]:
+) -> Iterator[GeneratedFile]:
     """Make pieces of one clip one after the other, each written to its file while it is made.
 
     until: of a piece that was interrupted, the seconds that were made. Interrupted, what is made is told too. Raises
@@ -201,7 +210,7 @@ def perform_streaming(
     for piece in pieces:
         if len(piece.clips) != 1:
             raise InputError("stream=true: an interpolation is joined from whole clips; stream mode=morph instead")
-        take = take_of(instrument, piece.clips, piece.samples, sampling, window)
+        take = start_generation(instrument, piece.clips, piece.samples, sampling, window)
         piece.out.parent.mkdir(parents=True, exist_ok=True)
         samples, written, full = piece.samples if until is None else round(until * rate), 0, 0
 
@@ -221,9 +230,11 @@ def perform_streaming(
         yield _streamed(instrument, piece, take, written, full, whole=until is None)
 
 
-def _streamed(instrument: Instrument, piece: Piece, take: Take, written: int, full: int, whole: bool) -> Made:
+def _streamed(
+    instrument: LoadedRun, piece: AudioRequest, take: Generation, written: int, full: int, whole: bool
+) -> GeneratedFile:
     """Write the sidecar of a piece of which so many samples are written, so many of them at full scale."""
     heard, seconds = instrument.codec.frames(written), written / instrument.codec.sample_rate
     codes = [take.codes[0, :, : min(int(take.lengths[0]), take.complete, heard)].cpu()]
     sidecar.write(piece, instrument, codes, {"rows": 1, "row": 0}, seconds, whole)
-    return Made(piece.out, seconds, sidecar.digest(codes), whole, full / max(1, written))
+    return GeneratedFile(piece.out, seconds, sidecar.digest(codes), whole, full / max(1, written))

@@ -16,7 +16,7 @@ from pipeline.common.errors import InputError
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How to choose among the classes of a codebook.
 
     temperature: 0 is greedy; above 0 it divides the logits; one for all codebooks, or one each. top_k: only the k
@@ -45,7 +45,7 @@ class Sampling:
             raise InputError(f"sampling.guidance={self.guidance}: give a number; 1 follows the prompt as trained")
 
 
-def temperatures(samplings: Sequence[Sampling], codebooks: int) -> Tensor:
+def temperatures(samplings: Sequence[SamplingParams], codebooks: int) -> Tensor:
     """The temperature of each row and codebook: float32 [B, K]. Raises InputError where they are not K."""
     rows = []
     for each in (sampling.temperature for sampling in samplings):
@@ -55,7 +55,7 @@ def temperatures(samplings: Sequence[Sampling], codebooks: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def choose(logits: Tensor, noise: Tensor, temperature: Tensor | float, sampling: Sampling) -> Tensor:
+def sample_token(logits: Tensor, noise: Tensor, temperature: Tensor | float, sampling: SamplingParams) -> Tensor:
     """Logits and Gumbel noise [..., C] and temperatures [...] -> classes [...].
 
     temperature: of each choice, in the place of the sampling's own. A class whose logit is -inf is never chosen.
@@ -75,6 +75,6 @@ def choose(logits: Tensor, noise: Tensor, temperature: Tensor | float, sampling:
     return (scaled + noise.masked_fill(greedy, 0)).argmax(-1)
 
 
-def finite(logits: Tensor) -> Tensor:
+def all_finite(logits: Tensor) -> Tensor:
     """Whether all logits [..., C] are numbers that leave something to choose: a bool without dimensions."""
     return logits.amax(-1).isfinite().all()  # the largest of numbers and a NaN is NaN

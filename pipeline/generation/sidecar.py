@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline.common.checksums import sha256_file
-from pipeline.common.errors import InputError, all_without_secrets
-from pipeline.generation.loaded_run import Instrument
-from pipeline.generation.request import Piece
+from pipeline.common.errors import InputError, redact_all
+from pipeline.generation.loaded_run import LoadedRun
+from pipeline.generation.request import AudioRequest
 
 log = logging.getLogger("pipeline")
 FORMAT = 1
@@ -35,8 +35,8 @@ ELSEWHERE = (
 
 
 def write(
-    piece: Piece,
-    instrument: Instrument,
+    piece: AudioRequest,
+    instrument: LoadedRun,
     codes: Sequence[Tensor],
     place: Mapping[str, int],
     seconds: float,
@@ -61,7 +61,7 @@ def write(
         **instrument.identity,
     }
     part = piece.out.with_name(f".{piece.out.stem}.json.part")
-    part.write_text(json.dumps(all_without_secrets(told), indent=1, ensure_ascii=False) + "\n")
+    part.write_text(json.dumps(redact_all(told), indent=1, ensure_ascii=False) + "\n")
     part.replace(piece.out.with_suffix(".json"))
 
 
@@ -159,7 +159,7 @@ def _check_types(told: Mapping[str, Any]) -> None:
             raise TypeError(f"{told['frames']!r:.70} frames in {told['seconds']!r:.70} s were not made")
 
 
-def check(path: str | Path, told: Mapping[str, Any], instrument: Instrument) -> None:
+def check(path: str | Path, told: Mapping[str, Any], instrument: LoadedRun) -> None:
     """Raises InputError unless the instrument is the one it was made with; other versions are only told."""
     now = instrument.identity
     if told["export"]["sha256"] != now["export"]["sha256"]:

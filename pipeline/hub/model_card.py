@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.common.checksums import sha256_file
-from pipeline.common.errors import InputError, without_secrets
+from pipeline.common.errors import InputError, redact
 from pipeline.common.metrics_file import read_metrics
 from pipeline.common.versions import package_versions
 from pipeline.config.cli import CONF
@@ -73,7 +73,7 @@ def card(found: Path, folder: Path, caches: Mapping[str, str] | None = None) -> 
 
     Raises InputError for a run folder without its settings, or with others than pipeline.train writes.
     """
-    run, state = found.absolute().parents[1], checkpoint.state_of(found)
+    run, state = found.absolute().parents[1], checkpoint.read_metadata(found)
     if not (run / "config.yaml").exists():
         raise InputError(f"{run} has no config.yaml: it is no run folder that pipeline.train wrote")
     settings = run_folder.config(run)
@@ -105,7 +105,7 @@ def card(found: Path, folder: Path, caches: Mapping[str, str] | None = None) -> 
 def _plain(value: Any) -> Any:
     """Values of files, redacted and so that no text of them is Markdown or HTML: signs of these become entities."""
     if isinstance(value, str):
-        return re.sub(r"[<>&|`\[\]\\]", lambda sign: f"&#{ord(sign[0])};", " ".join(without_secrets(value).split()))
+        return re.sub(r"[<>&|`\[\]\\]", lambda sign: f"&#{ord(sign[0])};", " ".join(redact(value).split()))
     if isinstance(value, dict):
         return {_plain(name): _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
@@ -128,7 +128,7 @@ writes the tokens of a sound like it, which the codec turns into audio.
 def _data(settings: Mapping[str, Any], caches: Mapping[str, str]) -> dict[str, str]:
     told: dict[str, str] = {}
     for place in caches.values():
-        shown = _plain(Path(without_secrets(place).partition("?")[0]).name)
+        shown = _plain(Path(redact(place).partition("?")[0]).name)
         try:
             manifest = Manifest.load(place)
         except Exception:  # each kind of store has errors of its own, and none is worth a trained model
@@ -146,7 +146,7 @@ def _data(settings: Mapping[str, Any], caches: Mapping[str, str]) -> dict[str, s
 
 
 def _model(settings: Mapping[str, Any], config: ModelConfig) -> dict[str, str]:
-    parts, m = model_stats.parts(config), settings["model"]
+    parts, m = model_stats.parameter_counts(config), settings["model"]
     codec, embedder = config.codec, config.embedder
     return {
         "parameters": f"{sum(parts.values()):,} (" + ", ".join(f"{name} {n:,}" for name, n in parts.items()) + ")",

@@ -11,7 +11,7 @@ from pipeline.models.codec_gpt import CONFIG, WEIGHTS
 FILES = [WEIGHTS, CONFIG, NAME]
 
 
-class Unreached(RuntimeError):
+class HubUploadError(RuntimeError):
     """The hub did not take what was sent; the message says why, and how to send it again."""
 
 
@@ -44,7 +44,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
         )
     except Exception as error:  # each layer below has errors of its own: HTTP, TLS, sockets, Xet
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise Unreached(
+        raise HubUploadError(
             f"the hub did not take it ({reason:.300}); it lies at {folder}: `hf upload {repository} {folder}` sends it"
         ) from error
     return str(address)

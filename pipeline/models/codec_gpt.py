@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from pipeline.common.checksums import is_intact, sha256_file, with_checksum
 from pipeline.common.errors import InputError
-from pipeline.common.import_guards import broken_hidden
-from pipeline.models.patterns import EMPTY, Pattern
+from pipeline.common.import_guards import hide_broken_packages
+from pipeline.models.patterns import SPECIAL_TOKEN, Pattern
 from pipeline.models.weights import save_tensors
 
-with broken_hidden("torchaudio", "torchvision"):  # transformers imports both where they are installed
+with hide_broken_packages("torchaudio", "torchvision"):  # transformers imports both where they are installed
     import transformers
     from transformers import GPT2Config, GPT2Model
 
@@ -78,7 +78,7 @@ class ModelConfig:
             raise InputError(f"model.width={self.width} does not divide into model.heads={self.heads}")
 
 
-class Head(nn.Module):
+class CodebookHeads(nn.Module):
     """One linear classifier a codebook: rows [K, N, D] -> logits [K, N, C]."""
 
     def __init__(self, codebooks: int, width: int, classes: int) -> None:
@@ -109,27 +109,29 @@ class CodecGPT(nn.Module):
         super().__init__()
         self.config = config
         self.pattern = Pattern(config.pattern, config.codebooks)
-        self.trunk = trunk or GPT2Model(_gpt2_config(config))
-        self.trunk.register_module("wte", None)  # GPT-2's own vocabulary is never read: 38.6 M of the 124 M parameters
+        self.backbone = trunk or GPT2Model(_gpt2_config(config))
+        self.backbone.register_module(
+            "wte", None
+        )  # GPT-2's own vocabulary is never read: 38.6 M of the 124 M parameters
         self.classes = config.codebook_size + 1
         self.codes = nn.Embedding(config.codebooks * self.classes, config.width)
-        self.head = Head(config.codebooks, config.width, self.classes)
+        self.head = CodebookHeads(config.codebooks, config.width, self.classes)
         same = config.prompt_dim == config.width
         self.prompt = nn.Identity() if same else nn.Linear(config.prompt_dim, config.width)
-        self.null = nn.Parameter(torch.empty(config.width))
+        self.null_prompt = nn.Parameter(torch.empty(config.width))
         self.label_smoothing = 0.0  # of the training loss alone
         self.register_buffer("prompt_mean", torch.zeros(config.prompt_dim))
         self.register_buffer("prompt_std", torch.ones(config.prompt_dim))
         self.register_buffer("offsets", torch.arange(config.codebooks)[:, None] * self.classes, persistent=False)
         # the sum of K embeddings has the deviation of GPT-2's word embeddings; unit normals would drown its positions
         nn.init.normal_(self.codes.weight, std=0.14 / config.codebooks**0.5)
-        nn.init.normal_(self.null, std=0.02)
+        nn.init.normal_(self.null_prompt, std=0.02)
         # logits of deviation 0.4, so that the loss starts at ln C + 0.08: smaller ones learn to repeat a code far later
-        norm = torch.stack([self.trunk.ln_f.weight, self.trunk.ln_f.bias]).detach().norm()
+        norm = torch.stack([self.backbone.ln_f.weight, self.backbone.ln_f.bias]).detach().norm()
         nn.init.normal_(self.head.weight, std=0.4 / float(norm))
         self.train()
 
-    def standardise_prompts(self, prompts: Tensor) -> None:
+    def fit_prompt_normalization(self, prompts: Tensor) -> None:
         """Take mean and deviation from a sample of prompts [N, P]: embedders differ in scale by large factors.
 
         Raises InputError where none is finite.
@@ -143,11 +145,11 @@ class CodecGPT(nn.Module):
     # ---- what goes in ------------------------------------------------------------------------------------------
     def condition(self, prompt: Tensor | None, batch: int, drop: Tensor | None = None) -> Tensor:
         """Prompts [B, P] -> position 0 [B, 1, D]; the learned null vector where there is none or `drop` [B] says so."""
-        null = self.null.expand(batch, -1)
+        null = self.null_prompt.expand(batch, -1)
         if prompt is None:
             return null[:, None]
         scaled = (prompt.float() - self.prompt_mean.float()) / self.prompt_std.float()
-        vector = self.prompt(scaled.to(self.null.dtype))
+        vector = self.prompt(scaled.to(self.null_prompt.dtype))
         if drop is not None:
             vector = torch.where(drop[:, None], null, vector)
         return vector[:, None]
@@ -164,9 +166,9 @@ class CodecGPT(nn.Module):
         B, _, T = codes.shape
         lengths = torch.full((B,), T, device=codes.device) if frames is None else frames
         padded = torch.arange(T, device=codes.device) >= lengths[:, None, None]
-        tokens = (codes.long() + 1).masked_fill(padded, EMPTY)
+        tokens = (codes.long() + 1).masked_fill(padded, SPECIAL_TOKEN)
         if self.config.end_of_audio:
-            return F.pad(tokens, (0, 1), value=EMPTY), lengths + 1
+            return F.pad(tokens, (0, 1), value=SPECIAL_TOKEN), lengths + 1
         return tokens, lengths
 
     # ---- training ----------------------------------------------------------------------------------------------
@@ -178,18 +180,18 @@ class CodecGPT(nn.Module):
         The loss of training is the first's sum over the second's: the mean over active cells of real frames.
         """
         tokens, lengths = self.targets(codes, frames)
-        laid = self.pattern.apply(tokens, lengths)
+        laid = self.pattern.build_sequence(tokens, lengths)
         drop = None
         if self.training and prompt is not None and self.config.prompt_dropout:
             drop = torch.rand(len(codes), device=codes.device) < self.config.prompt_dropout
         inputs = torch.cat([self.condition(prompt, len(codes), drop), self.embed(laid[:, :, :-1])], 1)
-        nats, cells = self.nats(self.read(inputs), tokens, lengths)
+        nats, cells = self.token_loss(self.backbone_forward(inputs), tokens, lengths)
         return nats, cells.expand(len(nats))
 
-    def nats(self, hidden: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def token_loss(self, hidden: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What the trunk says [B, S, D] of tokens [B, K, T] -> their cross-entropy summed in nats [K], and cells []."""
         B, K, T = tokens.shape
-        logits = self.head(self.pattern.pick(hidden, T, lengths).flatten(1, 2)).float()  # [K, B*T, C]
+        logits = self.head(self.pattern.gather_positions(hidden, T, lengths).flatten(1, 2)).float()  # [K, B*T, C]
         wanted = tokens.transpose(0, 1).flatten()
         smoothing = self.label_smoothing if self.training else 0.0
         nats = F.cross_entropy(logits.flatten(0, 1), wanted, reduction="none", label_smoothing=smoothing)
@@ -198,23 +200,23 @@ class CodecGPT(nn.Module):
 
     def compile_parts(self) -> None:
         """Compile what training spends its time in: each layer, and head and loss, whose logits are then made once."""
-        for block in self.trunk.h:
+        for block in self.backbone.h:
             block.compile()
-        self.nats = torch.compile(self.nats)  # type: ignore[method-assign]
+        self.token_loss = torch.compile(self.token_loss)  # type: ignore[method-assign]
 
-    def read(self, inputs: Tensor) -> Tensor:
+    def backbone_forward(self, inputs: Tensor) -> Tensor:
         """Inputs [B, S, D] -> the trunk's output [B, S, D], each position seeing those before it.
 
         As `GPT2Model.forward`, which on a GPU makes the host wait while it looks whether there is a mask.
         """
-        x = self.trunk.drop(inputs + self.trunk.wpe(torch.arange(inputs.shape[1], device=inputs.device)))
-        for block in self.trunk.h:
+        x = self.backbone.drop(inputs + self.backbone.wpe(torch.arange(inputs.shape[1], device=inputs.device)))
+        for block in self.backbone.h:
             x = block(x)
             x = x[0] if isinstance(x, tuple) else x  # as of transformers 5.0, which gives one
-        return self.trunk.ln_f(x)
+        return self.backbone.ln_f(x)
 
     # ---- sampling ----------------------------------------------------------------------------------------------
-    def predict(self, hidden: Tensor) -> Tensor:
+    def head_logits(self, hidden: Tensor) -> Tensor:
         """The trunk's output [B, S, D] -> logits [B, S, K, C] in float32."""
         rows = hidden.flatten(0, 1).expand(self.config.codebooks, -1, -1)
         return self.head(rows).float().transpose(0, 1).unflatten(0, hidden.shape[:2])
@@ -222,7 +224,7 @@ class CodecGPT(nn.Module):
     def logits(self, laid: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Logits [B, S, K, C] of every step of tokens [B, K, S], each seeing the prompt and the steps before it."""
         inputs = torch.cat([self.condition(prompt, len(laid)), self.embed(laid[:, :, :-1])], 1)
-        return self.predict(self.read(inputs))
+        return self.head_logits(self.backbone_forward(inputs))
 
     # ---- files -------------------------------------------------------------------------------------------------
     def save_pretrained(self, folder: str | Path) -> None:
@@ -280,7 +282,7 @@ def _check_export(folder: Path, content: Mapping[str, Any]) -> None:
         raise ValueError(f"{WEIGHTS} has changed since it was written: its sha256 differs")
 
 
-def build(config: ModelConfig, pretrained: str | None = None) -> CodecGPT:
+def build_model(config: ModelConfig, pretrained: str | None = None) -> CodecGPT:
     """A CodecGPT from scratch, or around GPT-2 weights from the hub or a local folder.
 
     A longer sequence than the pretrained position table extends it with new rows. Raises InputError as `load_gpt2`.

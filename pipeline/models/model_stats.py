@@ -25,7 +25,7 @@ _KEPT_CHECKPOINTED = 1  # the layer's input alone
 
 
 @dataclass(frozen=True)
-class Setup:
+class ShardingConfig:
     """How a model is trained: ZeRO stage, precision, ranks, and what lives in the machine's own memory."""
 
     stage: int
@@ -43,7 +43,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class States:
+class ModelStateBytes:
     """Bytes that a model takes on one rank's device, whatever the batch.
 
     Gradients, and the buffer to reduce them, are there from the backward pass to the update; the rest always.
@@ -55,17 +55,17 @@ class States:
     buffers: int
 
     @property
-    def standing(self) -> int:
+    def persistent(self) -> int:
         """What is always there."""
         return self.weights + self.optimizer + self.buffers
 
     @property
     def total(self) -> int:
         """With gradients."""
-        return self.standing + self.gradients
+        return self.persistent + self.gradients
 
 
-def parts(config: ModelConfig) -> dict[str, int]:
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Parameters of each part of a CodecGPT."""
     D, K, P = config.width, config.codebooks, config.prompt_dim
     classes = config.codebook_size + 1
@@ -77,29 +77,29 @@ def parts(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def parameters(config: ModelConfig) -> int:
+def num_parameters(config: ModelConfig) -> int:
     """How many parameters a CodecGPT has."""
-    return sum(parts(config).values())
+    return sum(parameter_counts(config).values())
 
 
-def operations(config: ModelConfig, frames: float) -> float:
+def training_flops(config: ModelConfig, frames: float) -> float:
     """Floating-point operations of training on one clip of so many frames.
 
     6 a weight and position that meets it (Kaplan et al. 2020), and for attention's own products 12 L D S S.
     """
     D, K = config.width, config.codebooks
-    steps = Pattern(config.pattern, K).length(round(frames))
+    steps = Pattern(config.pattern, K).num_steps(round(frames))
     head = frames * K * (config.codebook_size + 1) * D  # each code is predicted by its codebook's classifier alone
     return 6 * (12 * config.layers * D * D * steps + head) + 12 * config.layers * D * steps**2
 
 
-def largest(config: ModelConfig) -> int:
+def largest_module(config: ModelConfig) -> int:
     """Parameters of the largest module, which ZeRO-3 gathers whole."""
     D = config.width
-    return max(parts(config)["head"], 4 * D * D + 4 * D, config.positions * D)
+    return max(parameter_counts(config)["head"], 4 * D * D + 4 * D, config.positions * D)
 
 
-def states(total: int, biggest: int, setup: Setup) -> States:
+def model_state_bytes(total: int, biggest: int, setup: ShardingConfig) -> ModelStateBytes:
     """What `total` parameters take, the largest module having `biggest`.
 
     The sums are those of DeepSpeed's own estimators (estimate_zero2/zero3_model_states_mem_needs) where they say
@@ -122,10 +122,10 @@ def states(total: int, biggest: int, setup: Setup) -> States:
         buffers += bucket
     else:
         gradients += bucket
-    return States(int(weights), int(gradients), int(optimizer), int(buffers))
+    return ModelStateBytes(int(weights), int(gradients), int(optimizer), int(buffers))
 
 
-def host(total: int, biggest: int, setup: Setup) -> int:
+def host_bytes(total: int, biggest: int, setup: ShardingConfig) -> int:
     """Bytes of a machine's own memory for all its ranks, by DeepSpeed's estimators: each builds the model there.
 
     They add half as much again for what else may be needed.
@@ -141,7 +141,9 @@ def host(total: int, biggest: int, setup: Setup) -> int:
     return estimate_zero3_model_states_mem_needs(total, biggest, **where)[0]
 
 
-def activations(config: ModelConfig, setup: Setup, batch: int, frames: int, steps: int, mode: str = "eager") -> int:
+def activation_bytes(
+    config: ModelConfig, setup: ShardingConfig, batch: int, frames: int, steps: int, mode: str = "eager"
+) -> int:
     """Bytes that a forward pass keeps for the backward pass, logits aside. mode: eager, compiled or checkpointed.
 
     Attention is a fused kernel, so nothing of size S x S is kept. With dropout the eager mode keeps a byte for each
@@ -154,17 +156,17 @@ def activations(config: ModelConfig, setup: Setup, batch: int, frames: int, step
     return setup.width * (layers * row + around) + masks
 
 
-def logits(config: ModelConfig, batch: int, frames: int) -> int:
+def logits_bytes(config: ModelConfig, batch: int, frames: int) -> int:
     """Bytes of the classifiers' outputs and their gradients at the peak, when the backward pass begins."""
     return 12 * batch * config.codebooks * frames * (config.codebook_size + 1)
 
 
-def recomputed(config: ModelConfig, setup: Setup, batch: int, steps: int) -> int:
+def recompute_bytes(config: ModelConfig, setup: ShardingConfig, batch: int, steps: int) -> int:
     """Bytes of a layer that activation checkpointing computes again in the backward pass, the logits gone by then."""
     return setup.width * _KEPT * batch * steps * config.width
 
 
-def checkpoint(total: int, setup: Setup, ema: bool = False) -> int:
+def checkpoint_bytes(total: int, setup: ShardingConfig, ema: bool = False) -> int:
     """Bytes on disk of one checkpoint over all ranks."""
     weights = 0 if setup.stage == 3 else setup.width * total
     master = 4 * total if setup.bf16 or setup.stage >= 1 else 0

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipeline.common.errors import InputError
 
-EMPTY = 0  # the token of a cell that holds no code; code c is token c + 1
+SPECIAL_TOKEN = 0  # the token of a cell that holds no code; code c is token c + 1
 
 # name -> step(k [K, 1], t [1, T], n, K): n, the clip's own number of frames, is an int or [B, 1, 1]
 _STEPS: dict[str, Callable[[Tensor, Tensor, int | Tensor, int], Tensor]] = {
@@ -67,25 +67,25 @@ class Pattern:
         steps = _STEPS[self.name](k, t, n, self.codebooks)
         return steps if lengths is None else steps.expand(len(lengths), -1, -1)
 
-    def length(self, frames: int) -> int:
+    def num_steps(self, frames: int) -> int:
         """How many steps T frames take."""
         return int(self.steps(frames).max()) + 1 if frames else 0
 
-    def apply(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def build_sequence(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Lay tokens [B, K, T] (0..1024, EMPTY where padded) out as [B, K, S], EMPTY wherever no code stands.
 
         With lengths [B], each clip is laid out at its own length, its padding last.
         """
         steps = self.steps(tokens.shape[2], lengths, tokens.device).expand_as(tokens)
-        laid = tokens.new_full((*tokens.shape[:2], self.length(tokens.shape[2])), EMPTY)
+        laid = tokens.new_full((*tokens.shape[:2], self.num_steps(tokens.shape[2])), SPECIAL_TOKEN)
         return laid.scatter_(2, steps, tokens)
 
-    def revert(self, laid: Tensor, frames: int, lengths: Tensor | None = None) -> Tensor:
+    def revert_sequence(self, laid: Tensor, frames: int, lengths: Tensor | None = None) -> Tensor:
         """The inverse of `apply`: [B, K, S] -> tokens [B, K, T]; padded frames hold whatever stood there."""
-        assert laid.shape[2] == self.length(frames), f"{laid.shape[2]} steps are not those of {frames} frames"
+        assert laid.shape[2] == self.num_steps(frames), f"{laid.shape[2]} steps are not those of {frames} frames"
         return laid.gather(2, self.steps(frames, lengths, laid.device).expand(len(laid), -1, -1))
 
-    def pick(self, hidden: Tensor, frames: int, lengths: Tensor) -> Tensor:
+    def gather_positions(self, hidden: Tensor, frames: int, lengths: Tensor) -> Tensor:
         """What stands at the step of every code: [B, S, D] -> [K, B, T, D], clips laid out at their own lengths [B].
 
         Only these rows predict a code: under flatten, all logits of all steps would be K times as many. A codebook's
@@ -98,9 +98,9 @@ class Pattern:
             return torch.stack([hidden[:, :frames], *[fine] * (self.codebooks - 1)])
         return torch.stack([hidden[:, s::d][:, :frames] for s, d in self._slices])
 
-    def frames(self, frames: int, lengths: Tensor | None = None) -> Tensor:
+    def frame_at_step(self, frames: int, lengths: Tensor | None = None) -> Tensor:
         """Which frame stands at each step: int64 [K, S] (or [B, K, S] with lengths [B]), -1 where the cell is empty."""
         steps = self.steps(frames, lengths)
-        held = steps.new_full((*steps.shape[:-1], self.length(frames)), -1)
+        held = steps.new_full((*steps.shape[:-1], self.num_steps(frames)), -1)
         held = held.scatter_(-1, steps, torch.arange(frames, device=steps.device).expand_as(steps))
         return held if lengths is None else held.masked_fill(held >= lengths[:, None, None], -1)

@@ -12,9 +12,9 @@ from multiprocessing import Pipe
 
 from pipeline.audio import audio_io
 from pipeline.corpora import Clip
-from pipeline.preprocessing.decode import Job, Part, Reading, Skipped, fault_of_system, no_longer_than
-from pipeline.preprocessing.decode_workers import Readers
-from pipeline.preprocessing.shard_planner import Item
+from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job, Skipped, fault_of_system, kill_after
+from pipeline.preprocessing.decode_workers import DecodeWorkerPool
+from pipeline.preprocessing.shard_planner import PlannedClip
 
 DENSEST = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no header that says more is true
 _DIGEST = re.compile("[0-9a-f]{32}")
@@ -52,16 +52,16 @@ class MeasuredDurations:
         return (round(info.seconds, 6) or None) if info.frames <= size * DENSEST else None
 
 
-def digests(job: Job, how: Reading) -> Iterator[Part]:
+def digests(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """`digest_of_sound` as what a reader does: a job of one recording, which waits in `held` or has a path."""
     source: str | bytes = job.items[0].clip.path
     if job.held is not None:
         with open(job.held, "rb") as file:  # noqa: PTH123
             source = file.read()
-    with no_longer_than(how.patience):
+    with kill_after(how.patience):
         found = digest_of_sound(source)
         fault = None if found else fault_of_system(source)
-    yield Part(job.shard, job.first, [Skipped(found or fault or "cannot be decoded", retry=fault is not None)])
+    yield DecodedBatch(job.shard, job.first, [Skipped(found or fault or "cannot be decoded", retry=fault is not None)])
 
 
 class Digests:
@@ -70,28 +70,30 @@ class Digests:
     patience: seconds that a recording may take; one that takes longer, twice, has no digest.
     """
 
-    def __init__(self, readers: int, patience: float, read: Callable[[Job, Reading], Iterator[Part]] = digests) -> None:
-        self._how, self._count, self._read = Reading(24_000, 0.0, 1, patience), min(1, readers), read
-        self._readers: Readers | None = None
+    def __init__(
+        self, readers: int, patience: float, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]] = digests
+    ) -> None:
+        self._how, self._count, self._read = DecodeOptions(24_000, 0.0, 1, patience), min(1, readers), read
+        self._readers: DecodeWorkerPool | None = None
 
     def __call__(self, source: str | bytes) -> str | None:
         """The hash of a file, or of its bytes; None where it cannot be decoded.
 
         Raises OSError where the system cannot read it: that is no property of the file.
         """
-        self._readers = self._readers or Readers(self._count, self._how, self._read)
+        self._readers = self._readers or DecodeWorkerPool(self._count, self._how, self._read)
         with tempfile.NamedTemporaryFile(prefix="preprocess-") as file:
             path = source if isinstance(source, str) else file.name  # also what is told apart if it is slow
             if isinstance(source, bytes):
                 file.write(source)
                 file.flush()
             held = None if isinstance(source, str) else file.name
-            job = Job("", 0, [Item(Clip("", path, ""), path, "")], held)
+            job = Job("", 0, [PlannedClip(Clip("", path, ""), path, "")], held)
             inbox, ours = Pipe()
             with inbox, ours:
                 jobs = iter([job])
                 (part,) = self._readers.parts(inbox, lambda: ours.send(next(jobs, None)))
-        found = part.heard[0]
+        found = part.clips[0]
         assert isinstance(found, Skipped)  # for want of another way to say a text
         if found.retry and not found.reason.startswith("too slow"):
             raise OSError(found.reason)

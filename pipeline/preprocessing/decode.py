@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.audio import amplitude, audio_io
 from pipeline.corpora import fingerprint
-from pipeline.preprocessing.shard_planner import Item
+from pipeline.preprocessing.shard_planner import PlannedClip
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Skipped:
     retry: bool = False
 
 
-Heard = np.ndarray | Skipped  # float32 [S], or why there is none
+AudioOrError = np.ndarray | Skipped  # float32 [S], or why there is none
 CHANGED = Skipped("changed: the file is not what it was when it was listed; run again", retry=True)
 GONE = Skipped("missing: the file was there when it was listed; run again", retry=True)
 
@@ -43,7 +43,7 @@ class Job:
 
     shard: str
     first: int
-    items: list[Item]
+    items: list[PlannedClip]
     held: str | None = None
     spans: tuple[tuple[int, int] | None, ...] = ()  # offset and bytes in `held`, a pair an item
     embed_only: bool = False
@@ -56,18 +56,18 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Part:
+class DecodedBatch:
     """Decoded clips: items of a shard from number `first` on."""
 
     shard: str
     first: int
-    heard: list[Heard]
+    clips: list[AudioOrError]
     embed_only: bool = False
     notes: dict[int, str] = field(default_factory=dict)  # by place in `heard`: how a clip is not as its file has it
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodeOptions:
     """How clips are read.
 
     rate: Hz; longest: seconds, clips that last longer are set aside; batch: clips a part; patience: seconds that the
@@ -87,7 +87,7 @@ class Reading:
         return None if self.bad_amplitude == "keep" else faults.append
 
 
-def hear(job: Job, how: Reading) -> Iterator[tuple[Heard, str]]:
+def decode_clips(job: Job, how: DecodeOptions) -> Iterator[tuple[AudioOrError, str]]:
     """Each clip of a job, decoded, or why it could not be; and how it is not as its file has it ("": it is)."""
     spans = job.spans or (None,) * len(job.items)
     pairs = zip(job.items, spans, strict=True)
@@ -97,7 +97,7 @@ def hear(job: Job, how: Reading) -> Iterator[tuple[Heard, str]]:
         truncated: list[str] = []  # of the recording
         heard = _clips(job.held, places[0], items, how, faults, truncated)
         for item in items:
-            with no_longer_than(how.patience):
+            with kill_after(how.patience):
                 found = next(heard)
                 now = fingerprint(item.clip)
                 found = found if now == item.seen else CHANGED if now else GONE
@@ -113,11 +113,11 @@ def hear(job: Job, how: Reading) -> Iterator[tuple[Heard, str]]:
 def _clips(
     held: str | None,
     span: tuple[int, int] | None,
-    items: tuple[Item, ...],
-    how: Reading,
+    items: tuple[PlannedClip, ...],
+    how: DecodeOptions,
     faults: list[str],
     truncated: list[str],
-) -> Iterator[Heard]:
+) -> Iterator[AudioOrError]:
     """The clips of one recording.
 
     faults: gets what is wrong with a clip's channels before the clip is yielded; truncated: gets that the recording is.
@@ -136,7 +136,7 @@ def _clips(
 
 
 @contextmanager
-def no_longer_than(seconds: float) -> Iterator[None]:
+def kill_after(seconds: float) -> Iterator[None]:
     """End this process if the block takes longer: the system does, for a decoder that hangs lets no thread run."""
     if not seconds:
         yield
@@ -154,7 +154,7 @@ def _held(file: str, offset: int, size: int) -> bytes:
         return content.read(size)
 
 
-def _single(source: str | bytes, item: Item, how: Reading, faults: list[str]) -> Iterator[Heard]:
+def _single(source: str | bytes, item: PlannedClip, how: DecodeOptions, faults: list[str]) -> Iterator[AudioOrError]:
     clip = item.clip
     if clip.duration is not None and clip.duration > how.longest:
         yield _too_long(how)
@@ -176,7 +176,9 @@ def _single(source: str | bytes, item: Item, how: Reading, faults: list[str]) ->
     yield wav if len(wav) <= round(how.longest * how.rate) else _too_long(how)
 
 
-def _segments(source: str | bytes, items: tuple[Item, ...], how: Reading, faults: list[str]) -> Iterator[Heard]:
+def _segments(
+    source: str | bytes, items: tuple[PlannedClip, ...], how: DecodeOptions, faults: list[str]
+) -> Iterator[AudioOrError]:
     """Clips of one recording, decoded once. One that is not finite is none; other trouble is the later ones' too."""
     cuts = [(item.clip.start, item.clip.duration) for item in items]
     if any(duration is None or duration > how.longest for _, duration in cuts) or cuts != sorted(cuts):
@@ -219,20 +221,20 @@ def fault_of_system(source: str | bytes) -> str | None:
     return None
 
 
-def _too_long(how: Reading) -> Skipped:
+def _too_long(how: DecodeOptions) -> Skipped:
     limit = f"longest_seconds={how.longest:g}"
     return Skipped(f"too long: it lasts more than {limit}; cut it into segments, or allow more")
 
 
-def parts(job: Job, how: Reading) -> Iterator[Part]:
+def parts(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """A job, decoded, in parts of `how.batch` clips."""
-    part = Part(job.shard, job.first, [], job.embed_only)
-    for found, note in hear(job, how):
+    part = DecodedBatch(job.shard, job.first, [], job.embed_only)
+    for found, note in decode_clips(job, how):
         if note and isinstance(found, np.ndarray):
-            part.notes[len(part.heard)] = note
-        part.heard.append(found)
-        if len(part.heard) == how.batch:
+            part.notes[len(part.clips)] = note
+        part.clips.append(found)
+        if len(part.clips) == how.batch:
             yield part
-            part = Part(job.shard, part.first + len(part.heard), [], job.embed_only)
-    if part.heard:
+            part = DecodedBatch(job.shard, part.first + len(part.clips), [], job.embed_only)
+    if part.clips:
         yield part

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.common.errors import MachineError
-from pipeline.preprocessing.decode import Job, Part, Reading, Skipped, parts
+from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job, Skipped, parts
 
 CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}  # exit codes of a decoder with a bug
-_LAST_BREATH = 5.0  # seconds
-_BEGUN = "begun"  # a reader's first word
-_STILLBORN = 10  # readers in a row that may end before they begin
+_EXIT_GRACE_SECONDS = 5.0  # seconds
+_STARTED = "begun"  # a reader's first word
+_MAX_FAILED_STARTS = 10  # readers in a row that may end before they begin
 _SENT = np.zeros(0, np.float32)  # stands in a message for samples that come another way
 
 
@@ -54,12 +54,12 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _serve(jobs: Connection, how: Reading, read: Callable[[Job, Reading], Iterator[Part]]) -> None:
+def _serve(jobs: Connection, how: DecodeOptions, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]]) -> None:
     """What a reader process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends us
     die_with_parent()
-    jobs.send(_BEGUN)
+    jobs.send(_STARTED)
     while (job := jobs.recv()) is not None:
         waiting = False
         for part in read(job, how):
@@ -73,12 +73,12 @@ def _serve(jobs: Connection, how: Reading, read: Callable[[Job, Reading], Iterat
         jobs.send(None)
 
 
-def _send(conn: Connection, part: Part) -> bool:
+def _send(conn: Connection, part: DecodedBatch) -> bool:
     """A part through a pipe, its sound through shared memory without a name: nothing to clean up, no /dev/shm full.
 
     False where there is no memory for it, or a limit on files forbids it: the other end is told.
     """
-    wavs = [heard for heard in part.heard if isinstance(heard, np.ndarray)]
+    wavs = [heard for heard in part.clips if isinstance(heard, np.ndarray)]
     if not wavs or not hasattr(os, "memfd_create"):
         conn.send((part, None))
         return True
@@ -89,7 +89,7 @@ def _send(conn: Connection, part: Part) -> bool:
         return False
     try:
         conn.send(
-            (replace(part, heard=[h if isinstance(h, Skipped) else _SENT for h in part.heard]), [*map(len, wavs)])
+            (replace(part, clips=[h if isinstance(h, Skipped) else _SENT for h in part.clips]), [*map(len, wavs)])
         )
         send_handle(conn, descriptor, os.getppid())
     finally:
@@ -110,10 +110,10 @@ def _in_memory(wavs: list[np.ndarray]) -> int:
     return descriptor
 
 
-def _take(conn: Connection) -> Part | Unsent | str | None:
+def _take(conn: Connection) -> DecodedBatch | Unsent | str | None:
     """What `_send` sent; None for the end of a job; _BEGUN."""
     message = conn.recv()
-    if message is None or message == _BEGUN or isinstance(message, Unsent):
+    if message is None or message == _STARTED or isinstance(message, Unsent):
         return message
     part, lengths = message
     if lengths is None:
@@ -127,10 +127,10 @@ def _take(conn: Connection) -> Part | Unsent | str | None:
     return replace(part, heard=[heard if isinstance(heard, Skipped) else next(wavs) for heard in part.heard])
 
 
-class _Reader:
+class _DecodeWorker:
     """A reader process and the job it is at. begun: whether it reads jobs yet; done: clips of its job that arrived."""
 
-    def __init__(self, how: Reading, read: Callable[[Job, Reading], Iterator[Part]]) -> None:
+    def __init__(self, how: DecodeOptions, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]]) -> None:
         context = multiprocessing.get_context("spawn")
         self.conn, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, how, read), daemon=True)
@@ -150,23 +150,25 @@ class _Reader:
 
     def end(self) -> int | None:
         """End the process, unless it has ended; the exit code."""
-        self.process.join(_LAST_BREATH)  # one whose pipe has closed is about to end with a code of its own
+        self.process.join(_EXIT_GRACE_SECONDS)  # one whose pipe has closed is about to end with a code of its own
         self.process.kill()
         self.process.join()
         self.conn.close()
         return self.process.exitcode
 
 
-class Readers:
+class DecodeWorkerPool:
     """`count` processes that decode jobs; with a count of 0, the calling thread does. read: what decodes a job."""
 
-    def __init__(self, count: int, how: Reading, read: Callable[[Job, Reading], Iterator[Part]] = parts) -> None:
+    def __init__(
+        self, count: int, how: DecodeOptions, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]] = parts
+    ) -> None:
         self._how, self._read = how, read
         self._slow: dict[str, Skipped] = {}  # paths that were given up, and why
-        self._stillborn = 0  # readers in a row
-        self._readers = [_Reader(how, read) for _ in range(count)]
+        self._failed_starts = 0  # readers in a row
+        self._readers = [_DecodeWorker(how, read) for _ in range(count)]
 
-    def parts(self, inbox: Connection, want: Callable[[], Any]) -> Iterator[Part]:
+    def parts(self, inbox: Connection, want: Callable[[], Any]) -> Iterator[DecodedBatch]:
         """The jobs that come in, decoded, their parts in any order. `want` asks for a job each; None ends them.
 
         Raises MachineError where no reader can so much as begin, or pass on what it has decoded.
@@ -184,7 +186,7 @@ class Readers:
             while idle and jobs:
                 job = jobs.popleft()
                 if job.again and (reason := self._slow.get(job.items[0].clip.path)):
-                    yield Part(job.shard, job.first, [reason], job.embed_only)
+                    yield DecodedBatch(job.shard, job.first, [reason], job.embed_only)
                 else:
                     self._alive(idle.pop()).start(job)
             if idle and more and not asked:
@@ -201,23 +203,23 @@ class Readers:
                 else:
                     yield from self._receive(busy[ready], jobs)  # type: ignore[index]
 
-    def _alive(self, reader: _Reader) -> _Reader:
+    def _alive(self, reader: _DecodeWorker) -> _DecodeWorker:
         """The reader, or another in its place if it died while it had nothing to do."""
         if reader.process.is_alive():
             return reader
         reader.end()
         return self._replaced(reader)
 
-    def _replaced(self, reader: _Reader) -> _Reader:
-        other = _Reader(self._how, self._read)
+    def _replaced(self, reader: _DecodeWorker) -> _DecodeWorker:
+        other = _DecodeWorker(self._how, self._read)
         self._readers[self._readers.index(reader)] = other
         return other
 
-    def _receive(self, reader: _Reader, jobs: deque[Job]) -> Iterator[Part]:
+    def _receive(self, reader: _DecodeWorker, jobs: deque[Job]) -> Iterator[DecodedBatch]:
         try:
             part = _take(reader.conn)
         except (EOFError, OSError):  # it died, maybe in the middle of a message
-            yield from self._bury(reader, jobs)
+            yield from self._handle_dead_worker(reader, jobs)
             return
         if isinstance(part, Unsent):
             raise MachineError(
@@ -225,26 +227,27 @@ class Readers:
                 "size and memory (ulimit -a), or give readers=0, and run the same command again"
             )
         if isinstance(part, str):
-            reader.begun, self._stillborn = True, 0
+            reader.begun, self._failed_starts = True, 0
             return
         if part is None:
             reader.job = None
             return
-        reader.done += len(part.heard)
+        reader.done += len(part.clips)
         with suppress(ConnectionError):  # a reader that died is buried when it is heard next
             reader.conn.send(None)
         yield part
 
-    def _bury(self, reader: _Reader, jobs: deque[Job]) -> Iterator[Part]:
+    def _handle_dead_worker(self, reader: _DecodeWorker, jobs: deque[Job]) -> Iterator[DecodedBatch]:
         """A reader died: put another in its place, and try the rest of its job clip by clip, to find the culprit."""
         job = reader.job
         assert job is not None
         code = reader.end()
         if not reader.begun:
-            self._stillborn += 1
-            if self._stillborn == _STILLBORN:
+            self._failed_starts += 1
+            if self._failed_starts == _MAX_FAILED_STARTS:
                 raise MachineError(
-                    f"{_STILLBORN} reader processes in a row ended before they began (exit code {code}): give fewer "
+                    f"{_MAX_FAILED_STARTS} decode workers in a row ended before they started (exit code {code}): "
+                    "give fewer "
                     "readers=, or readers=0"
                 )
             self._replaced(reader)
@@ -257,7 +260,7 @@ class Readers:
             reason = self._why(code)
             if code == -signal.SIGALRM:  # the other clips of a file would take as long, one by one
                 self._slow[job.items[0].clip.path] = reason
-            yield Part(job.shard, job.first, [reason], job.embed_only)
+            yield DecodedBatch(job.shard, job.first, [reason], job.embed_only)
         else:
             jobs.extendleft(job.clip(i) for i in reversed(range(reader.done, len(job.items))))
 

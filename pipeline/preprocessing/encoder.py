@@ -20,8 +20,8 @@ import numpy as np
 
 from pipeline.audio import audio_io
 from pipeline.common.errors import MachineError
-from pipeline.preprocessing.decode import Part, Reading, Skipped
-from pipeline.preprocessing.decode_workers import Readers, die_with_parent
+from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Skipped
+from pipeline.preprocessing.decode_workers import DecodeWorkerPool, die_with_parent
 
 if TYPE_CHECKING:
     from pipeline.audio.codec import Codec
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
-class Numbers:
+class EncodedClip:
     """A clip as numbers. codes: uint16 [K, T], None where they were not asked for; prompt: float16 [D].
 
     note: how its sound is not as its file has it.
@@ -48,16 +48,16 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedBatch:
     """Items of a shard from number `first` on, as numbers, or why they are not."""
 
     shard: str
     first: int
-    found: list[Numbers | Skipped]
+    found: list[EncodedClip | Skipped]
 
 
 @dataclass(frozen=True)
-class Failure:
+class WorkerError:
     """Why a worker stopped. kind: the name of the exception."""
 
     kind: str
@@ -70,26 +70,26 @@ class Encoder:
     def __init__(self, codec: Codec, embedder: Embedder) -> None:
         self.codec, self.embedder = codec, embedder
 
-    def encode(self, part: Part) -> Encoded:
+    def encode(self, part: DecodedBatch) -> EncodedBatch:
         """Encode a part's clips in batches of equal length. Which clips share a batch follows from the part alone."""
-        return self.launch(part)()
+        return self.encode_async(part)()
 
-    def launch(self, part: Part) -> Callable[[], Encoded]:
+    def encode_async(self, part: DecodedBatch) -> Callable[[], EncodedBatch]:
         """Begin to encode a part. What is returned waits for the numbers: a GPU may have the next part by then."""
-        wavs = [(i, heard) for i, heard in enumerate(part.heard) if not isinstance(heard, Skipped)]
+        wavs = [(i, heard) for i, heard in enumerate(part.clips) if not isinstance(heard, Skipped)]
         batches = [
             ([i for i, _ in batch], self._batch([wav for _, wav in batch], frames, part.embed_only))
             for frames, batch in self._batches(wavs)
         ]
 
-        def finish() -> Encoded:
-            found: dict[int, Numbers | Skipped] = {i: h for i, h in enumerate(part.heard) if isinstance(h, Skipped)}
+        def finish() -> EncodedBatch:
+            found: dict[int, EncodedClip | Skipped] = {i: h for i, h in enumerate(part.clips) if isinstance(h, Skipped)}
             for rows, finish_batch in batches:
                 found |= zip(rows, finish_batch(), strict=True)
             for i, note in part.notes.items():
-                if isinstance(numbers := found[i], Numbers):
+                if isinstance(numbers := found[i], EncodedClip):
                     found[i] = replace(numbers, note=note)
-            return Encoded(part.shard, part.first, [found[i] for i in range(len(part.heard))])
+            return EncodedBatch(part.shard, part.first, [found[i] for i in range(len(part.clips))])
 
         return finish
 
@@ -105,7 +105,7 @@ class Encoder:
 
     def _batch(
         self, wavs: list[np.ndarray], frames: int, embed_only: bool
-    ) -> Callable[[], Iterator[Numbers | Skipped]]:
+    ) -> Callable[[], Iterator[EncodedClip | Skipped]]:
         """Clips of as many frames each; none has a part in another's numbers, whatever it holds."""
         import torch
 
@@ -118,7 +118,7 @@ class Encoder:
         codes = None if embed_only else self.codec.encode(batch[:, None], lengths)  # [B, K, T]
         prompts = self.embedder.embed(batch, lengths)  # [B, D]
 
-        def finish() -> Iterator[Numbers | Skipped]:
+        def finish() -> Iterator[EncodedClip | Skipped]:
             vectors = prompts.cpu().numpy().astype(np.float16)
             numbers = None if codes is None else self._checked(codes.cpu().numpy(), frames)
             for row, wav in enumerate(wavs):
@@ -126,7 +126,9 @@ class Encoder:
                     yield Skipped("not finite: its embedding has NaN or infinite values")
                     continue
                 seconds = len(wav) / self.codec.sample_rate
-                yield Numbers(None if numbers is None else numbers[row], vectors[row], seconds, audio_io.is_silent(wav))
+                yield EncodedClip(
+                    None if numbers is None else numbers[row], vectors[row], seconds, audio_io.is_silent(wav)
+                )
 
         return finish
 
@@ -149,7 +151,7 @@ def load_encoder(codec: dict[str, Any], embedder: dict[str, Any], device: str, t
     return Encoder(load_codec(**codec, device=device), load_embedder(**embedder, device=device))
 
 
-def serve(conn: Connection, load: Callable[[], Encoder], readers: int, how: Reading) -> None:
+def encoder_loop(conn: Connection, load: Callable[[], Encoder], readers: int, how: DecodeOptions) -> None:
     """Work on the jobs that come through `conn` until there are no more; say there what comes of them."""
     speaking = threading.Lock()
 
@@ -157,13 +159,13 @@ def serve(conn: Connection, load: Callable[[], Encoder], readers: int, how: Read
         with speaking:  # `want` is said by the thread that reads ahead
             conn.send(message)
 
-    crew = Readers(readers, how)
+    crew = DecodeWorkerPool(readers, how)
     try:
         encoder = load()
-        with closing(ahead(crew.parts(conn, lambda: say(WANT)))) as heard:
-            finish: Callable[[], Encoded] | None = None
+        with closing(prefetch(crew.parts(conn, lambda: say(WANT)))) as heard:
+            finish: Callable[[], EncodedBatch] | None = None
             for part in heard:
-                launched = encoder.launch(part)
+                launched = encoder.encode_async(part)
                 if finish:
                     say(finish())
                 finish = launched
@@ -173,22 +175,22 @@ def serve(conn: Connection, load: Callable[[], Encoder], readers: int, how: Read
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # whoever gave us the jobs is gone
     except MachineError as error:
-        say(Failure("MachineError", str(error)))
+        say(WorkerError("MachineError", str(error)))
     except Exception as error:
-        say(Failure(type(error).__name__, f"{error}\n{traceback.format_exc()}"))
+        say(WorkerError(type(error).__name__, f"{error}\n{traceback.format_exc()}"))
     finally:
         crew.close()
         conn.close()
 
 
-def serve_as_process(conn: Connection, load: Callable[[], Encoder], readers: int, how: Reading) -> None:
+def serve_as_process(conn: Connection, load: Callable[[], Encoder], readers: int, how: DecodeOptions) -> None:
     """`serve`, in a process that ends with the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
     die_with_parent()
-    serve(conn, load, readers, how)
+    encoder_loop(conn, load, readers, how)
 
 
-def ahead(items: Iterator[_T], depth: int = 2) -> Generator[_T, None, None]:
+def prefetch(items: Iterator[_T], depth: int = 2) -> Generator[_T, None, None]:
     """The same items, taken from their iterator by a thread that keeps up to `depth` in hand."""
     hand: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stopped = threading.Event()

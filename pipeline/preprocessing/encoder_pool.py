@@ -16,17 +16,25 @@ from types import TracebackType
 from typing import Any, cast
 
 from pipeline.common.errors import InputError, MachineError
-from pipeline.preprocessing.decode import Job, Reading
-from pipeline.preprocessing.encoder import DONE, WANT, Encoded, Encoder, Failure, serve, serve_as_process
+from pipeline.preprocessing.decode import DecodeOptions, Job
+from pipeline.preprocessing.encoder import (
+    DONE,
+    WANT,
+    EncodedBatch,
+    Encoder,
+    WorkerError,
+    encoder_loop,
+    serve_as_process,
+)
 
 _LAST_BREATH = 5.0  # seconds
 MOST_READERS = 16  # of one encoder: more do not make a GPU wait less
 
 
-class Crew:
+class EncoderPool:
     """Encoders at work: one on each device, loaded by `load(device=...)`, each with so many readers."""
 
-    def __init__(self, load: Callable[..., Encoder], names: list[str], readers: int, how: Reading) -> None:
+    def __init__(self, load: Callable[..., Encoder], names: list[str], readers: int, how: DecodeOptions) -> None:
         self._conns: list[Connection] = []
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
         self._thread: threading.Thread | None = None
@@ -36,7 +44,7 @@ class Crew:
             self._conns.append(ours)
             work = (theirs, partial(load, device=name), readers, how)
             if names == ["cpu"]:
-                self._thread = threading.Thread(target=serve, args=work, daemon=True)
+                self._thread = threading.Thread(target=encoder_loop, args=work, daemon=True)
                 self._thread.start()
             else:  # a GPU also has a process that does nothing else: whoever writes shards would make it wait
                 process = context.Process(target=serve_as_process, args=work)
@@ -49,7 +57,7 @@ class Crew:
                 theirs.close()
                 self._processes[ours] = process
 
-    def encoded(self, jobs: Iterator[Job]) -> Iterator[Encoded]:
+    def imap_unordered(self, jobs: Iterator[Job]) -> Iterator[EncodedBatch]:
         """What comes of the jobs, in any order.
 
         Raises:
@@ -61,7 +69,7 @@ class Crew:
             for ready in wait(at_work):
                 conn = cast(Connection, ready)
                 message = self._hear(conn)
-                if isinstance(message, Encoded):
+                if isinstance(message, EncodedBatch):
                     yield message
                 elif message == WANT:
                     job = next(jobs, None)
@@ -84,7 +92,7 @@ class Crew:
                 + (" (killed, as by a machine out of memory: give fewer workers=)" if process.exitcode == -9 else "")
                 + "; what is whole stays: run the same command again"
             ) from error
-        if isinstance(message, Failure):
+        if isinstance(message, WorkerError):
             if message.kind == "MachineError":
                 raise MachineError(message.text)
             if message.kind == "OutOfMemoryError":
@@ -93,7 +101,7 @@ class Crew:
             raise RuntimeError(f"an encoder failed: {message.text}")
         return message
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> EncoderPool:
         return self
 
     def __exit__(
@@ -109,7 +117,7 @@ class Crew:
             self._thread.join()  # a thread that is still in torch when Python ends takes it down
 
 
-def devices(setting: str | list[str], workers: str | int) -> list[str]:
+def resolve_devices(setting: str | list[str], workers: str | int) -> list[str]:
     """The device of each encoder that is to work.
 
     setting: "auto" for all GPUs, else the CPU; "cpu"; "cuda:0"; or a list of GPUs. workers: processes on a CPU, "auto"
@@ -121,7 +129,7 @@ def devices(setting: str | list[str], workers: str | int) -> list[str]:
     return ["cpu"] * (cores() if workers == "auto" else int(workers)) if names == ["cpu"] else names
 
 
-def readers(setting: str | int, names: list[str]) -> int:
+def resolve_decode_workers(setting: str | int, names: list[str]) -> int:
     """Reader processes of each encoder: one on a CPU, where encoding takes all the time; a GPU's share of the cores.
 
     Raises InputError for a setting that is neither a number of processes nor auto.

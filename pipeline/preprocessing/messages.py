@@ -9,23 +9,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.common.errors import MachineError
-from pipeline.config.cli import word
-from pipeline.data.build_state import Plan
+from pipeline.config.cli import format_override
+from pipeline.data.build_state import BuildPlan
 from pipeline.data.manifest import Manifest
-from pipeline.data.storage import Store
-from pipeline.preprocessing.partition import Share
+from pipeline.data.storage import Storage
+from pipeline.preprocessing.partition import Partition
 from pipeline.preprocessing.progress import Progress
 
 USUAL = {"name": "encodec_24khz", "codebooks": 8, "repository": None}  # conf/exp/delay_gpt2.yaml's codec
 NAMED = 5  # skipped inputs that are named on the screen, or one of each kind; the manifest names them all
 
 
-def start(store: Store, plan: Plan, share: Share, done: int, total: int, devices: list[str]) -> None:
+def start(store: Storage, plan: BuildPlan, share: Partition, done: int, total: int, devices: list[str]) -> None:
     """Before the work."""
     part = (
         "" if share.count == 1 else f", of which part {share.number}/{share.count} (by {share.said}): {total:,} clips"
     )
-    print(f"{store.where()}: {plan.clips:,} clips in {len(plan.shards):,} shards{part}")
+    print(f"{store.display_path()}: {plan.clips:,} clips in {len(plan.shards):,} shards{part}")
     if done:
         print(f"finished before: {done:,} clips")
     if done < total:
@@ -38,15 +38,15 @@ def pace(progress: Progress) -> None:
     print(f"this run: {hours:.2f} h of audio in {minutes:.1f} min, {progress.speed:,.1f} x real time")
 
 
-def unfinished(store: Store, share: Share, missing: list[str]) -> None:
+def unfinished(store: Storage, share: Partition, missing: list[str]) -> None:
     """A part is done, the whole is not."""
     print(
         f"part {share.number}/{share.count} is finished; {len(missing):,} shards of other parts are not yet; "
-        f"the last part to finish writes the manifest of {store.where()}"
+        f"the last part to finish writes the manifest of {store.display_path()}"
     )
 
 
-def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> int:
+def summary(store: Storage, manifest: Manifest, codec: Mapping[str, Any]) -> int:
     """What a finished cache holds, and what may be done with it; the exit code: 1 for a cache without any clip.
 
     codec: the settings, as they were given.
@@ -55,23 +55,23 @@ def summary(store: Store, manifest: Manifest, codec: Mapping[str, Any]) -> int:
     hours = {split: manifest.hours(split) for split in manifest.splits}
     clips = sum(shard.samples for shard in shards)
     print(
-        f"{store.where()}: {sum(hours.values()):.2f} h in {clips:,} clips ({_listed(hours)}), "
+        f"{store.display_path()}: {sum(hours.values()):.2f} h in {clips:,} clips ({_listed(hours)}), "
         f"{len(shards):,} shards, {sum(shard.bytes for shard in shards) / 1e6:,.1f} MB"
     )
     if manifest.silent:
         print(f"silent, and kept: {manifest.silent:,} clips")
     _named("adjusted", manifest.adjusted)
-    _named("skipped", manifest.set_aside)
-    if retried := sum("retry" in row for row in manifest.set_aside):
+    _named("skipped", manifest.skipped)
+    if retried := sum("retry" in row for row in manifest.skipped):
         print(f"not read for reasons of the machine: {retried:,} of these; run the same command again to retry them")
     if not clips:
         print(
-            f"error: {store.where()} has no clip to train on: every input was skipped, for the reasons above; mend the "
-            "inputs or the settings and run the same command again",
+            f"error: {store.display_path()} has no clip to train on: every input was skipped for the reasons above; "
+            "correct the inputs or the settings and run the same command again",
             file=sys.stderr,
         )
         return 1
-    print(f"next: {training(store.where(), codec)}")
+    print(f"next: {training(store.display_path(), codec)}")
     return 0
 
 
@@ -102,7 +102,7 @@ def training(shards: str, codec: Mapping[str, Any]) -> str:
     }
     if codec["name"] == "encodec_embedded":  # what cannot fetch a codec has no pretrained GPT-2 either
         other["model"] = "tiny"
-    words = [word(name, value) for name, value in {**other, "shards": shards}.items()]
+    words = [format_override(name, value) for name, value in {**other, "shards": shards}.items()]
     return shlex.join(["deepspeed", "pipeline/train.py", "+exp=delay_gpt2", *words])
 
 
@@ -116,24 +116,24 @@ def failed(error: MachineError) -> int:
     return 1
 
 
-def unread(store: Store, root: str, shards: Mapping[str, str], whole: int) -> int:
+def unread(store: Storage, root: str, shards: Mapping[str, str], whole: int) -> int:
     """Shards none of whose clips the machine could read, each with a reason, are not written; the exit code."""
     name, reason = next(iter(shards.items()))
     more = f" and of {len(shards) - 1:,} other shards" if len(shards) > 1 else ""
     print(
-        f"error: {store.where()}: no clip of {name}{more} could be read ({reason}): see that all of data.root={root} "
+        f"error: {store.display_path()}: no clip of {name}{more} could be read ({reason}): check that data.root={root} "
         f"is there and can be read, and run the same command again; {whole} shards are whole and stay",
         file=sys.stderr,
     )
     return 1
 
 
-def stopped(store: Store, error: OSError, whole: int, missing: list[str]) -> int:
+def stopped(store: Storage, error: OSError, whole: int, missing: list[str]) -> int:
     """A full disk, or one that fails: what is there stays; the exit code."""
     why = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     print(
-        f"error: writing to {store.where()} failed: {why}; {whole} shards are whole and stay, not written: "
+        f"error: writing to {store.display_path()} failed: {why}; {whole} shards are whole and stay, not written: "
         f"{', '.join(missing[:NAMED]) or 'manifest.json'}{more}; make room and run the same command again",
         file=sys.stderr,
     )

@@ -11,7 +11,7 @@ from pipeline.common.errors import InputError
 
 
 @dataclass(frozen=True)
-class Share:
+class Partition:
     """Part `number` (from 1) of `count`; said: what told so, for messages."""
 
     number: int = 1
@@ -23,7 +23,7 @@ class Share:
         return shard % self.count == self.number - 1
 
 
-def share_of(part: str, env: Mapping[str, str] = os.environ) -> Share:
+def parse_partition(part: str, env: Mapping[str, str] = os.environ) -> Partition:
     """The share that `part` names: "3/16", or "auto" for what Slurm says of its array and of the step's tasks.
 
     Raises InputError for a part that is none.
@@ -32,7 +32,7 @@ def share_of(part: str, env: Mapping[str, str] = os.environ) -> Share:
         found = re.fullmatch(r"(\d+)/(\d+)", str(part))
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise InputError(f"part={part}: expected n/m with n from 1 to m, as 3/16, or auto")
-        return Share(int(found[1]), int(found[2]))
+        return Partition(int(found[1]), int(found[2]))
     index, count, said = 0, 1, []
     if "SLURM_ARRAY_TASK_ID" in env:
         first, step = int(env.get("SLURM_ARRAY_TASK_MIN", 0)), int(env.get("SLURM_ARRAY_TASK_STEP", 1))
@@ -48,4 +48,4 @@ def share_of(part: str, env: Mapping[str, str] = os.environ) -> Share:
     if tasks > 1:
         index, count = index * tasks + int(env["SLURM_PROCID"]), count * tasks
         said.append("SLURM_PROCID")
-    return Share(index + 1, count, " and ".join(said) or "part")
+    return Partition(index + 1, count, " and ".join(said) or "part")

@@ -19,19 +19,19 @@ from pipeline.audio.audio_io import RESAMPLER
 from pipeline.common.errors import InputError, MachineError
 from pipeline.corpora import open_corpus
 from pipeline.data import build_state
-from pipeline.data.build_state import PLAN, Plan
-from pipeline.data.manifest import NAME as MANIFEST
+from pipeline.data.build_state import PLAN, BuildPlan
+from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard import index_name
-from pipeline.data.storage import LocalStore, Store, open_store
+from pipeline.data.storage import LocalStorage, Storage, open_storage
 from pipeline.preprocessing import encoder_pool, messages
 from pipeline.preprocessing.audio_hash import Digests, MeasuredDurations
-from pipeline.preprocessing.decode import Reading
+from pipeline.preprocessing.decode import DecodeOptions
 from pipeline.preprocessing.encoder import load_encoder
-from pipeline.preprocessing.partition import Share, share_of
+from pipeline.preprocessing.partition import Partition, parse_partition
 from pipeline.preprocessing.progress import Progress
-from pipeline.preprocessing.shard_builder import JOB, Assembly, Jobs, Task
-from pipeline.preprocessing.shard_planner import Spool, make_plan, tree_fingerprint
+from pipeline.preprocessing.shard_builder import JOB, JobIterator, ShardAssembler, ShardTask
+from pipeline.preprocessing.shard_planner import ClipSpool, plan_shards, tree_fingerprint
 
 PLACES = {"root", "listings", "audio", "metadata", "soundfont"}  # settings that say where a corpus lies, not what it is
 SHAPING = ("samples_per_shard", "longest_seconds", "bad_amplitude", "truncated")  # besides data, codec and embedder
@@ -50,35 +50,35 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
 
 
 def _preprocess(cfg: Mapping[str, Any]) -> int:
-    share = share_of(cfg["part"])
+    share = parse_partition(cfg["part"])
     _refuse_nonsense(cfg)
-    store, root = open_store(cfg["out"]), cfg["data"]["root"]
+    store, root = open_storage(cfg["out"]), cfg["data"]["root"]
     asked = _asked(cfg)
-    old = Plan.load(store)
+    old = BuildPlan.load(store)
     if old is None and cfg["add"]:
-        raise InputError(f"there is no cache at {store.where()} to add a {cfg['add']} to: run once without add=")
+        raise InputError(f"there is no cache at {store.display_path()} to add a {cfg['add']} to: run once without add=")
     plain = _plain(asked)
-    same = old and (old.asked, old.tree) == (asked, _tree(cfg)) and not _changed(old, plain)
+    same = old and (old.requested, old.source_fingerprint) == (asked, _tree(cfg)) and not _changed(old, plain)
     if old and same and (manifest := _finished(store, old)):
-        print(f"nothing to do: nothing in {root} has changed since {store.where()} was finished")
+        print(f"nothing to do: nothing in {root} has changed since {store.display_path()} was finished")
         return messages.summary(store, manifest, asked["codec"])
     _refuse_other_settings(store, old, plain, cfg["add"])  # before notes are rendered
-    names = encoder_pool.devices(cfg["devices"], cfg["workers"])
-    readers = encoder_pool.readers(cfg["readers"], names)
+    names = encoder_pool.resolve_devices(cfg["devices"], cfg["workers"])
+    readers = encoder_pool.resolve_decode_workers(cfg["readers"], names)
     digests = Digests(readers, cfg["read_seconds"])
     keep = cfg["truncated"] == "keep"
     corpus = open_corpus(cfg["data"], digests, MeasuredDurations(keep))
-    store.refuse_unless_writable()
+    store.check_writable()
     batch = BATCH[names[0].partition(":")[0]] if cfg["batch"] == "auto" else cfg["batch"]
     made = _made(cfg, plain)
     _refuse_other_settings(store, old, made, cfg["add"])
-    with closing(Spool(root)) as spool:
-        blank = Plan(asked, made, _tree(cfg), [])
+    with closing(ClipSpool(root)) as spool:
+        blank = BuildPlan(asked, made, _tree(cfg), [])
         with closing(digests):
-            plan = make_plan(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.set_aside)
+            plan = plan_shards(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.skipped)
         _refuse_other_times(store, plan, share)
         rate, policy = made["codec"]["sample_rate"], cfg["bad_amplitude"]
-        reading = Reading(rate, cfg["longest_seconds"], batch, cfg["read_seconds"], policy, keep)
+        reading = DecodeOptions(rate, cfg["longest_seconds"], batch, cfg["read_seconds"], policy, keep)
         load = partial(load_encoder, cfg["codec"], cfg["embedder"])
         return _Run(store, plan, old, share, spool, reading).make(load, names, readers)
 
@@ -87,30 +87,36 @@ class _Run:
     """One process's share of a plan."""
 
     def __init__(
-        self, store: Store, plan: Plan, old: Plan | None, share: Share, spool: Spool, reading: Reading
+        self,
+        store: Storage,
+        plan: BuildPlan,
+        old: BuildPlan | None,
+        share: Partition,
+        spool: ClipSpool,
+        reading: DecodeOptions,
     ) -> None:
         self.store, self.plan, self.share, self.spool, self.reading = store, plan, share, spool, reading
         self.is_new = old is None or vars(old) != vars(plan)
         self.sizes = store.sizes()
         self.records = build_state.records(store, self.sizes)
-        made = build_state.digest(plan.made)
+        made = build_state.digest(plan.resolved)
         mine = [shard for i, shard in enumerate(plan.shards) if share.has(i)]
         todo = [shard for shard in mine if not self._is_final(shard, made)]
-        self.tasks = [Task(shard, self._codes_are_there(shard)) for shard in todo]
+        self.tasks = [ShardTask(shard, self._codes_are_there(shard)) for shard in todo]
         self.total = sum(shard.clips for shard in mine)
         self.done = self.total - sum(shard.clips for shard in todo)
         self.whole = len(mine) - len(todo)  # shards
         self.written: set[str] = set()  # by this run
 
-    def _is_final(self, shard: build_state.Planned, made: str) -> bool:
+    def _is_final(self, shard: build_state.PlannedShard, made: str) -> bool:
         record = self.records.get(shard.name)
         return record is not None and build_state.is_done(shard, record, made) and not record.retry
 
-    def _codes_are_there(self, shard: build_state.Planned) -> bool:
+    def _codes_are_there(self, shard: build_state.PlannedShard) -> bool:
         record = self.records.get(shard.name)
         if record is None or record.shard is None or record.retry:
             return False
-        return (record.inputs, record.codes) == (shard.inputs, build_state.digest_of_codes(self.plan.made))
+        return (record.inputs, record.codes) == (shard.inputs, build_state.codes_digest(self.plan.resolved))
 
     def make(self, load: Callable[..., Any], names: list[str], readers: int) -> int:
         """Write what is missing; the exit code."""
@@ -130,18 +136,18 @@ class _Run:
         if self.tasks:
             messages.pace(progress)
         if isinstance(manifest, Manifest):
-            return messages.summary(self.store, manifest, self.plan.asked["codec"])
+            return messages.summary(self.store, manifest, self.plan.requested["codec"])
         _refuse_other_times(self.store, self.plan, self.share)  # it may have replaced our plan in the meantime
         messages.unfinished(self.store, self.share, manifest)
         return 0
 
     def _prepare(self) -> None:
         """Take the manifest away if its shards are to change, and say what is planned."""
-        if self.share.count == 1 and isinstance(self.store, LocalStore):
+        if self.share.count == 1 and isinstance(self.store, LocalStorage):
             self.store.remove_partial()
         listed = self._listed() if MANIFEST in self.sizes else set()
         if listed is None or listed & {task.planned.name for task in self.tasks}:
-            build_state.unmerge(self.store)
+            build_state.delete_manifest(self.store)
         if self.is_new:
             self.plan.save(self.store)
 
@@ -157,11 +163,15 @@ class _Run:
         """Write the shards of the tasks; those none of whose clips the machine could read, with a reason."""
         with (
             tempfile.TemporaryDirectory(prefix="preprocess-") as folder,
-            Assembly(self.store, self.tasks, self.spool, self.plan.made, Path(folder), self.written.add) as assembly,
-            encoder_pool.Crew(load, names, readers, self.reading) as encoders,
+            ShardAssembler(
+                self.store, self.tasks, self.spool, self.plan.resolved, Path(folder), self.written.add
+            ) as assembly,
+            encoder_pool.EncoderPool(load, names, readers, self.reading) as encoders,
             progress,
         ):
-            for encoded in encoders.encoded(iter(Jobs(self.tasks, self.spool, Path(folder), self.reading.batch))):
+            for encoded in encoders.imap_unordered(
+                iter(JobIterator(self.tasks, self.spool, Path(folder), self.reading.batch))
+            ):
                 assembly.add(encoded)
                 progress.advance(len(encoded.found), sum(getattr(found, "seconds", 0.0) for found in encoded.found))
         return assembly.unread
@@ -210,7 +220,7 @@ def _made(cfg: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": plain["data"], **models, **plain}
 
 
-def _finished(store: Store, plan: Plan) -> Manifest | None:
+def _finished(store: Storage, plan: BuildPlan) -> Manifest | None:
     """The manifest of a cache that fulfils its plan and whose files are all there, by their names and sizes.
 
     None where the machine could not read some inputs: no look at sizes and times tells whether it can now.
@@ -219,7 +229,7 @@ def _finished(store: Store, plan: Plan) -> Manifest | None:
         manifest = Manifest.load(store)
     except InputError:
         return None
-    if any("retry" in row for row in manifest.set_aside):
+    if any("retry" in row for row in manifest.skipped):
         return None
     sizes = store.sizes()
     shards = [shard for shards in manifest.splits.values() for shard in shards]
@@ -228,34 +238,34 @@ def _finished(store: Store, plan: Plan) -> Manifest | None:
     return manifest if whole and manifest.plan == build_state.plan_digest(store) else None
 
 
-def _refuse_other_settings(store: Store, old: Plan | None, made: Mapping[str, Any], add: str | None) -> None:
+def _refuse_other_settings(store: Storage, old: BuildPlan | None, made: Mapping[str, Any], add: str | None) -> None:
     """made: all settings, or as many as are known yet."""
     if old is None:
         return
-    changed, before, now = _changed(old, made), _flat(old.made), _flat(made)
+    changed, before, now = _changed(old, made), _flat(old.resolved), _flat(made)
     if add == "prompt":
         changed = [name for name in changed if not name.startswith("embedder.")]
     if changed:
         told = ", ".join(f"{name}={_short(before.get(name))} (now {_short(now.get(name))})" for name in changed)
         embedder_only = all(name.startswith("embedder.") for name in changed)
         hint = "; add=prompt embeds it anew and keeps its codes" if embedder_only else ""
-        raise InputError(f"{store.where()} was made with {told}: give another out=, or remove it{hint}")
+        raise InputError(f"{store.display_path()} was made with {told}: give another out=, or remove it{hint}")
 
 
-def _changed(old: Plan, made: Mapping[str, Any]) -> list[str]:
+def _changed(old: BuildPlan, made: Mapping[str, Any]) -> list[str]:
     """The settings that are not those of a plan, by their dotted names. made: all settings, or some."""
-    before, now = _flat({name: old.made.get(name, {}) for name in made}), _flat(made)
+    before, now = _flat({name: old.resolved.get(name, {}) for name in made}), _flat(made)
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
-def _refuse_other_times(store: Store, plan: Plan, share: Share) -> None:
+def _refuse_other_times(store: Storage, plan: BuildPlan, share: Partition) -> None:
     """Parts that read copies of a corpus whose times of change differ would replace each other's plan for ever."""
-    there = Plan.load(store) if share.count > 1 else None
+    there = BuildPlan.load(store) if share.count > 1 else None
     if there is None or [(s.split, s.clips) for s in there.shards] != [(s.split, s.clips) for s in plan.shards]:
         return
     if not {shard.inputs for shard in there.shards} & {shard.inputs for shard in plan.shards}:
         raise InputError(
-            f"{store.where(PLAN)} was made from other files of the same names: copies of a corpus on several machines "
+            f"{store.display_path(PLAN)} lists other files of the same names: copies of a corpus on several machines "
             "must have the same times of change (cp -a and rsync -t keep them, touch -d sets them); if the files were "
             f"changed on purpose, remove {PLAN} and run every part again"
         )

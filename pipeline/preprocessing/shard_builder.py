@@ -19,29 +19,29 @@ import numpy as np
 from pipeline.common.errors import MachineError
 from pipeline.corpora import Clip, load
 from pipeline.data import build_state
-from pipeline.data.build_state import Planned, Record
+from pipeline.data.build_state import PlannedShard, ShardRecord
 from pipeline.data.manifest import skipped_row
-from pipeline.data.shard import Sample, ShardWriter, load_index, samples
-from pipeline.data.storage import Store
+from pipeline.data.shard import Sample, ShardWriter, iter_samples, load_index
+from pipeline.data.storage import Storage
 from pipeline.preprocessing.decode import Job, Skipped
-from pipeline.preprocessing.encoder import Encoded, Numbers
-from pipeline.preprocessing.shard_planner import Item, Spool, shown
+from pipeline.preprocessing.encoder import EncodedBatch, EncodedClip
+from pipeline.preprocessing.shard_planner import ClipSpool, PlannedClip, shown
 
 JOB = 16  # clips, or a few more: some seconds of work
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """A shard to be made. embed_only: its codes stand in the cache already, only its prompts are new."""
 
-    planned: Planned
+    planned: PlannedShard
     embed_only: bool = False
 
 
-class Jobs:
+class JobIterator:
     """The jobs of a list of tasks, in order. Bytes of clips in archives are put into files in `folder` for readers."""
 
-    def __init__(self, tasks: Iterable[Task], spool: Spool, folder: Path, batch: int) -> None:
+    def __init__(self, tasks: Iterable[ShardTask], spool: ClipSpool, folder: Path, batch: int) -> None:
         self._tasks, self._spool, self._folder = tasks, spool, folder
         self._size = max(JOB, batch) // batch * batch
         self._queue: deque[Clip] = deque()
@@ -51,7 +51,7 @@ class Jobs:
     def __iter__(self) -> Iterator[Job]:
         for task in self._tasks:
             items = self._spool.items(task.planned.name)
-            for first, stretch in _stretches(items, self._size):
+            for first, stretch in group_by_recording(items, self._size):
                 job = Job(task.planned.name, first, stretch, embed_only=task.embed_only)
                 yield self._with_contents(job) if any(item.clip.span for item in stretch) else job
 
@@ -90,7 +90,7 @@ class Jobs:
         return self._last[1]
 
 
-def _stretches(items: list[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
+def group_by_recording(items: list[PlannedClip], size: int) -> Iterator[tuple[int, list[PlannedClip]]]:
     """Items cut into stretches of `size`, or more where a recording goes on: it is decoded once."""
     first = 0
     for end in range(1, len(items) + 1):
@@ -100,7 +100,7 @@ def _stretches(items: list[Item], size: int) -> Iterator[tuple[int, list[Item]]]
             first = end
 
 
-class Assembly:
+class ShardAssembler:
     """Shards in the making. `add` what the encoders give; finished shards are written in the background.
 
     A shard none of whose clips could be read is not written where that is the machine's fault: what was there before
@@ -113,24 +113,24 @@ class Assembly:
 
     def __init__(
         self,
-        store: Store,
-        tasks: Iterable[Task],
-        spool: Spool,
+        store: Storage,
+        tasks: Iterable[ShardTask],
+        spool: ClipSpool,
         made: dict[str, Any],
         folder: Path,
         wrote: Callable[[str], None],
     ) -> None:
         self._store, self._spool, self._folder = store, spool, folder
         self._tasks = {task.planned.name: task for task in tasks}
-        self._made, self._codes = build_state.digest(made), build_state.digest_of_codes(made)
+        self._made, self._codes = build_state.digest(made), build_state.codes_digest(made)
         self.unread: dict[str, str] = {}
-        self._found: dict[str, list[Numbers | Skipped | None]] = {}
+        self._found: dict[str, list[EncodedClip | Skipped | None]] = {}
         self._left: dict[str, int] = {}
         self._writing: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1)
         self._wrote = wrote
 
-    def add(self, encoded: Encoded) -> None:
+    def add(self, encoded: EncodedBatch) -> None:
         """Take some clips of a shard; with its last ones it is written."""
         name = encoded.shard
         if name not in self._found:
@@ -144,7 +144,7 @@ class Assembly:
         while self._writing and (self._writing[0].done() or len(self._writing) > 2):
             self._writing.popleft().result()
 
-    def _write(self, task: Task, found: list[Numbers | Skipped | None]) -> None:
+    def _write(self, task: ShardTask, found: list[EncodedClip | Skipped | None]) -> None:
         name = task.planned.name
         items = self._spool.items(name)
         codes = self._old_codes(name) if task.embed_only else {}
@@ -154,7 +154,7 @@ class Assembly:
         silent = 0
         for item, numbers in zip(items, found, strict=True):
             assert numbers is not None, f"{name}: {item.clip.key} never came back"
-            if isinstance(numbers, Numbers) and task.embed_only and item.clip.key not in codes:
+            if isinstance(numbers, EncodedClip) and task.embed_only and item.clip.key not in codes:
                 numbers = Skipped("not in the cache whose codes are kept")
             if isinstance(numbers, Skipped):
                 aside.append(skipped_row(shown(item.path), item.clip.key, numbers.reason, numbers.retry))
@@ -168,7 +168,7 @@ class Assembly:
         if retried and not good:
             self.unread[name] = retried[0]
             return
-        build_state.unrecord(self._store, name)
+        build_state.delete_record(self._store, name)
         shard = None
         if good:
             with ShardWriter(self._store, name) as writer:
@@ -177,7 +177,7 @@ class Assembly:
             shard = writer.info
         else:
             build_state.remove_shard(self._store, name)
-        record = Record(task.planned.inputs, self._made, self._codes, shard, silent, aside, adjusted)
+        record = ShardRecord(task.planned.inputs, self._made, self._codes, shard, silent, aside, adjusted)
         record.save(self._store, name)
         self._wrote(name)
 
@@ -186,9 +186,9 @@ class Assembly:
             return {}
         shard = self._store.view(name)
         index = load_index(self._store, name, shard)
-        return {sample.key: sample.codes for sample in samples(shard, index, self._store.where(name))}
+        return {sample.key: sample.codes for sample in iter_samples(shard, index, self._store.display_path(name))}
 
-    def __enter__(self) -> Assembly:
+    def __enter__(self) -> ShardAssembler:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
@@ -197,7 +197,7 @@ class Assembly:
             self._writing.popleft().result()
 
 
-def _sample(item: Item, numbers: Numbers, kept: np.ndarray | None) -> Sample:
+def _sample(item: PlannedClip, numbers: EncodedClip, kept: np.ndarray | None) -> Sample:
     clip = item.clip
     codes = numbers.codes if kept is None else kept
     assert codes is not None

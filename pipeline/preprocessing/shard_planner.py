@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from pipeline.common.errors import InputError, MachineError
 from pipeline.corpora import UNREADABLE, Clip, fingerprint
-from pipeline.data.build_state import Plan, Planned
+from pipeline.data.build_state import BuildPlan, PlannedShard
 from pipeline.data.manifest import skipped_row
 from pipeline.data.shard import KEY
 
@@ -29,7 +29,7 @@ SPLIT = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
-class Item:
+class PlannedClip:
     """A clip of a plan and what its input looked like then. path: the clip's, from the corpus folder on."""
 
     clip: Clip
@@ -37,7 +37,7 @@ class Item:
     seen: str
 
 
-class Spool:
+class ClipSpool:
     """The clips of planned shards, in a temporary file. Lines of JSON: also what a shard's fingerprint is made of."""
 
     def __init__(self, root: str | Path) -> None:
@@ -60,21 +60,21 @@ class Spool:
             self._places[shard] = (self._file.seek(0, os.SEEK_END), len(rows))
             self._file.write(rows)
 
-    def renamed(self, names: Mapping[str, str]) -> None:
+    def rename_shards(self, names: Mapping[str, str]) -> None:
         """Give the shards their names; the spool is complete."""
         with _written():
             self._file.flush()
         self._places = {names[name]: place for name, place in self._places.items()}
 
-    def items(self, shard: str) -> list[Item]:
+    def items(self, shard: str) -> list[PlannedClip]:
         """The clips of a shard, in order; any thread may ask."""
         start, size = self._places[shard]
         return [self._item(line) for line in os.pread(self._file.fileno(), size, start).splitlines()]
 
-    def _item(self, line: bytes) -> Item:
+    def _item(self, line: bytes) -> PlannedClip:
         key, path, inside, split, start, duration, labels, span, seen = json.loads(line)
         full = self._root + path if inside else path
-        return Item(Clip(key, full, split, start, duration, labels, span and tuple(span)), path, seen)
+        return PlannedClip(Clip(key, full, split, start, duration, labels, span and tuple(span)), path, seen)
 
     def close(self) -> None:
         """Let go of the file, which has no name: its bytes are gone with it."""
@@ -93,14 +93,14 @@ def _written() -> Iterator[None]:
         ) from error
 
 
-def make_plan(
+def plan_shards(
     clips: Iterable[Clip],
-    spool: Spool,
+    spool: ClipSpool,
     samples_per_shard: int,
-    old: Plan | None,
-    blank: Plan,
+    old: BuildPlan | None,
+    blank: BuildPlan,
     set_aside: Callable[[], Iterable[Any]],
-) -> Plan:
+) -> BuildPlan:
     """Cut a corpus into shards of at most `samples_per_shard` clips, and keep their clips in the spool.
 
     old: the plan that the cache was made by, whose shards keep their names where their clips are the same;
@@ -108,8 +108,8 @@ def make_plan(
     Clips whose key is no key, or is another clip's, are set aside. Raises InputError for a corpus without any clip.
     """
     aside: list[dict[str, Any]] = []
-    open_shards: dict[str, _Open] = {}
-    planned: list[Planned] = []
+    open_shards: dict[str, _OpenShard] = {}
+    planned: list[PlannedShard] = []
     seen: set[int] = set()  # of digests: a million keys are 60 MB, not 200
     for clip in clips:
         mark = int.from_bytes(hashlib.blake2b(clip.key.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
@@ -119,7 +119,7 @@ def make_plan(
             continue
         assert SPLIT.fullmatch(clip.split), clip.split
         seen.add(mark)
-        shard = open_shards.setdefault(clip.split, _Open())
+        shard = open_shards.setdefault(clip.split, _OpenShard())
         shard.rows.append(spool.row(clip))
         if _ends(len(shard.rows), mark, samples_per_shard):
             planned.append(shard.close(clip.split, spool))
@@ -128,22 +128,22 @@ def make_plan(
         raise InputError("the corpus has no clip that could be used: see data.root and the corpus's own settings")
     planned.sort(key=lambda shard: shard.split)  # stable: in the corpus's order within a split
     names = _names(planned, old.shards if old else [])
-    spool.renamed(names)
+    spool.rename_shards(names)
     planned = [replace(shard, name=names[shard.name]) for shard in planned]
     aside += [skipped_row(shown(a.path), a.key, a.reason, UNREADABLE in a.reason) for a in set_aside()]
-    return replace(blank, shards=planned, set_aside=aside)
+    return replace(blank, shards=planned, skipped=aside)
 
 
-class _Open:
+class _OpenShard:
     """A shard that still takes clips; it gets a passing name, its place among the shards of its split."""
 
     def __init__(self) -> None:
         self.rows: list[bytes] = []
         self.number = 0
 
-    def close(self, split: str, spool: Spool) -> Planned:
+    def close(self, split: str, spool: ClipSpool) -> PlannedShard:
         rows = b"".join(self.rows)
-        shard = Planned(f"{split}:{self.number}", split, len(self.rows), hashlib.sha256(rows).hexdigest())
+        shard = PlannedShard(f"{split}:{self.number}", split, len(self.rows), hashlib.sha256(rows).hexdigest())
         spool.put(shard.name, rows)
         self.rows, self.number = [], self.number + 1
         return shard
@@ -154,7 +154,7 @@ def _ends(count: int, mark: int, most: int) -> bool:
     return count >= most or (2 * count >= most and mark % max(2, most // 4) == 0)
 
 
-def _names(planned: list[Planned], old: list[Planned]) -> dict[str, str]:
+def _names(planned: list[PlannedShard], old: list[PlannedShard]) -> dict[str, str]:
     """The file name of every planned shard: its old one where its clips are the same, else the lowest free number."""
     kept = {(shard.split, shard.inputs): shard.name for shard in old}
     names = {s.name: kept[s.split, s.inputs] for s in planned if (s.split, s.inputs) in kept}

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.audio import metrics
 from pipeline.audio.codec import EMBEDDED_FILE, load_codec
-from pipeline.audio.codecs.spectral import FLOOR, HOP, WIDEN, WINDOW, Analysis, band_centres
+from pipeline.audio.codecs.spectral import FLOOR, HOP, WIDEN, WINDOW, SpectralEncoder, band_centres
 from pipeline.common.errors import InputError
 from pipeline.models.weights import save_tensors
 
@@ -108,7 +108,7 @@ def mixed(notes: list[np.ndarray], drums: list[np.ndarray], random: np.random.Ge
 
 def frames_of(clips: Iterator[np.ndarray]) -> Tensor:
     """FRAMES log-magnitude frames of each clip: [n, D]."""
-    analysis = Analysis(torch.zeros(len(band_centres())))
+    analysis = SpectralEncoder(torch.zeros(len(band_centres())))
     found = []
     for clip in clips:
         bands = analysis(torch.from_numpy(clip.astype(np.float32))[None, None])[0].T  # [T, D]

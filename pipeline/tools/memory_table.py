@@ -19,7 +19,7 @@ from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.patterns import NAMES, Pattern
 from pipeline.training import zero_patches
-from pipeline.training.run_estimate import Machine, need_of, setup_of
+from pipeline.training.run_estimate import Hardware, estimate_memory, parse_zero_config
 
 SIZES = ("small", "medium", "large", "xl")
 CODEBOOKS, PROMPT, FRAME_RATE = 8, 768, 75
@@ -30,7 +30,7 @@ def shape(size: str, pattern: str, frames: int) -> ModelConfig:
     m = compose("train", [f"model={size}", f"pattern={pattern}"]).model
     return ModelConfig(
         codebooks=CODEBOOKS, pattern=pattern, prompt_dim=PROMPT, width=m.width, layers=m.layers, heads=m.heads,
-        positions=max(1024, Pattern(pattern, CODEBOOKS).length(frames)), dropout=m.dropout,
+        positions=max(1024, Pattern(pattern, CODEBOOKS).num_steps(frames)), dropout=m.dropout,
         prompt_dropout=m.prompt_dropout, end_of_audio=False,
     )  # fmt: skip
 
@@ -38,18 +38,18 @@ def shape(size: str, pattern: str, frames: int) -> ModelConfig:
 def rows(ranks: int, batch: int, seconds: float, pattern: str) -> list[list[str]]:
     """The head, and a row a size: its parameters, and gibibytes a GPU under each choice of conf/deepspeed."""
     files = sorted((CONF / "deepspeed").glob("*.yaml"), key=lambda file: ("_" in file.stem, file.stem))
-    machine = Machine("GPU", True, ranks, min(ranks, 8), 0, 0, 0)
+    machine = Hardware("GPU", True, ranks, min(ranks, 8), 0, 0, 0)
     frames = round(seconds * FRAME_RATE)
     found = [["model", "parameters", *(file.stem for file in files)]]
     for size in SIZES:
         config = shape(size, pattern, frames)
         cells = []
         for file in files:
-            setup = setup_of(OmegaConf.load(file).zero_optimization, True, machine)
-            kept = "compiled" if zero_patches.compiles("auto", setup.stage, cuda=True) else "eager"
-            needs = [need_of(config, setup, batch, frames, mode).total for mode in (kept, "checkpointed")]
+            setup = parse_zero_config(OmegaConf.load(file).zero_optimization, True, machine)
+            kept = "compiled" if zero_patches.should_compile("auto", setup.stage, cuda=True) else "eager"
+            needs = [estimate_memory(config, setup, batch, frames, mode).total for mode in (kept, "checkpointed")]
             cells.append("{:.1f} ({:.1f})".format(*(need / 2**30 for need in needs)))
-        found.append([size, f"{model_stats.parameters(config) / 1e6:,.0f} M", *cells])
+        found.append([size, f"{model_stats.num_parameters(config) / 1e6:,.0f} M", *cells])
     return found
 
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 Target = TypeVar("Target")
 
 
-class Aside(Generic[Target]):
+class BackgroundWorker(Generic[Target]):
     """A thread that opens something slow and fallible (`open()`), and does jobs with it: quick ones first.
 
     What goes wrong is logged once for each kind of error; what does not fit the queue is dropped, and that logged once.
@@ -32,11 +32,11 @@ class Aside(Generic[Target]):
         self._thread.start()
 
     @property
-    def complained(self) -> bool:
+    def had_errors(self) -> bool:
         """Whether anything went wrong."""
         return bool(self._said)
 
-    def do(self, job: Callable[[Target], None], slow: bool = False) -> None:
+    def submit(self, job: Callable[[Target], None], slow: bool = False) -> None:
         """Have a job done sometime, a slow one when no other waits; returns at once."""
         try:
             self._jobs.put_nowait((int(slow), next(self._count), job))

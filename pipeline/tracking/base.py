@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import InputError
 from pipeline.common.metrics_file import METRICS, cut_metrics
-from pipeline.config.cli import typed
+from pipeline.config.cli import overridden_settings
 from pipeline.tracking import wandb_media
-from pipeline.tracking.background_worker import Aside
+from pipeline.tracking.background_worker import BackgroundWorker
 from pipeline.tracking.wandb_environment import mode_from_environment, settings_from_environment
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from pipeline.tracking.wandb_run import Session
+    from pipeline.tracking.wandb_run import WandbRun
 
 log = logging.getLogger(__name__)
 _LOSSES = ("train/loss", "val/loss")
@@ -37,20 +37,20 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record numbers at a step."""
 
-    def listen(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
+    def log_audio(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
         """Record sounds at a step: for each clip its name, and its wavs [S] of `rate` Hz by what they are."""
 
     def alert(self, title: str, text: str) -> None:
         """Call for attention."""
 
-    def artifact(self, kind: str, place: str | Path) -> None:
+    def log_artifact(self, kind: str, place: str | Path) -> None:
         """Record what the run reads (a `cache`) or has made (a `checkpoint`, the `export`), and where it lies."""
 
-    def finish(self, code: int = 0) -> None:
+    def close(self, code: int = 0) -> None:
         """Flush, and say how the run ended: 0 well, 75 to go on later, else badly."""
 
 
-class JsonLines(Tracker):
+class JsonlTracker(Tracker):
     """A row a logged step in `metrics.jsonl`, and sounds as wavs in `listen/step-{n}/`."""
 
     def __init__(self, run: Path, step: int) -> None:
@@ -66,7 +66,7 @@ class JsonLines(Tracker):
         except OSError as error:
             self._lost(error)
 
-    def listen(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
+    def log_audio(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
         from pipeline.audio import audio_io
 
         try:
@@ -80,7 +80,7 @@ class JsonLines(Tracker):
     def alert(self, title: str, text: str) -> None:
         log.warning("%s: %s", title, text)
 
-    def finish(self, code: int = 0) -> None:
+    def close(self, code: int = 0) -> None:
         try:
             self._file.close()
         except OSError as error:
@@ -92,53 +92,53 @@ class JsonLines(Tracker):
         self._broken = True
 
 
-class WandB(JsonLines):
+class WandbTracker(JsonlTracker):
     """The same to Weights & Biases as well, in one run over all restarts; with alerts of what goes wrong."""
 
     def __init__(self, run: Path, step: int, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         super().__init__(run, step)
         self._settings, self._last, self._row_at, self._odd = settings, step, time.monotonic(), False
 
-        def open_session() -> Session:
-            from pipeline.tracking.wandb_run import Session
+        def open_session() -> WandbRun:
+            from pipeline.tracking.wandb_run import WandbRun
 
-            return Session(run, name, config, settings)
+            return WandbRun(run, name, config, settings)
 
-        self._aside = Aside("W&B", open_session, settings["queue"], self._watch, settings["stalled"] / 4)
-        self._aside.do(lambda session: session.keep(), slow=True)
+        self._aside = BackgroundWorker("W&B", open_session, settings["queue"], self._watch, settings["stalled"] / 4)
+        self._aside.submit(lambda session: session.save_sources(), slow=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         super().log(step, metrics)
         row = dict(metrics)
-        self._aside.do(lambda session: session.log(step, row))
+        self._aside.submit(lambda session: session.log(step, row))
         self._last, self._row_at = step, time.monotonic()
         odd = [name for name in metrics if name in _LOSSES and not math.isfinite(row[name])]
         if odd and not self._odd:
             self.alert("The loss is not finite", f"{odd[0]} is {row[odd[0]]} at step {step} of {self.run}")
         self._odd = bool(odd)
 
-    def listen(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
-        super().listen(step, heard, rate)
+    def log_audio(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
+        super().log_audio(step, heard, rate)
         kept = list(heard)
-        self._aside.do(lambda session: session.listen(step, kept, rate), slow=True)
+        self._aside.submit(lambda session: session.log_audio(step, kept, rate), slow=True)
 
     def alert(self, title: str, text: str) -> None:
         super().alert(title, text)
-        self._aside.do(lambda session: session.alert(title, text))
+        self._aside.submit(lambda session: session.alert(title, text))
 
-    def artifact(self, kind: str, place: str | Path) -> None:
-        self._aside.do(lambda session: session.artifact(kind, str(place)), slow=True)
+    def log_artifact(self, kind: str, place: str | Path) -> None:
+        self._aside.submit(lambda session: session.log_artifact(kind, str(place)), slow=True)
 
-    def finish(self, code: int = 0) -> None:
-        from pipeline.tracking.wandb_run import end_service
+    def close(self, code: int = 0) -> None:
+        from pipeline.tracking.wandb_run import kill_service
 
-        super().finish(code)
+        super().close(code)
         patience = self._settings["patience"] * (1 if code == 75 else 3)  # who asked us to stop will not wait long
-        done = self._aside.close(lambda session: session.finish(code), patience)
+        done = self._aside.close(lambda session: session.close(code), patience)
         if not done:
             log.warning("W&B is not done after %d s, and ended; what it has not sent is kept", patience)
-        if not done or self._aside.complained:  # of a process that has died W&B would print a traceback as we end
-            end_service()
+        if not done or self._aside.had_errors:  # of a process that has died W&B would print a traceback as we end
+            kill_service()
         unsent = [f for f in self.run.glob("wandb/offline-run-*") if not [*f.glob("*.synced")]]
         if unsent or not done:
             online = "" if done else " --include-online"
@@ -158,14 +158,14 @@ class WandB(JsonLines):
 def apply_environment(cfg: DictConfig) -> None:
     """Put what W&B's environment variables say into the settings of training that were not typed."""
     if cfg.tracking.name == "wandb":
-        cfg.tracking.update(settings_from_environment(typed()))
+        cfg.tracking.update(settings_from_environment(overridden_settings()))
 
 
-def start(run: Path, step: int, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Tracker:
+def build_tracker(run: Path, step: int, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Tracker:
     """The tracker that `conf/tracking` asks for, of a run that goes on at `step`."""
     if settings["name"] == "none":
-        return JsonLines(run, step)
+        return JsonlTracker(run, step)
     if mode_from_environment(settings) == "disabled":
         log.info("W&B is off (tracking.mode, WANDB_MODE or WANDB_DISABLED says so): metrics go to %s alone", METRICS)
-        return JsonLines(run, step)
-    return WandB(run, step, name, config, settings)
+        return JsonlTracker(run, step)
+    return WandbTracker(run, step, name, config, settings)

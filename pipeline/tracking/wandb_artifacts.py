@@ -10,7 +10,7 @@ from typing import Any
 KINDS = {"cache": "dataset", "checkpoint": "checkpoint", "export": "model"}  # W&B's types
 
 
-def described(kind: str, place: str, keep: Path, weights: bool) -> tuple[dict[str, Any], list[Path]]:
+def artifact_metadata(kind: str, place: str, keep: Path, weights: bool) -> tuple[dict[str, Any], list[Path]]:
     """What is worth telling of a cache, a checkpoint or an export, and its files that are worth keeping.
 
     keep: a folder for the manifest of a cache that lies elsewhere. weights: whether an export's weights are kept too.
@@ -28,19 +28,19 @@ def described(kind: str, place: str, keep: Path, weights: bool) -> tuple[dict[st
 
 
 def _cache(place: str, keep: Path) -> tuple[dict[str, Any], list[Path]]:
-    from pipeline.data.manifest import NAME, Manifest
-    from pipeline.data.storage import is_remote, open_store
+    from pipeline.data.manifest import MANIFEST_NAME, Manifest
+    from pipeline.data.storage import is_remote, open_storage
 
-    store = open_store(place)
+    store = open_storage(place)
     manifest = Manifest.load(store)
-    file = Path(place) / NAME
+    file = Path(place) / MANIFEST_NAME
     if is_remote(place):
-        file = keep / NAME
+        file = keep / MANIFEST_NAME
         keep.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(store.read(NAME))
+        file.write_bytes(store.read(MANIFEST_NAME))
     told = {"codec": manifest.codec, "embedder": manifest.embedder, "data": _numbers(manifest.data)}
     splits = {name: {"clips": manifest.samples(name), "hours": manifest.hours(name)} for name in manifest.splits}
-    return {**told, "splits": splits, "set_aside": len(manifest.set_aside)}, [file]
+    return {**told, "splits": splits, "set_aside": len(manifest.skipped)}, [file]
 
 
 def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def files(folder: Path, run_id: str) -> list[Path]:
     return sorted(folder.glob(f"wandb/*run-*-{run_id}/*.wandb"), key=lambda file: file.parent.name.split("-")[-2])
 
 
-def reached(folder: Path, run_id: str) -> dict[str, int]:
+def last_logged_steps(folder: Path, run_id: str) -> dict[str, int]:
     """Of each name that W&B has been told of, the last step."""
     told: dict[str, int] = {}
     for file in files(folder, run_id):

@@ -28,7 +28,7 @@ def spectrogram(wav: NDArray[np.float32], size: int = 1024, height: int = 128) -
     return np.stack([np.interp(height01, points, channel) for channel in _COLOURS.T], -1).astype(np.uint8)
 
 
-def table(heard: Sequence[tuple[str, Sounds]], step: int, rate: int) -> Any:
+def audio_table(heard: Sequence[tuple[str, Sounds]], step: int, rate: int) -> Any:
     """A `wandb.Table`: a row a clip; for each sound its player and its spectrogram."""
     import wandb
 

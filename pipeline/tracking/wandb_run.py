@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import all_without_secrets, without_secrets
+from pipeline.common.errors import redact, redact_all
 from pipeline.data.storage import is_remote
 from pipeline.tracking import wandb_artifacts, wandb_log, wandb_media
 from pipeline.tracking.wandb_environment import mode_from_environment, prepare_folders
@@ -33,19 +33,19 @@ SOUNDS = "val/audio"
 _ALERT_AGAIN = timedelta(minutes=10)
 
 
-class Session:
+class WandbRun:
     """An open W&B run."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Open the run of a run folder, for the first time or again. settings: as `conf/tracking/wandb.yaml`."""
         # `wandb sync` runs later and in another folder: what it uploads is kept in the run folder, by absolute paths
-        self.folder, self.settings = folder.absolute(), all_without_secrets(settings)
+        self.folder, self.settings = folder.absolute(), redact_all(settings)
         prepare_folders(self.folder / "wandb")
-        sys.argv[1:] = map(without_secrets, sys.argv[1:])  # W&B stores the command line
+        sys.argv[1:] = map(redact, sys.argv[1:])  # W&B stores the command line
         import wandb
 
         self.id = run_id(folder)
-        self.told = wandb_log.reached(folder, self.id)
+        self.told = wandb_log.last_logged_steps(folder, self.id)
         self.wandb = wandb
         wandb.setup(settings=wandb.Settings(silent=True))
         mode = _mode(mode_from_environment(settings))
@@ -76,7 +76,7 @@ class Session:
             resume="allow" if self.told else None,  # only a restart appends: its lines then follow those before
             dir=str(self.folder),
             mode=mode,  # type: ignore[arg-type]
-            config=flat(all_without_secrets({key: value for key, value in config.items() if key != "tracking"})),
+            config=flat(redact_all({key: value for key, value in config.items() if key != "tracking"})),
             settings=self.wandb.Settings(
                 console="off",
                 silent=True,
@@ -95,16 +95,16 @@ class Session:
         if new:
             self.run.log({wandb_log.STEP: step, **new})
 
-    def listen(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
+    def log_audio(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
         """A table of sounds."""
         if step > self.told.get(SOUNDS, -1):
-            self.run.log({wandb_log.STEP: step, SOUNDS: wandb_media.table(heard, step, rate)})
+            self.run.log({wandb_log.STEP: step, SOUNDS: wandb_media.audio_table(heard, step, rate)})
 
     def alert(self, title: str, text: str) -> None:
         """A message to whoever follows the run, at most every ten minutes under one title."""
         self.run.alert(title, text, level="ERROR", wait_duration=_ALERT_AGAIN)
 
-    def artifact(self, kind: str, place: str) -> None:
+    def log_artifact(self, kind: str, place: str) -> None:
         """A cache, as the run's input; a checkpoint or an export, as its output: small files, and where the whole lies.
 
         A checkpoint's and an export's name is the run's, so that each new one is a version of the last. W&B uploads
@@ -112,12 +112,12 @@ class Session:
         """
         if not is_remote(place):
             place = str(Path(place.removeprefix("file://")).absolute())
-        metadata, files = wandb_artifacts.described(
+        metadata, files = wandb_artifacts.artifact_metadata(
             kind, place, self.folder / "wandb" / "data", self.settings["weights"]
         )
-        shown = without_secrets(place)
+        shown = redact(place)
         name = f"{kind}-{_safe(Path(shown.partition('?')[0]).name) if kind == 'cache' else self.id}"
-        metadata = all_without_secrets({**metadata, "place": shown})
+        metadata = redact_all({**metadata, "place": shown})
         made = self.wandb.Artifact(name, wandb_artifacts.KINDS[kind], metadata=metadata)
         for file in files:
             made.add_file(str(file), skip_cache=True)
@@ -127,7 +127,7 @@ class Session:
         # `run.use_artifact` refuses to work offline and waits for the server online; this is what it does first
         self.run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=kind == "cache")
 
-    def keep(self) -> None:
+    def save_sources(self) -> None:
         """What tells later how this run came about: the sources that ran, and the log."""
         if (self.folder / "log.txt").exists():
             self.run.save(self.folder / "log.txt", base_path=self.folder, policy="live")
@@ -139,7 +139,7 @@ class Session:
         self.run.config.update({"code.sha256": sources.name.removeprefix("code-")}, allow_val_change=True)
         self.run._log_artifact(made, is_user_created=True, use_after_commit=True)
 
-    def finish(self, code: int) -> None:
+    def close(self, code: int) -> None:
         """Upload the rest, within the patience of the settings. code: 75 is a run that will go on."""
         if code == 75:
             self.run.mark_preempting()
@@ -185,7 +185,7 @@ def run_id(folder: Path) -> str:
     return path.read_text().strip()
 
 
-def end_service() -> None:
+def kill_service() -> None:
     """End the process that W&B sends from at once: left alone, it outlives us, and holds on to our output."""
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():
@@ -228,7 +228,7 @@ def _git_remote() -> str | None:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return without_secrets(found) or None
+    return redact(found) or None
 
 
 def _safe(name: str) -> str:

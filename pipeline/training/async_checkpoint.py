@@ -14,7 +14,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from pipeline.common.checksums import sha256_file
 
 
-class Writer(TorchCheckpointEngine):
+class AsyncCheckpointEngine(TorchCheckpointEngine):
     """Writes DeepSpeed's own files of one checkpoint, one after another, in a thread of each rank.
 
     In the background, a rank's share of the state is copied to its machine's memory until it is written; the next step
@@ -32,7 +32,7 @@ class Writer(TorchCheckpointEngine):
     def save(self, state_dict: Any, path: str) -> None:
         """Write a file; in the background, copy its state and return: `wait` raises what could not be written."""
         if self._background:
-            state_dict = copied(state_dict, {})
+            state_dict = copy_to_cpu(state_dict, {})
         self._submit(path, _save, state_dict, path)
 
     def add_checksum(self, path: Path) -> None:
@@ -96,7 +96,7 @@ def _save(state: Any, path: str) -> str:
     return hashed.digest.hexdigest()
 
 
-def copied(state: Any, known: dict[int, torch.Tensor]) -> Any:
+def copy_to_cpu(state: Any, known: dict[int, torch.Tensor]) -> Any:
     """The same containers around copies of their tensors, in this machine's memory.
 
     known: the copies by the tensors' identity, so that what is shared stays so.
@@ -106,7 +106,7 @@ def copied(state: Any, known: dict[int, torch.Tensor]) -> Any:
             known[id(state)] = torch.empty_like(state, device="cpu").copy_(state.detach())
         return known[id(state)]
     if isinstance(state, Mapping):
-        return type(state)((name, copied(value, known)) for name, value in state.items())  # type: ignore[call-arg]
+        return type(state)((name, copy_to_cpu(value, known)) for name, value in state.items())  # type: ignore[call-arg]
     if type(state) in (list, tuple):
-        return type(state)(copied(value, known) for value in state)
+        return type(state)(copy_to_cpu(value, known) for value in state)
     return state

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from pipeline.audio.codec import Codec, load_codec
-from pipeline.audio.recordings import recording
+from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
-from pipeline.data.dataloader import Split
-from pipeline.data.random_clips import draw
+from pipeline.data.dataloader import ShardedDataset
+from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample
-from pipeline.generation.engine import Player
+from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import generate
-from pipeline.generation.sampling import Sampling
+from pipeline.generation.sampling import SamplingParams
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.tracking.wandb_media import Sounds
 
@@ -26,41 +26,41 @@ log = logging.getLogger(__name__)
 SEED = 0
 
 
-class Ears:
+class AudioSampler:
     """Some clips of a split, drawn once, and how to continue from their prompts."""
 
     def __init__(
         self,
-        split: Split,
+        split: ShardedDataset,
         codec: Codec,
         clips: int,
         seconds: float,
         temperatures: Sequence[float],
-        sampling: Sampling,
+        sampling: SamplingParams,
         originals: str | None = None,
     ) -> None:
         """seconds: of each clip, at most; originals: the corpus' folder, for the recordings beside."""
         self.codec, self.temperatures, self.sampling = codec, list(temperatures), sampling
         frames = round(seconds * codec.frame_rate)
-        self.samples = [*draw(split.store, split.manifest, clips, SEED, split.name)]
+        self.samples = [*sample_clips(split.store, split.manifest, clips, SEED, split.name)]
         self.codes = [torch.from_numpy(s.codes[: codec.codebooks, :frames].astype(np.int64)) for s in self.samples]
         self.rate = codec.sample_rate
         given = zip(self.samples, self.codes, strict=True)
         self._same = [self._given(sample, codes, originals) for sample, codes in given]
 
     @torch.no_grad()
-    def hear(self, model: CodecGPT) -> list[tuple[str, Sounds]]:
+    def sample(self, model: CodecGPT) -> list[tuple[str, Sounds]]:
         """For each clip its name and its sounds; the model is left as it was."""
         prompts = torch.from_numpy(np.stack([sample.prompt for sample in self.samples])).float()  # [B, P]
         frames = max(codes.shape[1] for codes in self.codes)
         training = model.training
         model.eval()
         try:
-            player, made = Player(model), {}
+            player, made = InferenceEngine(model), {}
             for t in self.temperatures:
                 seeds = range(SEED, SEED + len(prompts))
                 sampling = replace(self.sampling, temperature=t)
-                made[t] = generate(player, prompts.to(model.null.device), frames, sampling, list(seeds))
+                made[t] = generate(player, prompts.to(model.null_prompt.device), frames, sampling, list(seeds))
         finally:
             model.train(training)
         found: list[tuple[str, Sounds]] = []
@@ -73,7 +73,7 @@ class Ears:
     def _given(self, sample: Sample, codes: torch.Tensor, originals: str | None) -> Sounds:
         """What no training changes: the sound itself, where the corpus is at hand, and what the codec makes of it."""
         given = {"reconstruction": self._decode(codes)}
-        wav = recording(originals, sample.info, self.rate)
+        wav = load_source_audio(originals, sample.metadata, self.rate)
         return given if wav is None else {"prompt": wav[: codes.shape[1] * self.codec.hop], **given}
 
     def _decode(self, codes: torch.Tensor) -> np.ndarray:
@@ -84,7 +84,9 @@ class Ears:
         return self.codec.decode(codes[None].to(device))[0, 0].float().cpu().numpy()
 
 
-def open_ears(listen: Mapping[str, Any], codec: Mapping[str, Any], split: Split, device: torch.device) -> Ears | None:
+def build_audio_sampler(
+    listen: Mapping[str, Any], codec: Mapping[str, Any], split: ShardedDataset, device: torch.device
+) -> AudioSampler | None:
     """Ears as the settings ask for; None where they ask for none, or the codec's weights are not at hand (told).
 
     listen: clips, seconds, temperatures, top_k, originals; codec: as `conf/codec`.
@@ -97,7 +99,7 @@ def open_ears(listen: Mapping[str, Any], codec: Mapping[str, Any], split: Split,
     except InputError as error:
         log.warning("nothing will be heard of the model while it trains: %s", error)
         return None
-    sampling = Sampling(top_k=listen["top_k"])
-    return Ears(
+    sampling = SamplingParams(top_k=listen["top_k"])
+    return AudioSampler(
         split, opened, listen["clips"], listen["seconds"], listen["temperatures"], sampling, listen["originals"]
     )

@@ -32,24 +32,24 @@ from pipeline.training.distributed import World
 from pipeline.training.ema import Ema
 
 if TYPE_CHECKING:
-    from pipeline.training.async_checkpoint import Writer
+    from pipeline.training.async_checkpoint import AsyncCheckpointEngine
 
 log = logging.getLogger(__name__)
 COMPLETE = "complete.json"
 
 
-def saved(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
     found = [(_step(path), path) for path in (run / "checkpoints").glob("step-*") if (path / COMPLETE).is_file()]
     return [path for step, path in sorted(found) if step >= 0]
 
 
-def torn(run: Path) -> list[Path]:
+def incomplete_checkpoints(run: Path) -> list[Path]:
     """Folders whose save was interrupted."""
     return sorted(path for path in (run / "checkpoints").glob("step-*") if not (path / COMPLETE).is_file())
 
 
-def find(run: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
+def resolve_resume(run: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
     """Choose the checkpoint to resume from, the same on all ranks, and check its files.
 
     Args:
@@ -75,7 +75,7 @@ def find(run: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
         )
     skipped: list[str] = []
     for path in candidates:
-        faults = [line for lines in world.gather(damage(path, world.rank, world.ranks)) for line in lines]
+        faults = [line for lines in world.gather(damage(path, world.rank, world.world_size)) for line in lines]
         if not faults:
             return path, skipped
         if path == Path(resume):
@@ -89,9 +89,9 @@ def find(run: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
 def _candidates(run: Path, resume: str) -> list[Path]:
     """The checkpoints that `resume` may mean, newest first."""
     if resume in ("auto", "never"):
-        return saved(run)[::-1]
+        return list_checkpoints(run)[::-1]
     path = Path(resume)
-    return [path] if (path / COMPLETE).is_file() else saved(path)[::-1]
+    return [path] if (path / COMPLETE).is_file() else list_checkpoints(path)[::-1]
 
 
 def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
@@ -100,7 +100,7 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     Checkpoints of older versions have no checksums: of these nothing is known.
     """
     try:
-        files = state_of(checkpoint).get("files", {})
+        files = read_metadata(checkpoint).get("files", {})
     except InputError as error:
         return [str(error)]
     faults = []
@@ -123,14 +123,14 @@ def check_files(checkpoint: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionPolicy:
     """Which checkpoints stay: the `last` newest (0: all), the best by validation loss, and every `every`-th step."""
 
     last: int
     best: bool
     every: int
 
-    def spared(self, found: list[Path]) -> set[Path]:
+    def retained(self, found: list[Path]) -> set[Path]:
         """Those of the complete checkpoints, oldest first, that stay."""
         spared = set(found[-self.last :]) if self.last else set(found)
         if self.every:
@@ -142,54 +142,54 @@ class Keep:
 
 def best_of(found: list[Path]) -> Path | None:
     """The checkpoint with the lowest validation loss at its own step, if any was validated."""
-    losses = {path: loss for path in found if (loss := state_of(path).get("val_loss")) is not None}
+    losses = {path: loss for path in found if (loss := read_metadata(path).get("val_loss")) is not None}
     return min(losses, key=losses.__getitem__, default=None)
 
 
 @dataclass(frozen=True)
-class Saving:
+class PendingCheckpoint:
     """A checkpoint that is being written."""
 
     folder: Path
     state: dict[str, Any]
-    writer: Writer
+    writer: AsyncCheckpointEngine
 
 
-def begin(
+def start_save(
     engine: Any, run: Path, world: World, state: dict[str, Any], ema: Ema | None = None, background: bool = False
-) -> Saving:
+) -> PendingCheckpoint:
     """Save the engine on all ranks under the step in `state`; complete only after `finish`.
 
     background: return before all is written, and let training continue.
     """
-    from pipeline.training.async_checkpoint import Writer
+    from pipeline.training.async_checkpoint import AsyncCheckpointEngine
 
     folder = run / "checkpoints" / f"step-{state['step']}"
-    if world.first and folder.exists():
+    if world.is_main and folder.exists():
         shutil.rmtree(folder)  # torn, or this very step again after a resume from elsewhere
-    world.wait()
-    writer = engine.checkpoint_engine = Writer(background)
+    world.barrier()
+    writer = engine.checkpoint_engine = AsyncCheckpointEngine(background)
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     if ema is not None:
         writer.add_checksum(ema.save(folder))
-    how = {"ranks": world.ranks, "stage": engine.zero_optimization_stage(), "bf16": engine.bfloat16_enabled()}
-    return Saving(folder, {**state, **how, "model": asdict(engine.module.config)}, writer)
+    how = {"ranks": world.world_size, "stage": engine.zero_optimization_stage(), "bf16": engine.bfloat16_enabled()}
+    return PendingCheckpoint(folder, {**state, **how, "model": asdict(engine.module.config)}, writer)
 
 
-def finish(world: World, saving: Saving, keep: Keep) -> Path:
+def commit(world: World, saving: PendingCheckpoint, keep: RetentionPolicy) -> Path:
     """Wait until all ranks have written their files, mark the checkpoint complete, and thin out those before it.
 
     Raises OSError for a file that could not be written, for a full disk for instance.
     """
     files = {name: sha256 for part in world.gather(saving.writer.wait()) for name, sha256 in part.items()}
-    if world.first:
+    if world.is_main:
         folder, run = saving.folder, saving.folder.parents[1]
         _complete(folder, {**saving.state, "files": files})
         _write(folder.parent / "latest", folder.name)
-        found = [path for path in saved(run) if _step(path) <= saving.state["step"]]
+        found = [path for path in list_checkpoints(run) if _step(path) <= saving.state["step"]]
         for converted in folder.parent.glob("universal-*"):
             shutil.rmtree(converted)
-        for old in [*torn(run), *(path for path in found if path not in keep.spared(found))]:
+        for old in [*incomplete_checkpoints(run), *(path for path in found if path not in keep.retained(found))]:
             (old / COMPLETE).unlink(missing_ok=True)
             shutil.rmtree(old)
     return saving.folder
@@ -210,7 +210,7 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def state_of(checkpoint: Path) -> dict[str, Any]:
+def read_metadata(checkpoint: Path) -> dict[str, Any]:
     """What `complete.json` says: step, place, seed, ranks, stage, model, the sha256 of each file of `files`, and the
     validation loss if it was taken.
 
@@ -233,7 +233,7 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 def check_model(checkpoint: Path, config: ModelConfig) -> None:
     """Raises InputError, naming the settings that differ, unless the checkpoint is of such a model."""
-    then, now = state_of(checkpoint)["model"], json.loads(json.dumps(asdict(config)))
+    then, now = read_metadata(checkpoint)["model"], json.loads(json.dumps(asdict(config)))
     # a resume may go on with longer clips; dropout is no part of the architecture (see `training_settings`)
     names = [name for name in now if name not in ("frames", "dropout", "prompt_dropout")]
     differ = [f"{name}={then.get(name)!r} then, {now[name]!r} now" for name in names if then.get(name) != now[name]]
@@ -245,7 +245,7 @@ def check_model(checkpoint: Path, config: ModelConfig) -> None:
 
 def check_engine(checkpoint: Path, stage: int, bf16: bool) -> None:
     """Raises InputError unless an engine of this stage of ZeRO and precision reads such a checkpoint."""
-    state = state_of(checkpoint)
+    state = read_metadata(checkpoint)
     then = state["stage"], state.get("bf16", bf16)
     if (_shares(then[0]), then[1]) != (_shares(stage), bf16):
         old, new = (f"ZeRO stage {n} in {'bf16' if half else 'fp32'}" for n, half in (then, (stage, bf16)))
@@ -258,7 +258,7 @@ def check_engine(checkpoint: Path, stage: int, bf16: bool) -> None:
 
 def check_steps(checkpoint: Path, run: Path, steps: int) -> None:
     """Raises InputError where another run's checkpoint leaves nothing to train: this run would have no checkpoint."""
-    step = state_of(checkpoint)["step"]
+    step = read_metadata(checkpoint)["step"]
     if step >= steps and checkpoint.resolve().parents[1] != run.resolve():
         raise InputError(
             f"trainer.steps={steps}: {checkpoint} is at step {step} already; give more steps, or export it by "
@@ -271,39 +271,41 @@ def _shares(stage: int) -> int:
     return min(stage, 1) + (stage > 2)
 
 
-def needs_conversion(checkpoint: Path, world: World) -> bool:
+def needs_universal(checkpoint: Path, world: World) -> bool:
     """Whether the optimizer's shares are those of another number of ranks: DeepSpeed must then load universal files."""
-    state = state_of(checkpoint)
-    return state["ranks"] != world.ranks and state["stage"] > 0
+    state = read_metadata(checkpoint)
+    return state["ranks"] != world.world_size and state["stage"] > 0
 
 
-def convert(checkpoint: Path, world: World, run: Path) -> Path:
+def to_universal(checkpoint: Path, world: World, run: Path) -> Path:
     """Convert a checkpoint to DeepSpeed's universal format, for any number of ranks, on the first rank.
 
     The result is in the folder of the run that resumes, and is used again by a resume before its next save.
     Raises RuntimeError, with what DeepSpeed says, where it cannot be made.
     """
     folder = run / "checkpoints" / checkpoint.name.replace("step", "universal")
-    if world.first and not is_conversion_of(checkpoint, folder):
+    if world.is_main and not is_conversion_of(checkpoint, folder):
         from deepspeed.checkpoint import ds_to_universal
 
-        log.info("%s is converted for %d ranks", checkpoint, world.ranks)
+        log.info("%s is converted for %d ranks", checkpoint, world.world_size)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = ["--input_folder", str(checkpoint), "--output_folder", str(folder), "--inject_missing_state"]
         done = subprocess.run([sys.executable, "-m", ds_to_universal.__name__, *words], capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{checkpoint} cannot be converted for {world.ranks} ranks:\n{done.stderr[-3000:]}")
+            raise RuntimeError(f"{checkpoint} cannot be converted for {world.world_size} ranks:\n{done.stderr[-3000:]}")
         files = {str(file.relative_to(folder)): sha256_file(file) for file in folder.rglob("*") if file.is_file()}
-        _complete(folder, {**state_of(checkpoint), "files": files, "source": state_of(checkpoint)})
-    world.wait()
+        _complete(folder, {**read_metadata(checkpoint), "files": files, "source": read_metadata(checkpoint)})
+    world.barrier()
     return folder
 
 
 def is_conversion_of(checkpoint: Path, folder: Path) -> bool:
     """Whether a folder holds the intact universal files of this very checkpoint."""
     return (
-        (folder / COMPLETE).is_file() and not damage(folder) and state_of(folder).get("source") == state_of(checkpoint)
+        (folder / COMPLETE).is_file()
+        and not damage(folder)
+        and read_metadata(folder).get("source") == read_metadata(checkpoint)
     )
 
 
@@ -313,12 +315,12 @@ def load(engine: Any, checkpoint: Path, world: World, run: Path) -> None:
     run: the folder of the run that resumes. The optimizer's settings stay what the engine was built with. Raises
     InputError for files that would run code, or are damaged.
     """
-    zero_to_fp32.refuse_code(checkpoint, world.rank, world.ranks)
-    world.wait()
-    if needs_conversion(checkpoint, world):
-        checkpoint = convert(checkpoint, world, run)
-        zero_to_fp32.refuse_code(checkpoint, world.rank, world.ranks)
-        world.wait()
+    zero_to_fp32.check_pickles_are_safe(checkpoint, world.rank, world.world_size)
+    world.barrier()
+    if needs_universal(checkpoint, world):
+        checkpoint = to_universal(checkpoint, world, run)
+        zero_to_fp32.check_pickles_are_safe(checkpoint, world.rank, world.world_size)
+        world.barrier()
     optimizer = engine.optimizer
     asked = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -336,7 +338,9 @@ def export(found: Path, folder: Path, mean: bool = True) -> None:
     Raises InputError where the checkpoint is damaged.
     """
     check_files(found)
-    write_pretrained(folder, ModelConfig(**state_of(found)["model"]), zero_to_fp32.weights(found, mean))
+    write_pretrained(
+        folder, ModelConfig(**read_metadata(found)["model"]), zero_to_fp32.consolidated_state_dict(found, mean)
+    )
 
 
 def _step(path: Path) -> int:

@@ -17,31 +17,31 @@ _ONE: Limit = ("a whole number of 1 or more", lambda value: _whole(value) and va
 _COUNT: Limit = ("a whole number of 0 or more", lambda value: _whole(value) and value >= 0)
 _ABOVE: Limit = ("a number above 0", lambda value: _number(value) and value > 0)
 _POSITIVE: Limit = ("a number of 0 or more", lambda value: _number(value) and value >= 0)
-_SHARE: Limit = ("a number of 0 or more and below 1", lambda value: _number(value) and 0 <= value < 1)
-_PART: Limit = ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1)
+_FRACTION_EXCLUSIVE: Limit = ("a number of 0 or more and below 1", lambda value: _number(value) and 0 <= value < 1)
+_FRACTION: Limit = ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1)
 _BETAS: Limit = (
     "two numbers of 0 or more and below 1",
-    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_SHARE[1], value)),
+    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_FRACTION_EXCLUSIVE[1], value)),
 )
 _EACH_POSITIVE: Limit = (
     "a list of numbers of 0 or more",
     lambda value: isinstance(value, list) and bool(value) and all(map(_POSITIVE[1], value)),
 )
 
-LIMITS: dict[str, Limit] = {
+RANGES: dict[str, Limit] = {
     "seed": _COUNT,
     "data.seconds": _ABOVE,
     "data.window": _ONE,
     "data.lanes": _ONE,
-    "data.padding": _PART,
-    "data.bad_share": _PART,
+    "data.padding": _FRACTION,
+    "data.bad_share": _FRACTION,
     "data.threads": _ONE,
     "data.cache_gib": _ABOVE,
     "model.width": _ONE,
     "model.layers": _ONE,
     "model.heads": _ONE,
-    "model.dropout": _SHARE,
-    "model.prompt_dropout": _PART,
+    "model.dropout": _FRACTION_EXCLUSIVE,
+    "model.prompt_dropout": _FRACTION,
     "optim.lr": _POSITIVE,
     "optim.betas": _BETAS,
     "optim.eps": _ABOVE,
@@ -58,8 +58,8 @@ LIMITS: dict[str, Limit] = {
     "trainer.keep_every": _COUNT,
     "trainer.timeout": _ABOVE,
     "trainer.skip_most": _ONE,
-    "trainer.ema": _SHARE,
-    "trainer.label_smoothing": _SHARE,
+    "trainer.ema": _FRACTION_EXCLUSIVE,
+    "trainer.label_smoothing": _FRACTION_EXCLUSIVE,
     "listen.clips": _COUNT,
     "listen.seconds": _ABOVE,
     "listen.temperatures": _EACH_POSITIVE,
@@ -68,9 +68,9 @@ LIMITS: dict[str, Limit] = {
 _MAY_BE_NULL = {"data.seconds", "trainer.petaflop"}
 
 
-def check(cfg: DictConfig) -> None:
+def validate(cfg: DictConfig) -> None:
     """Raises InputError for a setting of training that no run could have, naming it and what is expected."""
-    for name, (expected, holds) in LIMITS.items():
+    for name, (expected, holds) in RANGES.items():
         value = OmegaConf.select(cfg, name)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if not (value is None and name in _MAY_BE_NULL) and not holds(value):

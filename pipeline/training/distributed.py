@@ -25,46 +25,46 @@ class World:
     """The number of this rank (0-based), how many there are, and the device it computes on."""
 
     rank: int
-    ranks: int
+    world_size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank speaks and writes for all."""
         return self.rank == 0
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """The sums of some numbers over all ranks, the same on each; a meeting point of all ranks."""
-        if self.ranks == 1:
+        if self.world_size == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(summed, group=_talk())
+        dist.all_reduce(summed, group=_gloo_group())
         return summed.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of each rank, by rank, on all of them; a barrier."""
         values = [value]
-        if self.ranks > 1:
-            values = [None] * self.ranks
-            dist.all_gather_object(values, value, group=_talk())
+        if self.world_size > 1:
+            values = [None] * self.world_size
+            dist.all_gather_object(values, value, group=_gloo_group())
         return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all ranks are here."""
-        if self.ranks > 1:
-            dist.barrier(group=_talk())
+        if self.world_size > 1:
+            dist.barrier(group=_gloo_group())
 
 
 _group: list[dist.ProcessGroup] = []
 _LET_GO = 0.2  # seconds
 
 
-def _talk() -> dist.ProcessGroup:
+def _gloo_group() -> dist.ProcessGroup:
     """A group for a few numbers on the host: GPUs need not stop for it."""
     return _group[0]
 
 
-def start(timeout: float) -> World:
+def init_distributed(timeout: float) -> World:
     """Join the ranks that a launcher started (deepspeed, torchrun, Kubeflow, srun with RANK...), or be the only one.
 
     timeout: seconds after which a rank that waits for another gives up. Raises InputError where a launcher sets some of
@@ -93,7 +93,7 @@ def start(timeout: float) -> World:
     deepspeed.init_distributed(
         "nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, timeout=limit, verbose=False
     )
-    atexit.register(_part)
+    atexit.register(_shutdown)
     if ranks > 1:
         group = dist.new_group(backend="gloo", timeout=limit)
         assert isinstance(group, dist.ProcessGroup), "every rank is a member"
@@ -123,7 +123,7 @@ def _numbers() -> tuple[int, int, int, int]:
     return rank, ranks, local, here
 
 
-def _part() -> None:
+def _shutdown() -> None:
     """Leave the other ranks.
 
     A thread of gloo that lets go of a tensor while Python ends takes the process with it (SIGABRT): so died 2 of 26

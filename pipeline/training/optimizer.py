@@ -20,7 +20,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-class CautiousAdamW(torch.optim.AdamW):
+class NonFiniteSafeAdamW(torch.optim.AdamW):
     """AdamW that clips by itself, and does nothing at all where a gradient is not finite.
 
     So do the optimizers that DeepSpeed puts around one, but there is none around it in fp32 at ZeRO-0. `overflow` and
@@ -43,7 +43,7 @@ class CautiousAdamW(torch.optim.AdamW):
             super().step()
 
 
-def adamw(
+def build_adamw(
     model: nn.Module, settings: Mapping[str, Any], device: torch.device, clip: float | None = None
 ) -> torch.optim.AdamW:
     """AdamW over the groups of `model`, fused on a GPU; `settings` are those of `conf/optim`.
@@ -57,10 +57,10 @@ def adamw(
         "eps": settings["eps"],
         "fused": device.type == "cuda",
     }
-    return torch.optim.AdamW(groups, **told) if clip is None else CautiousAdamW(groups, clip, **told)
+    return torch.optim.AdamW(groups, **told) if clip is None else NonFiniteSafeAdamW(groups, clip, **told)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group the same learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -15,21 +15,21 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from pipeline.common.errors import InputError
-from pipeline.data.dataloader import Split
-from pipeline.data.sampler import Ordering
+from pipeline.data.dataloader import ShardedDataset
+from pipeline.data.sampler import Sampler
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.training import checkpoint
 from pipeline.training import setup as training
 from pipeline.training.distributed import World
 from pipeline.training.preflight_table import size, table
-from pipeline.training.run_estimate import Plan, measure
+from pipeline.training.run_estimate import RunEstimate, probe_hardware
 
 
-def check(
+def run_preflight(
     cfg: DictConfig,
     model: ModelConfig,
-    splits: list[tuple[Split, Split]],
-    order: Ordering,
+    splits: list[tuple[ShardedDataset, ShardedDataset]],
+    order: Sampler,
     world: World,
     found: Path | None = None,
 ) -> bool:
@@ -42,23 +42,23 @@ def check(
         raise InputError(f"trainer.preflight={asked}: give true, false or only")
     if asked is False:
         return False
-    bf16 = training.computes_in_bf16(cfg, world.device.type)
-    done = checkpoint.state_of(found)["step"] if found else 0
-    plan = Plan(cfg, model, splits, order, measure(world, Path(cfg.run)), bf16, done)
-    wrong = problems(plan)
-    if world.first:
+    bf16 = training.use_bf16(cfg, world.device.type)
+    done = checkpoint.read_metadata(found)["step"] if found else 0
+    plan = RunEstimate(cfg, model, splits, order, probe_hardware(world, Path(cfg.run)), bf16, done)
+    wrong = find_blockers(plan)
+    if world.is_main:
         console = Console()
         if not console.is_terminal:
             console = Console(width=120)
         console.print(table(plan))
-        for note in notes(plan):
+        for note in find_warnings(plan):
             console.print(f"note: {note}", highlight=False, soft_wrap=True)
     if wrong:
         raise InputError("; ".join(wrong))
     return bool(asked == "only")
 
 
-def problems(plan: Plan) -> list[str]:
+def find_blockers(plan: RunEstimate) -> list[str]:
     """Why the run cannot be, each with its arithmetic and a way out; empty where it can."""
     found, machine, setup = [], plan.machine, plan.setup
     batch = plan.t.micro_batch
@@ -73,7 +73,7 @@ def problems(plan: Plan) -> list[str]:
         sum_ = " + ".join(f"{name} {size(taken)}" for name, taken in parts.items() if taken)
         found.append(
             f"a rank needs at least {size(need.least)} ({sum_}) and has {size(machine.memory)} of {machine.device}: "
-            f"{_ways_out(plan)}, or trainer.preflight=false to try all the same"
+            f"{_suggest_settings(plan)}, or trainer.preflight=false to try all the same"
         )
     host = plan.host(setup) / 1.5  # without the margin of DeepSpeed's estimate
     if machine.cuda and host > machine.host:
@@ -90,7 +90,7 @@ def problems(plan: Plan) -> list[str]:
     return found
 
 
-def _ways_out(plan: Plan) -> str:
+def _suggest_settings(plan: RunEstimate) -> str:
     """The settings that would fit, the mildest first."""
     memory, batch = plan.machine.memory, plan.t.micro_batch
     fits = [n for n in range(1, batch) if plan.need(plan.setup, plan.mode(plan.setup), n).least <= memory]
@@ -104,7 +104,7 @@ def _ways_out(plan: Plan) -> str:
     return ", ".join(ways) or "no setting here fits: more ranks, shorter clips (data.seconds), or a smaller model"
 
 
-def notes(plan: Plan) -> list[str]:
+def find_warnings(plan: RunEstimate) -> list[str]:
     """What is allowed, and worth knowing before it runs."""
     found, need = [], plan.need(plan.setup, plan.mode(plan.setup), plan.t.micro_batch)
     if plan.order.epoch < plan.clips:

@@ -7,18 +7,18 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from pipeline.data.dataloader import Split
+from pipeline.data.dataloader import ShardedDataset
 from pipeline.models import model_stats
-from pipeline.training.run_estimate import Plan
+from pipeline.training.run_estimate import RunEstimate
 
 UNITS = ((10, "KiB"), (20, "MiB"), (30, "GiB"), (40, "TiB"))
 
 
-def table(plan: Plan) -> Table:
+def table(plan: RunEstimate) -> Table:
     """All that is known before the run."""
     model, t, machine, order = plan.model, plan.t, plan.machine, plan.order
     rate = plan.splits[0][0].manifest.frame_rate
-    parts = model_stats.parts(model)
+    parts = model_stats.parameter_counts(model)
     hours, valid = (sum(pair[i].manifest.hours(pair[i].name) for pair in plan.splits) for i in (0, 1))
     each, count = plan.checkpoints
     shown = Table(title=f"preflight: {plan.cfg.name}", title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
@@ -47,16 +47,16 @@ def table(plan: Plan) -> Table:
     return shown
 
 
-def _fit(split: Split) -> str:
+def _fit(split: ShardedDataset) -> str:
     """That a cache fits: had it not, it would have been refused when it was opened."""
     manifest, codec, embedder = split.manifest, split.manifest.codec, split.manifest.embedder
     return (
         f"{manifest.where} fits: {codec['name']} at {manifest.frame_rate} Hz, {split.codebooks} of its "
-        f"{manifest.codebooks} codebooks; prompts of {embedder['name']}, {manifest.prompt_width} wide"
+        f"{manifest.codebooks} codebooks; prompts of {embedder['name']}, {manifest.prompt_dim} wide"
     )
 
 
-def memory(plan: Plan) -> Table:
+def memory(plan: RunEstimate) -> Table:
     """Bytes a rank at every ZeRO stage, with this model, batch and precision."""
     batch = plan.t.micro_batch
     setups = plan.setups()

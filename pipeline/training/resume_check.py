@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.errors import InputError
 from pipeline.training import schedules
-from pipeline.training.checkpoint import state_of
+from pipeline.training.checkpoint import read_metadata
 
 NAMES = (
     "seed", "weights", "data.seconds", "data.window", "data.lanes", "data.padding", "model.pretrained", "model.dropout",
@@ -73,7 +73,7 @@ def check_settings(checkpoint: Path, now: Mapping[str, Any], resume: str, run: P
     Returns:
         What is accepted and should be logged, a line each.
     """
-    state = state_of(checkpoint)
+    state = read_metadata(checkpoint)
     then, step, steps = state.get("settings"), state["step"], now["trainer.steps"]
     if steps < step:
         raise InputError(
@@ -98,7 +98,7 @@ def _consequences(then: Mapping[str, Any], now: Mapping[str, Any], step: int) ->
         found.append(f"{batches[1]} clips a step on {now['ranks']} ranks, {batches[0]} before")
     schedule = {name.rpartition(".")[2]: value for name, value in now.items() if name.startswith("optim.schedule.")}
     steps = then.get("trainer.steps", 1), now["trainer.steps"]
-    before, after = (schedules.rate(step, count, schedule) for count in steps)
+    before, after = (schedules.lr_multiplier(step, count, schedule) for count in steps)
     if before != after:
         found.append(
             f"trainer.steps={steps[1]}, {steps[0]} before: the {schedule['name']} schedule is stretched, and at step "

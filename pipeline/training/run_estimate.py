@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.errors import InputError
 from pipeline.config.cli import CONF
-from pipeline.data.dataloader import Split
-from pipeline.data.sampler import Ordering
+from pipeline.data.dataloader import ShardedDataset
+from pipeline.data.sampler import Sampler
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
-from pipeline.models.model_stats import Setup, States
+from pipeline.models.model_stats import ModelStateBytes, ShardingConfig
 from pipeline.models.patterns import Pattern
 from pipeline.training import setup as training
 from pipeline.training import zero_patches
@@ -30,7 +30,7 @@ _BUCKET = 500_000_000  # DeepSpeed's own default
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """What there is. memory: bytes free on the device of the poorest rank; host: of its machine; disk: for the run."""
 
     device: str
@@ -43,13 +43,13 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes on one rank's device.
 
     passing: what comes and goes in the backward pass, the logits or a layer that is computed again, whichever is more.
     """
 
-    states: States
+    states: ModelStateBytes
     activations: int
     passing: int
 
@@ -61,18 +61,18 @@ class Need:
     @property
     def least(self) -> int:
         """What must be there at one time: gradients take the place of activations."""
-        return self.states.standing + max(self.states.gradients, self.activations + self.passing)
+        return self.states.persistent + max(self.states.gradients, self.activations + self.passing)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunEstimate:
     """What is to be trained on what, where, and what that takes. done: steps of a run that goes on."""
 
     cfg: DictConfig
     model: ModelConfig
-    splits: list[tuple[Split, Split]]
-    order: Ordering
-    machine: Machine
+    splits: list[tuple[ShardedDataset, ShardedDataset]]
+    order: Sampler
+    machine: Hardware
     bf16: bool
     done: int = 0
 
@@ -84,7 +84,7 @@ class Plan:
     @cached_property
     def frames(self) -> int:
         """Of the longest clip."""
-        return training.most_frames(self.cfg, self.splits)
+        return training.max_frames(self.cfg, self.splits)
 
     @property
     def steps(self) -> int:
@@ -96,28 +96,33 @@ class Plan:
         """Of one optimizer step, on all ranks."""
         return int(self.t.micro_batch * self.t.accumulate * self.machine.ranks)
 
-    def mode(self, setup: Setup) -> str:
+    def mode(self, setup: ShardingConfig) -> str:
         """How activations are kept under a setup."""
-        compiled = zero_patches.compiles(self.t.compile, setup.stage, self.machine.cuda)
+        compiled = zero_patches.should_compile(self.t.compile, setup.stage, self.machine.cuda)
         return "checkpointed" if self.t.activation_checkpointing else "compiled" if compiled else "eager"
 
     @property
-    def setup(self) -> Setup:
+    def setup(self) -> ShardingConfig:
         """What the settings say of DeepSpeed. Raises InputError where they contradict each other."""
-        return setup_of(self.cfg.deepspeed.zero_optimization, self.bf16, self.machine)
+        return parse_zero_config(self.cfg.deepspeed.zero_optimization, self.bf16, self.machine)
 
-    def need(self, setup: Setup, mode: str, batch: int) -> Need:
+    def need(self, setup: ShardingConfig, mode: str, batch: int) -> MemoryEstimate:
         """What training under a setup takes; mode: of activations."""
-        return need_of(self.model, setup, batch, self.frames, mode)
+        return estimate_memory(self.model, setup, batch, self.frames, mode)
 
-    def host(self, setup: Setup) -> int:
+    def host(self, setup: ShardingConfig) -> int:
         """Bytes of a machine's own memory, for all its ranks."""
-        return model_stats.host(model_stats.parameters(self.model), model_stats.largest(self.model), setup)
+        return model_stats.host_bytes(
+            model_stats.num_parameters(self.model), model_stats.largest_module(self.model), setup
+        )
 
-    def setups(self) -> dict[str, Setup]:
+    def setups(self) -> dict[str, ShardingConfig]:
         """Of every choice of conf/deepspeed, by name, and `yours` where the settings are none of them."""
         files = sorted((CONF / "deepspeed").glob("*.yaml"), key=lambda file: ("_" in file.stem, file.stem))
-        known = {file.stem: setup_of(OmegaConf.load(file).zero_optimization, self.bf16, self.machine) for file in files}
+        known = {
+            file.stem: parse_zero_config(OmegaConf.load(file).zero_optimization, self.bf16, self.machine)
+            for file in files
+        }
         return known if self.setup in known.values() else {**known, "yours": self.setup}
 
     @property
@@ -126,32 +131,32 @@ class Plan:
         t = self.t
         saves = math.ceil(t.steps / t.save_every) if t.save_every else 1
         stay = t.keep + bool(t.keep_best) + (t.steps // t.keep_every if t.keep_every else 0) if t.keep else saves
-        total = model_stats.parameters(self.model)
-        return model_stats.checkpoint(total, self.setup, ema=bool(t.ema)), min(stay + 1, saves)
+        total = model_stats.num_parameters(self.model)
+        return model_stats.checkpoint_bytes(total, self.setup, ema=bool(t.ema)), min(stay + 1, saves)
 
     @property
     def disk(self) -> int:
         """Bytes that checkpoints and the export will take beyond what lies in the run folder already."""
         size, count = self.checkpoints
         there = sum(file.stat().st_size for file in (Path(self.cfg.run) / "checkpoints").rglob("*") if file.is_file())
-        return max(0, size * count - there) + 4 * model_stats.parameters(self.model)
+        return max(0, size * count - there) + 4 * model_stats.num_parameters(self.model)
 
 
-def need_of(model: ModelConfig, setup: Setup, batch: int, frames: int, mode: str) -> Need:
+def estimate_memory(model: ModelConfig, setup: ShardingConfig, batch: int, frames: int, mode: str) -> MemoryEstimate:
     """What training a model on clips of so many frames takes; mode: of activations, as `cost.activations`."""
-    states = model_stats.states(model_stats.parameters(model), model_stats.largest(model), setup)
+    states = model_stats.model_state_bytes(model_stats.num_parameters(model), model_stats.largest_module(model), setup)
     shape = (batch, frames + model.end_of_audio)
     steps = _steps(model, frames)
-    again = model_stats.recomputed(model, setup, batch, steps) if mode == "checkpointed" else 0
-    kept = model_stats.activations(model, setup, *shape, steps, mode)
-    return Need(states, kept, max(model_stats.logits(model, *shape), again))
+    again = model_stats.recompute_bytes(model, setup, batch, steps) if mode == "checkpointed" else 0
+    kept = model_stats.activation_bytes(model, setup, *shape, steps, mode)
+    return MemoryEstimate(states, kept, max(model_stats.logits_bytes(model, *shape), again))
 
 
 def _steps(model: ModelConfig, frames: int) -> int:
-    return Pattern(model.pattern, model.codebooks).length(frames + model.end_of_audio)
+    return Pattern(model.pattern, model.codebooks).num_steps(frames + model.end_of_audio)
 
 
-def setup_of(settings: Mapping[str, Any], bf16: bool, machine: Machine) -> Setup:
+def parse_zero_config(settings: Mapping[str, Any], bf16: bool, machine: Hardware) -> ShardingConfig:
     """What DeepSpeed's `zero_optimization` says. Raises InputError where its settings contradict each other."""
     stage = int(settings.get("stage", 0))
     optimizer, weights = (
@@ -166,12 +171,14 @@ def setup_of(settings: Mapping[str, Any], bf16: bool, machine: Machine) -> Setup
     # where gradients stay where they are, they are flattened after the backward pass, in room that is free by then
     copied = stage > 1 or settings.get("contiguous_gradients", True)
     bucket = int(settings.get("reduce_bucket_size", _BUCKET)) if copied else 0
-    return Setup(stage, bf16, machine.ranks, machine.ranks_here, optimizer, weights, bucket)
+    return ShardingConfig(stage, bf16, machine.ranks, machine.ranks_here, optimizer, weights, bucket)
 
 
-def measure(world: World, run: Path) -> Machine:
+def probe_hardware(world: World, run: Path) -> Hardware:
     """The machines of all ranks, the poorest of each kind."""
-    here = min(world.ranks, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.ranks))
+    here = min(
+        world.world_size, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.world_size)
+    )
     cuda = world.device.type == "cuda"
     host = _host_memory()
     memory = torch.cuda.mem_get_info(world.device)[0] if cuda else host // here
@@ -179,8 +186,10 @@ def measure(world: World, run: Path) -> Machine:
     folder = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
     lowest = []
     for mine in (memory, host, shutil.disk_usage(folder).free):
-        lowest.append(min(world.total([mine if rank == world.rank else 0 for rank in range(world.ranks)])))
-    return Machine(name, cuda, world.ranks, here, *map(int, lowest))
+        lowest.append(
+            min(world.all_reduce_sum([mine if rank == world.rank else 0 for rank in range(world.world_size)]))
+        )
+    return Hardware(name, cuda, world.world_size, here, *map(int, lowest))
 
 
 def _host_memory() -> int:

@@ -114,11 +114,11 @@ def lock_run(run: Path, world: World) -> RunLock:
     Raises InputError on every rank while another training has it.
     """
     lock, problem = RunLock(run), ""
-    if world.first:
+    if world.is_main:
         try:
             lock.acquire()
         except InputError as error:
             problem = str(error)
-    if world.total([bool(problem)])[0]:
+    if world.all_reduce_sum([bool(problem)])[0]:
         raise InputError(problem or f"run={run}: another training has it")
     return lock

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.common.errors import without_secrets
+from pipeline.common.errors import redact
 
 
 def open_log(file: Path | None) -> None:
@@ -21,7 +21,7 @@ def open_log(file: Path | None) -> None:
     if file is None:
         return
     root.handlers.clear()  # of an earlier run of a sweep in this process
-    formatter = _Redacted("%(asctime)s %(message)s", "%H:%M:%S")
+    formatter = RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S")
     to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     for handler in (_TerminalHandler(sys.stdout), to_file):
         handler.setFormatter(formatter)
@@ -41,8 +41,8 @@ class _TerminalHandler(logging.StreamHandler[TextIO]):
             super().handleError(record)
 
 
-class _Redacted(logging.Formatter):
+class RedactingFormatter(logging.Formatter):
     """Lines of the log, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+        return redact(super().format(record))

@@ -12,7 +12,7 @@ SCHEDULES = ("constant", "linear", "cosine", "sequence")
 _KNOWN = {"name", "warmup", "floor", "steps", "scale", "parts"}
 
 
-def rate(step: int, steps: int, schedule: Mapping[str, Any]) -> float:
+def lr_multiplier(step: int, steps: int, schedule: Mapping[str, Any]) -> float:
     """The share of the peak learning rate at `step` (0-based) of `steps`.
 
     schedule: {name: constant|linear|cosine, warmup: steps, floor: share of the peak at the end}, or
@@ -39,7 +39,7 @@ def _sequence(step: int, steps: int, parts: Iterable[Mapping[str, Any]]) -> floa
     for part in (parts := list(parts)):
         length = part.get("steps", steps - start)
         if step < start + length or part is parts[-1]:
-            return part.get("scale", 1.0) * rate(step - start, length, part)
+            return part.get("scale", 1.0) * lr_multiplier(step - start, length, part)
         start += length
     raise AssertionError("a sequence has parts")
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.common.errors import InputError, all_without_secrets
-from pipeline.data.bucketing import Buckets, bucketed
-from pipeline.data.dataloader import Batch, Stream, once
-from pipeline.data.dataset import Split
-from pipeline.data.external_shards import Foreign
-from pipeline.data.sampler import Mixture, Order, Ordering
-from pipeline.data.shard_cache import Copies
+from pipeline.common.errors import InputError, redact_all
+from pipeline.data.bucketing import LengthBucketedSampler, bucket_by_length
+from pipeline.data.dataloader import Batch, ShardDataLoader, iter_once
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.external_shards import ExternalSource
+from pipeline.data.sampler import EpochSampler, MixtureSampler, Sampler
+from pipeline.data.shard_cache import LocalShardCache
 from pipeline.models import codec_gpt as models
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
@@ -28,31 +28,33 @@ from pipeline.models.patterns import Pattern
 from pipeline.tracking import base
 from pipeline.training import optimizer as optim
 from pipeline.training import zero_patches
-from pipeline.training.checkpoint import Keep
+from pipeline.training.checkpoint import RetentionPolicy
 from pipeline.training.distributed import World
 from pipeline.training.run_lock import RunLock, lock_run
 from pipeline.training.run_log import open_log
-from pipeline.training.trainer import Settings, Trainer
+from pipeline.training.trainer import Trainer, TrainerConfig
 
 if TYPE_CHECKING:
-    from pipeline.training.audio_samples import Ears
+    from pipeline.training.audio_samples import AudioSampler
 
 log = logging.getLogger("pipeline")
 _VALID_OPEN = 8  # shards of validation, which are read one after another
 _PROMPTS = 10_000  # clips whose prompts tell their mean and deviation
 
 
-def open_shards(cfg: DictConfig) -> tuple[list[tuple[Split, Split]], Ordering]:
+def open_datasets(cfg: DictConfig) -> tuple[list[tuple[ShardedDataset, ShardedDataset]], Sampler]:
     """The training and validation splits of each cache, and the order of training.
 
     Raises InputError, before any work, where a cache is missing, empty, or not of the codec that the settings name.
     """
     folders = caches_of(cfg)
-    pairs: list[tuple[Split, Split]] = []
-    copies, foreign = Copies(cfg.data.cache_dir, cfg.data.cache_gib), _foreign(cfg)
+    pairs: list[tuple[ShardedDataset, ShardedDataset]] = []
+    copies, foreign = LocalShardCache(cfg.data.cache_dir, cfg.data.cache_gib), _foreign(cfg)
     for folder in folders.values():
         train, valid = (
-            Split(folder, cfg.data[kind], open_shards=n, bad_share=cfg.data.bad_share, copies=copies, foreign=foreign)
+            ShardedDataset(
+                folder, cfg.data[kind], open_shards=n, bad_share=cfg.data.bad_share, copies=copies, foreign=foreign
+            )
             for kind, n in (("train", 2 * cfg.data.window), ("valid", _VALID_OPEN))
         )
         train.manifest.check_codec({"name": cfg.codec.name}, cfg.codec.codebooks)
@@ -76,37 +78,37 @@ def caches_of(cfg: DictConfig) -> dict[str, str]:
     return {"": cfg.shards} if isinstance(cfg.shards, str) else dict(cfg.shards)
 
 
-def _foreign(cfg: DictConfig) -> Foreign | None:
+def _foreign(cfg: DictConfig) -> ExternalSource | None:
     """What the settings say of shards without a manifest."""
     if cfg.data.foreign is None:
         return None
     told = {part: dict(cfg.data.foreign.get(part) or {}) for part in ("codec", "embedder")}
-    return Foreign(**told, folder=Path(cfg.data.cache_dir))
+    return ExternalSource(**told, folder=Path(cfg.data.cache_dir))
 
 
-def _order(cfg: DictConfig, names: list[str], pairs: list[tuple[Split, Split]]) -> Ordering:
+def _order(cfg: DictConfig, names: list[str], pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> Sampler:
     orders = {
-        name: Order(train.clips, cfg.seed + i, cfg.data.window, cfg.data.lanes)
+        name: EpochSampler(train.clips, cfg.seed + i, cfg.data.window, cfg.data.lanes)
         for i, (name, (train, _)) in enumerate(zip(names, pairs, strict=True))
     }
-    order: Order | Mixture = next(iter(orders.values()))
+    order: EpochSampler | MixtureSampler = next(iter(orders.values()))
     if len(orders) > 1:
         weights = dict(cfg.weights) if cfg.weights else {name: float(order.epoch) for name, order in orders.items()}
-        order = Mixture(orders, weights, cfg.seed)
-    return bucketed(order, _lengths(cfg, pairs), cfg.seed, cfg.data.padding)
+        order = MixtureSampler(orders, weights, cfg.seed)
+    return bucket_by_length(order, _lengths(cfg, pairs), cfg.seed, cfg.data.padding)
 
 
-def _lengths(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> list[np.ndarray]:
+def _lengths(cfg: DictConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> list[np.ndarray]:
     """The frames of every training clip as it is read, cropped where that is asked for: [clips] for each cache."""
     crop = _crop(cfg, pairs) or 2**31 - 1
     return [np.minimum(train.lengths(), crop) for train, _ in pairs]
 
 
-def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConfig:
+def model_config(cfg: DictConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> ModelConfig:
     """The model that the settings ask for, made to fit the shards. Raises InputError where it cannot."""
     manifest, m = pairs[0][0].manifest, cfg.model
-    frames = most_frames(cfg, pairs)
-    steps = Pattern(cfg.pattern.name, cfg.codec.codebooks).length(frames + cfg.data.end_of_audio)
+    frames = max_frames(cfg, pairs)
+    steps = Pattern(cfg.pattern.name, cfg.codec.codebooks).num_steps(frames + cfg.data.end_of_audio)
     positions = max(1024, steps) if m.positions == "auto" else int(m.positions)
     if steps > positions:
         raise InputError(
@@ -116,7 +118,7 @@ def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConf
     return ModelConfig(
         codebooks=cfg.codec.codebooks,
         pattern=cfg.pattern.name,
-        prompt_dim=manifest.prompt_width,
+        prompt_dim=manifest.prompt_dim,
         width=m.width,
         layers=m.layers,
         heads=m.heads,
@@ -130,16 +132,20 @@ def model_config(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> ModelConf
     )
 
 
-def count_steps(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, Split]], world: World) -> None:
+def steps_from_compute_budget(
+    cfg: DictConfig, config: ModelConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]], world: World
+) -> None:
     """Where the settings give an amount of arithmetic instead of steps, set the steps that it makes."""
     if cfg.trainer.petaflop is None:
         return
     frames = float(np.concatenate(_lengths(cfg, pairs)).mean())
-    a_step = model_stats.operations(config, frames) * cfg.trainer.micro_batch * cfg.trainer.accumulate * world.ranks
+    a_step = (
+        model_stats.training_flops(config, frames) * cfg.trainer.micro_batch * cfg.trainer.accumulate * world.world_size
+    )
     cfg.trainer.steps = max(1, round(cfg.trainer.petaflop * 1e15 / a_step))
 
 
-def content_digests(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> dict[str, str]:
+def content_digests(cfg: DictConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> dict[str, str]:
     """A digest of the shards that are trained and validated on, by the setting that names them."""
     found = {}
     for name, splits in zip(caches_of(cfg), pairs, strict=True):
@@ -150,50 +156,52 @@ def content_digests(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> dict[s
     return found
 
 
-def most_frames(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int:
+def max_frames(cfg: DictConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> int:
     """The frames of the longest clip, or of a crop where that is shorter."""
-    longest = max(split.longest() for pair in pairs for split in pair)
+    longest = max(split.max_frames() for pair in pairs for split in pair)
     crop = _crop(cfg, pairs)
     return longest if crop is None else min(crop, longest)
 
 
-def _crop(cfg: DictConfig, pairs: list[tuple[Split, Split]]) -> int | None:
+def _crop(cfg: DictConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> int | None:
     return None if cfg.data.seconds is None else round(cfg.data.seconds * pairs[0][0].manifest.frame_rate)
 
 
-def prepare_run(cfg: DictConfig, run: Path, world: World) -> RunLock:
+def init_run_dir(cfg: DictConfig, run: Path, world: World) -> RunLock:
     """Make and lock the run folder, write its settings, and send the log to its file and the terminal (first rank).
 
     Raises InputError while another training has the folder.
     """
-    if world.first:
+    if world.is_main:
         run.mkdir(parents=True, exist_ok=True)
     lock = lock_run(run, world)
-    if world.first:
+    if world.is_main:
         base.apply_environment(cfg)
-        told = all_without_secrets(OmegaConf.to_container(cfg, resolve=True))
+        told = redact_all(OmegaConf.to_container(cfg, resolve=True))
         OmegaConf.save(OmegaConf.create(told), run / ".config.yaml.tmp")
         (run / ".config.yaml.tmp").replace(run / "config.yaml")
-    open_log(run / "log.txt" if world.first else None)
-    world.wait()
+    open_log(run / "log.txt" if world.is_main else None)
+    world.barrier()
     return lock
 
 
 def report_skipped(skipped: list[str], world: World) -> None:
     """Log, on the first rank, the damaged checkpoints that `resume=auto` has passed over: a line each."""
-    if world.first:
+    if world.is_main:
         for line in skipped:
             log.warning(line)
 
 
-def build_model(cfg: DictConfig, config: ModelConfig, pairs: list[tuple[Split, Split]], fresh: bool) -> CodecGPT:
+def build_model(
+    cfg: DictConfig, config: ModelConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]], fresh: bool
+) -> CodecGPT:
     """The model, the same on all ranks. fresh: from its pretrained weights, if it has any; else they will be loaded.
 
     Raises InputError where pretrained weights cannot be had.
     """
     torch.manual_seed(cfg.seed)
-    model = models.build(config, cfg.model.pretrained if fresh else None)
-    model.standardise_prompts(_sample_of_prompts(pairs))
+    model = models.build_model(config, cfg.model.pretrained if fresh else None)
+    model.fit_prompt_normalization(_sample_of_prompts(pairs))
     return model
 
 
@@ -212,10 +220,10 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     model.to(world.device)
     model.label_smoothing = t.label_smoothing
     if t.activation_checkpointing:
-        model.trunk.activation_checkpointing_enable()
-    if zero_patches.compiles(t.compile, stage, world.device.type == "cuda"):
+        model.backbone.activation_checkpointing_enable()
+    if zero_patches.should_compile(t.compile, stage, world.device.type == "cuda"):
         model.compile_parts()
-    bf16 = computes_in_bf16(cfg, world.device.type)
+    bf16 = use_bf16(cfg, world.device.type)
     alone = stage == 0 and not bf16
     settings = {
         **OmegaConf.to_container(cfg.deepspeed, resolve=True),  # type: ignore[dict-item]
@@ -228,14 +236,14 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
         "steps_per_print": 2**31,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step
     }
-    optimizer = optim.adamw(model, cfg.optim, world.device, float(t.clip) if alone else None)
+    optimizer = optim.build_adamw(model, cfg.optim, world.device, float(t.clip) if alone else None)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-    engine.config = all_without_secrets(engine.config)  # DeepSpeed stores it in every checkpoint
-    zero_patches.lighten(engine)
+    engine.config = redact_all(engine.config)  # DeepSpeed stores it in every checkpoint
+    zero_patches.patch_zero_optimizer(engine)
     return engine
 
 
-def computes_in_bf16(cfg: DictConfig, device: str) -> bool:
+def use_bf16(cfg: DictConfig, device: str) -> bool:
     """Whether weights and activations are bf16. Raises InputError for a precision that this device has not."""
     asked = cfg.trainer.precision
     if asked not in ("auto", "bf16", "fp32"):
@@ -248,12 +256,12 @@ def computes_in_bf16(cfg: DictConfig, device: str) -> bool:
     return chosen
 
 
-def _sample_of_prompts(pairs: list[tuple[Split, Split]]) -> torch.Tensor:
+def _sample_of_prompts(pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> torch.Tensor:
     """Prompts of the first clips on disk of each cache: [N, P]."""
     share = max(1, _PROMPTS // len(pairs))
     prompts = []
     for train, _ in pairs:
-        for batch in once(train, min(share, len(train), 500)):
+        for batch in iter_once(train, min(share, len(train), 500)):
             prompts.append(batch.prompt)
             if sum(map(len, prompts)) >= share:
                 break
@@ -263,23 +271,24 @@ def _sample_of_prompts(pairs: list[tuple[Split, Split]]) -> torch.Tensor:
 def build_trainer(
     cfg: DictConfig,
     engine: Any,
-    pairs: list[tuple[Split, Split]],
-    order: Ordering,
+    pairs: list[tuple[ShardedDataset, ShardedDataset]],
+    order: Sampler,
     run: Path,
     world: World,
     recorded: Mapping[str, Any],
 ) -> Trainer:
     """The trainer of this rank, at step 0. recorded: the settings that its checkpoints keep."""
     t, crop = cfg.trainer, _crop(cfg, pairs)
-    stream = Stream(
-        [train for train, _ in pairs], order, batch=t.micro_batch, rank=world.rank, ranks=world.ranks, frames=crop,
+    stream = ShardDataLoader(
+        [train for train, _ in pairs], order, batch=t.micro_batch, rank=world.rank, ranks=world.world_size, frames=crop,
         seed=cfg.seed, threads=cfg.data.threads,
     )  # fmt: skip
-    settings = Settings(
+    settings = TrainerConfig(
         steps=t.steps, accumulate=t.accumulate, lr=cfg.optim.lr,
         schedule=OmegaConf.to_container(cfg.optim.schedule, resolve=True), log_every=t.log_every, val_every=t.val_every,
-        save_every=t.save_every, keep=Keep(t.keep, t.keep_best, t.keep_every), save_aside=t.save_aside, seed=cfg.seed,
-        ema=t.ema, skip_most=t.skip_most, timeout=t.timeout, peak_flops=peak_flops(world), recorded=recorded,
+        save_every=t.save_every, keep=RetentionPolicy(t.keep, t.keep_best, t.keep_every), save_aside=t.save_aside,
+        seed=cfg.seed, ema=t.ema, skip_most=t.skip_most, timeout=t.timeout, peak_flops=peak_flops(world),
+        recorded=recorded,
     )  # fmt: skip
     valid = [valid for _, valid in pairs]
     validation = partial(_validation, valid, t.micro_batch, world, crop)
@@ -296,34 +305,40 @@ def peak_flops(world: World) -> float:
 _PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A10": 125, "4090": 165, "V100": 125}
 
 
-def _validation(splits: list[Split], batch: int, world: World, frames: int | None) -> Iterator[tuple[Batch, bool]]:
+def _validation(
+    splits: list[ShardedDataset], batch: int, world: World, frames: int | None
+) -> Iterator[tuple[Batch, bool]]:
     """Every clip of the splits once over all ranks, in as many batches on each; those that fill up do not count."""
     for split in splits:
         if not len(split):
             continue
-        mine = once(split, batch, world.rank, world.ranks, frames)
-        spare = next(once(split, 1, frames=frames))
-        for _ in range(math.ceil(math.ceil(len(split) / world.ranks) / batch)):
+        mine = iter_once(split, batch, world.rank, world.world_size, frames)
+        spare = next(iter_once(split, 1, frames=frames))
+        for _ in range(math.ceil(math.ceil(len(split) / world.world_size) / batch)):
             found = next(mine, None)
             yield (found or spare), found is not None
 
 
-def announce(
-    cfg: DictConfig, trainer: Trainer, pairs: list[tuple[Split, Split]], order: Ordering, changes: Sequence[str]
+def log_run_summary(
+    cfg: DictConfig,
+    trainer: Trainer,
+    pairs: list[tuple[ShardedDataset, ShardedDataset]],
+    order: Sampler,
+    changes: Sequence[str],
 ) -> None:
     """Say what is about to be trained on what. changes: what is no longer as it was before a resume."""
     world, t, config = trainer.world, cfg.trainer, trainer.model.config
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in trainer.model.parameters())
     clips, valid = (sum(len(pair[i]) for pair in pairs) for i in (0, 1))
-    total = t.micro_batch * t.accumulate * world.ranks
+    total = t.micro_batch * t.accumulate * world.world_size
     log.info("%s: %.1f M parameters, pattern %s, K %d", cfg.name, parameters / 1e6, config.pattern, config.codebooks)
     log.info("%d clips to learn from, %d to validate on, at %s", clips, valid, cfg.shards)
     log.info(
         "%d clips a step = %d micro_batch x %d accumulate x %d ranks on %s; an epoch is %.1f steps",
-        total, t.micro_batch, t.accumulate, world.ranks, world.device.type, order.epoch / total,
+        total, t.micro_batch, t.accumulate, world.world_size, world.device.type, order.epoch / total,
     )  # fmt: skip
-    if isinstance(order, Buckets):
-        shares = 100 * order.after, 100 * order.before
+    if isinstance(order, LengthBucketedSampler):
+        shares = 100 * order.padding_with, 100 * order.padding_without
         log.info("clips of like length share batches: %.1f %% of their frames are padding, not %.1f %%", *shares)
     if trainer.step:
         log.info("going on at step %d of %d (epoch %.2f)", trainer.step, t.steps, trainer.place / order.epoch)
@@ -333,29 +348,31 @@ def announce(
 
 def start_tracker(cfg: DictConfig, run: Path, step: int, world: World) -> base.Tracker:
     """The tracker of the first rank, which knows what caches the run reads; the others' does nothing."""
-    if not world.first:
+    if not world.is_main:
         return base.Tracker()
     config = OmegaConf.to_container(cfg, resolve=True)
-    tracker = base.start(run, step, cfg.name, config, cfg.tracking)  # type: ignore[arg-type]
+    tracker = base.build_tracker(run, step, cfg.name, config, cfg.tracking)  # type: ignore[arg-type]
     for folder in caches_of(cfg).values():
-        tracker.artifact("cache", folder)
+        tracker.log_artifact("cache", folder)
     return tracker
 
 
-def open_ears(cfg: DictConfig, pairs: list[tuple[Split, Split]], world: World) -> Ears | None:
+def build_audio_sampler(
+    cfg: DictConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]], world: World
+) -> AudioSampler | None:
     """On the first rank, what lets the model be heard as it learns; None where nothing is to be heard, or can be.
 
     Under ZeRO-3 no rank has whole weights to play.
     """
-    if not world.first or cfg.deepspeed.zero_optimization.stage == 3:
+    if not world.is_main or cfg.deepspeed.zero_optimization.stage == 3:
         return None
     from pipeline.training import audio_samples
 
-    return audio_samples.open_ears(cfg.listen, cfg.codec, pairs[0][1], world.device)
+    return audio_samples.build_audio_sampler(cfg.listen, cfg.codec, pairs[0][1], world.device)
 
 
-def reporting(
-    tracker: base.Tracker, trainer: Trainer, epoch: int, frame_rate: float, ears: Ears | None
+def make_log_callback(
+    tracker: base.Tracker, trainer: Trainer, epoch: int, frame_rate: float, ears: AudioSampler | None
 ) -> Callable[[int, Mapping[str, float]], None]:
     """Send a row to the tracker, and a line of it to the log; with a validation loss go the sounds of that step.
 
@@ -367,15 +384,15 @@ def reporting(
             hours = trainer.frames / frame_rate / 3600
             row = {**row, "train/hours": hours, "train/epoch": trainer.place / epoch}
         tracker.log(step, row)
-        shown = [f"{name} {row[name]:.4g}" for name in _SHOWN if name in row]
+        shown = [f"{name} {row[name]:.4g}" for name in CONSOLE_METRICS if name in row]
         log.info("step %d/%d  %s", step, trainer.settings.steps, "  ".join(shown))
         if ears and "val/loss" in row:
             try:
-                tracker.listen(step, ears.hear(trainer.model), ears.rate)
+                tracker.log_audio(step, ears.sample(trainer.model), ears.rate)
             except (RuntimeError, OSError) as error:  # a GPU without room for it, say: training needs no ears
                 log.warning("step %d is not heard: %s", step, error)
 
     return report
 
 
-_SHOWN = ("train/loss", "val/loss", "train/lr", "train/grad_norm", "speed/clips_per_second")
+CONSOLE_METRICS = ("train/loss", "val/loss", "train/lr", "train/grad_norm", "speed/clips_per_second")

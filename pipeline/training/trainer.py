@@ -44,7 +44,7 @@ class Batch(Protocol):
     """What a stream yields: clips for this rank, and the place of the stream after them on all ranks."""
 
     frames: Tensor
-    place: int
+    position: int
     clips: Any
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainerConfig:
     """The numbers of `conf/train.yaml` that the loop needs; in steps where not said otherwise."""
 
     steps: int
@@ -62,7 +62,7 @@ class Settings:
     log_every: int
     val_every: int
     save_every: int
-    keep: checkpoint.Keep
+    keep: checkpoint.RetentionPolicy
     save_aside: bool  # whether checkpoints are written in the background, while training continues
     seed: int
     ema: float  # decay of the running mean of the weights; 0: none
@@ -72,7 +72,7 @@ class Settings:
     recorded: Mapping[str, Any] = field(default_factory=dict)  # settings that a checkpoint keeps, to compare on resume
 
 
-class Meter:
+class LossMeter:
     """Nats and cells a codebook since the last row of the log, and how long they took."""
 
     def __init__(self, codebooks: int, device: torch.device, saved: list[float] | None = None) -> None:
@@ -93,13 +93,15 @@ class Meter:
 
     def state(self, world: World) -> list[float]:
         """The sums over all ranks, which from now on the first rank holds alone."""
-        total = world.total(self.sums.flatten().tolist())
-        self.sums.copy_(torch.tensor(total if world.first else [0.0] * len(total)).view_as(self.sums))
+        total = world.all_reduce_sum(self.sums.flatten().tolist())
+        self.sums.copy_(torch.tensor(total if world.is_main else [0.0] * len(total)).view_as(self.sums))
         return total
 
     def losses(self, world: World, split: str) -> dict[str, float]:
         """Mean cross-entropy in nats over all ranks, in all and a codebook; the meter is empty again."""
-        total = torch.tensor(world.total(self.sums.flatten().tolist()), dtype=torch.float64).view_as(self.sums.cpu())
+        total = torch.tensor(world.all_reduce_sum(self.sums.flatten().tolist()), dtype=torch.float64).view_as(
+            self.sums.cpu()
+        )
         self.sums.zero_()
         nats, cells = total
         rows = {f"{split}/loss": float(nats.sum() / cells.sum())}
@@ -116,7 +118,7 @@ class Trainer:
         self,
         engine: Any,
         world: World,
-        settings: Settings,
+        settings: TrainerConfig,
         stream: Callable[[int], Iterator[Batch]],
         validation: Callable[[], Iterator[tuple[Batch, bool]]],
         describe: Callable[[Batch], list[str]],
@@ -130,16 +132,16 @@ class Trainer:
         self.engine, self.world, self.settings, self.run = engine, world, settings, run
         self.stream, self.validation, self.describe = stream, validation, describe
         self.model: CodecGPT = engine.module
-        self.ema = Ema(self.model, settings.ema) if settings.ema and world.first else None
+        self.ema = Ema(self.model, settings.ema) if settings.ema and world.is_main else None
         self.step = self.place = self.frames = self.skipped = 0
-        self.meter = Meter(self.model.config.codebooks, world.device)
+        self.meter = LossMeter(self.model.config.codebooks, world.device)
         self._stop, self._in_a_row, self._val_loss = False, 0, (-1, math.nan)
-        self._saving: checkpoint.Saving | None = None
+        self._saving: checkpoint.PendingCheckpoint | None = None
 
     def resume(self, found: Path) -> None:
         """Go on from a checkpoint: weights, optimizer, step, place and the loss since the last row of the log."""
         checkpoint.load(self.engine, found, self.world, self.run)
-        state = checkpoint.state_of(found)
+        state = checkpoint.read_metadata(found)
         self.step, self.place = state["step"], state["place"]
         self.frames, self.skipped = state["frames"], state["skipped"]
         if "val_loss" in state:
@@ -147,7 +149,9 @@ class Trainer:
         if self.ema is not None:
             self.ema = Ema(self.model, self.settings.ema)
             self.ema.load(found)
-        self.meter = Meter(self.model.config.codebooks, self.world.device, state["meter"] if self.world.first else None)
+        self.meter = LossMeter(
+            self.model.config.codebooks, self.world.device, state["meter"] if self.world.is_main else None
+        )
 
     def train(
         self, track: Callable[[int, dict[str, float]], None], kept: Callable[[Path], None] = lambda folder: None
@@ -192,22 +196,22 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """The loss over every validation clip exactly once; empty where there are none."""
         self.engine.eval()
-        meter = Meter(self.model.config.codebooks, self.world.device)
+        meter = LossMeter(self.model.config.codebooks, self.world.device)
         with torch.no_grad():
             for batch, counts in self.validation():
-                self._watch()
+                self._reset_watchdog()
                 nats, cells = self.engine(*batch.to(self.world.device))
                 meter.add(nats * counts, cells * counts, len(batch.frames))
         self.engine.train()
         self.meter.start()  # the time went to validation: no row of training counts it
-        row = meter.losses(self.world, "val") if self.world.total([meter.clips])[0] else {}
+        row = meter.losses(self.world, "val") if self.world.all_reduce_sum([meter.clips])[0] else {}
         if row:
             self._val_loss = (self.step, row["val/loss"])
         return row
 
     def save(self) -> None:
         """Write a checkpoint from which this very state goes on; aside, if so set, until a later step finds it done."""
-        self._watch()
+        self._reset_watchdog()
         if self._saving:
             self._finish_saving()
         state: dict[str, Any] = {"step": self.step, "place": self.place, "seed": self.settings.seed}
@@ -216,18 +220,18 @@ class Trainer:
         if self._val_loss[0] == self.step:
             state["val_loss"] = self._val_loss[1]
         background = self.settings.save_aside
-        self._saving = checkpoint.begin(self.engine, self.run, self.world, state, self.ema, background)
+        self._saving = checkpoint.start_save(self.engine, self.run, self.world, state, self.ema, background)
         if not background:
             self._finish_saving()
 
     def _finish_saving(self) -> None:
         assert self._saving is not None
-        self._kept(checkpoint.finish(self.world, self._saving, self.settings.keep))
+        self._kept(checkpoint.commit(self.world, self._saving, self.settings.keep))
         self._saving = None
 
     def _update(self, batches: Iterator[Batch]) -> bool:
         """One optimizer step; whether any rank has been asked to stop."""
-        self._watch()
+        self._reset_watchdog()
         s, began = self.settings, time.perf_counter()
         micro = [next(batches) for _ in range(s.accumulate)]
         self.meter.waited += time.perf_counter() - began
@@ -235,17 +239,17 @@ class Trainer:
         ends = self.model.config.end_of_audio * sum(len(b.frames) for b in micro)
         writing = self._saving is not None and self._saving.writer.busy
         mine = [(frames + ends) * self.model.config.codebooks, frames, self._stop, writing]
-        cells, heard, asked, still = self.world.total(mine)
+        cells, heard, asked, still = self.world.all_reduce_sum(mine)
         if self._saving and not still:
             self._finish_saving()
-        optimizer.set_rate(self.engine.optimizer, s.lr * schedules.rate(self.step, s.steps, s.schedule))
+        optimizer.set_lr(self.engine.optimizer, s.lr * schedules.lr_multiplier(self.step, s.steps, s.schedule))
         taken = []
         for m, batch in enumerate(micro):
-            torch.manual_seed(_fold(s.seed, self.step, m, self.world.rank))
+            torch.manual_seed(fold_seed(s.seed, self.step, m, self.world.rank))
             # the engine takes the mean over accumulation and ranks; the division is over all their cells
-            taken.append(self._learn(batch, s.accumulate * self.world.ranks / cells))
+            taken.append(self._forward_backward(batch, s.accumulate * self.world.world_size / cells))
             self.engine.step()
-        self.step, self.place, self.frames = self.step + 1, micro[-1].place, self.frames + int(heard)
+        self.step, self.place, self.frames = self.step + 1, micro[-1].position, self.frames + int(heard)
         if self.engine.optimizer.overflow:
             self._skip(micro, [nats for nats, _ in taken])
         else:
@@ -256,7 +260,7 @@ class Trainer:
                 self.ema.update(self.model)
         return asked > 0
 
-    def _learn(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
+    def _forward_backward(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
         """Forward and backward: nats [K] and cells [K] of a batch, still on their way on a GPU."""
         nats, cells = self.engine(*batch.to(self.world.device))
         loss = nats.sum()
@@ -269,13 +273,13 @@ class Trainer:
 
         Raises FloatingPointError where weights are not finite, and after too many such steps in a row.
         """
-        if not math.isfinite(self.world.total([squares(self.engine, self.world)])[0]):
+        if not math.isfinite(self.world.all_reduce_sum([local_param_sq_norm(self.engine, self.world)])[0]):
             raise FloatingPointError(f"the weights are no longer finite at step {self.step}: resume from before it")
         odd = [not bool(each.sum().isfinite()) for each in nats]
-        by_loss = self.world.total([sum(odd)])[0] > 0  # else gradients overflowed, of no batch in particular
+        by_loss = self.world.all_reduce_sum([sum(odd)])[0] > 0  # else gradients overflowed, of no batch in particular
         for batch, is_odd in zip(micro, odd, strict=True):
             if is_odd or not by_loss:
-                self._write_down(batch)
+                self._log_bad_batch(batch)
         what = "loss" if by_loss else "gradient"
         log.warning("step %d skipped: the %s is not finite; see %s/not-finite-*.jsonl", self.step, what, self.run)
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
@@ -286,13 +290,13 @@ class Trainer:
                 "`python -m pipeline.shards verify`"
             )
 
-    def _write_down(self, batch: Batch) -> None:
+    def _log_bad_batch(self, batch: Batch) -> None:
         """Leave the keys of a batch for inspection."""
         row = {"step": self.step, "rank": self.world.rank, "clips": self.describe(batch)}
         with (self.run / f"not-finite-rank-{self.world.rank}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _watch(self) -> None:
+    def _reset_watchdog(self) -> None:
         """Give the watchdog new patience: past it, all stacks are printed and this rank ends, and so the job."""
         if self.settings.timeout:
             faulthandler.dump_traceback_later(self.settings.timeout, exit=True)
@@ -302,22 +306,22 @@ class Trainer:
         seconds = time.perf_counter() - self.meter.since
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         mine = [self.meter.clips, float(self.meter.sums[1].sum()), self.meter.waited / seconds]
-        clips, codes, waited, squared = self.world.total([*mine, squares(self.engine, self.world)])
+        clips, codes, waited, squared = self.world.all_reduce_sum([*mine, local_param_sq_norm(self.engine, self.world)])
         row = self.meter.losses(self.world, "train")
         row["train/lr"] = self.engine.optimizer.param_groups[0]["lr"]
         row["train/grad_norm"] = float(self.engine.get_global_grad_norm())
         row["train/parameter_norm"] = math.sqrt(squared)
         row["train/clips"], row["train/frames"], row["train/skipped"] = self.place, self.frames, self.skipped
         row["speed/clips_per_second"], row["speed/codes_per_second"] = clips / seconds, codes / seconds
-        row["speed/codes_per_second_per_gpu"] = codes / seconds / self.world.ranks
-        row["speed/data_wait"] = waited / self.world.ranks
+        row["speed/codes_per_second_per_gpu"] = codes / seconds / self.world.world_size
+        row["speed/data_wait"] = waited / self.world.world_size
         row["memory/host_gib"] = host
         if self.world.device.type == "cuda":
             row["memory/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if self.settings.peak_flops:
             config = self.model.config
-            flops = clips * model_stats.operations(config, codes / clips / config.codebooks) if clips else 0.0
-            row["speed/mfu"] = flops / seconds / self.world.ranks / self.settings.peak_flops
+            flops = clips * model_stats.training_flops(config, codes / clips / config.codebooks) if clips else 0.0
+            row["speed/mfu"] = flops / seconds / self.world.world_size / self.settings.peak_flops
         self.meter.start()
         return row
 
@@ -327,19 +331,19 @@ class Trainer:
             signal.signal(number, signal.default_int_handler)
 
 
-def squares(engine: Any, world: World) -> float:
+def local_param_sq_norm(engine: Any, world: World) -> float:
     """The part of the squared norm of all weights that this rank holds."""
     weights = list(engine.module.parameters())
     if engine.zero_optimization_partition_weights():
         shares = [(p.ds_tensor, p.ds_numel - world.rank * p.ds_tensor.numel()) for p in weights]
         # behind a weight's last number a share holds whatever was in its memory
         return sum(float(share[: max(0, left)].float().square().sum()) for share, left in shares)
-    if not world.first:
+    if not world.is_main:
         return 0.0
     return float(torch.stack([p.detach().float().norm() for p in weights]).square().sum())
 
 
-def _fold(*parts: int) -> int:
+def fold_seed(*parts: int) -> int:
     """One seed from several numbers."""
     seed = 0
     for part in parts:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def compiles(asked: bool | str, stage: int, cuda: bool) -> bool:
+def should_compile(asked: bool | str, stage: int, cuda: bool) -> bool:
     """Whether trainer.compile=asked (true, false or auto) compiles: auto does on a GPU, but at ZeRO-3.
 
     There DeepSpeed's hooks break each layer's graph into several, which cost more than they save.
@@ -21,7 +21,7 @@ def compiles(asked: bool | str, stage: int, cuda: bool) -> bool:
     return asked is True or (asked == "auto" and cuda and stage < 3)
 
 
-def lighten(engine: Any) -> None:
+def patch_zero_optimizer(engine: Any) -> None:
     """Replace, in the optimizer of an engine at stage 1 or 2, how gradients are looked at.
 
     Overflow is told by the norm of all gradients, the one number that the host reads; it is taken in fp32 by a handful

@@ -26,7 +26,7 @@ from pipeline.common.errors import InputError
 from pipeline.training import ema
 
 
-def weights(checkpoint: Path, mean: bool = True) -> dict[str, Tensor]:
+def consolidated_state_dict(checkpoint: Path, mean: bool = True) -> dict[str, Tensor]:
     """The state of a CodecGPT in fp32, buffers included. mean: the running mean of the weights where there is one.
 
     Raises InputError for files that are missing, damaged, or not those of a checkpoint.
@@ -53,7 +53,7 @@ def weights(checkpoint: Path, mean: bool = True) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def refuse_code(folder: Path, part: int = 0, parts: int = 1) -> None:
+def check_pickles_are_safe(folder: Path, part: int = 0, parts: int = 1) -> None:
     """Open every `part`th of so many of a folder's pickles: DeepSpeed's own reader would run whatever they say.
 
     Raises InputError for a file that holds more than a checkpoint does, or is damaged.

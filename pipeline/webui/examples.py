@@ -11,17 +11,17 @@ from typing import Any
 from pipeline.audio import audio_io
 from pipeline.common.errors import InputError
 from pipeline.common.sound_files import UNSUPPORTED, unsupported
-from pipeline.data.dataloader import Split
+from pipeline.data.dataloader import ShardedDataset
 from pipeline.evaluation import run_folder
 from pipeline.evaluation.evaluator import check_cache, draw_clips, most_frames
 from pipeline.generation import prompts
-from pipeline.generation.loaded_run import Instrument
+from pipeline.generation.loaded_run import LoadedRun
 from pipeline.webui.file_store import FileStore
 
 log = logging.getLogger("pipeline")
 
 
-def examples(given: Any, split: str, count: int, run: str, instrument: Instrument, store: FileStore) -> dict[str, Path]:
+def examples(given: Any, split: str, count: int, run: str, instrument: LoadedRun, store: FileStore) -> dict[str, Path]:
     """The sounds that the setting `examples` names, copied into the file store.
 
     `auto`: clips of a split of the cache that the run was trained on, as its codec gives them back; none where it
@@ -42,15 +42,15 @@ def examples(given: Any, split: str, count: int, run: str, instrument: Instrumen
     return found
 
 
-def _of_cache(split: str, count: int, run: Path, instrument: Instrument, store: FileStore) -> dict[str, Path]:
-    cache = Split(run_folder.shards(run), split)
+def _of_cache(split: str, count: int, run: Path, instrument: LoadedRun, store: FileStore) -> dict[str, Path]:
+    cache = ShardedDataset(run_folder.shards(run), split)
     check_cache(cache, instrument)
     clips = draw_clips(cache, count, 0, instrument, most_frames(instrument))
     wavs = prompts.decode(instrument.codec, [clip.codes for clip in clips])
     made = {}
     with tempfile.TemporaryDirectory() as folder:
         for clip, wav in zip(clips, wavs, strict=True):
-            name = _name(clip.sample.key, clip.sample.info.get("labels") or {})
+            name = _name(clip.sample.key, clip.sample.metadata.get("labels") or {})
             file = Path(folder) / f"{clip.sample.key}.wav"
             audio_io.write(file, wav, instrument.codec.sample_rate)
             made[name] = store.add_example(file, file.name)

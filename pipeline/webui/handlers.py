@@ -20,10 +20,10 @@ from torch import Tensor
 from pipeline.audio import audio_io, metrics
 from pipeline.common.errors import InputError
 from pipeline.evaluation.report_sections import Sound
-from pipeline.generation.loaded_run import Instrument
+from pipeline.generation.loaded_run import LoadedRun
 from pipeline.webui import components
-from pipeline.webui.service import Answer, Desk
-from pipeline.webui.streaming import Channels, on_air
+from pipeline.webui.service import GenerationResult, GenerationService
+from pipeline.webui.streaming import AudioStreamRegistry, stream_audio
 
 SEEDS = 1_000_000  # a seed that is drawn is below it: short enough to be read out
 Shown = tuple[Any, ...]
@@ -31,7 +31,7 @@ Progress = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Knobs:
+class GenerationControls:
     """The settings that all tabs have, as the page hands them over."""
 
     temperature: float
@@ -52,11 +52,11 @@ class Knobs:
 
 
 @dataclass(frozen=True)
-class Acts:
+class Handlers:
     """channels: where sounds are heard while they are made."""
 
-    desk: Desk
-    channels: Channels
+    desk: GenerationService
+    channels: AudioStreamRegistry
 
     def generate(
         self,
@@ -69,13 +69,15 @@ class Acts:
     ) -> Iterator[Shown]:
         """Sounds from one prompt, or none: on air, results, files, the seed."""
         with self._asked() as room:
-            instrument, asked = self.desk.instrument(run), Knobs(*knobs).asked()
-            brought = None if prompt is None else self.desk.bring(prompt, room)
+            instrument, asked = self.desk.instrument(run), GenerationControls(*knobs).asked()
+            brought = None if prompt is None else self.desk.ingest_upload(prompt, room)
             asked = self._whole_or_long(instrument, asked) | ({} if brought is None else {"prompt": str(brought)})
             asked |= {"n": int(samples)}
             with self._on_air(instrument, asked) as (player, take):
                 yield player, components.note("Being made…"), None, asked["seed"]
-                answer = self.desk.play(run, asked, room, self._watch(instrument, asked, int(samples), progress, take))
+                answer = self.desk.generate(
+                    run, asked, room, self._watch(instrument, asked, int(samples), progress, take)
+                )
             yield gr.skip(), self._results(instrument, answer), self._kept(visitor, answer.files), asked["seed"]
 
     def interpolate(
@@ -84,11 +86,11 @@ class Acts:
     ) -> Iterator[Shown]:  # fmt: skip
         """Clips on the way from one prompt to another: results, files, the seed."""
         with self._asked() as room:
-            instrument, asked = self.desk.instrument(run), Knobs(*knobs).asked()
-            ends = [str(self.desk.bring(prompt, room)) for prompt in (first, last)]
+            instrument, asked = self.desk.instrument(run), GenerationControls(*knobs).asked()
+            ends = [str(self.desk.ingest_upload(prompt, room)) for prompt in (first, last)]
             asked |= {"mode": "interpolate", "prompt": ends, "steps": int(steps), "blend": blend}
             yield components.note("Being made…"), None, asked["seed"]
-            answer = self.desk.play(run, asked, room, self._watch(instrument, asked, int(steps), progress))
+            answer = self.desk.generate(run, asked, room, self._watch(instrument, asked, int(steps), progress))
             ((piece, made),) = answer.pieces
             rate = instrument.codec.sample_rate
             start, end = (Sound(name, source.wav) for name, source in zip(("from", "to"), piece.sources, strict=True))
@@ -108,11 +110,11 @@ class Acts:
         Raises InputError for fewer than two keyframes, or one behind the end.
         """
         with self._asked() as room:
-            instrument, asked = self.desk.instrument(run), Knobs(*knobs).asked()
+            instrument, asked = self.desk.instrument(run), GenerationControls(*knobs).asked()
             given = sorted((float(at or 0), prompt) for at, prompt in stops if prompt is not None)
             if len(given) < 2:
                 raise InputError("a morph goes from sound to sound: give two keyframes or more")
-            keyframes = [{"at": at, "prompt": str(self.desk.bring(prompt, room))} for at, prompt in given]
+            keyframes = [{"at": at, "prompt": str(self.desk.ingest_upload(prompt, room))} for at, prompt in given]
             if given[-1][0] >= asked["seconds"]:
                 raise InputError(
                     f"the last keyframe is at {given[-1][0]:g} s, and the piece ends at {asked['seconds']:g} s"
@@ -120,7 +122,7 @@ class Acts:
             asked |= {"mode": "morph", "keyframes": keyframes, "blend": blend}
             with self._on_air(instrument, asked) as (player, take):
                 yield player, components.note("Being made…"), None, asked["seed"]
-                answer = self.desk.play(run, asked, room, self._watch(instrument, asked, 1, progress, take))
+                answer = self.desk.generate(run, asked, room, self._watch(instrument, asked, 1, progress, take))
             ((piece, made),) = answer.pieces
             rate = instrument.codec.sample_rate
             sounds = [Sound(f"at {at:g} s", s.wav) for (at, _), s in zip(given, piece.sources, strict=True)]
@@ -139,8 +141,8 @@ class Acts:
         with self._asked() as room:
             if not runs:
                 raise InputError("no model is chosen: tick one")
-            asked = Knobs(*knobs).asked() | {"n": int(samples)}
-            brought = {} if prompt is None else {"prompt": str(self.desk.bring(prompt, room))}
+            asked = GenerationControls(*knobs).asked() | {"n": int(samples)}
+            brought = {} if prompt is None else {"prompt": str(self.desk.ingest_upload(prompt, room))}
             yield components.note("Being made…"), asked["seed"]
             html = ""
             for i, run in enumerate(dict.fromkeys(runs)):
@@ -148,7 +150,7 @@ class Acts:
                 words, place = self._whole_or_long(instrument, asked) | brought, room / str(i)
                 place.mkdir()
                 watch = self._watch(instrument, words, int(samples), progress, label=run)
-                answer = self.desk.play(run, words, place, watch)
+                answer = self.desk.generate(run, words, place, watch)
                 if not i and brought:
                     source = answer.pieces[0][0].sources[0]
                     html = components.row("Prompt", [Sound("original", source.wav)], instrument.codec.sample_rate)
@@ -170,7 +172,7 @@ class Acts:
         """
         with self._asked() as room:
             self.desk.instrument(run)
-            codec, file = self.desk.codecs[run], self.desk.bring(sound, room)
+            codec, file = self.desk.codecs[run], self.desk.ingest_upload(sound, room)
             chosen = sorted({int(count) for count in counts if 1 <= int(count) <= codec.codebooks})
             if not chosen:
                 raise InputError("no number of codebooks is chosen: tick one")
@@ -193,7 +195,7 @@ class Acts:
         if upload is None:
             return
         with self._asked() as room:
-            file = self.desk.bring(upload, room)
+            file = self.desk.ingest_upload(upload, room)
             wav = audio_io.read(file, duration=self.desk.defaults["prompt_seconds"])
             if audio_io.is_silent(wav):
                 gr.Warning(f"{file.name} is silent: expect what the model makes of silence")
@@ -203,12 +205,12 @@ class Acts:
     def _asked(self) -> Iterator[Path]:
         """A folder for the request; what was wrong with it is told on the page."""
         try:
-            with self.desk.room() as room:
+            with self.desk.request_dir() as room:
                 yield room
         except InputError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
 
-    def _whole_or_long(self, instrument: Instrument, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _whole_or_long(self, instrument: LoadedRun, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Beyond the clips of training a sound is continued by a window that moves on."""
         frames = instrument.codec.frames(self.desk.samples(asked, instrument))
         longer = instrument.trained_frames is not None and frames > instrument.trained_frames
@@ -216,17 +218,17 @@ class Acts:
 
     @contextmanager
     def _on_air(
-        self, instrument: Instrument, asked: Mapping[str, Any]
+        self, instrument: LoadedRun, asked: Mapping[str, Any]
     ) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
         """The player of what is being made, and what takes its codes [B, K, t]."""
         samples, rate = self.desk.samples(asked, instrument), instrument.codec.sample_rate
         name, channel = self.channels.begin(samples, rate)
         ends = instrument.model.config.end_of_audio
-        with on_air(channel, instrument.codec, instrument.codec.frames(samples), ends) as take:
+        with stream_audio(channel, instrument.codec, instrument.codec.frames(samples), ends) as take:
             yield components.on_air(name, samples / rate), take
 
     def _watch(
-        self, instrument: Instrument, asked: Mapping[str, Any], clips: int, progress: Progress,
+        self, instrument: LoadedRun, asked: Mapping[str, Any], clips: int, progress: Progress,
         *others: Callable[[Tensor], None], label: str = "sound",
     ) -> Callable[[Tensor], None]:  # fmt: skip
         """Moves the progress bar, and hands codes [B, K, t] on. Raises gr.Error once the page has been closed."""
@@ -248,14 +250,14 @@ class Acts:
         """Move results into the file store, where they can be downloaded for a while."""
         return [str(file) for file in self.desk.store.add_results(visitor, files)]
 
-    def _results(self, instrument: Instrument, answer: Answer) -> str:
+    def _results(self, instrument: LoadedRun, answer: GenerationResult) -> str:
         """Original beside results."""
         sources, rate = answer.pieces[0][0].sources, instrument.codec.sample_rate
         original = [Sound("original (the prompt)", source.wav) for source in sources]
         return components.row("", [*original, *_seeded(answer)], rate) + components.command(answer.command)
 
 
-def _seeded(answer: Answer) -> list[Sound]:
+def _seeded(answer: GenerationResult) -> list[Sound]:
     return [Sound(f"seed {piece.clips[0].seed}", wav) for piece, made in answer.pieces for wav in made.sounds]
 
 

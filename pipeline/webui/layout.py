@@ -12,9 +12,9 @@ from typing import Any
 import gradio as gr
 
 from pipeline.generation.interpolation import BLENDS
-from pipeline.generation.loaded_run import Instrument
+from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import samples_of
-from pipeline.webui.handlers import Acts
+from pipeline.webui.handlers import Handlers
 from pipeline.webui.request_guard import visitor_name
 
 PROGRESS = gr.Progress()
@@ -25,10 +25,10 @@ NO_EXAMPLE = "—"
 
 
 @dataclass(frozen=True)
-class Stand:
+class DemoContext:
     """What the tabs are built from. examples: sounds to pick from, by name; sampling: its defaults."""
 
-    acts: Acts
+    acts: Handlers
     examples: Mapping[str, Path]
     sampling: Mapping[str, Any]
 
@@ -46,7 +46,7 @@ class Stand:
         return max(STEP, math.floor(most / STEP + 1e-6) * STEP)
 
 
-def page(stand: Stand) -> gr.Blocks:
+def build_ui(stand: DemoContext) -> gr.Blocks:
     """All tabs."""
     with gr.Blocks(title="Codec audio LM", analytics_enabled=False) as found:
         gr.HTML(_header(stand.acts.desk.instruments))
@@ -65,12 +65,12 @@ def page(stand: Stand) -> gr.Blocks:
     return found
 
 
-def _header(instruments: Mapping[str, Instrument]) -> str:
+def _header(instruments: Mapping[str, LoadedRun]) -> str:
     lines = "".join(f"<li><b>{escape(name)}</b> {escape(facts(one))}</li>" for name, one in instruments.items())
     return f'<header class="stage"><h1>Play with a codec language model</h1><ul>{lines}</ul></header>'
 
 
-def facts(instrument: Instrument) -> str:
+def facts(instrument: LoadedRun) -> str:
     """A model in one line."""
     model, rate = instrument.model.config, instrument.codec.frame_rate
     count = sum(p.numel() for p in instrument.model.parameters()) / 1e6
@@ -80,7 +80,7 @@ def facts(instrument: Instrument) -> str:
     return f"{count:.1f} M parameters · {books} · {instrument.codec.name}{length} · on {instrument.device}"
 
 
-def _generate(stand: Stand) -> None:
+def _generate(stand: DemoContext) -> None:
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
             run = _run(stand)
@@ -92,11 +92,11 @@ def _generate(stand: Stand) -> None:
             live, results = gr.HTML(), gr.HTML(elem_id="generated")
             files, again = _files(), gr.Button("Again with this seed", size="sm")
     inputs, outputs = [run, prompt, samples, *knobs], [live, results, files, knobs[4]]
-    _press(button, stand.acts.generate, inputs, outputs, "generate")
-    _again(again, knobs, stand.acts.generate, inputs, outputs)
+    _on_click(button, stand.acts.generate, inputs, outputs, "generate")
+    _on_regenerate(again, knobs, stand.acts.generate, inputs, outputs)
 
 
-def _interpolate(stand: Stand) -> None:
+def _interpolate(stand: DemoContext) -> None:
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
             run = _run(stand)
@@ -109,11 +109,11 @@ def _interpolate(stand: Stand) -> None:
             results, files = gr.HTML(elem_id="interpolated"), _files()
             again = gr.Button("Again with this seed", size="sm")
     inputs, outputs = [run, first, last, steps, blend, *knobs], [results, files, knobs[4]]
-    _press(button, stand.acts.interpolate, inputs, outputs, "interpolate")
-    _again(again, knobs, stand.acts.interpolate, inputs, outputs)
+    _on_click(button, stand.acts.interpolate, inputs, outputs, "interpolate")
+    _on_regenerate(again, knobs, stand.acts.interpolate, inputs, outputs)
 
 
-def _morph(stand: Stand) -> None:
+def _morph(stand: DemoContext) -> None:
     longest = stand.acts.desk.limits.seconds
     length = min(longest, 3 * stand.seconds)
     apart = min(stand.seconds, length / KEYFRAMES)  # so that the last is heard too
@@ -138,11 +138,11 @@ def _morph(stand: Stand) -> None:
         yield from stand.acts.morph(run, stops, blend, *knobs, visitor=visitor, progress=progress)
 
     inputs, outputs = [run, blend, *stops, *knobs], [live, results, files, knobs[4]]
-    _press(button, act, inputs, outputs, "morph")
-    _again(again, knobs, act, inputs, outputs)
+    _on_click(button, act, inputs, outputs, "morph")
+    _on_regenerate(again, knobs, act, inputs, outputs)
 
 
-def _codec(stand: Stand) -> None:
+def _codec(stand: DemoContext) -> None:
     most = max(codec.codebooks for codec in stand.acts.desk.codecs.values())
     known = {instrument.model.config.codebooks for instrument in stand.acts.desk.instruments.values()}
     choices = sorted({*range(1, min(8, most) + 1), *(n for n in (12, 16, 24, 32) if n <= most), *known})
@@ -157,10 +157,10 @@ def _codec(stand: Stand) -> None:
             button = gr.Button("Hear", variant="primary", elem_id="hear")
         with gr.Column(scale=7, min_width=420):
             results, files = gr.HTML(elem_id="heard"), _files("sounds")
-    _press(button, stand.acts.codec, [run, sound, counts], [results, files], "codec")
+    _on_click(button, stand.acts.codec, [run, sound, counts], [results, files], "codec")
 
 
-def _compare(stand: Stand) -> None:
+def _compare(stand: DemoContext) -> None:
     if len(stand.runs) < 2:
         gr.Markdown("One model plays here. To hear two side by side: `python -m pipeline.demo 'run=[RUN,RUN2]'`")
         return
@@ -175,21 +175,21 @@ def _compare(stand: Stand) -> None:
             results = gr.HTML(elem_id="compared")
             again = gr.Button("Again with this seed", size="sm")
     inputs, outputs = [runs, prompt, samples, *knobs], [results, knobs[4]]
-    _press(button, stand.acts.compare, inputs, outputs, "compare")
-    _again(again, knobs, stand.acts.compare, inputs, outputs)
+    _on_click(button, stand.acts.compare, inputs, outputs, "compare")
+    _on_regenerate(again, knobs, stand.acts.compare, inputs, outputs)
 
 
 # ---- what tabs are made of -----------------------------------------------------------------------------------------
-def _run(stand: Stand) -> gr.Dropdown:
+def _run(stand: DemoContext) -> gr.Dropdown:
     return gr.Dropdown(stand.runs, value=stand.runs[0], label="Model", visible=len(stand.runs) > 1)
 
 
-def _blend(stand: Stand) -> gr.Radio:
+def _blend(stand: DemoContext) -> gr.Radio:
     usual = stand.acts.desk.defaults["blend"]
     return gr.Radio(list(BLENDS), value=usual, label="Way between prompts", info="slerp keeps to the arc")
 
 
-def _sound(stand: Stand, label: str, example: int | None = None) -> gr.Audio:
+def _sound(stand: DemoContext, label: str, example: int | None = None) -> gr.Audio:
     """A sound that is uploaded, recorded, or one of the examples; example: the number of the one to begin with."""
     names = list(stand.examples)
     first = names[example % len(names)] if names and example is not None else None
@@ -214,7 +214,7 @@ def _count(low: int, most: int, usual: int, label: str) -> gr.Slider | gr.Number
     return gr.Slider(low, most, min(usual, most), step=1, label=label)
 
 
-def _knobs(stand: Stand, seconds: float | None = None) -> list[Any]:
+def _knobs(stand: DemoContext, seconds: float | None = None) -> list[Any]:
     """Temperature, top-k, guidance, seconds, seed, and whether to draw another seed: as `acts.Knobs` has them.
 
     A slider reaches as far as its setting: Gradio refuses every request in which one stands beyond its end.
@@ -243,7 +243,7 @@ def _files(what: str = "sounds, and the .json that makes each again") -> gr.File
     return gr.File(label=f"Download: {what}", file_count="multiple", interactive=False)
 
 
-def _press(
+def _on_click(
     button: gr.Button, act: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], name: str | None
 ) -> None:
     """One at a time on the model, whichever tab asks; the progress bar is the act's own, over its results."""
@@ -258,7 +258,7 @@ def _press(
     )  # fmt: skip
 
 
-def _again(
+def _on_regenerate(
     button: gr.Button, knobs: Sequence[Any], act: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
 ) -> None:
     """Keeps the seed, then makes the same."""
@@ -267,4 +267,4 @@ def _again(
     def once_more(*given: Any, visitor: str, progress: Any) -> Iterator[Any]:
         yield from act(*given, False, visitor=visitor, progress=progress)
 
-    _press(button, once_more, held, outputs, None)
+    _on_click(button, once_more, held, outputs, None)

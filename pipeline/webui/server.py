@@ -22,20 +22,20 @@ from pipeline.webui.file_store import FileStore
 from pipeline.webui.hosts import AllowedHosts
 from pipeline.webui.request_guard import RequestGuard, TrustedProxies
 from pipeline.webui.service import MB, Limits
-from pipeline.webui.streaming import Channels
+from pipeline.webui.streaming import AudioStreamRegistry
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
 SCRIPT = (Path(__file__).parent / "page.js").read_text()
 SESSIONS = 64  # of which Gradio remembers the last results
 
 
-def silence() -> None:
+def disable_telemetry() -> None:
     """No telemetry, before gradio is loaded."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def application(
-    blocks: Any, channels: Channels, health: dict[str, Any], store: FileStore, limits: Limits,
+    blocks: Any, channels: AudioStreamRegistry, health: dict[str, Any], store: FileStore, limits: Limits,
     allowed_hosts: Sequence[str], root_path: str,
 ) -> RequestGuard:  # fmt: skip
     """The page at /, sounds on air at /live/NAME.wav, and /healthz."""
@@ -106,7 +106,7 @@ def _theme() -> Any:
     return gr.themes.Soft(primary_hue="fuchsia", neutral_hue="zinc", font=font, font_mono=mono).set(**plain)
 
 
-def listening(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A socket at host and port; 0 takes a free one. Raises InputError where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)

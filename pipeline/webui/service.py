@@ -24,9 +24,9 @@ from pipeline.audio import audio_io
 from pipeline.audio.audio_io import AudioError
 from pipeline.audio.codec import Codec
 from pipeline.common.errors import InputError
-from pipeline.generation.loaded_run import Instrument, settle_threads
-from pipeline.generation.request import Piece, pieces, samples_of, sampling_of, window_of
-from pipeline.generation.runner import Made, perform
+from pipeline.generation.loaded_run import LoadedRun, limit_threads
+from pipeline.generation.request import AudioRequest, build_requests, samples_of, sampling_of, window_of
+from pipeline.generation.runner import GeneratedFile, generate_files
 from pipeline.webui.file_store import NOT_STORED, FileStore, StorageFullError
 
 Watch = Callable[[Tensor], None]
@@ -53,23 +53,23 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GenerationResult:
     """pieces: what was made; files: sounds, sidecars and the prompts these name; command: makes the same."""
 
-    pieces: list[tuple[Piece, Made]]
+    pieces: list[tuple[AudioRequest, GeneratedFile]]
     files: list[Path]
     command: str
 
 
 @dataclass(frozen=True)
-class Desk:
+class GenerationService:
     """instruments: by the name of their run; codecs: theirs, with all codebooks; defaults: conf/generate.yaml.
 
     sampling: what the page has instead of its group of that name. chunk: seconds between two looks at what is made.
     store: the only files that a request may name.
     """
 
-    instruments: Mapping[str, Instrument]
+    instruments: Mapping[str, LoadedRun]
     codecs: Mapping[str, Codec]
     defaults: Mapping[str, Any]
     sampling: Mapping[str, Any]
@@ -79,7 +79,7 @@ class Desk:
     store: FileStore
 
     @contextmanager
-    def room(self) -> Iterator[Path]:
+    def request_dir(self) -> Iterator[Path]:
         """The folder of a request. Raises InputError for what was wrong with it, without naming the folder."""
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="asked-") as name:
             try:
@@ -89,7 +89,7 @@ class Desk:
             except StorageFullError as error:
                 raise InputError(str(error)) from None
 
-    def bring(self, upload: str | Path | None, room: Path) -> Path:
+    def ingest_upload(self, upload: str | Path | None, room: Path) -> Path:
         """An upload as a file of the room, by a plain name of its own. Raises InputError for what cannot be used."""
         if upload is None:
             raise InputError("a sound is missing: upload or record one, or pick an example")
@@ -110,7 +110,7 @@ class Desk:
         check_sound(brought, self.limits)
         return brought
 
-    def play(self, run: str, asked: Mapping[str, Any], room: Path, watch: Watch) -> Answer:
+    def generate(self, run: str, asked: Mapping[str, Any], room: Path, watch: Watch) -> GenerationResult:
         """Make what is asked for: settings of pipeline.generate, the sounds among them in the room.
 
         Raises InputError for what the settings cannot mean, and beyond the limits.
@@ -119,15 +119,17 @@ class Desk:
         settings = self.settings(asked) | {"out": str(room / OUT)}
         sampling = sampling_of(settings["sampling"])
         frames = instrument.codec.frames(self.samples(asked, instrument))
-        window, found = window_of(settings, frames, instrument), pieces(settings, instrument)
+        window, found = window_of(settings, frames, instrument), build_requests(settings, instrument)
         batch, every = instrument.best_batch(window.frames if window else frames), self.every(instrument)
         with _settled(instrument, sum(len(piece.clips) for piece in found)):
             made = list(
-                perform(instrument, found, sampling, window, batch, lambda line: None, watch=watch, every=every)
+                generate_files(instrument, found, sampling, window, batch, lambda line: None, watch=watch, every=every)
             )
-        files = [path for sound in made for path in (sound.path, portable(sound.path, room, run))]
+        files = [path for sound in made for path in (sound.path, make_portable(sound.path, room, run))]
         sources = {source.path for piece in found for source in piece.sources}
-        return Answer(list(zip(found, made, strict=True)), [*files, *sorted(sources)], self._command(run, asked, room))
+        return GenerationResult(
+            list(zip(found, made, strict=True)), [*files, *sorted(sources)], self._command(run, asked, room)
+        )
 
     def settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """All of conf/generate.yaml, with what is asked for.
@@ -141,7 +143,7 @@ class Desk:
                 raise InputError(f"{name}={asked[name]}: this page makes {most} at most")
         return settings
 
-    def samples(self, asked: Mapping[str, Any], instrument: Instrument) -> int:
+    def samples(self, asked: Mapping[str, Any], instrument: LoadedRun) -> int:
         """Of each sound that is asked for. Raises InputError beyond the limits."""
         samples = samples_of(self.settings(asked), instrument)
         seconds = samples / instrument.codec.sample_rate
@@ -149,13 +151,13 @@ class Desk:
             raise InputError(f"seconds={seconds:g}: this page makes {self.limits.seconds:g} s at most")
         return samples
 
-    def instrument(self, run: str) -> Instrument:
+    def instrument(self, run: str) -> LoadedRun:
         """By name. Raises InputError where there is none."""
         if run not in self.instruments:
             raise InputError(f"run={run}: this page plays {', '.join(self.instruments)}")
         return self.instruments[run]
 
-    def every(self, instrument: Instrument) -> int:
+    def every(self, instrument: LoadedRun) -> int:
         """Frames between two looks at what is being made."""
         return max(1, round(self.chunk * instrument.codec.frame_rate))
 
@@ -169,10 +171,10 @@ class Desk:
 
 
 @contextmanager
-def _settled(instrument: Instrument, clips: int) -> Iterator[None]:
+def _settled(instrument: LoadedRun, clips: int) -> Iterator[None]:
     """As many threads as so many clips want; those before for whoever comes next."""
     before = torch.get_num_threads()
-    settle_threads(instrument, clips)
+    limit_threads(instrument, clips)
     try:
         yield
     finally:
@@ -201,7 +203,7 @@ def check_sound(file: Path, limits: Limits) -> None:
         raise InputError(f"{file.name} lasts {info.seconds:.0f} s: this page takes {limits.upload_seconds:g} s at most")
 
 
-def portable(sound: Path, room: Path, run: str) -> Path:
+def make_portable(sound: Path, room: Path, run: str) -> Path:
     """The sidecar of a sound, its paths made relative: it works in whatever folder it is put with its prompts.
 
     Of this machine's folders it tells the run alone, by the name that the page has for it.

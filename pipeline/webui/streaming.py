@@ -15,13 +15,13 @@ from contextlib import contextmanager
 import numpy as np
 from torch import Tensor
 
-from pipeline.audio.codec import Codec, Decoding
+from pipeline.audio.codec import Codec, StreamingDecoder
 
 KEPT = 32  # sounds that can be heard again
 PAUSE = 0.05  # seconds between two looks at a sound that is being made
 
 
-class Channel:
+class AudioStream:
     """One sound of at most so many samples: who comes late hears it from its beginning."""
 
     def __init__(self, samples: int, rate: int) -> None:
@@ -50,32 +50,32 @@ class Channel:
                 await asyncio.sleep(PAUSE)
 
 
-class Channels:
+class AudioStreamRegistry:
     """The last sounds that were begun, each by a name that cannot be guessed."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, Channel] = OrderedDict()
+        self._open: OrderedDict[str, AudioStream] = OrderedDict()
 
-    def begin(self, samples: int, rate: int) -> tuple[str, Channel]:
+    def begin(self, samples: int, rate: int) -> tuple[str, AudioStream]:
         """A new channel and its name."""
-        name, channel = secrets.token_urlsafe(16), Channel(samples, rate)
+        name, channel = secrets.token_urlsafe(16), AudioStream(samples, rate)
         self._open[name] = channel
         while len(self._open) > KEPT:
             self._open.popitem(last=False)
         return name, channel
 
-    def find(self, name: str) -> Channel | None:
+    def find(self, name: str) -> AudioStream | None:
         """None where there is none of that name (any more)."""
         return self._open.get(name)
 
 
 @contextmanager
-def on_air(channel: Channel, codec: Codec, frames: int, ends: bool) -> Iterator[Callable[[Tensor], None]]:
+def stream_audio(channel: AudioStream, codec: Codec, frames: int, ends: bool) -> Iterator[Callable[[Tensor], None]]:
     """Takes codes [B, K, t] while they are made, and puts the first clip's sound, of so many frames, on a channel.
 
     ends: whether clips may end early; then frames of zeros behind a clip's end are no sound.
     """
-    decoding, left = Decoding(codec), frames
+    decoding, left = StreamingDecoder(codec), frames
 
     def take(codes: Tensor) -> None:
         nonlocal left
@@ -85,11 +85,11 @@ def on_air(channel: Channel, codec: Codec, frames: int, ends: bool) -> Iterator[
             sounding = first[0].amax(0).nonzero()
             first = first[:, :, : int(sounding[-1]) + 1 if len(sounding) else 0]
         if first.shape[2]:
-            channel.put(decoding.put(first)[0, 0].cpu().numpy())
+            channel.put(decoding.push(first)[0, 0].cpu().numpy())
 
     try:
         yield take
-        channel.put(decoding.end()[0, 0].cpu().numpy())
+        channel.put(decoding.flush()[0, 0].cpu().numpy())
     finally:
         channel.end()
 

@@ -195,7 +195,7 @@ def test_decoding_in_chunks_equals_decoding_the_whole(name: str, sizes: list[int
     whole = codec.decode(codes)
     assert whole.shape == (2, 1, 320 * sum(sizes))
     assert whole.std() > 1e-4
-    chunks = list(codec.stream_decode(codes.split(sizes, dim=-1)))
+    chunks = list(codec.streaming_decoder(codes.split(sizes, dim=-1)))
     torch.testing.assert_close(torch.cat(chunks, dim=-1), whole, atol=1e-5, rtol=1e-4)
 
 
@@ -210,7 +210,7 @@ def test_the_sound_comes_as_the_codes_come(codec: Codec) -> None:
             yield torch.zeros(1, 8, 10, dtype=torch.int64)
 
     had = 0
-    for wav in codec.stream_decode(chunks()):
+    for wav in codec.streaming_decoder(chunks()):
         had += wav.shape[-1]
         assert had >= 320 * given_frames - 864
     assert had == 320 * 200
@@ -228,7 +228,7 @@ def test_what_is_no_code_is_not_decoded(codec: Codec, code: int) -> None:
     with pytest.raises(InputError, match=f"{code}.*0..1023"):
         codec.decode(codes)
     with pytest.raises(InputError, match=f"{code}.*0..1023"):
-        list(codec.stream_decode([codes]))
+        list(codec.streaming_decoder([codes]))
     with pytest.raises(InputError, match="9 codebooks|33 codebooks"):
         codec.decode(torch.zeros(1, codec.model.quantizer.n_q + 1, 10, dtype=torch.int64))
 

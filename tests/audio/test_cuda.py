@@ -34,7 +34,7 @@ def test_codes_and_sound_are_those_of_a_cpu(name: str) -> None:
         frames = cpu.frames(length)
         assert (row[:, :frames] == other[:, :frames]).float().mean() > 0.99
     torch.testing.assert_close(gpu.decode(expected).cpu(), cpu.decode(expected), atol=2e-3, rtol=1e-2)
-    streamed = torch.cat(list(gpu.stream_decode(expected.split([3, 9, 60, 1, 152], dim=-1))), dim=-1)
+    streamed = torch.cat(list(gpu.streaming_decoder(expected.split([3, 9, 60, 1, 152], dim=-1))), dim=-1)
     torch.testing.assert_close(streamed, gpu.decode(expected), atol=1e-4, rtol=1e-3)
 
 

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.audio.codec import untrained_encodec
-from pipeline.audio.embedder import TINY, MaeEmbedder, load_embedder
+from pipeline.audio.embedder import TINY, EncodecMaeEmbedder, load_embedder
 from pipeline.audio.embedders.encodecmae import KaldiMel, Mel
-from pipeline.audio.embedders.encodecmae_checkpoint import from_state
+from pipeline.audio.embedders.encodecmae_checkpoint import from_state_dict
 from pipeline.common.errors import InputError
 from tests.helpers.preprocess_runs import ROOT
 
@@ -185,8 +185,8 @@ def test_a_padded_batch_equals_single_clips(tmp_path: Path, version: int, mel: b
 
 
 @cache
-def embedder_of(version: int, mel: bool) -> MaeEmbedder:
-    return MaeEmbedder("test", from_state(released_state(version, mel), GIN), "random", "cpu")
+def embedder_of(version: int, mel: bool) -> EncodecMaeEmbedder:
+    return EncodecMaeEmbedder("test", from_state_dict(released_state(version, mel), GIN), "random", "cpu")
 
 
 @settings(max_examples=3)

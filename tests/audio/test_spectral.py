@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.audio.codec import load_codec
-from pipeline.audio.codecs.spectral import BINS, FLOOR, HOP, WINDOW, Analysis, Synthesis, band_centres
+from pipeline.audio.codecs.spectral import BINS, FLOOR, HOP, WINDOW, PhaseDecoder, SpectralEncoder, band_centres
 
 
 def bands_in_loops(wav: np.ndarray) -> np.ndarray:
@@ -59,20 +59,20 @@ def chord(seconds: float) -> np.ndarray:
 
 def test_analysis_equals_plain_loops() -> None:
     wav = chord(0.08)
-    analysis = Analysis(torch.zeros(359))
+    analysis = SpectralEncoder(torch.zeros(359))
     found = analysis(torch.from_numpy(wav)[None, None])[0].T.numpy()
     np.testing.assert_allclose(found, bands_in_loops(wav), atol=2e-3)
 
 
 def test_synthesis_equals_plain_loops() -> None:
     logs = bands_in_loops(chord(0.12)).astype(np.float32)
-    found = Synthesis(torch.zeros(359))(torch.from_numpy(logs.T)[None])[0, 0].numpy()
+    found = PhaseDecoder(torch.zeros(359))(torch.from_numpy(logs.T)[None])[0, 0].numpy()
     expected = sound_in_loops(logs)
     assert np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected)
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:
-    synthesis = Synthesis(torch.zeros(359))
+    synthesis = PhaseDecoder(torch.zeros(359))
     logs = torch.randn(5, 359, 40, generator=torch.Generator().manual_seed(0)) - 5
     batch = synthesis(logs)
     for row, wav in zip(logs, batch, strict=True):

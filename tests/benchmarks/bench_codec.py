@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.audio.codec import load_codec, untrained_codec, untrained_encodec
 from pipeline.audio.codecs.encodec_package import EncodecModel
-from pipeline.audio.embedder import MaeEmbedder, load_embedder
+from pipeline.audio.embedder import EncodecMaeEmbedder, load_embedder
 from pipeline.audio.embedders.encodecmae import Architecture, EncodecFrames, EncodecMae
 from pipeline.audio.precision import full_precision
 
@@ -42,11 +42,11 @@ def encode(model: EncodecModel, wav: Tensor, bandwidth: float) -> Tensor:
     return torch.cat([model.encode(row)[0][0] for row in wav.split(1)])
 
 
-def base_embedder(device: str) -> MaeEmbedder:
+def base_embedder(device: str) -> EncodecMaeEmbedder:
     """EnCodecMAE v1 base with random weights."""
     arch = Architecture(dim=768, layers=10, heads=12, head_dim=64, ffn=4096, mel=None, shortest_tail=0)
     model = EncodecMae(arch, EncodecFrames(untrained_encodec().encoder), 128)
-    return MaeEmbedder("untrained", model.eval().requires_grad_(False), "random", device)
+    return EncodecMaeEmbedder("untrained", model.eval().requires_grad_(False), "random", device)
 
 
 def contenders(device: str, count: int) -> tuple[dict[str, Callable[[], object]], float]:
@@ -70,7 +70,7 @@ def contenders(device: str, count: int) -> tuple[dict[str, Callable[[], object]]
         "package: decode, one by one": lambda: [package.decode([(row, None)]) for row in codes.split(1)],
         "ours: decode, one by one": in_batches(ours.decode, codes, 1),
         f"ours: decode, batches of {ours.best_batch}": in_batches(ours.decode, codes, ours.best_batch),
-        "ours: decode, streamed by 25 frames": lambda: [list(ours.stream_decode(codes.split(25, dim=-1)))],
+        "ours: decode, streamed by 25 frames": lambda: [list(ours.streaming_decoder(codes.split(25, dim=-1)))],
         f"embedded: encode, batches of {embedded.best_batch}": in_batches(embedded.encode, wav, embedded.best_batch),
         f"embedded: decode, batches of {embedded.best_batch}": in_batches(embedded.decode, codes, embedded.best_batch),
         f"EnCodecMAE tiny, batches of {tiny.best_batch}": in_batches(tiny.embed, wav[:, 0], tiny.best_batch),

@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data.dataloader import Stream
-from pipeline.data.dataset import Split
+from pipeline.data.dataloader import ShardDataLoader
+from pipeline.data.dataset import ShardedDataset
 from pipeline.data.manifest import Manifest
-from pipeline.data.sampler import Order
+from pipeline.data.sampler import EpochSampler
 from pipeline.data.shard import Sample, ShardWriter
 
 K, T, P, BATCH = 8, 300, 768, 16
@@ -66,8 +66,8 @@ def write_ours(folder: Path, codes: np.ndarray, prompts: np.ndarray, shards: int
 
 def ours(folder: Path) -> Callable[[], Iterator]:
     """The stream that training reads, without its threads."""
-    split = Split(folder, "train")
-    stream = Stream([split], Order(split.clips, 0, 256), batch=BATCH, threads=0)
+    split = ShardedDataset(folder, "train")
+    stream = ShardDataLoader([split], EpochSampler(split.clips, 0, 256), batch=BATCH, threads=0)
     return lambda: itertools.islice(stream.batches(), len(split) // BATCH)
 
 

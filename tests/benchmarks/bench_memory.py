@@ -29,22 +29,22 @@ from pipeline.tools.memory_table import CODEBOOKS, FRAME_RATE, PROMPT, markdown,
 from pipeline.training import distributed
 from pipeline.training import setup as training
 from pipeline.training.distributed import World
-from pipeline.training.run_estimate import Machine, Need, need_of, setup_of
+from pipeline.training.run_estimate import Hardware, MemoryEstimate, estimate_memory, parse_zero_config
 
 ROOT = Path(__file__).parents[2]
 FRAMES = 4 * FRAME_RATE
 
 
-def case(told: argparse.Namespace, size: str, choice: str) -> tuple[int, Need]:
+def case(told: argparse.Namespace, size: str, choice: str) -> tuple[int, MemoryEstimate]:
     """Bytes at the peak of three steps, and what was foretold."""
     words = [f"model={size}", f"deepspeed={choice}", f"trainer.micro_batch={told.micro_batch}"]
     words += [f"trainer.activation_checkpointing={told.checkpointing}", f"trainer.compile={told.compile}"]
-    cfg, world = compose("train", words), distributed.start(600)
+    cfg, world = compose("train", words), distributed.init_distributed(600)
     config, cuda = replace(shape(size, "delay", FRAMES), dropout=0.0), world.device.type == "cuda"
-    bf16 = training.computes_in_bf16(cfg, world.device.type)
-    setup = setup_of(cfg.deepspeed.zero_optimization, bf16, Machine("", cuda, 1, 1, 0, 0, 0))
+    bf16 = training.use_bf16(cfg, world.device.type)
+    setup = parse_zero_config(cfg.deepspeed.zero_optimization, bf16, Hardware("", cuda, 1, 1, 0, 0, 0))
     mode = "checkpointed" if told.checkpointing else "compiled" if told.compile else "eager"
-    need = need_of(config, setup, told.micro_batch, FRAMES, mode)
+    need = estimate_memory(config, setup, told.micro_batch, FRAMES, mode)
     if cuda:
         train(cfg, config, world)
         return torch.cuda.max_memory_allocated(), need
@@ -63,7 +63,7 @@ def train(cfg: Any, config: ModelConfig, world: World) -> None:
     clips = cfg.trainer.micro_batch
     codes = torch.randint(0, 1024, (clips, CODEBOOKS, FRAMES), device=world.device)
     prompt = torch.randn(clips, PROMPT, device=world.device)
-    engine = training.build_engine(cfg, models.build(config), world)
+    engine = training.build_engine(cfg, models.build_model(config), world)
     for _ in range(3):
         nats, cells = engine(codes, None, prompt)
         loss = nats.sum() / cells.sum()

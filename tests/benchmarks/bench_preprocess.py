@@ -33,15 +33,15 @@ import torch
 
 from pipeline.audio.codec import untrained_codec, untrained_encodec
 from pipeline.corpora import Clip
-from pipeline.data.build_state import Plan
+from pipeline.data.build_state import BuildPlan
 from pipeline.data.shard import read_shard
-from pipeline.data.storage import LocalStore
+from pipeline.data.storage import LocalStorage
 from pipeline.preprocessing import encoder_pool
-from pipeline.preprocessing.decode import Reading
-from pipeline.preprocessing.encoder import Encoded, Encoder
+from pipeline.preprocessing.decode import DecodeOptions
+from pipeline.preprocessing.encoder import EncodedBatch, Encoder
 from pipeline.preprocessing.runner import BATCH
-from pipeline.preprocessing.shard_builder import Assembly, Jobs, Task
-from pipeline.preprocessing.shard_planner import Spool, make_plan
+from pipeline.preprocessing.shard_builder import JobIterator, ShardAssembler, ShardTask
+from pipeline.preprocessing.shard_planner import ClipSpool, plan_shards
 
 CODEBOOKS, SECONDS = 8, 4.0
 
@@ -96,25 +96,27 @@ def usual_loop(clips: list[Clip], device: str) -> tuple[float, dict[str, np.ndar
 
 def ours(clips: list[Clip], out: Path, devices: list[str], readers: int) -> float:
     """(b), (c): audio-seconds a second once every encoder has given its first results."""
-    store = LocalStore(out)
-    store.refuse_unless_writable()
-    spool = Spool(out.parent)
-    plan = make_plan(clips, spool, 1000, None, Plan({}, {"codec": {}}, "", []), list)
-    tasks = [Task(shard) for shard in plan.shards]
-    reading = Reading(24_000, 60.0, BATCH[devices[0].partition(":")[0]], 300.0)
+    store = LocalStorage(out)
+    store.check_writable()
+    spool = ClipSpool(out.parent)
+    plan = plan_shards(clips, spool, 1000, None, BuildPlan({}, {"codec": {}}, "", []), list)
+    tasks = [ShardTask(shard) for shard in plan.shards]
+    reading = DecodeOptions(24_000, 60.0, BATCH[devices[0].partition(":")[0]], 300.0)
     marks: list[tuple[float, int]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        Assembly(store, tasks, spool, plan.made, Path(folder), lambda _: None) as assembly,
-        encoder_pool.Crew(load, devices, readers, reading) as encoders,
+        ShardAssembler(store, tasks, spool, plan.resolved, Path(folder), lambda _: None) as assembly,
+        encoder_pool.EncoderPool(load, devices, readers, reading) as encoders,
     ):
-        for encoded in timed(encoders.encoded(iter(Jobs(tasks, spool, Path(folder), reading.batch))), marks):
+        for encoded in timed(
+            encoders.imap_unordered(iter(JobIterator(tasks, spool, Path(folder), reading.batch))), marks
+        ):
             assembly.add(encoded)
     begin = 2 * len(devices)
     return (marks[-1][1] - marks[begin][1]) * SECONDS / (marks[-1][0] - marks[begin][0])
 
 
-def timed(results: Iterator[Encoded], marks: list[tuple[float, int]]) -> Iterator[Encoded]:
+def timed(results: Iterator[EncodedBatch], marks: list[tuple[float, int]]) -> Iterator[EncodedBatch]:
     """The same results; marks gets the time and the count of clips so far, at each."""
     count = 0
     for encoded in results:
@@ -193,7 +195,7 @@ def main() -> None:
     everything = (
         [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device != "cpu" else ["cpu"] * encoder_pool.cores()
     )
-    readers = encoder_pool.readers("auto", everything)
+    readers = encoder_pool.resolve_decode_workers("auto", everything)
     name = torch.cuda.get_device_name() if device != "cpu" else f"{encoder_pool.cores()} cores"
     print(f"torch {torch.__version__}, {name}, {given.files} files of {SECONDS:g} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from pipeline.generation.engine import Player
-from pipeline.generation.generator import Plan, Take
-from pipeline.generation.sampling import Sampling
+from pipeline.generation.engine import InferenceEngine
+from pipeline.generation.generator import Generation, GenerationSpec
+from pipeline.generation.sampling import SamplingParams
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 
 WIDTH, LAYERS, HEADS, CODEBOOKS, PROMPT, RATE = 768, 12, 12, 8, 768, 75
@@ -51,9 +51,9 @@ def drawn(logits: Tensor) -> Tensor:
 @torch.inference_mode()
 def article(model: CodecGPT, prompts: Tensor, steps: int) -> None:
     """One step after the other, with the cache of transformers."""
-    cache, inputs = DynamicCache(config=model.trunk.config), model.condition(prompts, len(prompts))
+    cache, inputs = DynamicCache(config=model.backbone.config), model.condition(prompts, len(prompts))
     for _ in range(steps):
-        tokens = drawn(model.predict(model.read(inputs, cache)[:, -1:])[:, 0])
+        tokens = drawn(model.head_logits(model.backbone_forward(inputs, cache)[:, -1:])[:, 0])
         inputs = model.embed(tokens[:, :, None])
 
 
@@ -62,15 +62,15 @@ def again(model: CodecGPT, prompts: Tensor, steps: int) -> None:
     """The whole sequence anew at each step."""
     inputs = model.condition(prompts, len(prompts))
     for _ in range(steps):
-        tokens = drawn(model.predict(model.read(inputs)[:, -1:])[:, 0])
+        tokens = drawn(model.head_logits(model.backbone_forward(inputs)[:, -1:])[:, 0])
         inputs = torch.cat([inputs, model.embed(tokens[:, :, None])], 1)
 
 
-def ours(player: Player, prompts: Tensor, steps: int) -> None:
+def ours(player: InferenceEngine, prompts: Tensor, steps: int) -> None:
     """`Take`, in as many steps."""
     rows = range(len(prompts))
-    plan = Plan(steps - CODEBOOKS + 1, rows, [Sampling(TEMPERATURE)] * len(rows), [(0, prompts)])
-    for _ in Take(player, plan).chunks():
+    plan = GenerationSpec(steps - CODEBOOKS + 1, rows, [SamplingParams(TEMPERATURE)] * len(rows), [(0, prompts)])
+    for _ in Generation(player, plan).chunks():
         pass
 
 
@@ -102,7 +102,7 @@ def musicgen(device: str) -> Callable[[Tensor, int], None]:
 @torch.inference_mode()
 def limit(model: CodecGPT) -> None:
     """Each matrix once, added up."""
-    for block in model.trunk.h:
+    for block in model.backbone.h:
         for part in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
             part.weight.sum()
     model.head.weight.sum()
@@ -136,7 +136,7 @@ def main() -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(0)
     model = small().to(args.device)
-    exact, fast = Player(model), Player(model, exact=False)
+    exact, fast = InferenceEngine(model), InferenceEngine(model, exact=False)
     music = musicgen(args.device) if args.music else None
     print(f"{args.device}, {torch.get_num_threads()} threads, {args.steps} steps, torch {torch.__version__}")
     print(f"{'':18}{'batch':>6}{'ms a step':>12}{'x real time':>13}{'clips: x article alone':>24}")

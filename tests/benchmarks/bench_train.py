@@ -122,7 +122,7 @@ def measure(models: list[str], batch: int, steps: int, words: list[str]) -> None
         size = GPT2Config(n_embd=config.width, n_layer=config.layers, n_head=config.heads)
         then = article(size, batch, max(4, steps // 10), device)
         now, wait = ours(model, batch, steps, words)
-        mfu = batch * model_stats.operations(shape(model, "delay", T), T) / (now / 1000) / rate
+        mfu = batch * model_stats.training_flops(shape(model, "delay", T), T) / (now / 1000) / rate
         print(f"| {model} | {then:.1f} | {now:.1f} | {then / now:.1f} | {mfu:.0%} | {wait:.2%} |", flush=True)
 
 

@@ -164,7 +164,7 @@ def test_what_is_no_setting_is_told_what_to_type_instead(
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1))
 def test_a_name_that_is_typed_as_told_arrives_as_it_is(name: str) -> None:
     """Through the shell and Hydra both."""
-    (word,) = shlex.split(cli._quoting(f"prompt={name}").split("all in the shell's: ")[1].split(" ([A,B]")[0])
+    (word,) = shlex.split(cli._quoting_hint(f"prompt={name}").split("all in the shell's: ")[1].split(" ([A,B]")[0])
     if name[0] not in "[{" and "${" not in name:
         assert cli.compose("generate", [word]).prompt == [name]
 

@@ -107,23 +107,23 @@ def test_every_experiment_builds_its_model(exp: str, shards: dict[str, Path]) ->
     cache = shards[compose("train", words).codec.name]
     small = ["model.pretrained=null", "model.width=48", "model.heads=4", "model.layers=1"]
     cfg = compose("train", [*words, f"shards='{cache}'", *small])
-    splits, order = setup.open_shards(cfg)
+    splits, order = setup.open_datasets(cfg)
     model = setup.build_model(cfg, setup.model_config(cfg, splits), splits, fresh=True)
     assert model.config.pattern == cfg.pattern.name and order.epoch == 45
-    assert sum(p.numel() for p in model.parameters()) == model_stats.parameters(model.config)
+    assert sum(p.numel() for p in model.parameters()) == model_stats.num_parameters(model.config)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_is_the_size_it_says(size: str, shards: dict[str, Path]) -> None:
     cache = shards["encodec_24khz"]
     cfg = compose("train", [f"model={size}", "codec.codebooks=4", f"shards='{cache}'"])
-    splits, _ = setup.open_shards(cfg)
+    splits, _ = setup.open_datasets(cfg)
     config = setup.model_config(cfg, splits)
     if size == "tiny":
-        model = models.build(config)
-        assert sum(p.numel() for p in model.parameters()) == model_stats.parameters(config) < 6_000_000
+        model = models.build_model(config)
+        assert sum(p.numel() for p in model.parameters()) == model_stats.num_parameters(config) < 6_000_000
     else:
-        assert model_stats.parts(config)["trunk"] == PUBLISHED[size] - VOCABULARY * config.width
+        assert model_stats.parameter_counts(config)["trunk"] == PUBLISHED[size] - VOCABULARY * config.width
 
 
 def test_the_experiments_of_the_article_differ_in_their_pattern_alone() -> None:

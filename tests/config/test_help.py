@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import cli
 from pipeline.config.cli import CONF, compose
-from pipeline.shards import settings as words_of_shards
+from pipeline.shards import positional_to_overrides as words_of_shards
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 ENTRIES = sorted(file.stem for file in CONF.glob("*.yaml") if file.stem != "hydra_quiet")

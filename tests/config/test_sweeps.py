@@ -7,7 +7,7 @@ import re
 import pytest
 from omegaconf import DictConfig
 
-from pipeline.config.cli import entry
+from pipeline.config.cli import hydra_command
 
 LR = ("optim.lr=1e-3,3e-4",)
 
@@ -20,7 +20,7 @@ def outputs(monkeypatch: pytest.MonkeyPatch, command: str, *words: str) -> list[
         seen.append(cfg.run if command == "train" else cfg.out)
 
     monkeypatch.setattr("sys.argv", [command, "-m", *words])
-    entry(command)(task)()
+    hydra_command(command)(task)()
     return seen
 
 

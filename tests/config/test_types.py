@@ -103,14 +103,14 @@ def test_what_is_typed_twice_is_what_was_typed_last() -> None:
 
 @given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans()))
 def test_a_text_is_what_was_typed_whatever_it_reads_like(value: Any) -> None:
-    assert types.fit("out", f"{value}", value, ["a"]) == f"{value}"
-    assert types.fit("prompt", f"{value}", value, [None, ["a"]]) == [f"{value}"]
+    assert types.coerce("out", f"{value}", value, ["a"]) == f"{value}"
+    assert types.coerce("prompt", f"{value}", value, [None, ["a"]]) == [f"{value}"]
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_whole_number_is_whole(value: float) -> None:
     if value.is_integer():
-        assert types.fit("n", str(value), value, [1]) == value
+        assert types.coerce("n", str(value), value, [1]) == value
     else:
         with pytest.raises(InputError, match="expected a whole number"):
-            types.fit("n", str(value), value, [1])
+            types.coerce("n", str(value), value, [1])

@@ -16,7 +16,7 @@ import pytest
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
 from pipeline.corpora import open_corpus
-from pipeline.corpora.download.http import Remote
+from pipeline.corpora.download.http import RemoteFile
 from pipeline.download import main
 from tests.helpers.corpora import data, pack
 from tests.helpers.download_server import Site, serve
@@ -185,17 +185,17 @@ def test_no_network_is_said_at_once(tmp_path: Path, name: str, capsys: pytest.Ca
 
 
 def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
-    from pipeline.corpora.download.sources import published
+    from pipeline.corpora.download.sources import files_of
 
     cfg = compose("download", ["data=jamendo", f"data.root={tmp_path}", "quality=audio-low", "folders=[99]"])
-    lists: list[Remote] = []
+    lists: list[RemoteFile] = []
 
-    def get(remote: Remote) -> None:
+    def get(remote: RemoteFile) -> None:
         lists.append(remote)
         remote.path.write_text(f"{'a' * 64} raw_30s_audio-low-99.tar\n")
 
-    metadata, tar = published(cfg, get)
-    assert tar == Remote(
+    metadata, tar = files_of(cfg, get)
+    assert tar == RemoteFile(
         "https://cdn.freesound.org/mtg-jamendo/raw_30s/audio-low/raw_30s_audio-low-99.tar",
         tmp_path / "audio-low" / "raw_30s_audio-low-99.tar",
         "a" * 64,
@@ -203,7 +203,7 @@ def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
     base = "https://raw.githubusercontent.com/MTG/mtg-jamendo-dataset/master/data"
     assert lists[0].url == f"{base}/download/raw_30s_audio-low_sha256_tars.txt"
     assert metadata.url == f"{base}/raw_30s.tsv"
-    (test,) = published(compose("download", ["splits=[test]"]), get)
+    (test,) = files_of(compose("download", ["splits=[test]"]), get)
     assert test.url == "http://download.magenta.tensorflow.org/datasets/nsynth/nsynth-test.jsonwav.tar.gz"
 
 

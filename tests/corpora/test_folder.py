@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
 from pipeline.corpora import open_corpus
-from pipeline.corpora.scan_cache import remembered
-from pipeline.corpora.segments import segments, split_of
+from pipeline.corpora.scan_cache import cached_map
+from pipeline.corpora.segments import assign_split, cut_segments
 from tests.helpers.corpora import data
 
 
@@ -56,7 +56,7 @@ def test_every_sound_below_the_folder_is_listed_in_one_order(root: Path) -> None
     assert names(root) == ["a.wav", "b/c/three.mp3", "b/one.flac", "b/two.ogg", "b.wav"]
     corpus = open_corpus(data("folder", root))
     assert list(corpus.clips()) == list(corpus.clips())
-    assert corpus.set_aside == []
+    assert corpus.skipped == []
 
 
 def test_sound_of_formats_that_are_not_read_is_named(root: Path) -> None:
@@ -65,12 +65,12 @@ def test_sound_of_formats_that_are_not_read_is_named(root: Path) -> None:
         (root / name).write_bytes(b"\0\5\x16\7")
     corpus = open_corpus(data("folder", root))
     assert len(list(corpus.clips())) == 5
-    reasons = {os.path.relpath(left.path, root): left.reason for left in corpus.set_aside}
+    reasons = {os.path.relpath(left.path, root): left.reason for left in corpus.skipped}
     assert reasons.keys() == {"x.m4a", "b/Y.WMA", "z.webm"}
     assert reasons["x.m4a"] == ("unsupported format: .m4a is not read; convert it: ffmpeg -i IN.m4a OUT.flac")
     chosen = open_corpus(data("folder", root, "data.extensions=[WAV,.flac]"))
     assert [os.path.relpath(clip.path, root) for clip in chosen.clips()] == ["a.wav", "b/one.flac", "b.wav"]
-    assert chosen.set_aside == []
+    assert chosen.skipped == []
 
 
 def test_a_folder_of_such_files_only_says_how_to_convert_them(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_links_neither_loop_nor_repeat_a_recording(root: Path, tmp_path: Path) -
     corpus = open_corpus(data("folder", root))
     listed = [os.path.relpath(clip.path, root) for clip in corpus.clips()]
     assert listed == ["a.wav", "b/c/three.mp3", "b/one.flac", "b/two.ogg", "b.wav", "far/far.wav"]
-    reasons = {os.path.relpath(left.path, root): left.reason for left in corpus.set_aside}
+    reasons = {os.path.relpath(left.path, root): left.reason for left in corpus.skipped}
     for name in ("loop", "b/c/back", "again.wav", "far/up", "far too"):
         assert reasons.pop(name) == "a link to what is listed already"
     assert "link" in reasons.pop("gone.wav")
@@ -152,7 +152,7 @@ def test_segments_of_a_recording_follow_each_other_in_one_split(root: Path) -> N
 
 @given(st.floats(0.001, 600), st.floats(2, 60), st.floats(0.01, 2))
 def test_segments_cover_a_recording_but_for_a_short_rest(duration: float, length: float, shortest: float) -> None:
-    cuts = segments(duration, {"segment_seconds": length, "shortest_seconds": shortest})
+    cuts = cut_segments(duration, {"segment_seconds": length, "shortest_seconds": shortest})
     if len(cuts) == 1 and cuts[0] == (0.0, None):
         return
     starts, lengths = np.array(cuts, dtype=float).T
@@ -210,7 +210,7 @@ def test_files_of_one_subfolder_may_stay_together(root: Path) -> None:
 
 def test_shares_are_met_and_follow_the_seed() -> None:
     def count(seed: int) -> Counter:
-        return Counter(split_of(str(n), {"seed": seed, "valid": 0.1, "test": 0.2}) for n in range(10_000))
+        return Counter(assign_split(str(n), {"seed": seed, "valid": 0.1, "test": 0.2}) for n in range(10_000))
 
     assert count(0)["valid"] == pytest.approx(1_000, abs=120)
     assert count(0)["test"] == pytest.approx(2_000, abs=160)
@@ -228,9 +228,9 @@ def test_what_is_remembered_is_what_would_be_found(tmp_path_factory, old: list, 
     def items(pairs: list) -> list[tuple[str, str]]:
         return sorted(((name, str(stamp)) for name, stamp in dict(pairs).items()), key=lambda pair: pair[0].split("/"))
 
-    assert [value for *_, value in remembered(file, items(old), str.upper)] == [name.upper() for name, _ in items(old)]
+    assert [value for *_, value in cached_map(file, items(old), str.upper)] == [name.upper() for name, _ in items(old)]
     sought: list[str] = []
-    rows = list(remembered(file, items(new), lambda name: sought.append(name) or name.upper()))
+    rows = list(cached_map(file, items(new), lambda name: sought.append(name) or name.upper()))
     assert rows == [(name, stamp, name.upper()) for name, stamp in items(new)]
     assert sought == [name for name, stamp in items(new) if (name, stamp) not in items(old)]
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpora.download.http import FetchError, Patience, Remote, check, fetch, remote_size
+from pipeline.corpora.download.http import FetchError, RemoteFile, RetryPolicy, check, fetch, remote_size
 from tests.helpers.corpora import pack
 from tests.helpers.download_server import Site, serve
 
 CONTENT = random.Random(0).randbytes(300_000)
 SUM = hashlib.sha256(CONTENT).hexdigest()
-HASTY = Patience(attempts=3, timeout=0.5, pause=0.01)
+HASTY = RetryPolicy(attempts=3, timeout=0.5, pause=0.01)
 
 
 @pytest.fixture
@@ -28,15 +28,15 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture
-def remote(site: Site, tmp_path: Path) -> Remote:
-    return Remote(f"{site.url}/file.bin", tmp_path / "data" / "file.bin", SUM)
+def remote(site: Site, tmp_path: Path) -> RemoteFile:
+    return RemoteFile(f"{site.url}/file.bin", tmp_path / "data" / "file.bin", SUM)
 
 
-def left(remote: Remote) -> list[str]:
+def left(remote: RemoteFile) -> list[str]:
     return sorted(path.name for path in remote.path.parent.iterdir())
 
 
-def test_a_file_comes_whole_under_its_name_alone(remote: Remote) -> None:
+def test_a_file_comes_whole_under_its_name_alone(remote: RemoteFile) -> None:
     positions: list[int] = []
     assert fetch(remote, HASTY, positions.append) == "SHA-256 as published"
     assert remote.path.read_bytes() == CONTENT
@@ -62,7 +62,7 @@ FAULTS: dict[str, tuple[list[str], int]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_server_that(name: str, site: Site, remote: Remote) -> None:
+def test_a_server_that(name: str, site: Site, remote: RemoteFile) -> None:
     site.faults["/file.bin"], requests = [*FAULTS[name][0]], FAULTS[name][1]
     fetch(remote, HASTY)
     assert remote.path.read_bytes() == CONTENT
@@ -70,7 +70,7 @@ def test_a_server_that(name: str, site: Site, remote: Remote) -> None:
     assert len(site.asked) == requests
 
 
-def test_what_came_before_the_break_is_not_sent_again(site: Site, remote: Remote) -> None:
+def test_what_came_before_the_break_is_not_sent_again(site: Site, remote: RemoteFile) -> None:
     site.faults["/file.bin"] = ["break 100000", "break 50000"]
     fetch(remote, HASTY)
     assert [first for _, first in site.asked] == [0, 100_000, 150_000]
@@ -84,17 +84,17 @@ def test_no_run_of_faults_leaves_a_wrong_file(faults: list[str], tmp_path_factor
     with serve(Site({"/file.bin": CONTENT}, {"/file.bin": faults})) as site:
         for _ in range(10):
             try:
-                fetch(Remote(f"{site.url}/file.bin", path, SUM), Patience(1, 0.5, 0.001))
+                fetch(RemoteFile(f"{site.url}/file.bin", path, SUM), RetryPolicy(1, 0.5, 0.001))
                 break
             except FetchError:
                 assert not path.exists()
     assert path.read_bytes() == CONTENT
 
 
-def test_a_run_that_was_stopped_is_gone_on_with(site: Site, remote: Remote) -> None:
+def test_a_run_that_was_stopped_is_gone_on_with(site: Site, remote: RemoteFile) -> None:
     site.faults["/file.bin"] = ["break 120000", "break 0"]
     with pytest.raises(FetchError, match=r"file\.bin: the connection broke after 120,000 bytes"):
-        fetch(remote, Patience(1, 0.5, 1.0))
+        fetch(remote, RetryPolicy(1, 0.5, 1.0))
     assert not remote.path.exists()
     fetch(remote, HASTY)
     assert remote.path.read_bytes() == CONTENT
@@ -104,7 +104,7 @@ def test_a_run_that_was_stopped_is_gone_on_with(site: Site, remote: Remote) -> N
 def test_a_stop_keeps_what_has_come(site: Site, tmp_path: Path) -> None:
     big = random.Random(1).randbytes(8 << 20)
     site.files["/big.bin"] = big
-    remote = Remote(f"{site.url}/big.bin", tmp_path / "big.bin", hashlib.sha256(big).hexdigest())
+    remote = RemoteFile(f"{site.url}/big.bin", tmp_path / "big.bin", hashlib.sha256(big).hexdigest())
     stop = threading.Event()
     with pytest.raises(FetchError, match="stopped"):
         fetch(remote, HASTY, lambda position: stop.set() if position else None, stop)
@@ -117,18 +117,18 @@ def test_a_stop_keeps_what_has_come(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("etags", [True, False])
 def test_a_file_that_changed_between_two_runs_is_fetched_anew(
-    site: Site, remote: Remote, ranges: bool, etags: bool
+    site: Site, remote: RemoteFile, ranges: bool, etags: bool
 ) -> None:
     site.ranges, site.etags = ranges, etags
     site.faults["/file.bin"] = ["break 120000", "break 0"]
     with pytest.raises(FetchError):
-        fetch(remote, Patience(1, 0.5, 1.0))
+        fetch(remote, RetryPolicy(1, 0.5, 1.0))
     site.files["/file.bin"] = new = CONTENT[::-1]
-    fetch(Remote(remote.url, remote.path, hashlib.sha256(new).hexdigest()), HASTY)
+    fetch(RemoteFile(remote.url, remote.path, hashlib.sha256(new).hexdigest()), HASTY)
     assert remote.path.read_bytes() == new
 
 
-def test_a_torn_file_of_another_program_is_completed(site: Site, remote: Remote) -> None:
+def test_a_torn_file_of_another_program_is_completed(site: Site, remote: RemoteFile) -> None:
     remote.path.parent.mkdir()
     remote.path.write_bytes(CONTENT[:90_000])
     fetch(remote, HASTY)
@@ -137,7 +137,7 @@ def test_a_torn_file_of_another_program_is_completed(site: Site, remote: Remote)
 
 
 @pytest.mark.parametrize("there", [CONTENT + b"more", b"x" * 90_000, b"x" * len(CONTENT)])
-def test_a_wrong_file_of_another_program_is_replaced(remote: Remote, there: bytes) -> None:
+def test_a_wrong_file_of_another_program_is_replaced(remote: RemoteFile, there: bytes) -> None:
     remote.path.parent.mkdir()
     remote.path.write_bytes(there)
     fetch(remote, HASTY)
@@ -148,7 +148,7 @@ def test_a_wrong_file_of_another_program_is_replaced(remote: Remote, there: byte
 def test_another_version_of_another_program_is_no_beginning(site: Site, tmp_path: Path, md5: bool) -> None:
     """Without a checksum nothing would tell that a file is the head of one version and the tail of the next."""
     site.md5 = md5
-    remote = Remote(f"{site.url}/file.bin", tmp_path / "file.bin")
+    remote = RemoteFile(f"{site.url}/file.bin", tmp_path / "file.bin")
     remote.path.write_bytes(old := CONTENT[::-1][:90_000])
     site.faults["/file.bin"] = ["break 100000", "404"]
     with pytest.raises(FetchError, match="HTTP 404"):
@@ -161,13 +161,13 @@ def test_another_version_of_another_program_is_no_beginning(site: Site, tmp_path
 
 def test_a_torn_file_is_completed_where_the_server_s_md5_will_tell(site: Site, tmp_path: Path) -> None:
     site.md5 = True
-    remote = Remote(f"{site.url}/file.bin", tmp_path / "file.bin")
+    remote = RemoteFile(f"{site.url}/file.bin", tmp_path / "file.bin")
     remote.path.write_bytes(CONTENT[:90_000])
     assert fetch(remote, HASTY) == "MD5 as the server states it"
     assert site.asked == [("/file.bin", 90_000)]
 
 
-def test_content_of_another_checksum_never_gets_the_name(site: Site, remote: Remote) -> None:
+def test_content_of_another_checksum_never_gets_the_name(site: Site, remote: RemoteFile) -> None:
     site.files["/file.bin"] = b"y" * len(CONTENT)
     with pytest.raises(FetchError, match=r"file\.bin: its SHA-256 is not the one that its publisher states"):
         fetch(remote, HASTY)
@@ -178,10 +178,10 @@ def test_content_of_another_checksum_never_gets_the_name(site: Site, remote: Rem
 def test_the_servers_md5_stands_in_for_a_published_checksum(site: Site, tmp_path: Path) -> None:
     site.md5 = True
     site.faults["/file.bin"] = ["break 1000", "break 5000"]
-    remote = Remote(f"{site.url}/file.bin", tmp_path / "file.bin")
+    remote = RemoteFile(f"{site.url}/file.bin", tmp_path / "file.bin")
     assert fetch(remote, HASTY) == "MD5 as the server states it"
     site.faults["/file.bin"] = ["claim 1000"]
-    short = Remote(f"{site.url}/file.bin", tmp_path / "again.bin")
+    short = RemoteFile(f"{site.url}/file.bin", tmp_path / "again.bin")
     fetch(short, HASTY)
     assert short.path.read_bytes() == CONTENT
 
@@ -190,10 +190,10 @@ def test_the_servers_md5_stands_in_for_a_published_checksum(site: Site, tmp_path
 def test_archives_without_a_checksum_are_read_through(site: Site, tmp_path: Path, name: str) -> None:
     content = pack(tmp_path / name, {"a": CONTENT, "b": b"b"}).read_bytes()
     site.files = {f"/{name}": content, f"/torn-{name}": content[:-20_000]}
-    remote = Remote(f"{site.url}/{name}", tmp_path / "new" / name)
+    remote = RemoteFile(f"{site.url}/{name}", tmp_path / "new" / name)
     assert fetch(remote, HASTY) == "read through: 2 files, no published checksum"
     assert remote.path.read_bytes() == content
-    torn = Remote(f"{site.url}/torn-{name}", tmp_path / "new" / f"torn-{name}")
+    torn = RemoteFile(f"{site.url}/torn-{name}", tmp_path / "new" / f"torn-{name}")
     with pytest.raises(FetchError, match="the archive is torn"):
         fetch(torn, HASTY)
     assert left(remote) == [name]
@@ -202,11 +202,11 @@ def test_archives_without_a_checksum_are_read_through(site: Site, tmp_path: Path
 def test_a_page_in_place_of_the_file_is_refused_at_its_first_bytes(site: Site, tmp_path: Path) -> None:
     site.files["/x.tar.gz"] = b"<html>Please log in</html>"
     with pytest.raises(FetchError, match=r"x\.tar\.gz sends something else: it starts with b'<html>Please log'"):
-        fetch(Remote(f"{site.url}/x.tar.gz", tmp_path / "x.tar.gz", starts=b"\x1f\x8b"), HASTY)
+        fetch(RemoteFile(f"{site.url}/x.tar.gz", tmp_path / "x.tar.gz", starts=b"\x1f\x8b"), HASTY)
     assert len(site.asked) == 1
 
 
-def test_what_is_not_there_is_not_asked_for_again(site: Site, remote: Remote) -> None:
+def test_what_is_not_there_is_not_asked_for_again(site: Site, remote: RemoteFile) -> None:
     site.files.clear()
     with pytest.raises(FetchError, match=r"file\.bin: HTTP 404"):
         fetch(remote, HASTY)
@@ -214,7 +214,7 @@ def test_what_is_not_there_is_not_asked_for_again(site: Site, remote: Remote) ->
     assert remote_size(remote, 1) == 0 or remote_size(remote, 1) is None
 
 
-def test_a_busy_server_is_given_the_time_it_asks_for(site: Site, remote: Remote) -> None:
+def test_a_busy_server_is_given_the_time_it_asks_for(site: Site, remote: RemoteFile) -> None:
     site.faults["/file.bin"] = ["503 after 1"]
     waits: list[float] = []
 
@@ -227,23 +227,23 @@ def test_a_busy_server_is_given_the_time_it_asks_for(site: Site, remote: Remote)
     assert waits == [1.0]
 
 
-def test_a_server_that_is_not_there_is_named(remote: Remote) -> None:
-    gone = Remote("http://127.0.0.1:9/file.bin", remote.path)
+def test_a_server_that_is_not_there_is_named(remote: RemoteFile) -> None:
+    gone = RemoteFile("http://127.0.0.1:9/file.bin", remote.path)
     with pytest.raises(FetchError, match=r"127\.0\.0\.1:9/file\.bin cannot be reached"):
         remote_size(gone, 0.5)
     with pytest.raises(FetchError, match=r"127\.0\.0\.1:9/file\.bin: the connection broke"):
         fetch(gone, HASTY)
     with pytest.raises(FetchError, match="no address"):
-        fetch(Remote("no address", remote.path), HASTY)
+        fetch(RemoteFile("no address", remote.path), HASTY)
 
 
-def test_a_folder_that_takes_no_file_is_named(remote: Remote) -> None:
+def test_a_folder_that_takes_no_file_is_named(remote: RemoteFile) -> None:
     remote.path.parent.write_bytes(b"a file in the way")
     with pytest.raises(FetchError, match=r"data/file\.bin cannot be written"):
         fetch(remote, HASTY)
 
 
-def test_a_file_that_lies_there_is_checked(remote: Remote, corrupt: Callable[[Path], None]) -> None:
+def test_a_file_that_lies_there_is_checked(remote: RemoteFile, corrupt: Callable[[Path], None]) -> None:
     fetch(remote, HASTY)
     assert check(remote) == "SHA-256 as published"
     corrupt(remote.path)

@@ -33,7 +33,7 @@ def plan(root: Path, *settings: str, digest=None) -> tuple[list[Clip], dict[str,
     """The clips, and the reasons of what was set aside by path below the root."""
     corpus = open_corpus(data("jamendo", root, "data.segment_seconds=2", *settings), digest)
     clips = list(corpus.clips())
-    return clips, {left.path.removeprefix(f"{root}/"): left.reason for left in corpus.set_aside}
+    return clips, {left.path.removeprefix(f"{root}/"): left.reason for left in corpus.skipped}
 
 
 def tracks(clips: list[Clip]) -> list[str]:
@@ -195,7 +195,7 @@ def test_rows_that_cannot_be_used_are_named_by_their_line(root: Path, line: str,
     add_row(root, line)
     corpus = open_corpus(data("jamendo", root))
     assert len(tracks(list(corpus.clips()))) == 8
-    (left,) = corpus.set_aside
+    (left,) = corpus.skipped
     assert left.reason.startswith("line 10 of raw_30s.tsv")
     assert reason in left.reason
 

@@ -32,7 +32,7 @@ def index_of(folder: Path) -> dict:
 def test_clips_carry_splits_and_labels_of_the_index(root: Path) -> None:
     corpus = open_corpus(data("nsynth", root))
     clips = list(corpus.clips())
-    assert corpus.set_aside == []
+    assert corpus.skipped == []
     assert len(clips) == 24
     for clip in clips:
         note = index_of(root / f"nsynth-{clip.split}")[clip.key]
@@ -56,11 +56,11 @@ def test_index_and_disk_disagree(root: Path) -> None:
     (audio / "._hidden.wav").write_bytes(b"left behind by another system")
     corpus = open_corpus(data("nsynth", root))
     assert len(list(corpus.clips())) == 23
-    assert {(Path(left.path).name, left.reason) for left in corpus.set_aside} == {
+    assert {(Path(left.path).name, left.reason) for left in corpus.skipped} == {
         (f"{gone}.wav", "in the index, not on disk"),
         ("stray note.wav", "on disk, not in the index"),
     }
-    assert all(re.fullmatch("[A-Za-z0-9_-]{1,80}", left.key) for left in corpus.set_aside)
+    assert all(re.fullmatch("[A-Za-z0-9_-]{1,80}", left.key) for left in corpus.skipped)
 
 
 def test_one_key_in_two_splits_is_used_once(root: Path) -> None:
@@ -70,7 +70,7 @@ def test_one_key_in_two_splits_is_used_once(root: Path) -> None:
     shutil.copy(root / "nsynth-train" / "audio" / f"{name}.wav", root / "nsynth-test" / "audio")
     corpus = open_corpus(data("nsynth", root))
     assert [clip.split for clip in corpus.clips() if clip.key == name] == ["train"]
-    assert [(left.key, left.reason) for left in corpus.set_aside] == [(name, "another clip has the same key")]
+    assert [(left.key, left.reason) for left in corpus.skipped] == [(name, "another clip has the same key")]
 
 
 def test_an_entry_that_is_no_note_is_set_aside(root: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_entry_that_is_no_note_is_set_aside(root: Path) -> None:
     index.write_text(json.dumps({**notes, name: None}))
     corpus = open_corpus(data("nsynth", root))
     assert name not in {clip.key for clip in corpus.clips()}
-    assert [left.reason for left in corpus.set_aside] == ["its entry in the index is no note"]
+    assert [left.reason for left in corpus.skipped] == ["its entry in the index is no note"]
 
 
 @pytest.mark.parametrize("broken", ['{"a": {"pitch": 60}, "b": {"pit', "[1, 2]", "", '{"a": {} x, "b": {}}', '{"a" 1}'])
@@ -126,7 +126,7 @@ def test_archives_give_the_clips_and_the_bytes_of_the_folders(root: Path, tmp_pa
     unpacked = {clip.key: clip for clip in open_corpus(data("nsynth", root)).clips()}
     corpus = open_corpus(data("nsynth", packed))
     plan = list(corpus.clips())
-    assert corpus.set_aside == []
+    assert corpus.skipped == []
     assert all(clip.content is None for clip in plan), "a plan holds no audio"
     assert {clip.key: (clip.split, clip.labels) for clip in plan} == {
         key: (clip.split, clip.labels) for key, clip in unpacked.items()
@@ -175,7 +175,7 @@ def test_archive_and_index_disagree(root: Path, tmp_path: Path) -> None:
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", members)
     corpus = open_corpus(data("nsynth", tmp_path))
     list(corpus.clips())
-    assert {(left.key, left.reason) for left in corpus.set_aside} == {
+    assert {(left.key, left.reason) for left in corpus.skipped} == {
         (Path(gone).stem, "in the index, not in the archive"),
         ("stray", "in the archive, not in the index"),
     }
@@ -190,8 +190,8 @@ def test_a_torn_archive_gives_what_is_whole_and_says_so(root: Path, tmp_path: Pa
     assert 0 < len(plan) < len(index_of(root / "nsynth-train"))
     for clip in load(plan):
         assert clip.content == (root / "nsynth-train/audio" / f"{clip.key}.wav").read_bytes()
-    assert [left for left in corpus.set_aside if "torn" in left.reason and left.path == str(archive)]
-    assert len(plan) + len(corpus.set_aside) - 1 == len(index_of(root / "nsynth-train"))
+    assert [left for left in corpus.skipped if "torn" in left.reason and left.path == str(archive)]
+    assert len(plan) + len(corpus.skipped) - 1 == len(index_of(root / "nsynth-train"))
 
 
 def test_a_torn_archive_whose_index_is_lost_is_refused(root: Path, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_name_of_half_a_character_is_set_aside(root: Path) -> None:
     index.write_text(json.dumps({"a\ud800b": {"pitch": 1}, **json.loads(index.read_text())}))
     corpus = open_corpus(data("nsynth", root))
     assert len(list(corpus.clips())) == 24
-    ((path, _, reason),) = corpus.set_aside
+    ((path, _, reason),) = corpus.skipped
     assert path.endswith("a\\ud800b.wav") and reason == "in the index, not on disk"
 
 
@@ -296,5 +296,5 @@ LIES = {
 def test_headers_that_lie_tear_an_archive(name: str, tmp_path: Path) -> None:
     """They do not hang its reader, nor take all memory."""
     (tmp_path / "a.tar").write_bytes(LIES[name] + bytes(10_240))
-    with pytest.raises(archive.Torn):
+    with pytest.raises(archive.TruncatedArchive):
         list(archive.members(tmp_path / "a.tar", "examples.json"))

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.corpora.download import parallel as module
-from pipeline.corpora.download.http import FetchError, Remote
-from pipeline.corpora.download.parallel import haul
+from pipeline.corpora.download.http import FetchError, RemoteFile
+from pipeline.corpora.download.parallel import download_all
 
-REMOTES = {Remote(f"http://nowhere/{n}", Path(f"file-{n}")): 1000 * n for n in range(1, 6)}
+REMOTES = {RemoteFile(f"http://nowhere/{n}", Path(f"file-{n}")): 1000 * n for n in range(1, 6)}
 At = Callable[[int], None]
 
 
-def work(remote: Remote, at: At, stop: threading.Event) -> str:
+def work(remote: RemoteFile, at: At, stop: threading.Event) -> str:
     for position in range(0, REMOTES[remote] + 1, 500):
         at(position)
     if remote.path.name == "file-3":
@@ -29,7 +29,7 @@ def work(remote: Remote, at: At, stop: threading.Event) -> str:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_every_end_is_told(terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    assert haul(REMOTES, work, 2) == 1
+    assert download_all(REMOTES, work, 2) == 1
     told = capsys.readouterr().err
     assert all(f"file-{n}: as published" in told for n in (1, 2, 4, 5))
     assert "error: file-3 is lost" in told
@@ -39,15 +39,15 @@ def test_without_a_terminal_a_line_is_told_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "EVERY", 0)
-    haul(REMOTES, work, 1)
+    download_all(REMOTES, work, 1)
     assert "0.00 of 0.00 GB" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_what_runs_and_starts_nothing_more() -> None:
     """Ctrl-C reaches the main thread; transfers see the event, keep their bytes, and no further file is begun."""
-    begun: list[Remote] = []
+    begun: list[RemoteFile] = []
 
-    def interrupted(remote: Remote, at: At, stop: threading.Event) -> str:
+    def interrupted(remote: RemoteFile, at: At, stop: threading.Event) -> str:
         begun.append(remote)
         if len(begun) == 1:
             raise KeyboardInterrupt
@@ -55,13 +55,13 @@ def test_an_interrupt_ends_what_runs_and_starts_nothing_more() -> None:
         raise FetchError("stopped")
 
     with pytest.raises(KeyboardInterrupt):
-        haul(REMOTES, interrupted, 2)
+        download_all(REMOTES, interrupted, 2)
     assert len(begun) < len(REMOTES)
 
 
 def test_a_transfer_that_is_told_to_stop_makes_no_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that wait are let go before those on their way are told, however slow that is."""
-    begun: list[Remote] = []
+    begun: list[RemoteFile] = []
     second = threading.Event()
 
     class Slow(module.ThreadPoolExecutor):
@@ -73,7 +73,7 @@ def test_a_transfer_that_is_told_to_stop_makes_no_room_for_another(monkeypatch: 
         second.wait(5)
         raise KeyboardInterrupt
 
-    def transfer(remote: Remote, at: At, stop: threading.Event) -> str:
+    def transfer(remote: RemoteFile, at: At, stop: threading.Event) -> str:
         begun.append(remote)
         if len(begun) == 2:
             second.set()
@@ -83,5 +83,5 @@ def test_a_transfer_that_is_told_to_stop_makes_no_room_for_another(monkeypatch: 
     monkeypatch.setattr(module, "ThreadPoolExecutor", Slow)
     monkeypatch.setattr(module._Board, "say", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        haul(REMOTES, transfer, 1)
+        download_all(REMOTES, transfer, 1)
     assert len(begun) == 2

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from pipeline.corpora import open_corpus
-from pipeline.corpora.segments import split_of
+from pipeline.corpora.segments import assign_split
 from pipeline.preprocessing.audio_hash import digest_of_sound
 from tests.helpers.corpora import data, tagged
 
@@ -22,7 +22,7 @@ def listed(root: Path, *settings: str) -> tuple[dict[str, str], dict[str, str]]:
     """The split of every recording, and why others are skipped, by names below the root."""
     corpus = open_corpus(data("folder", root, *THIRDS, *settings), digest_of_sound)
     splits = {os.path.relpath(clip.path, root): clip.split for clip in corpus.clips()}
-    return splits, {os.path.relpath(left.path, root): left.reason for left in corpus.set_aside}
+    return splits, {os.path.relpath(left.path, root): left.reason for left in corpus.skipped}
 
 
 def music(number: int, seconds: float = 1.0) -> np.ndarray:
@@ -109,7 +109,7 @@ def test_a_folder_without_copies_is_split_as_ever(tmp_path: Path) -> None:
         write(root / f"notes/n{number}.aiff", 200 + number, 0.3)
     splits, skipped = listed(root)
     settings = data("folder", root, *THIRDS)
-    assert not skipped and splits == {name: split_of(name, settings) for name in splits} and len(splits) == 36
+    assert not skipped and splits == {name: assign_split(name, settings) for name in splits} and len(splits) == 36
 
 
 def test_tags_and_empty_or_broken_files(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def lock(home: Path) -> Callable[[Path], None]:
 def listed(name: str, root: Path, *settings: str) -> tuple[list[Clip], dict[str, str]]:
     corpus = open_corpus(data(name, root, *settings))
     clips = list(corpus.clips())
-    return clips, {left.path.removeprefix(f"{root}/"): left.reason for left in corpus.set_aside}
+    return clips, {left.path.removeprefix(f"{root}/"): left.reason for left in corpus.skipped}
 
 
 def test_a_track_is_set_aside_until_it_can_be_read(

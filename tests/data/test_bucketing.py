@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import bucketing
-from pipeline.data.bucketing import Buckets, bucketed, padding
-from pipeline.data.dataloader import Stream
-from pipeline.data.dataset import Split
-from pipeline.data.sampler import Mixture, Order
+from pipeline.data.bucketing import LengthBucketedSampler, bucket_by_length, padding_fraction
+from pipeline.data.dataloader import ShardDataLoader
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.sampler import EpochSampler, MixtureSampler
 from tests.data.test_sampler import ids
 from tests.helpers.caches import numbers, write_cache
 
@@ -31,7 +31,7 @@ def lengths_of(clips: list[int], seed: int = 0) -> np.ndarray:
 )
 @settings(max_examples=20)
 def test_every_clip_once_an_epoch(clips: list[int], seed: int, window: int) -> None:
-    order = Buckets(Order(clips, seed, window), [lengths_of(clips)], seed)
+    order = LengthBucketedSampler(EpochSampler(clips, seed, window), [lengths_of(clips)], seed)
     seen = ids(order, np.arange(3 * order.epoch))
     for epoch in range(3):
         once = seen[epoch * order.epoch : (epoch + 1) * order.epoch]
@@ -42,15 +42,15 @@ def test_every_clip_once_an_epoch(clips: list[int], seed: int, window: int) -> N
 @settings(max_examples=20)
 def test_a_place_needs_none_of_those_before_it(some: list[int]) -> None:
     clips = [200] * 30
-    one, two = (Buckets(Order(clips, 3, 5), [lengths_of(clips)], 3) for _ in range(2))
+    one, two = (LengthBucketedSampler(EpochSampler(clips, 3, 5), [lengths_of(clips)], 3) for _ in range(2))
     assert ids(one, np.array(some)) == [ids(two, np.array([place]))[0] for place in some]
 
 
 def test_in_a_mixture_each_source_keeps_its_own_law() -> None:
     sizes = {"a": [70] * 30, "b": [11] * 40}
-    orders = {name: Order(clips, 1) for name, clips in sizes.items()}
-    mixture = Mixture(orders, {"a": 3, "b": 1}, 0)
-    order = Buckets(mixture, [lengths_of(clips) for clips in sizes.values()], 0)
+    orders = {name: EpochSampler(clips, 1) for name, clips in sizes.items()}
+    mixture = MixtureSampler(orders, {"a": 3, "b": 1}, 0)
+    order = LengthBucketedSampler(mixture, [lengths_of(clips) for clips in sizes.values()], 0)
     seen = ids(order, np.arange(40_000))
     assert sorted(seen[: bucketing.BLOCK]) == sorted(ids(mixture, np.arange(bucketing.BLOCK)))
     for source, clips in enumerate(sizes.values()):
@@ -64,20 +64,20 @@ def test_in_a_mixture_each_source_keeps_its_own_law() -> None:
 def test_padding_falls_from_a_half_to_a_few_percent(batch: int, ranks: int) -> None:
     """Clips of 1 to 30 s, all lengths alike, on any number of ranks, any rank of them, in any epoch."""
     clips = [500] * 100
-    plain = Order(clips, 0, 10)
-    order = Buckets(plain, [lengths_of(clips)], 0)
+    plain = EpochSampler(clips, 0, 10)
+    order = LengthBucketedSampler(plain, [lengths_of(clips)], 0)
     shares = []
     for law in (plain, order):
         starts = 1_234_567 + np.arange(200) * ranks * batch + (ranks - 1) * batch
         found = law((starts[:, None] + np.arange(batch)).ravel())
-        shares.append(padding(order.lengths_of(found).reshape(-1, batch)))
+        shares.append(padding_fraction(order.lengths_of(found).reshape(-1, batch)))
     assert 0.4 < shares[0] < 0.5 and shares[1] < 0.1
-    assert order.before > 0.4 and order.after < 0.03
+    assert order.padding_without > 0.4 and order.padding_with < 0.03
 
 
 def test_batches_of_short_clips_do_not_all_come_first() -> None:
     clips = [500] * 100
-    order = Buckets(Order(clips, 0), [lengths_of(clips)], 0)
+    order = LengthBucketedSampler(EpochSampler(clips, 0), [lengths_of(clips)], 0)
     means = order.lengths_of(order(np.arange(15_360))).reshape(-1, 960).mean(1)
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.6 and means.std() > 300
     again = order.lengths_of(order(np.arange(15_360) + order.epoch)).reshape(-1, 960).mean(1)
@@ -86,19 +86,19 @@ def test_batches_of_short_clips_do_not_all_come_first() -> None:
 
 def test_off_where_they_would_not_pay() -> None:
     clips = [100] * 10
-    order = Order(clips, 0)
-    assert bucketed(order, [np.full(1000, 300, np.int32)], 0, most=0.1) is order
-    assert isinstance(bucketed(order, [lengths_of(clips)], 0, most=0.1), Buckets)
-    assert bucketed(order, [lengths_of(clips)], 0, most=1) is order
-    assert bucketed(Order([3], 0), [np.array([1, 2, 99], np.int32)], 0, most=0.99).epoch == 3
+    order = EpochSampler(clips, 0)
+    assert bucket_by_length(order, [np.full(1000, 300, np.int32)], 0, most=0.1) is order
+    assert isinstance(bucket_by_length(order, [lengths_of(clips)], 0, most=0.1), LengthBucketedSampler)
+    assert bucket_by_length(order, [lengths_of(clips)], 0, most=1) is order
+    assert bucket_by_length(EpochSampler([3], 0), [np.array([1, 2, 99], np.int32)], 0, most=0.99).epoch == 3
 
 
 def test_batches_of_real_shards_are_cut_by_length(tmp_path: Path) -> None:
-    split = Split(write_cache(tmp_path / "c", [100] * 10, lengths=(4, 9, 30, 31)), "train")
+    split = ShardedDataset(write_cache(tmp_path / "c", [100] * 10, lengths=(4, 9, 30, 31)), "train")
     assert split.lengths().tolist() == [4, 9, 30, 31] * 250
-    order = bucketed(Order(split.clips, 0), [split.lengths()], 0, most=0.1)
+    order = bucket_by_length(EpochSampler(split.clips, 0), [split.lengths()], 0, most=0.1)
     seen, padded, whole = [], 0, 0
-    for batch in itertools.islice(Stream([split], order, batch=10, threads=0).batches(), 100):
+    for batch in itertools.islice(ShardDataLoader([split], order, batch=10, threads=0).batches(), 100):
         assert batch.codes.shape[2] == batch.frames.max()
         assert batch.frames.tolist() == [(4, 9, 30, 31)[n % 4] for n in numbers(batch)]
         seen += numbers(batch)
@@ -112,11 +112,13 @@ def test_first_k_plus_rest_is_all_on_any_number_of_ranks(
     cache: Path, ranks: int, batch: int, stop: int, ranks_after: int, threads: int
 ) -> None:
     """With buckets too: continued on other ranks, each of 400 clips of 4 to 31 frames is seen once an epoch."""
-    split = Split(cache, "train")
+    split = ShardedDataset(cache, "train")
 
     def read(place: int, ranks: int, steps: int) -> list[int]:
-        order = bucketed(Order(split.clips, 2, window=3), [split.lengths()], 2, most=0.1)
-        streams = [Stream([split], order, batch=batch, rank=r, ranks=ranks, threads=threads) for r in range(ranks)]
+        order = bucket_by_length(EpochSampler(split.clips, 2, window=3), [split.lengths()], 2, most=0.1)
+        streams = [
+            ShardDataLoader([split], order, batch=batch, rank=r, ranks=ranks, threads=threads) for r in range(ranks)
+        ]
         runs = [list(itertools.islice(stream.batches(place), steps)) for stream in streams]
         return [n for step in zip(*runs, strict=True) for b in step for n in numbers(b)]
 

@@ -15,13 +15,13 @@ import pytest
 from pipeline import shards
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
-from pipeline.data.build_state import Plan, plan_digest
-from pipeline.data.dataloader import once
-from pipeline.data.dataset import Split
-from pipeline.data.manifest import NAME, Manifest
+from pipeline.data.build_state import BuildPlan, plan_digest
+from pipeline.data.dataloader import iter_once
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.data.shard import index_name
-from pipeline.data.shard_cache import Copies
-from pipeline.data.storage import LocalStore
+from pipeline.data.shard_cache import LocalShardCache
+from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.caches import write_cache
 
@@ -48,7 +48,7 @@ def codes_at(file: Path, clip: int) -> int:
 
 def read(folder: str | Path, **words: object) -> int:
     """The clips of a training split that can be read."""
-    return sum(len(batch.frames) for batch in once(Split(folder, "train", **words), 4))  # type: ignore[arg-type]
+    return sum(len(batch.frames) for batch in iter_once(ShardedDataset(folder, "train", **words), 4))  # type: ignore[arg-type]
 
 
 def test_a_flipped_bit_of_any_clip_loses_its_shard(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,8 +72,8 @@ def test_shards_without_a_checksum_are_compared_with_the_manifest(
     if what == "older":
         np.save(index, rows)
     with caplog.at_level(logging.INFO):
-        split = Split(cache, "train")
-        assert split.lengths().tolist() == Split(cache, "train").lengths().tolist() and read(cache) == 11
+        split = ShardedDataset(cache, "train")
+        assert split.lengths().tolist() == ShardedDataset(cache, "train").lengths().tolist() and read(cache) == 11
     assert ("1 indices of" in caplog.text and "pipeline.shards index" in caplog.text) == (what == "older")
     assert shards.main.task(compose("shards", ["do=index", f"shards='{cache}'"])) == 0  # type: ignore[attr-defined]
     assert index.read_bytes() == whole
@@ -94,23 +94,23 @@ def test_a_copy_that_went_bad_is_fetched_again(cache: Path, tmp_path: Path) -> N
     for path in cache.iterdir():
         far.pipe_file(f"/checksums/{path.name}", path.read_bytes())
     copies = tmp_path / "copies"
-    assert read("memory://checksums", copies=Copies(copies, 0.1)) == 11
+    assert read("memory://checksums", copies=LocalShardCache(copies, 0.1)) == 11
     for file in copies.glob("*.tar"):
         flip(file, 5000)
-    assert read("memory://checksums", copies=Copies(copies, 0.1)) == 11
+    assert read("memory://checksums", copies=LocalShardCache(copies, 0.1)) == 11
 
 
 def test_a_manifest_that_went_bad_is_refused(cache: Path) -> None:
-    text = (cache / NAME).read_text()
-    (cache / NAME).write_text(text.replace('"frame_rate": 75', '"frame_rate": 74'))
+    text = (cache / MANIFEST_NAME).read_text()
+    (cache / MANIFEST_NAME).write_text(text.replace('"frame_rate": 75', '"frame_rate": 74'))
     with pytest.raises(InputError, match=r"manifest\.json is damaged \(its sha256 differs\): run pipeline\.preprocess"):
         Manifest.load(cache)
 
 
 def test_verify_compares_the_manifest_with_its_plan(cache: Path) -> None:
     """A cache whose manifest names another codec or embedder than its plan is at fault."""
-    manifest, store = Manifest.load(cache), LocalStore(cache)
-    Plan({}, {"codec": manifest.codec, "embedder": manifest.embedder}, "", []).save(store)
+    manifest, store = Manifest.load(cache), LocalStorage(cache)
+    BuildPlan({}, {"codec": manifest.codec, "embedder": manifest.embedder}, "", []).save(store)
     manifest = replace(manifest, plan=plan_digest(store))
     manifest.save(cache)
     assert not [line for line in verify(store) if "plan.json" in line]
@@ -120,7 +120,7 @@ def test_verify_compares_the_manifest_with_its_plan(cache: Path) -> None:
     assert f"manifest.json: codec.weights is '{'f' * 64}', and {manifest.codec['weights']!r} in plan.json" in faults
     assert "manifest.json: embedder.dim is 99, and" in faults
     manifest.save(cache)
-    Plan({"seed": 1}, {"codec": manifest.codec, "embedder": manifest.embedder}, "", []).save(store)
+    BuildPlan({"seed": 1}, {"codec": manifest.codec, "embedder": manifest.embedder}, "", []).save(store)
     assert "plan.json: it is not the plan that manifest.json was made from" in "\n".join(verify(store))
 
 

@@ -12,18 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
-from pipeline.data.bucketing import bucketed
-from pipeline.data.dataloader import Stream, once
-from pipeline.data.dataset import Split
-from pipeline.data.sampler import Mixture, Order
+from pipeline.data.bucketing import bucket_by_length
+from pipeline.data.dataloader import ShardDataLoader, iter_once
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.sampler import EpochSampler, MixtureSampler
 from tests.helpers.caches import K, numbers, write_cache
 
 
-def read(split: Split, order: Order, place: int, steps: int, ranks: int, batch: int, threads: int) -> list[list[int]]:
+def read(
+    split: ShardedDataset, order: EpochSampler, place: int, steps: int, ranks: int, batch: int, threads: int
+) -> list[list[int]]:
     """The clips of each global batch, over all ranks, for some steps."""
-    streams = [Stream([split], order, batch=batch, rank=r, ranks=ranks, threads=threads) for r in range(ranks)]
+    streams = [ShardDataLoader([split], order, batch=batch, rank=r, ranks=ranks, threads=threads) for r in range(ranks)]
     runs = [list(itertools.islice(stream.batches(place), steps)) for stream in streams]
-    assert all(b.place == place + (i + 1) * ranks * batch for run in runs for i, b in enumerate(run))
+    assert all(b.position == place + (i + 1) * ranks * batch for run in runs for i, b in enumerate(run))
     return [sum((numbers(run[i]) for run in runs), []) for i in range(steps)]
 
 
@@ -50,8 +52,8 @@ def test_first_k_plus_rest_is_all(
     threads: int,
 ) -> None:
     """Interrupted after `stop` steps and continued on another number of ranks, every clip is seen once an epoch."""
-    split = Split(write_cache(tmp_path_factory.mktemp("cache") / "c", shards), "train")
-    order, n = Order(split.clips, seed, window), sum(shards)
+    split = ShardedDataset(write_cache(tmp_path_factory.mktemp("cache") / "c", shards), "train")
+    order, n = EpochSampler(split.clips, seed, window), sum(shards)
     unbroken = sum(read(split, order, 0, -(-2 * n // (ranks * batch)) + 1, ranks, batch, threads), [])
     assert sorted(unbroken[:n]) == list(range(n)) == sorted(unbroken[n : 2 * n])
     first = sum(read(split, order, 0, stop, ranks, batch, threads), [])
@@ -64,14 +66,14 @@ def test_first_k_plus_rest_is_all(
 def test_validation_sees_every_clip_once_over_all_ranks(
     tmp_path_factory: pytest.TempPathFactory, shards: list[int], ranks: int, batch: int
 ) -> None:
-    split = Split(write_cache(tmp_path_factory.mktemp("cache") / "c", shards), "train")
-    seen = [n for r in range(ranks) for b in once(split, batch, r, ranks) for n in numbers(b)]
+    split = ShardedDataset(write_cache(tmp_path_factory.mktemp("cache") / "c", shards), "train")
+    seen = [n for r in range(ranks) for b in iter_once(split, batch, r, ranks) for n in numbers(b)]
     assert sorted(seen) == list(range(sum(shards)))
 
 
 def test_codes_come_back_as_written(tmp_path: Path) -> None:
-    split = Split(write_cache(tmp_path / "c", [4, 3], lengths=(6, 4, 9)), "train")
-    for batch in once(split, 7):
+    split = ShardedDataset(write_cache(tmp_path / "c", [4, 3], lengths=(6, 4, 9)), "train")
+    for batch in iter_once(split, 7):
         assert batch.codes.shape == (7, K, 9) and batch.frames.tolist() == [6, 4, 9, 6, 4, 9, 6]
         for i, (codes, n) in enumerate(zip(batch.codes, batch.frames.tolist(), strict=True)):
             assert torch.equal(codes[:, :n], (torch.arange(K * n).view(K, n) + i).short())
@@ -81,9 +83,12 @@ def test_codes_come_back_as_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lengths", [(0,), (0, 6)])
 def test_clips_without_a_frame_are_read_too(tmp_path: Path, lengths: tuple[int, ...]) -> None:
     """Others' shards may hold such; a batch of nothing else has no width."""
-    split = Split(write_cache(tmp_path / "c", [4, 4], lengths), "train")
-    order = bucketed(Order(split.clips, 0), [split.lengths()], 0, most=0.1)
-    for batches in (once(split, 4), itertools.islice(Stream([split], order, batch=4, threads=0).batches(), 2)):
+    split = ShardedDataset(write_cache(tmp_path / "c", [4, 4], lengths), "train")
+    order = bucket_by_length(EpochSampler(split.clips, 0), [split.lengths()], 0, most=0.1)
+    for batches in (
+        iter_once(split, 4),
+        itertools.islice(ShardDataLoader([split], order, batch=4, threads=0).batches(), 2),
+    ):
         seen = list(batches)
         assert sorted(n for batch in seen for n in numbers(batch)) == list(range(8))
         assert all(batch.codes.shape == (4, K, batch.frames.max()) for batch in seen)
@@ -91,17 +96,17 @@ def test_clips_without_a_frame_are_read_too(tmp_path: Path, lengths: tuple[int, 
 
 def test_fewer_codebooks_are_sliced(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [5], lengths=(6, 4))
-    whole, two = (next(once(Split(folder, "train", k), 5)).codes for k in (None, 2))
+    whole, two = (next(iter_once(ShardedDataset(folder, "train", k), 5)).codes for k in (None, 2))
     assert torch.equal(two, whole[:, :2])
-    with pytest.raises(InputError, match="holds 3 codebooks, and 4"):
-        Split(folder, "train", 4)
+    with pytest.raises(InputError, match="has 3 codebooks, fewer than the 4 requested"):
+        ShardedDataset(folder, "train", 4)
 
 
 def test_long_clips_are_cropped_at_a_start_that_their_place_decides(tmp_path: Path) -> None:
-    split = Split(write_cache(tmp_path / "c", [40], lengths=(30, 3)), "train")
-    order = Order(split.clips, 0)
+    split = ShardedDataset(write_cache(tmp_path / "c", [40], lengths=(30, 3)), "train")
+    order = EpochSampler(split.clips, 0)
     runs = [
-        list(itertools.islice(Stream([split], order, batch=8, frames=5, seed=1, threads=t).batches(), 15))
+        list(itertools.islice(ShardDataLoader([split], order, batch=8, frames=5, seed=1, threads=t).batches(), 15))
         for t in (0, 3)
     ]
     starts = set()
@@ -116,16 +121,18 @@ def test_long_clips_are_cropped_at_a_start_that_their_place_decides(tmp_path: Pa
 
 
 def test_a_mixture_reads_each_clip_from_its_own_cache(tmp_path: Path) -> None:
-    splits = [Split(write_cache(tmp_path / name, [n]), "train") for name, n in (("a", 10), ("b", 30))]
-    mixture = Mixture({"a": Order(splits[0].clips, 0), "b": Order(splits[1].clips, 0)}, {"a": 1, "b": 3}, 0)
-    stream = Stream(splits, mixture, batch=10)
+    splits = [ShardedDataset(write_cache(tmp_path / name, [n]), "train") for name, n in (("a", 10), ("b", 30))]
+    mixture = MixtureSampler(
+        {"a": EpochSampler(splits[0].clips, 0), "b": EpochSampler(splits[1].clips, 0)}, {"a": 1, "b": 3}, 0
+    )
+    stream = ShardDataLoader(splits, mixture, batch=10)
     seen = [n for batch in itertools.islice(stream.batches(), 40) for n in numbers(batch)]
     assert [seen.count(n) for n in range(10)] == pytest.approx([20] * 10, abs=3)  # both caches hold a clip 0..9
     assert all(seen.count(n) == pytest.approx(10, abs=2) for n in range(10, 30))
 
 
 def test_a_clip_is_named_by_its_key(tmp_path: Path) -> None:
-    split = Split(write_cache(tmp_path / "c", [2, 2]), "train")
+    split = ShardedDataset(write_cache(tmp_path / "c", [2, 2]), "train")
     assert [split.key(s, r) for s in (0, 1) for r in (0, 1)] == ["clip-0", "clip-1", "clip-2", "clip-3"]
 
 
@@ -133,18 +140,18 @@ def test_a_missing_shard_and_a_shard_of_another_size_are_named(tmp_path: Path) -
     folder = write_cache(tmp_path / "c", [3, 4])
     (folder / "train-000000.tar").unlink()
     with pytest.raises(InputError, match=r"train-000000.tar is in the manifest but not there"):
-        next(once(Split(folder, "train"), 3))
+        next(iter_once(ShardedDataset(folder, "train"), 3))
     for end in (".tar", ".index.npy"):
         (folder / f"train-000000{end}").write_bytes((folder / f"train-000001{end}").read_bytes())
     with pytest.raises(InputError, match=r"train-000000.tar is cut short or another's"):
-        next(once(Split(folder, "train"), 3))
+        next(iter_once(ShardedDataset(folder, "train"), 3))
 
 
 def test_a_reader_that_stops_early_leaves_no_threads(tmp_path: Path) -> None:
     import threading
 
-    split = Split(write_cache(tmp_path / "c", [20]), "train")
-    batches = Stream([split], Order(split.clips, 0), batch=2, threads=3).batches()
+    split = ShardedDataset(write_cache(tmp_path / "c", [20]), "train")
+    batches = ShardDataLoader([split], EpochSampler(split.clips, 0), batch=2, threads=3).batches()
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from pipeline.common.errors import InputError
-from pipeline.data.dataloader import Batch, Stream, once
-from pipeline.data.dataset import Split
+from pipeline.data.dataloader import Batch, ShardDataLoader, iter_once
+from pipeline.data.dataset import ShardedDataset
 from pipeline.data.manifest import Manifest
-from pipeline.data.sampler import Order
+from pipeline.data.sampler import EpochSampler
 from tests.helpers.caches import numbers, write_cache
 
 SHARDS, EACH = 20, 30
@@ -83,16 +83,16 @@ def one_bit_flipped(folder: Path, name: str) -> None:
 HARMS = [missing, cut_short, unreadable, not_of_its_index, not_of_its_manifest, torn_index, one_bit_flipped]
 
 
-def streams(folder: Path, bad_share: float, ranks: int = 1, threads: int = 0) -> list[Stream]:
+def streams(folder: Path, bad_share: float, ranks: int = 1, threads: int = 0) -> list[ShardDataLoader]:
     made = []
     for rank in range(ranks):
-        split = Split(folder, "train", open_shards=2, bad_share=bad_share)
-        order = Order(split.clips, seed=1, window=2)
-        made.append(Stream([split], order, batch=5, rank=rank, ranks=ranks, threads=threads))
+        split = ShardedDataset(folder, "train", open_shards=2, bad_share=bad_share)
+        order = EpochSampler(split.clips, seed=1, window=2)
+        made.append(ShardDataLoader([split], order, batch=5, rank=rank, ranks=ranks, threads=threads))
     return made
 
 
-def epoch(stream: Stream) -> list[Batch]:
+def epoch(stream: ShardDataLoader) -> list[Batch]:
     return list(itertools.islice(stream.batches(), SHARDS * EACH // (stream.batch * stream.ranks)))
 
 
@@ -159,8 +159,8 @@ def test_too_many_bad_shards_end_the_run(tmp_path: Path) -> None:
 def test_validation_leaves_lost_clips_out(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
     missing(folder, "train-000003")
-    split = Split(folder, "train", bad_share=0.1)
-    seen = [n for rank in range(3) for batch in once(split, 7, rank, 3) for n in numbers(batch)]
+    split = ShardedDataset(folder, "train", bad_share=0.1)
+    seen = [n for rank in range(3) for batch in iter_once(split, 7, rank, 3) for n in numbers(batch)]
     assert sorted(seen) == [n for n in range(SHARDS * EACH) if n // EACH != 3]
 
 
@@ -170,11 +170,11 @@ def test_all_ranks_come_to_one_order_whatever_is_wrong_with_an_index(
 ) -> None:
     """The shard itself tells how long its clips are, to a machine whose own copy of the index is bad."""
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS, lengths=(5, 9, 17, 60, 33))
-    truth = Split(folder, "train").lengths()
+    truth = ShardedDataset(folder, "train").lengths()
     harm(folder, "train-000007")
-    split = Split(folder, "train", bad_share=0.05)
+    split = ShardedDataset(folder, "train", bad_share=0.05)
     assert (split.lengths() == truth).all() and len(truth) == SHARDS * EACH
-    assert set(split.lost) == (set() if harm is index_missing else {7})
+    assert set(split.lost_shards) == (set() if harm is index_missing else {7})
 
 
 @pytest.mark.parametrize("harm", HARMS[:-1])
@@ -183,10 +183,10 @@ def test_without_a_shard_its_index_is_enough_and_without_both_there_is_no_order(
 ) -> None:
     """A rank that made up lengths would read other clips than it should, and nobody would know."""
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS, lengths=(5, 9, 17, 60, 33))
-    truth = Split(folder, "train").lengths()
+    truth = ShardedDataset(folder, "train").lengths()
     if harm in (missing, cut_short, unreadable):
         harm(folder, "train-000007")
-        assert (Split(folder, "train", bad_share=0.05).lengths() == truth).all()
+        assert (ShardedDataset(folder, "train", bad_share=0.05).lengths() == truth).all()
         index_missing(folder, "train-000007")
     else:
         harm(folder, "train-000007")
@@ -194,7 +194,7 @@ def test_without_a_shard_its_index_is_enough_and_without_both_there_is_no_order(
     if harm is not_of_its_index:
         assert not (folder / "train-000007.tar").exists()
     with pytest.raises(InputError, match=r"train-000007.*nor has it a whole index .* restore either"):
-        Split(folder, "train", bad_share=0.05).lengths()
+        ShardedDataset(folder, "train", bad_share=0.05).lengths()
 
 
 @pytest.fixture
@@ -213,21 +213,21 @@ def open_files() -> Iterator[Callable[[int], None]]:
 def test_several_caches_ask_for_the_open_files_of_all(tmp_path: Path, open_files: Callable[[int], None]) -> None:
     folder = write_cache(tmp_path / "c", [1] * 150)
     open_files(100)
-    splits = [Split(folder, "train", open_shards=150) for _ in range(4)]
+    splits = [ShardedDataset(folder, "train", open_shards=150) for _ in range(4)]
     held = [split.shard(number) for split in splits for number in range(150)]
     assert None not in held
 
 
 def test_a_limit_of_open_files_is_no_shard_s_fault(tmp_path: Path, open_files: Callable[[int], None]) -> None:
     folder = write_cache(tmp_path / "c", [4] * 12)
-    split = Split(folder, "train", bad_share=1.0)
+    split = ShardedDataset(folder, "train", bad_share=1.0)
     open_files(5)
     with pytest.raises(
         InputError,
         match=r"train-\d+\.tar cannot be opened.*limit of open files \(`ulimit -n`\): raise it, or .*data\.window",
     ):
-        next(once(split, 48))
-    assert not split.lost
+        next(iter_once(split, 48))
+    assert not split.lost_shards
 
 
 def test_near_shards_stay_mapped_within_half_of_the_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_near_shards_stay_mapped_within_half_of_the_open_files(tmp_path: Path, m
     gc.collect()
     for limit, kept in ((4096, 60), (600, 44), (300, 10)):
         monkeypatch.setattr("pipeline.data.dataset.resource.getrlimit", lambda _, limit=limit: (limit, limit))
-        split = Split(folder, "train", open_shards=10)
+        split = ShardedDataset(folder, "train", open_shards=10)
         opened = [split.shard(number) for number in range(60)]
         assert all(split.shard(number) is opened[number] for number in range(60 - kept, 60))
         assert kept == 60 or split.shard(59 - kept) is not opened[59 - kept]
@@ -260,14 +260,14 @@ def test_an_index_whose_sums_wrap_around_reads_no_foreign_memory(tmp_path: Path)
     index[17, 1] = 2**62
     np.save(file, index)
     with pytest.raises(InputError, match="points out of its shard"):
-        list(once(Split(folder, "train"), 4))
+        list(iter_once(ShardedDataset(folder, "train"), 4))
 
 
 def test_codes_that_are_none_never_reach_the_model(tmp_path: Path) -> None:
     """Of shards without checksums: said with the cache's name, where a GPU would say "device-side assert"."""
     folder = write_cache(tmp_path / "cache", [4])
-    split = Split(folder, "train")
-    assert len(next(once(split, 4)).codes) == 4
+    split = ShardedDataset(folder, "train")
+    assert len(next(iter_once(split, 4)).codes) == 4
     shard = split.shard(0)
     assert shard is not None
     (tar,) = folder.glob("train*.tar")
@@ -280,4 +280,4 @@ def test_codes_that_are_none_never_reach_the_model(tmp_path: Path) -> None:
     manifest.splits["train"] = [replace(info, sha256="") for info in manifest.splits["train"]]
     manifest.save(folder)
     with pytest.raises(InputError, match=r"codes above 1023.*pipeline\.shards verify"):
-        next(once(Split(folder, "train"), 4))
+        next(iter_once(ShardedDataset(folder, "train"), 4))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import InputError
-from pipeline.data.manifest import NAME, Manifest
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.data.shard import ShardInfo
 
 CODEC = {
@@ -31,21 +31,21 @@ def manifest() -> Manifest:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     manifest().save(tmp_path)
     assert Manifest.load(tmp_path) == manifest()
-    assert [file.name for file in tmp_path.iterdir()] == [NAME]
+    assert [file.name for file in tmp_path.iterdir()] == [MANIFEST_NAME]
 
 
 def test_totals() -> None:
     assert manifest().samples("train") == 900
     assert manifest().hours("train") == pytest.approx(1.0)
     assert manifest().hours("valid") == manifest().hours("test") == 0
-    assert manifest().codebooks == 8 and manifest().prompt_width == 192
+    assert manifest().codebooks == 8 and manifest().prompt_dim == 192
 
 
 def test_the_same_manifest_is_the_same_bytes(tmp_path: Path) -> None:
     manifest().save(tmp_path)
-    first = (tmp_path / NAME).read_bytes()
+    first = (tmp_path / MANIFEST_NAME).read_bytes()
     Manifest.load(tmp_path).save(tmp_path)
-    assert (tmp_path / NAME).read_bytes() == first
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == first
 
 
 def test_a_model_that_reads_fewer_codebooks_fits(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_no_cache_and_an_unfinished_cache_are_told_apart(tmp_path: Path) -> None
 )
 def test_a_malformed_manifest_is_told_in_one_line(tmp_path: Path, change, told: str) -> None:
     manifest().save(tmp_path)
-    file = tmp_path / NAME
+    file = tmp_path / MANIFEST_NAME
     found = json.loads(file.read_text())
     del found["sha256"]  # as older versions wrote it
     file.write_text(change(found))
@@ -120,21 +120,21 @@ def test_a_malformed_manifest_is_told_in_one_line(tmp_path: Path, change, told: 
 )  # fmt: skip
 def test_values_that_no_cache_has_are_refused_with_the_file(tmp_path: Path, place: tuple, value: object) -> None:
     manifest().save(tmp_path)
-    told = json.loads((tmp_path / NAME).read_text())
+    told = json.loads((tmp_path / MANIFEST_NAME).read_text())
     inner = told
     for name in place[:-1]:
         inner = inner[name]
     inner[place[-1]] = value
     del told["sha256"]  # as older versions wrote it
-    (tmp_path / NAME).write_text(json.dumps(told))
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(told))
     with pytest.raises(InputError, match=r"manifest\.json is malformed") as caught:
         Manifest.load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_file_or_nested_without_end_is_told_too(tmp_path: Path) -> None:
-    (tmp_path / NAME).write_text("[" * 100_000)
+    (tmp_path / MANIFEST_NAME).write_text("[" * 100_000)
     with pytest.raises(InputError, match="damaged"):
         Manifest.load(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
-        Manifest.load(tmp_path / NAME)
+        Manifest.load(tmp_path / MANIFEST_NAME)

@@ -16,11 +16,11 @@ from pipeline.data.shard import (
     BLOCK,
     Sample,
     ShardWriter,
+    build_index_of,
     checksum,
     index_name,
     read_shard,
     samples_by_webdataset,
-    scan_shard,
 )
 
 
@@ -49,7 +49,7 @@ def assert_same(found: list[Sample], expected: list[Sample]) -> None:
     for f, e in zip(found, expected, strict=True):
         assert f.codes.dtype == np.uint16 and np.array_equal(f.codes, e.codes)
         assert f.prompt.dtype == np.float16 and np.array_equal(f.prompt, e.prompt)
-        assert f.info == e.info
+        assert f.metadata == e.metadata
 
 
 @settings(max_examples=25)
@@ -64,7 +64,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, frame
     path = write(tmp_path_factory.mktemp("shard"), samples)
     assert_same(list(read_shard(path)), samples)
     index = np.load(path.with_name(index_name(path.name)))
-    assert np.array_equal(index[1:], scan_shard(path)) and index[0, 1] == checksum(path.read_bytes())
+    assert np.array_equal(index[1:], build_index_of(path)) and index[0, 1] == checksum(path.read_bytes())
     path.with_name(index_name(path.name)).unlink()
     assert_same(list(read_shard(path)), samples)
     assert_same(list(samples_by_webdataset(path)), samples)
@@ -76,7 +76,7 @@ def test_stock_webdataset_decodes_our_shards(tmp_path: Path) -> None:
     found = list(wds.WebDataset(str(path), shardshuffle=False).decode())
     assert [f["__key__"] for f in found] == [s.key for s in samples]
     assert all(np.array_equal(f["codes.npy"], s.codes) for f, s in zip(found, samples, strict=True))
-    assert all(f["json"] == s.info for f, s in zip(found, samples, strict=True))
+    assert all(f["json"] == s.metadata for f, s in zip(found, samples, strict=True))
 
 
 def test_stock_tar_reads_every_member_as_a_plain_file_without_times_or_owners(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def triple(one: Sample) -> list[tuple[str, bytes]]:
     return [
         (f"{one.key}.codes.npy", npy(one.codes)),
         (f"{one.key}.prompt.npy", npy(one.prompt)),
-        (f"{one.key}.json", json.dumps(one.info).encode()),
+        (f"{one.key}.json", json.dumps(one.metadata).encode()),
     ]
 
 
@@ -181,7 +181,9 @@ def test_a_shard_that_webdataset_wrote_is_read(tmp_path: Path) -> None:
     path = tmp_path / "train-000000.tar"
     with wds.TarWriter(str(path)) as tar:
         for s in samples:
-            tar.write({"__key__": s.key, "codes.npy": s.codes, "prompt.npy": s.prompt, "json": s.info, "txt": "more"})
+            tar.write(
+                {"__key__": s.key, "codes.npy": s.codes, "prompt.npy": s.prompt, "json": s.metadata, "txt": "more"}
+            )
     assert_same(list(read_shard(path)), samples)
     assert_same(list(samples_by_webdataset(path)), samples)
 
@@ -276,7 +278,7 @@ def test_a_size_that_points_back_is_no_size(tmp_path: Path, size: bytes) -> None
     path = write(tmp_path, [sample("a"), sample("b")])
     path.write_bytes(with_header(path.read_bytes(), "b.codes.npy", 124, size))
     with pytest.raises(InputError, match="no tar header at byte"):
-        scan_shard(path)
+        build_index_of(path)
 
 
 @pytest.mark.parametrize("text", [b"[" * 5000, b'"text"', b"[1]", b"7", b"\xff"])
@@ -298,7 +300,7 @@ def test_a_shape_beyond_all_memory_does_not_wrap_around(tmp_path: Path, shape: s
     path.write_bytes(header.replace(b"(8, 7), }" + b" " * (len(shape) - 6), f"{shape}, }}".encode(), 1))
     assert len(path.read_bytes()) == len(header) and path.read_bytes() != header
     path.with_name(index_name(path.name)).unlink()
-    for read in (lambda: list(read_shard(path)), lambda: scan_shard(path)):
+    for read in (lambda: list(read_shard(path)), lambda: build_index_of(path)):
         with pytest.raises(InputError, match="does not fill its member"):
             read()
 

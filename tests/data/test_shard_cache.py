@@ -16,25 +16,27 @@ import pytest
 import torch
 
 from pipeline.common.errors import InputError
-from pipeline.data.bucketing import bucketed
-from pipeline.data.dataloader import Stream, once
-from pipeline.data.dataset import Split
-from pipeline.data.sampler import Order
-from pipeline.data.shard_cache import Copies
-from pipeline.data.storage import LocalStore, RemoteStore, open_store
+from pipeline.data.bucketing import bucket_by_length
+from pipeline.data.dataloader import ShardDataLoader, iter_once
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.sampler import EpochSampler
+from pipeline.data.shard_cache import LocalShardCache
+from pipeline.data.storage import LocalStorage, RemoteStorage, open_storage
 from tests.helpers.caches import numbers, write_cache
 from tests.helpers.http_server import Web
 
 ROOM = 0.1  # GiB
 
 
-def stream(address: str | Path, copies: Copies | None, window: int = 2, rank: int = 0, ranks: int = 1) -> Stream:
-    split = Split(address, "train", open_shards=2 * window, copies=copies)
-    order = bucketed(Order(split.clips, 1, window), [split.lengths()], 1, most=0.1)
-    return Stream([split], order, batch=5, rank=rank, ranks=ranks, threads=2, frames=20, seed=3)
+def stream(
+    address: str | Path, copies: LocalShardCache | None, window: int = 2, rank: int = 0, ranks: int = 1
+) -> ShardDataLoader:
+    split = ShardedDataset(address, "train", open_shards=2 * window, copies=copies)
+    order = bucket_by_length(EpochSampler(split.clips, 1, window), [split.lengths()], 1, most=0.1)
+    return ShardDataLoader([split], order, batch=5, rank=rank, ranks=ranks, threads=2, frames=20, seed=3)
 
 
-def read(stream: Stream, clips: int, place: int = 0) -> list[tuple[list[int], torch.Tensor]]:
+def read(stream: ShardDataLoader, clips: int, place: int = 0) -> list[tuple[list[int], torch.Tensor]]:
     batches = itertools.islice(stream.batches(place), clips // stream.batch)
     return [(numbers(batch), batch.codes) for batch in batches]
 
@@ -52,19 +54,21 @@ def test_far_is_read_like_near(kind: str, web: Web, request: pytest.FixtureReque
         there = web.address
     else:
         there = f"{request.getfixturevalue('bucket')}/{tmp_path.name}" if kind == "s3" else f"memory://{tmp_path.name}"
-        store = open_store(there)
-        for name, _ in LocalStore(here).sizes().items():
-            with store.writing(name) as file:
+        store = open_storage(there)
+        for name, _ in LocalStorage(here).sizes().items():
+            with store.open_atomic(name) as file:
                 file.write((here / name).read_bytes())
-    copies = Copies(tmp_path / "copies", ROOM)
+    copies = LocalShardCache(tmp_path / "copies", ROOM)
     for near, far in zip(read(stream(here, None), 240), read(stream(there, copies), 240), strict=True):
         assert near[0] == far[0] and torch.equal(near[1], far[1])
-    valid = Split(there, "valid", open_shards=2, copies=copies)
-    assert sorted(n for batch in once(valid, 4) for n in numbers(batch)) == list(range(900, 915))
-    assert valid.longest() == 6 and len(tars(tmp_path / "copies")) == 8
+    valid = ShardedDataset(there, "valid", open_shards=2, copies=copies)
+    assert sorted(n for batch in iter_once(valid, 4) for n in numbers(batch)) == list(range(900, 915))
+    assert valid.max_frames() == 6 and len(tars(tmp_path / "copies")) == 8
     if kind == "http":
         assert {n for name, n in web.asked.items() if name.endswith(".tar")} == {1}
-        again = Copies(tmp_path / "copies", ROOM)  # another run of this machine: nothing comes twice but the manifest
+        again = LocalShardCache(
+            tmp_path / "copies", ROOM
+        )  # another run of this machine: nothing comes twice but the manifest
         asked = web.asked.copy()
         read(stream(there, again), 240)
         assert set(web.asked - asked) == {"manifest.json"}
@@ -117,9 +121,11 @@ def test_ranks_of_a_machine_fetch_each_shard_once(web: Web, tmp_path: Path) -> N
 
 def test_who_waits_for_a_shard_that_another_fetches_and_keeps_gets_it(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [500])
-    (shard,), web.pause = Split(web.folder, "train").shards, 0.02
+    (shard,), web.pause = ShardedDataset(web.folder, "train").shards, 0.02
     with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(Copies(tmp_path, ROOM).open, open_store(web.address), shard) for _ in range(4)]
+        waiting = [
+            pool.submit(LocalShardCache(tmp_path, ROOM).open, open_storage(web.address), shard) for _ in range(4)
+        ]
         held = [future.result(timeout=20) for future in waiting]
     assert len({bytes(view) for view, _ in held}) == 1 and web.asked["train-000000.tar"] == 1
 
@@ -162,7 +168,7 @@ def test_what_the_dead_left_is_removed_when_room_is_made(web: Web, tmp_path: Pat
     left.parent.mkdir()
     left.touch()
     left.with_suffix(".data").write_bytes(b"half a shard")
-    read(stream(web.address, Copies(left.parent, ROOM)), 80)
+    read(stream(web.address, LocalShardCache(left.parent, ROOM)), 80)
     assert not list(left.parent.glob("0*")) and len(tars(left.parent)) == 4
 
 
@@ -170,7 +176,7 @@ def test_room_is_bounded(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixt
     """Of 24 shards never more lie here than the bound allows, in two epochs."""
     write_cache(web.folder, [20] * 24)
     size = (web.folder / "train-000000.tar").stat().st_size
-    far = stream(web.address, Copies(tmp_path / "copies", 8.9 * size / 2**30), window=2)
+    far = stream(web.address, LocalShardCache(tmp_path / "copies", 8.9 * size / 2**30), window=2)
     seen: list[int] = []
     for batch in itertools.islice(far.batches(), 2 * 96):
         seen += numbers(batch)
@@ -183,9 +189,9 @@ def test_what_was_opened_longest_ago_goes_first_and_what_is_mapped_stays(
     web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_cache(web.folder, [20] * 8)
-    store, shards = open_store(web.address), Split(web.folder, "train").shards
-    copies = Copies(tmp_path / "copies", 4.9 * shards[0].bytes / 2**30)
-    copies.promise(shards, 4, web.address)
+    store, shards = open_storage(web.address), ShardedDataset(web.folder, "train").shards
+    copies = LocalShardCache(tmp_path / "copies", 4.9 * shards[0].bytes / 2**30)
+    copies.reserve(shards, 4, web.address)
 
     def here() -> list[int]:
         names = {path.stem for path in tars(copies.folder)}
@@ -209,7 +215,7 @@ def test_what_was_opened_longest_ago_goes_first_and_what_is_mapped_stays(
 
 def test_a_window_that_does_not_fit_is_refused_with_the_arithmetic(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [20] * 24)
-    copies = Copies(tmp_path / "copies", 0.0003)
+    copies = LocalShardCache(tmp_path / "copies", 0.0003)
     with pytest.raises(InputError, match=r"data.cache_gib=0.0003 is too little: with 16 shards .* hold 0.00 GiB"):
         stream(web.address, copies, window=4)
 
@@ -217,7 +223,7 @@ def test_a_window_that_does_not_fit_is_refused_with_the_arithmetic(web: Web, tmp
 def test_a_connection_that_breaks_is_tried_again(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [20] * 3)
     web.broken["train-000001.tar"] = 2
-    seen = [n for clips, _ in read(stream(web.address, Copies(tmp_path / "copies", ROOM)), 60) for n in clips]
+    seen = [n for clips, _ in read(stream(web.address, LocalShardCache(tmp_path / "copies", ROOM)), 60) for n in clips]
     assert sorted(seen) == list(range(60)) and web.asked["train-000001.tar"] == 3
 
 
@@ -228,8 +234,10 @@ def test_a_far_shard_that_is_bad_is_set_aside(web: Web, tmp_path: Path, caplog: 
     damaged = web.folder / "train-000007.tar"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     web.broken["train-000011.tar"] = 1000
-    split = Split(web.address, "train", open_shards=40, bad_share=0.2, copies=Copies(tmp_path / "copies", ROOM))
-    far = Stream([split], Order(split.clips, 0), batch=4, threads=2)
+    split = ShardedDataset(
+        web.address, "train", open_shards=40, bad_share=0.2, copies=LocalShardCache(tmp_path / "copies", ROOM)
+    )
+    far = ShardDataLoader([split], EpochSampler(split.clips, 0), batch=4, threads=2)
     with caplog.at_level(logging.WARNING):
         seen = [n for batch in itertools.islice(far.batches(), 100) for n in numbers(batch)]
     assert set(seen) == {n for n in range(400) if n // 20 not in (3, 7, 11)} and len(seen) == 400
@@ -244,23 +252,23 @@ def test_a_far_index_that_is_bad_or_missing_costs_no_more_than_its_shard(
 ) -> None:
     """With copies not even that, for these have indices of their own; the order is the same as ever."""
     write_cache(web.folder, [20] * 20, lengths=(6, 40, 6, 13))
-    truth = Split(web.folder, "train").lengths()
+    truth = ShardedDataset(web.folder, "train").lengths()
     (web.folder / "train-000003.index.npy").unlink()
     (web.folder / "train-000007.index.npy").write_bytes(b"<html>")
-    copies = Copies(tmp_path / "copies", ROOM) if copied else None
-    split = Split(web.address, "train", open_shards=4, bad_share=0.05, copies=copies)
-    assert (split.lengths() == truth).all() and set(split.lost) == (set() if copied else {7})
-    clips = [n for batch in once(split, 50) for n in numbers(batch)]
+    copies = LocalShardCache(tmp_path / "copies", ROOM) if copied else None
+    split = ShardedDataset(web.address, "train", open_shards=4, bad_share=0.05, copies=copies)
+    assert (split.lengths() == truth).all() and set(split.lost_shards) == (set() if copied else {7})
+    clips = [n for batch in iter_once(split, 50) for n in numbers(batch)]
     assert clips == [n for n in range(400) if copied or n // 20 != 7]
 
 
 def test_shards_are_on_their_way_before_they_are_needed(web: Web, tmp_path: Path) -> None:
     """While one window is read, the next one comes."""
     write_cache(web.folder, [100] * 12)
-    far = stream(web.address, Copies(tmp_path / "copies", ROOM), window=3)
+    far = stream(web.address, LocalShardCache(tmp_path / "copies", ROOM), window=3)
     batches = far.batches()
     next(batches)
-    now = {shard for _, shard in far.order.coming(torch.arange(300).numpy())}
+    now = {shard for _, shard in far.order.upcoming_shards(torch.arange(300).numpy())}
     assert 6 <= len(now) < 12
     end = time.monotonic() + 30
     while time.monotonic() < end and len(tars(tmp_path / "copies")) < 6:
@@ -272,26 +280,26 @@ def test_shards_are_on_their_way_before_they_are_needed(web: Web, tmp_path: Path
 def test_copies_want_a_folder_that_can_be_written(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [3])
     (tmp_path / "file").write_bytes(b"")
-    copies = Copies(tmp_path / "file" / "copies", ROOM)
+    copies = LocalShardCache(tmp_path / "file" / "copies", ROOM)
     with pytest.raises(InputError, match="cannot write to"):
-        Split(web.address, "train", copies=copies)
-    Split(web.folder, "train", copies=copies)  # which what is near does without
+        ShardedDataset(web.address, "train", copies=copies)
+    ShardedDataset(web.folder, "train", copies=copies)  # which what is near does without
 
 
 def test_without_copies_a_far_shard_is_read_into_memory(web: Web) -> None:
     write_cache(web.folder, [5, 5])
-    split = Split(web.address, "train")
-    assert isinstance(split.store, RemoteStore)
-    assert sorted(n for batch in once(split, 3) for n in numbers(batch)) == list(range(10))
+    split = ShardedDataset(web.address, "train")
+    assert isinstance(split.store, RemoteStorage)
+    assert sorted(n for batch in iter_once(split, 3) for n in numbers(batch)) == list(range(10))
 
 
 def test_a_folder_of_anothers_below_tmp_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who may put files there may put any tar in the place of a shard."""
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp").chmod(0o1777)
-    Copies(tmp_path / "tmp" / "copies", 0.01).promise([], 1, "x")
+    LocalShardCache(tmp_path / "tmp" / "copies", 0.01).reserve([], 1, "x")
     uid = os.getuid()
     monkeypatch.setattr("pipeline.data.shard_cache.os.getuid", lambda: uid + 1)
     with pytest.raises(InputError, match=r"data\.cache_dir=.*/tmp/copies belongs to another user"):
-        Copies(tmp_path / "tmp" / "copies", 0.01).promise([], 1, "x")
-    Copies(tmp_path / "of-the-lab", 0.01).promise([], 1, "x")
+        LocalShardCache(tmp_path / "tmp" / "copies", 0.01).reserve([], 1, "x")
+    LocalShardCache(tmp_path / "of-the-lab", 0.01).reserve([], 1, "x")

@@ -16,7 +16,7 @@ import pytest
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard import Sample, ShardWriter, read_shard, samples_by_webdataset
-from pipeline.data.storage import LocalStore, RemoteStore, open_store
+from pipeline.data.storage import LocalStorage, RemoteStorage, open_storage
 from pipeline.data.verify import verify
 from tests.helpers.preprocess_runs import contents, make, tones
 
@@ -33,23 +33,23 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_files_appear_whole_or_not_at_all(address: str) -> None:
-    store = open_store(address)
+    store = open_storage(address)
     assert store.sizes() == {}
-    store.refuse_unless_writable()
+    store.check_writable()
     assert store.sizes() == {}
-    with store.writing("b.bin") as file:
+    with store.open_atomic("b.bin") as file:
         file.write(b"12345")
         assert "b.bin" not in store.sizes()
-    with store.writing("a.bin") as file:
+    with store.open_atomic("a.bin") as file:
         file.write(b"1")
-    with pytest.raises(RuntimeError), store.writing("a.bin") as file:
+    with pytest.raises(RuntimeError), store.open_atomic("a.bin") as file:
         file.write(b"half of someth")
         raise RuntimeError
     assert list(store.sizes().items()) == [("a.bin", 1), ("b.bin", 5)]
     assert store.read("b.bin") == bytes(store.view("b.bin")) == b"12345"
     assert store.read_many(["a.bin", "b.bin"]) == {"a.bin": b"1", "b.bin": b"12345"}
     assert store.read_many(["a.bin", "c.bin"]) == {"a.bin": b"1"} and store.read_many([]) == {}
-    with store.writing("a.bin") as file:
+    with store.open_atomic("a.bin") as file:
         file.write(b"other")
     assert store.size("a.bin") == 5 and store.size("c.bin") is None
     store.remove("a.bin")
@@ -75,14 +75,14 @@ def test_a_file_that_goes_while_a_folder_is_looked_at_hides_no_other(
         return contextlib.nullcontext(entries)
 
     monkeypatch.setattr("pipeline.data.storage.os.scandir", looked_at_too_late)
-    assert LocalStore(tmp_path).sizes() == {"a.bin": 2, "c.bin": 2}
+    assert LocalStorage(tmp_path).sizes() == {"a.bin": 2, "c.bin": 2}
 
 
 @pytest.mark.parametrize("address", ["memory"], indirect=True)
 def test_parts_that_start_at_once_do_not_take_each_other_for_refused(address: str) -> None:
     """One removes the file by which another has just found that it can write."""
-    store = open_store(address)
-    assert isinstance(store, RemoteStore)
+    store = open_storage(address)
+    assert isinstance(store, RemoteStorage)
     write = store.fs.pipe_file
 
     def write_and_lose(path: str, value: bytes) -> None:
@@ -91,7 +91,7 @@ def test_parts_that_start_at_once_do_not_take_each_other_for_refused(address: st
 
     store.fs.pipe_file = write_and_lose
     try:
-        store.refuse_unless_writable()
+        store.check_writable()
     finally:
         store.fs.pipe_file = write
 
@@ -100,10 +100,10 @@ def test_a_shard_is_the_same_wherever_it_is_written(address: str, tmp_path: Path
     sample = Sample("a", np.ones((2, 3), np.uint16), np.ones(4, np.float16), {"path": "a.wav"})
     found = []
     for folder in (address, str(tmp_path / "here")):
-        open_store(folder).refuse_unless_writable()
+        open_storage(folder).check_writable()
         with ShardWriter(folder, "train-000000.tar") as shard:
             shard.add(sample)
-        found.append((shard.info, open_store(folder).read("train-000000.tar")))
+        found.append((shard.info, open_storage(folder).read("train-000000.tar")))
         for reader in (read_shard, samples_by_webdataset):
             assert [s.key for s in reader(f"{folder}/train-000000.tar")] == ["a"]
     assert found[0] == found[1]
@@ -116,7 +116,7 @@ def test_a_whole_cache_is_made_resumed_and_verified_on_s3(bucket: str, tmp_path:
     with pytest.raises(InputError, match="has not finished"):
         Manifest.load(there)
     assert make("folder", root, there, *SETTINGS) == 0
-    store = open_store(there)
+    store = open_storage(there)
     assert {name: store.read(name) for name in store.sizes()} == contents(here)
     assert [*verify(store)] == []
     with pytest.raises(InputError, match=r"codec\.codebooks"):
@@ -153,7 +153,7 @@ def test_a_cache_is_read_over_http(tmp_path: Path) -> None:
         assert [s.key for s in read_shard(f"{address}/train-000000.tar")] == [
             s.key for s in read_shard(out / "train-000000.tar")
         ]
-        assert [*verify(open_store(address))] == []
+        assert [*verify(open_storage(address))] == []
         with pytest.raises(InputError, match="there is no cache at http"):
             Manifest.load(f"{address}/nowhere")
     finally:
@@ -175,6 +175,8 @@ def test_an_address_that_nothing_opens_is_refused(address: str) -> None:
 
 
 def test_local_paths_never_pass_through_fsspec(tmp_path: Path) -> None:
-    assert isinstance(open_store(tmp_path), LocalStore) and isinstance(open_store(f"file://{tmp_path}"), LocalStore)
-    assert isinstance(open_store("memory://x"), RemoteStore)
-    assert open_store(f"file://{tmp_path}").where() == str(tmp_path)
+    assert isinstance(open_storage(tmp_path), LocalStorage) and isinstance(
+        open_storage(f"file://{tmp_path}"), LocalStorage
+    )
+    assert isinstance(open_storage("memory://x"), RemoteStorage)
+    assert open_storage(f"file://{tmp_path}").display_path() == str(tmp_path)

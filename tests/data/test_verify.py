@@ -13,11 +13,11 @@ import pytest
 import soundfile
 
 from pipeline.common.errors import InputError
-from pipeline.data.manifest import NAME, Manifest
-from pipeline.data.random_clips import draw
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
+from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample, ShardWriter, index_name, read_shard
-from pipeline.data.stats import describe, perplexities
-from pipeline.data.storage import LocalStore
+from pipeline.data.stats import dataset_stats, perplexities
+from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.preprocess_runs import command, make, tones
 
@@ -53,12 +53,12 @@ def rewrite(cache: Path, name: str, change: Callable[[Sample], Sample]) -> None:
 
 
 def faults(cache: Path) -> str:
-    return "\n".join(verify(LocalStore(cache)))
+    return "\n".join(verify(LocalStorage(cache)))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_cache_without_a_fault_has_none(sound: Path, workers: int) -> None:
-    assert [*verify(LocalStore(sound), workers)] == []
+    assert [*verify(LocalStorage(sound), workers)] == []
 
 
 def test_a_flipped_bit_anywhere_is_found(cache: Path) -> None:
@@ -95,8 +95,8 @@ def test_an_index_that_is_lost_or_does_not_fit_is_found(cache: Path) -> None:
 def test_a_clip_in_two_splits_is_found(cache: Path) -> None:
     """By its key, and by the recording that it was cut from."""
     theirs = next(iter(read_shard(cache / TRAIN)))
-    rewrite(cache, VALID, lambda sample: replace(sample, info={**sample.info, "path": theirs.info["path"]}))
-    assert f"{VALID}: clips of {theirs.info['path']!r} are in valid and in train" in faults(cache)
+    rewrite(cache, VALID, lambda sample: replace(sample, info={**sample.metadata, "path": theirs.metadata["path"]}))
+    assert f"{VALID}: clips of {theirs.metadata['path']!r} are in valid and in train" in faults(cache)
     first = next(iter(read_shard(cache / VALID))).key
     rewrite(cache, VALID, lambda sample: replace(sample, key=theirs.key) if sample.key == first else sample)
     assert f"{VALID}: the key {theirs.key!r} is in {TRAIN} too" in faults(cache)
@@ -124,10 +124,10 @@ def test_counts_that_do_not_agree_are_found(cache: Path) -> None:
     wrong = [replace(info, samples=info.samples + 1) for info in manifest.splits["train"]]
     replace(manifest, splits={**manifest.splits, "train": wrong}).save(cache)
     assert f"{TRAIN}: " in faults(cache) and "samples of" in faults(cache)
-    text = json.loads((cache / NAME).read_text())
+    text = json.loads((cache / MANIFEST_NAME).read_text())
     text["splits"]["train"]["samples"] += 1
     del text["sha256"]  # as older versions wrote it
-    (cache / NAME).write_text(json.dumps(text))
+    (cache / MANIFEST_NAME).write_text(json.dumps(text))
     with pytest.raises(InputError, match="totals of train do not add up"):
         Manifest.load(cache)
 
@@ -148,12 +148,12 @@ def test_the_command_lists_the_faults_and_fails(cache: Path) -> None:
 
 
 def test_a_description_says_hours_bytes_labels_and_dead_codebooks(cache: Path) -> None:
-    rewrite(cache, TRAIN, lambda s: replace(s, info={**s.info, "labels": {"pitch": 60, "tags": ["a", "b"]}}))
+    rewrite(cache, TRAIN, lambda s: replace(s, info={**s.metadata, "labels": {"pitch": 60, "tags": ["a", "b"]}}))
     for name in [path.name for path in cache.glob("*.tar")]:
         rewrite(cache, name, lambda s: replace(s, codes=np.stack([s.codes[0], np.full_like(s.codes[1], 7)])))
     manifest = Manifest.load(cache)
     count = manifest.splits["train"][0].samples
-    text = "\n".join(describe(LocalStore(cache)))
+    text = "\n".join(dataset_stats(LocalStorage(cache)))
     assert f"pitch: 60 {count}" in text and f"tags: a {count}, b {count}" in text
     assert "at the codec's 1.5 kbit/s: 0.68 MB/hour" in text
     assert "2       1 of 1024          1.0   dead" in text and text.count("dead") == 1
@@ -167,15 +167,15 @@ def test_perplexity_is_the_number_of_codes_that_would_say_as_much() -> None:
 
 
 def test_clips_are_drawn_each_at_most_once_and_by_the_seed(sound: Path) -> None:
-    store, manifest = LocalStore(sound), Manifest.load(sound)
+    store, manifest = LocalStorage(sound), Manifest.load(sound)
     total = sum(map(manifest.samples, manifest.splits))
-    everything = [sample.key for sample in draw(store, manifest, 99, 0)]
+    everything = [sample.key for sample in sample_clips(store, manifest, 99, 0)]
     assert len(everything) == len(set(everything)) == total
-    some = [sample.key for sample in draw(store, manifest, 5, 1)]
-    assert some == [sample.key for sample in draw(store, manifest, 5, 1)] and len(set(some)) == 5
-    assert {s.info["split"] for s in draw(store, manifest, 99, 0, "valid")} == {"valid"}
+    some = [sample.key for sample in sample_clips(store, manifest, 5, 1)]
+    assert some == [sample.key for sample in sample_clips(store, manifest, 5, 1)] and len(set(some)) == 5
+    assert {s.metadata["split"] for s in sample_clips(store, manifest, 99, 0, "valid")} == {"valid"}
     with pytest.raises(InputError, match="split=dev"):
-        next(draw(store, manifest, 1, 0, "dev"))
+        next(sample_clips(store, manifest, 1, 0, "dev"))
 
 
 def test_clips_can_be_heard(sound: Path, tmp_path: Path) -> None:
@@ -191,4 +191,4 @@ def test_clips_can_be_heard(sound: Path, tmp_path: Path) -> None:
 def test_codes_that_the_manifest_does_not_allow_are_not_described(cache: Path) -> None:
     rewrite(cache, "train-000000.tar", lambda s: replace(s, codes=s.codes + 40_000))
     with pytest.raises(InputError, match=r"train-000000\.tar: .* has other codes than the manifest says"):
-        list(describe(LocalStore(cache)))
+        list(dataset_stats(LocalStorage(cache)))

@@ -10,7 +10,7 @@ import pytest
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.comparison import COLUMNS
-from pipeline.generation.loaded_run import open_run
+from pipeline.generation.loaded_run import load_run
 from pipeline.models import model_stats
 from tests.helpers.trained_run import FRAMES, Stage, task
 
@@ -30,7 +30,7 @@ def test_a_row_a_run_with_its_log_and_the_same_clips(
     assert set(first) == set(COLUMNS) and (first["pattern"], second["pattern"]) == ("delay", "flatten")
     assert first["steps"] is None and second["steps"] == 50 and second["training"] == 1003.5
     assert second["petaflop"] == pytest.approx(
-        400 * model_stats.operations(open_run(runs[1], "cpu").model.config, FRAMES) / 1e15
+        400 * model_stats.training_flops(load_run(runs[1], "cpu").model.config, FRAMES) / 1e15
     )
     assert first["bits"] == found["evaluations"][str(runs[0])]["loss"]["model"]["bits_second"]
     assert first["generation"] > 0 and second["generation"] > 0

@@ -16,10 +16,10 @@ from pipeline.audio import metrics
 from pipeline.audio.codec import load_codec
 from pipeline.audio.embedder import load_embedder
 from pipeline.common.errors import InputError
-from pipeline.data.dataloader import Split, once
+from pipeline.data.dataloader import ShardedDataset, iter_once
 from pipeline.data.manifest import Manifest
-from pipeline.data.random_clips import draw
-from pipeline.data.storage import open_store
+from pipeline.data.random_clips import sample_clips
+from pipeline.data.storage import open_storage
 from pipeline.models.codec_gpt import CodecGPT
 from tests.helpers.trained_run import Stage, task
 
@@ -35,9 +35,9 @@ def evaluated(stage: Stage) -> tuple[dict, Path]:
 
 
 def test_the_loss_is_the_mean_over_every_validation_clip(stage: Stage, evaluated: tuple[dict, Path]) -> None:
-    model, valid = CodecGPT.from_pretrained(stage.run() / "export"), Split(stage.cache, "valid", 2)
+    model, valid = CodecGPT.from_pretrained(stage.run() / "export"), ShardedDataset(stage.cache, "valid", 2)
     with torch.no_grad():
-        parts = [model(b.codes, b.frames, b.prompt) for b in once(valid, 1)]
+        parts = [model(b.codes, b.frames, b.prompt) for b in iter_once(valid, 1)]
     nats, cells = sum(p[0] for p in parts), sum(p[1] for p in parts)
     told = evaluated[0]["loss"]
     assert told["clips"] == len(valid) and told["model"]["nats_codebook"] == pytest.approx((nats / cells).tolist())
@@ -50,7 +50,8 @@ def test_the_unigram_baseline_knows_how_often_each_code_comes_in_training(
     stage: Stage, evaluated: tuple[dict, Path]
 ) -> None:
     train, valid = (
-        np.concatenate([b.codes[0].numpy() for b in once(Split(stage.cache, s, 2), 1)], 1) for s in ("train", "valid")
+        np.concatenate([b.codes[0].numpy() for b in iter_once(ShardedDataset(stage.cache, s, 2), 1)], 1)
+        for s in ("train", "valid")
     )
     for k in (0, 1):
         counts = np.bincount(train[k], minlength=1024) + 1
@@ -62,7 +63,7 @@ def test_ceiling_and_floor_are_the_codecs_reconstructions_of_own_and_other_clips
     stage: Stage, evaluated: tuple[dict, Path]
 ) -> None:
     told, out = evaluated
-    clips = list(draw(open_store(stage.cache), Manifest.load(stage.cache), 3, 0, "valid"))
+    clips = list(sample_clips(open_storage(stage.cache), Manifest.load(stage.cache), 3, 0, "valid"))
     codec, embedder = load_codec("encodec_embedded", 2), load_embedder("encodecmae_tiny")
     heard = [codec.decode(torch.from_numpy(clip.codes.astype(np.int64))[None])[0, 0] for clip in clips]
     vectors = np.stack([embedder.embed(wav[None])[0].numpy() for wav in heard])
@@ -72,7 +73,7 @@ def test_ceiling_and_floor_are_the_codecs_reconstructions_of_own_and_other_clips
     others = (cosines.sum() - np.trace(cosines)) / 6
     assert told["floor"]["fidelity"]["mean"] == pytest.approx(float(others), abs=1e-3)
     right = [
-        abs(metrics.pitch(w.numpy(), 24_000) - c.info["labels"]["pitch"]) <= 0.5
+        abs(metrics.pitch(w.numpy(), 24_000) - c.metadata["labels"]["pitch"]) <= 0.5
         for w, c in zip(heard, clips, strict=True)
     ]
     assert told["ceiling"]["pitch"]["mean"] == pytest.approx(np.mean(right))

@@ -33,7 +33,7 @@ def test_an_interval_holds_the_true_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     held = 0
     for trial in range(200):
-        found = metrics.figure(rng.normal(size=50), 500, trial)
+        found = metrics.bootstrap_mean(rng.normal(size=50), 500, trial)
         assert found.low <= found.mean <= found.high and found.n == 50
         held += found.low <= 0 <= found.high
     assert 0.88 <= held / 200 <= 0.99
@@ -42,26 +42,26 @@ def test_an_interval_holds_the_true_mean_as_often_as_it_says() -> None:
 def test_a_note_is_right_within_half_a_semitone() -> None:
     labels = np.array([60.0, 60, 60, 60, 60])
     found = np.array([60.4, 59.6, 60.6, 72.2, np.nan])
-    assert metrics.right(found, labels).tolist() == [1, 1, 0, 0, 0]
-    assert metrics.right(found, labels, octaves=True).tolist() == [1, 1, 0, 1, 0]
+    assert metrics.pitch_correct(found, labels).tolist() == [1, 1, 0, 0, 0]
+    assert metrics.pitch_correct(found, labels, octaves=True).tolist() == [1, 1, 0, 1, 0]
 
 
 def test_chance_is_the_share_of_other_clips_labels_that_would_be_right() -> None:
     found, labels = np.array([60.0, 60, 64]), np.array([60.0, 62, 60])
-    assert metrics.chance(found, labels).tolist() == [0.5, 1.0, 0.0]
+    assert metrics.pitch_chance(found, labels).tolist() == [0.5, 1.0, 0.0]
 
 
 def test_floor_compares_a_prompt_with_all_other_clips() -> None:
     prompts = np.eye(3)
     assert metrics.fidelity(prompts, prompts).tolist() == [1, 1, 1]
-    assert metrics.floor(prompts, prompts).tolist() == [0, 0, 0]
-    assert metrics.floor(prompts, np.ones((3, 3))) == pytest.approx(1 / 3**0.5)
+    assert metrics.mismatched_similarity(prompts, prompts).tolist() == [0, 0, 0]
+    assert metrics.mismatched_similarity(prompts, np.ones((3, 3))) == pytest.approx(1 / 3**0.5)
 
 
 def test_different_sounds_are_counted() -> None:
-    assert metrics.different(np.eye(7)) == pytest.approx(7)
-    assert metrics.different(np.ones((7, 4))) == pytest.approx(1)
-    assert metrics.different(np.repeat(np.eye(3), 5, axis=0)) == pytest.approx(3)
+    assert metrics.vendi_score(np.eye(7)) == pytest.approx(7)
+    assert metrics.vendi_score(np.ones((7, 4))) == pytest.approx(1)
+    assert metrics.vendi_score(np.repeat(np.eye(3), 5, axis=0)) == pytest.approx(3)
 
 
 def test_silence_at_the_end_counts_where_the_clip_itself_goes_on() -> None:
@@ -74,13 +74,13 @@ def test_silence_at_the_end_counts_where_the_clip_itself_goes_on() -> None:
 def test_a_loop_is_one_period_in_all_codebooks_over_the_last_half() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 1024, (4, 80))
-    assert not metrics.loops(codes)
+    assert not metrics.is_looping(codes)
     looped = np.concatenate([codes[:, :30], np.tile(codes[:, :7], 8)], 1)[:, :80]
-    assert metrics.loops(looped)
+    assert metrics.is_looping(looped)
     broken = looped.copy()
     broken[3, 60] += 1
-    assert not metrics.loops(broken)
-    assert metrics.loops(np.repeat(codes[:, :1], 80, 1))
+    assert not metrics.is_looping(broken)
+    assert metrics.is_looping(np.repeat(codes[:, :1], 80, 1))
 
 
 def test_pitches_of_tones_are_heard() -> None:

@@ -26,7 +26,7 @@ from pipeline.common.errors import InputError
 from pipeline.evaluation import comparison, report_html, svg_plots
 from pipeline.evaluation.report_sections import Sound
 from pipeline.evaluation.svg_plots import Curve
-from pipeline.generation.loaded_run import open_run
+from pipeline.generation.loaded_run import load_run
 from pipeline.webui import components
 from pipeline.webui.examples import examples
 from tests.helpers.browser import browser
@@ -239,7 +239,7 @@ def test_a_run_folder_does_not_decide_what_is_fetched(
         OmegaConf.save(OmegaConf.create({"shards": shards}), run / "config.yaml")
         with pytest.raises(InputError, match=r"shards=auto: .*a remote cache.*give shards=ADDRESS"):
             task("report", f"run={run}", *SMALL)
-    instrument = open_run(run, "cpu")
+    instrument = load_run(run, "cpu")
     assert examples("auto", "valid", 2, str(run), instrument, tmp_path / "examples") == {}
     told = json.loads((run / "export/config.json").read_text())
     del told["sha256"]
@@ -247,7 +247,7 @@ def test_a_run_folder_does_not_decide_what_is_fetched(
         told["embedder"]["name"] = name
         (run / "export/config.json").write_text(json.dumps(told))
         with pytest.raises(InputError, match="there is no embedder 'encodecmae_"):
-            open_run(run, "cpu")
+            load_run(run, "cpu")
     assert paths == []
     with pytest.raises(InputError, match="there is no cache at http"):
         task("report", f"run={stage.run()}", f"shards={address}", *SMALL)
@@ -270,7 +270,7 @@ def test_rows_of_others_are_drawn_where_they_are_numbers(stage: Stage, tmp_path:
     task("report", f"run={tmp_path / 'run'}", "n=1", "strips=0", "codebooks=[1]", "temperatures=[1]")
     drawn = re.findall(r'points="([^"]*)"', (tmp_path / "run" / "report.html").read_text())
     assert [len(points.split()) for points in drawn] == [1]
-    assert comparison.training(tmp_path / "run", open_run(stage.run(), "cpu"), 30)["training"] is None
+    assert comparison.training(tmp_path / "run", load_run(stage.run(), "cpu"), 30)["training"] is None
 
 
 def test_a_typed_login_is_not_in_what_is_written(

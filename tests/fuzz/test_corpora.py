@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 
 from pipeline.corpora import load, open_corpus, tar_archive
-from pipeline.corpora.download.http import Remote
-from pipeline.corpora.download.sources import published
+from pipeline.corpora.download.http import RemoteFile
+from pipeline.corpora.download.sources import files_of
 from pipeline.corpora.nsynth import entries
 from tests.helpers.damage import damaged, damaged_json, inside, mended_tar, refused_or_right, seeds, some, text_of
 
@@ -46,9 +46,9 @@ def use(data: dict[str, Any], most: int = 100_000) -> None:
         count += 1
         json.dumps([clip.key, clip.path, clip.labels])
         assert clip.span is None or len(clip.content or b"") == clip.span[1]
-        assert Path(data["root"]) in Path(tar_archive.container(clip.path) if clip.span else clip.path).parents
+        assert Path(data["root"]) in Path(tar_archive.archive_of(clip.path) if clip.span else clip.path).parents
     assert count < most
-    for path, key, reason in corpus.set_aside:
+    for path, key, reason in corpus.skipped:
         (path + key + reason).encode()
 
 
@@ -150,7 +150,7 @@ def test_the_members_of_a_damaged_archive(tmp_path: Path, seed: int) -> None:
                 assert 0 <= member.offset <= member.offset + member.size <= path.stat().st_size
                 assert not member.name.startswith("/") and ".." not in member.name.split("/")
                 assert content is None or len(content) == member.size
-        except tar_archive.Torn as error:
+        except tar_archive.TruncatedArchive as error:
             assert "\n" not in str(error)
 
 
@@ -163,11 +163,11 @@ def test_a_damaged_list_of_checksums(tmp_path: Path, seed: int) -> None:
         "addresses": {"jamendo": "http://x", "jamendo_lists": "http://x"},
     }  # fmt: skip
 
-    def get(remote: Remote) -> None:
+    def get(remote: RemoteFile) -> None:
         lines = damaged(seed, [SUMS.encode(), SUMS.replace("raw_30s_audio", "../../../x").encode()])
         remote.path.write_bytes(lines if seed % 4 else SUMS.replace("raw_30s_audio", "/etc/x").encode())
 
     (tmp_path / "raw_30s_audio_sha256_tars.txt").unlink(missing_ok=True)
     with inside(tmp_path), refused_or_right():
-        for remote in published(cfg, get):
+        for remote in files_of(cfg, get):
             assert tmp_path in remote.path.parents and ".." not in remote.path.parts

@@ -10,14 +10,14 @@ from hypothesis import given
 
 from pipeline.common.errors import InputError
 from pipeline.data import build_state
-from pipeline.data.build_state import Plan, Planned, Record
-from pipeline.data.dataloader import once
-from pipeline.data.dataset import Split
-from pipeline.data.manifest import NAME, Manifest
-from pipeline.data.random_clips import draw
-from pipeline.data.shard_cache import Copies
-from pipeline.data.stats import describe
-from pipeline.data.storage import LocalStore
+from pipeline.data.build_state import BuildPlan, PlannedShard, ShardRecord
+from pipeline.data.dataloader import iter_once
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
+from pipeline.data.random_clips import sample_clips
+from pipeline.data.shard_cache import LocalShardCache
+from pipeline.data.stats import dataset_stats
+from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.caches import CODEC, write_cache
 from tests.helpers.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
@@ -27,16 +27,16 @@ from tests.helpers.damage import damaged, damaged_json, inside, refused_or_right
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_cache(tmp_path_factory.mktemp("fuzz") / "cache", [3, 2])
     manifest = Manifest.load(folder)
-    manifest.set_aside = [{"path": "a.wav", "key": "a", "reason": "empty"}]
+    manifest.skipped = [{"path": "a.wav", "key": "a", "reason": "empty"}]
     manifest.save(folder)
-    told = json.loads((folder / NAME).read_text())
+    told = json.loads((folder / MANIFEST_NAME).read_text())
     del told["sha256"]  # as older versions wrote it: else nothing but that would be read of a damaged one
-    (folder / NAME).write_text(json.dumps(told))
-    shards = [Planned(shard.name, "train", shard.samples, "00") for shard in manifest.splits["train"]]
+    (folder / MANIFEST_NAME).write_text(json.dumps(told))
+    shards = [PlannedShard(shard.name, "train", shard.samples, "00") for shard in manifest.splits["train"]]
     made = {"codec": manifest.codec, "embedder": manifest.embedder, "data": {}}
-    Plan({}, made, "", shards).save(LocalStore(folder))
+    BuildPlan({}, made, "", shards).save(LocalStorage(folder))
     for shard in manifest.splits["train"]:
-        Record("00", build_state.digest(made), "", shard).save(LocalStore(folder), shard.name)
+        ShardRecord("00", build_state.digest(made), "", shard).save(LocalStorage(folder), shard.name)
     return folder
 
 
@@ -45,13 +45,13 @@ def use(cache: Path, manifest: Manifest) -> None:
     manifest.check_codec(CODEC, 2)
     for split in [*manifest.splits][:3]:
         assert manifest.hours(split) >= 0
-        opened = Split(cache, split)
+        opened = ShardedDataset(cache, split)
         assert len(opened.lengths()) == len(opened)
-        for batch in once(opened, 4):
+        for batch in iter_once(opened, 4):
             assert batch.codes.shape[1] == manifest.codebooks
-    assert all("\n" not in line for line in verify(LocalStore(cache)))
-    assert [*describe(LocalStore(cache))]
-    assert len([*draw(LocalStore(cache), manifest, 2, 0)]) <= 2
+    assert all("\n" not in line for line in verify(LocalStorage(cache)))
+    assert [*dataset_stats(LocalStorage(cache))]
+    assert len([*sample_clips(LocalStorage(cache), manifest, 2, 0)]) <= 2
 
 
 def written(cache: Path, name: str, seed: int, as_bytes: bool) -> bytes:
@@ -66,12 +66,12 @@ def written(cache: Path, name: str, seed: int, as_bytes: bool) -> bytes:
 @some(300)
 @given(seed=seeds)
 def test_a_damaged_manifest(cache: Path, as_bytes: bool, seed: int) -> None:
-    whole = written(cache, NAME, seed, as_bytes)
+    whole = written(cache, MANIFEST_NAME, seed, as_bytes)
     try:
         with inside(cache), refused_or_right(str(cache)):
             use(cache, Manifest.load(cache))
     finally:
-        (cache / NAME).write_bytes(whole)
+        (cache / MANIFEST_NAME).write_bytes(whole)
 
 
 @pytest.mark.parametrize("name", [build_state.PLAN, "train-000001.done.json"])
@@ -83,7 +83,7 @@ def test_a_damaged_plan_or_record(cache: Path, name: str, seed: int) -> None:
     written(cache, name, seed, as_bytes=seed % 4 == 0)
     try:
         with inside(cache), refused_or_right(str(cache)):
-            build_state.merge(LocalStore(cache))
+            build_state.merge(LocalStorage(cache))
             Manifest.load(cache)
     finally:
         for file, content in before.items():
@@ -99,22 +99,24 @@ def test_a_damaged_manifest_from_afar(cache: Path, tmp_path: Path, seed: int) ->
     far = fsspec.filesystem("memory")
     for path in cache.iterdir():
         far.pipe_file(f"/fuzz/{path.name}", path.read_bytes())
-    told = damaged_json(seed, json.loads((cache / NAME).read_text())["splits"])
-    text = text_of({**json.loads((cache / NAME).read_text()), "splits": told})
-    far.pipe_file(f"/fuzz/{NAME}", text.encode())
+    told = damaged_json(seed, json.loads((cache / MANIFEST_NAME).read_text())["splits"])
+    text = text_of({**json.loads((cache / MANIFEST_NAME).read_text()), "splits": told})
+    far.pipe_file(f"/fuzz/{MANIFEST_NAME}", text.encode())
     with inside(tmp_path), refused_or_right("memory://fuzz"):
-        split = Split("memory://fuzz", "train", copies=Copies(tmp_path / "copies", 0.01), bad_share=0.0)
-        assert sum(len(batch.codes) for batch in once(split, 2)) == len(split)
+        split = ShardedDataset(
+            "memory://fuzz", "train", copies=LocalShardCache(tmp_path / "copies", 0.01), bad_share=0.0
+        )
+        assert sum(len(batch.codes) for batch in iter_once(split, 2)) == len(split)
 
 
 @pytest.mark.parametrize("name", ["../x.tar", "/x.tar", "a/b.tar", "a\\b.tar", "a\0.tar", ".hidden.tar", "a", "", None])
 def test_a_name_that_leads_elsewhere_is_refused_with_the_manifest(cache: Path, name: object) -> None:
-    whole = (cache / NAME).read_bytes()
+    whole = (cache / MANIFEST_NAME).read_bytes()
     told = json.loads(whole)
     told["splits"]["train"]["shards"][0]["name"] = name
-    (cache / NAME).write_text(json.dumps(told))
+    (cache / MANIFEST_NAME).write_text(json.dumps(told))
     try:
         with pytest.raises(InputError, match=r"manifest\.json is malformed .*is no name of a shard"):
             Manifest.load(cache)
     finally:
-        (cache / NAME).write_bytes(whole)
+        (cache / MANIFEST_NAME).write_bytes(whole)

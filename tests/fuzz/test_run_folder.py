@@ -103,9 +103,9 @@ def test_a_damaged_log_gives_the_rows_that_are_whole(tmp_path: Path, seed: int) 
         assert all(type(row["step"]) is int and all(abs(x) < 1e101 for x in row.values()) for row in rows)
         report_html.page("a run", {}, [], 24_000, rows, None, "a hint")
         comparison.training(tmp_path, INSTRUMENT, 30.0)
-        tracker = base.JsonLines(tmp_path, 1)
+        tracker = base.JsonlTracker(tmp_path, 1)
         tracker.log(2, {"train/loss": 5.0})
-        tracker.finish()
+        tracker.close()
         before = [row for row in rows if row["step"] <= 1]
         assert read_metrics(tmp_path) == [*before, {"step": 2, "train/loss": 5.0}]
 
@@ -127,7 +127,7 @@ def test_a_damaged_note_of_a_checkpoint(tmp_path: Path, seed: int) -> None:
     put(tmp_path / "checkpoints" / "step-3" / checkpoint.COMPLETE, seed, STATE)
     config = ModelConfig(2, "delay", 4, 16, 1, 2, 16, 0.0, 0.0, False)
     with inside(tmp_path), refused_or_right(str(tmp_path)):
-        found = checkpoint.saved(tmp_path)
+        found = checkpoint.list_checkpoints(tmp_path)
         checkpoint.best_of(found)
         checkpoint.check_model(found[0], config)
 

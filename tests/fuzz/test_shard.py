@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pipeline.data.dataloader import once
-from pipeline.data.dataset import Split
-from pipeline.data.external_shards import Foreign
+from pipeline.data.dataloader import iter_once
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.external_shards import ExternalSource
 from pipeline.data.manifest import Manifest
-from pipeline.data.shard import index_name, read_index, samples, scan
-from pipeline.data.stats import describe
-from pipeline.data.storage import LocalStore
+from pipeline.data.shard import build_index, index_name, iter_samples, read_index
+from pipeline.data.stats import dataset_stats
+from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.caches import CODEC, EMBEDDER, write_cache
 from tests.helpers.damage import damaged, inside, mended_tar, refused_or_right, seeds, some
@@ -49,10 +49,10 @@ def whole(cache: Path) -> dict[str, bytes]:
 def test_a_damaged_shard(whole: dict[str, bytes], seed: int) -> None:
     data = memoryview(mended_tar(seed, damaged(seed, [whole[SHARD][: 3 * 3 * 1024]])))
     with refused_or_right("the shard"):
-        for sample in samples(data, scan(data, "the shard"), "the shard"):
+        for sample in iter_samples(data, build_index(data, "the shard"), "the shard"):
             assert sample.codes.dtype == np.uint16 and sample.codes.ndim == 2
             assert sample.prompt.dtype == np.float16 and sample.prompt.ndim == 1
-            assert isinstance(sample.info, dict) and sample.key
+            assert isinstance(sample.metadata, dict) and sample.key
 
 
 @some(150)
@@ -61,15 +61,17 @@ def test_a_damaged_index(whole: dict[str, bytes], seed: int) -> None:
     with refused_or_right("the"):
         index, _ = read_index(damaged(seed, [whole[index_name(SHARD)]]), "the index")
         assert index.dtype == np.int64 and index.shape[1] == 5
-        for sample in samples(memoryview(whole[SHARD]), index, "the shard"):
+        for sample in iter_samples(memoryview(whole[SHARD]), index, "the shard"):
             assert sample.codes.shape[1] in (2, 3)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "training": lambda folder: [batch.codes.sum() for batch in once(Split(folder, "train"), 4)],
-    "training on its first codebook": lambda folder: [*once(Split(folder, "train", 1, bad_share=1), 4, frames=2)],
-    "verify": lambda folder: [*verify(LocalStore(folder))],
-    "describe": lambda folder: [*describe(LocalStore(folder))],
+    "training": lambda folder: [batch.codes.sum() for batch in iter_once(ShardedDataset(folder, "train"), 4)],
+    "training on its first codebook": lambda folder: [
+        *iter_once(ShardedDataset(folder, "train", 1, bad_share=1), 4, frames=2)
+    ],
+    "verify": lambda folder: [*verify(LocalStorage(folder))],
+    "describe": lambda folder: [*dataset_stats(LocalStorage(folder))],
 }
 
 
@@ -96,9 +98,11 @@ def test_a_damaged_shard_of_others(cache: Path, whole: dict[str, bytes], seed: i
     theirs.mkdir(exist_ok=True)
     (theirs / SHARD).write_bytes(mended_tar(seed, damaged(seed, [whole[SHARD][: 3 * 3 * 1024]])))
     codec = {name: value for name, value in CODEC.items() if name not in ("codebooks", "dtype")}
-    says = Foreign(codec, {name: value for name, value in EMBEDDER.items() if name != "dim"}, cache.parent / "kept")
+    says = ExternalSource(
+        codec, {name: value for name, value in EMBEDDER.items() if name != "dim"}, cache.parent / "kept"
+    )
     with inside(cache.parent), refused_or_right():
-        [*once(Split(theirs, "train", foreign=says), 4)]
+        [*iter_once(ShardedDataset(theirs, "train", foreign=says), 4)]
 
 
 def test_the_cache_of_these_tests_is_whole(cache: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2Model
 
 from pipeline.audio.codec import ASSETS, EMBEDDED_FILE, load_codec
 from pipeline.audio.embedder import TINY, load_embedder
-from pipeline.models.codec_gpt import CONFIG, WEIGHTS, build
+from pipeline.models.codec_gpt import CONFIG, WEIGHTS, build_model
 from tests.helpers.damage import damaged, damaged_json, refused_or_right, seeds, some, text_of
 from tests.helpers.models import TINY as SIZES
 
@@ -22,7 +22,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz") / "gpt2"
     config = GPT2Config(vocab_size=5, n_positions=128, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
     GPT2Model(config).save_pretrained(folder)
-    build(SIZES, str(folder))
+    build_model(SIZES, str(folder))
     return folder
 
 
@@ -37,7 +37,7 @@ def test_damaged_pretrained_weights(gpt2: Path, name: str, seed: int) -> None:
         (gpt2 / name).write_bytes(damaged(seed, [whole]))
     try:
         with refused_or_right(f"model.pretrained={gpt2}"):
-            assert build(SIZES, str(gpt2)).config == SIZES
+            assert build_model(SIZES, str(gpt2)).config == SIZES
     finally:
         (gpt2 / name).write_bytes(whole)
 

@@ -19,7 +19,7 @@ from pipeline.audio.embedder import load_embedder
 from pipeline.common.checksums import with_checksum
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
-from pipeline.generation.interpolation import join
+from pipeline.generation.interpolation import crossfade
 from pipeline.generation.prompts import Source, vector_of
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.patterns import NAMES
@@ -91,9 +91,9 @@ def test_an_interpolations_sidecar_and_its_first_line_tell_the_length_of_the_fil
 
 
 def test_an_interpolation_that_was_interrupted_is_made_again_as_far_as_it_went(stage: Stage, tmp_path: Path) -> None:
-    from pipeline.generation.loaded_run import open_run
-    from pipeline.generation.request import pieces, sampling_of
-    from pipeline.generation.runner import perform
+    from pipeline.generation.loaded_run import load_run
+    from pipeline.generation.request import build_requests, sampling_of
+    from pipeline.generation.runner import generate_files
 
     ends, out = [str(tone) for tone in stage.tones[:2]], tmp_path / "strip.wav"
     words = ["mode=interpolate", f"prompt=[{','.join(ends)}]", "steps=3", "seconds=0.2", f"out={out}"]
@@ -106,9 +106,9 @@ def test_an_interpolation_that_was_interrupted_is_made_again_as_far_as_it_went(s
         if len(lines) == 4:  # in the second of the three clips
             raise KeyboardInterrupt
 
-    instrument = open_run(stage.run(), "cpu")
+    instrument = load_run(stage.run(), "cpu")
     sampling = sampling_of(settings["sampling"])
-    makes = perform(instrument, pieces(settings, instrument), sampling, None, 1, stop, every=5)  # type: ignore[arg-type]
+    makes = generate_files(instrument, build_requests(settings, instrument), sampling, None, 1, stop, every=5)  # type: ignore[arg-type]
     kept = next(makes)
     with pytest.raises(KeyboardInterrupt):
         next(makes)
@@ -200,7 +200,7 @@ def test_an_interpolation_goes_from_the_first_prompts_clip_to_the_lasts_by_fades
 
 def test_fades_keep_the_power_of_sounds_that_have_nothing_to_do_with_each_other() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 40_000)).astype(np.float32)
-    joined = join([a, b], 30_000)
+    joined = crossfade([a, b], 30_000)
     assert joined.std() == pytest.approx(1, abs=0.02) and joined[15_000:35_000].std() == pytest.approx(1, abs=0.02)
 
 

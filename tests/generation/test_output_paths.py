@@ -106,11 +106,11 @@ def test_a_place_that_takes_no_file_is_refused_before_the_work(
 def test_a_folder_is_what_is_one_what_ends_in_a_slash_and_what_has_no_suffix(tmp_path: Path) -> None:
     (tmp_path / "exist.dir").mkdir()
     for text in ("heard", "heard-0.7", "b.wav/", "v1.2/", str(tmp_path / "exist.dir")):
-        assert output_paths.targets(text, ["x"]) == [Path(text) / "x.wav"]
+        assert output_paths.output_files(text, ["x"]) == [Path(text) / "x.wav"]
     for text in ("b.wav", "take-0.7.flac"):
-        assert output_paths.targets(text, ["x"]) == [Path(text)]
+        assert output_paths.output_files(text, ["x"]) == [Path(text)]
 
 
 def test_a_folder_that_is_looked_at_is_not_left_behind(tmp_path: Path) -> None:
-    output_paths.check_sounds(str(tmp_path / "a" / "b" / "c.wav"))
+    output_paths.check_output(str(tmp_path / "a" / "b" / "c.wav"))
     assert not list(tmp_path.iterdir())

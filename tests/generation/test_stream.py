@@ -11,19 +11,19 @@ from omegaconf import OmegaConf
 
 from pipeline.config.cli import compose
 from pipeline.generation import runner
-from pipeline.generation.generator import Take
-from pipeline.generation.loaded_run import open_run
-from pipeline.generation.request import Clip, Window, pieces, sampling_of
-from pipeline.generation.runner import stream, take_of
-from pipeline.generation.sampling import Sampling
+from pipeline.generation.generator import Generation
+from pipeline.generation.loaded_run import load_run
+from pipeline.generation.request import ClipRequest, SlidingWindow, build_requests, sampling_of
+from pipeline.generation.runner import start_generation, stream
+from pipeline.generation.sampling import SamplingParams
 from tests.helpers.trained_run import Stage
 
 
 def test_chunks_join_without_clicks_into_the_sound_made_whole(stage: Stage) -> None:
-    instrument, clip = open_run(stage.run(), "cpu"), Clip(5, [(0, torch.randn(192))])
-    parts = list(stream(instrument, clip, 30_000, Sampling(0.8), Window(16, 8), 0.1))
+    instrument, clip = load_run(stage.run(), "cpu"), ClipRequest(5, [(0, torch.randn(192))])
+    parts = list(stream(instrument, clip, 30_000, SamplingParams(0.8), SlidingWindow(16, 8), 0.1))
     assert len(parts) > 8 and sum(map(len, parts)) == 30_000
-    take = take_of(instrument, [clip], 30_000, Sampling(0.8), Window(16, 8))
+    take = start_generation(instrument, [clip], 30_000, SamplingParams(0.8), SlidingWindow(16, 8))
     list(take.chunks())
     whole = instrument.codec.decode(take.codes)[0, 0, :30_000].numpy()
     assert np.abs(np.concatenate(parts) - whole).max() < 1e-4
@@ -31,14 +31,14 @@ def test_chunks_join_without_clicks_into_the_sound_made_whole(stage: Stage) -> N
 
 def test_the_first_sound_comes_long_before_the_last(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an hour, one second is read: little more than its 75 frames is generated."""
-    instrument, takes = open_run(stage.run(), "cpu"), list[Take]()
+    instrument, takes = load_run(stage.run(), "cpu"), list[Generation]()
 
-    def kept(*arguments: object) -> Take:
-        takes.append(take_of(*arguments))  # type: ignore[arg-type]
+    def kept(*arguments: object) -> Generation:
+        takes.append(start_generation(*arguments))  # type: ignore[arg-type]
         return takes[-1]
 
     monkeypatch.setattr(runner, "take_of", kept)
-    sounds = stream(instrument, Clip(0), 3600 * 24_000, Sampling(1), Window(16, 8), 0.1)
+    sounds = stream(instrument, ClipRequest(0), 3600 * 24_000, SamplingParams(1), SlidingWindow(16, 8), 0.1)
     heard = 0
     while heard < 24_000:
         heard += len(next(sounds))
@@ -48,7 +48,7 @@ def test_the_first_sound_comes_long_before_the_last(stage: Stage, monkeypatch: p
 
 def test_progress_counts_clips(stage: Stage, tmp_path: Path) -> None:
     """`clip 1 of 1` for one clip; the first and last clip of each batch for several."""
-    instrument = open_run(stage.run(), "cpu")
+    instrument = load_run(stage.run(), "cpu")
     for words, expected in (
         ((f"out={tmp_path / 'one.wav'}",), ["clip 1 of 1"]),
         (
@@ -60,8 +60,13 @@ def test_progress_counts_clips(stage: Stage, tmp_path: Path) -> None:
         assert isinstance(settings, dict)
         lines: list[str] = []
         list(
-            runner.perform(
-                instrument, pieces(settings, instrument), sampling_of(settings["sampling"]), None, 2, lines.append
+            runner.generate_files(
+                instrument,
+                build_requests(settings, instrument),
+                sampling_of(settings["sampling"]),
+                None,
+                2,
+                lines.append,
             )
         )
         assert list(dict.fromkeys(line.split(":")[0] for line in lines)) == expected

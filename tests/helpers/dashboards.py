@@ -12,6 +12,6 @@ def shown(codebooks: int) -> set[str]:
     """The metrics that its panels name, but for those of GPUs, of W&B itself, and the axis."""
     from pipeline import dashboard
 
-    names = dashboard.metrics(dashboard.specification(dashboard.workspace("e", "p", "n", codebooks)))
+    names = dashboard.metrics(dashboard.to_json(dashboard.workspace("e", "p", "n", codebooks)))
     plain = {re.sub(r"^summary_metrics\.|\.(min|last)$", "", name) for name in names}
     return plain - ON_A_GPU - OF_W_AND_B - {dashboard.STEP}

@@ -42,7 +42,7 @@ def train(zero: dict[str, Any], bf16: bool, world: World) -> Any:
     import deepspeed
 
     model = tiny(**ODD)
-    model.standardise_prompts(torch.randn(50, 12, generator=torch.Generator().manual_seed(1)))
+    model.fit_prompt_normalization(torch.randn(50, 12, generator=torch.Generator().manual_seed(1)))
     groups = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.05}
     settings = {
         "zero_optimization": {**zero, "reduce_bucket_size": 1_000_000},
@@ -52,7 +52,7 @@ def train(zero: dict[str, Any], bf16: bool, world: World) -> Any:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
-    optimizer = optim.adamw(model, groups, world.device)
+    optimizer = optim.build_adamw(model, groups, world.device)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
     random = torch.Generator().manual_seed(world.rank)
     for _ in range(2):
@@ -81,16 +81,16 @@ def truth(engine: Any, stage: int, bf16: bool) -> dict[str, torch.Tensor]:
 
 
 def main(out: Path) -> None:
-    world = distributed.start(60)
+    world = distributed.init_distributed(60)
     for name, zero in KINDS.items():
         run, bf16 = out / name, name.endswith("bf16")
         engine = train(zero, bf16, world)
         mean = Ema(engine.module, 0.5) if zero["stage"] == 1 else None
         state = {"step": 2, "place": 8, "seed": 0}
-        saving = checkpoint.begin(engine, run, world, state, mean if world.first else None)
-        checkpoint.finish(world, saving, checkpoint.Keep(0, False, 0))
+        saving = checkpoint.start_save(engine, run, world, state, mean if world.is_main else None)
+        checkpoint.commit(world, saving, checkpoint.RetentionPolicy(0, False, 0))
         found = truth(engine, zero["stage"], bf16)
-        if world.first:
+        if world.is_main:
             save_file(found, run / "truth.safetensors")
 
 

@@ -72,7 +72,7 @@ def small_page(
     from pipeline.webui import server as serve
     from pipeline.webui.file_store import FileStore
     from pipeline.webui.service import Limits
-    from pipeline.webui.streaming import Channels
+    from pipeline.webui.streaming import AudioStreamRegistry
 
     limits = Limits(**{**LIMITS, **changes})  # type: ignore[arg-type]
     store = FileStore(folder, round(limits.storage_mb * MB), round(limits.visitor_mb * MB), keep)
@@ -83,8 +83,8 @@ def small_page(
             sound, size = gr.Audio(type="filepath"), gr.Textbox(elem_id="size")
             button = gr.Button("Size", elem_id="button")
             button.click(lambda path: str(Path(path).stat().st_size), sound, size, api_name="size")
-        app = serve.application(blocks, Channels(), {}, store, limits, allowed_hosts, root_path)
-        server, at = serve.http_server(app, limits, proxies), serve.listening("127.0.0.1", 0)
+        app = serve.application(blocks, AudioStreamRegistry(), {}, store, limits, allowed_hosts, root_path)
+        server, at = serve.http_server(app, limits, proxies), serve.bind("127.0.0.1", 0)
         at.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
         thread.start()

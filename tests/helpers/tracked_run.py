@@ -30,7 +30,7 @@ def main() -> None:
     (run / "log.txt").write_text("a log\n")
     base.apply_environment(cfg)
     settings = OmegaConf.to_container(cfg.tracking, resolve=True)
-    tracker = base.start(run, step, cfg.name, OmegaConf.to_container(cfg, resolve=True), settings)  # type: ignore
+    tracker = base.build_tracker(run, step, cfg.name, OmegaConf.to_container(cfg, resolve=True), settings)  # type: ignore
     longest = 0.0
     for word in words:
         name, _, value = word.partition(":")
@@ -47,15 +47,15 @@ def main() -> None:
             tracker.log(step, {"train/loss": float("nan")})
         elif name == "listen":
             wav = np.sin(np.arange(12_000, dtype="f4") / 10)
-            tracker.listen(step, [("note 1", {"prompt": wav, "temperature 0.7": wav / 2})], 24_000)
+            tracker.log_audio(step, [("note 1", {"prompt": wav, "temperature 0.7": wav / 2})], 24_000)
         elif name in ("cache", "checkpoint", "export"):
-            tracker.artifact(name, value or _made(run, name, step))
+            tracker.log_artifact(name, value or _made(run, name, step))
         elif name == "kill-core":
             subprocess.run(["pkill", "-9", "-P", str(os.getpid()), "wandb-core"], check=True)
         if name == "sleep":
             time.sleep(float(value))
         elif name == "finish":
-            tracker.finish(int(value))
+            tracker.close(int(value))
         else:
             longest = max(longest, time.perf_counter() - began)
     print(f"longest call: {longest:.3f} s")

@@ -38,10 +38,10 @@ class Stage:
         name = "-".join([pattern, *(f"{key}{value}" for key, value in changes.items())])
         folder = self.root / "runs" / name
         if not folder.exists():
-            manifest, positions = Manifest.load(self.cache), Pattern(pattern, 2).length(2 * FRAMES)
+            manifest, positions = Manifest.load(self.cache), Pattern(pattern, 2).num_steps(2 * FRAMES)
             torch.manual_seed(0)
             config = ModelConfig(
-                codebooks=2, pattern=pattern, prompt_dim=manifest.prompt_width, width=32, layers=2, heads=4,
+                codebooks=2, pattern=pattern, prompt_dim=manifest.prompt_dim, width=32, layers=2, heads=4,
                 positions=positions, dropout=0.0, prompt_dropout=0.0, end_of_audio=False, frames=FRAMES,
                 codec=manifest.codec, embedder=manifest.embedder,
             )  # fmt: skip

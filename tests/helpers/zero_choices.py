@@ -16,7 +16,7 @@ import torch
 from pipeline.config.cli import CONF, compose
 from pipeline.training import checkpoint, distributed, setup
 from pipeline.training.distributed import World
-from pipeline.training.trainer import squares
+from pipeline.training.trainer import local_param_sq_norm
 from tests.helpers.models import tiny
 
 CHOICES = sorted(file.stem for file in (CONF / "deepspeed").glob("*.yaml"))
@@ -26,9 +26,13 @@ CLIPS, BEFORE, AFTER = 4, 3, 2
 
 def build(choice: str, precision: str, world: World, found: Path | None = None) -> Any:
     """An engine as `pipeline.train` sets it up."""
-    words = [f"deepspeed={choice}", f"trainer.precision={precision}", f"trainer.micro_batch={CLIPS // world.ranks}"]
+    words = [
+        f"deepspeed={choice}",
+        f"trainer.precision={precision}",
+        f"trainer.micro_batch={CLIPS // world.world_size}",
+    ]
     cfg = compose("train", [*words, "trainer.save_aside=false", "optim.lr=0.01"])
-    return setup.build_engine(cfg, tiny(), world, found is not None and checkpoint.needs_conversion(found, world))
+    return setup.build_engine(cfg, tiny(), world, found is not None and checkpoint.needs_universal(found, world))
 
 
 def losses(engine: Any, world: World, steps: range) -> list[float]:
@@ -38,12 +42,12 @@ def losses(engine: Any, world: World, steps: range) -> list[float]:
         random = torch.Generator().manual_seed(step % 2)
         codes = torch.randint(0, 1024, (CLIPS, 4, 12), generator=random)
         prompt = torch.randn(CLIPS, 12, generator=random)
-        mine = slice(world.rank, None, world.ranks)
+        mine = slice(world.rank, None, world.world_size)
         nats, cells = engine(codes[mine], None, prompt[mine])
         loss = nats.sum() / cells.sum()
         engine.backward(loss)
         engine.step()
-        found.append(world.total([loss.item()])[0] / world.ranks)
+        found.append(world.all_reduce_sum([loss.item()])[0] / world.world_size)
     return found
 
 
@@ -52,14 +56,14 @@ def begin(folder: Path, choice: str, precision: str, world: World) -> list[float
     engine = build(choice, precision, world)
     found = losses(engine, world, range(BEFORE))
     if (choice, precision) in CONVERTED:
-        saving = checkpoint.begin(engine, folder / f"{choice}-{precision}", world, {"step": BEFORE})
-        checkpoint.finish(world, saving, checkpoint.Keep(1, False, 0))
+        saving = checkpoint.start_save(engine, folder / f"{choice}-{precision}", world, {"step": BEFORE})
+        checkpoint.commit(world, saving, checkpoint.RetentionPolicy(1, False, 0))
     return found + losses(engine, world, range(BEFORE, BEFORE + AFTER))
 
 
 def go_on(folder: Path, choice: str, precision: str, world: World) -> list[float]:
     """Losses of the steps behind the checkpoint; the optimizer's settings are those of now."""
-    (found,) = checkpoint.saved(folder / f"{choice}-{precision}")
+    (found,) = checkpoint.list_checkpoints(folder / f"{choice}-{precision}")
     engine = build(choice, precision, world, found)
     asked = [{**group, "params": None} for group in engine.optimizer.param_groups]
     checkpoint.load(engine, found, world, found.parents[1])
@@ -74,20 +78,20 @@ def norm_of_shares(world: World) -> list[float]:
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills memory that nobody wrote with nan
     engine = setup.build_engine(compose("train", ["deepspeed=zero3", "trainer.save_aside=false"]), model, world)
     torch.use_deterministic_algorithms(False)
-    assert any(p.ds_numel % world.ranks for p in model.parameters())
-    return [world.total([squares(engine, world)])[0], wanted]
+    assert any(p.ds_numel % world.world_size for p in model.parameters())
+    return [world.all_reduce_sum([local_param_sq_norm(engine, world)])[0], wanted]
 
 
 def main(folder: Path, *checkpoints: str) -> None:
-    world = distributed.start(60)
-    if world.ranks == 2:
+    world = distributed.init_distributed(60)
+    if world.world_size == 2:
         told = {f"{c} {p}": begin(folder, c, p, world) for c in CHOICES for p in ("fp32", "bf16")}
         told["norm of shares"] = norm_of_shares(world)
     else:
         pairs = [name.split("-") for name in checkpoints]
         told = {f"{c} {p}": go_on(folder, c, p, world) for c, p in pairs}
-    if world.first:
-        (folder / f"{world.ranks}.json").write_text(json.dumps(told))
+    if world.is_main:
+        (folder / f"{world.world_size}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pipeline import export
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
 from pipeline.evaluation.losses import Losses
-from pipeline.evaluation.metrics import Figure
+from pipeline.evaluation.metrics import MeanWithCI
 from pipeline.hub import model_card, upload
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
 from pipeline.training import checkpoint
@@ -93,9 +93,9 @@ def test_the_last_steps_own_weights_can_be_had_too(run: Path, tmp_path: Path) ->
 
 def test_any_checkpoint_can_be_chosen(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    run, (old, new) = tmp_path / "run", checkpoint.saved(tmp_path / "run")
+    run, (old, new) = tmp_path / "run", checkpoint.list_checkpoints(tmp_path / "run")
     for path, loss in ((old, 1.0), (new, 2.0)):
-        state = {**checkpoint.state_of(path), "val_loss": loss}
+        state = {**checkpoint.read_metadata(path), "val_loss": loss}
         (path / checkpoint.COMPLETE).write_text(json.dumps(state))
     hashes = {
         name: hashlib.sha256(
@@ -137,8 +137,8 @@ def test_somebody_s_readme_is_not_replaced(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_never_validated_has_no_best(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    for path in checkpoint.saved(tmp_path / "run"):
-        state = checkpoint.state_of(path)
+    for path in checkpoint.list_checkpoints(tmp_path / "run"):
+        state = checkpoint.read_metadata(path)
         del state["val_loss"]
         (path / checkpoint.COMPLETE).write_text(json.dumps(state))
     with pytest.raises(InputError, match="no checkpoint with a validation loss: give checkpoint=newest"):
@@ -166,8 +166,8 @@ def test_the_card_tells_data_model_training_and_licences(run: Path, tmp_path: Pa
 
 def test_the_card_names_the_licence_of_metas_weights(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    found = checkpoint.saved(tmp_path / "run")[-1]
-    state = checkpoint.state_of(found)
+    found = checkpoint.list_checkpoints(tmp_path / "run")[-1]
+    state = checkpoint.read_metadata(found)
     state["model"]["codec"]["name"], state["model"]["embedder"]["name"] = "encodec_24khz", "encodecmae_base"
     (found / checkpoint.COMPLETE).write_text(json.dumps(state))
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -184,8 +184,8 @@ def test_the_card_names_the_licence_of_metas_weights(run: Path, tmp_path: Path) 
 
 def test_the_card_shows_figures_that_were_measured_on_these_weights(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    found = checkpoint.saved(tmp_path / "run")[-1]
-    figure = Figure(0.5, 0.25, 0.75, 8).told()
+    found = checkpoint.list_checkpoints(tmp_path / "run")[-1]
+    figure = MeanWithCI(0.5, 0.25, 0.75, 8).to_dict()
     told = {
         "loss": Losses([2.0, 3.0], [4.0, 5.0], 6.93, 60).told(75),
         "temperatures": {"0.7": {"fidelity": figure, "pitch": figure}},
@@ -210,7 +210,7 @@ def test_the_card_shows_figures_that_were_measured_on_these_weights(run: Path, t
 def test_the_card_takes_texts_of_a_run_folder_as_texts(run: Path, tmp_path: Path) -> None:
     """Neither HTML nor Markdown nor a header; no remote cache is opened; a log of others is read as far as it goes."""
     shutil.copytree(run, tmp_path / "run")
-    found = checkpoint.saved(tmp_path / "run")[-1]
+    found = checkpoint.list_checkpoints(tmp_path / "run")[-1]
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     settings["name"], settings["optim"]["schedule"]["name"] = "a\n---\n<script>x</script>", "[x](http://y)|`z`"
     settings["shards"] = {"a": "http://user:Hidden0Value@127.0.0.1:9/cache", "b": "memory://cache"}

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from pipeline.common.errors import InputError
-from pipeline.generation.engine import Player
-from pipeline.models.codec_gpt import CodecGPT, GPT2Config, GPT2Model, build
-from pipeline.models.patterns import EMPTY, NAMES, Pattern
+from pipeline.generation.engine import InferenceEngine
+from pipeline.models.codec_gpt import CodecGPT, GPT2Config, GPT2Model, build_model
+from pipeline.models.patterns import NAMES, SPECIAL_TOKEN, Pattern
 from tests.helpers.models import TINY, tiny
 
 
@@ -54,34 +54,34 @@ def test_padding_is_not_music(name: str, lengths: list[int], end_of_audio: bool)
 def test_no_clip_has_a_part_in_another_s_numbers(name: str) -> None:
     """Bit for bit, even where another's are not finite; nor has a padded frame in the loss."""
     model, prompt = tiny(pattern=name).eval(), torch.randn(3, 12)
-    laid = model.pattern.apply(codes(3, 9) + 1)
+    laid = model.pattern.build_sequence(codes(3, 9) + 1)
     expected = model.logits(laid, prompt)
     odd = prompt.clone()
     odd[1] = math.nan
     assert torch.equal(model.logits(laid, odd)[::2], expected[::2])
     tokens, lengths = codes(1, 9) + 1, torch.tensor([5])
-    hidden = torch.randn(1, model.pattern.length(9), 32)
-    real = model.pattern.pick(torch.arange(hidden.shape[1])[None, :, None], 9, lengths)[:, :, :5].flatten()
+    hidden = torch.randn(1, model.pattern.num_steps(9), 32)
+    real = model.pattern.gather_positions(torch.arange(hidden.shape[1])[None, :, None], 9, lengths)[:, :, :5].flatten()
     padded = hidden.clone()
     padded[:, [s for s in range(hidden.shape[1]) if s not in real]] = math.nan
-    assert torch.equal(model.nats(padded, tokens, lengths)[0], model.nats(hidden, tokens, lengths)[0])
+    assert torch.equal(model.token_loss(padded, tokens, lengths)[0], model.token_loss(hidden, tokens, lengths)[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_is_that_of_the_logits_at_active_cells(name: str) -> None:
     model = tiny(pattern=name).eval()
     x, prompt = codes(2, 9), torch.randn(2, 12)
-    laid = model.pattern.apply(x + 1)
+    laid = model.pattern.build_sequence(x + 1)
     logits = model.logits(laid, prompt)  # [B, S, K, C]
     nats = torch.nn.functional.cross_entropy(logits.permute(0, 3, 2, 1), laid, reduction="none")  # [B, K, S]
-    active = Pattern(name, 4).frames(9) >= 0
+    active = Pattern(name, 4).frame_at_step(9) >= 0
     expected = (nats * active).sum((0, 2))
     assert torch.allclose(model(x, None, prompt)[0], expected, rtol=1e-5)
 
 
 def test_a_step_is_predicted_from_the_prompt_and_the_steps_before_it() -> None:
     model = tiny().eval()
-    laid, prompt = model.pattern.apply(codes(1, 10) + 1), torch.randn(1, 12)
+    laid, prompt = model.pattern.build_sequence(codes(1, 10) + 1), torch.randn(1, 12)
     before = model.logits(laid, prompt)
     changed = laid.clone()
     changed[:, 0, 5] = 1 + changed[:, 0, 5] % 1024
@@ -96,16 +96,16 @@ def test_a_step_is_predicted_from_the_prompt_and_the_steps_before_it() -> None:
 def test_cached_logits_are_the_full_logits(name: str, first: int) -> None:
     """Of so many positions read at once, and of each behind them, read one by one in either way."""
     model = tiny(pattern=name).eval()
-    laid, prompt = model.pattern.apply(codes(2, 8) + 1), torch.randn(2, 12)
+    laid, prompt = model.pattern.build_sequence(codes(2, 8) + 1), torch.randn(2, 12)
     inputs = torch.cat([model.condition(prompt, 2), model.embed(laid[:, :, :-1])], 1)
-    full, player, S = model.logits(laid, prompt), Player(model), inputs.shape[1]
+    full, player, S = model.logits(laid, prompt), InferenceEngine(model), inputs.shape[1]
     read, read_at = player.cache(2, S), player.cache(2, S)
     for cache in (read, read_at):
-        assert torch.allclose(player.read(inputs[:, :first], cache, 0), full[:, first - 1], atol=1e-5)
+        assert torch.allclose(player.forward(inputs[:, :first], cache, 0), full[:, first - 1], atol=1e-5)
     for at in range(first, S):
         one = inputs[:, at : at + 1]
-        assert torch.allclose(player.read(one, read, at), full[:, at], atol=1e-5)
-        assert torch.allclose(player.read_at(one, read_at, torch.tensor([at])), full[:, at], atol=1e-5)
+        assert torch.allclose(player.forward(one, read, at), full[:, at], atol=1e-5)
+        assert torch.allclose(player.decode_step(one, read_at, torch.tensor([at])), full[:, at], atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -114,15 +114,15 @@ def test_the_trunk_is_read_as_transformers_reads_it(training: bool, checkpointin
     """Bit for bit, gradients and dropout too."""
     model = tiny(dropout=0.1).train(training)
     if checkpointing:
-        model.trunk.gradient_checkpointing_enable()
+        model.backbone.gradient_checkpointing_enable()
     found = []
-    for read in (model.read, lambda x: model.trunk(inputs_embeds=x, use_cache=False).last_hidden_state):
+    for read in (model.backbone_forward, lambda x: model.backbone(inputs_embeds=x, use_cache=False).last_hidden_state):
         torch.manual_seed(3)
         inputs = torch.randn(2, 9, 32, requires_grad=True)
         model.zero_grad()
         read(inputs).square().sum().backward()
-        assert inputs.grad is not None and model.trunk.wpe.weight.grad is not None
-        found.append([inputs.grad, *(p.grad.clone() for p in model.trunk.parameters() if p.grad is not None)])
+        assert inputs.grad is not None and model.backbone.wpe.weight.grad is not None
+        found.append([inputs.grad, *(p.grad.clone() for p in model.backbone.parameters() if p.grad is not None)])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
@@ -136,11 +136,13 @@ def test_head_and_loss_are_one_graph_for_clips_of_all_lengths(compiler: None, na
         graphs.append(graph)
         return graph
 
-    compiled = torch.compile(model.nats, backend=count, fullgraph=True)
+    compiled = torch.compile(model.token_loss, backend=count, fullgraph=True)
     for T in (9, 12, 15, 20):
         tokens, lengths = codes(3, T) + 1, torch.tensor([T, 2, T - 3])
-        hidden = torch.randn(3, model.pattern.length(T), 32)
-        for ours, plain in zip(compiled(hidden, tokens, lengths), model.nats(hidden, tokens, lengths), strict=True):
+        hidden = torch.randn(3, model.pattern.num_steps(T), 32)
+        for ours, plain in zip(
+            compiled(hidden, tokens, lengths), model.token_loss(hidden, tokens, lengths), strict=True
+        ):
             assert torch.allclose(ours, plain)
     assert len(graphs) <= 2
 
@@ -155,9 +157,9 @@ def test_a_captured_step_masks_in_the_precision_of_its_queries() -> None:
                 masks.append((args[0].dtype, (kwargs or {})["attn_mask"].dtype))
             return func(*args, **(kwargs or {}))
 
-    player = Player(model)
+    player = InferenceEngine(model)
     with torch.no_grad(), Watch():
-        player.read_at(torch.randn(1, 1, 32).bfloat16(), player.cache(1, 4), torch.tensor([0]))
+        player.decode_step(torch.randn(1, 1, 32).bfloat16(), player.cache(1, 4), torch.tensor([0]))
     assert masks == [(torch.bfloat16, torch.bfloat16)] * 2
 
 
@@ -168,13 +170,13 @@ def test_without_a_prompt_a_learned_null_vector_stands_there() -> None:
     assert torch.equal(nats, model(codes(2, 6))[0])
     model.zero_grad()
     nats.sum().backward()
-    assert model.null.grad is not None and model.null.grad.abs().sum() > 0
+    assert model.null_prompt.grad is not None and model.null_prompt.grad.abs().sum() > 0
 
 
 def test_prompts_are_standardised() -> None:
     model = tiny()
     prompts = torch.randn(500, 12) * 7 + 3
-    model.standardise_prompts(prompts)
+    model.fit_prompt_normalization(prompts)
     scaled = torch.nn.functional.linear(
         (prompts - prompts.mean(0)) / prompts.std(0, correction=0), model.prompt.weight, model.prompt.bias
     )
@@ -185,7 +187,7 @@ def test_end_of_audio_is_a_frame_of_empty_that_counts() -> None:
     model = tiny(end_of_audio=True)
     tokens, lengths = model.targets(codes(2, 5), torch.tensor([5, 3]))
     assert tokens.shape[2] == 6 and lengths.tolist() == [6, 4]
-    assert (tokens[0, :, 5] == EMPTY).all() and (tokens[1, :, 3] == EMPTY).all()
+    assert (tokens[0, :, 5] == SPECIAL_TOKEN).all() and (tokens[1, :, 3] == SPECIAL_TOKEN).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -206,11 +208,11 @@ def test_a_copy_task_is_learned_under_each_pattern(name: str) -> None:
 
 def test_exported_and_loaded_it_is_the_same_model(tmp_path: Path) -> None:
     model = tiny(codec={"name": "some codec"}).eval()
-    model.standardise_prompts(torch.randn(10, 12))
+    model.fit_prompt_normalization(torch.randn(10, 12))
     model.save_pretrained(tmp_path)
     loaded = CodecGPT.from_pretrained(tmp_path)
     assert loaded.config == model.config and not loaded.training
-    laid, prompt = model.pattern.apply(codes(1, 5) + 1), torch.randn(1, 12)
+    laid, prompt = model.pattern.build_sequence(codes(1, 5) + 1), torch.randn(1, 12)
     assert torch.equal(loaded.logits(laid, prompt), model.logits(laid, prompt))
 
 
@@ -240,10 +242,10 @@ def gpt2(tmp_path: Path) -> str:
 
 def test_pretrained_weights_are_taken_and_made_longer(gpt2: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    model, known = build(replace(TINY, positions=40), gpt2), GPT2Model.from_pretrained(gpt2)
-    assert model.training and model.trunk.training
-    assert torch.equal(model.trunk.wpe.weight[:16], known.wpe.weight) and len(model.trunk.wpe.weight) == 40
-    assert torch.equal(model.trunk.h[1].mlp.c_fc.weight, known.h[1].mlp.c_fc.weight)
+    model, known = build_model(replace(TINY, positions=40), gpt2), GPT2Model.from_pretrained(gpt2)
+    assert model.training and model.backbone.training
+    assert torch.equal(model.backbone.wpe.weight[:16], known.wpe.weight) and len(model.backbone.wpe.weight) == 40
+    assert torch.equal(model.backbone.h[1].mlp.c_fc.weight, known.h[1].mlp.c_fc.weight)
     assert "from 16 to 40" in caplog.text
     assert not any("wte" in name for name in model.state_dict())
     with torch.no_grad():
@@ -253,7 +255,7 @@ def test_pretrained_weights_are_taken_and_made_longer(gpt2: str, caplog: pytest.
 
 def test_pretrained_weights_of_another_size_are_refused(gpt2: str) -> None:
     with pytest.raises(InputError, match=r"32 wide with 2 layers.*64, 2, 4"):
-        build(replace(TINY, width=64), gpt2)
+        build_model(replace(TINY, width=64), gpt2)
 
 
 def without_a_weight(folder: Path) -> None:
@@ -300,14 +302,14 @@ def test_pretrained_weights_that_would_leave_some_random_are_refused(
     """In one line that names the setting, whatever is damaged or missing."""
     damage(Path(gpt2))
     with pytest.raises(InputError, match=f"model.pretrained={gpt2}.*{message}") as caught:
-        build(TINY, gpt2)
+        build_model(TINY, gpt2)
     assert "\n" not in str(caught.value)
 
 
 def test_pretrained_weights_that_cannot_be_had_are_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"hf download gpt2.*model.pretrained=DIR.*model=small"):
-        build(TINY, "gpt2")
+        build_model(TINY, "gpt2")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import soundfile
 
 from pipeline.audio import audio_io
 from pipeline.preprocessing.audio_hash import Digests, digest_of_sound, digests
-from pipeline.preprocessing.decode import Job, Part, Reading
+from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job
 from tests.preprocessing.test_decode_workers import tone
 
 
@@ -35,7 +35,7 @@ def test_a_reader_finds_the_same(tmp_path: Path, readers: int) -> None:
             digest(str(tmp_path / "gone.wav"))
 
 
-def stuck(job: Job, how: Reading) -> Iterator[Part]:
+def stuck(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """As a decoder that never comes back from one file."""
     real = audio_io._opened
     audio_io._opened = lambda source, keep: time.sleep(600) if "stuck" in str(source) else real(source, keep)  # type: ignore[assignment]

@@ -17,17 +17,26 @@ import soundfile
 from pipeline.audio import audio_io
 from pipeline.common.errors import MachineError
 from pipeline.corpora import Clip, fingerprint
-from pipeline.preprocessing.decode import CHANGED, GONE, Job, Part, Reading, Skipped, fault_of_system, parts
-from pipeline.preprocessing.decode_workers import Readers
-from pipeline.preprocessing.encoder import ahead
-from pipeline.preprocessing.shard_planner import Item
+from pipeline.preprocessing.decode import (
+    CHANGED,
+    GONE,
+    DecodedBatch,
+    DecodeOptions,
+    Job,
+    Skipped,
+    fault_of_system,
+    parts,
+)
+from pipeline.preprocessing.decode_workers import DecodeWorkerPool
+from pipeline.preprocessing.encoder import prefetch
+from pipeline.preprocessing.shard_planner import PlannedClip
 
-HOW = Reading(rate=24_000, longest=4.0, batch=2, patience=0)
+HOW = DecodeOptions(rate=24_000, longest=4.0, batch=2, patience=0)
 
 
-def item(path: Path, start: float = 0.0, duration: float | None = None, key: str = "k") -> Item:
+def item(path: Path, start: float = 0.0, duration: float | None = None, key: str = "k") -> PlannedClip:
     clip = Clip(key, str(path), "train", start, duration)
-    return Item(clip, path.name, fingerprint(clip))
+    return PlannedClip(clip, path.name, fingerprint(clip))
 
 
 def tone(path: Path, seconds: float = 1.0, rate: int = 24_000) -> Path:
@@ -36,8 +45,8 @@ def tone(path: Path, seconds: float = 1.0, rate: int = 24_000) -> Path:
     return path
 
 
-def heard(items: list[Item], how: Reading = HOW) -> list:
-    return [found for part in parts(Job("s", 0, items), how) for found in part.heard]
+def heard(items: list[PlannedClip], how: DecodeOptions = HOW) -> list:
+    return [found for part in parts(Job("s", 0, items), how) for found in part.clips]
 
 
 def test_clips_are_what_the_audio_room_reads(tmp_path: Path) -> None:
@@ -85,10 +94,10 @@ def test_a_file_that_changes_while_it_is_read_is_set_aside(tmp_path: Path) -> No
     """The cuts that were read before the change stand; the others are of no known file."""
     path = tone(tmp_path / "a.wav", 3.0)
     items = [item(path, float(i), 1.0, f"k{i}") for i in range(3)]
-    reading = parts(Job("s", 0, items), Reading(24_000, 4.0, batch=1, patience=0))
-    assert len(next(reading).heard[0]) == 24_000
+    reading = parts(Job("s", 0, items), DecodeOptions(24_000, 4.0, batch=1, patience=0))
+    assert len(next(reading).clips[0]) == 24_000
     os.utime(path, (1, 1))
-    assert [part.heard for part in reading] == [[CHANGED], [CHANGED]]
+    assert [part.clips for part in reading] == [[CHANGED], [CHANGED]]
 
 
 def test_a_file_that_is_gone_is_set_aside(tmp_path: Path) -> None:
@@ -105,7 +114,7 @@ def test_what_the_system_cannot_read_is_no_fault_of_the_file(tmp_path: Path) -> 
     assert fault_of_system("/proc/self/mem") == "Input/output error" and fault_of_system("/dev/zero") is None
     path = tone(tmp_path / "a.wav")
     job = Job("s", 0, [item(path), item(path)], str(tmp_path / "gone"), ((0, 9), (0, 9)))
-    assert [found.retry for part in parts(job, HOW) for found in part.heard] == [True, True]
+    assert [found.retry for part in parts(job, HOW) for found in part.clips] == [True, True]
     path.write_text("no sound")
     assert [found.retry for found in heard([item(path)])] == [False]
 
@@ -115,10 +124,10 @@ def test_bytes_that_wait_in_a_file_are_read_from_there(tmp_path: Path) -> None:
     held = tmp_path / "held"
     held.write_bytes(b"xxx" + path.read_bytes())
     job = Job("s", 0, [item(path)], str(held), ((3, path.stat().st_size),))
-    assert np.array_equal(next(parts(job, HOW)).heard[0], audio_io.read(path))
+    assert np.array_equal(next(parts(job, HOW)).clips[0], audio_io.read(path))
 
 
-def read_all(readers: Readers, jobs: list[Job]) -> list[Part]:
+def read_all(readers: DecodeWorkerPool, jobs: list[Job]) -> list[DecodedBatch]:
     """What a crew does, in small: a job for each time one is asked for."""
     inbox, ours = Pipe()
     waiting = iter(jobs)
@@ -132,43 +141,43 @@ def read_all(readers: Readers, jobs: list[Job]) -> list[Part]:
 def test_all_jobs_come_back_in_parts_that_the_plan_decides(tmp_path: Path, count: int) -> None:
     items = [item(tone(tmp_path / f"{i}.wav", 0.1 + i / 100), key=f"k{i}") for i in range(10)]
     jobs = [Job("s", 0, items[:5]), Job("s", 5, items[5:7]), Job("t", 0, items[7:])]
-    found = read_all(Readers(count, HOW), jobs)
-    assert sorted((p.shard, p.first, len(p.heard)) for p in found) == [
+    found = read_all(DecodeWorkerPool(count, HOW), jobs)
+    assert sorted((p.shard, p.first, len(p.clips)) for p in found) == [
         ("s", 0, 2), ("s", 2, 2), ("s", 4, 1), ("s", 5, 2), ("t", 0, 2), ("t", 2, 1),
     ]  # fmt: skip
-    lengths = {(p.shard, p.first + i): len(wav) for p in found for i, wav in enumerate(p.heard)}
+    lengths = {(p.shard, p.first + i): len(wav) for p in found for i, wav in enumerate(p.clips)}
     assert lengths == {("s" if i < 7 else "t", i % 7): 2400 + 240 * i for i in range(10)}
 
 
-def deadly(job: Job, how: Reading) -> Iterator[Part]:
+def deadly(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """As a decoder with a bug: one file takes the whole process down."""
     for i, one in enumerate(job.items):
         if "deadly" in one.path:
             os.kill(os.getpid(), signal.SIGSEGV)
-        yield Part(job.shard, job.first + i, [Skipped(one.path)])
+        yield DecodedBatch(job.shard, job.first + i, [Skipped(one.path)])
 
 
 def test_a_decoder_that_dies_costs_the_clip_that_killed_it_only(tmp_path: Path) -> None:
     names = ["a", "b", "deadly", "c", "deadly too", "d"]
-    items = [Item(Clip(name, name, "train"), name, "") for name in names]
-    found = read_all(Readers(2, HOW, deadly), [Job("s", 0, items), Job("t", 0, items[:2])])
-    reasons = {(part.shard, part.first): part.heard[0] for part in found}
+    items = [PlannedClip(Clip(name, name, "train"), name, "") for name in names]
+    found = read_all(DecodeWorkerPool(2, HOW, deadly), [Job("s", 0, items), Job("t", 0, items[:2])])
+    reasons = {(part.shard, part.first): part.clips[0] for part in found}
     assert not any(skipped.retry for skipped in reasons.values()), "a crash is the file's own"
     texts = {key: skipped.reason for key, skipped in reasons.items()}
     assert {key for key, text in texts.items() if "ends the process that decodes it" in text} == {("s", 2), ("s", 4)}
     assert sorted(text for text in texts.values() if len(text) == 1) == ["a", "a", "b", "b", "c", "d"]
 
 
-def slow(job: Job, how: Reading) -> Iterator[Part]:
+def slow(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """One long file among short ones."""
     for i, one in enumerate(job.items):
         time.sleep(1.5 if one.path == "long" else 0)
-        yield Part(job.shard, job.first + i, [Skipped(one.path)])
+        yield DecodedBatch(job.shard, job.first + i, [Skipped(one.path)])
 
 
 def test_one_long_file_does_not_hold_up_the_rest() -> None:
-    jobs = [Job(name, 0, [Item(Clip(name, name, "train"), name, "")]) for name in ("long", *"abcdefgh")]
-    found = [part.shard for part in read_all(Readers(2, HOW, slow), jobs)]
+    jobs = [Job(name, 0, [PlannedClip(Clip(name, name, "train"), name, "")]) for name in ("long", *"abcdefgh")]
+    found = [part.shard for part in read_all(DecodeWorkerPool(2, HOW, slow), jobs)]
     assert found[-1] == "long" and sorted(found[:-1]) == list("abcdefgh")
 
 
@@ -180,8 +189,8 @@ def test_a_reader_that_is_ahead_waits(tmp_path: Path, monkeypatch: pytest.Monkey
     inbox, ours = Pipe()
     asked = threading.Event()
     monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))  # the reader inherits it
-    readers = Readers(1, Reading(24_000, 4.0, 1, 0), counting)
-    stream = ahead(readers.parts(inbox, asked.set))
+    readers = DecodeWorkerPool(1, DecodeOptions(24_000, 4.0, 1, 0), counting)
+    stream = prefetch(readers.parts(inbox, asked.set))
     threading.Thread(target=lambda: (asked.wait(), ours.send(Job("s", 0, items)), ours.send(None))).start()
     next(stream)
     time.sleep(1.0)
@@ -190,7 +199,7 @@ def test_a_reader_that_is_ahead_waits(tmp_path: Path, monkeypatch: pytest.Monkey
     readers.close()
 
 
-def counting(job: Job, how: Reading) -> Iterator[Part]:
+def counting(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     for part in parts(job, how):
         tried()
         yield part
@@ -207,13 +216,13 @@ def test_what_goes_wrong_ahead_comes_out_in_its_turn() -> None:
         yield 1
         raise RuntimeError("broken")
 
-    stream = ahead(items())
+    stream = prefetch(items())
     assert next(stream) == 1
     with pytest.raises(RuntimeError, match="broken"):
         next(stream)
 
 
-def stuck(job: Job, how: Reading) -> Iterator[Part]:
+def stuck(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """As a decoder that never comes back from C, and lets no other thread of its process run."""
     real = audio_io._opened
 
@@ -232,8 +241,10 @@ def test_a_decoder_that_hangs_costs_its_file_only(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
     good, bad = tone(tmp_path / "a.wav", 2.0), tone(tmp_path / "stuck.wav", 4.0)
     items = [item(good), *(item(bad, 0.5 * i, 0.5, f"k{i}") for i in range(8)), item(good, 0.0, 1.0)]
-    found = read_all(Readers(1, replace(HOW, patience=2.0), stuck), [Job("s", 0, items), Job("t", 0, items[:1])])
-    texts = {(part.shard, part.first + i): heard for part in found for i, heard in enumerate(part.heard)}
+    found = read_all(
+        DecodeWorkerPool(1, replace(HOW, patience=2.0), stuck), [Job("s", 0, items), Job("t", 0, items[:1])]
+    )
+    texts = {(part.shard, part.first + i): heard for part in found for i, heard in enumerate(part.clips)}
     slow = {key for key, text in texts.items() if isinstance(text, Skipped)}
     assert slow == {("s", i) for i in range(1, 9)} and len(texts) == 11
     assert {texts[key] for key in slow} == {
@@ -247,7 +258,7 @@ def test_reading_has_no_limit_while_it_waits_to_be_heard(tmp_path: Path) -> None
     """A reader that is ahead of a slow encoder is not slow."""
     items = [item(tone(tmp_path / f"{i}.wav", 0.1), key=f"k{i}") for i in range(6)]
     inbox, ours = Pipe()
-    readers = Readers(1, replace(HOW, batch=1, patience=1.0))
+    readers = DecodeWorkerPool(1, replace(HOW, batch=1, patience=1.0))
     jobs = iter([Job("s", 0, items)])
     found = []
     for part in readers.parts(inbox, lambda: ours.send(next(jobs, None))):
@@ -257,36 +268,36 @@ def test_reading_has_no_limit_while_it_waits_to_be_heard(tmp_path: Path) -> None
     assert [len(part.heard[0]) for part in found] == [2400] * 6
 
 
-def once_deadly(job: Job, how: Reading) -> Iterator[Part]:
+def once_deadly(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """As a machine that is short of memory for a moment: the first to read a clip is killed."""
     for i, one in enumerate(job.items):
         mark = Path(os.environ["KILLED"]) / one.path
         if not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        yield Part(job.shard, job.first + i, [Skipped(one.path)])
+        yield DecodedBatch(job.shard, job.first + i, [Skipped(one.path)])
 
 
-def always_killed(job: Job, how: Reading) -> Iterator[Part]:
+def always_killed(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     os.kill(os.getpid(), signal.SIGKILL)
     yield from ()
 
 
 def test_a_clip_whose_reader_was_killed_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KILLED", str(tmp_path))
-    alone = [Job("s", 0, [Item(Clip("a", "a", "train"), "a", "")])]
-    assert [part.heard for part in read_all(Readers(1, HOW, once_deadly), alone)] == [[Skipped("a")]]
-    (told,) = read_all(Readers(1, HOW, always_killed), alone)
+    alone = [Job("s", 0, [PlannedClip(Clip("a", "a", "train"), "a", "")])]
+    assert [part.clips for part in read_all(DecodeWorkerPool(1, HOW, once_deadly), alone)] == [[Skipped("a")]]
+    (told,) = read_all(DecodeWorkerPool(1, HOW, always_killed), alone)
     killed = "unreadable: the process that decodes it was killed twice, as by a machine out of memory"
-    assert told.heard == [Skipped(killed, retry=True)]
+    assert told.clips == [Skipped(killed, retry=True)]
 
 
 def test_a_reader_that_is_killed_while_it_has_nothing_to_do_is_replaced(tmp_path: Path) -> None:
     items = [item(tone(tmp_path / f"{i}.wav", 0.1), key=f"k{i}") for i in range(4)]
-    readers = Readers(1, HOW)
+    readers = DecodeWorkerPool(1, HOW)
     readers._readers[0].process.kill()
     readers._readers[0].process.join()
-    assert sum(len(part.heard) for part in read_all(readers, [Job("s", 0, items)])) == 4
+    assert sum(len(part.clips) for part in read_all(readers, [Job("s", 0, items)])) == 4
 
 
 class Stillborn:
@@ -295,7 +306,7 @@ class Stillborn:
     def __init__(self, times: int) -> None:
         self.times = times
 
-    def __call__(self, job: Job, how: Reading) -> Iterator[Part]:
+    def __call__(self, job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
         return parts(job, how)
 
     def __setstate__(self, state: dict[str, int]) -> None:
@@ -311,7 +322,7 @@ def test_a_reader_that_is_killed_before_it_begins_is_no_clip_s_fault(
     """However often, as long as one begins some time: else it is told, and no clip is set aside."""
     items = [item(tone(tmp_path / f"{i}.wav", 0.1), key=f"k{i}") for i in range(3)]
     monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
-    found = read_all(Readers(1, HOW, Stillborn(4)), [Job("s", 0, items)])
-    assert [len(wav) for part in found for wav in part.heard] == [2400] * 3
-    with pytest.raises(MachineError, match="10 reader processes in a row ended before they began.*readers=0"):
-        read_all(Readers(1, HOW, Stillborn(1000)), [Job("s", 0, items)])
+    found = read_all(DecodeWorkerPool(1, HOW, Stillborn(4)), [Job("s", 0, items)])
+    assert [len(wav) for part in found for wav in part.clips] == [2400] * 3
+    with pytest.raises(MachineError, match="10 decode workers in a row ended before they started.*readers=0"):
+        read_all(DecodeWorkerPool(1, HOW, Stillborn(1000)), [Job("s", 0, items)])

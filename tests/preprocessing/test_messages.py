@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.cli import compose, word
+from pipeline.config.cli import compose, format_override
 from pipeline.preprocessing import messages
-from pipeline.training.setup import model_config, open_shards
+from pipeline.training.setup import model_config, open_datasets
 from tests.helpers.preprocess_runs import make, tones
 
 
@@ -26,7 +26,7 @@ def test_the_next_command_trains_on_the_cache(tmp_path: Path, capsys: pytest.Cap
     assert (launcher, script) == ("deepspeed", "pipeline/train.py")
     cfg = compose("train", words)
     assert cfg.model.name == "tiny" and cfg.shards == str(out)
-    pairs, _ = open_shards(cfg)
+    pairs, _ = open_datasets(cfg)
     assert model_config(cfg, pairs).codebooks == 2
 
 
@@ -41,5 +41,5 @@ def test_what_is_usual_is_not_said() -> None:
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="$"), min_size=1))
 def test_any_value_comes_through_a_shell_and_hydra(value: str) -> None:
     """But for `${`, which names another setting."""
-    (given_word,) = shlex.split(shlex.join([word("out", f"/{value}")]))
+    (given_word,) = shlex.split(shlex.join([format_override("out", f"/{value}")]))
     assert OverridesParser.create().parse_override(given_word).value() == f"/{value}"

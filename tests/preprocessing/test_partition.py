@@ -3,12 +3,12 @@
 import pytest
 
 from pipeline.common.errors import InputError
-from pipeline.preprocessing.partition import Share, share_of
+from pipeline.preprocessing.partition import Partition, parse_partition
 
 
 def test_every_shard_is_in_exactly_one_part() -> None:
     for count in (1, 2, 3, 16):
-        shares = [Share(number, count) for number in range(1, count + 1)]
+        shares = [Partition(number, count) for number in range(1, count + 1)]
         for shard in range(50):
             assert sum(share.has(shard) for share in shares) == 1
 
@@ -45,16 +45,16 @@ def test_every_shard_is_in_exactly_one_part() -> None:
     ],
 )
 def test_slurm_tells_the_part(env: dict[str, str], number: int, count: int) -> None:
-    share = share_of("auto", env)
+    share = parse_partition("auto", env)
     assert (share.number, share.count) == (number, count)
 
 
 def test_a_part_that_is_given_wins_over_slurm() -> None:
-    share = share_of("3/16", {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "7"})
+    share = parse_partition("3/16", {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "7"})
     assert (share.number, share.count) == (3, 16)
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2", ""])
 def test_a_part_that_is_none_is_refused(part: str) -> None:
     with pytest.raises(InputError, match="n/m"):
-        share_of(part, {})
+        parse_partition(part, {})

@@ -19,10 +19,10 @@ from pipeline.audio.codec import load_codec
 from pipeline.audio.embedder import load_embedder
 from pipeline.common.errors import InputError
 from pipeline.data.build_state import PLAN
-from pipeline.data.manifest import NAME as MANIFEST
+from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard import Sample, read_shard
-from pipeline.data.storage import LocalStore
+from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from pipeline.preprocessing import runner
 from tests.helpers.preprocess_runs import HERE, command, contents, make, tones, words
@@ -48,7 +48,7 @@ def cache(nsynth_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_every_clip_is_there_with_the_codec_s_codes_and_the_embedder_s_vector(cache: Path, nsynth_folder: Path) -> None:
     manifest, found = Manifest.load(cache), samples(cache)
-    assert [*verify(LocalStore(cache))] == []
+    assert [*verify(LocalStorage(cache))] == []
     codec, embedder = load_codec("encodec_embedded", 2), load_embedder("encodecmae_tiny")
     assert manifest.codec == codec.identity and manifest.embedder == embedder.identity
     for split in ("train", "valid", "test"):
@@ -60,7 +60,7 @@ def test_every_clip_is_there_with_the_codec_s_codes_and_the_embedder_s_vector(ca
             assert wav.shape == (1, 96_000)
             assert np.array_equal(found[key].codes, codec.encode(wav[:, None])[0].numpy())
             assert np.array_equal(found[key].prompt, embedder.embed(wav)[0].numpy().astype(np.float16))
-            info = found[key].info
+            info = found[key].metadata
             assert (info["path"], info["start"], info["duration"], info["split"]) == (path, 0.0, 4.0, split)
             assert info["labels"]["pitch"] == note["pitch"]
 
@@ -69,7 +69,7 @@ def test_stock_webdataset_reads_a_cache(cache: Path) -> None:
     urls = sorted(str(path) for path in cache.glob("train-*.tar"))
     found = list(wds.WebDataset(urls, shardshuffle=False).decode())
     ours = samples(cache)
-    assert {f["__key__"] for f in found} == {k for k, s in ours.items() if s.info["split"] == "train"}
+    assert {f["__key__"] for f in found} == {k for k, s in ours.items() if s.metadata["split"] == "train"}
     assert all(np.array_equal(f["codes.npy"], ours[f["__key__"]].codes) for f in found)
 
 
@@ -97,7 +97,7 @@ def test_a_packed_corpus_gives_the_same_samples_as_an_unpacked_one(
     for key, sample in found.items():
         assert np.array_equal(sample.codes, expected[key].codes)
         assert np.array_equal(sample.prompt, expected[key].prompt)
-        assert sample.info["path"].startswith(f"nsynth-{sample.info['split']}.jsonwav.tar.gz::")
+        assert sample.metadata["path"].startswith(f"nsynth-{sample.metadata['split']}.jsonwav.tar.gz::")
 
 
 def test_jamendo_with_broken_files_among_it(jamendo_folder: Path, tmp_path: Path) -> None:
@@ -113,11 +113,11 @@ def test_jamendo_with_broken_files_among_it(jamendo_folder: Path, tmp_path: Path
     (root / "99").mkdir(exist_ok=True)
     shutil.copy(tracks[4], root / "99" / "stranger.mp3")
     assert make("jamendo", root, tmp_path / "out", "data.segment_seconds=1", "data.shortest_seconds=0.5") == 0
-    assert [*verify(LocalStore(tmp_path / "out"))] == []
+    assert [*verify(LocalStorage(tmp_path / "out"))] == []
     found = samples(tmp_path / "out")
-    paths = {sample.info["path"] for sample in found.values()}
+    paths = {sample.metadata["path"] for sample in found.values()}
     assert str(tracks[2].relative_to(root)) in paths, "a track with a broken frame goes on after it"
-    aside = {row["path"].removeprefix(f"{root}/"): row["reason"] for row in Manifest.load(tmp_path / "out").set_aside}
+    aside = {row["path"].removeprefix(f"{root}/"): row["reason"] for row in Manifest.load(tmp_path / "out").skipped}
     for gone in (tracks[0], tracks[1], tracks[3], root / "99" / "stranger.mp3"):
         assert str(gone.relative_to(root)) in aside and str(gone.relative_to(root)) not in paths
 
@@ -163,12 +163,12 @@ def test_what_can_be_read_is_and_what_cannot_is_set_aside_by_name(
     good, bad = odd_files(tmp_path / "odd")
     assert make_tones(tmp_path / "odd", tmp_path / "out", "longest_seconds=2") == 0
     manifest = Manifest.load(tmp_path / "out")
-    assert {sample.info["path"] for sample in samples(tmp_path / "out").values()} == good
-    aside = {Path(row["path"]).name: row["reason"] for row in manifest.set_aside}
+    assert {sample.metadata["path"] for sample in samples(tmp_path / "out").values()} == good
+    aside = {Path(row["path"]).name: row["reason"] for row in manifest.skipped}
     assert aside.keys() == bad.keys()
     for name, word in bad.items():
         assert aside[name].startswith(word), (name, aside[name])
-    assert manifest.silent == 1 and [*verify(LocalStore(tmp_path / "out"))] == []
+    assert manifest.silent == 1 and [*verify(LocalStorage(tmp_path / "out"))] == []
     told = capsys.readouterr().out
     assert f"skipped: {len(bad)} inputs" in told and "silent, and kept: 1 clips" in told
 
@@ -184,7 +184,7 @@ def test_a_clip_that_no_embedder_can_take_spoils_no_other(tmp_path: Path, value:
     make_tones(root, tmp_path / "out")
     found, usual = samples(tmp_path / "out"), samples(tmp_path / "usual")
     others = [key for key in usual if not key.startswith("tone002")]
-    assert len(others) == 5 and all(found[key].info == usual[key].info for key in others)
+    assert len(others) == 5 and all(found[key].metadata == usual[key].metadata for key in others)
     for key in others:
         assert np.array_equal(found[key].codes, usual[key].codes)
         assert np.array_equal(found[key].prompt, usual[key].prompt)
@@ -201,7 +201,7 @@ def test_a_cache_without_any_clip_is_an_error(tmp_path: Path, capsys: pytest.Cap
         assert printed.err.startswith(f"error: {tmp_path / 'out'} has no clip to train on")
         assert printed.err.count("\n") == 1 and "3 empty" in printed.out and "next:" not in printed.out
     assert Manifest.load(tmp_path / "out").splits == {"train": []}
-    assert len(Manifest.load(tmp_path / "out").set_aside) == 3
+    assert len(Manifest.load(tmp_path / "out").skipped) == 3
     assert not [*(tmp_path / "out").glob("*.tar")]
 
 
@@ -231,11 +231,11 @@ def test_what_could_not_be_read_is_looked_for_again(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", scandir)
         assert make_tones(root, out) == 0
-        assert [row["reason"] for row in Manifest.load(out).set_aside] == [
+        assert [row["reason"] for row in Manifest.load(out).skipped] == [
             "a folder that cannot be read: Permission denied"
         ]
     assert make_tones(root, out) == 0
-    assert Manifest.load(out).samples("train") == 5 and not Manifest.load(out).set_aside
+    assert Manifest.load(out).samples("train") == 5 and not Manifest.load(out).skipped
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_changed_added_and_removed_inputs_touch_their_own_shards_only(tmp_path: 
         make_tones(root, fresh)
         ours, theirs = Manifest.load(out), Manifest.load(fresh)
         assert [s.sha256 for s in ours.splits["train"]] == [s.sha256 for s in theirs.splits["train"]]
-        assert [*verify(LocalStore(out))] == []
+        assert [*verify(LocalStorage(out))] == []
         shutil.rmtree(fresh)
 
 
@@ -306,7 +306,7 @@ def test_a_cache_that_changes_has_no_manifest_until_it_is_whole_again(
     assert not (out / MANIFEST).exists()
     monkeypatch.undo()
     assert make_tones(root, out) == 0
-    seconds = {sample.info["path"]: sample.info["duration"] for sample in samples(out).values()}
+    seconds = {sample.metadata["path"]: sample.metadata["duration"] for sample in samples(out).values()}
     assert seconds["tone000.wav"] == pytest.approx(0.3)
 
 
@@ -337,9 +337,9 @@ def test_new_prompts_are_added_and_the_codes_kept_byte_for_byte(tmp_path: Path) 
         make_tones(root, out, other)
     assert make_tones(root, out, other, "add=prompt") == 0
     new = samples(out)
-    assert new.keys() == old.keys() and [*verify(LocalStore(out))] == []
+    assert new.keys() == old.keys() and [*verify(LocalStorage(out))] == []
     for key, sample in new.items():
-        assert np.array_equal(sample.codes, old[key].codes) and sample.info == old[key].info
+        assert np.array_equal(sample.codes, old[key].codes) and sample.metadata == old[key].metadata
         assert not np.array_equal(sample.prompt, old[key].prompt)
     make_tones(root, tmp_path / "fresh", other)
     assert contents(out) == contents(tmp_path / "fresh")
@@ -403,7 +403,7 @@ def test_a_full_disk_leaves_a_cache_that_the_next_run_completes(tmp_path: Path) 
     assert not [*out.glob("*.partial")] and not [*out.glob(".*.partial")]
     assert not (out / MANIFEST).exists()
     assert command("pipeline.preprocess", *arguments).returncode == 0
-    assert [*verify(LocalStore(out))] == []
+    assert [*verify(LocalStorage(out))] == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pipeline.audio.audio_io import read
 from pipeline.audio.codec import load_codec
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard import read_shard
-from pipeline.data.storage import LocalStore
+from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.corpora import Row, write_metadata
 from tests.helpers.preprocess_runs import command, words
@@ -87,16 +87,16 @@ def test_a_collection_with_broken_files_becomes_a_proven_cache(chorales: Path, t
     arguments = words("jamendo", chorales, out, "data.segment_seconds=5", "data.valid=0.2", "data.test=0.2")
     done = command("pipeline.preprocess", *arguments)
     assert done.returncode == 0, done.stderr
-    assert [*verify(LocalStore(out))] == []
-    manifest = Manifest.load(LocalStore(out))
-    aside = {Path(row["path"]).name: row["reason"] for row in manifest.set_aside}
+    assert [*verify(LocalStorage(out))] == []
+    manifest = Manifest.load(LocalStorage(out))
+    aside = {Path(row["path"]).name: row["reason"] for row in manifest.skipped}
     assert {"1.mp3", "2.mp3", "3.mp3", "6.mp3"} <= aside.keys() <= {f"{n}.mp3" for n in range(1, 8)}, aside
     assert "the same sound as" in aside["3.mp3"]
     split_of: dict[str, set[str]] = {}
     hours = 0.0
     for path in sorted(out.glob("*.tar")):
         for sample in read_shard(path):
-            split_of.setdefault(sample.info["labels"]["artist"], set()).add(sample.info["split"])
+            split_of.setdefault(sample.metadata["labels"]["artist"], set()).add(sample.metadata["split"])
             hours += sample.codes.shape[1] / 75 / 3600
     assert all(len(splits) == 1 for splits in split_of.values()) and len(split_of) >= 6
     assert hours > 0.05, "some three minutes of Bach at the least"
@@ -109,6 +109,6 @@ def test_what_lies_in_the_cache_is_what_was_played(chorales: Path, tmp_path: Pat
     done = command("pipeline.preprocess", *words("jamendo", chorales, out, "data.segment_seconds=5", "data.valid=0"))
     assert done.returncode == 0, done.stderr
     sample = next(read_shard(sorted(out.glob("*.tar"))[0]))
-    wav = read(chorales / sample.info["path"], start=sample.info["start"], duration=sample.info["duration"])
+    wav = read(chorales / sample.metadata["path"], start=sample.metadata["start"], duration=sample.metadata["duration"])
     codes = load_codec("encodec_embedded", len(sample.codes)).encode(torch.from_numpy(wav)[None, None])[0].numpy()
     assert codes.shape == sample.codes.shape and (codes == sample.codes).mean() > 0.998

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.manifest import Manifest
 from pipeline.preprocessing import runner
-from pipeline.preprocessing.shard_planner import make_plan
+from pipeline.preprocessing.shard_planner import plan_shards
 from tests.helpers.preprocess_runs import contents, make, start, tones, words
 
 SETTINGS = ("data.valid=0", "data.test=0", "data.shortest_seconds=0.01")
@@ -49,7 +49,7 @@ def after_planning(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callab
 
         def at(fault: Callable[[], object]) -> None:
             def planned(*arguments: object) -> object:
-                plan = make_plan(*arguments)  # type: ignore[arg-type]
+                plan = plan_shards(*arguments)  # type: ignore[arg-type]
                 fault()
                 patched.undo()
                 return plan
@@ -76,7 +76,7 @@ def test_what_is_away_for_a_moment_is_read_by_the_next_run(
         assert make("folder", corpus, out, *SETTINGS, ONE_SHARD) == 0
     finally:
         away.rename(corpus / gone)
-    rows = Manifest.load(out).set_aside
+    rows = Manifest.load(out).skipped
     assert [row["path"] for row in rows] == lost
     assert all(row["retry"] is True and row["reason"].startswith("missing") for row in rows)
     told = f"not read for reasons of the machine: {len(lost)} of these; run the same command again"
@@ -104,7 +104,7 @@ def test_a_shard_all_of_whose_clips_are_away_ends_the_run_with_an_error(
         away.rename(corpus)
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith(f"error: {out}: no clip of train-000000.tar and of")
-    assert f"see that all of data.root={corpus} is there" in told and "run the same command again" in told
+    assert f"check that data.root={corpus} is there" in told and "run the same command again" in told
     assert not [*out.glob("*.done.json")] and not (out / "manifest.json").exists()
     assert make("folder", corpus, out, *SETTINGS) == 0
     assert contents(out) == whole

@@ -41,7 +41,7 @@ def test_a_broken_file_of_many_clips_is_one_line(tmp_path: Path, capsys: pytest.
         "  'c not finite.wav'",
         "  'd not finite.wav'",
     ]
-    assert len(Manifest.load(tmp_path / "out").set_aside) == 25
+    assert len(Manifest.load(tmp_path / "out").skipped) == 25
 
 
 def test_a_short_file_is_a_clip_and_a_short_rest_is_not(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_short_file_is_a_clip_and_a_short_rest_is_not(tmp_path: Path) -> None:
     for cuts, clips in (("null", 2), ("0.2", 3)):
         out = tmp_path / f"out-{cuts}"
         assert make("folder", root, out, *ALL_TRAIN, f"data.segment_seconds={cuts}") == 0
-        assert Manifest.load(out).samples("train") == clips and not Manifest.load(out).set_aside
+        assert Manifest.load(out).samples("train") == clips and not Manifest.load(out).skipped
 
 
 def test_copies_do_not_leak_between_splits(tmp_path: Path) -> None:
@@ -74,10 +74,12 @@ def test_copies_do_not_leak_between_splits(tmp_path: Path) -> None:
     for split, shards in manifest.splits.items():
         for shard in shards:
             for sample in read_shard(tmp_path / "out" / shard.name):
-                splits.setdefault("".join(filter(str.isdigit, sample.info["path"].partition(".")[0])), []).append(split)
+                splits.setdefault("".join(filter(str.isdigit, sample.metadata["path"].partition(".")[0])), []).append(
+                    split
+                )
     assert len(splits) == 30 and all(len(found) == 2 and len(set(found)) == 1 for found in splits.values())
     assert {found[0] for found in splits.values()} == {"train", "valid", "test"}
-    reasons = [row["reason"] for row in manifest.set_aside]
+    reasons = [row["reason"] for row in manifest.skipped]
     assert len(reasons) == 90 and all(reason.startswith("copy: the same sound as ") for reason in reasons)
 
 
@@ -95,7 +97,7 @@ def bad_amplitudes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prompts_and_reasons(root: Path, out: Path, *settings: str) -> tuple[dict[str, np.ndarray], Manifest]:
     assert make("folder", root, out, *ALL_TRAIN, *settings) == 0
     found = read_shard(out / "train-000000.tar")
-    return {Path(sample.info["path"]).stem: sample.prompt for sample in found}, Manifest.load(out)
+    return {Path(sample.metadata["path"]).stem: sample.prompt for sample in found}, Manifest.load(out)
 
 
 def test_peaks_above_full_scale_are_scaled_and_named(
@@ -107,7 +109,7 @@ def test_peaks_above_full_scale_are_scaled_and_named(
     ((scaled, reason),) = [(row["path"], row["reason"]) for row in manifest.adjusted]
     assert scaled == "int16.wav"
     assert reason == "above full scale: its peak is 32,768, where full scale is 1; scaled to full scale"
-    (spike,) = manifest.set_aside
+    (spike,) = manifest.skipped
     assert spike["path"] == "spike.wav" and spike["reason"].startswith("above full scale: its peak is 1e+28")
     printed = capsys.readouterr().out
     assert "adjusted: 1 inputs (1 above full scale); manifest.json names them all" in printed
@@ -121,7 +123,7 @@ def test_peaks_above_full_scale_are_scaled_and_named(
 def test_the_policy_for_bad_amplitudes(bad_amplitudes: Path, tmp_path: Path) -> None:
     prompts, manifest = prompts_and_reasons(bad_amplitudes, tmp_path / "skip", "bad_amplitude=skip")
     assert set(prompts) == {"good", "over"} and not manifest.adjusted
-    reasons = {row["path"]: row["reason"] for row in manifest.set_aside}
+    reasons = {row["path"]: row["reason"] for row in manifest.skipped}
     assert reasons["int16.wav"].endswith("where full scale is 1; bad_amplitude=scale uses it")
     prompts, manifest = prompts_and_reasons(bad_amplitudes, tmp_path / "keep", "bad_amplitude=keep")
     assert set(prompts) >= {"good", "over", "int16"} and not manifest.adjusted
@@ -142,7 +144,7 @@ def test_stereo_in_antiphase_is_named(tmp_path: Path) -> None:
     reason = "cancelled: its channels cancel each other in the mono mix; its first channel is used"
     assert [(row["path"], row["reason"]) for row in manifest.adjusted] == [("opposed.wav", reason)]
     prompts, manifest = prompts_and_reasons(root, tmp_path / "skip", "bad_amplitude=skip")
-    assert set(prompts) == {"good"} and manifest.set_aside[0]["reason"].startswith("cancelled: ")
+    assert set(prompts) == {"good"} and manifest.skipped[0]["reason"].startswith("cancelled: ")
     prompts, manifest = prompts_and_reasons(root, tmp_path / "keep", "bad_amplitude=keep")
     assert set(prompts) == {"good", "opposed"} and manifest.silent == 1 and not manifest.adjusted
 
@@ -161,10 +163,10 @@ def test_truncated_files_are_skipped_or_kept_by_one_setting(tmp_path: Path, caps
     assert make("folder", root, tmp_path / "skip", *ALL_TRAIN, *cuts) == 0
     assert "skipped: 4 inputs (4 truncated)" in capsys.readouterr().out
     manifest = Manifest.load(tmp_path / "skip")
-    assert len(manifest.set_aside) == 4 and manifest.samples("train") == 2
+    assert len(manifest.skipped) == 4 and manifest.samples("train") == 2
     assert make("folder", root, tmp_path / "keep", *ALL_TRAIN, *cuts, "truncated=keep") == 0
     manifest = Manifest.load(tmp_path / "keep")
-    assert not manifest.set_aside and 2 + 4 * 2 < manifest.samples("train") <= 2 + 4 * 4
+    assert not manifest.skipped and 2 + 4 * 2 < manifest.samples("train") <= 2 + 4 * 4
     assert "adjusted: 4 inputs (4 truncated)" in capsys.readouterr().out
     assert {row["path"] for row in manifest.adjusted} == {f"half-{s}.{s}" for s in ("wav", "aiff", "mp3", "flac")}
     with pytest.raises(InputError, match=r"truncated=keep \(now skip\)"):

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.build_state import PLAN
-from pipeline.data.manifest import NAME as MANIFEST
+from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
 from pipeline.data.manifest import Manifest
-from pipeline.data.storage import LocalStore
+from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.corpora import pack
 from tests.helpers.preprocess_runs import command, contents, start, tones, words
@@ -196,7 +196,7 @@ def test_what_a_dead_writer_left_is_swept_up(corpus: Path, whole: Path, tmp_path
     (out / ".train-000000.tar.1-abc.partial").write_bytes(b"half")
     made(corpus, out)
     assert contents(out) == contents(whole)
-    assert [*verify(LocalStore(out))] == [] and Manifest.load(out).samples("train") > 0
+    assert [*verify(LocalStorage(out))] == [] and Manifest.load(out).samples("train") > 0
 
 
 def test_readers_that_are_killed_cost_nothing(corpus: Path, whole: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import InputError
-from pipeline.data.manifest import NAME as MANIFEST
+from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
 from pipeline.data.manifest import Manifest
-from pipeline.data.storage import LocalStore
+from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from pipeline.preprocessing import runner
 from tests.helpers.preprocess_runs import contents, tones
@@ -28,7 +28,7 @@ def test_parts_whose_files_have_other_times_are_refused_by_what_to_do(tmp_path: 
     out = tmp_path / "out"
     assert make_tones(ours, out, "part=1/2") == 0
     before = contents(out)
-    with pytest.raises(InputError, match=r"plan\.json was made from other files.*times of change \(cp -a and rsync -t"):
+    with pytest.raises(InputError, match=r"plan\.json lists other files.*times of change \(cp -a and rsync -t"):
         make_tones(theirs, out, "part=2/2")
     assert contents(out) == before
     for path in theirs.iterdir():
@@ -43,15 +43,15 @@ def test_a_part_whose_plan_was_replaced_by_files_of_other_times_says_so(
     root, out = tones(tmp_path / "in", 12), tmp_path / "out"
     real = runner.ledger.merge
 
-    def merge(store: LocalStore) -> Manifest | list[str]:
-        plan = runner.Plan.load(store)
+    def merge(store: LocalStorage) -> Manifest | list[str]:
+        plan = runner.BuildPlan.load(store)
         assert plan is not None
         others = [replace(shard, inputs=shard.inputs[::-1]) for shard in plan.shards]
         replace(plan, shards=others).save(store)
         return real(store)
 
     monkeypatch.setattr(runner.ledger, "merge", merge)
-    with pytest.raises(InputError, match=r"plan\.json was made from other files"):
+    with pytest.raises(InputError, match=r"plan\.json lists other files"):
         make_tones(root, out, "part=1/2")
 
 
@@ -59,5 +59,5 @@ def test_a_changed_file_is_no_matter_to_parts(tmp_path: Path) -> None:
     root, out = tones(tmp_path / "in", 24), tmp_path / "out"
     for _ in range(2):
         assert [make_tones(root, out, f"part={n}/2") for n in (1, 2)] == [0, 0]
-        assert [*verify(LocalStore(out))] == []
+        assert [*verify(LocalStorage(out))] == []
         os.utime(root / "tone003.wav", (1, 1))

@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
-from pipeline.corpora import Clip, SetAside
-from pipeline.data.build_state import Plan
-from pipeline.preprocessing.shard_planner import Spool, make_plan, tree_fingerprint
+from pipeline.corpora import Clip, SkippedInput
+from pipeline.data.build_state import BuildPlan
+from pipeline.preprocessing.shard_planner import ClipSpool, plan_shards, tree_fingerprint
 
-BLANK = Plan({}, {}, "", [])
+BLANK = BuildPlan({}, {}, "", [])
 
 
 def clips(count: int, split: str = "train", prefix: str = "clip") -> list[Clip]:
     return [Clip(f"{prefix}-{i}", f"/corpus/{i}.wav", split, labels={"pitch": i}) for i in range(count)]
 
 
-def planned(found: list[Clip], most: int = 10, old: Plan | None = None, aside: list[SetAside] | None = None):
-    spool = Spool("/corpus")
-    return make_plan(found, spool, most, old, BLANK, lambda: aside or []), spool
+def planned(found: list[Clip], most: int = 10, old: BuildPlan | None = None, aside: list[SkippedInput] | None = None):
+    spool = ClipSpool("/corpus")
+    return plan_shards(found, spool, most, old, BLANK, lambda: aside or []), spool
 
 
 @settings(max_examples=50)
@@ -71,8 +71,8 @@ def test_whatever_a_sample_is_made_of_is_in_the_fingerprint(name: str) -> None:
 
 def test_the_fingerprint_knows_a_file_s_size_and_time_but_not_where_the_corpus_lies(tmp_path: Path) -> None:
     def inputs(root: Path) -> str:
-        with_file = Spool(root)
-        return make_plan([Clip("a", f"{root}/a.wav", "train")], with_file, 5, None, BLANK, list).shards[0].inputs
+        with_file = ClipSpool(root)
+        return plan_shards([Clip("a", f"{root}/a.wav", "train")], with_file, 5, None, BLANK, list).shards[0].inputs
 
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
@@ -86,8 +86,8 @@ def test_the_fingerprint_knows_a_file_s_size_and_time_but_not_where_the_corpus_l
 
 def test_two_clips_with_one_key_and_clips_without_a_valid_key_are_set_aside() -> None:
     found = [*clips(3), Clip("clip-1", "/corpus/other.wav", "valid"), Clip("a.b", "/corpus/dot.wav", "train")]
-    plan, _ = planned(found, aside=[SetAside("gone.wav", "gone", "in the index, not on disk")])
-    assert [(row["path"], row["reason"]) for row in plan.set_aside] == [
+    plan, _ = planned(found, aside=[SkippedInput("gone.wav", "gone", "in the index, not on disk")])
+    assert [(row["path"], row["reason"]) for row in plan.skipped] == [
         ("/corpus/other.wav", "another clip has the same key"),
         ("/corpus/dot.wav", "no valid key"),
         ("gone.wav", "in the index, not on disk"),

@@ -20,7 +20,7 @@ import pytest
 from pipeline.common.metrics_file import read_metrics
 from pipeline.config.cli import compose
 from pipeline.tracking import base, wandb_log, wandb_media
-from pipeline.tracking.background_worker import Aside
+from pipeline.tracking.background_worker import BackgroundWorker
 from pipeline.tracking.wandb_environment import mode_from_environment
 from tests.helpers.training_caches import write_cache
 
@@ -76,9 +76,9 @@ def test_rows_after_the_resumed_step_are_dropped(requeued: tuple[Path, str]) -> 
 
 def test_a_torn_row_is_dropped_and_numbers_that_json_has_not_are_null(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 2}\n{"step": 2, "a"')
-    tracker = base.JsonLines(tmp_path, 5)
+    tracker = base.JsonlTracker(tmp_path, 5)
     tracker.log(6, {"train/loss": float("nan"), "train/lr": 1e-4})
-    tracker.finish()
+    tracker.close()
     assert jsonl(tmp_path) == [{"step": 1, "a": 2}, {"step": 6, "train/loss": None, "train/lr": 1e-4}]
 
 
@@ -98,9 +98,9 @@ def test_a_torn_row_is_dropped_and_numbers_that_json_has_not_are_null(tmp_path: 
 )
 def test_a_run_resumes_whatever_ends_its_log(tmp_path: Path, end: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "a": 2}\n' + end)
-    tracker = base.JsonLines(tmp_path, 2)
+    tracker = base.JsonlTracker(tmp_path, 2)
     tracker.log(3, {"a": 4})
-    tracker.finish()
+    tracker.close()
     whole = [{"step": 2, "a": 3}] if end == b'{"step": 2, "a": 3}' else []
     assert read_metrics(tmp_path) == [{"step": 1, "a": 2}, *whole, {"step": 3, "a": 4}]
     assert len(jsonl(tmp_path)) == 2 + len(whole) + (end == b'{"a": 1}'), "a row without a step is kept"
@@ -116,12 +116,12 @@ def test_rows_of_others_are_read_as_numbers_at_steps(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_once_and_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = base.JsonLines(tmp_path, 0)
+    tracker = base.JsonlTracker(tmp_path, 0)
     tracker._file.close()
     tracker._file = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
     for step in range(3):
         tracker.log(step, {"train/loss": 1.0})
-    tracker.finish()
+    tracker.close()
     assert [record.message for record in caplog.records if "No space left" in record.message][1:] == []
     assert "training goes on without" in caplog.text
 
@@ -129,11 +129,11 @@ def test_a_full_disk_is_told_once_and_survived(tmp_path: Path, caplog: pytest.Lo
 def test_sounds_that_cannot_be_written_are_told_once_and_survived(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = base.JsonLines(tmp_path, 0)
+    tracker = base.JsonlTracker(tmp_path, 0)
     (tmp_path / "listen").write_text("a file where a folder should be, as a full disk refuses it")
     for step in range(2):
-        tracker.listen(step, [("clip", {"prompt": np.zeros(240, np.float32)})], 24_000)
-    tracker.finish()
+        tracker.log_audio(step, [("clip", {"prompt": np.zeros(240, np.float32)})], 24_000)
+    tracker.close()
     assert caplog.text.count("training goes on without") == 1
 
 
@@ -281,9 +281,9 @@ def test_a_package_that_cannot_be_imported_is_told_and_survived(tmp_path: Path) 
 
 def test_work_done_aside_never_holds_up_and_says_once_what_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
     gate, done = threading.Event(), []
-    aside: Aside[None] = Aside("W&B", lambda: gate.wait() and object(), 4, lambda: None, 1.0)  # type: ignore
+    aside: BackgroundWorker[None] = BackgroundWorker("W&B", lambda: gate.wait() and object(), 4, lambda: None, 1.0)  # type: ignore
     for i in range(50):
-        aside.do(lambda _, i=i: done.append(i), slow=i == 0)  # type: ignore
+        aside.submit(lambda _, i=i: done.append(i), slow=i == 0)  # type: ignore
     assert not done and not gate.is_set(), "nobody waited for the work"
     assert not aside.close(lambda _: None, 0.1), "nothing can be done yet"
     gate.set()

@@ -150,7 +150,7 @@ def test_offline_pieces_uploaded_as_they_come_are_one_run(server: Server, tmp_pa
         number = (run / "wandb_id").read_text().strip()
         steps = [row["trainer/step"] for row in server.rows(number) if "train/loss" in row]
         assert steps == [10, 20, 30, 40]
-        assert wandb_log.reached(run, number)["train/loss"] == 40
+        assert wandb_log.last_logged_steps(run, number)["train/loss"] == 40
     history = {name: dict(found["history"]) for name, found in server.runs.items()}
     assert sync(server, *runs).returncode == 0
     assert {name: found["history"] for name, found in server.runs.items()} == history, "nothing is sent twice"

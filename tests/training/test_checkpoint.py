@@ -22,7 +22,7 @@ from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.weights import save_tensors
 from pipeline.train import main
 from pipeline.training import checkpoint
-from pipeline.training.async_checkpoint import Writer
+from pipeline.training.async_checkpoint import AsyncCheckpointEngine
 from pipeline.training.distributed import World
 from pipeline.training.ema import Ema
 from tests.helpers.models import tiny
@@ -92,14 +92,14 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused(run: Path, name: str) ->
     file, damage = DAMAGES[name]
     bad = run / "checkpoints" / "step-9"
     damage(bad / file)
-    found, skipped = checkpoint.find(run, "auto", ALONE)
+    found, skipped = checkpoint.resolve_resume(run, "auto", ALONE)
     assert found == run / "checkpoints" / "step-6"
     assert len(skipped) == 1 and f"{bad} is damaged and skipped" in skipped[0] and file in skipped[0]
     assert [line for part in range(3) for line in checkpoint.damage(bad, part, 3)] == checkpoint.damage(bad) * (
         3 if file == "complete.json" else 1
     )
     with pytest.raises(InputError, match=rf"step-9 is damaged \(.*{file}.*give an earlier checkpoint, or resume=auto"):
-        checkpoint.find(run, str(bad), ALONE)
+        checkpoint.resolve_resume(run, str(bad), ALONE)
     with pytest.raises(InputError, match=rf"step-9.*damaged.*{file}|{file} is damaged"):
         export.main.task(compose("export", [f"run='{run}'"]))  # type: ignore[attr-defined]
 
@@ -120,10 +120,10 @@ def test_training_continues_from_the_checkpoint_before(here: None, cache: Path, 
 
 def test_no_intact_checkpoint_is_an_error(run: Path) -> None:
     """Training does not start from scratch beside checkpoints that may be restored."""
-    for folder in checkpoint.saved(run):
+    for folder in checkpoint.list_checkpoints(run):
         flip(folder / WEIGHTS)
     with pytest.raises(InputError, match=r"step-9 is damaged.*no intact checkpoint is left there"):
-        checkpoint.find(run, "auto", ALONE)
+        checkpoint.resolve_resume(run, "auto", ALONE)
 
 
 def test_checkpoints_without_checksums_are_read(run: Path) -> None:
@@ -131,10 +131,10 @@ def test_checkpoints_without_checksums_are_read(run: Path) -> None:
     import json
 
     folder = run / "checkpoints" / "step-9"
-    state = checkpoint.state_of(folder)
+    state = checkpoint.read_metadata(folder)
     del state["files"]
     (folder / checkpoint.COMPLETE).write_text(json.dumps(state))
-    assert checkpoint.find(run, "auto", ALONE) == (folder, [])
+    assert checkpoint.resolve_resume(run, "auto", ALONE) == (folder, [])
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -157,7 +157,7 @@ def test_another_runs_last_checkpoint_leaves_nothing_to_train(
         train(cache, tmp_path / "run", f"resume={trained}", "trainer.steps=9", "trainer.ema=0.9")
     assert not (tmp_path / "run").exists()
     train(cache, tmp_path / "run", f"resume={trained}", "trainer.steps=10", "trainer.ema=0.9")
-    assert [path.name for path in checkpoint.saved(tmp_path / "run")] == ["step-10"]
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-10"]
     assert {file: file.stat().st_mtime_ns for file in trained.rglob("*")} == before
 
 
@@ -178,7 +178,7 @@ def test_files_have_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> 
 @pytest.mark.parametrize("background", [True, False])
 def test_a_full_disk_is_an_error_of_the_system(background: bool) -> None:
     """Not one of PyTorch's C++: the file and the reason are named."""
-    writer = Writer(background)
+    writer = AsyncCheckpointEngine(background)
     with pytest.raises(OSError, match=r"No space left on device: '/dev/full'") as caught:
         writer.save({"weight": torch.zeros(100_000)}, "/dev/full")
         writer.wait()

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from pipeline.common.errors import InputError
 from pipeline.config.cli import CONF, compose
 from pipeline.training import config
-from pipeline.training.schedules import rate
+from pipeline.training.schedules import lr_multiplier
 
 
 def numbers(node: object, prefix: str = "") -> set[str]:
@@ -20,26 +20,28 @@ def numbers(node: object, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("exp", sorted(file.stem for file in (CONF / "exp").glob("*.yaml")))
 def test_the_defaults_are_within_the_limits(exp: str) -> None:
-    config.check(compose("train", [f"+exp={exp}"]))
+    config.validate(compose("train", [f"+exp={exp}"]))
 
 
 def test_a_sequence_of_schedules_is_given_in_one_word() -> None:
     parts = "{name: linear, steps: 1000, warmup: 100, floor: 0.1}, {name: constant, scale: 0.1}"
     cfg = compose("train", [f"optim.schedule={{name: sequence, parts: [{parts}]}}"])
-    config.check(cfg)
+    config.validate(cfg)
     schedule = OmegaConf.to_container(cfg.optim.schedule)
-    assert [rate(step, 3000, schedule) for step in (99, 999, 1000, 2999)] == pytest.approx([1, 0.1, 0.1, 0.1], abs=2e-3)
+    assert [lr_multiplier(step, 3000, schedule) for step in (99, 999, 1000, 2999)] == pytest.approx(
+        [1, 0.1, 0.1, 0.1], abs=2e-3
+    )
 
 
 def test_every_number_of_training_has_a_limit() -> None:
     told = numbers(OmegaConf.to_container(compose("train")))
     groups = {name for name in told if name.split(".")[0] in ("seed", "data", "model", "optim", "trainer", "listen")}
-    assert {name for name in groups if not name.startswith("optim.schedule.")} <= set(config.LIMITS)
+    assert {name for name in groups if not name.startswith("optim.schedule.")} <= set(config.RANGES)
 
 
 def test_every_limit_is_of_a_setting_and_refuses_something() -> None:
     cfg = compose("train")
-    for name, (expected, holds) in config.LIMITS.items():
+    for name, (expected, holds) in config.RANGES.items():
         OmegaConf.select(cfg, name, throw_on_missing=True)
         assert not holds(-1) and not holds("much") and not holds(float("nan")) and not holds(True), (name, expected)
 
@@ -60,4 +62,4 @@ def test_every_limit_is_of_a_setting_and_refuses_something() -> None:
 )
 def test_what_no_run_could_have_is_named_with_what_is_expected(word: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        config.check(compose("train", [word]))
+        config.validate(compose("train", [word]))

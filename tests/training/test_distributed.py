@@ -14,12 +14,12 @@ pytestmark = pytest.mark.usefixtures("here")
 
 def test_a_rank_without_local_rank_has_a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Kubeflow starts it: RANK and WORLD_SIZE, one process a pod."""
-    distributed.start(60)  # one rank of a launcher of its own, as for every test of this process
+    distributed.init_distributed(60)  # one rank of a launcher of its own, as for every test of this process
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LOCAL_RANK")
-    world = distributed.start(60)
-    assert (world.rank, world.ranks, os.environ["LOCAL_RANK"]) == (0, 1, "0")
+    world = distributed.init_distributed(60)
+    assert (world.rank, world.world_size, os.environ["LOCAL_RANK"]) == (0, 1, "0")
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_variables_that_make_no_rank_are_refused(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
-        distributed.start(60)
+        distributed.init_distributed(60)

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
-from pipeline.training.optimizer import CautiousAdamW, adamw, parameter_groups, set_rate
-from pipeline.training.schedules import check_schedule, rate
+from pipeline.training.optimizer import NonFiniteSafeAdamW, build_adamw, parameter_groups, set_lr
+from pipeline.training.schedules import check_schedule, lr_multiplier
 from tests.helpers.models import tiny
 
 
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 50), st.integers(51, 500), st.floats(0, 1))
 def test_warms_up_to_the_peak_then_never_rises(name: str, warmup: int, steps: int, floor: float) -> None:
     schedule = {"name": name, "warmup": warmup, "floor": floor}
-    rates = [rate(s, steps, schedule) for s in range(steps + 1)]
+    rates = [lr_multiplier(s, steps, schedule) for s in range(steps + 1)]
     assert all(a < b for a, b in pairwise(rates[:warmup]))
     assert rates[warmup] == pytest.approx(1)
     assert all(a >= b - 1e-12 for a, b in pairwise(rates[warmup:]))
@@ -27,7 +27,7 @@ def test_warms_up_to_the_peak_then_never_rises(name: str, warmup: int, steps: in
 def test_a_sequence_runs_one_schedule_after_the_other() -> None:
     parts = [{"name": "constant", "warmup": 4, "steps": 10}, {"name": "linear", "floor": 0.0, "scale": 0.5}]
     check_schedule({"name": "sequence", "parts": parts})
-    rates = [rate(s, 20, {"name": "sequence", "parts": parts}) for s in range(20)]
+    rates = [lr_multiplier(s, 20, {"name": "sequence", "parts": parts}) for s in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[9] == 1
     assert rates[10:] == pytest.approx([0.5 * (1 - i / 10) for i in range(10)])
 
@@ -62,17 +62,17 @@ def test_matrices_decay_and_nothing_else() -> None:
 
 
 def test_the_rate_reaches_every_group() -> None:
-    optimizer = adamw(
+    optimizer = build_adamw(
         tiny(), {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.05}, torch.device("cpu")
     )
-    set_rate(optimizer, math.pi)
+    set_lr(optimizer, math.pi)
     assert [group["lr"] for group in optimizer.param_groups] == [math.pi] * 2
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
 def test_an_optimizer_by_itself_clips_and_tells_the_norm(clip: float) -> None:
     weight = torch.nn.Parameter(torch.zeros(4))
-    optimizer = CautiousAdamW([{"params": [weight]}], clip, lr=0.1)
+    optimizer = NonFiniteSafeAdamW([{"params": [weight]}], clip, lr=0.1)
     weight.grad = torch.tensor([3.0, 0.0, 4.0, 0.0])
     optimizer.step()
     assert optimizer._global_grad_norm == 5.0 and not optimizer.overflow

@@ -14,12 +14,12 @@ from pipeline.config.cli import compose
 from pipeline.models import codec_gpt as models
 from pipeline.training import checkpoint, preflight, setup
 from pipeline.training.distributed import World
-from pipeline.training.run_estimate import Machine, Plan
+from pipeline.training.run_estimate import Hardware, RunEstimate
 from tests.helpers.training_caches import write_cache
 from tests.training.test_train import train_ranks
 
 GIB = 2**30
-H100 = Machine("H100", cuda=True, ranks=8, ranks_here=8, memory=79 * GIB, host=1000 * GIB, disk=1000 * GIB)
+H100 = Hardware("H100", cuda=True, ranks=8, ranks_here=8, memory=79 * GIB, host=1000 * GIB, disk=1000 * GIB)
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -31,23 +31,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(cache: Path, *words: str) -> tuple:
     """Config, model, splits and order, as the entry point has them when it calls the preflight."""
     cfg = compose("train", ["codec=encodec_embedded", "codec.codebooks=4", f"shards='{cache}'", "model=tiny", *words])
-    splits, order = setup.open_shards(cfg)
+    splits, order = setup.open_datasets(cfg)
     return cfg, setup.model_config(cfg, splits), splits, order
 
 
-def plan(cache: Path, *words: str, machine: Machine = H100, bf16: bool = True) -> Plan:
-    return Plan(*settings(cache, *words), machine, bf16)
+def plan(cache: Path, *words: str, machine: Hardware = H100, bf16: bool = True) -> RunEstimate:
+    return RunEstimate(*settings(cache, *words), machine, bf16)
 
 
 def check(cache: Path, run: Path, *words: str) -> bool:
-    return preflight.check(*settings(cache, f"run='{run}'", *words), ALONE)
+    return preflight.run_preflight(*settings(cache, f"run='{run}'", *words), ALONE)
 
 
 def test_the_table_tells_what_the_run_will_do(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("trainer.steps=90", "trainer.micro_batch=4", "trainer.accumulate=2", "trainer.save_every=10")
     assert check(cache, tmp_path / "run", *words) is False
     told = " ".join(capsys.readouterr().out.split())
-    parameters = sum(p.numel() for p in models.build(settings(cache, *words)[1]).parameters())
+    parameters = sum(p.numel() for p in models.build_model(settings(cache, *words)[1]).parameters())
     assert f"model {parameters:,} parameters" in told
     assert "300 frames (4.00 s, the longest clip) of 4 codebooks are 303 steps under pattern delay, of 1024" in told
     assert "8 clips = 4 micro_batch x 2 accumulate x 1 ranks" in told
@@ -85,28 +85,28 @@ def test_every_choice_of_deepspeed_is_known_to_the_table(cache: Path, deepspeed:
 
 def test_what_a_gpu_cannot_hold_is_refused_with_the_sum_and_a_way_out(cache: Path) -> None:
     words = ("model=xl", "trainer.micro_batch=256", "trainer.compile=false", "deepspeed=zero1")
-    (message,) = preflight.problems(plan(cache, *words))
+    (message,) = preflight.find_blockers(plan(cache, *words))
     told = re.match(r"a rank needs at least ([\d.]+) GiB \((.*?)\) and has ([\d.]+) GiB of H100", message)
     assert told
     needed, parts, has = told.groups()
     summed = sum(float(n) * {"GiB": 1, "MiB": 1 / 1024}[u] for n, u in re.findall(r"([\d.]+) ([GM]iB)", parts))
     assert float(needed) == pytest.approx(summed, abs=0.2) and float(needed) > float(has) == 79.0
     (fitting,) = re.findall(r"trainer\.micro_batch=(\d+)", message)
-    assert not preflight.problems(plan(cache, *words, f"trainer.micro_batch={fitting}"))
-    assert preflight.problems(plan(cache, *words, f"trainer.micro_batch={int(fitting) + 1}"))
+    assert not preflight.find_blockers(plan(cache, *words, f"trainer.micro_batch={fitting}"))
+    assert preflight.find_blockers(plan(cache, *words, f"trainer.micro_batch={int(fitting) + 1}"))
     assert "trainer.activation_checkpointing=true" in message and message.endswith(
         "preflight=false to try all the same"
     )
-    assert not preflight.problems(plan(cache, *words, "trainer.activation_checkpointing=true"))
+    assert not preflight.find_blockers(plan(cache, *words, "trainer.activation_checkpointing=true"))
 
 
 def test_states_that_do_not_fit_are_shared_out_further(cache: Path) -> None:
     small = replace(H100, memory=16 * GIB)
     words = ("model=xl", "trainer.micro_batch=1")
-    (message,) = preflight.problems(plan(cache, *words, "deepspeed=zero0", machine=small))
+    (message,) = preflight.find_blockers(plan(cache, *words, "deepspeed=zero0", machine=small))
     assert re.search(r"optimizer 16\.\d GiB", message) and "deepspeed=zero1," in message
-    assert not preflight.problems(plan(cache, *words, "deepspeed=zero1", machine=small))
-    (message,) = preflight.problems(plan(cache, *words, machine=replace(small, memory=GIB // 8)))
+    assert not preflight.find_blockers(plan(cache, *words, "deepspeed=zero1", machine=small))
+    (message,) = preflight.find_blockers(plan(cache, *words, machine=replace(small, memory=GIB // 8)))
     assert "no setting here fits: more ranks, shorter clips" in message
 
 
@@ -115,7 +115,7 @@ def test_a_disk_that_is_short_is_refused_before_it_is_full(cache: Path, tmp_path
     found = plan(cache, *words)
     (size, count), needed = found.checkpoints, found.disk
     assert count == 5 and needed > 5 * size  # three newest, the best, and the one being written
-    (message,) = preflight.problems(plan(cache, *words, machine=replace(H100, disk=2 * GIB)))
+    (message,) = preflight.find_blockers(plan(cache, *words, machine=replace(H100, disk=2 * GIB)))
     assert re.match(r"5 checkpoints of 1\.\d GiB and the export need \d\.\d GiB more at .*2\.0 GiB are free", message)
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-1" / "shard").write_bytes(bytes(10**7))
@@ -123,7 +123,7 @@ def test_a_disk_that_is_short_is_refused_before_it_is_full(cache: Path, tmp_path
 
 
 def test_offload_that_the_machine_cannot_take_is_refused(cache: Path) -> None:
-    (message,) = preflight.problems(
+    (message,) = preflight.find_blockers(
         plan(cache, "model=xl", "deepspeed=zero3_offload", machine=replace(H100, host=20 * GIB))
     )
     assert re.match(r"8 ranks of a machine need at least \d+\.\d GiB of its own memory, and it has 20\.0 GiB", message)
@@ -149,7 +149,7 @@ def test_settings_that_contradict_each_other_are_refused(
 def test_what_is_allowed_and_odd_is_said(cache: Path) -> None:
     def told(*words: str, **changes: int) -> str:
         found = plan(cache, *words, machine=replace(H100, **{k: v for k, v in changes.items() if k != "done"}))
-        return " ".join(preflight.notes(replace(found, done=changes.get("done", 0))))
+        return " ".join(preflight.find_warnings(replace(found, done=changes.get("done", 0))))
 
     assert told() == "an epoch has 45 clips and a step takes 128: clips repeat within it"
     assert told("trainer.micro_batch=1") == ""
@@ -158,12 +158,12 @@ def test_what_is_allowed_and_odd_is_said(cache: Path) -> None:
     assert "a first step without gradients: zero1 does not" in told("deepspeed=zero0")
     need = plan(cache, "model=small").need(plan(cache, "model=small").setup, "compiled", 16)
     assert "memory is tight" in told("model=small", memory=(need.least + need.total) // 2)
-    assert not preflight.problems(plan(cache, "model=small", machine=replace(H100, memory=need.least)))
+    assert not preflight.find_blockers(plan(cache, "model=small", machine=replace(H100, memory=need.least)))
 
 
 def test_a_run_that_goes_on_says_what_is_done(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = tmp_path / "checkpoints" / "step-30"
     found.mkdir(parents=True)
     (found / checkpoint.COMPLETE).write_text('{"step": 30, "ranks": 1, "stage": 1, "model": {}}')
-    preflight.check(*settings(cache, f"run='{tmp_path}'", "trainer.steps=90"), ALONE, found)
+    preflight.run_preflight(*settings(cache, f"run='{tmp_path}'", "trainer.steps=90"), ALONE, found)
     assert "30 are done" in capsys.readouterr().out

@@ -41,7 +41,7 @@ def finished() -> list[Path]:
 
 def recorded(run: Path) -> dict[str, object]:
     """The settings in the newest checkpoint."""
-    found = checkpoint.state_of(checkpoint.saved(run)[-1])["settings"]
+    found = checkpoint.read_metadata(checkpoint.list_checkpoints(run)[-1])["settings"]
     assert isinstance(found, dict)
     return found
 
@@ -104,7 +104,7 @@ def test_ranks_may_change_with_clips_a_step_or_clips_a_rank() -> None:
 @pytest.mark.parametrize(("name", "notes"), [("constant", 0), ("cosine", 1)])
 def test_a_longer_schedule_is_reported(run: Path, name: str, notes: int) -> None:
     """More steps are always accepted; where the learning rate jumps by it, both rates are said."""
-    newest = checkpoint.saved(run)[-1]
+    newest = checkpoint.list_checkpoints(run)[-1]
     now = {**recorded(run), "optim.schedule.name": name, "optim.schedule.warmup": 0, "trainer.steps": 4}
     found = [note for note in check_settings(newest, now, str(run), run) if note.startswith("trainer.steps")]
     assert len(found) == notes
@@ -114,7 +114,7 @@ def test_a_longer_schedule_is_reported(run: Path, name: str, notes: int) -> None
 
 
 def test_a_checkpoint_without_a_record_is_resumed_and_says_so(cache: Path, run: Path) -> None:
-    file = checkpoint.saved(run)[-1] / checkpoint.COMPLETE
+    file = checkpoint.list_checkpoints(run)[-1] / checkpoint.COMPLETE
     state = json.loads(file.read_text())
     del state["settings"], state["sha256"]  # as it was written by an older version
     file.write_text(json.dumps(state))

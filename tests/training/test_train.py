@@ -243,8 +243,8 @@ def test_an_amount_of_arithmetic_makes_fewer_steps_of_a_longer_pattern(here: Non
     for name in ("delay", "flatten"):
         train_here(cache, tmp_path / name, f"pattern={name}", "trainer.petaflop=1e-5", "trainer.val_every=0")
         taken[name] = max(rows(tmp_path / name))
-        config = ModelConfig(**checkpoint.state_of(checkpoint.saved(tmp_path / name)[-1])["model"])
-        assert taken[name] * 4 * model_stats.operations(config, 12) == pytest.approx(1e10, rel=0.1)
+        config = ModelConfig(**checkpoint.read_metadata(checkpoint.list_checkpoints(tmp_path / name)[-1])["model"])
+        assert taken[name] * 4 * model_stats.training_flops(config, 12) == pytest.approx(1e10, rel=0.1)
     assert taken["flatten"] < taken["delay"] / 1.5
     with pytest.raises(InputError, match=r"trainer\.petaflop=-1"):
         train_here(cache, tmp_path / "none", "trainer.petaflop=-1")

@@ -15,8 +15,8 @@ import torch
 from pipeline.config.cli import compose
 from pipeline.data.dataloader import Batch
 from pipeline.training import checkpoint, distributed, setup
-from pipeline.training.checkpoint import Keep
-from pipeline.training.trainer import Settings, Trainer
+from pipeline.training.checkpoint import RetentionPolicy
+from pipeline.training.trainer import Trainer, TrainerConfig
 from tests.helpers.models import tiny
 from tests.helpers.zero_choices import CHOICES
 
@@ -39,12 +39,12 @@ class Run:
     ) -> None:
         words = [f"deepspeed={zero}", f"trainer.precision={precision}", f"trainer.accumulate={accumulate}"]
         cfg = compose("train", [*words, "trainer.micro_batch=2", "trainer.save_aside=false"])
-        world = distributed.start(60)
+        world = distributed.init_distributed(60)
         engine = setup.build_engine(cfg, tiny(), world)
-        settings = Settings(
+        settings = TrainerConfig(
             steps=len(told) // accumulate, accumulate=accumulate, lr=0.01, schedule={"name": "constant"}, log_every=1,
-            val_every=val_every, save_every=0, keep=Keep(1, False, 0), save_aside=False, seed=0, ema=0.0, skip_most=2,
-            timeout=0.0, peak_flops=0.0,
+            val_every=val_every, save_every=0, keep=RetentionPolicy(1, False, 0), save_aside=False, seed=0, ema=0.0,
+            skip_most=2,            timeout=0.0, peak_flops=0.0,
         )  # fmt: skip
         self.told, self.weight, self.folder = told, engine.module.trunk.h[0].mlp.c_fc.weight, run
         run.mkdir(exist_ok=True)
@@ -134,7 +134,7 @@ def test_who_asks_to_stop_waits_for_no_validation_and_the_next_run_makes_up_for_
     assert [row["step"] for row in stopped.rows if "val/loss" in row] == []
     again = Run(tmp_path / "run", "zero0", "fp32", 1, told[2:], val_every=2)
     again.trainer.settings = whole.trainer.settings
-    again.trainer.resume(checkpoint.saved(tmp_path / "run")[-1])
+    again.trainer.resume(checkpoint.list_checkpoints(tmp_path / "run")[-1])
     again.train()
     for name in ("train/loss", "val/loss"):
         both = [(row["step"], row[name]) for row in stopped.rows + again.rows if name in row]
@@ -144,4 +144,6 @@ def test_who_asks_to_stop_waits_for_no_validation_and_the_next_run_makes_up_for_
 def test_a_second_interrupt_ends_the_run_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         Run(tmp_path / "run", "zero0", "fp32", 1, [1, "SIGINT SIGINT", 3]).train()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not checkpoint.saved(tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not checkpoint.list_checkpoints(
+        tmp_path / "run"
+    )

@@ -26,7 +26,7 @@ import torch
 
 from pipeline.audio.codec import load_codec
 from pipeline.common.errors import InputError
-from pipeline.webui.streaming import Channels, on_air
+from pipeline.webui.streaming import AudioStreamRegistry, stream_audio
 from tests.helpers.demo_server import Server, serving
 from tests.helpers.preprocess_runs import ROOT
 from tests.helpers.trained_run import LENGTH, Stage, task
@@ -168,18 +168,18 @@ def test_it_is_heard_while_it_is_made(server: Server, stage: Stage, tmp_path: Pa
 
 
 def test_a_channel_ends_with_the_clip_and_where_its_making_fails() -> None:
-    codec, channels = load_codec("encodec_embedded", 2), Channels()
+    codec, channels = load_codec("encodec_embedded", 2), AudioStreamRegistry()
     codes = torch.randint(1, 1024, (2, 2, 40))
     codes[0, :, 25:] = 0  # behind the end of the first clip
     name, channel = channels.begin(40 * 320, 24_000)
-    with on_air(channel, codec, 40, ends=True) as take:
+    with stream_audio(channel, codec, 40, ends=True) as take:
         take(codes[:, :, :20])
         take(codes[:, :, 20:])
         take(codes)  # the next batch
     heard = asyncio.run(_all(channel))
     assert channels.find(name) is channel and heard[:4] == b"RIFF" and len(heard) == 44 + 2 * 25 * 320
     _, broken = channels.begin(320, 24_000)
-    with pytest.raises(RuntimeError), on_air(broken, codec, 1, ends=False):
+    with pytest.raises(RuntimeError), stream_audio(broken, codec, 1, ends=False):
         raise RuntimeError
     assert len(asyncio.run(_all(broken))) == 44
 

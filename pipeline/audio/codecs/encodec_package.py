@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.common.import_guards import broken_hidden
+from pipeline.common.import_guards import hide_broken_packages
 
-with broken_hidden("torchaudio", stand_in=True):  # encodec/utils.py imports it, for functions that are not used here
+with hide_broken_packages(
+    "torchaudio", stand_in=True
+):  # encodec/utils.py imports it, for functions that are not used here
     from encodec import EncodecModel
     from encodec.model import ROOT_URL
     from encodec.modules import SEANetEncoder, seanet

@@ -64,7 +64,7 @@ def unpooling() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(low), torch.from_numpy(share.astype(np.float32))
 
 
-class Analysis(nn.Module):
+class SpectralEncoder(nn.Module):
     """The encoder: wav [B, 1, S] -> bands [B, D, ceil(S / 320)]. mean: [D]."""
 
     ratios = (HOP,)  # read by EncodecModel: its product is the hop
@@ -101,7 +101,7 @@ class SynthesisState:
     skip: int = LEAD
 
 
-class Synthesis(nn.Module):
+class PhaseDecoder(nn.Module):
     """The decoder: bands [B, D, T] -> wav [B, 1, 320 T], whole or in chunks with an explicit state."""
 
     mean: Tensor

@@ -30,14 +30,14 @@ SEANET = "wav_encoder.encoder.model."
 SHORTEST_TAIL = 2048  # v2 leaves out what is not longer, v1 nothing
 
 
-def load_released(file: Path, gin: str = "") -> EncodecMae:
+def load_checkpoint(file: Path, gin: str = "") -> EncodecMae:
     """Open a checkpoint, v1 or v2. gin: the text of v1's config.gin. Raises InputError for what is none."""
     with refused_if_damaged(str(file), "an EnCodecMAE checkpoint that holds tensors only is expected"):
         content = torch.load(file, map_location="cpu", weights_only=True)
-        return from_state(content["state_dict"], content.get("config", gin))
+        return from_state_dict(content["state_dict"], content.get("config", gin))
 
 
-def from_state(state: dict[str, Tensor], gin: str, heads: int | None = None) -> EncodecMae:
+def from_state_dict(state: dict[str, Tensor], gin: str, heads: int | None = None) -> EncodecMae:
     """A model from a released state dict.
 
     Raises KeyError for a missing tensor, ValueError for another model or weights that are not finite.

@@ -19,8 +19,8 @@ from pathlib import Path
 import requests
 import urllib3
 
-from pipeline.common.errors import without_secrets
-from pipeline.corpora.tar_archive import Torn, members
+from pipeline.common.errors import redact
+from pipeline.corpora.tar_archive import TruncatedArchive, members
 
 CHUNK = 1 << 20
 BUSY = {408, 425, 429, 500, 502, 503, 504}  # HTTP: try again later
@@ -30,7 +30,7 @@ _PLAIN = {"Accept-Encoding": "identity"}  # else a server may pack what is packe
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file to fetch. path: where it goes; sha256: as its publisher states it; starts: its first bytes."""
 
     url: str
@@ -40,7 +40,7 @@ class Remote:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """attempts: in a row without a byte gained; timeout: seconds of silence; pause: seconds before the first retry."""
 
     attempts: int
@@ -52,7 +52,7 @@ class FetchError(Exception):
     """A file that could not be fetched; the message names its address, without a login, and what is wrong."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(without_secrets(message))
+        super().__init__(redact(message))
 
 
 class _Again(Exception):
@@ -115,7 +115,7 @@ class _Partial:
         self._note.unlink(missing_ok=True)
 
 
-def begun(remote: Remote) -> int:
+def bytes_on_disk(remote: RemoteFile) -> int:
     """How many bytes of a file lie here already."""
     for path in (_Partial.path_of(remote.path), remote.path):
         if path.exists():
@@ -123,7 +123,7 @@ def begun(remote: Remote) -> int:
     return 0
 
 
-def remote_size(remote: Remote, timeout: float) -> int | None:
+def remote_size(remote: RemoteFile, timeout: float) -> int | None:
     """Bytes, as the server tells without sending them; None where it does not.
 
     Raises:
@@ -137,15 +137,15 @@ def remote_size(remote: Remote, timeout: float) -> int | None:
         return None
 
 
-def _stated(remote: Remote, timeout: float) -> _Note:
+def _stated(remote: RemoteFile, timeout: float) -> _Note:
     """What the server says of a file without sending it."""
     answer = requests.head(remote.url, headers=_PLAIN, timeout=timeout, allow_redirects=True)
     return _note(answer, 0) if answer.status_code == 200 else _Note()
 
 
 def fetch(
-    remote: Remote,
-    patience: Patience,
+    remote: RemoteFile,
+    patience: RetryPolicy,
     at: Callable[[int], None] = lambda position: None,
     stop: threading.Event | None = None,
 ) -> str:
@@ -182,7 +182,7 @@ def fetch(
         raise FetchError(f"{remote.path} cannot be written: {error.strerror or error}") from error
 
 
-def _adopt(remote: Remote, partial: _Partial, timeout: float) -> None:
+def _adopt(remote: RemoteFile, partial: _Partial, timeout: float) -> None:
     """Go on with what another program began, if a checksum will tell: it may be the beginning of another version."""
     if partial.size:
         if partial.note == _Note() and not remote.sha256:
@@ -198,7 +198,7 @@ def _adopt(remote: Remote, partial: _Partial, timeout: float) -> None:
         partial.adopt(_Note(md5=stated.md5))
 
 
-def check(remote: Remote) -> str:
+def check(remote: RemoteFile) -> str:
     """Verify a file that lies there already; returns how. Raises FetchError where it is not what was published."""
     try:
         return _verify(remote, remote.path, None)
@@ -206,7 +206,7 @@ def check(remote: Remote) -> str:
         raise FetchError(f"{remote.path}: {error}: delete it and run again") from error
 
 
-def _verified(remote: Remote, partial: _Partial) -> str:
+def _verified(remote: RemoteFile, partial: _Partial) -> str:
     """How the whole file was found to be right; what is wrong is thrown away and fetched anew."""
     try:
         return _verify(remote, partial.path, partial.note.md5)
@@ -216,7 +216,7 @@ def _verified(remote: Remote, partial: _Partial) -> str:
 
 
 def _transfer(
-    remote: Remote, partial: _Partial, timeout: float, at: Callable[[int], None], stop: threading.Event
+    remote: RemoteFile, partial: _Partial, timeout: float, at: Callable[[int], None], stop: threading.Event
 ) -> None:
     """Bring the partial file to the size that the server states; raises _Again where that broke off."""
     offset, before = partial.size, partial.note
@@ -239,7 +239,7 @@ def _transfer(
         raise _Again(f"the connection broke after {partial.size:,} of {size:,} bytes")
 
 
-def _agree(remote: Remote, partial: _Partial, answer: requests.Response, offset: int) -> int:
+def _agree(remote: RemoteFile, partial: _Partial, answer: requests.Response, offset: int) -> int:
     """Note what the server said and make the partial file fit it; returns how many of the bytes to come are here."""
     if answer.status_code in BUSY:
         wait = answer.headers.get("Retry-After", "")
@@ -283,7 +283,7 @@ def _note(answer: requests.Response, offset: int) -> _Note:
 
 
 def _receive(
-    remote: Remote,
+    remote: RemoteFile,
     partial: _Partial,
     stream: urllib3.response.BaseHTTPResponse,
     skip: int,
@@ -307,7 +307,7 @@ class _Wrong(Exception):
     """A whole file that is not the one that was published."""
 
 
-def _verify(remote: Remote, path: Path, md5: str | None) -> str:
+def _verify(remote: RemoteFile, path: Path, md5: str | None) -> str:
     """How a file was found to be right, by the best means there is."""
     with path.open("rb") as file:
         if not file.read(len(remote.starts)) == remote.starts:
@@ -323,7 +323,7 @@ def _verify(remote: Remote, path: Path, md5: str | None) -> str:
     if path.name.endswith((".tar", ".tar.gz")):
         try:
             count = sum(1 for _ in members(path))
-        except Torn as error:
+        except TruncatedArchive as error:
             raise _Wrong(f"the archive is torn: {error}") from error
         return f"read through: {count:,} files, no published checksum"
     return "size only: no published checksum"

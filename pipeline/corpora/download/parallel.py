@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from pipeline.corpora.download.http import FetchError, Remote
+from pipeline.corpora.download.http import FetchError, RemoteFile
 
 EVERY = 60.0  # seconds between lines where there is no terminal
-Work = Callable[[Remote, Callable[[int], None], threading.Event], str]
+Work = Callable[[RemoteFile, Callable[[int], None], threading.Event], str]
 
 
-def haul(remotes: Mapping[Remote, int | None], work: Work, parallel: int) -> int:
+def download_all(remotes: Mapping[RemoteFile, int | None], work: Work, parallel: int) -> int:
     """Do `work` for every file, `parallel` at a time, tell how each ended, and return how many failed.
 
     remotes: their sizes in bytes, None where unknown. work: gets a file, what to tell how many bytes are there, and
@@ -42,11 +42,11 @@ def haul(remotes: Mapping[Remote, int | None], work: Work, parallel: int) -> int
 class _Board:
     """What is known of every file's progress."""
 
-    def __init__(self, remotes: Mapping[Remote, int | None]) -> None:
+    def __init__(self, remotes: Mapping[RemoteFile, int | None]) -> None:
         self._sizes = dict(remotes)
         self._at = dict.fromkeys(remotes, 0)
         self._lock = threading.Lock()
-        self._tasks: dict[Remote, Any] = {}
+        self._tasks: dict[RemoteFile, Any] = {}
         self._bars = _bars() if sys.stderr.isatty() and remotes else None
         self._told = time.monotonic()
 
@@ -62,10 +62,10 @@ class _Board:
         if self._bars:
             self._bars.stop()
 
-    def teller(self, remote: Remote) -> Callable[[int], None]:
+    def teller(self, remote: RemoteFile) -> Callable[[int], None]:
         return lambda position: self._tell(remote, position)
 
-    def _tell(self, remote: Remote, position: int) -> None:
+    def _tell(self, remote: RemoteFile, position: int) -> None:
         with self._lock:
             self._at[remote] = position
             done = sum(self._at.values())
@@ -79,7 +79,7 @@ class _Board:
                 total = sum(size or 0 for size in self._sizes.values())
                 print(f"{done / 1e9:,.2f} of {total / 1e9:,.2f} GB", file=sys.stderr, flush=True)
 
-    def close(self, remote: Remote) -> None:
+    def close(self, remote: RemoteFile) -> None:
         with self._lock:
             if self._bars and remote in self._tasks:
                 self._bars.remove_task(self._tasks[remote])

@@ -9,13 +9,13 @@ from typing import Any
 
 from pipeline.common.errors import InputError
 from pipeline.corpora.base import SPLITS
-from pipeline.corpora.download.http import Remote
+from pipeline.corpora.download.http import RemoteFile
 
 GZIP = b"\x1f\x8b"
 QUALITIES = ("audio", "audio-low")
 
 
-def published(cfg: Mapping[str, Any], get: Callable[[Remote], Any]) -> list[Remote]:
+def files_of(cfg: Mapping[str, Any], get: Callable[[RemoteFile], Any]) -> list[RemoteFile]:
     """The files of `conf/download.yaml`'s choice. get: fetches the lists of files, where there are any.
 
     Raises:
@@ -30,22 +30,24 @@ def published(cfg: Mapping[str, Any], get: Callable[[Remote], Any]) -> list[Remo
     raise InputError(f"data={name} is not downloaded, {hint}: choose data=nsynth or data=jamendo")
 
 
-def _nsynth(cfg: Mapping[str, Any], root: Path) -> list[Remote]:
+def _nsynth(cfg: Mapping[str, Any], root: Path) -> list[RemoteFile]:
     """The archives bear no published checksum; Google's storage states an MD5 with each answer."""
     wrong = [split for split in cfg["splits"] if split not in SPLITS]
     if wrong or not cfg["splits"]:
         raise InputError(f"splits={list(cfg['splits'])}: expected some of {', '.join(SPLITS)}")
     names = [f"nsynth-{split}.jsonwav.tar.gz" for split in cfg["splits"]]
-    return [Remote(f"{cfg['addresses']['nsynth']}/{name}", root / name, starts=GZIP) for name in names]
+    return [RemoteFile(f"{cfg['addresses']['nsynth']}/{name}", root / name, starts=GZIP) for name in names]
 
 
-def _jamendo(cfg: Mapping[str, Any], root: Path, get: Callable[[Remote], Any]) -> list[Remote]:
+def _jamendo(cfg: Mapping[str, Any], root: Path, get: Callable[[RemoteFile], Any]) -> list[RemoteFile]:
     """The metadata and a hundred tars, with the SHA-256 of each from the project's own list."""
     quality = cfg["quality"]
     if quality not in QUALITIES:
         raise InputError(f"quality={quality}: expected one of {', '.join(QUALITIES)}")
     lists = cfg["addresses"]["jamendo_lists"]
-    sums = Remote(f"{lists}/download/raw_30s_{quality}_sha256_tars.txt", root / f"raw_30s_{quality}_sha256_tars.txt")
+    sums = RemoteFile(
+        f"{lists}/download/raw_30s_{quality}_sha256_tars.txt", root / f"raw_30s_{quality}_sha256_tars.txt"
+    )
     tars = _listed(sums.path)
     if not tars:
         get(sums)
@@ -59,9 +61,9 @@ def _jamendo(cfg: Mapping[str, Any], root: Path, get: Callable[[Remote], Any]) -
     unknown = (wanted or set()) - {number for *_, number in tars}
     if unknown:
         raise InputError(f"folders={list(cfg['folders'])}: {sums.path.name} lists {len(tars)} tars, from 00 on")
-    metadata = Remote(f"{lists}/raw_30s.tsv", root / "raw_30s.tsv", starts=b"TRACK_ID\t")
+    metadata = RemoteFile(f"{lists}/raw_30s.tsv", root / "raw_30s.tsv", starts=b"TRACK_ID\t")
     return [metadata] + [
-        Remote(f"{cfg['addresses']['jamendo']}/{quality}/{name}", root / quality / name, sha256)
+        RemoteFile(f"{cfg['addresses']['jamendo']}/{quality}/{name}", root / quality / name, sha256)
         for sha256, name, number in tars
         if wanted is None or number in wanted
     ]
