@@ -217,7 +217,9 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_minutes_are_written_in_every_format(tmp_path: Path) -> None:
     """libsndfile's Vorbis overflows the stack of who gives it minutes at once: the process dies without a word."""
-    words = "import numpy as np; from pipeline.sound import audio; audio.write('a.ogg', np.zeros(3_000_000), 24_000)"
+    words = (
+        "import numpy as np; from pipeline.audio import audio_io; audio_io.write('a.ogg', np.zeros(3_000_000), 24_000)"
+    )
     subprocess.run([sys.executable, "-c", words], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True)
     assert audio_io.info(tmp_path / "a.ogg").frames == 3_000_000
     wav = tone(10, RATE)

@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[2]
 COMMAND = """
 import sys
 sys.path.insert(0, {root!r})
-from pipeline.config.cli import entry
+from pipeline.config.cli import hydra_command
 from pipeline.common.errors import InputError
 
-@entry({name!r})
+@hydra_command({name!r})
 def main(cfg):
     "A task."
     if cfg.part == "refuse":

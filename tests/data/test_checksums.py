@@ -127,11 +127,11 @@ def test_verify_compares_the_manifest_with_its_plan(cache: Path) -> None:
 CHILD = """
 import os, sys
 from pathlib import Path
-from pipeline.data.sampler import Order
-from pipeline.data.dataset import Split
-from pipeline.data.dataloader import Stream
-split = Split(sys.argv[1], "train")
-for n, batch in enumerate(Stream([split], Order(split.clips, 0, 4), batch=4, threads=1).batches()):
+from pipeline.data.sampler import EpochSampler
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.dataloader import ShardDataLoader
+split = ShardedDataset(sys.argv[1], "train")
+for n, batch in enumerate(ShardDataLoader([split], EpochSampler(split.clips, 0, 4), batch=4, threads=1).batches()):
     if n == 0:
         os.truncate(Path(sys.argv[1]) / "train-000001.tar", 0)
 """
@@ -145,4 +145,4 @@ def test_a_shard_cut_short_while_it_is_mapped_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == -signal.SIGBUS
     assert f"error: {cache}/train-000001.tar has been cut short while it was read" in done.stderr
-    assert "stream.py" in done.stderr and "train-000000.tar" not in done.stderr
+    assert "dataloader.py" in done.stderr and "train-000000.tar" not in done.stderr

@@ -37,7 +37,7 @@ def test_the_first_sound_comes_long_before_the_last(stage: Stage, monkeypatch: p
         takes.append(start_generation(*arguments))  # type: ignore[arg-type]
         return takes[-1]
 
-    monkeypatch.setattr(runner, "take_of", kept)
+    monkeypatch.setattr(runner, "start_generation", kept)
     sounds = stream(instrument, ClipRequest(0), 3600 * 24_000, SamplingParams(1), SlidingWindow(16, 8), 0.1)
     heard = 0
     while heard < 24_000:

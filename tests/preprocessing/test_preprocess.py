@@ -300,7 +300,7 @@ def test_a_cache_that_changes_has_no_manifest_until_it_is_whole_again(
     root, out = tones(tmp_path / "in", 8), tmp_path / "out"
     make_tones(root, out)
     tones(root, 1, 0.3)
-    monkeypatch.setattr(runner.ledger, "merge", lambda _: pytest.fail("stop"))
+    monkeypatch.setattr(runner.build_state, "merge", lambda _: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception, match="stop"):
         make_tones(root, out)
     assert not (out / MANIFEST).exists()

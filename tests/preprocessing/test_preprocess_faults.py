@@ -54,7 +54,7 @@ def after_planning(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callab
                 patched.undo()
                 return plan
 
-            patched.setattr(runner, "make_plan", planned)
+            patched.setattr(runner, "plan_shards", planned)
 
         yield at
 

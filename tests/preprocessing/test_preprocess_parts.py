@@ -41,7 +41,7 @@ def test_a_part_whose_plan_was_replaced_by_files_of_other_times_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, out = tones(tmp_path / "in", 12), tmp_path / "out"
-    real = runner.ledger.merge
+    real = runner.build_state.merge
 
     def merge(store: LocalStorage) -> Manifest | list[str]:
         plan = runner.BuildPlan.load(store)
@@ -50,7 +50,7 @@ def test_a_part_whose_plan_was_replaced_by_files_of_other_times_says_so(
         replace(plan, shards=others).save(store)
         return real(store)
 
-    monkeypatch.setattr(runner.ledger, "merge", merge)
+    monkeypatch.setattr(runner.build_state, "merge", merge)
     with pytest.raises(InputError, match=r"plan\.json lists other files"):
         make_tones(root, out, "part=1/2")
 
