@@ -234,7 +234,9 @@ class _BatchPlan:
         else:
             codes = self._padded(slice(i * self.size, (i + 1) * self.size), T)
         if codes.size and int(codes.view(np.uint16).max()) > self.most_code:  # a GPU would say no more than "assert"
-            where = {self.splits[n].store.where() for n in self.source[i * self.size : (i + 1) * self.size].tolist()}
+            where = {
+                self.splits[n].store.display_path() for n in self.source[i * self.size : (i + 1) * self.size].tolist()
+            }
             raise InputError(
                 f"a clip in {' or '.join(sorted(where))} holds codes above {self.most_code}: its shard is damaged, and "
                 "`python -m pipeline.shards verify` says which"

@@ -85,8 +85,8 @@ class InferenceEngine:
     """
 
     def __init__(self, model: CodecGPT, exact: bool = True) -> None:
-        trunk = model.backbone
-        assert trunk.config.activation_function == GELU and not trunk.config.scale_attn_by_inverse_layer_idx
+        backbone = model.backbone
+        assert backbone.config.activation_function == GELU and not backbone.config.scale_attn_by_inverse_layer_idx
         self.model, self.config, self.pattern = model, model.config, model.pattern
         self.device, self.heads = model.null_prompt.device, model.config.heads
         self.captures = self.device.type == "cuda"
@@ -99,7 +99,7 @@ class InferenceEngine:
                 up=PackedLinear(block.mlp.c_fc.weight, block.mlp.c_fc.bias, exact),
                 down=PackedLinear(block.mlp.c_proj.weight, block.mlp.c_proj.bias, exact),
             )
-            for block in cast(Any, trunk.h)
+            for block in cast(Any, backbone.h)
         ]
         self.head = PackedLinear(model.head.weight.flatten(0, 1).t(), model.head.bias.flatten(), exact)
 

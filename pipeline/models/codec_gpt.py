@@ -104,12 +104,12 @@ class CodecGPT(nn.Module):
     prompt_std: Tensor
     offsets: Tensor
 
-    def __init__(self, config: ModelConfig, trunk: GPT2Model | None = None) -> None:
-        """A model with fresh weights, or around the pretrained `trunk` (in train mode either way)."""
+    def __init__(self, config: ModelConfig, backbone: GPT2Model | None = None) -> None:
+        """A model with fresh weights, or around the pretrained `backbone` (in train mode either way)."""
         super().__init__()
         self.config = config
         self.pattern = Pattern(config.pattern, config.codebooks)
-        self.backbone = trunk or GPT2Model(_gpt2_config(config))
+        self.backbone = backbone or GPT2Model(_gpt2_config(config))
         self.backbone.register_module(
             "wte", None
         )  # GPT-2's own vocabulary is never read: 38.6 M of the 124 M parameters
@@ -189,7 +189,7 @@ class CodecGPT(nn.Module):
         return nats, cells.expand(len(nats))
 
     def token_loss(self, hidden: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What the trunk says [B, S, D] of tokens [B, K, T] -> their cross-entropy summed in nats [K], and cells []."""
+        """What the backbone says [B, S, D] of tokens [B, K, T] -> their cross-entropy summed in nats [K], and cells []."""
         B, K, T = tokens.shape
         logits = self.head(self.pattern.gather_positions(hidden, T, lengths).flatten(1, 2)).float()  # [K, B*T, C]
         wanted = tokens.transpose(0, 1).flatten()
@@ -205,7 +205,7 @@ class CodecGPT(nn.Module):
         self.token_loss = torch.compile(self.token_loss)  # type: ignore[method-assign]
 
     def backbone_forward(self, inputs: Tensor) -> Tensor:
-        """Inputs [B, S, D] -> the trunk's output [B, S, D], each position seeing those before it.
+        """Inputs [B, S, D] -> the backbone's output [B, S, D], each position seeing those before it.
 
         As `GPT2Model.forward`, which on a GPU makes the host wait while it looks whether there is a mask.
         """
@@ -217,7 +217,7 @@ class CodecGPT(nn.Module):
 
     # ---- sampling ----------------------------------------------------------------------------------------------
     def head_logits(self, hidden: Tensor) -> Tensor:
-        """The trunk's output [B, S, D] -> logits [B, S, K, C] in float32."""
+        """The backbone's output [B, S, D] -> logits [B, S, K, C] in float32."""
         rows = hidden.flatten(0, 1).expand(self.config.codebooks, -1, -1)
         return self.head(rows).float().transpose(0, 1).unflatten(0, hidden.shape[:2])
 
@@ -289,19 +289,19 @@ def build_model(config: ModelConfig, pretrained: str | None = None) -> CodecGPT:
     """
     if pretrained is None:
         return CodecGPT(config)
-    trunk = load_gpt2(pretrained, config)
-    known = trunk.config.n_positions
+    backbone = load_gpt2(pretrained, config)
+    known = backbone.config.n_positions
     if config.positions > known:
         log.info("position table extended from %d to %d rows; the new ones start untrained", known, config.positions)
         table = nn.Embedding(config.positions, config.width)
-        nn.init.normal_(table.weight, std=trunk.config.initializer_range)
-        table.weight.data[:known] = trunk.wpe.weight.data
-        trunk.wpe, trunk.config.n_positions = table, config.positions
-    return CodecGPT(config, trunk)
+        nn.init.normal_(table.weight, std=backbone.config.initializer_range)
+        table.weight.data[:known] = backbone.wpe.weight.data
+        backbone.wpe, backbone.config.n_positions = table, config.positions
+    return CodecGPT(config, backbone)
 
 
 def load_gpt2(pretrained: str, config: ModelConfig) -> GPT2Model:
-    """GPT-2's weights from the hub or a local folder, in a trunk for a model of this config.
+    """GPT-2's weights from the hub or a local folder, in a backbone for a model of this config.
 
     Raises InputError where they are not available, are damaged, are not of the config's size, or leave a weight unset.
     """
@@ -316,7 +316,7 @@ def load_gpt2(pretrained: str, config: ModelConfig) -> GPT2Model:
         settings = GPT2Config.from_pretrained(pretrained, **dropouts, activation_function=GELU)
         _check_gpt2_config(where, settings, config)
         loaded: Any = GPT2Model.from_pretrained(pretrained, config=settings, output_loading_info=True)
-        trunk, info = loaded
+        backbone, info = loaded
     except InputError:
         raise
     except Exception as error:  # transformers, safetensors, pickle and the hub's client have errors of their own
@@ -332,9 +332,9 @@ def load_gpt2(pretrained: str, config: ModelConfig) -> GPT2Model:
     unset = sorted({*info["missing_keys"]} - {"wte.weight"})  # a vocabulary that is never read
     if unset:
         raise InputError(f"{where} leaves weights unset ({unset[0]}, {len(unset)} in all): give all of GPT-2's weights")
-    if odd := [name for name, value in trunk.named_parameters() if not value.isfinite().all()]:
+    if odd := [name for name, value in backbone.named_parameters() if not value.isfinite().all()]:
         raise InputError(f"{where}: {odd[0]} holds numbers that are not finite; fetch the files again")
-    return trunk
+    return backbone
 
 
 def _check_gpt2_config(where: str, found: GPT2Config, config: ModelConfig) -> None:
@@ -354,10 +354,10 @@ def _check_gpt2_config(where: str, found: GPT2Config, config: ModelConfig) -> No
 
 def _refuse_other_sizes(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """Raises ValueError where the weights are not of the config's sizes: before memory is asked for by the latter."""
-    layers = len({name.split(".")[2] for name in state if name.startswith("trunk.h.")})
+    layers = len({name.split(".")[2] for name in state if name.startswith("backbone.h.")})
     sizes = {
         "codes.weight": (config.codebooks * (config.codebook_size + 1), config.width),
-        "trunk.wpe.weight": (config.positions, config.width),
+        "backbone.wpe.weight": (config.positions, config.width),
         "prompt_mean": (config.prompt_dim,),
     }
     wrong = [

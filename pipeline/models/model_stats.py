@@ -70,7 +70,7 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
     D, K, P = config.width, config.codebooks, config.prompt_dim
     classes = config.codebook_size + 1
     return {
-        "trunk": config.positions * D + config.layers * (12 * D * D + 13 * D) + 2 * D,
+        "backbone": config.positions * D + config.layers * (12 * D * D + 13 * D) + 2 * D,
         "codes": K * classes * D,
         "head": K * classes * (D + 1),
         "prompt": D + (0 if P == D else P * D + D),

@@ -124,7 +124,7 @@ def _take(conn: Connection) -> DecodedBatch | Unsent | str | None:
     finally:
         os.close(descriptor)
     wavs = iter(np.split(block, np.cumsum(lengths)[:-1]))
-    return replace(part, heard=[heard if isinstance(heard, Skipped) else next(wavs) for heard in part.heard])
+    return replace(part, clips=[clip if isinstance(clip, Skipped) else next(wavs) for clip in part.clips])
 
 
 class _DecodeWorker:

@@ -123,7 +123,7 @@ def test_every_size_is_the_size_it_says(size: str, shards: dict[str, Path]) -> N
         model = models.build_model(config)
         assert sum(p.numel() for p in model.parameters()) == model_stats.num_parameters(config) < 6_000_000
     else:
-        assert model_stats.parameter_counts(config)["trunk"] == PUBLISHED[size] - VOCABULARY * config.width
+        assert model_stats.parameter_counts(config)["backbone"] == PUBLISHED[size] - VOCABULARY * config.width
 
 
 def test_the_experiments_of_the_article_differ_in_their_pattern_alone() -> None:

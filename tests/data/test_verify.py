@@ -95,7 +95,7 @@ def test_an_index_that_is_lost_or_does_not_fit_is_found(cache: Path) -> None:
 def test_a_clip_in_two_splits_is_found(cache: Path) -> None:
     """By its key, and by the recording that it was cut from."""
     theirs = next(iter(read_shard(cache / TRAIN)))
-    rewrite(cache, VALID, lambda sample: replace(sample, info={**sample.metadata, "path": theirs.metadata["path"]}))
+    rewrite(cache, VALID, lambda sample: replace(sample, metadata={**sample.metadata, "path": theirs.metadata["path"]}))
     assert f"{VALID}: clips of {theirs.metadata['path']!r} are in valid and in train" in faults(cache)
     first = next(iter(read_shard(cache / VALID))).key
     rewrite(cache, VALID, lambda sample: replace(sample, key=theirs.key) if sample.key == first else sample)
@@ -109,9 +109,12 @@ def test_a_clip_in_two_splits_is_found(cache: Path) -> None:
         (lambda s: replace(s, codes=s.codes[:1]), "1 codebooks where the manifest says 2"),
         (lambda s: replace(s, prompt=s.prompt[:5]), "prompts of 5 values where the manifest says 192"),
         (lambda s: replace(s, prompt=s.prompt * np.float16(np.nan)), "prompts with NaN"),
-        (lambda s: replace(s, info={**s.info, "split": "test"}), "of split 'test', in a shard of 'train'"),
-        (lambda s: replace(s, info={**s.info, "duration": 9.0}), "another number of frames than their duration"),
-        (lambda s: replace(s, info={}), "another number of frames than their duration"),
+        (lambda s: replace(s, metadata={**s.metadata, "split": "test"}), "of split 'test', in a shard of 'train'"),
+        (
+            lambda s: replace(s, metadata={**s.metadata, "duration": 9.0}),
+            "another number of frames than their duration",
+        ),
+        (lambda s: replace(s, metadata={}), "another number of frames than their duration"),
     ],
 )
 def test_samples_that_are_not_what_the_manifest_says_are_found(cache: Path, change, told: str) -> None:
@@ -148,7 +151,7 @@ def test_the_command_lists_the_faults_and_fails(cache: Path) -> None:
 
 
 def test_a_description_says_hours_bytes_labels_and_dead_codebooks(cache: Path) -> None:
-    rewrite(cache, TRAIN, lambda s: replace(s, info={**s.metadata, "labels": {"pitch": 60, "tags": ["a", "b"]}}))
+    rewrite(cache, TRAIN, lambda s: replace(s, metadata={**s.metadata, "labels": {"pitch": 60, "tags": ["a", "b"]}}))
     for name in [path.name for path in cache.glob("*.tar")]:
         rewrite(cache, name, lambda s: replace(s, codes=np.stack([s.codes[0], np.full_like(s.codes[1], 7)])))
     manifest = Manifest.load(cache)

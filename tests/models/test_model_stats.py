@@ -46,7 +46,7 @@ def test_parameters_are_counted_without_building_the_model(config: ModelConfig) 
 
 def test_gpt2_small_has_gpt2s_parameters() -> None:
     """124.4 M with its vocabulary of 50,257 words, whose rows nobody reads here."""
-    assert model_stats.parameter_counts(GPT2)["trunk"] == 124_439_808 - 50_257 * 768
+    assert model_stats.parameter_counts(GPT2)["backbone"] == 124_439_808 - 50_257 * 768
 
 
 def test_the_largest_module_is_the_one_that_zero3_gathers_whole() -> None:

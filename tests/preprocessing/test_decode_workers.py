@@ -265,7 +265,7 @@ def test_reading_has_no_limit_while_it_waits_to_be_heard(tmp_path: Path) -> None
         time.sleep(0.7)
         found.append(part)
     readers.close()
-    assert [len(part.heard[0]) for part in found] == [2400] * 6
+    assert [len(part.clips[0]) for part in found] == [2400] * 6
 
 
 def once_deadly(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:

@@ -55,7 +55,12 @@ def test_matrices_decay_and_nothing_else() -> None:
     decay, rest = parameter_groups(model, 0.05)
     names = {id(p): name for name, p in model.named_parameters()}
     decayed = {names[id(p)] for p in decay["params"]}
-    assert {"head.weight", "prompt.weight", "trunk.h.0.attn.c_attn.weight", "trunk.h.0.mlp.c_fc.weight"} <= decayed
+    assert {
+        "head.weight",
+        "prompt.weight",
+        "backbone.h.0.attn.c_attn.weight",
+        "backbone.h.0.mlp.c_fc.weight",
+    } <= decayed
     assert not any(word in name for name in decayed for word in ("bias", "ln_", "codes", "wpe", "null"))
     assert len(decay["params"]) + len(rest["params"]) == len(list(model.parameters()))
     assert (decay["weight_decay"], rest["weight_decay"]) == (0.05, 0.0)

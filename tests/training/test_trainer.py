@@ -46,7 +46,7 @@ class Run:
             val_every=val_every, save_every=0, keep=RetentionPolicy(1, False, 0), save_aside=False, seed=0, ema=0.0,
             skip_most=2,            timeout=0.0, peak_flops=0.0,
         )  # fmt: skip
-        self.told, self.weight, self.folder = told, engine.module.trunk.h[0].mlp.c_fc.weight, run
+        self.told, self.weight, self.folder = told, engine.module.backbone.h[0].mlp.c_fc.weight, run
         run.mkdir(exist_ok=True)
         valid = [(batch(1000), True)] if val_every else []
         self.trainer = Trainer(
