@@ -189,7 +189,7 @@ class CodecGPT(nn.Module):
         return nats, cells.expand(len(nats))
 
     def token_loss(self, hidden: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What the backbone says [B, S, D] of tokens [B, K, T] -> their cross-entropy summed in nats [K], and cells []."""
+        """Summed cross-entropy in nats [K] of tokens [B, K, T] under hidden states [B, S, D]; number of cells []."""
         B, K, T = tokens.shape
         logits = self.head(self.pattern.gather_positions(hidden, T, lengths).flatten(1, 2)).float()  # [K, B*T, C]
         wanted = tokens.transpose(0, 1).flatten()
