@@ -58,9 +58,9 @@ lint: install
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-# every public name, from its docstring, as HTML in docs/
+# the API reference, from the docstrings, as HTML in build/docs/
 docs: install
-	$(RUN) pdoc --docformat markdown --output-directory docs pipeline
+	$(RUN) pdoc --docformat markdown --output-directory build/docs pipeline
 
 # each prints a table, the ratios of one run; a GPU is used where there is one
 bench: install
@@ -71,4 +71,4 @@ bench: install
 	$(RUN) python -m tests.benchmarks.bench_sampling --music
 
 clean:
-	rm -rf quickstart docs build *.egg-info .versions
+	rm -rf quickstart build *.egg-info .versions

@@ -129,7 +129,7 @@ def test_the_documents_are_built_without_a_warning(tmp_path: Path) -> None:
     """The command of `make docs`: every module becomes a page, and pdoc has nothing to say."""
     command = re.search(r"^docs: .*\n\t\$\(RUN\) (pdoc .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert command
-    words = command[1].replace("--output-directory docs", f"--output-directory {tmp_path}").split()
+    words = command[1].replace("--output-directory build/docs", f"--output-directory {tmp_path}").split()
     done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and not re.search(r"(?i)warn|error", done.stdout + done.stderr), done.stderr
     for file in files("pipeline"):
