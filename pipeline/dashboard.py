@@ -1,13 +1,13 @@
 """Make the W&B workspace that shows what training logs: losses a codebook, patterns compared, speed, sounds.
 
   python -m pipeline.dashboard entity=my-team                       create it in project codec-audio-lm; its address
-  python -m pipeline.dashboard renew="https://..."                  give one made earlier today's panels
+  python -m pipeline.dashboard update_url="https://..."             replace the panels of an existing one
   python -m pipeline.dashboard dry_run=true out=dashboard.json      write what would be sent, without a network or a key
 
 Charts count in optimizer steps (trainer/step); those of the loss also in clips and in frames, which compare runs of
 unequal batches. Needs wandb-workspaces: pip install "wandb[workspaces]"
 
-People change: entity=, project=, name=, codebooks=, renew=.
+People change: entity=, project=, name=, codebooks=, update_url=.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _save(cfg: DictConfig) -> str:
         if not wandb.login(prompt=False):
             raise InputError("there is no W&B key: `wandb login`, or WANDB_API_KEY, or dry_run=true")
         made = workspace(cfg.entity or str(wandb.Api().default_entity), cfg.project, cfg.name, cfg.codebooks)
-        if cfg.renew:
-            old = Workspace.from_url(cfg.renew)
+        if cfg.update_url:
+            old = Workspace.from_url(cfg.update_url)
             old.sections, old.settings = made.sections, made.settings
             made = old
         return str(made.save().url)

@@ -7,7 +7,7 @@
   python -m pipeline.preprocess data=jamendo part=3/16
       one of sixteen parts, each on its own machine; under Slurm (sbatch --array, srun -n) no part= is needed. Copies of
       the corpus on several machines must agree in their files' times of change, which cp -a and rsync -t keep
-  python -m pipeline.preprocess data=nsynth embedder=encodecmae_mel256_base_st add=prompt
+  python -m pipeline.preprocess data=nsynth embedder=encodecmae_mel256_base_st reembed=true
       new prompts for a cache whose codes are kept
 
 The same command again goes on where the last one stopped, however it stopped, and the finished cache is the same byte
@@ -17,7 +17,7 @@ those that only the machine kept from being read (a mount that was away, a kille
 leave nothing half-written behind; the exit codes are 130 and 143.
 
 What people change: data=, data.root=, out= (a folder, or s3://..., gs://...), codec=, codec.codebooks=, embedder=,
-samples_per_shard=, devices=, workers=, part=.
+samples_per_shard=, devices=, encoder_workers=, part=.
 Look at the result with: python -m pipeline.shards verify|describe|listen DIR
 """
 

@@ -41,8 +41,8 @@ README = (ROOT / "README.md").read_text()
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python -m|deepspeed|sbatch(?=[^`]+\.sbatch)|make|pip install|jobs/\S+\.sh) [^`]*)`")
 SMALL = {  # what makes a command small enough for a test, where it does not say otherwise itself
-    "preprocess": "codec=encodec_embedded codec.codebooks=2 embedder=encodecmae_tiny samples_per_shard=6 workers=1 "
-    "readers=0 devices=cpu",
+    "preprocess": "codec=encodec_embedded codec.codebooks=2 embedder=encodecmae_tiny samples_per_shard=6 "
+    "encoder_workers=1 decode_workers=0 devices=cpu",
     "train": "codec=encodec_embedded codec.codebooks=2 model=tiny model.width=32 model.layers=2 tracking=none "
     "trainer.steps=2 trainer.micro_batch=4 listen.clips=0",
     "evaluate": "n=4 resamples=10 temperatures=[1.0]",

@@ -138,7 +138,7 @@ class CodecGPT(nn.Module):
         """
         prompts = prompts[prompts.isfinite().all(1)]
         if not len(prompts):
-            raise InputError("no prompt of the cache is finite: preprocess it again with add=prompt")
+            raise InputError("no prompt of the cache is finite: preprocess it again with reembed=true")
         self.prompt_mean.copy_(prompts.float().mean(0))
         self.prompt_std.copy_(prompts.float().std(0, correction=0).clamp_min(1e-3))
 

@@ -222,7 +222,7 @@ def fault_of_system(source: str | bytes) -> str | None:
 
 
 def _too_long(how: DecodeOptions) -> Skipped:
-    limit = f"longest_seconds={how.longest:g}"
+    limit = f"max_seconds={how.longest:g}"
     return Skipped(f"too long: it lasts more than {limit}; cut it into segments, or allow more")
 
 

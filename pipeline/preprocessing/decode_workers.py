@@ -137,7 +137,7 @@ class _DecodeWorker:
         try:
             self.process.start()
         except OSError as error:
-            hint = "give fewer readers=, or readers=0, and run the same command again"
+            hint = "give fewer decode_workers=, or decode_workers=0, and run the same command again"
             raise MachineError(f"a reader process cannot be started ({error.strerror}): {hint}") from error
         theirs.close()
         self.job: Job | None = None
@@ -224,7 +224,7 @@ class DecodeWorkerPool:
         if isinstance(part, Unsent):
             raise MachineError(
                 f"decoded sound cannot be passed on from a reader process ({part.reason}): raise the limits on file "
-                "size and memory (ulimit -a), or give readers=0, and run the same command again"
+                "size and memory (ulimit -a), or give decode_workers=0, and run the same command again"
             )
         if isinstance(part, str):
             reader.begun, self._failed_starts = True, 0
@@ -248,7 +248,7 @@ class DecodeWorkerPool:
                 raise MachineError(
                     f"{_MAX_FAILED_STARTS} decode workers in a row ended before they started (exit code {code}): "
                     "give fewer "
-                    "readers=, or readers=0"
+                    "decode_workers=, or decode_workers=0"
                 )
             self._replaced(reader)
             jobs.appendleft(job)
@@ -267,7 +267,7 @@ class DecodeWorkerPool:
     def _why(self, code: int | None) -> Skipped:
         if code == -signal.SIGALRM:
             return Skipped(
-                f"too slow: reading it took more than read_seconds={self._how.patience:g}, twice", retry=True
+                f"too slow: reading it took more than decode_timeout={self._how.patience:g}, twice", retry=True
             )
         if code == -signal.SIGKILL:
             killed = "the process that decodes it was killed twice, as by a machine out of memory"

@@ -52,7 +52,7 @@ class EncoderPool:
                     process.start()
                 except OSError as error:
                     self.__exit__(type(error), error, None)
-                    hint = "give fewer workers=, and run the same command again"
+                    hint = "give fewer encoder_workers=, and run the same command again"
                     raise MachineError(f"an encoder process cannot be started ({error.strerror}): {hint}") from error
                 theirs.close()
                 self._processes[ours] = process
@@ -89,7 +89,11 @@ class EncoderPool:
             process.join(_LAST_BREATH)
             raise MachineError(
                 f"an encoder process ended with exit code {process.exitcode}"
-                + (" (killed, as by a machine out of memory: give fewer workers=)" if process.exitcode == -9 else "")
+                + (
+                    " (killed, as by a machine out of memory: give fewer encoder_workers=)"
+                    if process.exitcode == -9
+                    else ""
+                )
                 + "; what is whole stays: run the same command again"
             ) from error
         if isinstance(message, WorkerError):
@@ -97,7 +101,7 @@ class EncoderPool:
                 raise MachineError(message.text)
             if message.kind == "OutOfMemoryError":
                 first = message.text.splitlines()[0]
-                raise InputError(f"the device is out of memory ({first}): give a smaller batch= or longest_seconds=")
+                raise InputError(f"the device is out of memory ({first}): give a smaller batch= or max_seconds=")
             raise RuntimeError(f"an encoder failed: {message.text}")
         return message
 
@@ -125,7 +129,7 @@ def resolve_devices(setting: str | list[str], workers: str | int) -> list[str]:
     """
     names = _devices(setting)
     if workers != "auto" and (not isinstance(workers, int) or workers < 1):
-        raise InputError(f"workers={workers}: expected a number of processes of 1 or more, or auto")
+        raise InputError(f"encoder_workers={workers}: expected a number of processes of 1 or more, or auto")
     return ["cpu"] * (cores() if workers == "auto" else int(workers)) if names == ["cpu"] else names
 
 
@@ -136,7 +140,7 @@ def resolve_decode_workers(setting: str | int, names: list[str]) -> int:
     """
     if setting != "auto":
         if not isinstance(setting, int) or setting < 0:
-            raise InputError(f"readers={setting}: expected a number of processes for each encoder, or auto")
+            raise InputError(f"decode_workers={setting}: expected a number of processes for each encoder, or auto")
         return setting
     return 1 if names[0] == "cpu" else max(1, min(MOST_READERS, (cores() - 1) // len(names)))
 

@@ -34,7 +34,13 @@ from pipeline.preprocessing.shard_builder import JOB, JobIterator, ShardAssemble
 from pipeline.preprocessing.shard_planner import ClipSpool, plan_shards, tree_fingerprint
 
 PLACES = {"root", "listings", "audio", "metadata", "soundfont"}  # settings that say where a corpus lies, not what it is
-SHAPING = ("samples_per_shard", "longest_seconds", "bad_amplitude", "truncated")  # besides data, codec and embedder
+# settings besides data, codec and embedder that a cache's contents depend on, by the names that plan.json records
+SHAPING = {
+    "samples_per_shard": "samples_per_shard",
+    "longest_seconds": "max_seconds",
+    "bad_amplitude": "bad_amplitude",
+    "truncated": "truncated",
+}
 BATCH = {"cpu": 8, "cuda": 64}  # clips, as `Codec.best_batch` measured it
 
 
@@ -55,30 +61,30 @@ def _preprocess(cfg: Mapping[str, Any]) -> int:
     store, root = open_storage(cfg["out"]), cfg["data"]["root"]
     asked = _asked(cfg)
     old = BuildPlan.load(store)
-    if old is None and cfg["add"]:
-        raise InputError(f"there is no cache at {store.display_path()} to add a {cfg['add']} to: run once without add=")
+    if old is None and cfg["reembed"]:
+        raise InputError(f"reembed=true: there is no cache at {store.display_path()}; run once without reembed=true")
     plain = _plain(asked)
     same = old and (old.requested, old.source_fingerprint) == (asked, _tree(cfg)) and not _changed(old, plain)
     if old and same and (manifest := _finished(store, old)):
         print(f"nothing to do: nothing in {root} has changed since {store.display_path()} was finished")
         return messages.summary(store, manifest, asked["codec"])
-    _refuse_other_settings(store, old, plain, cfg["add"])  # before notes are rendered
-    names = encoder_pool.resolve_devices(cfg["devices"], cfg["workers"])
-    readers = encoder_pool.resolve_decode_workers(cfg["readers"], names)
-    digests = Digests(readers, cfg["read_seconds"])
+    _refuse_other_settings(store, old, plain, cfg["reembed"])  # before notes are rendered
+    names = encoder_pool.resolve_devices(cfg["devices"], cfg["encoder_workers"])
+    readers = encoder_pool.resolve_decode_workers(cfg["decode_workers"], names)
+    digests = Digests(readers, cfg["decode_timeout"])
     keep = cfg["truncated"] == "keep"
     corpus = open_corpus(cfg["data"], digests, MeasuredDurations(keep))
     store.check_writable()
     batch = BATCH[names[0].partition(":")[0]] if cfg["batch"] == "auto" else cfg["batch"]
     made = _made(cfg, plain)
-    _refuse_other_settings(store, old, made, cfg["add"])
+    _refuse_other_settings(store, old, made, cfg["reembed"])
     with closing(ClipSpool(root)) as spool:
         blank = BuildPlan(asked, made, _tree(cfg), [])
         with closing(digests):
             plan = plan_shards(corpus.clips(), spool, cfg["samples_per_shard"], old, blank, lambda: corpus.skipped)
         _refuse_other_times(store, plan, share)
         rate, policy = made["codec"]["sample_rate"], cfg["bad_amplitude"]
-        reading = DecodeOptions(rate, cfg["longest_seconds"], batch, cfg["read_seconds"], policy, keep)
+        reading = DecodeOptions(rate, cfg["max_seconds"], batch, cfg["decode_timeout"], policy, keep)
         load = partial(load_encoder, cfg["codec"], cfg["embedder"])
         return _Run(store, plan, old, share, spool, reading).make(load, names, readers)
 
@@ -178,12 +184,10 @@ class _Run:
 
 
 def _refuse_nonsense(cfg: Mapping[str, Any]) -> None:
-    if cfg["add"] not in (None, "prompt"):
-        raise InputError(f"add={cfg['add']}: expected prompt, or null")
     amplitude.check_policy(cfg["bad_amplitude"])
     if cfg["truncated"] not in ("skip", "keep"):
         raise InputError(f"truncated={cfg['truncated']}: expected skip or keep")
-    for name in ("samples_per_shard", "longest_seconds", "read_seconds", "batch"):
+    for name in ("samples_per_shard", "max_seconds", "decode_timeout", "batch"):
         value = cfg[name]
         if not (value == "auto" and name == "batch") and (isinstance(value, str) or not value > 0):
             raise InputError(f"{name}={value}: expected a number above 0")
@@ -192,7 +196,11 @@ def _refuse_nonsense(cfg: Mapping[str, Any]) -> None:
 def _asked(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a cache's contents depend on, as they were given."""
     data = {name: value for name, value in cfg["data"].items() if name not in ("root", "listings")}
-    return {"data": data, **{name: cfg[name] for name in ("codec", "embedder", *SHAPING)}}
+    return {"data": data, "codec": cfg["codec"], "embedder": cfg["embedder"], **_shaping(cfg)}
+
+
+def _shaping(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return {recorded: cfg[name] for recorded, name in SHAPING.items()}
 
 
 def _tree(cfg: Mapping[str, Any]) -> str:
@@ -238,17 +246,19 @@ def _finished(store: Storage, plan: BuildPlan) -> Manifest | None:
     return manifest if whole and manifest.plan == build_state.plan_digest(store) else None
 
 
-def _refuse_other_settings(store: Storage, old: BuildPlan | None, made: Mapping[str, Any], add: str | None) -> None:
+def _refuse_other_settings(store: Storage, old: BuildPlan | None, made: Mapping[str, Any], reembed: bool) -> None:
     """made: all settings, or as many as are known yet."""
     if old is None:
         return
     changed, before, now = _changed(old, made), _flat(old.resolved), _flat(made)
-    if add == "prompt":
+    if reembed:
         changed = [name for name in changed if not name.startswith("embedder.")]
     if changed:
-        told = ", ".join(f"{name}={_short(before.get(name))} (now {_short(now.get(name))})" for name in changed)
+        told = ", ".join(
+            f"{SHAPING.get(name, name)}={_short(before.get(name))} (now {_short(now.get(name))})" for name in changed
+        )
         embedder_only = all(name.startswith("embedder.") for name in changed)
-        hint = "; add=prompt embeds it anew and keeps its codes" if embedder_only else ""
+        hint = "; reembed=true embeds it anew and keeps its codes" if embedder_only else ""
         raise InputError(f"{store.display_path()} was made with {told}: give another out=, or remove it{hint}")
 
 

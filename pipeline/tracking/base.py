@@ -104,7 +104,9 @@ class WandbTracker(JsonlTracker):
 
             return WandbRun(run, name, config, settings)
 
-        self._aside = BackgroundWorker("W&B", open_session, settings["queue"], self._watch, settings["stalled"] / 4)
+        self._aside = BackgroundWorker(
+            "W&B", open_session, settings["queue"], self._watch, settings["stall_alert_seconds"] / 4
+        )
         self._aside.submit(lambda session: session.save_sources(), slow=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -133,7 +135,9 @@ class WandbTracker(JsonlTracker):
         from pipeline.tracking.wandb_run import kill_service
 
         super().close(code)
-        patience = self._settings["patience"] * (1 if code == 75 else 3)  # who asked us to stop will not wait long
+        patience = self._settings["timeout_seconds"] * (
+            1 if code == 75 else 3
+        )  # who asked us to stop will not wait long
         done = self._aside.close(lambda session: session.close(code), patience)
         if not done:
             log.warning("W&B is not done after %d s, and ended; what it has not sent is kept", patience)
@@ -150,7 +154,7 @@ class WandbTracker(JsonlTracker):
     def _watch(self) -> None:
         """Called now and then from the thread aside."""
         silent = time.monotonic() - self._row_at
-        if silent > self._settings["stalled"]:
+        if silent > self._settings["stall_alert_seconds"]:
             self._row_at = math.inf  # one alert a stall: the next row sets it back
             self.alert("Training stalls", f"no row for {silent / 60:.0f} minutes after step {self._last} of {self.run}")
 

@@ -80,8 +80,8 @@ class WandbRun:
             settings=self.wandb.Settings(
                 console="off",
                 silent=True,
-                init_timeout=s["patience"],
-                finish_timeout=s["patience"],
+                init_timeout=s["timeout_seconds"],
+                finish_timeout=s["timeout_seconds"],
                 git_root=str(ROOT),
                 git_remote_url=_git_remote(),
                 x_transaction_log_flush_interval=2.0,  # seconds of rows that a dying node takes along
@@ -140,7 +140,7 @@ class WandbRun:
         self.run._log_artifact(made, is_user_created=True, use_after_commit=True)
 
     def close(self, code: int) -> None:
-        """Upload the rest, within the patience of the settings. code: 75 is a run that will go on."""
+        """Upload the rest, within `tracking.timeout_seconds`. code: 75 is a run that will go on."""
         if code == 75:
             self.run.mark_preempting()
         self.run.finish(exit_code=code)

@@ -18,7 +18,7 @@ from pipeline.preprocessing.runner import preprocess
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tiny", "samples_per_shard=6")
-HERE = ("workers=1", "readers=0", "devices=cpu")  # in the calling process
+HERE = ("encoder_workers=1", "decode_workers=0", "devices=cpu")  # in the calling process
 
 
 def words(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:

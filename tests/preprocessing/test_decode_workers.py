@@ -248,7 +248,7 @@ def test_a_decoder_that_hangs_costs_its_file_only(tmp_path: Path, monkeypatch: p
     slow = {key for key, text in texts.items() if isinstance(text, Skipped)}
     assert slow == {("s", i) for i in range(1, 9)} and len(texts) == 11
     assert {texts[key] for key in slow} == {
-        Skipped("too slow: reading it took more than read_seconds=2, twice", retry=True)
+        Skipped("too slow: reading it took more than decode_timeout=2, twice", retry=True)
     }
     assert len(texts["s", 9]) == 24_000 and len(texts["t", 0]) == 48_000
     assert len((tmp_path / "counted").read_text()) == 2
@@ -324,5 +324,5 @@ def test_a_reader_that_is_killed_before_it_begins_is_no_clip_s_fault(
     monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
     found = read_all(DecodeWorkerPool(1, HOW, Stillborn(4)), [Job("s", 0, items)])
     assert [len(wav) for part in found for wav in part.clips] == [2400] * 3
-    with pytest.raises(MachineError, match="10 decode workers in a row ended before they started.*readers=0"):
+    with pytest.raises(MachineError, match="10 decode workers in a row ended before they started.*decode_workers=0"):
         read_all(DecodeWorkerPool(1, HOW, Stillborn(1000)), [Job("s", 0, items)])

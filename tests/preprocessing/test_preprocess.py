@@ -78,7 +78,7 @@ def test_the_literal_command_in_processes_makes_the_same_bytes(nsynth_folder: Pa
     alone, out = tmp_path / "alone", tmp_path / "out"
     done = command("pipeline.preprocess", *words("nsynth", nsynth_folder, alone, *HERE))
     assert done.returncode == 0, done.stderr
-    done = command("pipeline.preprocess", *words("nsynth", nsynth_folder, out, "workers=2", "readers=1"))
+    done = command("pipeline.preprocess", *words("nsynth", nsynth_folder, out, "encoder_workers=2", "decode_workers=1"))
     assert done.returncode == 0, done.stderr
     assert contents(out) == contents(alone)
     assert done.stderr == "" and "next: deepspeed pipeline/train.py" in done.stdout
@@ -161,7 +161,7 @@ def test_what_can_be_read_is_and_what_cannot_is_set_aside_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = odd_files(tmp_path / "odd")
-    assert make_tones(tmp_path / "odd", tmp_path / "out", "longest_seconds=2") == 0
+    assert make_tones(tmp_path / "odd", tmp_path / "out", "max_seconds=2") == 0
     manifest = Manifest.load(tmp_path / "out")
     assert {sample.metadata["path"] for sample in samples(tmp_path / "out").values()} == good
     aside = {Path(row["path"]).name: row["reason"] for row in manifest.skipped}
@@ -243,7 +243,7 @@ def test_what_could_not_be_read_is_looked_for_again(tmp_path: Path, monkeypatch:
     [
         ("codec.codebooks=4", r"codec\.codebooks=2 \(now 4\)"),
         ("samples_per_shard=9", r"samples_per_shard=6 \(now 9\)"),
-        ("longest_seconds=9", r"longest_seconds=60 \(now 9\)"),
+        ("max_seconds=9", r"max_seconds=60 \(now 9\)"),
         ("data.segment_seconds=1", r"data\.segment_seconds=None \(now 1\)"),
     ],
 )
@@ -333,9 +333,9 @@ def test_new_prompts_are_added_and_the_codes_kept_byte_for_byte(tmp_path: Path) 
     other = f"embedder.source={other_embedder(tmp_path)}"
     make_tones(root, out)
     old = samples(out)
-    with pytest.raises(InputError, match=r"embedder\.weights=.*add=prompt embeds it anew"):
+    with pytest.raises(InputError, match=r"embedder\.weights=.*reembed=true embeds it anew"):
         make_tones(root, out, other)
-    assert make_tones(root, out, other, "add=prompt") == 0
+    assert make_tones(root, out, other, "reembed=true") == 0
     new = samples(out)
     assert new.keys() == old.keys() and [*verify(LocalStorage(out))] == []
     for key, sample in new.items():
@@ -351,7 +351,7 @@ def test_new_prompts_encode_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     root, out = tones(tmp_path / "in", 8), tmp_path / "out"
     make_tones(root, out)
     monkeypatch.setattr(Codec, "encode", lambda *_: pytest.fail("codes were encoded"))
-    assert make_tones(root, out, f"embedder.source={other_embedder(tmp_path)}", "add=prompt") == 0
+    assert make_tones(root, out, f"embedder.source={other_embedder(tmp_path)}", "reembed=true") == 0
 
 
 def other_embedder(folder: Path) -> Path:
@@ -369,8 +369,8 @@ def other_embedder(folder: Path) -> Path:
 
 
 def test_adding_prompts_to_no_cache_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no cache at .* to add a prompt to"):
-        make_tones(tones(tmp_path / "in", 1), tmp_path / "out", "add=prompt")
+    with pytest.raises(InputError, match="reembed=true: there is no cache at"):
+        make_tones(tones(tmp_path / "in", 1), tmp_path / "out", "reembed=true")
     assert not (tmp_path / "out").exists()
 
 
@@ -382,7 +382,7 @@ def test_other_notes_are_refused_before_any_is_rendered(tmp_path: Path) -> None:
     before = contents(out)
     shutil.rmtree(root)
     with pytest.raises(InputError, match=r"out was made with data\.clips=4 \(now 3\)"):
-        make("notes", root, out, *few, "data.clips=3", "add=prompt")
+        make("notes", root, out, *few, "data.clips=3", "reembed=true")
     assert contents(out) == before and not root.exists()
 
 
@@ -396,7 +396,7 @@ def test_a_full_disk_leaves_a_cache_that_the_next_run_completes(tmp_path: Path) 
     make_tones(root, tmp_path / "whole")
     tones(root, 3, 30.0)
     out = tmp_path / "out"
-    arguments = words("folder", root, out, *EVERYTHING_TO_TRAIN_ON, "workers=1", "readers=0")
+    arguments = words("folder", root, out, *EVERYTHING_TO_TRAIN_ON, "encoder_workers=1", "decode_workers=0")
     full = command("pipeline.preprocess", *arguments, preexec_fn=limit_file_size)
     assert full.returncode == 1 and "Traceback" not in full.stderr
     assert "File too large" in full.stderr and "not written: train-0000" in full.stderr
@@ -412,12 +412,12 @@ def test_a_full_disk_leaves_a_cache_that_the_next_run_completes(tmp_path: Path) 
         (["data.root=/no/such/folder"], "data.root=/no/such/folder"),
         (["out=/proc/cache"], "cannot write to /proc/cache"),
         (["devices=cuda:99"], "devices=cuda:99"),
-        (["workers=0"], "workers=0"),
-        (["readers=-1"], "readers=-1"),
+        (["encoder_workers=0"], "encoder_workers=0"),
+        (["decode_workers=-1"], "decode_workers=-1"),
         (["batch=none"], "batch=none"),
         (["samples_per_shard=0"], "samples_per_shard=0"),
         (["part=4/3"], "part=4/3"),
-        (["add=codes"], "add=codes"),
+        (["reembed=codes"], "reembed=codes"),
         (["codec.codebooks=9"], "codec.codebooks=9"),
     ],
 )

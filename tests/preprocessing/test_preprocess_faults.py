@@ -123,7 +123,7 @@ def test_a_clip_that_was_away_gets_its_codes_when_prompts_are_added(
         make("folder", corpus, out, *SETTINGS, ONE_SHARD)
     finally:
         away.rename(corpus / "tone003.wav")
-    assert make("folder", corpus, out, *SETTINGS, ONE_SHARD, "add=prompt") == 0
+    assert make("folder", corpus, out, *SETTINGS, ONE_SHARD, "reembed=true") == 0
     assert contents(out) == one_shard
 
 
@@ -136,9 +136,9 @@ def test_readers_that_cannot_pass_on_what_they_decoded_end_the_run_and_blame_no_
 ) -> None:
     """Under a limit of file sizes, which holds for memory that is shared as a file, too."""
     out = tmp_path / "out"
-    arguments = words("folder", corpus, out, *SETTINGS, "workers=1", "readers=1", ONE_SHARD)
+    arguments = words("folder", corpus, out, *SETTINGS, "encoder_workers=1", "decode_workers=1", ONE_SHARD)
     process = start(MODULE, *arguments, preexec_fn=limit_file_size)
     _, error = process.communicate(timeout=240)
     assert process.returncode == 1 and error.count("\n") == 1, error
     assert error.startswith("error: decoded sound cannot be passed on from a reader process (File too large)")
-    assert "readers=0" in error and not [*out.glob("*.done.json")]
+    assert "decode_workers=0" in error and not [*out.glob("*.done.json")]

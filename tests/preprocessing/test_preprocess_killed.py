@@ -23,7 +23,7 @@ from tests.helpers.corpora import pack
 from tests.helpers.preprocess_runs import command, contents, start, tones, words
 
 MODULE = "pipeline.preprocess"
-HERE = ("workers=1", "readers=0")
+HERE = ("encoder_workers=1", "decode_workers=0")
 TRAIN_AND_VALID = ("data.valid=0.3", "data.test=0", "data.shortest_seconds=0.01")
 
 
@@ -102,17 +102,17 @@ def kill_and_compare(corpus: Path, whole: Path, out: Path, kills: int, *override
 
 
 def test_three_kills_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    kill_and_compare(corpus, whole, tmp_path / "out", 3, "workers=1", "readers=1")
+    kill_and_compare(corpus, whole, tmp_path / "out", 3, "encoder_workers=1", "decode_workers=1")
 
 
 @pytest.mark.slow
 def test_twenty_kills_of_several_processes_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    kill_and_compare(corpus, whole, tmp_path / "out", 20, "workers=2", "readers=1")
+    kill_and_compare(corpus, whole, tmp_path / "out", 20, "encoder_workers=2", "decode_workers=1")
 
 
 def test_a_killed_run_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "workers=2", "readers=1"))
+    process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=1"))
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
     children = descendants(process.pid)
     assert len(children) >= 4, "two encoders and a reader each"
@@ -131,7 +131,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tm
     pack(tmp_path / "in" / "nsynth-train.jsonwav.tar.gz", files)
     left = tmp_path / "left"
     left.mkdir()
-    arguments = words("nsynth", tmp_path / "in", tmp_path / "out", f"workers={workers}", "readers=1")
+    arguments = words("nsynth", tmp_path / "in", tmp_path / "out", f"encoder_workers={workers}", "decode_workers=1")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TMPDIR", str(left))
         process = start(MODULE, *arguments, start_new_session=True)
@@ -146,7 +146,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tm
 @pytest.mark.slow
 def test_an_encoder_that_is_killed_is_told_and_the_next_run_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = words("folder", corpus, out, *TRAIN_AND_VALID, "workers=2", "readers=0")
+    arguments = words("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=0")
     process = start(MODULE, *arguments)
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
     named = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(process.pid)}
@@ -202,7 +202,7 @@ def test_what_a_dead_writer_left_is_swept_up(corpus: Path, whole: Path, tmp_path
 def test_readers_that_are_killed_cost_nothing(corpus: Path, whole: Path, tmp_path: Path) -> None:
     """As by a machine out of memory, again and again: their clips are read by others, and the cache is the same."""
     out = tmp_path / "out"
-    process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "workers=1", "readers=2"))
+    process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=1", "decode_workers=2"))
     killed: set[int] = set()
     while process.poll() is None:
         time.sleep(0.05)

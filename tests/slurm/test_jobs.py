@@ -81,7 +81,7 @@ def test_the_whole_chain_ends_in_wavs(whole: Path, cluster: Cluster) -> None:
 
 def test_a_cache_of_parts_one_of_them_killed_is_one_made_alone(whole: Path, cluster: Cluster, tmp_path: Path) -> None:
     words = [*SMALL, *PREPROCESS, f"data.root='{cluster.work.parent / 'sounds'}'", "data.shortest_seconds=0.01"]
-    command = [sys.executable, "-m", "pipeline.preprocess", *words, f"out='{tmp_path / 'alone'}'", "workers=1"]
+    command = [sys.executable, "-m", "pipeline.preprocess", *words, f"out='{tmp_path / 'alone'}'", "encoder_workers=1"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=env, cwd=cluster.work, capture_output=True, timeout=120)
     alone = {file.name: file.read_bytes() for file in (tmp_path / "alone").iterdir()}

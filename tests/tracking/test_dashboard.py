@@ -65,7 +65,7 @@ def test_it_is_saved_and_renewed(tmp_path: Path) -> None:
     spec = json.loads(view["spec"])
     assert "val/loss/codebook_2" in dashboard.metrics(spec) and view["entityName"] == "lab"
     address = done.stdout.split()[-1]
-    words = (f"renew='{address}'", "codebooks=4", "entity=lab")
+    words = (f"update_url='{address}'", "codebooks=4", "entity=lab")
     done = command("pipeline.dashboard", *words, cwd=tmp_path, **server.environment)
     assert done.returncode == 0, done.stderr
     (view,) = server.views.values()

@@ -255,7 +255,16 @@ def test_nobody_is_ever_asked_for_a_key(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
 def test_a_stall_raises_an_alert(tmp_path: Path) -> None:
-    words = ("tracking.mode=offline", "tracking.stalled=0.8", NO_CODE, "--", "rows:1", "sleep:3", "rows:1", "finish:0")
+    words = (
+        "tracking.mode=offline",
+        "tracking.stall_alert_seconds=0.8",
+        NO_CODE,
+        "--",
+        "rows:1",
+        "sleep:3",
+        "rows:1",
+        "finish:0",
+    )
     said = track(tmp_path / "run", 0, *words)
     (alert,) = logged(tmp_path / "run", "alert")
     assert alert.title == "Training stalls" and "after step 10" in alert.text and said.count("Training stalls") == 1
@@ -265,7 +274,7 @@ def test_a_stall_raises_an_alert(tmp_path: Path) -> None:
 def test_the_death_of_w_and_b_s_process_is_told_once_and_survived(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ("rows:3", "sleep:4", "kill-core", "rows:50", "sleep:1", "rows:2", "finish:0")
-    said = track(run, 0, "tracking.mode=offline", "tracking.patience=5", NO_CODE, "--", *words)
+    said = track(run, 0, "tracking.mode=offline", "tracking.timeout_seconds=5", NO_CODE, "--", *words)
     assert said.count("W&B failed, training goes on") == 1 and "Traceback" not in said
     assert len(jsonl(run)) == 110 and jsonl(run)[-1]["step"] == 550
     assert [row["trainer/step"] for row in rows_of(run) if "val/loss" in row] == [10, 20, 30], "what it had is kept"

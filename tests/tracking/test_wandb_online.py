@@ -108,7 +108,7 @@ def test_an_outage_that_ends_loses_nothing(server: Server, tmp_path: Path) -> No
 def test_an_outage_at_the_start_leaves_an_offline_run_that_is_uploaded_later(server: Server, tmp_path: Path) -> None:
     server.down = True
     run = tmp_path / "a run"
-    said = track(run, 0, "tracking.patience=20", NO_CODE, "--", "rows:5", "finish:75", env=server.environment)
+    said = track(run, 0, "tracking.timeout_seconds=20", NO_CODE, "--", "rows:5", "finish:75", env=server.environment)
     assert said.count("W&B cannot be reached, so this run is kept offline") == 1 and longest_call(said) < 0.5
     server.down = False
     assert "wandb sync --yes" in said
@@ -122,7 +122,7 @@ def test_an_outage_that_does_not_end_costs_little_and_loses_nothing(server: Serv
     out_of_service(server, math.inf)
     began, run = time.monotonic(), tmp_path / "run"
     words = ("rows:5", "sleep:4", "rows:5", "finish:75")
-    said = track(run, 0, "tracking.patience=3", NO_CODE, "--", *words, env=server.environment)
+    said = track(run, 0, "tracking.timeout_seconds=3", NO_CODE, "--", *words, env=server.environment)
     assert time.monotonic() - began < 25 and server.down
     server.down = False
     command = re.search(r"wandb sync --yes --include-online .*", said)
