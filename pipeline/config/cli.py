@@ -28,7 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.common.errors import InputError, print_exception, redact
 from pipeline.config import sweeps, types
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())  # installed, or a clone
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a requeue goes on
 OUTPUT_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 _GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
