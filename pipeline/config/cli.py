@@ -29,7 +29,8 @@ from pipeline.common.errors import InputError, print_exception, redact
 from pipeline.config import sweeps, types
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())  # installed, or a clone
+# in a wheel, or in a clone
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: a requeue goes on
 OUTPUT_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 _GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
