@@ -120,11 +120,13 @@ def _build_service(cfg: DictConfig, runs: list[str], folder: Path) -> Generation
         raise InputError(
             f"sampling.temperature={sampling['temperature']}: the page has one slider for all codebooks: give one"
         )
-    instruments = {run: load_run(run, cfg.device, cfg.repository, cfg.embedder_source) for run in dict.fromkeys(runs)}
+    instruments = {
+        run: load_run(run, cfg.device, cfg.codec_weights, cfg.embedder_weights) for run in dict.fromkeys(runs)
+    }
     whole: dict[str, Codec] = {}
     for one in (instrument.codec for instrument in instruments.values()):
         if one.weights not in whole:
-            whole[one.weights] = load_codec(one.name, one.model.quantizer.n_q, cfg.repository, one.device)
+            whole[one.weights] = load_codec(one.name, one.model.quantizer.n_q, cfg.codec_weights, one.device)
     codecs = {run: whole[instrument.codec.weights] for run, instrument in instruments.items()}
     (folder / "asked").mkdir()
     limits = Limits(**OmegaConf.to_container(cfg.limits))  # type: ignore[arg-type]

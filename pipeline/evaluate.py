@@ -3,7 +3,7 @@
   python -m pipeline.evaluate run=quickstart/run shards=quickstart/shards
   python -m pipeline.evaluate run=RUN shards=DIR n=256 temperatures=[0.5,0.7,0.9] sampling.guidance=2 split=test
 
-Prints and writes to RUN/listen/evaluate.json:
+Prints and writes to RUN/evaluation/evaluate.json:
   loss              nats a code and bits a second over all validation clips, beside codebook histograms of the training
                     clips (unigram) and ln 1024 (uniform)
   prompt fidelity   cosine of a prompt and the embedding of what was made from it. Ceiling: the codec's reconstruction
@@ -16,7 +16,7 @@ Prints and writes to RUN/listen/evaluate.json:
   falls silent      share whose last quarter is silent where the clip's is not
   loops             share whose last half repeats with one period in all codebooks (steady tones do so by themselves:
                     see the ceiling)
-Brackets hold 95 % intervals by bootstrap over clips. RUN/listen/ has the wavs: {clip}.codec.wav is the codec's
+Brackets hold 95 % intervals by bootstrap over clips. RUN/evaluation/ has the wavs: {clip}.codec.wav is the codec's
 reconstruction, {clip}.t0.7.wav a generation at temperature 0.7. `python -m pipeline.report run=RUN` makes a page of it.
 
 What people change: n=, temperatures=, sampling.guidance=, split=, out=, seed=, wandb=true, device=.
@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out = Path(cfg.out)
     output_paths.check_folder("out", out)
-    instrument = load_run(cfg.run, cfg.device, cfg.repository, cfg.embedder_source)
+    instrument = load_run(cfg.run, cfg.device, cfg.codec_weights, cfg.embedder_weights)
     with Console(stderr=True).status("measuring") as status:
         found = evaluate(settings, instrument, status.update)
     write(found, out, instrument.codec.sample_rate)

@@ -18,8 +18,8 @@ Any sound file is a prompt; without one the model plays what it likes. Modes:
 Beside b.wav stands b.json: the model's sha256, the seed, every setting, the prompts and their sha256, the codec and the
 embedder; from=b.json makes that very sound again. The same seed gives the same codes alone or among others. Only what
 generate wrote itself is replaced. Of many prompts, those that cannot be read are skipped and named, and the exit code
-is 1 at the end. Stopped by Ctrl-C, what is made is kept, and from= makes as much again. from= goes
-with out=, device=, batch=, and run=, repository=, embedder_source= where these have moved; prompts are also looked for
+is 1 at the end. Stopped by Ctrl-C, what is made is kept, and from= makes as much again. from= goes with out=, device=,
+batch=, and run=, codec_weights=, embedder_weights= where these have moved; prompts are also looked for
 beside the .json.
 
 What people change: prompt=, out=, seconds=, n=, seed=, sampling.temperature= (one, or one a codebook), sampling.top_k=,
@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> int:
         raise InputError("run=RUN: give the run to play, e.g. run=quickstart/run")
     output_paths.check_output(settings["out"])
     run = sidecar.run_of(cfg["from"], told) if told and not cfg.run else cfg.run
-    instrument = load_run(run, cfg.device, cfg.repository, cfg.embedder_source, settings["exact"])
+    instrument = load_run(run, cfg.device, cfg.codec_weights, cfg.embedder_weights, settings["batch_invariant"])
     if told:
         sidecar.check(cfg["from"], told, instrument)
     sampling, frames = sampling_of(settings["sampling"]), instrument.codec.frames(samples_of(settings, instrument))

@@ -1,15 +1,15 @@
 """Make a page to listen to a trained model: one HTML file with its sounds inside, which any browser plays offline.
 
   python -m pipeline.report run=quickstart/run
-  python -m pipeline.report run=RUN shards=DIR n=10 originals=data/nsynth prompts=[moo.wav,drill.mp3]
+  python -m pipeline.report run=RUN shards=DIR n=10 corpus_root=data/nsynth prompts=[moo.wav,drill.mp3]
 
 It repeats the article's studies on your own model: clips through the codec at each bit rate; generations at each
 temperature; prompts from elsewhere (prompts=); interpolations. With figures as plots: training's curves, and those of
 `python -m pipeline.evaluate run=RUN shards=DIR` where that has been run on this very export. Press a spectrogram to
 hear it.
 
-What people change: prompts=, originals= (the corpus' folder, for the recordings themselves), n=, temperatures=,
-strips=, split=, seed=, out=.
+What people change: prompts=, corpus_root= (the corpus' folder, for the recordings themselves), n=, temperatures=,
+num_interpolations=, split=, seed=, out=.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
     output_paths.check_file("out", out)
     if settings["shards"] == "auto":
         settings["shards"] = run_folder.shards(run)
-    instrument = load_run(run, cfg.device, cfg.repository, cfg.embedder_source)
+    instrument = load_run(run, cfg.device, cfg.codec_weights, cfg.embedder_weights)
     with Console(stderr=True).status("listening") as status:
         found = build_sections(settings, instrument, status.update)
     words = (format_override("run", run), format_override("shards", redact(settings["shards"])))

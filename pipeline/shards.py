@@ -95,7 +95,7 @@ def _listen(store: Storage, cfg: DictConfig) -> int:
     from pipeline.data.random_clips import sample_clips
 
     manifest = Manifest.load(store)
-    codec = load_codec(manifest.codec["name"], manifest.codebooks, repository=cfg.repository, device=cfg.device)
+    codec = load_codec(manifest.codec["name"], manifest.codebooks, cfg.codec_weights, cfg.device)
     manifest.check_codec(codec.identity, manifest.codebooks)
     for sample in sample_clips(store, manifest, cfg.clips, cfg.seed, cfg.split):
         codes = torch.from_numpy(sample.codes.astype("int64"))[None].to(cfg.device)  # [1, K, T]

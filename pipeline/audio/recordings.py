@@ -21,5 +21,5 @@ def load_source_audio(root: str | None, info: Mapping[str, Any], rate: int) -> n
         return None
     path = Path(str(info.get("path")))
     if "path" not in info or path.is_absolute() or ".." in path.parts:  # a cache may come from anybody
-        raise audio_io.AudioError(str(path), "missing: it does not lie in originals=")
+        raise audio_io.AudioError(str(path), "missing: it does not lie in corpus_root=")
     return audio_io.read(Path(root) / path, start=info["start"], duration=info["duration"], rate=rate)

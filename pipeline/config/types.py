@@ -16,13 +16,13 @@ from pipeline.common.errors import InputError
 EXTRA_TYPES: dict[str, Any] = {
     # numbers that need not be whole
     "trainer.ema": 0.5, "trainer.label_smoothing": 0.5, "trainer.petaflop": 0.5, "trainer.timeout": 0.5, "timeout": 0.5,
-    "tracking.stall_alert_seconds": 0.5, "tracking.timeout_seconds": 0.5, "data.cache_gib": 0.5, "limits.upload_mb": 0.5,
-    "keep": 0.5, "window": 0.5, "hop": 0.5, "limits.storage_mb": 0.5, "limits.visitor_mb": 0.5,
+    "tracking.stall_alert_seconds": 0.5, "tracking.timeout_seconds": 0.5, "data.cache_gib": 0.5,
+    "limits.upload_mb": 0.5, "keep": 0.5, "window": 0.5, "window_stride": 0.5, "limits.storage_mb": 0.5, "limits.visitor_mb": 0.5,
     # whole numbers, where the default is a word
     "batch": 1, "workers": 1, "encoder_workers": 1, "decode_workers": 1, "model.positions": 1,
     # texts, where the default is none
-    "generate:run": "a", "generate:audio": "a", "generate:from": "a", "report:shards": "a", "originals": "a",
-    "repository": "a", "embedder_source": "a", "device": "a", "trainer.preflight": "a", "push": "a", "split": "a",
+    "generate:run": "a", "generate:audio": "a", "generate:from": "a", "report:shards": "a", "corpus_root": "a",
+    "codec_weights": "a", "embedder_weights": "a", "device": "a", "trainer.preflight": "a", "push": "a", "split": "a",
     # lists
     "generate:prompt": ["a"], "prompts": ["a"], "examples": ["a"], "demo:run": ["a"], "runs": ["a"],
     "allowed_hosts": ["a"], "proxies": ["a"],

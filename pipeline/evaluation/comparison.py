@@ -46,15 +46,15 @@ class Compared:
 
 def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared:
     """Evaluate every run on the same clips. Raises InputError as `evaluate` does."""
-    types.require_min(1, settings, "timed")
+    types.require_min(1, settings, "benchmark_batch")
     rows, told = [], {}
     for run in map(Path, dict.fromkeys(settings["runs"])):
-        instrument = load_run(run, settings["device"], settings["repository"], settings["embedder_source"])
+        instrument = load_run(run, settings["device"], settings["codec_weights"], settings["embedder_weights"])
         found = evaluate(settings, instrument, lambda line, run=run: say(f"{run}: {line}"))  # type: ignore[misc]
         told[str(run)] = found.told
         frames = statistics.mean(clip.codes.shape[1] for clip in found.clips)
         longest = max(clip.codes.shape[1] for clip in found.clips)
-        made = generation_rate(instrument, longest, settings["timed"], found.told["settings"]["sampling"])
+        made = generation_rate(instrument, longest, settings["benchmark_batch"], found.told["settings"]["sampling"])
         learned = training(run, instrument, frames)
         for temperature, row in found.told["temperatures"].items():
             rows.append(

@@ -58,15 +58,15 @@ def build_sections(
     settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[str], None]
 ) -> list[ReportSection]:
     """All that `conf/report.yaml` asks for. Raises InputError for a cache, clips or prompts that cannot be used."""
-    types.require_min(1, settings, "n", "codebooks", "takes")
+    types.require_min(1, settings, "n", "codebooks", "generations_per_prompt")
     types.require_min(2, settings, "steps")
-    types.require_min(0, settings, "temperatures", "seed", "strips", "fade")
+    types.require_min(0, settings, "temperatures", "seed", "num_interpolations", "crossfade_seconds")
     split = ShardedDataset(settings["shards"], settings["split"])
     check_cache(split, instrument)
     frames = most_frames(instrument)
     clips = draw_clips(split, settings["n"], settings["seed"], instrument, frames)
-    if settings["strips"] and len(clips) < 2:
-        raise InputError(f"n={len(clips)}: an interpolation needs two clips; give n=2 or more, or strips=0")
+    if settings["num_interpolations"] and len(clips) < 2:
+        raise InputError(f"n={len(clips)}: an interpolation needs two clips; give n=2 or more, or num_interpolations=0")
     say("bit rates")
     found = [bitrates(settings, instrument, split, clips)]
     say("temperatures")
@@ -74,7 +74,7 @@ def build_sections(
     if settings["prompts"] is not None:
         say("prompts from elsewhere")
         found.append(external_prompts(settings, instrument, max(clip.codes.shape[1] for clip in clips)))
-    if settings["strips"]:
+    if settings["num_interpolations"]:
         say("interpolations")
         found.append(interpolations(settings, instrument, clips))
     return found
@@ -87,12 +87,12 @@ def bitrates(
     held, rows = split.manifest.codebooks, []
     whole: Codec | None = None
     for clip in clips:
-        original = load_source_audio(settings["originals"], clip.sample.metadata, instrument.codec.sample_rate)
+        original = load_source_audio(settings["corpus_root"], clip.sample.metadata, instrument.codec.sample_rate)
         if original is None:
             codec, codes = instrument.codec, torch.from_numpy(clip.sample.codes.astype(np.int64))[None]
-            codec = whole = whole or _with(instrument, held, settings["repository"])
+            codec = whole = whole or _with(instrument, held, settings["codec_weights"])
         else:
-            codec = whole = whole or _with(instrument, None, settings["repository"])
+            codec = whole = whole or _with(instrument, None, settings["codec_weights"])
             codes = codec.encode(torch.from_numpy(original)[None, None])
         counts = [count for count in settings["codebooks"] if count <= codes.shape[1]]
         sounds = [] if original is None else [Sound("recording", original)]
@@ -109,10 +109,10 @@ def bitrates(
     return ReportSection("Bit rate", text, rows)
 
 
-def _with(instrument: LoadedRun, codebooks: int | None, repository: str | None) -> Codec:
+def _with(instrument: LoadedRun, codebooks: int | None, codec_weights: str | None) -> Codec:
     """The instrument's codec with other codebooks (None: all it has)."""
     count = codebooks or instrument.codec.model.quantizer.n_q
-    return load_codec(instrument.codec.name, count, repository, instrument.device)
+    return load_codec(instrument.codec.name, count, codec_weights, instrument.device)
 
 
 def temperatures(settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequence[ReferenceClip]) -> ReportSection:
@@ -134,7 +134,7 @@ def temperatures(settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequ
 
 def external_prompts(settings: Mapping[str, Any], instrument: LoadedRun, frames: int) -> ReportSection:
     """Sound files that are not of the corpus as prompts, some generations each."""
-    sampling, seed, takes = sampling_of(settings["sampling"]), settings["seed"], settings["takes"]
+    sampling, seed, takes = sampling_of(settings["sampling"]), settings["seed"], settings["generations_per_prompt"]
     rows: list[Row] = []
     skipped: list[str] = []
     sources = read_all(find(settings["prompts"]), settings["prompt_seconds"], instrument, skipped)
@@ -152,12 +152,12 @@ def external_prompts(settings: Mapping[str, Any], instrument: LoadedRun, frames:
 def interpolations(settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequence[ReferenceClip]) -> ReportSection:
     """Strips of clips on the way from one prompt to another."""
     rate, sampling, rows = instrument.codec.sample_rate, sampling_of(settings["sampling"]), []
-    for i in range(settings["strips"]):
+    for i in range(settings["num_interpolations"]):
         ends = [clips[(2 * i + j) % len(clips)] for j in (0, 1)]
         prompts = [torch.from_numpy(clip.sample.prompt.astype(np.float32)) for clip in ends]
         wavs = interpolation_strip(instrument, prompts, ends[0].codes.shape[1], settings, sampling)
         real = decode(instrument.codec, [clip.codes for clip in ends])
-        joined = interpolation.crossfade(wavs, round(settings["fade"] * rate))
+        joined = interpolation.crossfade(wavs, round(settings["crossfade_seconds"] * rate))
         sounds = [Sound("from", real[0]), Sound(f"{settings['steps']} clips on the way", joined), Sound("to", real[1])]
         rows.append(Row(" → ".join(clip.sample.key for clip in ends), sounds))
     text = f"Each clip is made whole from a prompt on the way ({settings['blend']}), with the same random numbers."

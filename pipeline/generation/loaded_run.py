@@ -98,30 +98,30 @@ def find_export(run: str | Path) -> Path:
 def load_run(
     run: str | Path,
     device: str = "auto",
-    repository: str | None = None,
-    embedder_source: str | None = None,
-    exact: bool = True,
+    codec_weights: str | None = None,
+    embedder_weights: str | None = None,
+    batch_invariant: bool = True,
 ) -> LoadedRun:
     """Load a run's export and what it plays through.
 
-    repository: the folder with Meta's codec weights; embedder_source: where the embedder's weights lie; exact: see
-    `Player`. Raises InputError for a missing export, and for a codec or embedder whose weights are not those of
-    training.
+    codec_weights: the folder with the codec's weights; embedder_weights: where the embedder's weights lie;
+    batch_invariant: see `InferenceEngine`. Raises InputError for a missing export, and for a codec or embedder whose
+    weights are not those of training.
     """
     folder, place = find_export(run), pick_device(device)
     model = CodecGPT.from_pretrained(folder, str(place))
-    codec = _codec(model, folder, repository, place)
-    embedder = _embedder(model, folder, embedder_source, place)
+    codec = _codec(model, folder, codec_weights, place)
+    embedder = _embedder(model, folder, embedder_weights, place)
     sha256 = sha256_file(folder / WEIGHTS)
-    return LoadedRun(model, InferenceEngine(model, exact), codec, embedder, folder, sha256)
+    return LoadedRun(model, InferenceEngine(model, batch_invariant), codec, embedder, folder, sha256)
 
 
-def _codec(model: CodecGPT, folder: Path, repository: str | None, device: torch.device) -> Codec:
+def _codec(model: CodecGPT, folder: Path, codec_weights: str | None, device: torch.device) -> Codec:
     told = model.config.codec
     if not told:
         raise InputError(f"{folder}/config.json names no codec: train on a cache that pipeline.preprocess wrote")
-    codec = load_codec(told["name"], model.config.codebooks, repository, device)
-    _check("codec", told, codec.identity, folder, "repository=FOLDER names the folder with its weights")
+    codec = load_codec(told["name"], model.config.codebooks, codec_weights, device)
+    _check("codec", told, codec.identity, folder, "codec_weights=FOLDER names the folder with its weights")
     return codec
 
 
@@ -136,7 +136,7 @@ def _embedder(model: CodecGPT, folder: Path, source: str | None, device: torch.d
     if source is None and settings.is_file():
         source = package_model or yaml.safe_load(settings.read_text())["source"]
     embedder = load_embedder(name, source, device)
-    _check("embedder", told, embedder.identity, folder, "embedder_source=PLACE names where its weights lie")
+    _check("embedder", told, embedder.identity, folder, "embedder_weights=PATH names where its weights lie")
     return embedder
 
 

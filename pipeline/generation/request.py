@@ -117,9 +117,12 @@ def _window(settings: Mapping[str, Any], frames: int, instrument: LoadedRun) -> 
         )
     if frames <= window:
         return None
-    hop = window // 2 if settings["hop"] == "auto" else round(settings["hop"] * rate)
+    hop = window // 2 if settings["window_stride"] == "auto" else round(settings["window_stride"] * rate)
     if not 0 < hop < window:
-        raise InputError(f"hop={settings['hop']}: {hop} frames; give more than 0 and less than the window's {window}")
+        raise InputError(
+            f"window_stride={settings['window_stride']}: {hop} frames; "
+            f"give more than 0 and less than the window's {window}"
+        )
     return SlidingWindow(window, hop)
 
 
@@ -138,12 +141,15 @@ def build_requests(
     if mode not in MODES:
         raise InputError(f"mode={mode}: give {', '.join(MODES)}")
     types.require_min(1, settings, "n", "batch")
-    types.require_min(0, settings, "fade")
+    types.require_min(0, settings, "crossfade_seconds")
     if mode in ("interpolate", "morph"):
         found = (_interpolate if mode == "interpolate" else _morph)(settings, instrument)
     else:
         found = (_extend if mode == "extend" else _prompt)(settings, instrument, skipped)
-    samples, fade = samples_of(settings, instrument), round(settings["fade"] * instrument.codec.sample_rate)
+    samples, fade = (
+        samples_of(settings, instrument),
+        round(settings["crossfade_seconds"] * instrument.codec.sample_rate),
+    )
     return [
         AudioRequest(out, clips, samples, own, sources, fade)
         for out, (_, clips, own, sources) in zip(
@@ -191,9 +197,9 @@ def _interpolate(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Ma
 
 
 def _morph(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Made]:
-    keyframes, every = interpolation.keyframes_of(settings["keyframes"]), settings["every"]
+    keyframes, every = interpolation.keyframes_of(settings["keyframes"]), settings["keyframe_interval"]
     if not every > 0:
-        raise InputError(f"every={every}: give more than 0 seconds")
+        raise InputError(f"keyframe_interval={every}: give more than 0 seconds")
     named = {str(i): Path(path) for i, (_, path) in enumerate(keyframes)}
     sources = read_all(named, settings["prompt_seconds"], instrument)
     stops = [(at, vector) for (at, _), (_, _, vector) in zip(keyframes, sources, strict=True)]

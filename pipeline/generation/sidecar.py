@@ -20,7 +20,7 @@ from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import AudioRequest
 
 log = logging.getLogger("pipeline")
-FORMAT = 1
+FORMAT = 2
 MOST_ROWS = 65_536  # of a batch
 _HEX = re.compile("[0-9a-f]*")
 ELSEWHERE = (
@@ -29,8 +29,8 @@ ELSEWHERE = (
     "from",
     "device",
     "batch",
-    "repository",
-    "embedder_source",
+    "codec_weights",
+    "embedder_weights",
 )  # told by `identity`, or no matter
 
 

@@ -183,7 +183,7 @@ def _training(settings: Mapping[str, Any], state: Mapping[str, Any], rows: list[
 def _figures(run: Path, folder: Path) -> Iterable[str]:
     """What `pipeline.evaluate` measured, if it measured these very weights."""
     try:
-        told = _plain(run_folder.evaluation(run / "listen" / "evaluate.json"))
+        told = _plain(run_folder.evaluation(run / "evaluation" / "evaluate.json"))
     except InputError as error:
         log.warning("the card shows no figures: %s", error)
         return

@@ -23,7 +23,7 @@ def test_a_row_a_run_with_its_log_and_the_same_clips(
     (runs[1] / "metrics.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 50, "val/loss": 1}])
     )
-    words = (f"runs=[{runs[0]},{runs[1]}]", f"shards={stage.cache}", "n=2", f"out={tmp_path}", "timed=2")
+    words = (f"runs=[{runs[0]},{runs[1]}]", f"shards={stage.cache}", "n=2", f"out={tmp_path}", "benchmark_batch=2")
     task("compare", *words)
     found = json.loads((tmp_path / "compare.json").read_text())
     first, second = found["rows"]
@@ -45,7 +45,14 @@ def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
 ) -> None:
     """One codebook costs fewer bits a second than two, and is no better for it."""
     runs = [stage.run("delay"), stage.run("delay", codebooks=1)]
-    task("compare", f"runs=[{runs[0]},{runs[1]}]", f"shards={stage.cache}", "n=64", f"out={tmp_path}", "timed=1")
+    task(
+        "compare",
+        f"runs=[{runs[0]},{runs[1]}]",
+        f"shards={stage.cache}",
+        "n=64",
+        f"out={tmp_path}",
+        "benchmark_batch=1",
+    )
     found = json.loads((tmp_path / "compare.json").read_text())
     rows, clips = found["rows"], Manifest.load(stage.cache).samples("valid")
     assert [told["settings"]["n"] for told in found["evaluations"].values()] == [clips, clips] and clips < 64
@@ -59,7 +66,7 @@ def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["timed=0"], "timed=0: give 1 or more"),
+        (["benchmark_batch=0"], "benchmark_batch=0: give 1 or more"),
         (["batch=0"], "batch=0: give 1 or more"),
         (["resamples=0"], "resamples=0: give 1 or more"),
         (["temperatures=-1"], r"temperatures=\[-1\]: give 0 or more"),

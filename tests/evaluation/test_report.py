@@ -34,7 +34,7 @@ from tests.helpers.trained_run import Stage, task
 from tests.test_secrets import leaks, served
 
 SCRIPT_TAG = "<script>alert(1)</script>"
-SMALL = ("n=2", "temperatures=[0.01,1]", "steps=3", "strips=1")
+SMALL = ("n=2", "temperatures=[0.01,1]", "steps=3", "num_interpolations=1")
 VOID = {"polygon", "meta", "img", "line", "circle", "polyline", "tr", "th", "td", "dt", "dd", "i"}
 
 
@@ -44,7 +44,7 @@ def report(stage: Stage, nsynth_folder: Path) -> Path:
     rows = [{"step": s, "train/loss": 7 - s / 10} for s in range(1, 9)] + [{"step": 8, "val/loss": 6.5}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "tra')
     task("evaluate", f"run={run}", f"shards={stage.cache}", "n=3", "temperatures=[0.01,1]")
-    task("report", f"run={run}", f"originals={nsynth_folder}", f"prompts=[{stage.tones[0]}]", *SMALL)
+    task("report", f"run={run}", f"corpus_root={nsynth_folder}", f"prompts=[{stage.tones[0]}]", *SMALL)
     return run / "report.html"
 
 
@@ -93,7 +93,7 @@ def test_its_sounds_and_pictures_decode(report: Path) -> None:
 
 def test_it_shows_what_was_measured(report: Path) -> None:
     text = report.read_text()
-    told = json.loads((report.parent / "listen" / "evaluate.json").read_text())
+    told = json.loads((report.parent / "evaluation" / "evaluate.json").read_text())
     for name in ("model", "unigram", "uniform"):
         assert f"<th>{name}<td>{told['loss'][name]['nats']:.3f}" in text
     for title in ("Loss (nats a code)", "prompt fidelity", "pitch (%)", "Bit rate", "Temperature", "Interpolation"):
@@ -104,7 +104,7 @@ def test_it_shows_what_was_measured(report: Path) -> None:
 
 def test_without_recordings_evaluation_or_log_it_tells_what_would_add_them(stage: Stage) -> None:
     run = stage.run("flatten")
-    task("report", f"run={run}", "strips=0", "n=1", "temperatures=[1]", "codebooks=[1,2,4]")
+    task("report", f"run={run}", "num_interpolations=0", "n=1", "temperatures=[1]", "codebooks=[1,2,4]")
     text = (run / "report.html").read_text()
     assert f"python -m pipeline.evaluate run={run} shards={stage.cache}" in text
     assert "recording" not in text and "Interpolation" not in text
@@ -115,11 +115,11 @@ def test_figures_of_another_export_are_left_out_with_the_command_that_measures_a
     stage: Stage, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The model was trained on since: what was measured before says nothing of it."""
-    told = json.loads((report.parent / "listen" / "evaluate.json").read_text())
+    told = json.loads((report.parent / "evaluation" / "evaluate.json").read_text())
     stale = tmp_path / "evaluate.json"
     stale.write_text(json.dumps({**told, "export": {**told["export"], "sha256": "0" * 64}}))
-    words = (f"run={report.parent}", "n=1", "strips=0", "temperatures=[1]", "codebooks=[1]")
-    for figures, shown in ((stale, False), (report.parent / "listen" / "evaluate.json", True)):
+    words = (f"run={report.parent}", "n=1", "num_interpolations=0", "temperatures=[1]", "codebooks=[1]")
+    for figures, shown in ((stale, False), (report.parent / "evaluation" / "evaluate.json", True)):
         task("report", *words, f"evaluation={figures}", f"out={tmp_path / 'r.html'}")
         text, said = (tmp_path / "r.html").read_text(), capsys.readouterr().out
         assert (f"<th>model<td>{told['loss']['model']['nats']:.3f}" in text) == shown
@@ -128,7 +128,7 @@ def test_figures_of_another_export_are_left_out_with_the_command_that_measures_a
 
 
 def test_the_same_again_is_the_same_page(stage: Stage, report: Path, nsynth_folder: Path, tmp_path: Path) -> None:
-    words = (f"originals={nsynth_folder}", f"prompts=[{stage.tones[0]}]", f"out={tmp_path / 'r.html'}", *SMALL)
+    words = (f"corpus_root={nsynth_folder}", f"prompts=[{stage.tones[0]}]", f"out={tmp_path / 'r.html'}", *SMALL)
     task("report", f"run={report.parent}", *words)
     assert (tmp_path / "r.html").read_bytes() == report.read_bytes()
 
@@ -184,7 +184,7 @@ def test_nothing_of_a_run_folder_becomes_html(stage: Stage, tmp_path: Path) -> N
     figures = tmp_path / "evaluate.json"
     words = (f"run={run}", f"evaluation={figures}", f"out={tmp_path / 'r.html'}", *SMALL)
     figures.write_text(json.dumps(hostile(stage, run)))
-    task("report", *words, "n=1", "strips=0", "codebooks=[1]", "temperatures=[1]")
+    task("report", *words, "n=1", "num_interpolations=0", "codebooks=[1]", "temperatures=[1]")
     text = (tmp_path / "r.html").read_text()
     assert "<img" in text and SCRIPT_TAG not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
     losses = {**hostile(stage, run)["loss"], "clips": SCRIPT_TAG}
@@ -267,7 +267,7 @@ def test_rows_of_others_are_drawn_where_they_are_numbers(stage: Stage, tmp_path:
     rows = ['{"step": "x", "train/loss": 1}', '{"train/loss": 1}', '{"step": 1, "train/loss": NaN}', "[" * 99_999]
     rows += ['{"step": 2, "train/loss": "<b>", "train/clips": 3}', '{"step": 1e400}', '{"step": 3, "train/loss": 7}']
     (tmp_path / "run" / "metrics.jsonl").write_bytes("\n".join(rows).encode() + b"\n\xff\xfe")
-    task("report", f"run={tmp_path / 'run'}", "n=1", "strips=0", "codebooks=[1]", "temperatures=[1]")
+    task("report", f"run={tmp_path / 'run'}", "n=1", "num_interpolations=0", "codebooks=[1]", "temperatures=[1]")
     drawn = re.findall(r'points="([^"]*)"', (tmp_path / "run" / "report.html").read_text())
     assert [len(points.split()) for points in drawn] == [1]
     assert comparison.training(tmp_path / "run", load_run(stage.run(), "cpu"), 30)["training"] is None
@@ -283,8 +283,16 @@ def test_a_typed_login_is_not_in_what_is_written(
         address = f"shards='http://user:Hidden0Value@{host}/cache?sig=Hidden1Value/c'"
         words = (f"run={run}", address, "n=2", "temperatures=[1]")
         task("evaluate", *words, "resamples=10", "pitch=false")
-        task("report", *words, "strips=0", "codebooks=[1]")
-        task("compare", f"runs=[{run}]", *words[1:], f"out={run}/compare", "resamples=10", "pitch=false", "timed=1")
+        task("report", *words, "num_interpolations=0", "codebooks=[1]")
+        task(
+            "compare",
+            f"runs=[{run}]",
+            *words[1:],
+            f"out={run}/compare",
+            "resamples=10",
+            "pitch=false",
+            "benchmark_batch=1",
+        )
     printed = "".join(capsys.readouterr())
     assert not re.search("Hidden[01]Value", printed) and leaks(run, {"Hidden0Value", "Hidden1Value"}) == {}
     assert f"http://***@{host}/cache?sig=***" in (run / "report.html").read_text()
@@ -318,9 +326,9 @@ def test_ticks_are_few_round_and_within(low: float, high: float) -> None:
     [
         (["n=1"], "an interpolation needs two clips"),
         (["codebooks=[1,0]"], r"codebooks=\[1, 0\]: give 1 or more"),
-        (["fade=-0.1"], "fade=-0.1: give 0 or more"),
+        (["crossfade_seconds=-0.1"], "crossfade_seconds=-0.1: give 0 or more"),
         (["prompts=[nowhere.wav]"], "prompt=nowhere.wav"),
-        (["originals=/nowhere"], "missing"),
+        (["corpus_root=/nowhere"], "missing"),
         (["shards=/nowhere"], "there is no cache at"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_card_of_damaged_settings(tmp_path: Path, settings: dict[str, Any], ex
     state["model"]["embedder"] = state["model"]["codec"] = IDENTITY
     (found / checkpoint.COMPLETE).write_text(json.dumps(state))
     put(tmp_path / "config.yaml", seed, settings)
-    put(tmp_path / "listen" / "evaluate.json", seed, EVALUATION)
+    put(tmp_path / "evaluation" / "evaluate.json", seed, EVALUATION)
     put(tmp_path / "metrics.jsonl", seed, ROWS[0])
     with refused_or_right(str(tmp_path)):
         text = model_card.card(found, export)

@@ -26,7 +26,7 @@ from pipeline.models.patterns import NAMES
 from tests.helpers.preprocess_runs import start
 from tests.helpers.trained_run import FRAMES, Stage, task
 
-LONG = ("seconds=1.2", "window=0.2", "hop=0.1")
+LONG = ("seconds=1.2", "window=0.2", "window_stride=0.1")
 
 
 def generate(*words: str) -> int:
@@ -84,7 +84,13 @@ def test_an_interpolations_sidecar_and_its_first_line_tell_the_length_of_the_fil
     stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "strip.wav"
-    words = ("mode=interpolate", f"prompt=[{stage.tones[0]},{stage.tones[1]}]", "steps=3", "fade=0.1", "seconds=0.2")
+    words = (
+        "mode=interpolate",
+        f"prompt=[{stage.tones[0]},{stage.tones[1]}]",
+        "steps=3",
+        "crossfade_seconds=0.1",
+        "seconds=0.2",
+    )
     assert generate(f"run={stage.run()}", *words, f"out={out}") == 0
     assert samples(out) == 9_600 and sidecar(out)["seconds"] == 0.4  # three clips of 0.2 s, two fades of 0.1 s
     assert "1 sound of 0.4 s" in capsys.readouterr().out
@@ -189,7 +195,7 @@ def test_an_interpolation_goes_from_the_first_prompts_clip_to_the_lasts_by_fades
     for i in (0, 1):
         assert generate(run, f"prompt={stage.tones[i]}", f"out={tmp_path / f'{i}.wav'}") == 0
         ends.append(soundfile.read(tmp_path / f"{i}.wav", dtype="float32")[0])
-    words = ("mode=interpolate", f"prompt=[{stage.tones[0]},{stage.tones[1]}]", "steps=4", "fade=0.1")
+    words = ("mode=interpolate", f"prompt=[{stage.tones[0]},{stage.tones[1]}]", "steps=4", "crossfade_seconds=0.1")
     assert generate(run, *words, f"out={tmp_path / 'strip.wav'}") == 0
     strip, fade = soundfile.read(tmp_path / "strip.wav", dtype="float32")[0], 2400
     assert len(strip) == 4 * len(ends[0]) - 3 * fade
@@ -269,7 +275,7 @@ def test_a_run_without_an_export_is_told_the_command_that_makes_it(tmp_path: Pat
         (["seconds=0"], "seconds=0: give more than 0"),
         (["seconds=2"], r"150 frames are 151 steps .*pattern=delay, and the model reads 1\.\.61: .*mode=continue"),
         (["seconds=1e9", "mode=continue"], r"seconds=1000000000\.0: give more than 0, and 86400 \(a day\) at most"),
-        (["fade=-1"], "fade=-1: give 0 or more"),
+        (["crossfade_seconds=-1"], "crossfade_seconds=-1: give 0 or more"),
         (["batch=0"], "batch=0: give 1 or more"),
         (["mode=continue", "batch=-1"], "batch=-1: give 1 or more"),
         (["mode=waltz"], "mode=waltz: give prompt, interpolate, morph, continue, extend"),
@@ -284,7 +290,7 @@ def test_a_run_without_an_export_is_told_the_command_that_makes_it(tmp_path: Pat
         (["mode=extend", "prompt={0}"], r"give audio=a\.wav"),
         (["mode=extend", "audio={0}", "seconds=0.3"], "not shorter than the 0.3 s"),
         (["mode=continue", "seconds=2", "window=0.5"], "less than the 30"),
-        (["mode=continue", "seconds=2", "window=0.2", "hop=0.2"], "hop=0.2: 15 frames"),
+        (["mode=continue", "seconds=2", "window=0.2", "window_stride=0.2"], "window_stride=0.2: 15 frames"),
         (["sampling.temperature=-1"], "sampling.temperature=-1"),
         (["sampling.temperature=[1,1,1]"], "the model has 2 codebooks"),
         (["device=cuda:7"], "device=cuda:7"),
@@ -406,6 +412,7 @@ def test_a_piece_longer_than_the_clips_of_training_needs_a_window_where_their_le
         ({"whole": False, "frames": 3, "seconds": 1}, "not the .json that"),
         ({"whole": False, "frames": [3], "seconds": "nan"}, "not the .json that"),
         ({"format": [[]]}, "it has format"),
+        ({"format": 1}, "it has format 1, and this program reads 2"),
     ],
 )
 def test_a_sidecar_that_says_what_none_says_is_refused(tmp_path: Path, change: dict, told: str) -> None:
@@ -413,7 +420,7 @@ def test_a_sidecar_that_says_what_none_says_is_refused(tmp_path: Path, change: d
     from pipeline.generation.sidecar import read
 
     whole = {
-        "format": 1, "settings": {"mode": "prompt"}, "sources": [], "batch": {"rows": 1, "row": 0}, "codes_sha256": "",
+        "format": 2, "settings": {"mode": "prompt"}, "sources": [], "batch": {"rows": 1, "row": 0}, "codes_sha256": "",
         "export": {"folder": "x", "sha256": ""}, "versions": {}, "device": "cpu",
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(whole))

@@ -160,7 +160,7 @@ def test_temperatures_of_codebooks_and_rows() -> None:
 
 CAPTURED = {
     "one prompt": {},
-    "a moving window": {"window": 8, "hop": 3},
+    "a moving window": {"window": 8, "window_stride": 3},
     "a moving prompt": {"prompts": 3},
     "guided": {"sampling": SamplingParams(0.8, top_p=0.9, min_p=0.01, guidance=2.0)},
     "ends": {"end_of_audio": True, "sampling": SamplingParams(3.0)},

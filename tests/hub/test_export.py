@@ -195,7 +195,7 @@ def test_the_card_shows_figures_that_were_measured_on_these_weights(run: Path, t
         "distance": {"embedding": {"name": "made up"}, "n": 8},
         "export": {"sha256": hashlib.sha256((tmp_path / "run" / "export" / WEIGHTS).read_bytes()).hexdigest()},
     }
-    measured = tmp_path / "run" / "listen" / "evaluate.json"
+    measured = tmp_path / "run" / "evaluation" / "evaluate.json"
     measured.parent.mkdir()
     measured.write_text(json.dumps(told))
     text = model_card.write(found).read_text()

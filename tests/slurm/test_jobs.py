@@ -75,7 +75,7 @@ def whole(cluster: Cluster) -> Path:
 
 def test_the_whole_chain_ends_in_wavs(whole: Path, cluster: Cluster) -> None:
     assert [file.name for file in sorted((whole / "generated").glob("*.wav"))] == ["clip-1.wav", "clip-2.wav"]
-    assert [*(whole / "listen").rglob("*.wav")] and (whole / "listen" / "evaluate.json").is_file()
+    assert [*(whole / "evaluation").rglob("*.wav")] and (whole / "evaluation" / "evaluate.json").is_file()
     assert max(losses(whole)) == STEPS and (whole / "export" / "model.safetensors").is_file()
 
 

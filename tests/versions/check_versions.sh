@@ -61,7 +61,7 @@ assert len(rows[0]['codes.npy']) == 8 and rows[0]['json']['labels'], rows[0]"
     cmp "$work/a.wav" "$work/again.wav"
     run python -m pipeline.evaluate run="$run_folder" shards="$shards" n=2
     run python -m pipeline.report run="$run_folder"
-    run python -m pipeline.compare runs="[$run_folder]" shards="$shards" n=2 timed=1 out="$work/compare"
+    run python -m pipeline.compare runs="[$run_folder]" shards="$shards" n=2 benchmark_batch=1 out="$work/compare"
     run python -m pytest -q -p no:cacheprovider -m "not slow" tests/models/test_codec_gpt.py tests/generation/test_sampling.py \
         tests/data/test_dataloader.py tests/data/test_external_shards.py tests/audio/test_codec.py tests/webui/test_demo.py \
         tests/training/test_trainer.py::test_a_skipped_step_leaves_no_trace # what DeepSpeed below 0.19.8 fails
