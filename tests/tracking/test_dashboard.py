@@ -43,7 +43,7 @@ def test_it_names_only_what_a_real_run_logs_and_misses_no_loss(tmp_path: Path) -
     assert {name for name in logged if "loss" in name} <= shown(K)
     over = [row for row in rows if "val/loss" in row]
     assert over and all(row["train/hours"] > 0 and row["train/epoch"] > 0 for row in over)
-    trainer = (ROOT / "pipeline" / "lm" / "trainer.py").read_text()
+    trainer = (ROOT / "pipeline" / "training" / "trainer.py").read_text()
     assert all(f'"{name}"' in trainer for name in ON_A_GPU)
 
 
