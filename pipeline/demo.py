@@ -107,7 +107,8 @@ def _build_service(cfg: DictConfig, runs: list[str], folder: Path) -> Generation
     """Every model and codec, loaded once."""
     from omegaconf import OmegaConf
 
-    from pipeline.audio.codec import Codec, load_codec
+    from pipeline.audio.codecs import load_codec
+    from pipeline.audio.codecs.base import Codec
     from pipeline.common.errors import InputError
     from pipeline.generation.loaded_run import load_run
     from pipeline.webui.file_store import FileStore

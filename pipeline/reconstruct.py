@@ -26,7 +26,7 @@ from pipeline.config.cli import hydra_command
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.audio.codec import Codec
+    from pipeline.audio.codecs.base import Codec
 
 
 @hydra_command("reconstruct")
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     import torch
 
     from pipeline.audio import audio_io
-    from pipeline.audio.codec import load_codec
+    from pipeline.audio.codecs import load_codec
     from pipeline.audio.find_files import find_audio_files
     from pipeline.generation import output_paths
     from pipeline.generation.loaded_run import pick_device
@@ -75,7 +75,7 @@ def figures(wav: np.ndarray, heard: np.ndarray, count: int, codec: Codec) -> dic
         "codebooks": count,
         "kbit_s": count * codec.bandwidth / 1000,
         "log_spectral_distance_db": round(metrics.log_spectral_distance(wav, heard), 2),
-        "snr_db": round(ratio, 2) if codec.keeps_phases and math.isfinite(ratio) else None,
+        "snr_db": round(ratio, 2) if codec.is_waveform_codec and math.isfinite(ratio) else None,
     }
 
 
@@ -93,7 +93,7 @@ def show(rows: list[dict[str, Any]], refused: list[str], out: Path, codec: Codec
         table.add_row(Path(row["file"]).name, str(row["codebooks"]), f"{row['kbit_s']:.2f}", distance, ratio)
     console = Console()
     console.print(table)
-    if not codec.keeps_phases:
+    if not codec.is_waveform_codec:
         console.print(f"{codec.name} keeps no phases: a signal-to-noise ratio says nothing about it.")
     for reason in refused:
         console.print(f"left out: {reason}", markup=False, highlight=False)

@@ -90,7 +90,7 @@ def _listen(store: Storage, cfg: DictConfig) -> int:
     import torch
 
     from pipeline.audio import audio_io
-    from pipeline.audio.codec import load_codec
+    from pipeline.audio.codecs import load_codec
     from pipeline.data.manifest import Manifest
     from pipeline.data.random_clips import sample_clips
 

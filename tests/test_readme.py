@@ -26,7 +26,7 @@ import pytest
 import soundfile
 from packaging.requirements import Requirement
 
-from pipeline.audio.codec import EMBEDDED_FILE
+from pipeline.audio.codecs.embedded import EMBEDDED_FILE
 from pipeline.check import check_settings
 from pipeline.common.errors import InputError
 from pipeline.config.cli import CONF, compose

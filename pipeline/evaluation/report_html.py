@@ -14,11 +14,11 @@ import numpy as np
 import soundfile
 from markupsafe import Markup
 
+from pipeline.audio.spectrogram import spectrogram
 from pipeline.evaluation import tables
 from pipeline.evaluation.report_sections import ReportSection
 from pipeline.evaluation.svg_plots import Curve, plot
 from pipeline.evaluation.templates import render
-from pipeline.tracking.wandb_media import spectrogram
 
 STYLE = Markup((Path(__file__).parent / "report.css").read_text())
 SCRIPT = Markup((Path(__file__).parent / "report.js").read_text())

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.audio.codec import Codec, load_codec
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.base import Codec
 from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
 from pipeline.config import types

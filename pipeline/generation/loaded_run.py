@@ -9,8 +9,10 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline.audio.codec import Codec, load_codec
-from pipeline.audio.embedder import Embedder, load_embedder
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.base import Codec
+from pipeline.audio.embedders import load_embedder
+from pipeline.audio.embedders.base import Embedder
 from pipeline.common.checksums import sha256_file
 from pipeline.common.errors import InputError
 from pipeline.common.versions import package_versions

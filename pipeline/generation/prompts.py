@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.audio import amplitude, audio_io, find_files
-from pipeline.audio.codec import Codec
-from pipeline.audio.embedder import Embedder
+from pipeline.audio.codecs.base import Codec
+from pipeline.audio.embedders.base import Embedder
 from pipeline.common.checksums import sha256_file
 from pipeline.common.errors import InputError
 

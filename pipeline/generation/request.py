@@ -230,7 +230,7 @@ def _extend(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[st
             f"audio={start.path}: it is not shorter than the {samples / rate:g} s to be made: give more seconds="
         )
     codes = instrument.codec.encode(torch.from_numpy(start.wav)[None, None])[0].cpu()  # [K, T]
-    given = codes[:, : max(1, len(start.wav) // instrument.codec.hop)]  # the last frame may be partly silence
+    given = codes[:, : max(1, len(start.wav) // instrument.codec.hop_length)]  # the last frame may be partly silence
     prompts = find(settings["prompt"] if settings["prompt"] is not None else str(settings["audio"]))
     made: list[_Made] = []
     for _, prompt in _prompts(prompts, settings, instrument, skipped):

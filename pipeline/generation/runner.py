@@ -184,7 +184,7 @@ def stream(
 
 def _sound(instrument: LoadedRun, take: Generation, samples: int, chunk: float) -> Iterator[np.ndarray]:
     size = max(1, round(chunk * instrument.codec.frame_rate))
-    for wav in instrument.codec.streaming_decoder(take.chunks(size)):
+    for wav in instrument.codec.decode_stream(take.chunks(size)):
         part = wav[0, 0, :samples].cpu().numpy()
         samples -= len(part)
         if len(part):

@@ -24,8 +24,8 @@ from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Skipped
 from pipeline.preprocessing.decode_workers import DecodeWorkerPool, die_with_parent
 
 if TYPE_CHECKING:
-    from pipeline.audio.codec import Codec
-    from pipeline.audio.embedder import Embedder
+    from pipeline.audio.codecs.base import Codec
+    from pipeline.audio.embedders.base import Embedder
 
 MOST_SECONDS = {"cpu": 32, "cuda": 640}  # of audio in a batch, whatever its count of clips: bounds the memory
 WANT = "want"  # a worker's word for: give me a job
@@ -110,7 +110,7 @@ class Encoder:
         import torch
 
         on_gpu = self.codec.device.type == "cuda"
-        batch = torch.zeros(len(wavs), frames * self.codec.hop, pin_memory=on_gpu)  # [B, S]
+        batch = torch.zeros(len(wavs), frames * self.codec.hop_length, pin_memory=on_gpu)  # [B, S]
         for row, wav in zip(batch.numpy(), wavs, strict=True):
             row[: len(wav)] = wav
         batch = batch.to(self.codec.device, non_blocking=True)
@@ -143,8 +143,8 @@ def load_encoder(codec: dict[str, Any], embedder: dict[str, Any], device: str, t
     """The encoder that the settings of `conf/codec` and `conf/embedder` describe. threads: of a CPU."""
     import torch
 
-    from pipeline.audio.codec import load_codec
-    from pipeline.audio.embedder import load_embedder
+    from pipeline.audio.codecs import load_codec
+    from pipeline.audio.embedders import load_embedder
 
     if device == "cpu":
         torch.set_num_threads(threads)

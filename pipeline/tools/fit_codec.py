@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from pipeline.audio import metrics
-from pipeline.audio.codec import EMBEDDED_FILE, load_codec
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.embedded import EMBEDDED_FILE
 from pipeline.audio.codecs.spectral import FLOOR, HOP, WIDEN, WINDOW, SpectralEncoder, band_centres
 from pipeline.common.errors import InputError
 from pipeline.models.weights import save_tensors

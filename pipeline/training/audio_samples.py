@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.audio.codec import Codec, load_codec
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.base import Codec
 from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
 from pipeline.data.dataloader import ShardedDataset
@@ -74,12 +75,12 @@ class AudioSampler:
         """What no training changes: the sound itself, where the corpus is at hand, and what the codec makes of it."""
         given = {"reconstruction": self._decode(codes)}
         wav = load_source_audio(originals, sample.metadata, self.rate)
-        return given if wav is None else {"prompt": wav[: codes.shape[1] * self.codec.hop], **given}
+        return given if wav is None else {"prompt": wav[: codes.shape[1] * self.codec.hop_length], **given}
 
     def _decode(self, codes: torch.Tensor) -> np.ndarray:
         """Codes [K, T] -> wav [S]."""
         if not codes.shape[1]:  # ended before it began
-            return np.zeros(self.codec.hop, np.float32)
+            return np.zeros(self.codec.hop_length, np.float32)
         device = getattr(self.codec, "device", "cpu")
         return self.codec.decode(codes[None].to(device))[0, 0].float().cpu().numpy()
 

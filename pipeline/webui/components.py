@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.audio.spectrogram import spectrogram
 from pipeline.evaluation.report_html import flac, png
 from pipeline.evaluation.report_sections import Sound
 from pipeline.evaluation.templates import macros
-from pipeline.tracking.wandb_media import spectrogram
 
 COLUMNS = 240  # of a waveform
 _CARDS = macros("cards.html")

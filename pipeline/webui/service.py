@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.audio import audio_io
 from pipeline.audio.audio_io import AudioError
-from pipeline.audio.codec import Codec
+from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
 from pipeline.generation.loaded_run import LoadedRun, limit_threads
 from pipeline.generation.request import AudioRequest, build_requests, samples_of, sampling_of, window_of

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 from torch import Tensor
 
-from pipeline.audio.codec import Codec, StreamingDecoder
+from pipeline.audio.codecs.base import Codec
 
 KEPT = 32  # sounds that can be heard again
 PAUSE = 0.05  # seconds between two looks at a sound that is being made
@@ -75,7 +75,7 @@ def stream_audio(channel: AudioStream, codec: Codec, frames: int, ends: bool) ->
 
     ends: whether clips may end early; then frames of zeros behind a clip's end are no sound.
     """
-    decoding, left = StreamingDecoder(codec), frames
+    decoding, left = codec.streaming_decoder(), frames
 
     def take(codes: Tensor) -> None:
         nonlocal left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import urllib.error
 from functools import cache
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.audio import codec as codec_module
-from pipeline.audio.codec import ASSETS, META_FILE, Codec, load_codec, untrained_codec, untrained_encodec
+from pipeline.audio.codecs import encodec, load_codec
+from pipeline.audio.codecs.base import Codec
+from pipeline.audio.codecs.embedded import ASSETS
+from pipeline.audio.codecs.encodec import META_FILE, untrained_codec, untrained_encodec
 from pipeline.common.errors import InputError
 
 SAMPLES = 24_000
@@ -195,7 +198,7 @@ def test_decoding_in_chunks_equals_decoding_the_whole(name: str, sizes: list[int
     whole = codec.decode(codes)
     assert whole.shape == (2, 1, 320 * sum(sizes))
     assert whole.std() > 1e-4
-    chunks = list(codec.streaming_decoder(codes.split(sizes, dim=-1)))
+    chunks = list(codec.decode_stream(codes.split(sizes, dim=-1)))
     torch.testing.assert_close(torch.cat(chunks, dim=-1), whole, atol=1e-5, rtol=1e-4)
 
 
@@ -210,7 +213,7 @@ def test_the_sound_comes_as_the_codes_come(codec: Codec) -> None:
             yield torch.zeros(1, 8, 10, dtype=torch.int64)
 
     had = 0
-    for wav in codec.streaming_decoder(chunks()):
+    for wav in codec.decode_stream(chunks()):
         had += wav.shape[-1]
         assert had >= 320 * given_frames - 864
     assert had == 320 * 200
@@ -228,14 +231,12 @@ def test_what_is_no_code_is_not_decoded(codec: Codec, code: int) -> None:
     with pytest.raises(InputError, match=f"{code}.*0..1023"):
         codec.decode(codes)
     with pytest.raises(InputError, match=f"{code}.*0..1023"):
-        list(codec.streaming_decoder([codes]))
+        list(codec.decode_stream([codes]))
     with pytest.raises(InputError, match="9 codebooks|33 codebooks"):
         codec.decode(torch.zeros(1, codec.model.quantizer.n_q + 1, 10, dtype=torch.int64))
 
 
 def test_the_identity_names_all_that_gives_codes_their_meaning(embedded: Codec) -> None:
-    import hashlib
-
     file = ASSETS / "encodec_embedded.safetensors"
     assert embedded.identity == {
         "name": "encodec_embedded",
@@ -247,7 +248,7 @@ def test_the_identity_names_all_that_gives_codes_their_meaning(embedded: Codec) 
         "dtype": "float32",
         "version": 2,
     }
-    assert (embedded.hop, embedded.bandwidth) == (320, 750)
+    assert (embedded.hop_length, embedded.bandwidth) == (320, 750)
 
 
 def test_metas_weights_come_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,9 +257,9 @@ def test_metas_weights_come_from_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
     torch.save(package.state_dict(), tmp_path / META_FILE)
     with pytest.raises(InputError, match="its sha256 is"):
         load_codec("encodec_24khz", 8, repository=tmp_path)
-    digest = codec_module.hashlib.sha256((tmp_path / META_FILE).read_bytes()).hexdigest()
-    monkeypatch.setattr(codec_module, "META_FILE", f"encodec_24khz-{digest[:8]}.th")
-    (tmp_path / META_FILE).rename(tmp_path / codec_module.META_FILE)
+    digest = hashlib.sha256((tmp_path / META_FILE).read_bytes()).hexdigest()
+    monkeypatch.setattr(encodec, "META_FILE", f"encodec_24khz-{digest[:8]}.th")
+    (tmp_path / META_FILE).rename(tmp_path / encodec.META_FILE)
     codec = load_codec("encodec_24khz", 4, repository=tmp_path)
     assert codec.identity["weights"] == digest
     package.set_target_bandwidth(3.0)
@@ -290,9 +291,9 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path, monkeypatch: pyte
             return Path.touch, (tmp_path / "sprung",)
 
     torch.save({"encoder": Trap()}, tmp_path / "trap.th")
-    digest = codec_module.hashlib.sha256((tmp_path / "trap.th").read_bytes()).hexdigest()
-    monkeypatch.setattr(codec_module, "META_FILE", f"trap-{digest[:8]}.th")
-    (tmp_path / "trap.th").rename(tmp_path / codec_module.META_FILE)
+    digest = hashlib.sha256((tmp_path / "trap.th").read_bytes()).hexdigest()
+    monkeypatch.setattr(encodec, "META_FILE", f"trap-{digest[:8]}.th")
+    (tmp_path / "trap.th").rename(tmp_path / encodec.META_FILE)
     with pytest.raises(Exception, match="[Ww]eights"):
         load_codec("encodec_24khz", 8, repository=tmp_path)
     assert not (tmp_path / "sprung").exists()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.audio.codec import Codec, load_codec, untrained_codec
-from pipeline.audio.embedder import load_embedder
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.base import Codec
+from pipeline.audio.codecs.encodec import untrained_codec
+from pipeline.audio.embedders import load_embedder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -34,7 +36,7 @@ def test_codes_and_sound_are_those_of_a_cpu(name: str) -> None:
         frames = cpu.frames(length)
         assert (row[:, :frames] == other[:, :frames]).float().mean() > 0.99
     torch.testing.assert_close(gpu.decode(expected).cpu(), cpu.decode(expected), atol=2e-3, rtol=1e-2)
-    streamed = torch.cat(list(gpu.streaming_decoder(expected.split([3, 9, 60, 1, 152], dim=-1))), dim=-1)
+    streamed = torch.cat(list(gpu.decode_stream(expected.split([3, 9, 60, 1, 152], dim=-1))), dim=-1)
     torch.testing.assert_close(streamed, gpu.decode(expected), atol=1e-4, rtol=1e-3)
 
 

@@ -10,8 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pipeline.audio.codec import ASSETS, EMBEDDED_FILE, load_codec
-from pipeline.audio.embedder import TINY, load_embedder
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.embedded import ASSETS, EMBEDDED_FILE
+from pipeline.audio.embedders import load_embedder
+from pipeline.audio.embedders.encodecmae_tiny import TINY
 from pipeline.common.errors import InputError
 
 Tensors = dict[str, torch.Tensor]

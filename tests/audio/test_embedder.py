@@ -23,10 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.audio.codec import untrained_encodec
-from pipeline.audio.embedder import TINY, EncodecMaeEmbedder, load_embedder
-from pipeline.audio.embedders.encodecmae import KaldiMel, Mel
+from pipeline.audio.codecs.encodec import untrained_encodec
+from pipeline.audio.embedders import load_embedder
+from pipeline.audio.embedders.encodecmae import EncodecMaeEmbedder
 from pipeline.audio.embedders.encodecmae_checkpoint import from_state_dict
+from pipeline.audio.embedders.encodecmae_model import KaldiMel, Mel
+from pipeline.audio.embedders.encodecmae_tiny import TINY
 from pipeline.common.errors import InputError
 from tests.helpers.preprocess_runs import ROOT
 
@@ -341,7 +343,7 @@ def test_a_hub_that_hangs_up_and_a_name_that_is_none_are_told_in_one_line(
 
         threading.Thread(target=hang_up, daemon=True).start()
         told = {"HF_ENDPOINT": endpoint.format(port=server.getsockname()[1]), "HF_HOME": str(tmp_path)}
-        words = "from pipeline.audio.embedder import load_embedder; load_embedder('encodecmae_base', 'owner/name')"
+        words = "from pipeline.audio.embedders import load_embedder; load_embedder('encodecmae_base', 'owner/name')"
         env = {**os.environ, **told, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
         done = subprocess.run([sys.executable, "-c", words], env=env, capture_output=True, text=True, timeout=120)
     assert done.stderr.splitlines()[-1].startswith(

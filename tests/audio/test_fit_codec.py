@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.audio.codec import load_codec
+from pipeline.audio.codecs import load_codec
 from pipeline.common.errors import InputError
 from pipeline.tools.fit_codec import SIZE, fit, main, nearest
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from pipeline.audio.codec import load_codec
+from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.spectral import BINS, FLOOR, HOP, WINDOW, PhaseDecoder, SpectralEncoder, band_centres
 
 

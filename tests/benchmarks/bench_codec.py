@@ -18,10 +18,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.audio.codec import load_codec, untrained_codec, untrained_encodec
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.encodec import untrained_codec, untrained_encodec
 from pipeline.audio.codecs.encodec_package import EncodecModel
-from pipeline.audio.embedder import EncodecMaeEmbedder, load_embedder
-from pipeline.audio.embedders.encodecmae import Architecture, EncodecFrames, EncodecMae
+from pipeline.audio.embedders import load_embedder
+from pipeline.audio.embedders.encodecmae import EncodecMaeEmbedder
+from pipeline.audio.embedders.encodecmae_model import Architecture, EncodecFrames, EncodecMae
 from pipeline.audio.precision import full_precision
 
 SECONDS, RATE, CODEBOOKS = 4.0, 24_000, 8
@@ -70,7 +72,7 @@ def contenders(device: str, count: int) -> tuple[dict[str, Callable[[], object]]
         "package: decode, one by one": lambda: [package.decode([(row, None)]) for row in codes.split(1)],
         "ours: decode, one by one": in_batches(ours.decode, codes, 1),
         f"ours: decode, batches of {ours.best_batch}": in_batches(ours.decode, codes, ours.best_batch),
-        "ours: decode, streamed by 25 frames": lambda: [list(ours.streaming_decoder(codes.split(25, dim=-1)))],
+        "ours: decode, streamed by 25 frames": lambda: [list(ours.decode_stream(codes.split(25, dim=-1)))],
         f"embedded: encode, batches of {embedded.best_batch}": in_batches(embedded.encode, wav, embedded.best_batch),
         f"embedded: decode, batches of {embedded.best_batch}": in_batches(embedded.decode, codes, embedded.best_batch),
         f"EnCodecMAE tiny, batches of {tiny.best_batch}": in_batches(tiny.embed, wav[:, 0], tiny.best_batch),

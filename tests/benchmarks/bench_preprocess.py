@@ -31,7 +31,7 @@ import soundfile
 import soxr
 import torch
 
-from pipeline.audio.codec import untrained_codec, untrained_encodec
+from pipeline.audio.codecs.encodec import untrained_codec, untrained_encodec
 from pipeline.corpora import Clip
 from pipeline.data.build_state import BuildPlan
 from pipeline.data.shard import read_shard

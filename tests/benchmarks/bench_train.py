@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.audio.codec import untrained_encodec
+from pipeline.audio.codecs.encodec import untrained_encodec
 from pipeline.config.cli import compose
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard import Sample, ShardWriter

@@ -13,8 +13,8 @@ import soundfile
 import torch
 
 from pipeline.audio import metrics
-from pipeline.audio.codec import load_codec
-from pipeline.audio.embedder import load_embedder
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.embedders import load_embedder
 from pipeline.common.errors import InputError
 from pipeline.data.dataloader import ShardedDataset, iter_once
 from pipeline.data.manifest import Manifest

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from transformers import GPT2Config, GPT2Model
 
-from pipeline.audio.codec import ASSETS, EMBEDDED_FILE, load_codec
-from pipeline.audio.embedder import TINY, load_embedder
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.embedded import ASSETS, EMBEDDED_FILE
+from pipeline.audio.embedders import load_embedder
+from pipeline.audio.embedders.encodecmae_tiny import TINY
 from pipeline.models.codec_gpt import CONFIG, WEIGHTS, build_model
 from tests.helpers.damage import damaged, damaged_json, refused_or_right, seeds, some, text_of
 from tests.helpers.models import TINY as SIZES

@@ -15,7 +15,7 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from pipeline.audio.embedder import load_embedder
+from pipeline.audio.embedders import load_embedder
 from pipeline.common.checksums import with_checksum
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
@@ -126,7 +126,7 @@ def test_an_interpolation_that_was_interrupted_is_made_again_as_far_as_it_went(s
 def test_samples_that_are_cut_off_at_full_scale_are_told_once(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.audio.codec import Codec
+    from pipeline.audio.codecs.base import Codec
 
     decode = Codec.decode
     words = (f"run={stage.run()}", f"prompt={stage.tones[0]}", "seconds=0.1", "n=2", f"out={tmp_path / 'o'}")
@@ -212,7 +212,7 @@ def test_fades_keep_the_power_of_sounds_that_have_nothing_to_do_with_each_other(
 
 def test_an_extension_begins_with_the_codecs_own_sound(stage: Stage, tmp_path: Path) -> None:
     from pipeline.audio import audio_io
-    from pipeline.audio.codec import load_codec
+    from pipeline.audio.codecs import load_codec
 
     out = tmp_path / "e.wav"
     assert generate(f"run={stage.run()}", "mode=extend", f"audio={stage.tones[2]}", "seconds=0.7", f"out={out}") == 0

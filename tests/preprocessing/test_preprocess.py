@@ -15,8 +15,8 @@ import torch
 import webdataset as wds
 
 from pipeline.audio import audio_io
-from pipeline.audio.codec import load_codec
-from pipeline.audio.embedder import load_embedder
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.embedders import load_embedder
 from pipeline.common.errors import InputError
 from pipeline.data.build_state import PLAN
 from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
@@ -346,7 +346,7 @@ def test_new_prompts_are_added_and_the_codes_kept_byte_for_byte(tmp_path: Path) 
 
 
 def test_new_prompts_encode_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.audio.codec import Codec
+    from pipeline.audio.codecs.base import Codec
 
     root, out = tones(tmp_path / "in", 8), tmp_path / "out"
     make_tones(root, out)

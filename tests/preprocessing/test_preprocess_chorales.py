@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from pipeline.audio.audio_io import read
-from pipeline.audio.codec import load_codec
+from pipeline.audio.codecs import load_codec
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard import read_shard
 from pipeline.data.storage import LocalStorage

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.common.metrics_file import read_metrics
 from pipeline.config.cli import compose
-from pipeline.tracking import base, wandb_log, wandb_media
+from pipeline.tracking import base, wandb_log
 from pipeline.tracking.background_worker import BackgroundWorker
 from pipeline.tracking.wandb_environment import mode_from_environment
 from tests.helpers.training_caches import write_cache
@@ -300,17 +300,3 @@ def test_work_done_aside_never_holds_up_and_says_once_what_it_leaves_out(caplog:
         time.sleep(0.01)
     assert done == [1, 2, 3, 0], "in their order, the slow one last"
     assert len(re.findall("left out", caplog.text)) == 1
-
-
-@pytest.mark.parametrize("hertz", [110, 440, 3000])
-def test_a_spectrogram_is_bright_where_the_tone_is(hertz: float) -> None:
-    wav = np.sin(2 * np.pi * hertz * np.arange(24_000) / 24_000).astype(np.float32)
-    picture = wandb_media.spectrogram(wav)
-    rows = np.geomspace(2, 512, 128) * 24_000 / 1024  # the frequency of each row, from below
-    brightest = rows[::-1][picture[:, 40].sum(-1).argmax()]
-    assert picture.shape[0] == 128 and picture.shape[2] == 3 and abs(brightest - hertz) < max(0.05 * hertz, 24)
-
-
-def test_spectrograms_of_silence_and_of_next_to_nothing_are_dark() -> None:
-    assert wandb_media.spectrogram(np.zeros(24_000, np.float32)).max() < 60
-    assert wandb_media.spectrogram(np.zeros(3, np.float32)).shape[0] == 128

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.audio import audio_io
-from pipeline.audio.codec import load_codec
+from pipeline.audio.codecs import load_codec
 from pipeline.common.errors import InputError
 from pipeline.data.dataloader import ShardedDataset
 from pipeline.generation.sampling import SamplingParams

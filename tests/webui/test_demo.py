@@ -24,7 +24,7 @@ import pytest
 import soundfile
 import torch
 
-from pipeline.audio.codec import load_codec
+from pipeline.audio.codecs import load_codec
 from pipeline.common.errors import InputError
 from pipeline.webui.streaming import AudioStreamRegistry, stream_audio
 from tests.helpers.demo_server import Server, serving

@@ -1,180 +1,165 @@
-"""EnCodecMAE's encoder for inference (Pepino, Riera & Ferrer 2023): 24 kHz sound -> features, about 75 a second.
+"""`encodecmae_base`, `encodecmae_mel256_base_st`: released EnCodecMAE checkpoints, from the hub or from local files.
 
-A front end (Kaldi log-mel filterbank, or the continuous output of EnCodec's encoder), a linear map, sinusoidal
-positions, and a ResiDual transformer (Xie et al. 2023) of two streams: in each layer the first is normed after each
-branch, the second sums up what the branches gave.
-
-Letters: B chunks of at most 4 s, S samples, T frames, D width, H heads.
+Letters: B clips, S samples at 24 kHz, N chunks, T frames, D width.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.audio.codecs.encodec_package import SEANetEncoder
-from pipeline.audio.codecs.seanet import Seanet
+from pipeline.audio.embedders.encodecmae_checkpoint import load_checkpoint
+from pipeline.audio.embedders.encodecmae_model import CHUNK, HOP, SAMPLE_RATE, EncodecMae
+from pipeline.audio.precision import full_precision
+from pipeline.common.errors import InputError
 
-SAMPLE_RATE = 24_000
-HOP = 320  # of the attention mask: frames to attend to are samples // 320 for either front end
-CHUNK = 4 * SAMPLE_RATE  # positions restart in each chunk
-PREEMPHASIS = 0.97
-LOWEST_HZ = 20.0
-IGNORED = -1e9  # added to what attention must not see; finite, as in the authors' code: a row of nothing else is even
+BEST_BATCH_CPU = 8  # chunks that go through the transformer in one batch
+BEST_BATCH_GPU = 64
 
 
-@dataclass(frozen=True)
-class Mel:
-    """Kaldi log-mel filterbank; `mean` and `scale` of its values over the training corpus."""
-
-    bins: int = 256
-    frame_ms: float = 26.56
-    shift_ms: float = 13.28
-    mean: float = -6.12
-    scale: float = 4.82
+def load(name: str, source: str | None, device: str | torch.device) -> EncodecMaeEmbedder:
+    """Load the checkpoint at `source`: a hub repository, a file in one, or a local file or folder."""
+    if source is None:
+        raise InputError(f"embedder.source: {name} needs a hub repository, or a local file or folder")
+    file, gin = _locate_checkpoint(source)
+    return EncodecMaeEmbedder(name, load_checkpoint(file, gin), file_sha256(file), device)
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of an encoder. mel: None for the EnCodec front end, which is 128 wide.
+class EncodecMaeEmbedder:
+    """Embeds clips by the mean of EnCodecMAE's features, in fp32 under any autocast and TF32 settings."""
 
-    shortest_tail: samples that the last chunk of several must exceed, else it is left out.
-    """
-
-    dim: int
-    layers: int
-    heads: int
-    head_dim: int
-    ffn: int
-    mel: Mel | None
-    shortest_tail: int
+    def __init__(self, name: str, model: EncodecMae, weights: str, device: str | torch.device) -> None:
+        """Wrap a model. weights: the sha256 of the weights file."""
+        self.name, self.weights, self.device = name, weights, torch.device(device)
+        self.model = model.to(self.device)
+        self.dim = model.arch.dim
 
     @property
-    def masks_by_clip(self) -> bool:
-        """Whether attention may see as many frames as the whole clip has (v2) or as the chunk has (v1)."""
-        return self.shortest_tail > 0
+    def identity(self) -> dict[str, Any]:
+        """See `Embedder.identity`."""
+        return {"name": self.name, "weights": self.weights, "sample_rate": SAMPLE_RATE, "dim": self.dim}
+
+    @property
+    def best_batch(self) -> int:
+        """The best number of clips of a few seconds to embed in one batch: one chunk each."""
+        return BEST_BATCH_GPU if self.device.type == "cuda" else BEST_BATCH_CPU
+
+    @torch.inference_mode()
+    def embed(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embed clips.
+
+        Args:
+            wav: [B, S].
+            lengths: [B] valid samples of each row; all of them by default. The samples after them have no effect: row b
+                equals the vector of its first lengths[b] samples alone.
+
+        Returns:
+            float32 [B, D] on the embedder's device.
+        """
+        batch, samples = wav.shape
+        valid = [samples] * batch if lengths is None else lengths.tolist()
+        assert len(valid) == batch and min(valid) > 0 and max(valid) <= samples, valid
+        wav = wav.to(self.device, torch.float32)
+        parts = [(b, *part) for b, length in enumerate(valid) for part in self._chunks(wav[b, :length])]
+        parts.sort(key=lambda part: len(part[1]), reverse=True)  # batches of chunks of similar length
+        sums, counts = [], []
+        with full_precision(self.device):
+            for i in range(0, len(parts), self.best_batch):
+                _, chunks, attend = zip(*parts[i : i + self.best_batch], strict=True)
+                features, frames = self.model(chunks, attend)  # [N, T, D], [N]
+                padded = torch.arange(features.shape[1], device=self.device) >= frames[:, None]
+                sums.append(features.masked_fill(padded[..., None], 0).sum(1))
+                counts.append(frames)
+        return _clip_means(torch.cat(sums), torch.cat(counts), [b for b, *_ in parts], batch)
+
+    @torch.inference_mode()
+    def features(self, wav: Tensor) -> Tensor:
+        """Return the features [T, D] of a clip [S], whose mean over time is what `embed` returns."""
+        parts = list(self._chunks(wav.to(self.device, torch.float32)))
+        with full_precision(self.device):
+            return torch.cat([self.model([chunk], [attend])[0][0] for chunk, attend in parts])
+
+    def _chunks(self, wav: Tensor) -> list[tuple[Tensor, int]]:
+        """Split [S] into chunks of 4 s, each with the number of frames that attention may see; pad a short clip."""
+        arch = self.model.arch
+        wav = F.pad(wav, (0, max(0, arch.shortest_tail + 1 - len(wav))))
+        chunks = [chunk for chunk in wav.split(CHUNK) if len(chunk) > arch.shortest_tail]
+        return [(chunk, (min(len(wav), CHUNK) if arch.masks_by_clip else len(chunk)) // HOP) for chunk in chunks]
 
 
-class KaldiMel(nn.Module):
-    """[B, S] -> [B, T, bins]: frames that fit wholly, DC removed, pre-emphasis, Hann, power, triangles, log, normed."""
+def _clip_means(sums: Tensor, counts: Tensor, clips: list[int], batch: int) -> Tensor:
+    """Average chunk sums [N, D] over [N] frame counts to clip means [B, D]. clips: the clip of each chunk.
 
-    window: Tensor
-    triangles: Tensor
-
-    def __init__(self, mel: Mel) -> None:
-        super().__init__()
-        self.mel = mel
-        self.size = int(SAMPLE_RATE * mel.frame_ms * 0.001)
-        self.shift = int(SAMPLE_RATE * mel.shift_ms * 0.001)
-        self.fft = 1 << (self.size - 1).bit_length()
-        self.register_buffer("window", torch.hann_window(self.size, periodic=False), persistent=False)
-        self.register_buffer("triangles", self._triangles(), persistent=False)
-
-    def _triangles(self) -> Tensor:
-        """[fft / 2 + 1, bins], equally spaced in mel = 1127 ln(1 + f / 700)."""
-        low, high = (1127 * math.log1p(hz / 700) for hz in (LOWEST_HZ, SAMPLE_RATE / 2))
-        step = (high - low) / (self.mel.bins + 1)
-        left = low + torch.arange(self.mel.bins) * step  # float32, as Kaldi's port in torchaudio has it
-        mels = 1127 * torch.log(1 + torch.arange(self.fft / 2) * (SAMPLE_RATE / self.fft) / 700)
-        up, down = (mels[:, None] - left) / step, (left + 2 * step - mels[:, None]) / step
-        return F.pad(torch.minimum(up, down).clamp(min=0), (0, 0, 0, 1))  # Kaldi leaves out the highest bin
-
-    def frames(self, samples: int) -> int:
-        """Frames of a chunk."""
-        return 1 + (samples - self.size) // self.shift
-
-    def forward(self, wav: Tensor) -> Tensor:
-        """wav: [B, S]."""
-        x = wav.unfold(-1, self.size, self.shift)  # [B, T, size]
-        x = x - x.mean(-1, keepdim=True)
-        x = x - PREEMPHASIS * torch.cat([x[..., :1], x[..., :-1]], dim=-1)
-        power = torch.fft.rfft(x * self.window, n=self.fft).abs().square()
-        logs = (power @ self.triangles).clamp(min=torch.finfo(torch.float32).eps).log()
-        return (logs - self.mel.mean) / self.mel.scale
+    The chunks of a clip are gathered and added in turn. A product with a matrix of zeros and ones would carry a NaN of
+    one clip into the others.
+    """
+    chunks: list[list[int]] = [[] for _ in range(batch)]
+    for i, b in enumerate(clips):
+        chunks[b].append(i)
+    sums, counts = F.pad(sums, (0, 0, 0, 1)), F.pad(counts, (0, 1))  # index N adds zero
+    total, count = sums.new_zeros(batch, sums.shape[1]), counts.new_zeros(batch)
+    for turn in range(max(map(len, chunks))):
+        at = torch.tensor([own[turn] if turn < len(own) else len(clips) for own in chunks]).to(sums.device)
+        total += sums[at]
+        count += counts[at]
+    return total / count[:, None]
 
 
-class EncodecFrames(nn.Module):
-    """[B, S] -> [B, ceil(S / 320), 128]: EnCodec's encoder before quantisation. package: it, with its weights."""
-
-    def __init__(self, package: SEANetEncoder) -> None:
-        super().__init__()
-        self.encoder = Seanet(package)
-
-    def frames(self, samples: int) -> int:
-        """Frames of a chunk."""
-        return math.ceil(samples / HOP)
-
-    def forward(self, wav: Tensor) -> Tensor:
-        """wav: [B, S]."""
-        return self.encoder(wav.unsqueeze(1)).transpose(1, 2)
+def file_sha256(file: Path) -> str:
+    """Return the sha256 of a file as hex digits."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-class Block(nn.Module):
-    """A ResiDual layer. Heads lie one after another in `qkv` and `out`, which have no biases."""
-
-    def __init__(self, arch: Architecture, ffn: nn.Module) -> None:
-        super().__init__()
-        inner = arch.heads * arch.head_dim
-        self.heads = arch.heads
-        self.qkv = nn.Linear(arch.dim, 3 * inner, bias=False)
-        self.out = nn.Linear(inner, arch.dim, bias=False)
-        self.norm1, self.norm2, self.ffn = nn.LayerNorm(arch.dim), nn.LayerNorm(arch.dim), ffn
-
-    def forward(self, normed: Tensor, summed: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Both streams [B, T, D] -> both; bias: [B, 1, 1, T], added to the scores of each key."""
-        q, k, v = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D / H]
-        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        attended = self.out(heard.transpose(1, 2).flatten(2))
-        normed = self.norm1(normed + attended)
-        thought = self.ffn(normed)
-        return self.norm2(normed + thought), summed + attended + thought
+def _locate_checkpoint(source: str) -> tuple[Path, str]:
+    """Return the path of the checkpoint, downloaded if needed, and the gin text beside it (v1 only, else empty)."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path, _read_text(path.with_name("config.gin"))
+    if path.is_dir():
+        if not (path / "model.pt").is_file():
+            raise InputError(f"embedder.source={source}: there is no model.pt in the folder; name the file itself")
+        return path / "model.pt", _read_text(path / "config.gin")
+    parts = source.split("/")
+    if source.startswith(("/", ".", "~")) or len(parts) not in (2, 3):
+        raise InputError(f"embedder.source={source}: no such file or folder, and no hub repository (owner/name)")
+    repo = "/".join(parts[:2])
+    if len(parts) == 3:
+        return _download(repo, parts[2]), ""
+    return _download(repo, "model.pt"), _read_text(_download(repo, "config.gin"))
 
 
-class EncodecMae(nn.Module):
-    """Chunks of sound -> features. Give it a front end, then weights by `load_state_dict`."""
+def _read_text(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
 
-    def __init__(self, arch: Architecture, frontend: KaldiMel | EncodecFrames, width: int) -> None:
-        super().__init__()
-        self.arch, self.frontend = arch, frontend
-        self.proj = nn.Linear(width, arch.dim)
-        self.scale = nn.Parameter(torch.ones(()))
-        ffn = nn.Sequential(nn.Linear(arch.dim, arch.ffn), nn.ReLU(), nn.Linear(arch.ffn, arch.dim))
-        self.blocks = nn.ModuleList(Block(arch, ffn) for _ in range(arch.layers))  # all layers share one FFN
-        self.final_norm = nn.LayerNorm(arch.dim)
 
-    def forward(self, chunks: Sequence[Tensor], attend: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """chunks: B of [S_b]; attend: the frames of each that attention may see -> [B, T, D] and frames [B]."""
-        x, frames = self._front(chunks)
-        at = torch.arange(x.shape[1], device=x.device)
-        x = self.proj(x) + self.scale * self._positions(x.shape[1]).to(x)
-        seen = torch.tensor(attend, device=x.device)
-        bias = None
-        if (seen < x.shape[1]).any() or (frames < x.shape[1]).any():
-            bias = x.new_zeros(x.shape[:2]).masked_fill_(at >= seen[:, None], IGNORED)
-            bias = bias.masked_fill_(at >= frames[:, None], -math.inf)[:, None, None]
-        normed = summed = x
-        for block in self.blocks:
-            normed, summed = block(normed, summed, bias)
-        return normed + self.final_norm(summed), frames
+def _download(repo: str, name: str) -> Path:
+    """Return the path of a file of a hub repository, from the hub's cache or downloaded."""
+    import huggingface_hub as hub
 
-    def _front(self, chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Chunks of one length together, so that none is padded: [B, T, width], zeros after a chunk's own frames."""
-        sizes = [len(chunk) for chunk in chunks]
-        frames = [self.frontend.frames(size) for size in sizes]
-        out = chunks[0].new_zeros(len(chunks), max(frames), self.proj.in_features)
-        for size in sorted(set(sizes)):
-            rows = [b for b, own in enumerate(sizes) if own == size]
-            found = self.frontend(torch.stack([chunks[b] for b in rows]))
-            out[rows, : found.shape[1]] = found
-        return out, torch.tensor(frames, device=out.device)
+    try:
+        cached = hub.try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            return Path(cached)
+        _check_network(hub.constants.ENDPOINT)
+        return Path(hub.hf_hub_download(repo, name))
+    except Exception as error:  # the layers below raise their own classes: DNS, HTTP, TLS, sockets, Xet
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"embedder.source={repo}: {name} is not in the hub's cache and could not be downloaded ({reason}). "
+            f"With a network: `hf download {repo} {name}`; with the files in a folder: embedder.source=PATH; "
+            f"without either: embedder=encodecmae_tiny"
+        ) from error
 
-    def _positions(self, count: int) -> Tensor:
-        """[count, D]: sine and cosine by turns."""
-        rates = torch.exp(torch.arange(0, self.arch.dim, 2) * (-math.log(10_000) / self.arch.dim))
-        angles = torch.arange(count)[:, None] * rates
-        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+def _check_network(address: str) -> None:
+    """Raise at once if the hub's host name cannot be resolved; the hub's client retries for half a minute."""
+    if not urllib.request.getproxies():
+        socket.getaddrinfo(urlparse(address).hostname, 443)

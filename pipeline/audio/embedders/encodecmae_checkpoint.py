@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.audio.codecs.encodec_package import SEANetEncoder
-from pipeline.audio.embedders.encodecmae import Architecture, EncodecFrames, EncodecMae, KaldiMel, Mel
+from pipeline.audio.embedders.encodecmae_model import Architecture, EncodecFrames, EncodecMae, KaldiMel, Mel
 from pipeline.audio.weights import check_finite, refused_if_damaged
 
 LAYER = "visible_encoder.encoder_layers.{}."

@@ -1,0 +1,22 @@
+"""The picture of a spectrogram."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.audio.spectrogram import spectrogram
+
+
+@pytest.mark.parametrize("hertz", [110, 440, 3000])
+def test_a_spectrogram_is_bright_where_the_tone_is(hertz: float) -> None:
+    wav = np.sin(2 * np.pi * hertz * np.arange(24_000) / 24_000).astype(np.float32)
+    picture = spectrogram(wav)
+    rows = np.geomspace(2, 512, 128) * 24_000 / 1024  # the frequency of each row, from below
+    brightest = rows[::-1][picture[:, 40].sum(-1).argmax()]
+    assert picture.shape[0] == 128 and picture.shape[2] == 3 and abs(brightest - hertz) < max(0.05 * hertz, 24)
+
+
+def test_spectrograms_of_silence_and_of_next_to_nothing_are_dark() -> None:
+    assert spectrogram(np.zeros(24_000, np.float32)).max() < 60
+    assert spectrogram(np.zeros(3, np.float32)).shape[0] == 128
