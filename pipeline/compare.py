@@ -1,6 +1,6 @@
 """Compare runs on the same clips: what they have learned, what it took, how fast they train and play.
 
-  python -m pipeline.train -m +exp=delay_gpt2,flatten_gpt2,parallel_gpt2,valle_gpt2 trainer.petaflop=10000
+  python -m pipeline.train -m +exp=delay_gpt2,flatten_gpt2,parallel_gpt2,valle_gpt2 trainer.compute_budget_pflop=10000
   python -m pipeline.compare runs=[runs/delay_gpt2,runs/flatten_gpt2,runs/parallel_gpt2,runs/valle_gpt2] shards=DIR
 
 A row a run and temperature: pattern, codec and codebooks (with a warning where the runs differ in these two),

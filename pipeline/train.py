@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> int:
 
     stop_signals.begin_start()
     limits.validate(cfg)
-    world = distributed.init_distributed(cfg.trainer.timeout)
+    world = distributed.init_distributed(cfg.trainer.watchdog_seconds)
     run = Path(cfg.run)
     found, skipped = checkpoint.resolve_resume(run, cfg.resume, world)
     splits, order = setup.open_datasets(cfg)

@@ -44,7 +44,7 @@ SMALL = {  # what makes a command small enough for a test, where it does not say
     "preprocess": "codec=encodec_embedded codec.codebooks=2 embedder=encodecmae_tiny samples_per_shard=6 "
     "encoder_workers=1 decode_workers=0 devices=cpu",
     "train": "codec=encodec_embedded codec.codebooks=2 model=tiny model.width=32 model.layers=2 tracking=none "
-    "trainer.steps=2 trainer.micro_batch=4 listen.clips=0",
+    "trainer.steps=2 trainer.micro_batch=4 audio_samples.clips=0",
     "evaluate": "n=4 resamples=10 temperatures=[1.0]",
     "compare": "n=4 resamples=10 benchmark_batch=2",
     "report": "n=2 temperatures=[1.0] codebooks=[1,2] num_interpolations=1 steps=3",

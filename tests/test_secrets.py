@@ -23,7 +23,7 @@ from tests.helpers.training_caches import write_cache
 TINY = (
     "+exp=delay_gpt2", "codec=encodec_embedded", "codec.codebooks=4", "model=tiny", "model.width=32", "model.layers=1",
     "trainer.steps=2", "trainer.micro_batch=4", "trainer.log_every=1", "trainer.val_every=1", "trainer.keep=1",
-    "listen.clips=1", "listen.seconds=0.1", "listen.temperatures=[1]", "tracking.mode=offline",
+    "audio_samples.clips=1", "audio_samples.seconds=0.1", "audio_samples.temperatures=[1]", "tracking.mode=offline",
 )  # fmt: skip
 VARIABLES = (
     *("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"),

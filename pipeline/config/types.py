@@ -15,9 +15,8 @@ from pipeline.common.errors import InputError
 # What a setting takes besides its default, by an example; `command:setting` where commands differ.
 EXTRA_TYPES: dict[str, Any] = {
     # numbers that need not be whole
-    "trainer.ema": 0.5, "trainer.label_smoothing": 0.5, "trainer.petaflop": 0.5, "trainer.timeout": 0.5, "timeout": 0.5,
-    "tracking.stall_alert_seconds": 0.5, "tracking.timeout_seconds": 0.5, "data.cache_gib": 0.5,
-    "limits.upload_mb": 0.5, "keep": 0.5, "window": 0.5, "window_stride": 0.5,
+    "trainer.ema": 0.5, "trainer.label_smoothing": 0.5, "trainer.compute_budget_pflop": 0.5, "timeout": 0.5,
+    "data.cache_gib": 0.5, "limits.upload_mb": 0.5, "keep": 0.5, "window": 0.5, "window_stride": 0.5,
     "limits.storage_mb": 0.5, "limits.visitor_mb": 0.5,
     # whole numbers, where the default is a word
     "batch": 1, "workers": 1, "encoder_workers": 1, "decode_workers": 1, "model.positions": 1,

@@ -302,7 +302,7 @@ class ShardedDataset:
             self.lost_shards[number] = reason
             lost = self.num_lost_clips()
         if lost > self.bad_share * len(self):
-            allowed = f"; {lost} of {len(self)} clips are lost, and data.bad_share={self.bad_share:g} may be"
+            allowed = f"; {lost} of {len(self)} clips are lost, and data.max_lost_fraction={self.bad_share:g} may be"
             raise InputError(reason + (allowed if self.bad_share else ""))
         log.warning("shard set aside, with its %d clips: %s", self.clips[number], reason)
 
@@ -311,7 +311,7 @@ def _resolve_source(folder: str | Path, foreign: ExternalSource | None) -> tuple
     """Where shards lie, what is in them, and where their indices are."""
     if is_glob(folder) and foreign is None:
         raise InputError(
-            f"{folder} names shards without a manifest: say what made them by data.foreign, or give a folder"
+            f"{folder} names shards without a manifest: say what made them by data.external, or give a folder"
         )
     if not is_glob(folder):
         store = open_storage(folder)
@@ -339,7 +339,7 @@ def _refuse_at_a_limit(error: BaseException | None, where: str) -> None:
         if isinstance(error, OSError) and error.errno in _LIMITS:
             raise InputError(
                 f"{where} cannot be opened, for this process has reached {_LIMITS[error.errno]}: raise it, or give a "
-                "smaller data.window"
+                "smaller data.shuffle_shards"
             ) from error
         error = error.__cause__
 

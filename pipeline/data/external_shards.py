@@ -43,7 +43,7 @@ class ExternalSource:
     def __post_init__(self) -> None:
         for part, names in (("codec", _CODEC), ("embedder", _EMBEDDER)):
             if missing := [name for name in names if name not in getattr(self, part)]:
-                raise InputError(f"data.foreign.{part} must say {', '.join(names)}: {', '.join(missing)} is missing")
+                raise InputError(f"data.external.{part} must say {', '.join(names)}: {', '.join(missing)} is missing")
 
 
 def is_glob(address: str | Path) -> bool:

@@ -224,7 +224,7 @@ class MixtureSampler:
     def __init__(self, orders: Mapping[str, EpochSampler], weights: Mapping[str, float], seed: int) -> None:
         """Raises InputError where the weights do not name the sources, or are not positive."""
         if set(weights) != set(orders) or any(not 0 < w < math.inf for w in weights.values()):
-            raise InputError(f"weights={dict(weights)}: give a positive number for each of {', '.join(orders)}")
+            raise InputError(f"mixture_weights={dict(weights)}: give a positive number for each of {', '.join(orders)}")
         self.orders, self.seed = list(orders.values()), seed
         total = sum(weights.values())
         rest = [Fraction(weights[name]) for name in orders]

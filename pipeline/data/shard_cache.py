@@ -65,7 +65,7 @@ class LocalShardCache:
         if self.promised > self.bound:
             raise InputError(
                 f"data.cache_gib={self.gib:g} is too little: with {len(largest)} shards of {where} at a time, "
-                f"{self.folder} must hold {self.promised / 2**30:.2f} GiB; give more, or a smaller data.window"
+                f"{self.folder} must hold {self.promised / 2**30:.2f} GiB; give more, or a smaller data.shuffle_shards"
             )
 
     def _check_owner(self) -> None:

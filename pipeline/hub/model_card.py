@@ -163,7 +163,7 @@ def _model(settings: Mapping[str, Any], config: ModelConfig) -> dict[str, str]:
 
 def _training(settings: Mapping[str, Any], state: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
     t, optim = settings["trainer"], settings["optim"]
-    clips = t["micro_batch"] * t["accumulate"] * state["ranks"]
+    clips = t["micro_batch"] * t["gradient_accumulation_steps"] * state["ranks"]
     told = {
         "steps": f"{state['step']:,} of {t['steps']:,}",
         "clips seen": f"{state['place']:,}, {clips:,} a step on {state['ranks']} ranks",

@@ -51,7 +51,7 @@ class Tracker:
 
 
 class JsonlTracker(Tracker):
-    """A row a logged step in `metrics.jsonl`, and sounds as wavs in `listen/step-{n}/`."""
+    """A row a logged step in `metrics.jsonl`, and sounds as wavs in `audio_samples/step-{n}/`."""
 
     def __init__(self, run: Path, step: int) -> None:
         """Open the file of a run that goes on at `step`: rows of later steps, lost in a crash, go."""
@@ -73,7 +73,7 @@ class JsonlTracker(Tracker):
             for clip, sounds in heard:
                 for name, wav in sounds.items():
                     file = f"{clip} {name}.wav".replace("/", "_").replace(" ", "-")
-                    audio_io.write(self.run / "listen" / f"step-{step}" / file, wav, rate)
+                    audio_io.write(self.run / "audio_samples" / f"step-{step}" / file, wav, rate)
         except (OSError, InputError) as error:
             self._lost(error)
 

@@ -102,5 +102,5 @@ def build_audio_sampler(
         return None
     sampling = SamplingParams(top_k=listen["top_k"])
     return AudioSampler(
-        split, opened, listen["clips"], listen["seconds"], listen["temperatures"], sampling, listen["originals"]
+        split, opened, listen["clips"], listen["seconds"], listen["temperatures"], sampling, listen["corpus_root"]
     )

@@ -31,10 +31,10 @@ _EACH_POSITIVE: Limit = (
 RANGES: dict[str, Limit] = {
     "seed": _COUNT,
     "data.seconds": _ABOVE,
-    "data.window": _ONE,
-    "data.lanes": _ONE,
-    "data.padding": _FRACTION,
-    "data.bad_share": _FRACTION,
+    "data.shuffle_shards": _ONE,
+    "data.interleave": _ONE,
+    "data.max_padding": _FRACTION,
+    "data.max_lost_fraction": _FRACTION,
     "data.threads": _ONE,
     "data.cache_gib": _ABOVE,
     "model.width": _ONE,
@@ -47,25 +47,25 @@ RANGES: dict[str, Limit] = {
     "optim.eps": _ABOVE,
     "optim.weight_decay": _POSITIVE,
     "trainer.steps": _ONE,
-    "trainer.petaflop": _ABOVE,
+    "trainer.compute_budget_pflop": _ABOVE,
     "trainer.micro_batch": _ONE,
-    "trainer.accumulate": _ONE,
-    "trainer.clip": _POSITIVE,
+    "trainer.gradient_accumulation_steps": _ONE,
+    "trainer.max_grad_norm": _POSITIVE,
     "trainer.log_every": _ONE,
     "trainer.val_every": _COUNT,
     "trainer.save_every": _COUNT,
     "trainer.keep": _COUNT,
     "trainer.keep_every": _COUNT,
-    "trainer.timeout": _ABOVE,
-    "trainer.skip_most": _ONE,
+    "trainer.watchdog_seconds": _ABOVE,
+    "trainer.max_skipped_steps": _ONE,
     "trainer.ema": _FRACTION_EXCLUSIVE,
     "trainer.label_smoothing": _FRACTION_EXCLUSIVE,
-    "listen.clips": _COUNT,
-    "listen.seconds": _ABOVE,
-    "listen.temperatures": _EACH_POSITIVE,
-    "listen.top_k": _COUNT,
+    "audio_samples.clips": _COUNT,
+    "audio_samples.seconds": _ABOVE,
+    "audio_samples.temperatures": _EACH_POSITIVE,
+    "audio_samples.top_k": _COUNT,
 }
-_MAY_BE_NULL = {"data.seconds", "trainer.petaflop"}
+_MAY_BE_NULL = {"data.seconds", "trainer.compute_budget_pflop"}
 
 
 def validate(cfg: DictConfig) -> None:
@@ -77,8 +77,8 @@ def validate(cfg: DictConfig) -> None:
             raise InputError(f"{name}={value}: expected {expected}")
     schedule: Any = OmegaConf.to_container(cfg.optim.schedule, resolve=True)
     schedules.check_schedule(schedule)
-    if cfg.weights is not None and isinstance(cfg.shards, str):
-        raise InputError("weights= shares steps out among several caches, and shards= names one: leave it out")
+    if cfg.mixture_weights is not None and isinstance(cfg.shards, str):
+        raise InputError("mixture_weights= shares steps out among several caches, and shards= names one: leave it out")
 
 
 def _whole(value: Any) -> bool:

@@ -30,8 +30,8 @@ def table(plan: RunEstimate) -> Table:
         + f"; {model.layers} layers, {model.width} wide",
         "sequence": f"{plan.frames} frames ({plan.frames / rate:.2f} s, the longest clip) of {model.codebooks} "
         f"codebooks are {plan.steps} steps under pattern {model.pattern}, of {model.positions} positions",
-        "a step": f"{plan.clips:,} clips = {t.micro_batch} micro_batch x {t.accumulate} accumulate "
-        f"x {machine.ranks} ranks",
+        "a step": f"{plan.clips:,} clips = {t.micro_batch} micro_batch x "
+        f"{t.gradient_accumulation_steps} gradient_accumulation_steps x {machine.ranks} ranks",
         "an epoch": f"{order.epoch:,} clips, {order.epoch / plan.clips:,.1f} steps; {hours:,.3g} h of audio to learn "
         f"from, {valid:,.3g} h to validate on",
         "the run": f"{t.steps:,} steps are {t.steps * plan.clips / order.epoch:,.1f} epochs"

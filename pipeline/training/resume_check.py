@@ -19,8 +19,9 @@ from pipeline.training import schedules
 from pipeline.training.checkpoint import read_metadata
 
 NAMES = (
-    "seed", "weights", "data.seconds", "data.window", "data.lanes", "data.padding", "model.pretrained", "model.dropout",
-    "model.prompt_dropout", "optim", "trainer.clip", "trainer.ema", "trainer.label_smoothing",
+    "seed", "mixture_weights", "data.seconds", "data.shuffle_shards", "data.interleave", "data.max_padding",
+    "model.pretrained", "model.dropout", "model.prompt_dropout", "optim", "trainer.max_grad_norm", "trainer.ema",
+    "trainer.label_smoothing",
 )  # fmt: skip
 A_RANK = "clips a rank and step"
 _SHOWN = 12  # digits of a digest
@@ -39,7 +40,7 @@ def training_settings(cfg: DictConfig, digests: Mapping[str, str], ranks: int) -
         value = OmegaConf.select(cfg, name)
         found |= _flat(name, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
     found |= {name: f"contents {digest[:_SHOWN]}" for name, digest in digests.items()}
-    found |= {"ranks": ranks, A_RANK: cfg.trainer.micro_batch * cfg.trainer.accumulate}
+    found |= {"ranks": ranks, A_RANK: cfg.trainer.micro_batch * cfg.trainer.gradient_accumulation_steps}
     return json.loads(json.dumps({**found, "trainer.steps": cfg.trainer.steps}))
 
 
@@ -60,7 +61,7 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     ]
     old, new = (record.get(A_RANK, 0) * record.get("ranks", 1) for record in (then, now))
     if A_RANK in then and old != new and then[A_RANK] != now[A_RANK]:
-        found.append(f"clips a step (micro_batch x accumulate x ranks)={old} then, {new} now")
+        found.append(f"clips a step (micro_batch x gradient_accumulation_steps x ranks)={old} then, {new} now")
     return found
 
 

@@ -94,7 +94,7 @@ class RunEstimate:
     @property
     def clips(self) -> int:
         """Of one optimizer step, on all ranks."""
-        return int(self.t.micro_batch * self.t.accumulate * self.machine.ranks)
+        return int(self.t.micro_batch * self.t.gradient_accumulation_steps * self.machine.ranks)
 
     def mode(self, setup: ShardingConfig) -> str:
         """How activations are kept under a setup."""

@@ -53,9 +53,14 @@ def open_datasets(cfg: DictConfig) -> tuple[list[tuple[ShardedDataset, ShardedDa
     for folder in folders.values():
         train, valid = (
             ShardedDataset(
-                folder, cfg.data[kind], open_shards=n, bad_share=cfg.data.bad_share, copies=copies, foreign=foreign
+                folder,
+                cfg.data[kind],
+                open_shards=n,
+                bad_share=cfg.data.max_lost_fraction,
+                copies=copies,
+                foreign=foreign,
             )
-            for kind, n in (("train", 2 * cfg.data.window), ("valid", _VALID_OPEN))
+            for kind, n in (("train", 2 * cfg.data.shuffle_shards), ("valid", _VALID_OPEN))
         )
         train.manifest.check_codec({"name": cfg.codec.name}, cfg.codec.codebooks)
         if pairs:
@@ -80,22 +85,26 @@ def caches_of(cfg: DictConfig) -> dict[str, str]:
 
 def _foreign(cfg: DictConfig) -> ExternalSource | None:
     """What the settings say of shards without a manifest."""
-    if cfg.data.foreign is None:
+    if cfg.data.external is None:
         return None
-    told = {part: dict(cfg.data.foreign.get(part) or {}) for part in ("codec", "embedder")}
+    told = {part: dict(cfg.data.external.get(part) or {}) for part in ("codec", "embedder")}
     return ExternalSource(**told, folder=Path(cfg.data.cache_dir))
 
 
 def _order(cfg: DictConfig, names: list[str], pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> Sampler:
     orders = {
-        name: EpochSampler(train.clips, cfg.seed + i, cfg.data.window, cfg.data.lanes)
+        name: EpochSampler(train.clips, cfg.seed + i, cfg.data.shuffle_shards, cfg.data.interleave)
         for i, (name, (train, _)) in enumerate(zip(names, pairs, strict=True))
     }
     order: EpochSampler | MixtureSampler = next(iter(orders.values()))
     if len(orders) > 1:
-        weights = dict(cfg.weights) if cfg.weights else {name: float(order.epoch) for name, order in orders.items()}
+        weights = (
+            dict(cfg.mixture_weights)
+            if cfg.mixture_weights
+            else {name: float(order.epoch) for name, order in orders.items()}
+        )
         order = MixtureSampler(orders, weights, cfg.seed)
-    return bucket_by_length(order, _lengths(cfg, pairs), cfg.seed, cfg.data.padding)
+    return bucket_by_length(order, _lengths(cfg, pairs), cfg.seed, cfg.data.max_padding)
 
 
 def _lengths(cfg: DictConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> list[np.ndarray]:
@@ -136,13 +145,16 @@ def steps_from_compute_budget(
     cfg: DictConfig, config: ModelConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]], world: World
 ) -> None:
     """Where the settings give an amount of arithmetic instead of steps, set the steps that it makes."""
-    if cfg.trainer.petaflop is None:
+    if cfg.trainer.compute_budget_pflop is None:
         return
     frames = float(np.concatenate(_lengths(cfg, pairs)).mean())
     a_step = (
-        model_stats.training_flops(config, frames) * cfg.trainer.micro_batch * cfg.trainer.accumulate * world.world_size
+        model_stats.training_flops(config, frames)
+        * cfg.trainer.micro_batch
+        * cfg.trainer.gradient_accumulation_steps
+        * world.world_size
     )
-    cfg.trainer.steps = max(1, round(cfg.trainer.petaflop * 1e15 / a_step))
+    cfg.trainer.steps = max(1, round(cfg.trainer.compute_budget_pflop * 1e15 / a_step))
 
 
 def content_digests(cfg: DictConfig, pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> dict[str, str]:
@@ -228,15 +240,15 @@ def build_engine(cfg: DictConfig, model: CodecGPT, world: World, universal: bool
     settings = {
         **OmegaConf.to_container(cfg.deepspeed, resolve=True),  # type: ignore[dict-item]
         "train_micro_batch_size_per_gpu": cfg.trainer.micro_batch,
-        "gradient_accumulation_steps": cfg.trainer.accumulate,
-        "gradient_clipping": 0.0 if alone else float(t.clip),
+        "gradient_accumulation_steps": cfg.trainer.gradient_accumulation_steps,
+        "gradient_clipping": 0.0 if alone else float(t.max_grad_norm),
         "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 2**31,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step
     }
-    optimizer = optim.build_adamw(model, cfg.optim, world.device, float(t.clip) if alone else None)
+    optimizer = optim.build_adamw(model, cfg.optim, world.device, float(t.max_grad_norm) if alone else None)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
     engine.config = redact_all(engine.config)  # DeepSpeed stores it in every checkpoint
     zero_patches.patch_zero_optimizer(engine)
@@ -284,10 +296,12 @@ def build_trainer(
         seed=cfg.seed, threads=cfg.data.threads,
     )  # fmt: skip
     settings = TrainerConfig(
-        steps=t.steps, accumulate=t.accumulate, lr=cfg.optim.lr,
+        steps=t.steps, gradient_accumulation_steps=t.gradient_accumulation_steps, lr=cfg.optim.lr,
         schedule=OmegaConf.to_container(cfg.optim.schedule, resolve=True), log_every=t.log_every, val_every=t.val_every,
-        save_every=t.save_every, keep=RetentionPolicy(t.keep, t.keep_best, t.keep_every), save_aside=t.save_aside,
-        seed=cfg.seed, ema=t.ema, skip_most=t.skip_most, timeout=t.timeout, peak_flops=peak_flops(world),
+        save_every=t.save_every, keep=RetentionPolicy(t.keep, t.keep_best, t.keep_every),
+        async_checkpoint=t.async_checkpoint,
+        seed=cfg.seed, ema=t.ema, max_skipped_steps=t.max_skipped_steps,
+        watchdog_seconds=t.watchdog_seconds, peak_flops=peak_flops(world),
         recorded=recorded,
     )  # fmt: skip
     valid = [valid for _, valid in pairs]
@@ -330,12 +344,12 @@ def log_run_summary(
     world, t, config = trainer.world, cfg.trainer, trainer.model.config
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in trainer.model.parameters())
     clips, valid = (sum(len(pair[i]) for pair in pairs) for i in (0, 1))
-    total = t.micro_batch * t.accumulate * world.world_size
+    total = t.micro_batch * t.gradient_accumulation_steps * world.world_size
     log.info("%s: %.1f M parameters, pattern %s, K %d", cfg.name, parameters / 1e6, config.pattern, config.codebooks)
     log.info("%d clips to learn from, %d to validate on, at %s", clips, valid, cfg.shards)
     log.info(
-        "%d clips a step = %d micro_batch x %d accumulate x %d ranks on %s; an epoch is %.1f steps",
-        total, t.micro_batch, t.accumulate, world.world_size, world.device.type, order.epoch / total,
+        "%d clips a step = %d micro_batch x %d gradient_accumulation_steps x %d ranks on %s; an epoch is %.1f steps",
+        total, t.micro_batch, t.gradient_accumulation_steps, world.world_size, world.device.type, order.epoch / total,
     )  # fmt: skip
     if isinstance(order, LengthBucketedSampler):
         shares = 100 * order.padding_with, 100 * order.padding_without
@@ -368,7 +382,7 @@ def build_audio_sampler(
         return None
     from pipeline.training import audio_samples
 
-    return audio_samples.build_audio_sampler(cfg.listen, cfg.codec, pairs[0][1], world.device)
+    return audio_samples.build_audio_sampler(cfg.audio_samples, cfg.codec, pairs[0][1], world.device)
 
 
 def make_log_callback(

@@ -1,8 +1,8 @@
 """The training loop: an endless stream, counted in steps; exact to resume, and stopped only between steps.
 
-A step, on every rank: take `accumulate` batches, agree with the others on how many cells they hold (and whether
-somebody wants to stop), add up the gradients of nats / cells, update. So the loss of a step is the mean over all
-active cells of all ranks and micro-batches, however long their clips are.
+A step, on every rank: take `gradient_accumulation_steps` batches, agree with the others on how many cells they hold
+(and whether somebody wants to stop), add up the gradients of nats / cells, update. So the loss of a step is the mean
+over all active cells of all ranks and micro-batches, however long their clips are.
 
 Randomness (dropout, dropped prompts) is seeded by (seed, step, micro-batch, rank): nothing of it needs saving.
 
@@ -56,18 +56,18 @@ class TrainerConfig:
     """The numbers of `conf/train.yaml` that the loop needs; in steps where not said otherwise."""
 
     steps: int
-    accumulate: int
+    gradient_accumulation_steps: int
     lr: float
     schedule: Any
     log_every: int
     val_every: int
     save_every: int
     keep: checkpoint.RetentionPolicy
-    save_aside: bool  # whether checkpoints are written in the background, while training continues
+    async_checkpoint: bool  # whether checkpoints are written in the background, while training continues
     seed: int
     ema: float  # decay of the running mean of the weights; 0: none
-    skip_most: int  # skipped steps in a row before giving up
-    timeout: float  # seconds that a step may take before the watchdog ends the job
+    max_skipped_steps: int  # skipped steps in a row before giving up
+    watchdog_seconds: float  # seconds that a step may take before the watchdog ends the job
     peak_flops: float  # of the device, in the precision of training; 0: unknown
     recorded: Mapping[str, Any] = field(default_factory=dict)  # settings that a checkpoint keeps, to compare on resume
 
@@ -219,7 +219,7 @@ class Trainer:
         state |= {"frames": self.frames, "skipped": self.skipped, "meter": self.meter.state(self.world)}
         if self._val_loss[0] == self.step:
             state["val_loss"] = self._val_loss[1]
-        background = self.settings.save_aside
+        background = self.settings.async_checkpoint
         self._saving = checkpoint.start_save(self.engine, self.run, self.world, state, self.ema, background)
         if not background:
             self._finish_saving()
@@ -233,7 +233,7 @@ class Trainer:
         """One optimizer step; whether any rank has been asked to stop."""
         self._reset_watchdog()
         s, began = self.settings, time.perf_counter()
-        micro = [next(batches) for _ in range(s.accumulate)]
+        micro = [next(batches) for _ in range(s.gradient_accumulation_steps)]
         self.meter.waited += time.perf_counter() - began
         frames = sum(int(b.frames.sum()) for b in micro)
         ends = self.model.config.end_of_audio * sum(len(b.frames) for b in micro)
@@ -247,7 +247,7 @@ class Trainer:
         for m, batch in enumerate(micro):
             torch.manual_seed(fold_seed(s.seed, self.step, m, self.world.rank))
             # the engine takes the mean over accumulation and ranks; the division is over all their cells
-            taken.append(self._forward_backward(batch, s.accumulate * self.world.world_size / cells))
+            taken.append(self._forward_backward(batch, s.gradient_accumulation_steps * self.world.world_size / cells))
             self.engine.step()
         self.step, self.place, self.frames = self.step + 1, micro[-1].position, self.frames + int(heard)
         if self.engine.optimizer.overflow:
@@ -283,7 +283,7 @@ class Trainer:
         what = "loss" if by_loss else "gradient"
         log.warning("step %d skipped: the %s is not finite; see %s/not-finite-*.jsonl", self.step, what, self.run)
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
-        if self._in_a_row >= self.settings.skip_most:
+        if self._in_a_row >= self.settings.max_skipped_steps:
             raise FloatingPointError(
                 f"{self._in_a_row} steps in a row had a loss or a gradient that is not finite: {self.run}/"
                 "not-finite-*.jsonl names their clips; lower optim.lr, or look at the cache with "
@@ -298,8 +298,8 @@ class Trainer:
 
     def _reset_watchdog(self) -> None:
         """Give the watchdog new patience: past it, all stacks are printed and this rank ends, and so the job."""
-        if self.settings.timeout:
-            faulthandler.dump_traceback_later(self.settings.timeout, exit=True)
+        if self.settings.watchdog_seconds:
+            faulthandler.dump_traceback_later(self.settings.watchdog_seconds, exit=True)
 
     def _row(self) -> dict[str, float]:
         """A row of the log over the steps since the last one."""

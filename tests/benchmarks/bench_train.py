@@ -56,7 +56,7 @@ def ours(model: str, batch: int, steps: int, words: list[str], frames: int = T) 
         cfg = compose("train", [
             "+exp=delay_gpt2", f"model={model}", f"shards={folder}/cache", f"run={folder}/run", "tracking=none",
             f"trainer.micro_batch={batch}", f"trainer.steps={steps}", f"trainer.log_every={row_every}",
-            "trainer.val_every=0", "trainer.save_every=0", "listen.clips=0", *words,
+            "trainer.val_every=0", "trainer.save_every=0", "audio_samples.clips=0", *words,
         ])  # fmt: skip
         train.task(cfg)  # type: ignore[attr-defined]
         rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -152,11 +152,11 @@ def test_what_is_not_there_or_not_told_is_refused(theirs: Path, tmp_path: Path) 
         ShardedDataset(tmp_path / "nowhere", "train", foreign=says)
     with pytest.raises(InputError, match="train-004.tar is not there"):
         ShardedDataset(f"{theirs}/train-{{000..009}}.tar", "train", foreign=says)
-    with pytest.raises(InputError, match=r"say what made them by data.foreign"):
+    with pytest.raises(InputError, match=r"say what made them by data.external"):
         ShardedDataset(f"{theirs}/train-*.tar", "train")
     write(tmp_path / "numbered", "0001.tar", range(3))
     assert len(ShardedDataset(tmp_path / "numbered", "train", foreign=says)) == 3  # no name before the number
-    with pytest.raises(InputError, match=r"data.foreign.codec must say .*: frame_rate is missing"):
+    with pytest.raises(InputError, match=r"data.external.codec must say .*: frame_rate is missing"):
         ExternalSource({n: v for n, v in says.codec.items() if n != "frame_rate"}, says.embedder, tmp_path)
 
 

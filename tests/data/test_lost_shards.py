@@ -140,7 +140,10 @@ def test_at_the_start_the_same_law_holds(tmp_path: Path, harm: Callable[[Path, s
         harm(folder, name)
     (stream,) = streams(folder, bad_share=0.1)
     assert stream.lost.clips == 60
-    for share, message in ((0.09, r"60 of 600 clips are lost, and data.bad_share=0.09"), (0.0, r"train-000003.tar is")):
+    for share, message in (
+        (0.09, r"60 of 600 clips are lost, and data.max_lost_fraction=0.09"),
+        (0.0, r"train-000003.tar is"),
+    ):
         with pytest.raises(InputError, match=message):
             streams(folder, share)
 
@@ -152,7 +155,9 @@ def test_too_many_bad_shards_end_the_run(tmp_path: Path) -> None:
     next(batches)
     for n in range(0, SHARDS, 2):
         missing(folder, f"train-{n:06d}")
-    with pytest.raises(InputError, match=r"is in the manifest but not there.*90 of 600 clips.*data.bad_share=0.12"):
+    with pytest.raises(
+        InputError, match=r"is in the manifest but not there.*90 of 600 clips.*data.max_lost_fraction=0.12"
+    ):
         list(itertools.islice(batches, 120))
 
 
@@ -224,7 +229,7 @@ def test_a_limit_of_open_files_is_no_shard_s_fault(tmp_path: Path, open_files: C
     open_files(5)
     with pytest.raises(
         InputError,
-        match=r"train-\d+\.tar cannot be opened.*limit of open files \(`ulimit -n`\): raise it, or .*data\.window",
+        match=r"train-\d+\.tar cannot be opened.*limit of open files \(`ulimit -n`\).*data\.shuffle_shards",
     ):
         next(iter_once(split, 48))
     assert not split.lost_shards

@@ -218,7 +218,7 @@ def test_sounds_come_as_a_table_and_as_files(requeued: tuple[Path, str]) -> None
     run, _ = requeued
     (row,) = [row for row in rows_of(run) if "val/audio/_type" in row]
     assert (row["val/audio/nrows"], row["val/audio/ncols"], row["trainer/step"]) == (1, 6, 80)
-    assert [file.name for file in sorted((run / "listen/step-80").iterdir())] == [
+    assert [file.name for file in sorted((run / "audio_samples/step-80").iterdir())] == [
         "note-1-prompt.wav", "note-1-temperature-0.7.wav",
     ]  # fmt: skip
 

@@ -60,7 +60,7 @@ def test_listening_changes_nothing_of_training(ears: AudioSampler) -> None:
 
 def test_without_the_codec_s_weights_training_goes_on_unheard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     split = ShardedDataset(write_cache(tmp_path / "cache"), "valid")
-    listen = {"clips": 2, "seconds": 0.2, "temperatures": [1.0], "top_k": 0, "originals": None}
+    listen = {"clips": 2, "seconds": 0.2, "temperatures": [1.0], "top_k": 0, "corpus_root": None}
     meta = {"name": "encodec_24khz", "codebooks": 4, "repository": str(tmp_path)}
     assert build_audio_sampler(listen, meta, split, torch.device("cpu")) is None
     assert caplog.text.count("nothing will be heard") == 1
@@ -74,11 +74,11 @@ def test_where_the_corpus_is_at_hand_its_recordings_are_beside(tmp_path: Path) -
     corpus = tones(tmp_path / "tones", 6)
     assert make("folder", corpus, tmp_path / "cache", "data.valid=0.5", "data.test=0") == 0
     split = ShardedDataset(tmp_path / "cache", "valid")
-    listen = {"clips": 2, "seconds": 0.1, "temperatures": [1.0], "top_k": 0, "originals": str(tmp_path / "elsewhere")}
+    listen = {"clips": 2, "seconds": 0.1, "temperatures": [1.0], "top_k": 0, "corpus_root": str(tmp_path / "elsewhere")}
     codec = {"name": "encodec_embedded", "codebooks": 2, "repository": None}
     with pytest.raises(InputError, match="missing"):
         build_audio_sampler(listen, codec, split, torch.device("cpu"))
-    ears = build_audio_sampler({**listen, "originals": str(corpus)}, codec, split, torch.device("cpu"))
+    ears = build_audio_sampler({**listen, "corpus_root": str(corpus)}, codec, split, torch.device("cpu"))
     assert ears is not None
     for (_, sounds), sample in zip(ears.sample(tiny(codebooks=2, prompt_dim=192)), ears.samples, strict=True):
         assert list(sounds) == ["prompt", "reconstruction", "temperature 1"]

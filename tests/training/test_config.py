@@ -35,7 +35,9 @@ def test_a_sequence_of_schedules_is_given_in_one_word() -> None:
 
 def test_every_number_of_training_has_a_limit() -> None:
     told = numbers(OmegaConf.to_container(compose("train")))
-    groups = {name for name in told if name.split(".")[0] in ("seed", "data", "model", "optim", "trainer", "listen")}
+    groups = {
+        name for name in told if name.split(".")[0] in ("seed", "data", "model", "optim", "trainer", "audio_samples")
+    }
     assert {name for name in groups if not name.startswith("optim.schedule.")} <= set(config.RANGES)
 
 
@@ -55,9 +57,12 @@ def test_every_limit_is_of_a_setting_and_refuses_something() -> None:
         ("data.seconds=-2", r"data\.seconds=-2: expected a number above 0"),
         ("model.dropout=2", r"model\.dropout=2: expected a number of 0 or more and below 1"),
         ("optim.betas=[0.9]", r"optim\.betas=\[0\.9\]: expected two numbers"),
-        ("listen.temperatures=[hot]", r"listen\.temperatures=\[hot\]: expected a list of numbers"),
+        ("audio_samples.temperatures=[hot]", r"audio_samples\.temperatures=\[hot\]: expected a list of numbers"),
         ("optim.schedule.name=cosin", r"optim\.schedule\.name=cosin: expected one of"),
-        ("weights={nsynth: 1}", r"weights= shares steps out among several caches, and shards= names one"),
+        (
+            "mixture_weights={nsynth: 1}",
+            r"mixture_weights= shares steps out among several caches, and shards= names one",
+        ),
     ],
 )
 def test_what_no_run_could_have_is_named_with_what_is_expected(word: str, message: str) -> None:

@@ -44,13 +44,18 @@ def check(cache: Path, run: Path, *words: str) -> bool:
 
 
 def test_the_table_tells_what_the_run_will_do(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("trainer.steps=90", "trainer.micro_batch=4", "trainer.accumulate=2", "trainer.save_every=10")
+    words = (
+        "trainer.steps=90",
+        "trainer.micro_batch=4",
+        "trainer.gradient_accumulation_steps=2",
+        "trainer.save_every=10",
+    )
     assert check(cache, tmp_path / "run", *words) is False
     told = " ".join(capsys.readouterr().out.split())
     parameters = sum(p.numel() for p in models.build_model(settings(cache, *words)[1]).parameters())
     assert f"model {parameters:,} parameters" in told
     assert "300 frames (4.00 s, the longest clip) of 4 codebooks are 303 steps under pattern delay, of 1024" in told
-    assert "8 clips = 4 micro_batch x 2 accumulate x 1 ranks" in told
+    assert "8 clips = 4 micro_batch x 2 gradient_accumulation_steps x 1 ranks" in told
     assert "45 clips, 5.6 steps; 0.05 h of audio to learn from, 0.0167 h to validate on" in told
     assert "90 steps are 16.0 epochs" in told
     assert f"{cache}/ fits: encodec_embedded at 75 Hz, 4 of its 4 codebooks" in told.replace(

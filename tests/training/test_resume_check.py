@@ -50,9 +50,12 @@ def recorded(run: Path) -> dict[str, object]:
     ("words", "message"),
     [
         (["optim.lr=3e-4"], r"run=\S+/run was .*optim\.lr=0\.01 then, 0\.0003 now.*resume=\S+/run to go on"),
-        (["seed=1", "data.window=8"], r"seed=0 then, 1 now; data\.window=256 then, 8 now"),
+        (["seed=1", "data.shuffle_shards=8"], r"seed=0 then, 1 now; data\.shuffle_shards=256 then, 8 now"),
         (["optim.schedule.name=cosine"], r"optim\.schedule\.name='constant' then, 'cosine' now"),
-        (["trainer.micro_batch=8"], r"clips a step \(micro_batch x accumulate x ranks\)=4 then, 8 now"),
+        (
+            ["trainer.micro_batch=8"],
+            r"clips a step \(micro_batch x gradient_accumulation_steps x ranks\)=4 then, 8 now",
+        ),
         (["model.dropout=0.1"], r"model\.dropout=0\.0 then, 0\.1 now"),
         (["data.seconds=0.1"], r"data\.seconds=None then, 0\.1 now"),
         (["trainer.steps=1"], r"trainer\.steps=1: \S+step-2 has taken 2 already; give 2 or more"),
@@ -81,7 +84,9 @@ def test_what_changes_no_training_goes_through(cache: Path, run: Path, tmp_path:
     """More steps, other intervals, the same clips a step in smaller parts, and the same shards in another folder."""
     shutil.copytree(cache, tmp_path / "moved")
     words = ("trainer.steps=4", "trainer.log_every=2", "trainer.save_every=1", "trainer.keep=9")
-    train_here(tmp_path / "moved", run, *WORDS, *words, "trainer.micro_batch=2", "trainer.accumulate=2")
+    train_here(
+        tmp_path / "moved", run, *WORDS, *words, "trainer.micro_batch=2", "trainer.gradient_accumulation_steps=2"
+    )
     assert max(rows(run)) == 4
 
 
@@ -98,7 +103,7 @@ def test_ranks_may_change_with_clips_a_step_or_clips_a_rank() -> None:
     for ranks, clips in ((4, 8), (2, 16), (8, 4), (2, 8), (1, 8)):
         assert not changed_settings(then, {"ranks": ranks, "clips a rank and step": clips})
     (change,) = changed_settings(then, {"ranks": 2, "clips a rank and step": 4})
-    assert change == "clips a step (micro_batch x accumulate x ranks)=32 then, 8 now"
+    assert change == "clips a step (micro_batch x gradient_accumulation_steps x ranks)=32 then, 8 now"
 
 
 @pytest.mark.parametrize(("name", "notes"), [("constant", 0), ("cosine", 1)])

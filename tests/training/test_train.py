@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     "codec=encodec_embedded", "codec.codebooks=4", "model=tiny", "model.width=32", "model.layers=2", "tracking=none",
     "trainer.micro_batch=4", "trainer.log_every=1", "trainer.save_every=5", "trainer.val_every=10", "optim.lr=0.01",
-    "optim.schedule.warmup=2", "listen.clips=0",
+    "optim.schedule.warmup=2", "audio_samples.clips=0",
 )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty steps on two ranks with dropout, never interrupted."""
     run = tmp_path_factory.mktemp("runs") / "unbroken"
     out = train(cache, run, "trainer.steps=20", "model.dropout=0.1", ranks=2)
-    assert "8 clips a step = 4 micro_batch x 1 accumulate x 2 ranks" in out
+    assert "8 clips a step = 4 micro_batch x 1 gradient_accumulation_steps x 2 ranks" in out
     return run
 
 
@@ -241,13 +241,15 @@ def test_every_pattern_trains(here: None, cache: Path, tmp_path: Path, name: str
 def test_an_amount_of_arithmetic_makes_fewer_steps_of_a_longer_pattern(here: None, cache: Path, tmp_path: Path) -> None:
     taken = {}
     for name in ("delay", "flatten"):
-        train_here(cache, tmp_path / name, f"pattern={name}", "trainer.petaflop=1e-5", "trainer.val_every=0")
+        train_here(
+            cache, tmp_path / name, f"pattern={name}", "trainer.compute_budget_pflop=1e-5", "trainer.val_every=0"
+        )
         taken[name] = max(rows(tmp_path / name))
         config = ModelConfig(**checkpoint.read_metadata(checkpoint.list_checkpoints(tmp_path / name)[-1])["model"])
         assert taken[name] * 4 * model_stats.training_flops(config, 12) == pytest.approx(1e10, rel=0.1)
     assert taken["flatten"] < taken["delay"] / 1.5
-    with pytest.raises(InputError, match=r"trainer\.petaflop=-1"):
-        train_here(cache, tmp_path / "none", "trainer.petaflop=-1")
+    with pytest.raises(InputError, match=r"trainer\.compute_budget_pflop=-1"):
+        train_here(cache, tmp_path / "none", "trainer.compute_budget_pflop=-1")
 
 
 def test_accumulation_is_one_big_batch(here: None, tmp_path: Path) -> None:
@@ -255,7 +257,11 @@ def test_accumulation_is_one_big_batch(here: None, tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", lengths=(12, 3, 7))
     runs = {"big": ("8", "1"), "small": ("2", "4")}
     for name, (micro, accumulate) in runs.items():
-        words = (f"trainer.micro_batch={micro}", f"trainer.accumulate={accumulate}", "model.prompt_dropout=0")
+        words = (
+            f"trainer.micro_batch={micro}",
+            f"trainer.gradient_accumulation_steps={accumulate}",
+            "model.prompt_dropout=0",
+        )
         train_here(cache, tmp_path / name, "trainer.steps=6", *words)
     assert rows(tmp_path / "big") == pytest.approx(rows(tmp_path / "small"), abs=1e-4)
 
@@ -348,7 +354,7 @@ def test_clips_whose_loss_is_not_finite_are_skipped_and_named(tmp_path: Path) ->
 def test_too_many_of_them_in_a_row_end_the_run(here: None, tmp_path: Path) -> None:
     cache, run = write_cache(tmp_path / "cache", broken=tuple(f"train-{i}" for i in range(1, 45))), tmp_path / "run"
     with pytest.raises(FloatingPointError, match=r"3 steps in a row.*pipeline\.shards verify"):
-        train_here(cache, run, "trainer.steps=24", "trainer.skip_most=3", "trainer.micro_batch=8")
+        train_here(cache, run, "trainer.steps=24", "trainer.max_skipped_steps=3", "trainer.micro_batch=8")
 
 
 def test_the_mean_of_the_weights_is_kept_and_exported(here: None, cache: Path, tmp_path: Path) -> None:
@@ -367,10 +373,17 @@ def test_the_model_is_heard_at_each_validation(here: None, cache: Path, tmp_path
     """Prompts of validation clips, continued at every temperature; what is learned does not change by it."""
     words = ("trainer.steps=4", "trainer.val_every=2", "model.dropout=0.1")
     train_here(cache, tmp_path / "deaf", *words)
-    train_here(cache, tmp_path / "run", *words, "listen.clips=2", "listen.seconds=0.1", "listen.temperatures=[0.5,1]")
+    train_here(
+        cache,
+        tmp_path / "run",
+        *words,
+        "audio_samples.clips=2",
+        "audio_samples.seconds=0.1",
+        "audio_samples.temperatures=[0.5,1]",
+    )
     assert rows(tmp_path / "run") == rows(tmp_path / "deaf")
     for step in (2, 4):
-        heard = sorted(path.name for path in (tmp_path / "run" / "listen" / f"step-{step}").glob("*.wav"))
+        heard = sorted(path.name for path in (tmp_path / "run" / "audio_samples" / f"step-{step}").glob("*.wav"))
         assert len(heard) == 2 * 3 and sum("temperature-0.5" in name for name in heard) == 2, heard
 
 
@@ -407,7 +420,7 @@ def test_checkpoints_are_thinned_out_to_the_newest_the_best_and_every_mth(
 def test_a_rank_that_hangs_prints_its_stacks_and_ends_the_job(cache: Path, tmp_path: Path) -> None:
     """One of two ranks is stopped as if its machine had died: the other does not wait forever."""
     run = tmp_path / "run"
-    words = ("trainer.steps=100000", "trainer.timeout=10", "trainer.save_every=0", "trainer.val_every=0")
+    words = ("trainer.steps=100000", "trainer.watchdog_seconds=10", "trainer.save_every=0", "trainer.val_every=0")
     process = start(cache, run, *words, ranks=2)
     while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
         assert process.poll() is None

@@ -12,7 +12,7 @@ from tests.helpers.http_server import Web
 from tests.helpers.training_caches import write_cache
 from tests.training.test_train import rows, train_ranks
 
-WORDS = ("trainer.steps=6", "trainer.val_every=3", "data.window=2")
+WORDS = ("trainer.steps=6", "trainer.val_every=3", "data.shuffle_shards=2")
 
 
 @pytest.fixture
@@ -41,9 +41,17 @@ def test_near_far_and_foreign_are_one(served: Web, tmp_path: Path) -> None:
     embedder = {name: value for name, value in manifest.embedder.items() if name != "dim"}
     for path in [*(tmp_path / "cache").glob("*.npy"), tmp_path / "cache" / "manifest.json"]:
         path.unlink()
-    told = f"data.foreign={{codec:{words(codec)},embedder:{words(embedder)}}}"
-    train_ranks(tmp_path / "cache" / "*.tar", foreign, *WORDS, *copies, told, "listen.clips=1", "listen.seconds=0.1")
-    assert len([*foreign.glob("listen/step-6/*.wav")]) == 3  # the reconstruction, and two temperatures
+    told = f"data.external={{codec:{words(codec)},embedder:{words(embedder)}}}"
+    train_ranks(
+        tmp_path / "cache" / "*.tar",
+        foreign,
+        *WORDS,
+        *copies,
+        told,
+        "audio_samples.clips=1",
+        "audio_samples.seconds=0.1",
+    )
+    assert len([*foreign.glob("audio_samples/step-6/*.wav")]) == 3  # the reconstruction, and two temperatures
     for run in (far, foreign):
         for name in ("train/loss", "val/loss"):
             assert rows(run, name) == pytest.approx(rows(near, name), abs=1e-6)

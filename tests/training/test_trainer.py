@@ -37,14 +37,19 @@ class Run:
     def __init__(
         self, run: Path, zero: str, precision: str, accumulate: int, told: list[int | str], val_every: int = 0
     ) -> None:
-        words = [f"deepspeed={zero}", f"trainer.precision={precision}", f"trainer.accumulate={accumulate}"]
-        cfg = compose("train", [*words, "trainer.micro_batch=2", "trainer.save_aside=false"])
+        words = [
+            f"deepspeed={zero}",
+            f"trainer.precision={precision}",
+            f"trainer.gradient_accumulation_steps={accumulate}",
+        ]
+        cfg = compose("train", [*words, "trainer.micro_batch=2", "trainer.async_checkpoint=false"])
         world = distributed.init_distributed(60)
         engine = setup.build_engine(cfg, tiny(), world)
         settings = TrainerConfig(
-            steps=len(told) // accumulate, accumulate=accumulate, lr=0.01, schedule={"name": "constant"}, log_every=1,
-            val_every=val_every, save_every=0, keep=RetentionPolicy(1, False, 0), save_aside=False, seed=0, ema=0.0,
-            skip_most=2,            timeout=0.0, peak_flops=0.0,
+            steps=len(told) // accumulate, gradient_accumulation_steps=accumulate, lr=0.01,
+            schedule={"name": "constant"}, log_every=1, val_every=val_every, save_every=0,
+            keep=RetentionPolicy(1, False, 0), async_checkpoint=False, seed=0, ema=0.0,
+            max_skipped_steps=2, watchdog_seconds=0.0, peak_flops=0.0,
         )  # fmt: skip
         self.told, self.weight, self.folder = told, engine.module.backbone.h[0].mlp.c_fc.weight, run
         run.mkdir(exist_ok=True)
