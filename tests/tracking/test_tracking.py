@@ -130,7 +130,7 @@ def test_sounds_that_cannot_be_written_are_told_once_and_survived(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = base.JsonlTracker(tmp_path, 0)
-    (tmp_path / "listen").write_text("a file where a folder should be, as a full disk refuses it")
+    (tmp_path / "audio_samples").write_text("a file where a folder should be, as a full disk refuses it")
     for step in range(2):
         tracker.log_audio(step, [("clip", {"prompt": np.zeros(240, np.float32)})], 24_000)
     tracker.close()
