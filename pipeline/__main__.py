@@ -7,7 +7,10 @@ import difflib
 import sys
 from pathlib import Path
 
-from pipeline.config.cli import CONF, with_safe_output
+from pipeline.common.console import print_error
+from pipeline.common.exit_codes import EXIT_USAGE
+from pipeline.common.paths import CONF
+from pipeline.config.cli import with_safe_output
 
 FOLDER = Path(__file__).parent
 
@@ -29,8 +32,8 @@ def main() -> None:
     if words:
         near = difflib.get_close_matches(words[0], listed, n=1, cutoff=0.5)
         hint = f"type `python -m pipeline.{near[0]}`" if near else "`python -m pipeline` lists the commands"
-        print(f"error: {words[0]}: {hint}", file=sys.stderr)
-        sys.exit(2)
+        print_error(f"{words[0]}: {hint}")
+        sys.exit(EXIT_USAGE)
     for name, summary in listed.items():
         print(f"python -m pipeline.{name:12}  {summary}")
     print("\n--help behind a command shows its settings. Several GPUs or ranks: deepspeed pipeline/train.py ...")

@@ -15,8 +15,11 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.common.errors import InputError, redact
-from pipeline.config.cli import CONF, compose, explain_error, with_safe_output
+from pipeline.common.console import print_error
+from pipeline.common.errors import InputError
+from pipeline.common.exit_codes import EXIT_USAGE
+from pipeline.common.paths import CONF
+from pipeline.config.cli import compose, explain_error, with_safe_output
 
 
 def check_settings(command: str, overrides: Sequence[str]) -> str | None:
@@ -74,9 +77,9 @@ def main() -> None:
             problem = check_settings(command, overrides)
         if problem:
             wrong += 1
-            print(f"error: {command}: {redact(problem)}", file=sys.stderr)
+            print_error(f"{command}: {problem}")
     if wrong:
-        sys.exit(2)
+        sys.exit(EXIT_USAGE)
 
 
 if __name__ == "__main__":

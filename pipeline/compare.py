@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from pipeline.common.files import check_output_folder
 from pipeline.config.cli import hydra_command
 
 
@@ -31,11 +32,10 @@ def main(cfg: DictConfig) -> None:
 
     from pipeline.evaluation.comparison import COLUMNS, compare, markdown, texts, unequal
     from pipeline.evaluation.evaluator import write_json
-    from pipeline.generation import output_paths
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out = Path(cfg.out)
-    output_paths.check_folder("out", out)
+    check_output_folder("out", out)
     with Console(stderr=True).status("comparing") as status:
         found = compare(settings, status.update)
     write_json(out / "compare.json", {"rows": found.rows, "evaluations": found.told})

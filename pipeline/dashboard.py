@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from pipeline.common.errors import InputError
-from pipeline.config import types
+from pipeline.common.errors import InputError, one_line
+from pipeline.common.files import check_output_file
+from pipeline.common.settings import require_min
 from pipeline.config.cli import hydra_command
 
 if TYPE_CHECKING:
@@ -34,11 +35,9 @@ def main(cfg: DictConfig) -> None:
     import json
     from pathlib import Path
 
-    from pipeline.generation import output_paths
-
-    types.require_min(1, cfg, "codebooks")
+    require_min(1, cfg, "codebooks")
     if cfg.dry_run:
-        output_paths.check_file("out", cfg.out)
+        check_output_file("out", cfg.out)
         made = workspace(cfg.entity or "entity", cfg.project, cfg.name, cfg.codebooks)
         Path(cfg.out).write_text(json.dumps(to_json(made), indent=1) + "\n")
         print(f"{cfg.out}: {len(made.sections)} sections, nothing was sent")
@@ -66,7 +65,7 @@ def _save(cfg: DictConfig) -> str:
     except InputError:
         raise
     except Exception as error:  # of W&B's many kinds, all of which say what is wrong
-        raise InputError(f"W&B refuses the workspace: {' '.join(str(error).split())}") from error
+        raise InputError(f"W&B refuses the workspace: {one_line(error)}") from error
 
 
 def workspace(entity: str, project: str, name: str, codebooks: int) -> Workspace:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from pipeline.config.cli import CONF, hydra_command
+from pipeline.common.paths import CONF
+from pipeline.config.cli import hydra_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,15 +86,15 @@ def _serve_demo(cfg: DictConfig, runs: list[str], folder: Path) -> None:
 def _check(cfg: DictConfig) -> None:
     """Raises InputError for numbers that no page can be made with."""
     from pipeline.common.errors import InputError
-    from pipeline.config import types
+    from pipeline.common.settings import require_min
 
     limits: dict[str, Any] = {f"limits.{name}": value for name, value in cfg.limits.items()}
-    types.require_min(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
-    types.require_min(2, limits, "limits.steps")
-    types.require_min(0.01, limits, "limits.upload_mb")
-    types.require_min(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
-    types.require_min(0.1, limits, "limits.header_seconds", "limits.body_seconds")
-    types.require_min(1, cfg, "keep", "count")
+    require_min(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
+    require_min(2, limits, "limits.steps")
+    require_min(0.01, limits, "limits.upload_mb")
+    require_min(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
+    require_min(0.1, limits, "limits.header_seconds", "limits.body_seconds")
+    require_min(1, cfg, "keep", "count")
     for small, large in (("upload_mb", "visitor_mb"), ("visitor_mb", "storage_mb")):
         if cfg.limits[large] < cfg.limits[small]:
             value = cfg.limits[large]

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
-from pipeline.config.cli import format_override, hydra_command
+from pipeline.common.settings import format_override
+from pipeline.config.cli import hydra_command
 from pipeline.corpora.download.http import FetchError, RemoteFile, RetryPolicy, bytes_on_disk, check, fetch, remote_size
 from pipeline.corpora.download.parallel import download_all
 from pipeline.corpora.download.sources import files_of
@@ -46,7 +47,7 @@ def main(cfg: DictConfig) -> int:
         with ThreadPoolExecutor(cfg.parallel) as pool:
             sizes = dict(zip(remotes, pool.map(lambda remote: remote_size(remote, cfg.timeout), remotes), strict=True))
     except FetchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
         return 1
     kept = [remote for remote, size in sizes.items() if _is_whole(remote, size)]
     todo = {remote: size for remote, size in sizes.items() if remote not in kept}
@@ -56,7 +57,7 @@ def main(cfg: DictConfig) -> int:
         failed += download_all(dict.fromkeys(kept), lambda remote, at, stop: check(remote), cfg.parallel)
     print(f"{cfg.data.root}: {len(remotes) - failed} of {len(remotes)} files complete, {len(kept)} of them before")
     if failed:
-        print("error: run the same command again: it goes on where this run ended", file=sys.stderr)
+        print_error("run the same command again: it resumes where this run ended")
         return 1
     words = [
         "python",

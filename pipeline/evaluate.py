@@ -28,6 +28,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from pipeline.common.files import check_output_folder
 from pipeline.config.cli import hydra_command
 
 
@@ -42,12 +43,11 @@ def main(cfg: DictConfig) -> None:
     from pipeline.evaluation import tables
     from pipeline.evaluation.evaluator import evaluate, write
     from pipeline.evaluation.wandb_upload import upload
-    from pipeline.generation import output_paths
     from pipeline.generation.loaded_run import load_run
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out = Path(cfg.out)
-    output_paths.check_folder("out", out)
+    check_output_folder("out", out)
     instrument = load_run(cfg.run, cfg.device, cfg.codec_weights, cfg.embedder_weights)
     with Console(stderr=True).status("measuring") as status:
         found = evaluate(settings, instrument, status.update)

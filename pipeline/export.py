@@ -14,12 +14,13 @@ What people change: run=, checkpoint=, weights=last, out=, push=, private=.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
+from pipeline.common.files import check_output_folder
 from pipeline.config.cli import hydra_command
 
 
@@ -48,7 +49,6 @@ def select_checkpoint(run: Path, wanted: str) -> Path:
 @hydra_command("export")
 def main(cfg: DictConfig) -> int:
     """Check, put together, write, and push if asked to."""
-    from pipeline.generation import output_paths
     from pipeline.hub import model_card, upload
     from pipeline.models.codec_gpt import WEIGHTS
     from pipeline.training import checkpoint
@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> int:
         upload.check(cfg.push)
     run, folder = Path(cfg.run), Path(cfg.out)
     found = select_checkpoint(run, str(cfg.checkpoint))
-    output_paths.check_folder("out", folder)
+    check_output_folder("out", folder)
     if (folder / model_card.NAME).exists() and not (folder / WEIGHTS).exists():
         raise InputError(
             f"out={folder}: {model_card.NAME} there is no model's card; give the export a folder of its own"
@@ -71,7 +71,7 @@ def main(cfg: DictConfig) -> int:
         try:
             print(f"pushed to {upload.push(folder, cfg.push, cfg.private)}")
         except upload.HubUploadError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(str(error))
             return 1
     return 0
 

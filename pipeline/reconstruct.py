@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
+from pipeline.common.files import check_output_folder
 from pipeline.config.cli import hydra_command
 
 if TYPE_CHECKING:
@@ -37,13 +38,12 @@ def main(cfg: DictConfig) -> None:
     from pipeline.audio import audio_io
     from pipeline.audio.codecs import load_codec
     from pipeline.audio.find_files import find_audio_files
-    from pipeline.generation import output_paths
     from pipeline.generation.loaded_run import pick_device
 
     files, counts = find_audio_files("audio", cfg.audio), sorted(set(cfg.codebooks))
     if min(counts) < 1:
         raise InputError(f"codebooks={cfg.codebooks}: give numbers from 1 on, e.g. codebooks=[1,2,4,8]")
-    output_paths.check_folder("out", cfg.out)
+    check_output_folder("out", cfg.out)
     codec = load_codec(**{**cfg.codec, "codebooks": max(counts)}, device=pick_device(cfg.device))
     out, rows, refused = Path(cfg.out), [], []
     for name, file in files.items():

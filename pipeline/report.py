@@ -18,7 +18,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.config.cli import format_override, hydra_command
+from pipeline.common.files import check_output_file
+from pipeline.common.settings import format_override
+from pipeline.config.cli import hydra_command
 
 
 @hydra_command("report")
@@ -35,12 +37,11 @@ def main(cfg: DictConfig) -> None:
     from pipeline.evaluation import run_folder
     from pipeline.evaluation.report_html import page
     from pipeline.evaluation.report_sections import build_sections
-    from pipeline.generation import output_paths
     from pipeline.generation.loaded_run import load_run
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     run, out = Path(cfg.run), Path(cfg.out)
-    output_paths.check_file("out", out)
+    check_output_file("out", out)
     if settings["shards"] == "auto":
         settings["shards"] = run_folder.shards(run)
     instrument = load_run(run, cfg.device, cfg.codec_weights, cfg.embedder_weights)

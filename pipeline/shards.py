@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import hydra_command, hydra_quote
+from pipeline.common.settings import hydra_quote
+from pipeline.config.cli import hydra_command
 
 if TYPE_CHECKING:
     from pipeline.data.storage import Storage

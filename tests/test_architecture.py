@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.cli import CONF
+from pipeline.common.paths import CONF
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = ROOT / "pipeline"

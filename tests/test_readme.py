@@ -29,7 +29,8 @@ from packaging.requirements import Requirement
 from pipeline.audio.codecs.embedded import EMBEDDED_FILE
 from pipeline.check import check_settings
 from pipeline.common.errors import InputError
-from pipeline.config.cli import CONF, compose
+from pipeline.common.paths import CONF
+from pipeline.config.cli import compose
 from pipeline.models.patterns import NAMES as PATTERNS
 from pipeline.shards import positional_to_overrides as words_of_shards
 from tests.helpers.corpora import pack

@@ -28,6 +28,7 @@ from pipeline.audio.decoding.decoder import BLOCK, File
 from pipeline.audio.decoding.decoder import RATES as RATES
 from pipeline.audio.decoding.decoder import AudioError as AudioError
 from pipeline.common.errors import InputError
+from pipeline.common.files import write_atomic
 
 Source = str | Path | bytes | BinaryIO
 OnFault = Callable[[str], None]  # receives what is wrong with a sound's channels
@@ -166,11 +167,9 @@ def write(path: str | Path, wav: np.ndarray, rate: int) -> None:
     with soundfile.SoundFile(content, "w", rate, 1 if wav.ndim == 1 else wav.shape[1], format=kind) as file:
         for block in np.split(wav, range(BLOCK, len(wav), BLOCK)):  # libsndfile's Vorbis dies of a minute at once
             file.write(block.clip(-1, 1))
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content.getvalue())
-        part.replace(path)
+        write_atomic(path, content.getvalue())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
 

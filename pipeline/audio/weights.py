@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, one_line
 
 _ERRORS = (
     OSError, SafetensorError, pickle.UnpicklingError, EOFError, LookupError, RuntimeError, ValueError, TypeError,
@@ -26,8 +26,7 @@ def refused_if_damaged(where: str, remedy: str) -> Iterator[None]:
     except InputError:
         raise
     except _ERRORS as error:
-        why = " ".join(str(error).split())
-        why = f"there is no {why} in it" if isinstance(error, KeyError) else why or type(error).__name__
+        why = f"there is no {one_line(error)} in it" if isinstance(error, KeyError) else one_line(error)
         what = "cannot be read" if isinstance(error, OSError) else "is damaged or of another model"
         raise InputError(f"{where} {what} ({why:.200}); {remedy}") from error
 

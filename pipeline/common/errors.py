@@ -66,6 +66,17 @@ def redact(text: str) -> str:
     return _SIGNED.sub(rf"\1{REDACTED}", _LOGIN.sub(f"{REDACTED}@", text))
 
 
+def one_line(error: object) -> str:
+    """The message of an exception in one line, redacted; the name of its type where it has no message."""
+    return redact(" ".join(str(error).split())) or type(error).__name__
+
+
+def first_line(error: object) -> str:
+    """The first line of the message of an exception, for libraries that print pages; otherwise like `one_line`."""
+    lines = str(error).strip().splitlines()
+    return one_line(lines[0] if lines else error)
+
+
 def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a redacted traceback: a `sys.excepthook`, since the log of a job is kept."""
     lines = traceback.format_exception(kind, error, trace)

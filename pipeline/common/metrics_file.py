@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.files import write_atomic
+
 METRICS = "metrics.jsonl"
 _LARGEST_STEP = 2**53
 _LARGEST = 1e100  # of a value; what is larger cannot be drawn
@@ -32,9 +34,7 @@ def cut_metrics(run: Path, step: int) -> None:
     rows = [(line, _parse(line)) for line in _lines(path)]
     kept = b"".join(line + b"\n" for line, row in rows if row is not None and not _is_after(row, step))
     if rows and kept != path.read_bytes():  # also where the last line has no end: the next row would continue it
-        temporary = run / f".{METRICS}.tmp"
-        temporary.write_bytes(kept)
-        temporary.replace(path)
+        write_atomic(path, kept)
 
 
 def _lines(path: Path) -> list[bytes]:

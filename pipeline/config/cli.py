@@ -18,21 +18,19 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.common.errors import InputError, print_exception, redact
+from pipeline.common.console import print_error
+from pipeline.common.errors import InputError, print_exception
+from pipeline.common.exit_codes import EXIT_FAILED, EXIT_OUTPUT_CLOSED, EXIT_REQUEUE, EXIT_USAGE
+from pipeline.common.paths import CONF
+from pipeline.common.settings import hydra_quote
 from pipeline.config import sweeps, types
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# in a wheel, or in a clone
-CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: a requeue goes on
-OUTPUT_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 _GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
 _overridden: set[str] = set()
 
@@ -71,7 +69,7 @@ def with_safe_output(run: Callable[[], None]) -> None:
     """Call `run` so that neither a terminal's encoding nor a closed pipe ends it in a traceback.
 
     Characters that the terminal cannot show are escaped. When the reader of standard output has gone, exit with
-    `OUTPUT_CLOSED`, or with the code that the command chose itself.
+    `EXIT_OUTPUT_CLOSED`, or with the code that the command chose itself.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -81,7 +79,7 @@ def with_safe_output(run: Callable[[], None]) -> None:
     except OSError:
         if not _output_is_closed():
             raise
-        sys.exit(OUTPUT_CLOSED)
+        sys.exit(EXIT_OUTPUT_CLOSED)
     finally:
         if _output_is_closed():  # else Python itself would complain when it flushes the stream at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -115,18 +113,6 @@ def compose(name: str, overrides: list[str] | None = None) -> DictConfig:
 def overridden_settings() -> set[str]:
     """The settings that stand on the command line, as dotted names."""
     return set(_overridden)
-
-
-def hydra_quote(text: str) -> str:
-    """A text in Hydra's quotes, where backslashes count only before a quote."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
-
-
-def format_override(setting: str, value: Any) -> str:
-    """A setting as Hydra's command line has it, before the shell's own quotes."""
-    text = str(value)
-    plain = re.fullmatch(r"[\w./:@-]+", text, re.ASCII)
-    return f"{setting}={text if plain else hydra_quote(text)}"
 
 
 def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
@@ -193,14 +179,14 @@ def _fail_on_full_disk(error: OSError) -> int:
     """Print the one line of a full disk, and return the exit code."""
     temporary = f"temporary files (TMPDIR={os.environ.get('TMPDIR', '/tmp')})"
     where = error.filename or f"the folder that is written to, or {temporary}"
-    print(f"error: {where}: {error.strerror}; free some space, and run the same command again", file=sys.stderr)
-    return 1
+    print_error(f"{where}: {error.strerror}; free some space, and run the same command again")
+    return EXIT_FAILED
 
 
 def _refuse(message: str) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":  # one rank speaks for all
-        print(f"error: {redact(message)}", file=sys.stderr)
-    sys.exit(2)
+        print_error(message)
+    sys.exit(EXIT_USAGE)
 
 
 def _keep_local_rank_out_of_argv() -> None:

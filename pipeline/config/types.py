@@ -7,7 +7,7 @@ is a list of one), or is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.common.errors import InputError
@@ -63,14 +63,6 @@ def coerce(setting: str, typed: str, value: Any, examples: Sequence[Any]) -> Any
     if "a number" in wanted:
         wanted.pop("a whole number", None)
     raise InputError(f"{setting}={typed}: expected {' or '.join(wanted)}")
-
-
-def require_min(low: float, settings: Mapping[str, Any], *names: str) -> None:
-    """Raises InputError for the first of these settings that is lower, or holds what is; words such as auto pass."""
-    for name in names:
-        value = settings[name]
-        if any(isinstance(one, (int, float)) and one < low for one in (value if isinstance(value, list) else [value])):
-            raise InputError(f"{name}={value}: give {low:g} or more")
 
 
 _NO = object()  # it does not fit

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,11 +73,6 @@ def encoded(name: str | Path) -> bytes:
         return os.fsencode(name)
     except UnicodeEncodeError:
         return str(name).encode("utf-8", "backslashreplace")
-
-
-def log_progress(line: str) -> None:
-    """Say what takes a while, where a log of the run sees it."""
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from pipeline.common.console import print_log
 from pipeline.common.errors import InputError
 from pipeline.corpora.base import (
     KEY_LENGTH,
     UNREADABLE,
     SkippedInput,
-    log_progress,
     no_clips_error,
     printable,
     readable,
@@ -83,7 +83,7 @@ class Jamendo:
         if not recordings:
             raise no_clips_error(self.audio, LOOKED_FOR, COMMAND)
         if len(recordings) > MANY and not listing_file(self.listings, self.audio, "probes").exists():
-            log_progress(
+            print_log(
                 f"looking for copies among {len(recordings):,} tracks; the result is kept in {printable(self.listings)}"
             )
         unreadable: dict[str, str] = {}

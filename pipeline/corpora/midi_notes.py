@@ -5,12 +5,10 @@ A small corpus with true pitch, velocity and instrument that needs no network: f
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import io
 import itertools
 import json
-import os
 import random
 import wave
 from collections.abc import Mapping
@@ -19,8 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.common.console import print_log
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import SPLITS, log_progress, printable
+from pipeline.common.files import sha256_file, write_atomic
+from pipeline.corpora.base import SPLITS, printable
 from pipeline.corpora.nsynth import NSynth
 
 RATE = 16_000  # NSynth's
@@ -66,7 +66,7 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
         "pitches": _numbers(data, "pitches", 0, 127),
         "velocities": _numbers(data, "velocities", 1, 127),
         **{name: data[name] for name in ("clips", "seed", "split_by", "valid", "test", "peak")},
-        "soundfont": hashlib.sha256(soundfont.read_bytes()).hexdigest(),
+        "soundfont": sha256_file(soundfont),
     }
     groups = _groups(settings)
     state = _state(root)
@@ -110,7 +110,7 @@ def _render_all(root: Path, synth: _Synth, settings: dict[str, Any], groups: dic
     random.Random(settings["seed"]).shuffle(notes)
     indices: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     left = settings["clips"] or len(notes)
-    log_progress(f"rendering {left:,} notes into {printable(root)}")
+    print_log(f"rendering {left:,} notes into {printable(root)}")
     for number, note in enumerate(notes):
         wav = synth.render(note, settings["peak"])
         if wav is None:
@@ -260,6 +260,4 @@ def _json(value: dict[str, Any]) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_atomic(path, content, shared=True)

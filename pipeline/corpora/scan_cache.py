@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.common.console import print_log
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import log_progress, printable
+from pipeline.common.files import open_atomic
+from pipeline.corpora.base import printable
 
 FORMAT = 1  # of the rows, whoever writes them: a change makes every listing anew
 STALE = 86_400  # seconds
@@ -38,7 +39,7 @@ def cached_scan(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) ->
         yield from rows
         return
     if seen.st_size > LARGE:
-        log_progress(
+        print_log(
             f"listing {printable(about)}: {seen.st_size / 1e9:,.0f} GB are read once; "
             f"the result is kept in {printable(folder)}"
         )
@@ -95,23 +96,20 @@ def _rows(file: Path) -> Iterator[Any]:
 @contextmanager
 def _written(file: Path) -> Iterator[IO[str]]:
     """A file to write lines to, which takes its name only if the block ends well."""
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for left in file.parent.glob(f".{file.name}.*"):  # by a run that was killed
-            with suppress(FileNotFoundError):  # another part's, which has just taken its name
-                if time.time() - left.stat().st_mtime > STALE:
-                    left.unlink()
-        rows = partial.open("x")
-    except OSError as error:
-        message = f"data.listings={file.parent} cannot be written ({error.strerror}): give a folder of yours"
-        raise InputError(message) from error
-    try:
-        with rows:
-            yield rows
-            rows.flush()
-            os.fsync(rows.fileno())
-        partial.replace(file)
-    except BaseException:  # a generator that is left early ends here too
-        partial.unlink(missing_ok=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _delete_stale(file)
+            rows = stack.enter_context(open_atomic(file, "w", shared=True, sync=True))
+        except OSError as error:
+            message = f"data.listings={file.parent} cannot be written ({error.strerror}): give a folder of yours"
+            raise InputError(message) from error
+        yield rows
+
+
+def _delete_stale(file: Path) -> None:
+    """Delete the partial copies of a listing that runs left behind when they were killed."""
+    for partial in file.parent.glob(f".{file.name}.*"):
+        with suppress(FileNotFoundError):  # another process has just renamed it
+            if time.time() - partial.stat().st_mtime > STALE:
+                partial.unlink()

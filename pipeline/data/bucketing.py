@@ -15,13 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.common.seeds import derive_keys, fold_key
 from pipeline.data.sampler import (
     ClipLocations,
     EpochSampler,
     MixtureSampler,
     Sampler,
-    derive_keys,
-    fold_seed,
     permute_indices,
     unique_ints,
 )
@@ -79,7 +78,7 @@ class LengthBucketedSampler:
             places = np.arange(number * BLOCK, (number + 1) * BLOCK)
             found = self.order(places)
             part = _parts(found)
-            ties = derive_keys(fold_seed(self.seed, -4), places)
+            ties = derive_keys(fold_key(self.seed, -4), places)
             seats = np.lexsort((ties, self.lengths_of(found), part))
             ends = np.append(np.flatnonzero(np.diff(part)) + 1, BLOCK).tolist()
             units = []
@@ -88,7 +87,7 @@ class LengthBucketedSampler:
                     UNIT, max(MIN_SHARE_SAVED, (end - first) // (BLOCK // UNIT) // MIN_SHARE_SAVED * MIN_SHARE_SAVED)
                 )
                 cut = [seats[at : min(end, at + size)] for at in range(first, end, size)]
-                turns = permute_indices(np.arange(len(cut)), len(cut), fold_seed(self.seed, number, first, -5))
+                turns = permute_indices(np.arange(len(cut)), len(cut), fold_key(self.seed, number, first, -5))
                 units += [cut[turn] for turn in turns]
             kept = list(self._blocks.items())[1 - _KEPT :]
             block = found.select(np.concatenate(units))

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import InputError
+from pipeline.common.seeds import fold_key
 from pipeline.data.dataset import ALIGN, WIDEST, MappedShard, ShardedDataset, array_at, memory_as_array
-from pipeline.data.sampler import ClipLocations, Sampler, fold_seed, permute_indices
+from pipeline.data.sampler import ClipLocations, Sampler, permute_indices
 from pipeline.data.shard import CODES
 
 _PLANNED = 4096  # clips that are looked up in one go, at most
@@ -150,7 +151,7 @@ class ShardDataLoader:
         offsets = None
         if self.frames is not None and (at[:, 1] > self.frames).any():
             room = np.maximum(0, at[:, 1] - self.frames) + 1
-            offsets = permute_indices(places % room, room, fold_seed(self.seed, -3))
+            offsets = permute_indices(places % room, room, fold_key(self.seed, -3))
         return _BatchPlan(
             self.splits, found.source, at, held, places, self.batch, self.frames, offsets, starts + stride
         )

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.checksums import is_intact, with_checksum
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, first_line
+from pipeline.common.files import is_intact, with_checksum
 from pipeline.data.shard import ShardInfo
 from pipeline.data.storage import Storage, open_storage
 
@@ -99,7 +99,7 @@ class Manifest:
         try:
             return cls._parse(found, store.display_path())
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            why = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(
                 f"{store.display_path(MANIFEST_NAME)} is malformed ({why:.200}): run pipeline.preprocess again"
             ) from error

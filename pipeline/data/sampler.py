@@ -28,10 +28,11 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.common.errors import InputError
+from pipeline.common.seeds import GOLDEN, derive_keys, fold_key
 
 INTERLEAVE_BLOCK = 16  # places that a lane has in a row
 _ROUNDS = 6  # of the permutation
-_GOLDEN, _ODD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+_ODD = np.uint64(0xD6E8FEB86659FD93)
 
 
 @dataclass(frozen=True)
@@ -64,27 +65,7 @@ class Sampler(Protocol):
         """Source and shard of what is read at some places and soon after, the nearest first."""
 
 
-def splitmix64(x: np.ndarray) -> np.ndarray:
-    """A bijective mix of uint64 [...] (the finaliser of splitmix64, Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def fold_seed(*parts: int) -> np.uint64:
-    """One 64-bit key from several numbers: seed, epoch, window..."""
-    state = np.zeros(1, np.uint64)
-    for part in parts:
-        state = derive_keys(state, np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
-    return state[0]
-
-
-def derive_keys(state: np.ndarray | np.uint64, parts: np.ndarray) -> np.ndarray:
-    """The keys that come of one key and another number each: uint64, shape of parts."""
-    return splitmix64(parts.astype(np.uint64) + state + _GOLDEN)
-
-
-_ROUND_KEYS = [fold_seed(r) for r in range(_ROUNDS)]
+_ROUND_KEYS = [fold_key(r) for r in range(_ROUNDS)]
 
 
 def permute_indices(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray | np.uint64) -> np.ndarray:
@@ -118,7 +99,7 @@ def _feistel(x: np.ndarray, high: np.ndarray, low: np.ndarray, keys: np.ndarray)
 
 def _hashed(x: np.ndarray, keys: np.ndarray, number: int, size: np.ndarray) -> np.ndarray:
     """A hash in range(size), for sizes below 2**32."""
-    h = x * _GOLDEN
+    h = x * GOLDEN
     h += keys + _ROUND_KEYS[number]
     h ^= h >> np.uint64(32)
     h *= _ODD
@@ -197,14 +178,14 @@ class EpochSampler:
         walk = self._walks.get(epoch)
         if walk is None:
             filled = np.flatnonzero(self.clips)
-            shards = filled[np.argsort(derive_keys(fold_seed(self.seed, epoch, -1), filled), kind="stable")]
+            shards = filled[np.argsort(derive_keys(fold_key(self.seed, epoch, -1), filled), kind="stable")]
             ends = np.cumsum(self.clips[shards])
             starts = ends - self.clips[shards]
             whole, rest = divmod(self.epoch, INTERLEAVE_BLOCK * self.lanes)
             number = np.arange(self.lanes + 1)
             lanes = whole * INTERLEAVE_BLOCK * number + np.minimum(rest, INTERLEAVE_BLOCK * number)
             windows = np.unique(np.concatenate([starts[:: self.window], lanes]))
-            keys = derive_keys(fold_seed(self.seed, epoch), np.arange(len(windows)))
+            keys = derive_keys(fold_key(self.seed, epoch), np.arange(len(windows)))
             kept = list(self._walks.items())[-2:]
             walk = _EpochLayout(shards, starts, windows, keys, lanes)
             self._walks = {**dict(kept), epoch: walk}  # from which another thread may drop it at once
@@ -264,7 +245,7 @@ class MixtureSampler:
         before = self._taken(block)
         quota = self._taken(block + 1) - before
         sources = np.repeat(np.arange(len(self.orders)), quota)
-        sources = sources[permute_indices(np.arange(self.BLOCK), self.BLOCK, fold_seed(self.seed, block, -2))]
+        sources = sources[permute_indices(np.arange(self.BLOCK), self.BLOCK, fold_key(self.seed, block, -2))]
         rank = np.empty(self.BLOCK, np.int64)
         for s in range(len(self.orders)):
             here = sources == s

@@ -31,7 +31,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.common.errors import InputError, redact
+from pipeline.common.errors import InputError, one_line
 from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, load_index, with_checksums
 from pipeline.data.storage import LocalStorage, RemoteStorage
 
@@ -193,7 +193,7 @@ class LocalShardCache:
             except FileNotFoundError:
                 raise
             except Exception as error:  # each protocol has errors of its own
-                why = redact(" ".join(str(error).split())) or type(error).__name__
+                why = one_line(error)
                 log.info("%s broke off (%s)", where, why)
                 if attempt == _TRIES - 1:
                     raise OSError(f"{where} cannot be fetched ({why})") from error

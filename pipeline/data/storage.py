@@ -11,17 +11,16 @@ import contextlib
 import errno
 import mmap
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
-from pipeline.common.errors import InputError, redact
+from pipeline.common.errors import InputError, one_line, redact
+from pipeline.common.files import PARTIAL, open_atomic
 
 BUCKETS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # have no folders to make, only buckets that nobody asked for
 WRITE_TEST = "write-test"  # a file that only tells whether files can be written
-PARTIAL = ".partial"  # a name that ends so was being written when its writer died
 
 
 class Storage(Protocol):
@@ -124,26 +123,8 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def open_atomic(self, name: str) -> Iterator[IO[bytes]]:
-        # the temporary name is this writer's own, so two writers of one name cannot mix their bytes
-        temporary = self.root / f".{name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}"
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.root / name)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        self._sync_folder()
-
-    def _sync_folder(self) -> None:
-        """Make the rename itself survive a power cut."""
-        folder = os.open(self.root, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with open_atomic(self.root / name, shared=True, sync=True) as file:
+            yield file
 
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
@@ -177,7 +158,7 @@ class RemoteStorage(Storage):
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.address)
         except Exception as error:  # some backends connect here, each with errors of its own
-            raise InputError(f"cannot open {address}: {_one_line(error)}") from error
+            raise InputError(f"cannot open {address}: {one_line(error)}") from error
         self.root = self.root.rstrip("/")
 
     def display_path(self, name: str = "") -> str:
@@ -191,7 +172,7 @@ class RemoteStorage(Storage):
         except FileNotFoundError:
             raise
         except Exception as error:  # each backend has errors of its own
-            raise InputError(f"cannot read {self.display_path(name)} ({_one_line(error)})") from error
+            raise InputError(f"cannot read {self.display_path(name)} ({one_line(error)})") from error
 
     def sizes(self) -> dict[str, int]:
         self.fs.invalidate_cache(self.root)
@@ -236,7 +217,7 @@ class RemoteStorage(Storage):
             except OSError:
                 raise
             except Exception as error:
-                raise OSError(f"{self.display_path(name)} cannot be written ({_one_line(error)})") from error
+                raise OSError(f"{self.display_path(name)} cannot be written ({one_line(error)})") from error
 
     def remove(self, name: str) -> None:
         try:
@@ -246,7 +227,7 @@ class RemoteStorage(Storage):
         except OSError:
             raise
         except Exception as error:
-            raise OSError(f"{self.display_path(name)} cannot be removed ({_one_line(error)})") from error
+            raise OSError(f"{self.display_path(name)} cannot be removed ({one_line(error)})") from error
 
     def check_writable(self) -> None:
         try:
@@ -255,10 +236,4 @@ class RemoteStorage(Storage):
             self.fs.pipe_file(f"{self.root}/{WRITE_TEST}", b"")
             self.remove(WRITE_TEST)  # which another part may have done
         except Exception as error:
-            raise InputError(
-                f"cannot write to {self.display_path()} ({_one_line(error)}): give another out="
-            ) from error
-
-
-def _one_line(error: Any) -> str:
-    return redact(" ".join(str(error).split())) or type(error).__name__
+            raise InputError(f"cannot write to {self.display_path()} ({one_line(error)}): give another out=") from error

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.common.metrics_file import read_metrics
-from pipeline.config import types
+from pipeline.common.settings import require_min
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.tables import cell
 from pipeline.generation.generator import generate
@@ -46,7 +46,7 @@ class Compared:
 
 def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared:
     """Evaluate every run on the same clips. Raises InputError as `evaluate` does."""
-    types.require_min(1, settings, "benchmark_batch")
+    require_min(1, settings, "benchmark_batch")
     rows, told = [], {}
     for run in map(Path, dict.fromkeys(settings["runs"])):
         instrument = load_run(run, settings["device"], settings["codec_weights"], settings["embedder_weights"])

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pipeline.audio import audio_io
 from pipeline.common.errors import InputError, redact_all
-from pipeline.config import types
+from pipeline.common.files import write_atomic
+from pipeline.common.settings import require_min
 from pipeline.data.dataloader import ShardedDataset, iter_once
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample
@@ -73,8 +74,8 @@ def evaluate(settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[
 
     Raises InputError for numbers that measure nothing, and for a cache that does not fit the model.
     """
-    types.require_min(1, settings, "n", "resamples", "batch")
-    types.require_min(0, settings, "temperatures", "seed")
+    require_min(1, settings, "n", "resamples", "batch")
+    require_min(0, settings, "temperatures", "seed")
     sampling, seed, resamples = sampling_of(settings["sampling"]), settings["seed"], settings["resamples"]
     valid, train = (ShardedDataset(settings["shards"], settings[kind]) for kind in ("split", "baseline"))
     for split in (valid, train):
@@ -234,6 +235,4 @@ def write(found: Evaluation, out: Path, rate: int) -> None:
 def write_json(path: Path, told: dict[str, Any]) -> None:
     """Write figures, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(redact_all(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    part.replace(path)
+    write_atomic(path, json.dumps(redact_all(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -18,7 +18,7 @@ from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
-from pipeline.config import types
+from pipeline.common.settings import require_min
 from pipeline.data.dataloader import ShardedDataset
 from pipeline.evaluation.evaluator import ReferenceClip, check_cache, draw_clips, generate_all, most_frames
 from pipeline.generation import interpolation
@@ -59,9 +59,9 @@ def build_sections(
     settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[str], None]
 ) -> list[ReportSection]:
     """All that `conf/report.yaml` asks for. Raises InputError for a cache, clips or prompts that cannot be used."""
-    types.require_min(1, settings, "n", "codebooks", "generations_per_prompt")
-    types.require_min(2, settings, "steps")
-    types.require_min(0, settings, "temperatures", "seed", "num_interpolations", "crossfade_seconds")
+    require_min(1, settings, "n", "codebooks", "generations_per_prompt")
+    require_min(2, settings, "steps")
+    require_min(0, settings, "temperatures", "seed", "num_interpolations", "crossfade_seconds")
     split = ShardedDataset(settings["shards"], settings["split"])
     check_cache(split, instrument)
     frames = most_frames(instrument)

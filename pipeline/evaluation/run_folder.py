@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, one_line
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.storage import is_remote
 from pipeline.evaluation.results_file import EvaluationFile
@@ -20,7 +20,7 @@ def config(run: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load((run / "config.yaml").read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
+        why = one_line(error)
         raise InputError(f"run={run}: its config.yaml cannot be read ({why:.300})") from None
     if not isinstance(found, dict):
         raise InputError(f"run={run}: its config.yaml holds no settings")
@@ -57,7 +57,7 @@ def evaluation(path: Path) -> dict[str, Any] | None:
     try:
         return EvaluationFile.model_validate_json(path.read_bytes()).model_dump(exclude_none=True)
     except (OSError, ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())
+        why = one_line(error)
         raise InputError(f"evaluation={path}: not what pipeline.evaluate writes ({why:.200})") from None
 
 

@@ -13,10 +13,10 @@ from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.embedders import load_embedder
 from pipeline.audio.embedders.base import Embedder
-from pipeline.common.checksums import sha256_file
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, first_line
+from pipeline.common.files import sha256_file
+from pipeline.common.paths import CONF
 from pipeline.common.versions import package_versions
-from pipeline.config.cli import CONF
 from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
 
@@ -82,7 +82,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name}: {str(error).splitlines()[0]}; give auto, cpu or cuda:0") from None
+        raise InputError(f"device={name}: {first_line(error)}; give auto, cpu or cuda:0") from None
     return device
 
 

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from pipeline.common.checksums import sha256_file
 from pipeline.common.errors import InputError
-
-
-def check_folder(setting: str, folder: str | Path) -> None:
-    """Raises InputError unless files can be written to a folder; one that is not there yet is not left behind."""
-    folder, made = Path(folder), []
-    try:
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{setting}={folder}: cannot be written to ({why}); give another folder") from None
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError, ValueError):
-                path.rmdir()
-
-
-def check_file(setting: str, file: str | Path) -> None:
-    """Raises InputError unless a file can be written."""
-    if Path(file).is_dir():
-        raise InputError(f"{setting}={file}: that is a folder; give a file in it")
-    check_folder(setting, Path(file).parent)
+from pipeline.common.files import check_output_file, check_output_folder, sha256_file
 
 
 def check_output(out: str) -> None:
     """Raises InputError unless sounds can be written to the setting `out`: a sound file, or a folder."""
     if is_folder(out):
-        check_folder("out", out)
+        check_output_folder("out", out)
         return
     suffix = Path(out).suffix
     try:
@@ -53,7 +27,7 @@ def check_output(out: str) -> None:
             f"out={out}: '{suffix}' names no format that can be written; give .wav, .flac, .ogg or .mp3, or a slash "
             f"behind it for a folder: out={out}/"
         ) from None
-    check_file("out", out)
+    check_output_file("out", out)
 
 
 def is_folder(out: str) -> bool:

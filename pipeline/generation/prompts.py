@@ -18,8 +18,8 @@ from torch import Tensor
 from pipeline.audio import amplitude, audio_io, find_files
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.embedders.base import Embedder
-from pipeline.common.checksums import sha256_file
 from pipeline.common.errors import InputError
+from pipeline.common.files import sha256_file
 
 log = logging.getLogger("pipeline")
 

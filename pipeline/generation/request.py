@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.audio.audio_io import AudioError
 from pipeline.common.errors import InputError
-from pipeline.config import types
+from pipeline.common.settings import require_min
 from pipeline.generation import interpolation, output_paths
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import Source, find, read_source, vector_of
@@ -140,8 +140,8 @@ def build_requests(
     mode = settings["mode"]
     if mode not in MODES:
         raise InputError(f"mode={mode}: give {', '.join(MODES)}")
-    types.require_min(1, settings, "n", "batch")
-    types.require_min(0, settings, "crossfade_seconds")
+    require_min(1, settings, "n", "batch")
+    require_min(0, settings, "crossfade_seconds")
     if mode in ("interpolate", "morph"):
         found = (_interpolate if mode == "interpolate" else _morph)(settings, instrument)
     else:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.common.checksums import sha256_file
 from pipeline.common.errors import InputError, redact_all
+from pipeline.common.files import sha256_file, write_atomic
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import AudioRequest
 
@@ -60,9 +60,7 @@ def write(
         "pattern": instrument.model.config.pattern,
         **instrument.identity,
     }
-    part = piece.out.with_name(f".{piece.out.stem}.json.part")
-    part.write_text(json.dumps(redact_all(told), indent=1, ensure_ascii=False) + "\n")
-    part.replace(piece.out.with_suffix(".json"))
+    write_atomic(piece.out.with_suffix(".json"), json.dumps(redact_all(told), indent=1, ensure_ascii=False) + "\n")
 
 
 def digest(codes: Sequence[Tensor]) -> str:

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from pipeline.common.checksums import sha256_file
-from pipeline.common.errors import InputError, redact
+from pipeline.common.errors import InputError, one_line, redact
+from pipeline.common.files import sha256_file, write_atomic
 from pipeline.common.metrics_file import read_metrics
+from pipeline.common.paths import CONF
 from pipeline.common.versions import package_versions
-from pipeline.config.cli import CONF
 from pipeline.data.manifest import Manifest
 from pipeline.data.storage import is_remote
 from pipeline.evaluation import run_folder
@@ -62,9 +62,7 @@ def write(found: Path, folder: Path | None = None, caches: Mapping[str, str] | N
     """
     folder = folder or found.absolute().parents[1] / "export"
     text = card(found, folder, caches)
-    temporary = folder / f".{NAME}.tmp"
-    temporary.write_text(text)
-    temporary.replace(folder / NAME)
+    write_atomic(folder / NAME, text)
     return folder / NAME
 
 
@@ -97,7 +95,7 @@ def card(found: Path, folder: Path, caches: Mapping[str, str] | None = None) -> 
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        why = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{run}/config.yaml or {found} is not what pipeline.train writes ({why:.200})") from error
     return "\n".join(part.rstrip() + "\n" for part in parts)
 

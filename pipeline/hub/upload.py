@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, one_line
 from pipeline.hub.model_card import NAME
 from pipeline.models.codec_gpt import CONFIG, WEIGHTS
 
@@ -43,7 +43,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
             repo_id=repository, folder_path=folder, allow_patterns=FILES, commit_message="codec-audio-lm: export"
         )
     except Exception as error:  # each layer below has errors of its own: HTTP, TLS, sockets, Xet
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise HubUploadError(
             f"the hub did not take it ({reason:.300}); it lies at {folder}: `hf upload {repository} {folder}` sends it"
         ) from error

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.common.checksums import is_intact, sha256_file, with_checksum
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, one_line
+from pipeline.common.files import is_intact, sha256_file, with_checksum, write_atomic
 from pipeline.common.import_guards import hide_broken_packages
 from pipeline.models.patterns import SPECIAL_TOKEN, Pattern
 from pipeline.models.weights import save_tensors
@@ -252,7 +252,7 @@ class CodecGPT(nn.Module):
             model = cls(config)
             model.load_state_dict(state)
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError, SafetensorError) as error:
-            why = " ".join(str(error).split())
+            why = one_line(error)
             raise InputError(
                 f"{folder}: no exported CodecGPT ({why:.300}); `python -m pipeline.export run=RUN` writes one"
             ) from error
@@ -268,9 +268,7 @@ def write_pretrained(folder: str | Path, config: ModelConfig, state: dict[str, T
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(state, folder / WEIGHTS)
     content = with_checksum({**asdict(config), "files": {WEIGHTS: sha256_file(folder / WEIGHTS)}})
-    temporary = folder / f".{CONFIG}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(folder / CONFIG)
+    write_atomic(folder / CONFIG, json.dumps(content, indent=2) + "\n")
 
 
 def _check_export(folder: Path, content: Mapping[str, Any]) -> None:
@@ -325,7 +323,7 @@ def load_gpt2(pretrained: str, config: ModelConfig) -> GPT2Model:
                 f"{where}: not on this machine, and the hub did not give it. Run `hf download {pretrained}` where "
                 "there is a network, give a folder by model.pretrained=DIR, or start from scratch with model=small"
             ) from error
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = one_line(error)
         raise InputError(f"{where}: its files are damaged or not GPT-2's ({why:.200}); fetch them again") from error
     finally:
         transformers.logging.set_verbosity(verbosity)

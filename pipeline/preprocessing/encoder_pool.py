@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, cast
 
-from pipeline.common.errors import InputError, MachineError
+from pipeline.common.errors import InputError, MachineError, first_line
 from pipeline.preprocessing.decode import DecodeOptions, Job
 from pipeline.preprocessing.encoder import (
     DONE,
@@ -100,7 +100,7 @@ class EncoderPool:
             if message.kind == "MachineError":
                 raise MachineError(message.text)
             if message.kind == "OutOfMemoryError":
-                first = message.text.splitlines()[0]
+                first = first_line(message.text)
                 raise InputError(f"the device is out of memory ({first}): give a smaller batch= or max_seconds=")
             raise RuntimeError(f"an encoder failed: {message.text}")
         return message

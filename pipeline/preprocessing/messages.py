@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.common.console import print_error
 from pipeline.common.errors import MachineError
-from pipeline.config.cli import format_override
+from pipeline.common.settings import format_override
 from pipeline.data.build_state import BuildPlan
 from pipeline.data.manifest import Manifest
 from pipeline.data.storage import Storage
@@ -112,7 +113,7 @@ def _listed(hours: dict[str, float]) -> str:
 
 def failed(error: MachineError) -> int:
     """The machine kept the run from its work; the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    print_error(str(error))
     return 1
 
 

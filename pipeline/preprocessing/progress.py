@@ -1,43 +1,44 @@
-"""How far a run is: one bar on a terminal, else a line a minute."""
+"""Progress of preprocessing: clips, hours of audio, speed and time left."""
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 from typing import Any
 
-EVERY = 60.0  # seconds between lines where there is no terminal
+from pipeline.common.console import ProgressDisplay
 
 
 class Progress:
-    """Counts clips and seconds of audio, and shows them. done: clips that were finished before this run."""
+    """Counts clips and seconds of audio, and shows them.
+
+    Args:
+        clips: Number of clips in the plan.
+        done: Number of clips that earlier runs finished.
+    """
 
     def __init__(self, clips: int, done: int) -> None:
         self.clips, self.done, self.seconds = clips, done, 0.0
-        self._start = self._told = time.monotonic()
-        self._before = done
-        self._bar: Any = None
-        self._task: Any = None
+        self._start = time.monotonic()
+        self._done_before = done
+        self._display = ProgressDisplay(_columns)
 
     def __enter__(self) -> Progress:
-        self._start = self._told = time.monotonic()
-        if sys.stderr.isatty():
-            self._bar, self._task = _bar(self.clips, self.done)
-            self._bar.start()
+        self._start = time.monotonic()
+        self._display.__enter__()
+        self._update_bar()
         return self
 
     def advance(self, clips: int, seconds: float) -> None:
-        """So many more clips, and seconds of audio, are through."""
+        """Count clips that are finished, and their seconds of audio."""
         self.done += clips
         self.seconds += seconds
-        now = time.monotonic()
-        if self._bar is not None:
-            told = f"{self.seconds / 3600:.2f} h of audio · {self.speed:,.0f} x real time"
-            self._bar.update(self._task, completed=self.done, told=told)
-        elif now - self._told >= EVERY:
-            self._told = now
-            print(self.line(), file=sys.stderr, flush=True)
+        self._update_bar()
+        self._display.print_line(self.line)
+
+    def _update_bar(self) -> None:
+        summary = f"{self.seconds / 3600:.2f} h of audio · {self.speed:,.0f} x real time" if self.seconds else ""
+        self._display.update("clips", self.done, self.clips, summary=summary)
 
     @property
     def wall(self) -> float:
@@ -46,13 +47,13 @@ class Progress:
 
     @property
     def speed(self) -> float:
-        """Seconds of audio a second."""
+        """Seconds of audio per second."""
         return self.seconds / self.wall
 
     def line(self) -> str:
-        """What the bar says, in words."""
-        ours = self.done - self._before
-        left = (self.clips - self.done) * self.wall / ours if ours else float("inf")
+        """The content of the bar as one line of text."""
+        done_now = self.done - self._done_before
+        left = (self.clips - self.done) * self.wall / done_now if done_now else float("inf")
         return (
             f"{self.done:,} of {self.clips:,} clips · {self.seconds / 3600:.2f} h of audio · "
             f"{self.speed:,.0f} x real time · {_duration(left)} left"
@@ -61,21 +62,16 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._display.__exit__(kind, error, trace)
 
 
-def _bar(clips: int, done: int) -> tuple[Any, Any]:
-    from rich.console import Console
+def _columns() -> tuple[Any, ...]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
-    columns = (
-        *(BarColumn(), MofNCompleteColumn(), TextColumn("clips · {task.fields[told]} ·")),
+    return (
+        *(BarColumn(), MofNCompleteColumn(), TextColumn("clips · {task.fields[summary]} ·")),
         *(TimeRemainingColumn(), TextColumn("left")),
     )
-    bar = Bar(*columns, console=Console(stderr=True))
-    return bar, bar.add_task("", total=clips, completed=done, told="")
 
 
 def _duration(seconds: float) -> str:

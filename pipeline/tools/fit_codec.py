@@ -27,6 +27,7 @@ from pipeline.audio import metrics
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.embedded import EMBEDDED_FILE
 from pipeline.audio.codecs.spectral import FLOOR, HOP, WIDEN, WINDOW, SpectralEncoder, band_centres
+from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
 from pipeline.models.weights import save_tensors
 
@@ -219,5 +220,5 @@ if __name__ == "__main__":
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
         sys.exit(2)

@@ -14,7 +14,8 @@ import argparse
 
 from omegaconf import OmegaConf
 
-from pipeline.config.cli import CONF, compose
+from pipeline.common.paths import CONF
+from pipeline.config.cli import compose
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.patterns import NAMES, Pattern

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import InputError
+from pipeline.common.exit_codes import EXIT_REQUEUE
 from pipeline.common.metrics_file import METRICS, cut_metrics
 from pipeline.config.cli import overridden_settings
 from pipeline.tracking import wandb_media
@@ -136,7 +137,7 @@ class WandbTracker(JsonlTracker):
 
         super().close(code)
         patience = self._settings["timeout_seconds"] * (
-            1 if code == 75 else 3
+            1 if code == EXIT_REQUEUE else 3
         )  # who asked us to stop will not wait long
         done = self._aside.close(lambda session: session.close(code), patience)
         if not done:

@@ -21,13 +21,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import redact, redact_all
+from pipeline.common.errors import one_line, redact, redact_all
+from pipeline.common.exit_codes import EXIT_REQUEUE
+from pipeline.common.files import write_atomic
+from pipeline.common.paths import ROOT
 from pipeline.data.storage import is_remote
 from pipeline.tracking import wandb_artifacts, wandb_log, wandb_media
 from pipeline.tracking.wandb_environment import mode_from_environment, prepare_folders
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("pipeline/**/*.py", "conf/**/*.yaml", "jobs/*.sh", "jobs/*.sbatch")
 SOUNDS = "val/audio"
 _ALERT_AGAIN = timedelta(minutes=10)
@@ -54,7 +56,7 @@ class WandbRun:
         except Exception as error:
             if mode == "offline":
                 raise
-            log.warning("W&B cannot be reached, so this run is kept offline: %.300s", " ".join(str(error).split()))
+            log.warning("W&B cannot be reached, so this run is kept offline: %.300s", one_line(error))
             self.run = self._init("offline", name, config)
         self.run.define_metric(wandb_log.STEP)
         self.run.define_metric("*", step_metric=wandb_log.STEP)
@@ -141,7 +143,7 @@ class WandbRun:
 
     def close(self, code: int) -> None:
         """Upload the rest, within `tracking.timeout_seconds`. code: 75 is a run that will go on."""
-        if code == 75:
+        if code == EXIT_REQUEUE:
             self.run.mark_preempting()
         self.run.finish(exit_code=code)
 
@@ -179,9 +181,7 @@ def run_id(folder: Path) -> str:
     """The W&B id of a run folder, made once: requeues go on in the same W&B run."""
     path = folder / "wandb_id"
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(secrets.token_hex(4) + "\n")
-        temporary.replace(path)
+        write_atomic(path, secrets.token_hex(4) + "\n")
     return path.read_text().strip()
 
 
@@ -215,7 +215,7 @@ def _mode(asked: str) -> str:
             return "online"
         reason = "there is no key (`wandb login`, or WANDB_API_KEY)"
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
     if asked == "online" or "no key" not in reason:
         log.warning("W&B cannot be reached, so this run is kept offline: %.300s", reason)
     return "offline"

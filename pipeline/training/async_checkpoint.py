@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-from pipeline.common.checksums import sha256_file
+from pipeline.common.files import sha256_file
 
 
 class AsyncCheckpointEngine(TorchCheckpointEngine):

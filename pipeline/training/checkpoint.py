@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -24,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.common.checksums import is_intact, sha256_file, with_checksum
 from pipeline.common.errors import InputError
+from pipeline.common.files import is_intact, sha256_file, with_checksum, write_atomic
 from pipeline.models.codec_gpt import ModelConfig, write_pretrained
 from pipeline.training import zero_to_fp32
 from pipeline.training.distributed import World
@@ -185,7 +184,7 @@ def commit(world: World, saving: PendingCheckpoint, keep: RetentionPolicy) -> Pa
     if world.is_main:
         folder, run = saving.folder, saving.folder.parents[1]
         _complete(folder, {**saving.state, "files": files})
-        _write(folder.parent / "latest", folder.name)
+        write_atomic(folder.parent / "latest", folder.name, sync=True)
         found = [path for path in list_checkpoints(run) if _step(path) <= saving.state["step"]]
         for converted in folder.parent.glob("universal-*"):
             shutil.rmtree(converted)
@@ -197,17 +196,7 @@ def commit(world: World, saving: PendingCheckpoint, keep: RetentionPolicy) -> Pa
 
 def _complete(folder: Path, state: dict[str, Any]) -> None:
     """Write `complete.json`, the last file of a checkpoint."""
-    _write(folder / COMPLETE, json.dumps(with_checksum(state), indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a small file, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomic(folder / COMPLETE, json.dumps(with_checksum(state), indent=1) + "\n", sync=True)
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:

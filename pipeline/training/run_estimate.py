@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import CONF
+from pipeline.common.paths import CONF
 from pipeline.data.dataloader import ShardedDataset
 from pipeline.data.sampler import Sampler
 from pipeline.models import model_stats

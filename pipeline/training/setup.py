@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.errors import InputError, redact_all
+from pipeline.common.files import write_atomic
 from pipeline.data.bucketing import LengthBucketedSampler, bucket_by_length
 from pipeline.data.dataloader import Batch, ShardDataLoader, iter_once
 from pipeline.data.dataset import ShardedDataset
@@ -190,8 +191,7 @@ def init_run_dir(cfg: DictConfig, run: Path, world: World) -> RunLock:
     if world.is_main:
         base.apply_environment(cfg)
         told = redact_all(OmegaConf.to_container(cfg, resolve=True))
-        OmegaConf.save(OmegaConf.create(told), run / ".config.yaml.tmp")
-        (run / ".config.yaml.tmp").replace(run / "config.yaml")
+        write_atomic(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(told)).encode())
     open_log(run / "log.txt" if world.is_main else None)
     world.barrier()
     return lock

@@ -1,8 +1,8 @@
 """Requests to stop a training: signals, and the end of the launcher that started it.
 
-Before training there is nothing to save, so a request ends the process with `STOPPED` at once, whatever its main thread
-is waiting for. While it trains, the trainer's own handlers save first. `pipeline/train.py` calls `install` before its
-slow imports; so this module needs nothing but the standard library until then.
+Before training there is nothing to save, so a request ends the process with `EXIT_REQUEUE` at once, whatever its main
+thread is waiting for. While it trains, the trainer's own handlers save first. `pipeline/train.py` calls `install`
+before its slow imports, so this module imports nothing slow itself.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import PurePath
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pipeline.common.exit_codes import EXIT_REQUEUE
+
 if TYPE_CHECKING:
     from psutil import Process
 
-STOPPED = 75
 _INTERVAL = 1.0  # seconds between two looks at the launcher
 _LAUNCHERS = {
     "deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run",
@@ -36,7 +37,7 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def install() -> None:
-    """Exit with `STOPPED` on a stop signal, or when the launcher ends, until `begin_training` is called."""
+    """Exit with `EXIT_REQUEUE` on a stop signal, or when the launcher ends, until `begin_training` is called."""
     _starting.set()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -82,7 +83,7 @@ def _stop() -> None:
     if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # the terminal may have gone
             os.write(2, b"stopped on request before training began\n")
-    os._exit(STOPPED)  # the main thread may be waiting for other ranks, in code that no exception reaches
+    os._exit(EXIT_REQUEUE)  # the main thread may be waiting for other ranks, in code that no exception reaches
 
 
 def _find_launchers() -> list[Process] | None:

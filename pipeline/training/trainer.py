@@ -30,12 +30,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.common.exit_codes import EXIT_REQUEUE
+from pipeline.common.seeds import fold_seed
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.training import checkpoint, optimizer, schedules, stop_signals
 from pipeline.training.distributed import World
 from pipeline.training.ema import Ema
-from pipeline.training.stop_signals import STOPPED
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class Trainer:
                     self._finish_saving()
                 if stop and not done:
                     log.info("stopped on request at step %d of %d; the same command goes on", self.step, s.steps)
-                    return STOPPED
+                    return EXIT_REQUEUE
         finally:
             faulthandler.cancel_dump_traceback_later()
             batches.close()  # type: ignore[attr-defined]
@@ -341,11 +342,3 @@ def local_param_sq_norm(engine: Any, world: World) -> float:
     if not world.is_main:
         return 0.0
     return float(torch.stack([p.detach().float().norm() for p in weights]).square().sum())
-
-
-def fold_seed(*parts: int) -> int:
-    """One seed from several numbers."""
-    seed = 0
-    for part in parts:
-        seed = (seed * 1_000_003 + part + 1) % 2**63
-    return seed

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, first_line, one_line
 from pipeline.training import ema
 
 
@@ -78,10 +78,10 @@ def _open(file: Path) -> Any:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{file} holds more than a checkpoint does, and is not opened: {reason:.300}") from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{file} is damaged ({str(error).splitlines()[0]}): take another checkpoint") from error
+        raise InputError(f"{file} is damaged ({first_line(error)}): take another checkpoint") from error
 
 
 def _from_shares(checkpoint: Path, files: list[Path], shapes: list[Mapping[str, torch.Size]]) -> dict[str, Tensor]:

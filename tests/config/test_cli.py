@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.common.exit_codes import EXIT_OUTPUT_CLOSED
 from pipeline.config import cli
-from pipeline.config.cli import OUTPUT_CLOSED
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -98,7 +98,7 @@ def test_a_closed_pipe_leaves_no_traceback(words: list[str]) -> None:
     os.close(reader)
     done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
     os.close(writer)
-    assert not done.stderr and done.returncode in (0, OUTPUT_CLOSED)
+    assert not done.stderr and done.returncode in (0, EXIT_OUTPUT_CLOSED)
 
 
 def test_the_commands_are_listed() -> None:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from pipeline.config.cli import CONF, compose
+from pipeline.common.paths import CONF
+from pipeline.config.cli import compose
 from pipeline.models import codec_gpt as models
 from pipeline.models import model_stats
 from pipeline.training import setup

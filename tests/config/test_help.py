@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common.paths import CONF
 from pipeline.config import cli
-from pipeline.config.cli import CONF, compose
+from pipeline.config.cli import compose
 from pipeline.shards import positional_to_overrides as words_of_shards
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common import console
 from pipeline.corpora.download import parallel as module
 from pipeline.corpora.download.http import FetchError, RemoteFile
 from pipeline.corpora.download.parallel import download_all
@@ -38,7 +39,7 @@ def test_every_end_is_told(terminal: bool, capsys: pytest.CaptureFixture[str], m
 def test_without_a_terminal_a_line_is_told_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EVERY", 0)
+    monkeypatch.setattr(console, "LINE_INTERVAL", 0)
     download_all(REMOTES, work, 1)
     assert "0.00 of 0.00 GB" in capsys.readouterr().err
 

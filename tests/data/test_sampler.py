@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
-from pipeline.data.sampler import ClipLocations, EpochSampler, MixtureSampler, fold_seed, permute_indices
+from pipeline.common.seeds import fold_key
+from pipeline.data.sampler import ClipLocations, EpochSampler, MixtureSampler, permute_indices
 
 settings.register_profile("unhurried")
 settings.load_profile("unhurried")
@@ -25,7 +26,7 @@ def ids(order: EpochSampler | MixtureSampler, places: np.ndarray) -> list[tuple[
 
 @given(st.integers(1, 3000), seeds)
 def test_a_keyed_permutation_permutes(n: int, seed: int) -> None:
-    assert sorted(permute_indices(np.arange(n), n, fold_seed(seed))) == list(range(n))
+    assert sorted(permute_indices(np.arange(n), n, fold_key(seed))) == list(range(n))
 
 
 @given(shards, seeds, st.integers(0, 4), st.integers(0, 3))

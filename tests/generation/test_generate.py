@@ -16,8 +16,8 @@ import torch
 from omegaconf import OmegaConf
 
 from pipeline.audio.embedders import load_embedder
-from pipeline.common.checksums import with_checksum
 from pipeline.common.errors import InputError
+from pipeline.common.files import with_checksum
 from pipeline.config.cli import compose
 from pipeline.generation.interpolation import crossfade
 from pipeline.generation.prompts import Source, vector_of

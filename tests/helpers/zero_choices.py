@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from pipeline.config.cli import CONF, compose
+from pipeline.common.paths import CONF
+from pipeline.config.cli import compose
 from pipeline.training import checkpoint, distributed, setup
 from pipeline.training.distributed import World
 from pipeline.training.trainer import local_param_sq_norm

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import CONF, compose
+from pipeline.common.paths import CONF
+from pipeline.config.cli import compose
 from pipeline.training import config
 from pipeline.training.schedules import lr_multiplier
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pipeline.config.cli import CONF
+from pipeline.common.paths import CONF
 from pipeline.tools.memory_table import SIZES, markdown, rows
 from tests.training.test_train import ROOT
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.stop_signals import STOPPED, stop_signals
+from pipeline.common.exit_codes import EXIT_REQUEUE
+from pipeline.training.stop_signals import stop_signals
 from tests.helpers.training_caches import write_cache
 from tests.training.test_train import ROOT, SMALL, fresh_env, rows, rows_so_far
 
@@ -38,7 +39,7 @@ def test_a_signal_during_the_imports_ends_with_75(tmp_path: Path, name: str) -> 
     wait_for_handlers(process.pid)
     process.send_signal(getattr(signal, name))
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (STOPPED, MESSAGE)
+    assert (process.returncode, said) == (EXIT_REQUEUE, MESSAGE)
 
 
 def test_the_end_of_the_launcher_ends_a_rank_that_starts(tmp_path: Path) -> None:
@@ -84,6 +85,6 @@ def test_a_terminal_that_goes_stops_a_training_with_75(tmp_path: Path) -> None:
         assert process.poll() is None, os.read(parent, 100_000)
         os.read(parent, 100_000)
     os.close(parent)
-    assert process.wait(60) == STOPPED
+    assert process.wait(60) == EXIT_REQUEUE
     assert (run / "checkpoints" / f"step-{max(rows(run))}" / "complete.json").is_file()
     assert "stopped on request" in (run / "log.txt").read_text()

@@ -6,7 +6,6 @@ offline use and tests: pipeline/assets/README.md reports its quality.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -18,9 +17,10 @@ from pipeline.audio.codecs.encodec_package import EncodecModel, ResidualVectorQu
 from pipeline.audio.codecs.spectral import PhaseDecoder, SpectralEncoder
 from pipeline.audio.weights import check_finite, refused_if_damaged
 from pipeline.common.errors import InputError
+from pipeline.common.files import sha256_file
+from pipeline.common.paths import ASSETS
 
 EMBEDDED_FILE = "encodec_embedded.safetensors"
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
 def load(codebooks: int, folder: Path | None, device: str | torch.device) -> Codec:
@@ -30,7 +30,7 @@ def load(codebooks: int, folder: Path | None, device: str | torch.device) -> Cod
     if not file.is_file():
         raise InputError(f"codec.repository={folder}: there is no {EMBEDDED_FILE} in it; {remedy}")
     with refused_if_damaged(f"codec.repository={folder}: {EMBEDDED_FILE}", remedy):
-        model, weights = _build_model(load_file(file)), hashlib.sha256(file.read_bytes()).hexdigest()
+        model, weights = _build_model(load_file(file)), sha256_file(file)
     return Codec("encodec_embedded", model, codebooks, weights, device, is_waveform_codec=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import urllib.error
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ from pipeline.audio.codecs.encodec_package import ROOT_URL, EncodecModel
 from pipeline.audio.codecs.seanet import Seanet
 from pipeline.audio.weights import check_finite, refused_if_damaged
 from pipeline.common.errors import InputError
+from pipeline.common.files import sha256_file
 
 META_FILE = "encodec_24khz-d7cc33bc.th"  # the name ends with the first digits of the file's sha256
 
@@ -21,7 +21,7 @@ META_FILE = "encodec_24khz-d7cc33bc.th"  # the name ends with the first digits o
 def load(codebooks: int, folder: Path | None, device: str | torch.device) -> Codec:
     """Load Meta's weights from `folder`, or from torch hub's cache, where they are downloaded once."""
     file = _weights_file(folder)
-    weights = hashlib.sha256(file.read_bytes()).hexdigest()
+    weights = sha256_file(file)
     expected = file.stem.split("-")[1]
     if not weights.startswith(expected):
         raise InputError(f"{file}: its sha256 is {weights[:8]}..., not {expected}...; delete it and download it again")

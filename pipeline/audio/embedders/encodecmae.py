@@ -5,7 +5,6 @@ Letters: B clips, S samples at 24 kHz, N chunks, T frames, D width.
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import urllib.request
 from pathlib import Path
@@ -19,7 +18,8 @@ from torch import Tensor
 from pipeline.audio.embedders.encodecmae_checkpoint import load_checkpoint
 from pipeline.audio.embedders.encodecmae_model import CHUNK, HOP, SAMPLE_RATE, EncodecMae
 from pipeline.audio.precision import full_precision
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, first_line
+from pipeline.common.files import sha256_file
 
 BEST_BATCH_CPU = 8  # chunks that go through the transformer in one batch
 BEST_BATCH_GPU = 64
@@ -30,7 +30,7 @@ def load(name: str, source: str | None, device: str | torch.device) -> EncodecMa
     if source is None:
         raise InputError(f"embedder.source: {name} needs a hub repository, or a local file or folder")
     file, gin = _locate_checkpoint(source)
-    return EncodecMaeEmbedder(name, load_checkpoint(file, gin), file_sha256(file), device)
+    return EncodecMaeEmbedder(name, load_checkpoint(file, gin), sha256_file(file), device)
 
 
 class EncodecMaeEmbedder:
@@ -113,11 +113,6 @@ def _clip_means(sums: Tensor, counts: Tensor, clips: list[int], batch: int) -> T
     return total / count[:, None]
 
 
-def file_sha256(file: Path) -> str:
-    """Return the sha256 of a file as hex digits."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _locate_checkpoint(source: str) -> tuple[Path, str]:
     """Return the path of the checkpoint, downloaded if needed, and the gin text beside it (v1 only, else empty)."""
     path = Path(source).expanduser()
@@ -151,7 +146,7 @@ def _download(repo: str, name: str) -> Path:
         _check_network(hub.constants.ENDPOINT)
         return Path(hub.hf_hub_download(repo, name))
     except Exception as error:  # the layers below raise their own classes: DNS, HTTP, TLS, sockets, Xet
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(
             f"embedder.source={repo}: {name} is not in the hub's cache and could not be downloaded ({reason}). "
             f"With a network: `hf download {repo} {name}`; with the files in a folder: embedder.source=PATH; "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.audio.embedders.encodecmae_model import SAMPLE_RATE
 from pipeline.audio.precision import full_precision
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, first_line
 
 
 def load(model: str | None, device: str | torch.device) -> EncodecMaePackageEmbedder:
@@ -29,7 +29,7 @@ class EncodecMaePackageEmbedder:
         try:
             from encodecmae import load_model
         except Exception as error:  # not installed; with a torchaudio of another torch: OSError, RuntimeError
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise InputError(
                 f"embedder=encodecmae_package: the package encodecmae cannot be imported ({reason}); install it from "
                 f"https://github.com/habla-liaa/encodecmae, with a torchaudio that was built for torch "

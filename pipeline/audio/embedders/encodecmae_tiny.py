@@ -7,18 +7,20 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from pipeline.audio.embedders.encodecmae import EncodecMaeEmbedder, file_sha256
+from pipeline.audio.embedders.encodecmae import EncodecMaeEmbedder
 from pipeline.audio.embedders.encodecmae_checkpoint import LAYER, from_state_dict
 from pipeline.audio.embedders.encodecmae_model import EncodecMae
 from pipeline.audio.weights import refused_if_damaged
+from pipeline.common.files import sha256_file
+from pipeline.common.paths import ASSETS
 
-TINY = Path(__file__).resolve().parents[2] / "assets" / "encodecmae_tiny.safetensors"
+TINY = ASSETS / "encodecmae_tiny.safetensors"
 
 
 def load(source: str | None, device: str | torch.device) -> EncodecMaeEmbedder:
     """Load the file `source`, or the one that ships with this package."""
     file = TINY if source is None else Path(source)
-    return EncodecMaeEmbedder("encodecmae_tiny", _read_model(file), file_sha256(file), device)
+    return EncodecMaeEmbedder("encodecmae_tiny", _read_model(file), sha256_file(file), device)
 
 
 def _read_model(file: Path) -> EncodecMae:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ import requests
 import urllib3
 
 from pipeline.common.errors import redact
+from pipeline.common.files import hash_file
 from pipeline.corpora.tar_archive import TruncatedArchive, members
 
 CHUNK = 1 << 20
@@ -313,11 +313,11 @@ def _verify(remote: RemoteFile, path: Path, md5: str | None) -> str:
         if not file.read(len(remote.starts)) == remote.starts:
             raise _Wrong("it is something else by its first bytes")
     if remote.sha256:
-        if _hash(path, "sha256") != remote.sha256:
+        if hash_file(path, "sha256") != remote.sha256:
             raise _Wrong("its SHA-256 is not the one that its publisher states")
         return "SHA-256 as published"
     if md5:
-        if _hash(path, "md5") != md5:
+        if hash_file(path, "md5") != md5:
             raise _Wrong("its MD5 is not the one that the server states")
         return "MD5 as the server states it"
     if path.name.endswith((".tar", ".tar.gz")):
@@ -327,11 +327,3 @@ def _verify(remote: RemoteFile, path: Path, md5: str | None) -> str:
             raise _Wrong(f"the archive is torn: {error}") from error
         return f"read through: {count:,} files, no published checksum"
     return "size only: no published checksum"
-
-
-def _hash(path: Path, kind: str) -> str:
-    total = hashlib.new(kind, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            total.update(block)
-    return total.hexdigest()

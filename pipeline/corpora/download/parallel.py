@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from types import TracebackType
 from typing import Any
 
+from pipeline.common.console import ProgressDisplay
 from pipeline.corpora.download.http import FetchError, RemoteFile
 
-EVERY = 60.0  # seconds between lines where there is no terminal
 Work = Callable[[RemoteFile, Callable[[int], None], threading.Event], str]
 
 
@@ -21,9 +20,11 @@ def download_all(remotes: Mapping[RemoteFile, int | None], work: Work, parallel:
     remotes: their sizes in bytes, None where unknown. work: gets a file, what to tell how many bytes are there, and
     the event that ends it; returns how the file was verified, or raises FetchError.
     """
+    if not remotes:
+        return 0
     stop, failed = threading.Event(), 0
     with _Board(remotes) as board, ThreadPoolExecutor(parallel) as pool:
-        jobs = {pool.submit(work, remote, board.teller(remote), stop): remote for remote in remotes}
+        jobs = {pool.submit(work, remote, board.reporter(remote), stop): remote for remote in remotes}
         try:
             for job in as_completed(jobs):
                 try:
@@ -40,66 +41,50 @@ def download_all(remotes: Mapping[RemoteFile, int | None], work: Work, parallel:
 
 
 class _Board:
-    """What is known of every file's progress."""
+    """Shows the progress of every file and of all together."""
 
     def __init__(self, remotes: Mapping[RemoteFile, int | None]) -> None:
         self._sizes = dict(remotes)
-        self._at = dict.fromkeys(remotes, 0)
+        self._positions = dict.fromkeys(remotes, 0)
+        self._total = sum(size or 0 for size in remotes.values())
+        self._is_total_known = None not in remotes.values()
         self._lock = threading.Lock()
-        self._tasks: dict[RemoteFile, Any] = {}
-        self._bars = _bars() if sys.stderr.isatty() and remotes else None
-        self._told = time.monotonic()
+        self._display = ProgressDisplay(_columns)
 
     def __enter__(self) -> _Board:
-        if self._bars:
-            known = all(size is not None for size in self._sizes.values())
-            total = sum(size or 0 for size in self._sizes.values()) if known else None
-            self._all = self._bars.add_task("all", total=total)
-            self._bars.start()
+        self._display.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._bars:
-            self._bars.stop()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._display.__exit__(kind, error, trace)
 
-    def teller(self, remote: RemoteFile) -> Callable[[int], None]:
-        return lambda position: self._tell(remote, position)
+    def reporter(self, remote: RemoteFile) -> Callable[[int], None]:
+        """A function that receives how many bytes of a file are on disk."""
+        return lambda position: self._report(remote, position)
 
-    def _tell(self, remote: RemoteFile, position: int) -> None:
+    def _report(self, remote: RemoteFile, position: int) -> None:
         with self._lock:
-            self._at[remote] = position
-            done = sum(self._at.values())
-            if self._bars:
-                if remote not in self._tasks:
-                    self._tasks[remote] = self._bars.add_task(remote.path.name, total=self._sizes[remote])
-                self._bars.update(self._tasks[remote], completed=position)
-                self._bars.update(self._all, completed=done)
-            elif time.monotonic() - self._told >= EVERY:
-                self._told = time.monotonic()
-                total = sum(size or 0 for size in self._sizes.values())
-                print(f"{done / 1e9:,.2f} of {total / 1e9:,.2f} GB", file=sys.stderr, flush=True)
+            self._positions[remote] = position
+            done = sum(self._positions.values())
+        self._display.update("all", done, self._total if self._is_total_known else None, label="all")
+        self._display.update(remote, position, self._sizes[remote], label=remote.path.name)
+        self._display.print_line(lambda: f"{done / 1e9:,.2f} of {self._total / 1e9:,.2f} GB")
 
     def close(self, remote: RemoteFile) -> None:
-        with self._lock:
-            if self._bars and remote in self._tasks:
-                self._bars.remove_task(self._tasks[remote])
+        """Remove the bar of a file."""
+        self._display.remove(remote)
 
     def say(self, line: str) -> None:
-        if self._bars:
-            self._bars.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        """Print a line at once."""
+        self._display.log(line)
 
 
-def _bars() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+def _columns() -> tuple[Any, ...]:
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+    return (
+        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
+        *(TransferSpeedColumn(), TimeRemainingColumn()),
     )
-    return Progress(*columns, console=Console(stderr=True))
