@@ -59,7 +59,7 @@ def leaves(settings: Any, prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_root_config_belongs_to_an_entry_point_and_composes(root: str) -> None:
-    files = [file for file in PIPELINE.glob("*.py") if f'@entry("{root}")' in file.read_text()]
+    files = [file for file in PIPELINE.glob("*.py") if f'@hydra_command("{root}")' in file.read_text()]
     assert len(files) == 1
     assert set(defaults(root)) < set(composed(root)) | {"exp"}
     assert "hydra_quiet" in yaml.safe_load((CONF / f"{root}.yaml").read_text())["defaults"]
