@@ -46,9 +46,9 @@ def _check_values(command: str, cfg: DictConfig, overrides: Sequence[str]) -> No
 
         config.validate(cfg)
     if any("sampling" in word for word in overrides):  # the defaults are right, and PyTorch takes seconds to import
-        from pipeline.generation.request import sampling_of
+        from pipeline.generation.request import parse_sampling
 
-        sampling_of(OmegaConf.to_container(cfg.sampling, resolve=True))  # type: ignore[arg-type]
+        parse_sampling(OmegaConf.to_container(cfg.sampling, resolve=True))  # type: ignore[arg-type]
 
 
 def _split(words: Sequence[str]) -> Iterator[list[str]]:

@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.evaluation.comparison import COLUMNS, compare, markdown, texts, unequal
+    from pipeline.evaluation.comparison import COLUMNS, comparability_warning, compare, format_row, markdown_table
     from pipeline.evaluation.evaluator import write_json
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -38,15 +38,20 @@ def main(cfg: DictConfig) -> None:
     check_output_folder("out", out)
     with Console(stderr=True).status("comparing") as status:
         found = compare(settings, status.update)
-    write_json(out / "compare.json", {"rows": found.rows, "evaluations": found.told})
-    (out / "compare.md").write_text(markdown(found.rows))
-    runs, clips = len(found.told), next(iter(found.told.values()))["settings"]["n"]  # n=, or all that the split has
+    write_json(out / "compare.json", {"rows": found.rows, "evaluations": found.evaluations})
+    (out / "compare.md").write_text(markdown_table(found.rows))
+    runs, clips = (
+        len(found.evaluations),
+        next(iter(found.evaluations.values()))["settings"]["n"],
+    )  # n=, or all that the split has
     title = f"{runs} run{'s' * (runs > 1)}, {clips} clip{'s' * (clips > 1)} of {cfg.split}"
     table = Table(title=title, title_justify="left", show_header=False)
-    for line in zip(COLUMNS.values(), *map(texts, found.rows), strict=True):  # a column a run: a terminal is narrow
+    for line in zip(
+        COLUMNS.values(), *map(format_row, found.rows), strict=True
+    ):  # a column a run: a terminal is narrow
         table.add_row(*line)
     Console().print(table)
-    if note := unequal(found.rows):
+    if note := comparability_warning(found.rows):
         print(f"warning: {note}")
     print(f"written: {out}/compare.json, {out}/compare.md")
 

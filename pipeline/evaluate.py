@@ -41,8 +41,8 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
 
     from pipeline.evaluation import tables
-    from pipeline.evaluation.evaluator import evaluate, write
-    from pipeline.evaluation.wandb_upload import upload
+    from pipeline.evaluation.evaluator import evaluate, write_evaluation
+    from pipeline.evaluation.wandb_upload import upload_evaluation
     from pipeline.generation.loaded_run import load_run
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -51,10 +51,10 @@ def main(cfg: DictConfig) -> None:
     instrument = load_run(cfg.run, cfg.device, cfg.codec_weights, cfg.embedder_weights)
     with Console(stderr=True).status("measuring") as status:
         found = evaluate(settings, instrument, status.update)
-    write(found, out, instrument.codec.sample_rate)
+    write_evaluation(found, out, instrument.codec.sample_rate)
     if cfg.wandb:
-        upload(Path(cfg.run), found, instrument.codec.sample_rate)
-    tables.show(found.told, out)
+        upload_evaluation(Path(cfg.run), found, instrument.codec.sample_rate)
+    tables.print_evaluation(found.results, out)
 
 
 if __name__ == "__main__":

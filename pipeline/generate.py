@@ -49,32 +49,35 @@ def main(cfg: DictConfig) -> int:
     from pipeline.common.errors import InputError
     from pipeline.generation import output_paths, sidecar
     from pipeline.generation.loaded_run import limit_threads, load_run
-    from pipeline.generation.request import build_requests, samples_of, sampling_of, window_of
+    from pipeline.generation.request import build_requests, num_samples, parse_sampling, resolve_window
     from pipeline.generation.runner import generate_files, stream_files
 
     logging.basicConfig(format="%(message)s")
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     told = sidecar.read(cfg["from"]) if cfg["from"] else None
     if told:
-        sidecar.check_words(cfg["from"], overridden_settings())
+        sidecar.check_overrides(cfg["from"], overridden_settings())
         settings |= told["settings"]
     elif cfg.run is None:
         raise InputError("run=RUN: give the run to play, e.g. run=quickstart/run")
     output_paths.check_output(settings["out"])
-    run = sidecar.run_of(cfg["from"], told) if told and not cfg.run else cfg.run
+    run = sidecar.find_run(cfg["from"], told) if told and not cfg.run else cfg.run
     instrument = load_run(run, cfg.device, cfg.codec_weights, cfg.embedder_weights, settings["batch_invariant"])
     if told:
-        sidecar.check(cfg["from"], told, instrument)
-    sampling, frames = sampling_of(settings["sampling"]), instrument.codec.frames(samples_of(settings, instrument))
+        sidecar.check_run(cfg["from"], told, instrument)
+    sampling, frames = parse_sampling(settings["sampling"]), instrument.codec.frames(num_samples(settings, instrument))
     skipped: list[str] = []
-    window, found = window_of(settings, frames, instrument), build_requests(settings, instrument, skipped)
+    window, found = resolve_window(settings, frames, instrument), build_requests(settings, instrument, skipped)
     for line in skipped:
         print(f"skipped: {line}", file=stderr, flush=True)
     output_paths.check_no_overwrite([piece.out for piece in found], [s.path for piece in found for s in piece.sources])
     limit_threads(instrument, sum(len(piece.clips) for piece in found))
     batch = instrument.best_batch(window.frames if window else frames) if cfg.batch == "auto" else cfg.batch
     part = told if told and told.get("frames") else {}  # a sound that was interrupted, to be made as far as it went
-    seconds, where = found[0].length / instrument.codec.sample_rate, f"{instrument.folder} on {instrument.device}"
+    seconds, where = (
+        found[0].total_samples / instrument.codec.sample_rate,
+        f"{instrument.folder} on {instrument.device}",
+    )
     print(f"{len(found)} sound{'s' * (len(found) > 1)} of {part.get('seconds', seconds):g} s by {where}", flush=True)
     same, loudest = True, 0.0
     with Console(stderr=True).status("making") as status:
@@ -82,13 +85,13 @@ def main(cfg: DictConfig) -> int:
             makes = stream_files(instrument, found, sampling, window, settings["chunk"], part.get("seconds"))
         else:
             repeat, until = told and told["batch"], part.get("frames")
-            makes = generate_files(instrument, found, sampling, window, batch, status.update, repeat, until=until)
+            makes = generate_files(instrument, found, sampling, window, batch, status.update, repeat, stop_frames=until)
         for made in makes:
             same = told is None or made.codes_sha256 == told["codes_sha256"]
             note = "" if told is None else "  the same codes" if same else "  NOT the same codes"
-            note = note if made.whole or part else "  kept, but not whole: interrupted"
+            note = note if made.is_complete or part else "  kept, but not whole: interrupted"
             print(f"{made.path}  {made.seconds:.3f} s{note}", flush=True)
-            loudest = max(loudest, made.clipped)
+            loudest = max(loudest, made.clipped_fraction)
     if loudest >= CLIPPED:
         print(
             f"warning: up to {loudest:.2%} of a sound's samples are at full scale, where they are cut off", file=stderr

@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     from pipeline.common.errors import redact
     from pipeline.common.metrics_file import read_metrics
     from pipeline.evaluation import run_folder
-    from pipeline.evaluation.report_html import page
+    from pipeline.evaluation.report_html import render_report
     from pipeline.evaluation.report_sections import build_sections
     from pipeline.generation.loaded_run import load_run
 
@@ -43,18 +43,18 @@ def main(cfg: DictConfig) -> None:
     run, out = Path(cfg.run), Path(cfg.out)
     check_output_file("out", out)
     if settings["shards"] == "auto":
-        settings["shards"] = run_folder.shards(run)
+        settings["shards"] = run_folder.training_shards(run)
     instrument = load_run(run, cfg.device, cfg.codec_weights, cfg.embedder_weights)
     with Console(stderr=True).status("listening") as status:
         found = build_sections(settings, instrument, status.update)
     words = (format_override("run", run), format_override("shards", redact(settings["shards"])))
     command = shlex.join(["python", "-m", "pipeline.evaluate", *words])
-    told, hint = run_folder.evaluation(Path(cfg.evaluation)), f"More figures come from: {command}"
+    told, hint = run_folder.read_evaluation(Path(cfg.evaluation)), f"More figures come from: {command}"
     if told and told["export"]["sha256"] != instrument.sha256:
         told, hint = None, f"The figures in {cfg.evaluation} are of another export, and left out; anew: {command}"
         print(hint)
-    facts = run_folder.facts(instrument, settings)
-    text = page(run.name, facts, found, instrument.codec.sample_rate, read_metrics(run), told, hint)
+    facts = run_folder.run_facts(instrument, settings)
+    text = render_report(run.name, facts, found, instrument.codec.sample_rate, read_metrics(run), told, hint)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
     sounds = sum(len(row.sounds) for study in found for row in study.rows)

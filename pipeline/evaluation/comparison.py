@@ -14,7 +14,7 @@ import torch
 from pipeline.common.metrics_file import read_metrics
 from pipeline.common.settings import require_min
 from pipeline.evaluation.evaluator import evaluate
-from pipeline.evaluation.tables import cell
+from pipeline.evaluation.tables import format_metric
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun, load_run
 from pipeline.generation.sampling import SamplingParams
@@ -37,33 +37,33 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """rows: a dict a run and temperature, by the names of COLUMNS; told: evaluate.json of each run."""
 
     rows: list[dict[str, Any]]
-    told: dict[str, dict[str, Any]]
+    evaluations: dict[str, dict[str, Any]]
 
 
-def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared:
+def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Comparison:
     """Evaluate every run on the same clips. Raises InputError as `evaluate` does."""
     require_min(1, settings, "benchmark_batch")
     rows, told = [], {}
     for run in map(Path, dict.fromkeys(settings["runs"])):
         instrument = load_run(run, settings["device"], settings["codec_weights"], settings["embedder_weights"])
         found = evaluate(settings, instrument, lambda line, run=run: say(f"{run}: {line}"))  # type: ignore[misc]
-        told[str(run)] = found.told
+        told[str(run)] = found.results
         frames = statistics.mean(clip.codes.shape[1] for clip in found.clips)
         longest = max(clip.codes.shape[1] for clip in found.clips)
-        made = generation_rate(instrument, longest, settings["benchmark_batch"], found.told["settings"]["sampling"])
-        learned = training(run, instrument, frames)
-        for temperature, row in found.told["temperatures"].items():
+        made = generation_rate(instrument, longest, settings["benchmark_batch"], found.results["settings"]["sampling"])
+        learned = training_stats(run, instrument, frames)
+        for temperature, row in found.results["temperatures"].items():
             rows.append(
                 {
                     "run": str(run),
                     "pattern": instrument.model.config.pattern,
                     "codec": instrument.codec.name,
                     "codebooks": instrument.model.config.codebooks,
-                    "bits": found.told["loss"]["model"]["bits_second"],
+                    "bits": found.results["loss"]["model"]["bits_second"],
                     "temperature": float(temperature),
                     "fidelity": row["fidelity"],
                     "pitch": row.get("pitch"),
@@ -71,10 +71,10 @@ def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Compared
                     **learned,
                 }
             )
-    return Compared(rows, told)
+    return Comparison(rows, told)
 
 
-def unequal(rows: Sequence[Mapping[str, Any]]) -> str | None:
+def comparability_warning(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """What keeps runs from being compared by their figures; None where nothing does."""
     differ = [name for name in ("codec", "codebooks") if len({row[name] for row in rows}) > 1]
     if not differ:
@@ -85,7 +85,7 @@ def unequal(rows: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def training(run: Path, instrument: LoadedRun, frames: float) -> dict[str, float | None]:
+def training_stats(run: Path, instrument: LoadedRun, frames: float) -> dict[str, float | None]:
     """What the log of a run tells of its training: steps, arithmetic, and how fast it was; None where it does not."""
     logged = [row for row in read_metrics(run) if "train/clips" in row and "speed/codes_per_second" in row]
     if not logged:
@@ -105,20 +105,20 @@ def generation_rate(instrument: LoadedRun, frames: int, clips: int, sampling: Ma
     prompts = torch.zeros(clips, instrument.model.config.prompt_dim)
     for _ in range(2):
         started = time.perf_counter()
-        generate(instrument.player, prompts, frames, chosen, range(clips))
+        generate(instrument.engine, prompts, frames, chosen, range(clips))
         best = min(best, time.perf_counter() - started)
     return clips * frames * instrument.model.config.codebooks / best
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table, as a README has it, and what to mind."""
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(texts(row)) + " |" for row in rows]
-    note = unequal(rows)
+    lines += ["| " + " | ".join(format_row(row)) + " |" for row in rows]
+    note = comparability_warning(rows)
     return "\n".join([*lines, *(["", f"Mind: {note}."] if note else [])]) + "\n"
 
 
-def texts(row: Mapping[str, Any]) -> list[str]:
+def format_row(row: Mapping[str, Any]) -> list[str]:
     """A row as its cells read."""
     found = []
     for name in COLUMNS:
@@ -126,7 +126,7 @@ def texts(row: Mapping[str, Any]) -> list[str]:
         if value is None:
             found.append("-")
         elif isinstance(value, Mapping):
-            found.append(cell(value, name == "pitch"))
+            found.append(format_metric(value, name == "pitch"))
         elif isinstance(value, float):
             found.append(f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
         else:

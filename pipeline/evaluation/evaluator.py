@@ -24,15 +24,15 @@ from pipeline.data.dataloader import ShardedDataset, iter_once
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample
 from pipeline.evaluation import metrics
-from pipeline.evaluation.losses import measure
+from pipeline.evaluation.losses import measure_losses
 from pipeline.evaluation.metrics import bootstrap_mean
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun
-from pipeline.generation.prompts import decode, embed
-from pipeline.generation.request import sampling_of
+from pipeline.generation.prompts import decode_codes, embed_audio
+from pipeline.generation.request import parse_sampling
 from pipeline.generation.sampling import SamplingParams
 
-REFERENCE = 10_000  # clips at most that the Fréchet distance compares with
+MAX_REFERENCE_CLIPS = 10_000  # clips at most that the Fréchet distance compares with
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class AudioSet:
 class Evaluation:
     """All that was measured, as `evaluate.json` holds it, and all that was heard."""
 
-    told: dict[str, Any]
+    results: dict[str, Any]
     clips: list[ReferenceClip]
-    voices: list[AudioSet]
+    audio_sets: list[AudioSet]
 
 
 def evaluate(settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[str], None]) -> Evaluation:
@@ -76,14 +76,14 @@ def evaluate(settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[
     """
     require_min(1, settings, "n", "resamples", "batch")
     require_min(0, settings, "temperatures", "seed")
-    sampling, seed, resamples = sampling_of(settings["sampling"]), settings["seed"], settings["resamples"]
+    sampling, seed, resamples = parse_sampling(settings["sampling"]), settings["seed"], settings["resamples"]
     valid, train = (ShardedDataset(settings["shards"], settings[kind]) for kind in ("split", "baseline"))
     for split in (valid, train):
-        check_cache(split, instrument)
-    frames = most_frames(instrument)
+        check_dataset(split, instrument)
+    frames = max_frames(instrument)
     say(f"the loss over {len(valid)} clips of {settings['split']}")
-    losses = measure(instrument.model, valid, train, frames, instrument.device)
-    clips = draw_clips(valid, settings["n"], seed, instrument, frames)
+    losses = measure_losses(instrument.model, valid, train, frames, instrument.device)
+    clips = sample_reference_clips(valid, settings["n"], seed, instrument, frames)
     prompts = np.stack([clip.sample.prompt for clip in clips]).astype(np.float32)
     labels = np.array([clip.pitch for clip in clips])
     wanted = None if settings["pitch"] is False or np.isnan(labels).all() else labels
@@ -94,9 +94,11 @@ def evaluate(settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[
     say("their sounds")
     real = decode_and_embed("codec", [clip.codes for clip in clips], instrument, wanted)
     voices = {f"{t:g}": decode_and_embed(f"t{t:g}", codes, instrument, wanted) for t, codes in made.items()}
-    reference = np.concatenate([b.prompt.numpy() for b in islice(iter_once(valid, 256), -(-REFERENCE // 256))])
+    reference = np.concatenate(
+        [b.prompt.numpy() for b in islice(iter_once(valid, 256), -(-MAX_REFERENCE_CLIPS // 256))]
+    )
     told = {
-        "loss": losses.told(instrument.codec.frame_rate),
+        "loss": losses.to_dict(instrument.codec.frame_rate),
         "temperatures": {
             t: compute_metrics(spoken, real, prompts, reference, wanted, resamples, seed)
             for t, spoken in voices.items()
@@ -110,7 +112,7 @@ def evaluate(settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[
     return Evaluation(told, clips, [real, *voices.values()])
 
 
-def check_cache(split: ShardedDataset, instrument: LoadedRun) -> None:
+def check_dataset(split: ShardedDataset, instrument: LoadedRun) -> None:
     """Raises InputError, naming what differs, unless the cache is of the model's codec and embedder."""
     config, manifest = instrument.model.config, split.manifest
     if not len(split):
@@ -120,7 +122,7 @@ def check_cache(split: ShardedDataset, instrument: LoadedRun) -> None:
     split.codebooks = config.codebooks
 
 
-def most_frames(instrument: LoadedRun) -> int:
+def max_frames(instrument: LoadedRun) -> int:
     """The longest clip that the model's position table takes, or that it was trained on where that is known."""
     config, pattern = instrument.model.config, instrument.model.pattern
     low, high = 0, config.positions
@@ -131,7 +133,9 @@ def most_frames(instrument: LoadedRun) -> int:
     return min(low, instrument.trained_frames or low)
 
 
-def draw_clips(split: ShardedDataset, n: int, seed: int, instrument: LoadedRun, frames: int) -> list[ReferenceClip]:
+def sample_reference_clips(
+    split: ShardedDataset, n: int, seed: int, instrument: LoadedRun, frames: int
+) -> list[ReferenceClip]:
     """n clips drawn at random, cut to `frames`. Raises InputError for none."""
     if n < 1:
         raise InputError(f"n={n}: give 1 or more")
@@ -157,7 +161,7 @@ def generate_all(
     for first in range(0, len(jobs), batch):
         part = jobs[first : first + batch]
         codes, ends = generate(
-            instrument.player,
+            instrument.engine,
             prompts[[i for _, i in part]],
             max(lengths[i] for _, i in part),
             [replace(sampling, temperature=t) for t, _ in part],
@@ -170,12 +174,12 @@ def generate_all(
 
 def decode_and_embed(name: str, codes: Sequence[Tensor], instrument: LoadedRun, labels: np.ndarray | None) -> AudioSet:
     """Decode, embed and track codes [K, T], one a clip. labels: [N], NaN where a clip has no pitch."""
-    wavs = decode(instrument.codec, codes)
-    embeddings = embed(instrument.embedder, wavs).numpy()
+    wavs = decode_codes(instrument.codec, codes)
+    embeddings = embed_audio(instrument.embedder, wavs).numpy()
     tracked = None
     if labels is not None:
         heard = [wav for wav, label in zip(wavs, labels, strict=True) if not np.isnan(label)]
-        tracked = metrics.pitches(heard, instrument.codec.sample_rate)
+        tracked = metrics.track_pitches(heard, instrument.codec.sample_rate)
     return AudioSet(name, [clip.numpy() for clip in codes], wavs, embeddings, tracked)
 
 
@@ -224,12 +228,12 @@ def baseline_metrics(
     return told
 
 
-def write(found: Evaluation, out: Path, rate: int) -> None:
+def write_evaluation(found: Evaluation, out: Path, rate: int) -> None:
     """{clip}.{voice}.wav for every clip and voice, and evaluate.json last."""
-    for spoken in found.voices:
+    for spoken in found.audio_sets:
         for clip, wav in zip(found.clips, spoken.wavs, strict=True):
             audio_io.write(out / f"{clip.sample.key}.{spoken.name}.wav", wav, rate)
-    write_json(out / "evaluate.json", found.told)
+    write_json(out / "evaluate.json", found.results)
 
 
 def write_json(path: Path, told: dict[str, Any]) -> None:

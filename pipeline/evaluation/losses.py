@@ -19,7 +19,7 @@ _BATCH = 16
 
 
 @dataclass(frozen=True)
-class Losses:
+class ValidationLosses:
     """Cross-entropies in nats a code: of each codebook, in codebook order. clips: how many were read."""
 
     model: list[float]
@@ -27,7 +27,7 @@ class Losses:
     uniform: float
     clips: int
 
-    def told(self, frame_rate: float) -> dict[str, Any]:
+    def to_dict(self, frame_rate: float) -> dict[str, Any]:
         """As JSON; bits a second count all codebooks."""
 
         def row(nats: list[float]) -> dict[str, Any]:
@@ -45,9 +45,9 @@ class Losses:
 
 
 @torch.inference_mode()
-def measure(
+def measure_losses(
     model: CodecGPT, valid: ShardedDataset, train: ShardedDataset, frames: int | None, device: torch.device
-) -> Losses:
+) -> ValidationLosses:
     """The loss over every clip of `valid` exactly once, cropped to `frames`; the unigrams are counted in `train`."""
     size, K = model.config.codebook_size, model.config.codebooks
     nats, cells = torch.zeros(2, K, dtype=torch.float64)
@@ -56,15 +56,15 @@ def measure(
         found, counted = model(*batch.to(device))
         nats += found.double().cpu()
         cells += counted.cpu()
-        held += histogram(batch.codes, batch.frames, size)
+        held += count_codes(batch.codes, batch.frames, size)
     known = torch.ones(K, size, dtype=torch.float64)  # add-one smoothing: a code never seen is not impossible
     for batch in iter_once(train, 256):
-        known += histogram(batch.codes, batch.frames, size)
+        known += count_codes(batch.codes, batch.frames, size)
     unigram = -(held * (known / known.sum(1, keepdim=True)).log()).sum(1) / held.sum(1)
-    return Losses((nats / cells).tolist(), unigram.tolist(), math.log(size), len(valid))
+    return ValidationLosses((nats / cells).tolist(), unigram.tolist(), math.log(size), len(valid))
 
 
-def histogram(codes: Tensor, frames: Tensor, size: int) -> Tensor:
+def count_codes(codes: Tensor, frames: Tensor, size: int) -> Tensor:
     """Codes [B, K, T] with `frames` [B] real frames -> counts float64 [K, size]."""
     real = torch.arange(codes.shape[2]) < frames[:, None]  # [B, T]
     flat = codes.transpose(0, 1)[:, real].long()  # [K, N]

@@ -53,7 +53,7 @@ def mismatched_similarity(prompts: np.ndarray, found: np.ndarray) -> np.ndarray:
     return (cosines.sum(1) - np.diagonal(cosines)) / (len(prompts) - 1)
 
 
-def pitches(wavs: Sequence[np.ndarray], rate: int) -> np.ndarray:
+def track_pitches(wavs: Sequence[np.ndarray], rate: int) -> np.ndarray:
     """The note that each sound plays, as MIDI numbers with fractions; NaN where none is heard: [N]."""
     if wavs:
         metrics.pitch(wavs[0], rate)  # the tracker is made once, before there are threads
@@ -116,7 +116,7 @@ def is_looping(codes: np.ndarray) -> bool:
     return any(np.array_equal(codes[:, -half:], codes[:, -half - p : -p]) for p in range(1, most + 1))
 
 
-def flat(told: Mapping[str, Any]) -> dict[str, float]:
+def flatten_metrics(told: Mapping[str, Any]) -> dict[str, float]:
     """The figures of `evaluate.json` by one name each: loss/model, t0.7/pitch, ceiling/fidelity..."""
     found = {f"loss/{name}": told["loss"][name]["nats"] for name in ("model", "unigram", "uniform")}
     found["loss/bits_second"] = told["loss"]["model"]["bits_second"]

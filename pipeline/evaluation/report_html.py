@@ -24,7 +24,7 @@ STYLE = Markup((Path(__file__).parent / "report.css").read_text())
 SCRIPT = Markup((Path(__file__).parent / "report.js").read_text())
 
 
-def page(
+def render_report(
     title: str, facts: Mapping[str, str], sections: Sequence[ReportSection], rate: int,
     metrics: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None, hint: str,
@@ -42,8 +42,8 @@ def page(
     """
     return render(
         "report.html", title=title, facts=facts, sections=sections, rate=rate, plots=_plots(metrics, evaluation),
-        evaluation=evaluation, hint=hint, style=STYLE, script=SCRIPT, flac=flac,
-        picture=lambda wav: png(spectrogram(wav)),
+        evaluation=evaluation, hint=hint, style=STYLE, script=SCRIPT, flac=flac_data_uri,
+        picture=lambda wav: png_data_uri(spectrogram(wav)),
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def _plots(metrics: Sequence[Mapping[str, Any]], told: Mapping[str, Any] | None)
         levels = [("unigram", told["loss"]["unigram"]["nats"])] if told else []
         plots.append(plot("Loss (nats a code)", "step", curves, levels))
     if told is not None:
-        names = {**tables.NEAR, **tables.SPREAD}
+        names = {**tables.PROMPT_METRICS, **tables.SET_METRICS}
         plots += [_by_temperature(names[name], name, told) for name in names if name in _known(told)]
     return plots
 
@@ -69,7 +69,7 @@ def _known(told: Mapping[str, Any]) -> set[str]:
 
 
 def _by_temperature(title: str, name: str, told: Mapping[str, Any]) -> Markup:
-    scale = 100 if name in tables.SHARES else 1
+    scale = 100 if name in tables.PERCENT_METRICS else 1
     rows = [(float(t), row[name]) for t, row in told["temperatures"].items() if name in row]
     found = sorted(rows, key=lambda row: row[0])
     points = [(t, scale * row["mean"]) for t, row in found]
@@ -80,14 +80,14 @@ def _by_temperature(title: str, name: str, told: Mapping[str, Any]) -> Markup:
     return plot(title, "temperature", [Curve("", points, intervals)], levels)
 
 
-def flac(wav: np.ndarray, rate: int) -> Markup:
+def flac_data_uri(wav: np.ndarray, rate: int) -> Markup:
     """A sound as a data URI: FLAC, which every browser of these years plays, half the size of WAV and as exact."""
     content = io.BytesIO()
     soundfile.write(content, wav.clip(-1, 1), rate, format="FLAC")
     return Markup("data:audio/flac;base64," + base64.b64encode(content.getvalue()).decode())
 
 
-def png(picture: np.ndarray) -> Markup:
+def png_data_uri(picture: np.ndarray) -> Markup:
     """A picture uint8 [H, W, 3] as a data URI."""
     height, width = picture.shape[:2]
     lines = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, width * 3)], 1)  # no filter

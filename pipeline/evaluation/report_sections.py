@@ -20,18 +20,18 @@ from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
 from pipeline.common.settings import require_min
 from pipeline.data.dataloader import ShardedDataset
-from pipeline.evaluation.evaluator import ReferenceClip, check_cache, draw_clips, generate_all, most_frames
+from pipeline.evaluation.evaluator import ReferenceClip, check_dataset, generate_all, max_frames, sample_reference_clips
 from pipeline.generation import interpolation
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun
-from pipeline.generation.prompts import decode, find
-from pipeline.generation.request import read_all, sampling_of
+from pipeline.generation.prompts import decode_codes, find_prompts
+from pipeline.generation.request import parse_sampling, read_prompts
 
 log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
-class Sound:
+class LabeledAudio:
     """wav [S] and what stands below it."""
 
     label: str
@@ -39,11 +39,11 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class Row:
+class AudioRow:
     """Sounds side by side."""
 
     title: str
-    sounds: list[Sound]
+    sounds: list[LabeledAudio]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ReportSection:
 
     title: str
     text: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[AudioRow] = field(default_factory=list)
 
 
 def build_sections(
@@ -63,25 +63,25 @@ def build_sections(
     require_min(2, settings, "steps")
     require_min(0, settings, "temperatures", "seed", "num_interpolations", "crossfade_seconds")
     split = ShardedDataset(settings["shards"], settings["split"])
-    check_cache(split, instrument)
-    frames = most_frames(instrument)
-    clips = draw_clips(split, settings["n"], settings["seed"], instrument, frames)
+    check_dataset(split, instrument)
+    frames = max_frames(instrument)
+    clips = sample_reference_clips(split, settings["n"], settings["seed"], instrument, frames)
     if settings["num_interpolations"] and len(clips) < 2:
         raise InputError(f"n={len(clips)}: an interpolation needs two clips; give n=2 or more, or num_interpolations=0")
     say("bit rates")
-    found = [bitrates(settings, instrument, split, clips)]
+    found = [bitrate_section(settings, instrument, split, clips)]
     say("temperatures")
-    found.append(temperatures(settings, instrument, clips))
+    found.append(temperature_section(settings, instrument, clips))
     if settings["prompts"] is not None:
         say("prompts from elsewhere")
-        found.append(external_prompts(settings, instrument, max(clip.codes.shape[1] for clip in clips)))
+        found.append(external_prompt_section(settings, instrument, max(clip.codes.shape[1] for clip in clips)))
     if settings["num_interpolations"]:
         say("interpolations")
-        found.append(interpolations(settings, instrument, clips))
+        found.append(interpolation_section(settings, instrument, clips))
     return found
 
 
-def bitrates(
+def bitrate_section(
     settings: Mapping[str, Any], instrument: LoadedRun, split: ShardedDataset, clips: Sequence[ReferenceClip]
 ) -> ReportSection:
     """Each clip through the codec with 1, 2, 4... codebooks: from the recording where it is at hand."""
@@ -96,13 +96,13 @@ def bitrates(
             codec = whole = whole or _with(instrument, None, settings["codec_weights"])
             codes = codec.encode(torch.from_numpy(original)[None, None])
         counts = [count for count in settings["codebooks"] if count <= codes.shape[1]]
-        sounds = [] if original is None else [Sound("recording", original)]
+        sounds = [] if original is None else [LabeledAudio("recording", original)]
         for count in counts:
             wav = codec.decode(codes[:, :count])[0, 0].cpu().numpy()
             books = "codebook" if count == 1 else "codebooks"
             used = ", the model's" if count == instrument.model.config.codebooks else ""
-            sounds.append(Sound(f"{count * codec.bandwidth / 1000:g} kbit/s, {count} {books}{used}", wav))
-        rows.append(Row(clip.sample.key, sounds))
+            sounds.append(LabeledAudio(f"{count * codec.bandwidth / 1000:g} kbit/s, {count} {books}{used}", wav))
+        rows.append(AudioRow(clip.sample.key, sounds))
     text = (
         f"The same clips of {split.name} through {instrument.codec.name} with more and more codebooks. The model makes "
         f"{instrument.model.config.codebooks}: it cannot sound better than the codec does with as many."
@@ -116,16 +116,18 @@ def _with(instrument: LoadedRun, codebooks: int | None, codec_weights: str | Non
     return load_codec(instrument.codec.name, count, codec_weights, instrument.device)
 
 
-def temperatures(settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequence[ReferenceClip]) -> ReportSection:
+def temperature_section(
+    settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequence[ReferenceClip]
+) -> ReportSection:
     """Each clip's prompt at every temperature."""
-    sampling, batch = sampling_of(settings["sampling"]), instrument.best_batch(max(c.codes.shape[1] for c in clips))
+    sampling, batch = parse_sampling(settings["sampling"]), instrument.best_batch(max(c.codes.shape[1] for c in clips))
     made = generate_all(instrument, clips, settings["temperatures"], sampling, settings["seed"], batch)
-    real = decode(instrument.codec, [clip.codes for clip in clips])
-    sounds = {t: decode(instrument.codec, codes) for t, codes in made.items()}
+    real = decode_codes(instrument.codec, [clip.codes for clip in clips])
+    sounds = {t: decode_codes(instrument.codec, codes) for t, codes in made.items()}
     rows = []
     for i, clip in enumerate(clips):
-        each = [Sound(f"temperature {t:g}", wavs[i]) for t, wavs in sounds.items()]
-        rows.append(Row(clip.sample.key, [Sound("prompt, through the codec", real[i]), *each]))
+        each = [LabeledAudio(f"temperature {t:g}", wavs[i]) for t, wavs in sounds.items()]
+        rows.append(AudioRow(clip.sample.key, [LabeledAudio("prompt, through the codec", real[i]), *each]))
     text = (
         "Generated from the embedding of a clip that the model was not trained on; the same random numbers at every "
         "temperature. Too low and codes run in circles, too high and they leave the prompt."
@@ -133,34 +135,45 @@ def temperatures(settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequ
     return ReportSection("Temperature", text, rows)
 
 
-def external_prompts(settings: Mapping[str, Any], instrument: LoadedRun, frames: int) -> ReportSection:
+def external_prompt_section(settings: Mapping[str, Any], instrument: LoadedRun, frames: int) -> ReportSection:
     """Sound files that are not of the corpus as prompts, some generations each."""
-    sampling, seed, takes = sampling_of(settings["sampling"]), settings["seed"], settings["generations_per_prompt"]
-    rows: list[Row] = []
+    sampling, seed, takes = parse_sampling(settings["sampling"]), settings["seed"], settings["generations_per_prompt"]
+    rows: list[AudioRow] = []
     skipped: list[str] = []
-    sources = read_all(find(settings["prompts"]), settings["prompt_seconds"], instrument, skipped)
+    sources = read_prompts(find_prompts(settings["prompts"]), settings["prompt_seconds"], instrument, skipped)
     for line in skipped:
         log.warning("prompts=%s: skipped %s", settings["prompts"], line)
     for name, source, vector in sources:
         codes, lengths = generate(
-            instrument.player, vector.expand(takes, -1), frames, sampling, [seed + i for i in range(takes)]
+            instrument.engine, vector.expand(takes, -1), frames, sampling, [seed + i for i in range(takes)]
         )
-        wavs = decode(instrument.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])
-        rows.append(Row(name, [Sound("prompt", source.wav), *(Sound(f"take {i + 1}", w) for i, w in enumerate(wavs))]))
+        wavs = decode_codes(instrument.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])
+        rows.append(
+            AudioRow(
+                name,
+                [LabeledAudio("prompt", source.wav), *(LabeledAudio(f"take {i + 1}", w) for i, w in enumerate(wavs))],
+            )
+        )
     return ReportSection("Prompts from elsewhere", f"Sounds of your own, at temperature {sampling.temperature}.", rows)
 
 
-def interpolations(settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequence[ReferenceClip]) -> ReportSection:
+def interpolation_section(
+    settings: Mapping[str, Any], instrument: LoadedRun, clips: Sequence[ReferenceClip]
+) -> ReportSection:
     """Strips of clips on the way from one prompt to another."""
-    rate, sampling, rows = instrument.codec.sample_rate, sampling_of(settings["sampling"]), []
+    rate, sampling, rows = instrument.codec.sample_rate, parse_sampling(settings["sampling"]), []
     for i in range(settings["num_interpolations"]):
         ends = [clips[(2 * i + j) % len(clips)] for j in (0, 1)]
         prompts = [torch.from_numpy(clip.sample.prompt.astype(np.float32)) for clip in ends]
         wavs = interpolation_strip(instrument, prompts, ends[0].codes.shape[1], settings, sampling)
-        real = decode(instrument.codec, [clip.codes for clip in ends])
+        real = decode_codes(instrument.codec, [clip.codes for clip in ends])
         joined = interpolation.crossfade(wavs, round(settings["crossfade_seconds"] * rate))
-        sounds = [Sound("from", real[0]), Sound(f"{settings['steps']} clips on the way", joined), Sound("to", real[1])]
-        rows.append(Row(" → ".join(clip.sample.key for clip in ends), sounds))
+        sounds = [
+            LabeledAudio("from", real[0]),
+            LabeledAudio(f"{settings['steps']} clips on the way", joined),
+            LabeledAudio("to", real[1]),
+        ]
+        rows.append(AudioRow(" → ".join(clip.sample.key for clip in ends), sounds))
     text = f"Each clip is made whole from a prompt on the way ({settings['blend']}), with the same random numbers."
     return ReportSection("Interpolation", text, rows)
 
@@ -170,5 +183,5 @@ def interpolation_strip(
 ) -> list[np.ndarray]:
     """The sounds on the way between prompts [P]."""
     vectors = torch.stack(interpolation.interpolation_path(prompts, settings["steps"], settings["blend"]))
-    codes, lengths = generate(instrument.player, vectors, frames, sampling, [settings["seed"]] * len(vectors))
-    return decode(instrument.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])
+    codes, lengths = generate(instrument.engine, vectors, frames, sampling, [settings["seed"]] * len(vectors))
+    return decode_codes(instrument.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])

@@ -24,14 +24,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class Figure(_Part):
+class MetricValue(_Part):
     """A mean over clips and, where it was measured, its 95 % interval."""
 
     mean: Number
     interval: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
 
 
-class Loss(_Part):
+class LossResult(_Part):
     """Nats a code, in all and of each codebook."""
 
     nats: Number
@@ -39,43 +39,43 @@ class Loss(_Part):
     bits_second: Number
 
 
-class Losses(_Part):
+class LossResults(_Part):
     """The model's loss and two baselines."""
 
     clips: Count
-    model: Loss
-    unigram: Loss
-    uniform: Loss
+    model: LossResult
+    unigram: LossResult
+    uniform: LossResult
 
 
-class Sampling(_Part):
+class SamplingSettings(_Part):
     """How clips were generated."""
 
     guidance: Number
 
 
-class Settings(_Part):
+class EvaluationSettings(_Part):
     """What was measured on."""
 
     n: Count
     split: Text
-    sampling: Sampling
+    sampling: SamplingSettings
 
 
-class Named(_Part):
+class EmbedderName(_Part):
     """An embedder."""
 
     name: Text
 
 
-class Distance(_Part):
+class DistanceSettings(_Part):
     """What the Fréchet distance was measured by."""
 
-    embedding: Named
+    embedding: EmbedderName
     n: Count
 
 
-class Export(_Part):
+class ExportIdentity(_Part):
     """The weights that were measured."""
 
     sha256: Text
@@ -84,10 +84,10 @@ class Export(_Part):
 class EvaluationFile(_Part):
     """`evaluate.json`."""
 
-    loss: Losses
-    temperatures: Annotated[dict[Temperature, dict[Text, Figure]], Field(min_length=1)]
-    ceiling: dict[Text, Figure]
-    floor: dict[Text, Figure]
-    settings: Settings
-    distance: Distance
-    export: Export
+    loss: LossResults
+    temperatures: Annotated[dict[Temperature, dict[Text, MetricValue]], Field(min_length=1)]
+    ceiling: dict[Text, MetricValue]
+    floor: dict[Text, MetricValue]
+    settings: EvaluationSettings
+    distance: DistanceSettings
+    export: ExportIdentity

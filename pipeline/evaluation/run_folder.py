@@ -15,7 +15,7 @@ from pipeline.evaluation.results_file import EvaluationFile
 from pipeline.generation.loaded_run import LoadedRun
 
 
-def config(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> dict[str, Any]:
     """The settings of training. Raises InputError where they are not there."""
     try:
         found = yaml.safe_load((run / "config.yaml").read_text())
@@ -27,13 +27,13 @@ def config(run: Path) -> dict[str, Any]:
     return found
 
 
-def shards(run: Path) -> str:
+def training_shards(run: Path) -> str:
     """The cache that it was trained on, the first where there are several.
 
     Raises InputError where none is named, for a remote one, which only the user may name, and for one that is not on
     this machine.
     """
-    found = config(run).get("shards")
+    found = read_config(run).get("shards")
     first = next(iter(found.values()), None) if isinstance(found, dict) else found
     if not first or not isinstance(first, str):
         raise InputError(f"shards=auto: {run}/config.yaml names no cache; give shards=DIR")
@@ -50,7 +50,7 @@ def shards(run: Path) -> str:
     return first
 
 
-def evaluation(path: Path) -> dict[str, Any] | None:
+def read_evaluation(path: Path) -> dict[str, Any] | None:
     """What pipeline.evaluate has written, checked; None where it has not. Raises InputError for anything else."""
     if not path.is_file():
         return None
@@ -61,7 +61,7 @@ def evaluation(path: Path) -> dict[str, Any] | None:
         raise InputError(f"evaluation={path}: not what pipeline.evaluate writes ({why:.200})") from None
 
 
-def facts(instrument: LoadedRun, settings: Mapping[str, Any]) -> dict[str, str]:
+def run_facts(instrument: LoadedRun, settings: Mapping[str, Any]) -> dict[str, str]:
     """What stands at the head of a page."""
     model = instrument.model.config
     count = sum(p.numel() for p in instrument.model.parameters())

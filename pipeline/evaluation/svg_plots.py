@@ -22,7 +22,7 @@ class Curve:
     intervals: Sequence[tuple[float, float]] = ()
 
 
-def plot(title: str, across: str, curves: Sequence[Curve], levels: Sequence[tuple[str, float]] = ()) -> Markup:
+def plot(title: str, x_label: str, curves: Sequence[Curve], levels: Sequence[tuple[str, float]] = ()) -> Markup:
     """An SVG of curves; levels: names of horizontal lines and where they lie."""
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points] + [y for _, y in levels]
@@ -38,7 +38,7 @@ def plot(title: str, across: str, curves: Sequence[Curve], levels: Sequence[tupl
         return f"{bottom - (y - low) / (high - low) * (bottom - TOP) + shift:.1f}"
 
     return render(
-        "plot.html", title=title, across=across, curves=curves, levels=levels, width=WIDTH, height=HEIGHT, left=LEFT,
+        "plot.html", title=title, across=x_label, curves=curves, levels=levels, width=WIDTH, height=HEIGHT, left=LEFT,
         right=right, bottom=bottom, x=px, y=py, x_ticks=ticks(first, last), y_ticks=ticks(low, high), short=_short,
         zip=zip,
     )  # fmt: skip

@@ -9,28 +9,28 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-NEAR = {"fidelity": "prompt fidelity", "pitch": "pitch (%)", "pitch_class": "pitch class (%)"}
-SPREAD = {
+PROMPT_METRICS = {"fidelity": "prompt fidelity", "pitch": "pitch (%)", "pitch_class": "pitch class (%)"}
+SET_METRICS = {
     "distance": "Fréchet",
     "different": "different",
     "silent": "silent (%)",
     "looping": "loops (%)",
 }
-SHARES = {"pitch", "pitch_class", "silent", "looping"}
+PERCENT_METRICS = {"pitch", "pitch_class", "silent", "looping"}
 
 
-def show(told: dict[str, Any], out: Path) -> None:
+def print_evaluation(told: dict[str, Any], out: Path) -> None:
     """Print what `evaluate.json` holds, and where to listen."""
     console, settings, distance = Console(), told["settings"], told["distance"]
-    console.print(losses(told["loss"]))
-    console.print(generations(told, NEAR, f"generated from {settings['n']} clips' prompts"))
-    console.print(generations(told, SPREAD, "as a whole"))
+    console.print(loss_table(told["loss"]))
+    console.print(metrics_table(told, PROMPT_METRICS, f"generated from {settings['n']} clips' prompts"))
+    console.print(metrics_table(told, SET_METRICS, "as a whole"))
     told_of = f"{distance['embedding']['name']} embeddings, {distance['n']} clips of {distance['reference']}"
     console.print(f"in brackets: 95 % over {settings['n']} clips; Fréchet distance: {told_of}", highlight=False)
     console.print(f"listen: {out}/*.wav   figures: {out}/evaluate.json", highlight=False, soft_wrap=True)
 
 
-def losses(told: dict[str, Any]) -> Table:
+def loss_table(told: dict[str, Any]) -> Table:
     """The loss beside its baselines."""
     table = Table(title=f"loss over {told['clips']} clips (nats a code)", title_justify="left")
     table.add_column("")
@@ -45,7 +45,7 @@ def losses(told: dict[str, Any]) -> Table:
     return table
 
 
-def generations(told: dict[str, Any], names: dict[str, str], title: str) -> Table:
+def metrics_table(told: dict[str, Any], names: dict[str, str], title: str) -> Table:
     """A row a temperature, between floor and ceiling; a column a figure."""
     rows = {"floor": told["floor"]}
     rows |= {f"temperature {t}": row for t, row in told["temperatures"].items()}
@@ -57,11 +57,11 @@ def generations(told: dict[str, Any], names: dict[str, str], title: str) -> Tabl
         table.add_column(names[name], justify="right")
     for label, row in rows.items():
         if any(name in row for name in known):
-            table.add_row(label, *(cell(row.get(name), name in SHARES) for name in known))
+            table.add_row(label, *(format_metric(row.get(name), name in PERCENT_METRICS) for name in known))
     return table
 
 
-def cell(told: Mapping[str, Any] | None, share: bool) -> str:
+def format_metric(told: Mapping[str, Any] | None, share: bool) -> str:
     """A figure with its interval."""
     if told is None:
         return "-"

@@ -30,12 +30,12 @@ class PackedLinear:
     """x [M, in] -> x @ weight + bias [M, out]. weight: [in, out], in either memory layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor, exact: bool) -> None:
-        self.weight, self.bias, self.exact = weight, bias, exact
-        self.packs = weight.device.type == "cpu" and weight.dtype == torch.float32 and _onednn()
+        self.weight, self.bias, self.batch_invariant = weight, bias, exact
+        self.is_packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and _onednn()
         self._packed: list[Tensor] = []
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.packs or (len(x) == 1 and not self.exact):
+        if not self.is_packed or (len(x) == 1 and not self.batch_invariant):
             return torch.addmm(self.bias, x, self.weight)
         packed = self._packed or self._pack()
         parts = x.split(-(-x.shape[1] // len(packed)), dim=1)
@@ -61,10 +61,10 @@ def _onednn() -> bool:
 class DecoderLayer:
     """One block of GPT-2."""
 
-    before: Callable[[Tensor], Tensor]
+    attention_norm: Callable[[Tensor], Tensor]
     qkv: PackedLinear
     out: PackedLinear
-    between: Callable[[Tensor], Tensor]
+    mlp_norm: Callable[[Tensor], Tensor]
     up: PackedLinear
     down: PackedLinear
 
@@ -84,26 +84,26 @@ class InferenceEngine:
     a graph (GPU).
     """
 
-    def __init__(self, model: CodecGPT, exact: bool = True) -> None:
+    def __init__(self, model: CodecGPT, batch_invariant: bool = True) -> None:
         backbone = model.backbone
         assert backbone.config.activation_function == GELU and not backbone.config.scale_attn_by_inverse_layer_idx
         self.model, self.config, self.pattern = model, model.config, model.pattern
         self.device, self.heads = model.null_prompt.device, model.config.heads
-        self.captures = self.device.type == "cuda"
+        self.use_cuda_graph = self.device.type == "cuda"
         self.layers = [
             DecoderLayer(
-                before=block.ln_1,
-                qkv=PackedLinear(block.attn.c_attn.weight, block.attn.c_attn.bias, exact),
-                out=PackedLinear(block.attn.c_proj.weight, block.attn.c_proj.bias, exact),
-                between=block.ln_2,
-                up=PackedLinear(block.mlp.c_fc.weight, block.mlp.c_fc.bias, exact),
-                down=PackedLinear(block.mlp.c_proj.weight, block.mlp.c_proj.bias, exact),
+                attention_norm=block.ln_1,
+                qkv=PackedLinear(block.attn.c_attn.weight, block.attn.c_attn.bias, batch_invariant),
+                out=PackedLinear(block.attn.c_proj.weight, block.attn.c_proj.bias, batch_invariant),
+                mlp_norm=block.ln_2,
+                up=PackedLinear(block.mlp.c_fc.weight, block.mlp.c_fc.bias, batch_invariant),
+                down=PackedLinear(block.mlp.c_proj.weight, block.mlp.c_proj.bias, batch_invariant),
             )
             for block in cast(Any, backbone.h)
         ]
-        self.head = PackedLinear(model.head.weight.flatten(0, 1).t(), model.head.bias.flatten(), exact)
+        self.head = PackedLinear(model.head.weight.flatten(0, 1).t(), model.head.bias.flatten(), batch_invariant)
 
-    def cache(self, rows: int, positions: int) -> KVCache:
+    def new_cache(self, rows: int, positions: int) -> KVCache:
         """Room for so many positions of so many rows."""
         shape = (rows, self.heads, positions, self.config.width // self.heads)
         new = self.model.null_prompt.new_zeros
@@ -146,10 +146,10 @@ class InferenceEngine:
         """Inputs with their positions [B, n, D] -> logits [B, K, C]; attend(layer, q, k, v) of [B, H, n, D / H]."""
         B, n, D = x.shape
         for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(layer.before(x).view(B * n, D)).view(B, n, 3, self.heads, -1)
+            qkv = layer.qkv(layer.attention_norm(x).view(B * n, D)).view(B, n, 3, self.heads, -1)
             seen = attend(i, *(part.transpose(1, 2) for part in qkv.unbind(2)))
             x = x + layer.out(seen.transpose(1, 2).reshape(B * n, D)).view(B, n, D)
-            wide = F.gelu(layer.up(layer.between(x).view(B * n, D)), approximate="tanh")
+            wide = F.gelu(layer.up(layer.mlp_norm(x).view(B * n, D)), approximate="tanh")
             x = x + layer.down(wide).view(B, n, D)
         last = self.model.backbone.ln_f(x[:, -1])
         return self.head(last).view(B, self.config.codebooks, -1).float()

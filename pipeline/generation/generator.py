@@ -34,7 +34,7 @@ from pipeline.common.errors import InputError
 from pipeline.generation import gumbel_noise
 from pipeline.generation.cuda_graph import CudaGraphStep
 from pipeline.generation.engine import InferenceEngine
-from pipeline.generation.sampling import SamplingParams, all_finite, sample_token, temperatures
+from pipeline.generation.sampling import SamplingParams, all_finite, sample_token, temperature_tensor
 from pipeline.models.patterns import SPECIAL_TOKEN
 
 
@@ -65,33 +65,33 @@ class Generation:
     """
 
     def __init__(self, player: InferenceEngine, plan: GenerationSpec) -> None:
-        self.player, self.plan, self.pattern = player, plan, player.pattern
+        self.engine, self.spec, self.pattern = player, plan, player.pattern
         config, device, B = player.config, player.device, len(plan.seeds)
         self.ends = int(config.end_of_audio)  # it was trained with a frame of EMPTY after the last
-        self.total = plan.frames + self.ends
-        self.window = self.total if plan.window is None else min(plan.window, self.total)
+        self.total_frames = plan.frames + self.ends
+        self.window = self.total_frames if plan.window is None else min(plan.window, self.total_frames)
         self._check()
         self.sampling = plan.samplings[0]
         assert len(plan.samplings) == B
         assert all(replace(s, temperature=self.sampling.temperature) == self.sampling for s in plan.samplings)
-        self.temperature = temperatures(plan.samplings, config.codebooks).to(device)
+        self.temperature = temperature_tensor(plan.samplings, config.codebooks).to(device)
         self.guided = self.sampling.guidance != 1 and bool(plan.prompts)
         self.rows = B * (1 + self.guided)
         self.starts = [self._start(prompts) for _, prompts in plan.prompts] or [self._start(None)]
         steps = self.pattern.num_steps(self.window)
-        self.cache = player.cache(self.rows, steps)
-        self.laid = torch.full(
+        self.cache = player.new_cache(self.rows, steps)
+        self.sequence = torch.full(
             (B, config.codebooks, steps), SPECIAL_TOKEN, device=device
         )  # of the window, as are these:
-        self.active, self.keys = torch.zeros_like(self.laid, dtype=torch.bool), self.laid.to(torch.int32)
-        self.sound = torch.ones((), dtype=torch.bool, device=device)  # whether all logits so far are numbers
-        self.graph = CudaGraphStep(self._advance_at, device) if player.captures else None
-        self.tokens = torch.full((B, config.codebooks, self.total), SPECIAL_TOKEN, device=device)
+        self.active, self.keys = torch.zeros_like(self.sequence, dtype=torch.bool), self.sequence.to(torch.int32)
+        self.is_finite = torch.ones((), dtype=torch.bool, device=device)  # whether all logits so far are numbers
+        self.graph = CudaGraphStep(self._advance_at, device) if player.use_cuda_graph else None
+        self.tokens = torch.full((B, config.codebooks, self.total_frames), SPECIAL_TOKEN, device=device)
         if plan.prefix_codes is not None:
             assert plan.prefix_codes.shape[2] < plan.frames
             self.tokens[:, :, : plan.prefix_codes.shape[2]] = plan.prefix_codes.to(device) + 1
         self.lengths = torch.full((B,), plan.frames, device=device)
-        self.complete = 0 if plan.prefix_codes is None else plan.prefix_codes.shape[2]
+        self.complete_frames = 0 if plan.prefix_codes is None else plan.prefix_codes.shape[2]
         self._told = 0  # frames that `chunks` has yielded
         forbidden = torch.zeros(config.codebooks, config.codebook_size + 1, dtype=torch.bool, device=device)
         forbidden[self.ends :, SPECIAL_TOKEN] = (
@@ -102,7 +102,7 @@ class Generation:
     @property
     def codes(self) -> Tensor:
         """What is made so far: int64 [B, K, T], 0 behind a row's end."""
-        tokens = self.tokens[:, :, : self.plan.frames]
+        tokens = self.tokens[:, :, : self.spec.frames]
         behind = torch.arange(tokens.shape[2], device=tokens.device) >= self.lengths[:, None, None]
         return (tokens - 1).masked_fill(behind, 0).clamp(min=0)
 
@@ -112,28 +112,28 @@ class Generation:
         Codes given in advance come first. Behind a clip's end they are 0.
         """
         for _ in self._steps(size):
-            yield self.codes[:, :, self._told : self.complete]
-            self._told = self.complete
-        self.complete = int(self.lengths.max())
+            yield self.codes[:, :, self._told : self.complete_frames]
+            self._told = self.complete_frames
+        self.complete_frames = int(self.lengths.max())
         assert bool((self._missing() == 0).all()), "a cell that holds a code was left empty"
-        if self.complete > self._told:
-            yield self.codes[:, :, self._told : self.complete]
+        if self.complete_frames > self._told:
+            yield self.codes[:, :, self._told : self.complete_frames]
 
     @torch.inference_mode()
     def _steps(self, size: int | None) -> Iterator[None]:
         """Window after window; yields whenever `size` frames more are whole."""
-        base, hop = 0, self.plan.window_stride or self.window
+        base, hop = 0, self.spec.window_stride or self.window
         while True:
             yield from self._play(base, size)
-            if base + self.window == self.total or int(self.lengths.max()) <= base:
+            if base + self.window == self.total_frames or int(self.lengths.max()) <= base:
                 return
-            base = min(base + hop, self.total - self.window)
+            base = min(base + hop, self.total_frames - self.window)
 
     def _play(self, base: int, size: int | None) -> Iterator[None]:
         """The steps of the window of frames base..base + window; those already known are read, not made."""
-        N, last = self.window, base + self.window == self.total
+        N, last = self.window, base + self.window == self.total_frames
         self._lay(base)
-        laid, active = self.laid, self.active
+        laid, active = self.sequence, self.active
         whole = self.pattern.steps(N).amax(0).tolist()  # after which step each frame is
         turns = self._turns(base)
         unknown = (active & (laid == SPECIAL_TOKEN)).any(0).any(0).tolist()
@@ -151,8 +151,8 @@ class Generation:
                 if self.ends and not bool(active[:, :, s + 1 :].any()):
                     break
                 complete = bisect.bisect_right(whole, s)
-                self.complete = max(self.complete, min(base + complete, self.plan.frames))
-                if size is not None and self.complete - self._told >= size:
+                self.complete_frames = max(self.complete_frames, min(base + complete, self.spec.frames))
+                if size is not None and self.complete_frames - self._told >= size:
                     self._keep(base)
                     yield
         finally:  # interrupted, it still holds what is made
@@ -163,15 +163,15 @@ class Generation:
         """Tokens as laid out, which cells hold a code of the clip, and the keys of their noise."""
         lengths = self._window_lengths(base)
         held = self.pattern.frame_at_step(self.window, lengths)
-        self.laid.copy_(self.pattern.build_sequence(self.tokens[:, :, base : base + self.window], lengths))
+        self.sequence.copy_(self.pattern.build_sequence(self.tokens[:, :, base : base + self.window], lengths))
         self.active.copy_((held >= 0) & (held < (self.lengths - base)[:, None, None]))
-        self.keys.copy_(gumbel_noise.noise_keys(self.plan.seeds, held + base))
+        self.keys.copy_(gumbel_noise.noise_keys(self.spec.seeds, held + base))
 
     def _keep(self, base: int) -> None:
         """Take what the window holds back into the clips. Raises InputError where logits were no numbers."""
-        if not bool(self.sound):
+        if not bool(self.is_finite):
             raise InputError("the model's logits are not finite: its weights are damaged, or its training diverged")
-        tokens = self.pattern.revert_sequence(self.laid, self.window, self._window_lengths(base))
+        tokens = self.pattern.revert_sequence(self.sequence, self.window, self._window_lengths(base))
         behind = torch.arange(self.window, device=tokens.device) >= (self.lengths - base)[:, None, None]
         self.tokens[:, :, base : base + self.window] = tokens.masked_fill(behind, SPECIAL_TOKEN)
 
@@ -183,7 +183,7 @@ class Generation:
         self._keep(base)
         frame = base + self.pattern.frame_at_step(self.window)[0, step]
         self.lengths = torch.where(ended, frame, self.lengths)
-        behind = torch.arange(self.total, device=self.tokens.device) >= self.lengths[:, None, None]
+        behind = torch.arange(self.total_frames, device=self.tokens.device) >= self.lengths[:, None, None]
         self.tokens.masked_fill_(behind, SPECIAL_TOKEN)
         self._lay(base)
 
@@ -191,43 +191,43 @@ class Generation:
         """Which prompt each step follows: that of the frame of its first codebook with one."""
         held = self.pattern.frame_at_step(self.window)  # [K, S]
         frame = held.gather(0, (held >= 0).int().argmax(0, keepdim=True))[0] + base
-        starts = torch.tensor([start for start, _ in self.plan.prompts] or [0])
+        starts = torch.tensor([start for start, _ in self.spec.prompts] or [0])
         return (torch.searchsorted(starts, frame, right=True) - 1).clamp(min=0).tolist()
 
     # ---- one step ----------------------------------------------------------------------------------------------
     def _start(self, prompts: Tensor | None) -> Tensor:
         """Position 0: [B, 1, D], or with guidance [2 B, 1, D], the second half without a prompt."""
-        B = len(self.plan.seeds)
-        vector = self.player.condition(prompts, B)
-        return torch.cat([vector, self.player.condition(None, B)]) if self.guided else vector
+        B = len(self.spec.seeds)
+        vector = self.engine.condition(prompts, B)
+        return torch.cat([vector, self.engine.condition(None, B)]) if self.guided else vector
 
     def _prefill(self, laid: Tensor, turn: int) -> Tensor:
         """Read a prompt and the steps [B, K, s] after it -> logits [B, K, C] of step s."""
-        return self._guide(self.player.forward(torch.cat([self.starts[turn], self._inputs(laid)], 1), self.cache, 0))
+        return self._guide(self.engine.forward(torch.cat([self.starts[turn], self._inputs(laid)], 1), self.cache, 0))
 
     def _advance(self, s: int) -> None:
         """Read step s - 1, which stands at position s, and make step s."""
         if self.graph is not None:
             self.graph(s)
         else:
-            self._put(self._guide(self.player.forward(self._inputs(self.laid[:, :, s - 1 : s]), self.cache, s)), s)
+            self._put(self._guide(self.engine.forward(self._inputs(self.sequence[:, :, s - 1 : s]), self.cache, s)), s)
 
     def _advance_at(self, at: Tensor) -> None:
         """The same for a step in a tensor [1]: nothing in it depends on what is known here."""
-        inputs = self._inputs(self.laid.index_select(2, at - 1))
-        logits = self._guide(self.player.decode_step(inputs, self.cache, at))
+        inputs = self._inputs(self.sequence.index_select(2, at - 1))
+        logits = self._guide(self.engine.decode_step(inputs, self.cache, at))
         active, keys = self.active.index_select(2, at)[:, :, 0], self.keys.index_select(2, at)[:, :, 0]
-        known = self.laid.index_select(2, at)[:, :, 0]
-        self.laid.index_copy_(2, at, self._choose(logits, keys, active, known)[:, :, None])
+        known = self.sequence.index_select(2, at)[:, :, 0]
+        self.sequence.index_copy_(2, at, self._choose(logits, keys, active, known)[:, :, None])
 
     def _put(self, logits: Tensor, s: int) -> None:
         """Choose step s."""
-        known = self.laid[:, :, s]
-        self.laid[:, :, s] = self._choose(logits, self.keys[:, :, s], self.active[:, :, s], known)
+        known = self.sequence[:, :, s]
+        self.sequence[:, :, s] = self._choose(logits, self.keys[:, :, s], self.active[:, :, s], known)
 
     def _inputs(self, steps: Tensor) -> Tensor:
         """Steps [B, K, s] -> what the model reads [rows, s, D]."""
-        found = self.player.model.embed(steps)
+        found = self.engine.model.embed(steps)
         return torch.cat([found, found]) if self.guided else found
 
     def _guide(self, logits: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class Generation:
 
     def _choose(self, logits: Tensor, keys: Tensor, active: Tensor, known: Tensor) -> Tensor:
         """Logits [B, K, C], keys [B, K] -> tokens [B, K]: those known already, EMPTY where not active."""
-        self.sound &= all_finite(logits)
+        self.is_finite &= all_finite(logits)
         drawn = gumbel_noise.gumbel_noise(keys, logits.shape[-1])
         tokens = sample_token(logits.masked_fill(self.forbidden, -torch.inf), drawn, self.temperature, self.sampling)
         return known.where(known != SPECIAL_TOKEN, tokens.where(active, SPECIAL_TOKEN))
@@ -246,11 +246,11 @@ class Generation:
     # ---- checks ------------------------------------------------------------------------------------------------
     def _missing(self) -> Tensor:
         """Cells of real frames that hold no code, a clip: [B]."""
-        real = torch.arange(self.plan.frames, device=self.lengths.device) < self.lengths[:, None]
-        return ((self.tokens[:, :, : self.plan.frames] == SPECIAL_TOKEN) & real[:, None]).sum((1, 2))
+        real = torch.arange(self.spec.frames, device=self.lengths.device) < self.lengths[:, None]
+        return ((self.tokens[:, :, : self.spec.frames] == SPECIAL_TOKEN) & real[:, None]).sum((1, 2))
 
     def _check(self) -> None:
-        plan, positions = self.plan, self.player.config.positions
+        plan, positions = self.spec, self.engine.config.positions
         for _, prompts in plan.prompts:
             odd = (~prompts.isfinite().all(1)).nonzero().flatten().tolist()
             if odd:
@@ -261,14 +261,14 @@ class Generation:
                 f"{self.window - self.ends} frames are {steps} steps under pattern={self.pattern.name}, and the model "
                 f"reads 1..{positions}: ask for other seconds=, or train with a larger model.positions"
             )
-        if self.window < self.total and not 0 < (plan.window_stride or 0) < self.window:
+        if self.window < self.total_frames and not 0 < (plan.window_stride or 0) < self.window:
             raise InputError(
                 f"a window of {self.window} frames moves by 1..{self.window - 1} frames, not {plan.window_stride}"
             )
 
 
 def generate(
-    player: InferenceEngine,
+    engine: InferenceEngine,
     prompts: Tensor | None,
     frames: int,
     sampling: SamplingParams | Sequence[SamplingParams],
@@ -276,7 +276,7 @@ def generate(
 ) -> tuple[Tensor, Tensor]:
     """Clips of one length from prompts [B, P], or none -> codes [B, K, T] and the true frames [B]. See `Take`."""
     samplings = [sampling] * len(seeds) if isinstance(sampling, SamplingParams) else sampling
-    take = Generation(player, GenerationSpec(frames, seeds, samplings, () if prompts is None else [(0, prompts)]))
+    take = Generation(engine, GenerationSpec(frames, seeds, samplings, () if prompts is None else [(0, prompts)]))
     for _ in take.chunks():
         pass
     return take.codes, take.lengths

@@ -49,7 +49,7 @@ def interpolation_path(prompts: Sequence[Tensor], steps: int, blend: str) -> lis
 
 
 def keyframe_schedule(
-    keyframes: Sequence[tuple[float, Tensor]], every: float, blend: str
+    keyframes: Sequence[tuple[float, Tensor]], interval: float, blend: str
 ) -> list[tuple[float, Tensor]]:
     """Prompts [P] and the seconds from which they hold, a new one `every` seconds on the way between keyframes.
 
@@ -57,12 +57,12 @@ def keyframe_schedule(
     """
     found = []
     for (start, a), (end, b) in itertools.pairwise(keyframes):
-        count = max(1, round((end - start) / every))
+        count = max(1, round((end - start) / interval))
         found += [(start + (end - start) * i / count, interpolate(a, b, i / count, blend)) for i in range(count)]
     return [*found, keyframes[-1]]
 
 
-def keyframes_of(given: Any) -> list[tuple[float, str]]:
+def parse_keyframes(given: Any) -> list[tuple[float, str]]:
     """The setting `keyframes` as seconds and prompt files. Raises InputError where it is not that."""
     try:
         found = [(float(frame["at"]), str(frame["prompt"])) for frame in given or []]

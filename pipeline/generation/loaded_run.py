@@ -20,7 +20,7 @@ from pipeline.common.versions import package_versions
 from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
 
-SMALL, FEW = 16_000_000, 8  # parameters; clips
+SMALL_MODEL, FEW_CLIPS = 16_000_000, 8  # parameters; clips
 PACKAGES = ("codec-audio-lm", "torch", "transformers", "encodec", "numpy", "soxr", "soundfile")
 
 
@@ -29,7 +29,7 @@ class LoadedRun:
     """folder: the export; sha256: of its weights' file."""
 
     model: CodecGPT
-    player: InferenceEngine
+    engine: InferenceEngine
     codec: Codec
     embedder: Embedder
     folder: Path
@@ -64,13 +64,13 @@ class LoadedRun:
         }
 
 
-def limit_threads(instrument: LoadedRun, clips: int) -> None:
+def limit_threads(run: LoadedRun, clips: int) -> None:
     """One thread for a few clips of a small model: its steps are over before two threads have met.
 
     On an idle machine that costs a fifth; on a busy one it is ten times as fast. It changes no sound.
     """
-    parameters = sum(p.numel() for p in instrument.model.parameters())
-    if instrument.device.type == "cpu" and clips <= FEW and parameters < SMALL:
+    parameters = sum(p.numel() for p in run.model.parameters())
+    if run.device.type == "cpu" and clips <= FEW_CLIPS and parameters < SMALL_MODEL:
         torch.set_num_threads(1)
 
 

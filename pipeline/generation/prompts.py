@@ -25,19 +25,19 @@ log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceAudio:
     """A sound file, read: wav [S] mono at the codec's rate; sha256: of the file."""
 
     path: Path
     sha256: str
     wav: np.ndarray
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON: enough to know it again."""
         return {"path": str(self.path.absolute()), "sha256": self.sha256}
 
 
-def read_source(path: str | Path, seconds: float, rate: int) -> Source:
+def read_source(path: str | Path, seconds: float, rate: int) -> SourceAudio:
     """The first `seconds` of a sound file. Raises AudioError for a file that is no sound."""
     path = Path(path)
     faults: list[str] = []
@@ -49,12 +49,12 @@ def read_source(path: str | Path, seconds: float, rate: int) -> Source:
         log.warning("%s: %s", path, note)
     if audio_io.is_silent(wav):
         log.warning("%s is silent: expect what the model makes of silence", path)
-    return Source(path, sha256_file(path), wav)
+    return SourceAudio(path, sha256_file(path), wav)
 
 
-def vector_of(embedder: Embedder, source: Source) -> Tensor:
+def prompt_vector(embedder: Embedder, source: SourceAudio) -> Tensor:
     """The prompt vector [P] of a sound. Raises AudioError where it has values that are not finite."""
-    vector = embed(embedder, [source.wav])[0]
+    vector = embed_audio(embedder, [source.wav])[0]
     if not bool(vector.isfinite().all()):
         peak = float(np.abs(source.wav).max())
         reason = f"not finite: its embedding has NaN or infinite values (its peak is {peak:.3g}, full scale is 1)"
@@ -62,7 +62,7 @@ def vector_of(embedder: Embedder, source: Source) -> Tensor:
     return vector
 
 
-def find(given: Any) -> dict[str, Path]:
+def find_prompts(given: Any) -> dict[str, Path]:
     """The sound files that the setting `prompt` names (files, folders, globs, a list of them), each by its own name.
 
     Raises InputError for what is not there.
@@ -84,17 +84,17 @@ def _matching(pattern: str) -> list[str]:
     return sorted(str(path) for path in found if parts[-1].startswith(".") or not path.name.startswith("."))
 
 
-def embed(embedder: Embedder, wavs: Sequence[np.ndarray]) -> Tensor:
+def embed_audio(embedder: Embedder, wavs: Sequence[np.ndarray]) -> Tensor:
     """Sounds [S] of any lengths -> float32 [B, P], as training saw its prompts: rounded to float16."""
     rows = []
     for first in range(0, len(wavs), embedder.best_batch):
         part = wavs[first : first + embedder.best_batch]
-        wav, lengths = pad(part)
+        wav, lengths = pad_batch(part)
         rows.append(embedder.embed(wav, lengths).cpu())
     return torch.cat(rows).half().float()
 
 
-def decode(codec: Codec, codes: Sequence[Tensor]) -> list[np.ndarray]:
+def decode_codes(codec: Codec, codes: Sequence[Tensor]) -> list[np.ndarray]:
     """Codes [K, T] of any lengths -> sounds [320 T]; those of one length together, as many as the codec likes."""
     wavs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(codes)
     by_length: dict[int, list[int]] = {}
@@ -110,7 +110,7 @@ def decode(codec: Codec, codes: Sequence[Tensor]) -> list[np.ndarray]:
     return wavs
 
 
-def pad(wavs: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+def pad_batch(wavs: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Sounds [S] -> [B, longest] with zeros behind, and their lengths [B]."""
     lengths = torch.tensor([len(wav) for wav in wavs])
     padded = torch.zeros(len(wavs), int(lengths.max()))

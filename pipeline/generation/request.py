@@ -18,12 +18,12 @@ from pipeline.common.errors import InputError
 from pipeline.common.settings import require_min
 from pipeline.generation import interpolation, output_paths
 from pipeline.generation.loaded_run import LoadedRun
-from pipeline.generation.prompts import Source, find, read_source, vector_of
+from pipeline.generation.prompts import SourceAudio, find_prompts, prompt_vector, read_source
 from pipeline.generation.sampling import SamplingParams
 
-LONGEST = 86_400  # seconds of one sound: a day's codes take half a GB
+MAX_SECONDS = 86_400  # seconds of one sound: a day's codes take half a GB
 MODES = ("prompt", "interpolate", "morph", "continue", "extend")
-SECONDS = 4.0  # where the length of training is not known: NSynth's, as in the article
+DEFAULT_SECONDS = 4.0  # where the length of training is not known: NSynth's, as in the article
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ClipRequest:
 
     seed: int
     prompts: Sequence[tuple[int, Tensor]] = ()
-    given: Tensor | None = None
+    prefix_codes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class AudioRequest:
     clips: Sequence[ClipRequest]
     samples: int
     settings: Mapping[str, Any]
-    sources: Sequence[Source] = ()
-    fade: int = 0
+    sources: Sequence[SourceAudio] = ()
+    crossfade: int = 0
 
     @property
-    def length(self) -> int:
+    def total_samples(self) -> int:
         """Samples of the whole file, its clips joined."""
-        return len(self.clips) * self.samples - (len(self.clips) - 1) * min(self.fade, self.samples)
+        return len(self.clips) * self.samples - (len(self.clips) - 1) * min(self.crossfade, self.samples)
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class SlidingWindow:
     """How far back a piece longer than the trained length looks, and by how much it moves: in frames."""
 
     frames: int
-    hop: int
+    stride: int
 
 
-def sampling_of(settings: Mapping[str, Any]) -> SamplingParams:
+def parse_sampling(settings: Mapping[str, Any]) -> SamplingParams:
     """The `sampling` group of a config. Raises InputError for values that make no sense."""
     found = {str(key): value for key, value in settings.items()}
     if not isinstance(found["temperature"], (int, float)):
@@ -71,17 +71,17 @@ def sampling_of(settings: Mapping[str, Any]) -> SamplingParams:
     return SamplingParams(**found)
 
 
-def samples_of(settings: Mapping[str, Any], instrument: LoadedRun) -> int:
+def num_samples(settings: Mapping[str, Any], instrument: LoadedRun) -> int:
     """The setting `seconds` in samples. Raises InputError for none, and for more than a day."""
     seconds, trained = settings["seconds"], instrument.trained_frames
     if seconds == "auto":
-        seconds = SECONDS if trained is None else trained / instrument.codec.frame_rate
-    if not (seconds * instrument.codec.sample_rate >= 0.5 and seconds <= LONGEST):
-        raise InputError(f"seconds={seconds}: give more than 0, and {LONGEST} (a day) at most")
+        seconds = DEFAULT_SECONDS if trained is None else trained / instrument.codec.frame_rate
+    if not (seconds * instrument.codec.sample_rate >= 0.5 and seconds <= MAX_SECONDS):
+        raise InputError(f"seconds={seconds}: give more than 0, and {MAX_SECONDS} (a day) at most")
     return round(seconds * instrument.codec.sample_rate)
 
 
-def window_of(settings: Mapping[str, Any], frames: int, instrument: LoadedRun) -> SlidingWindow | None:
+def resolve_window(settings: Mapping[str, Any], frames: int, instrument: LoadedRun) -> SlidingWindow | None:
     """The window of a piece of so many frames; None where it is no longer than the clips of training.
 
     Raises InputError for a window that does not lie within the trained length, or is needed but not known, and for a
@@ -147,7 +147,7 @@ def build_requests(
     else:
         found = (_extend if mode == "extend" else _prompt)(settings, instrument, skipped)
     samples, fade = (
-        samples_of(settings, instrument),
+        num_samples(settings, instrument),
         round(settings["crossfade_seconds"] * instrument.codec.sample_rate),
     )
     return [
@@ -160,7 +160,7 @@ def build_requests(
 
 
 _Made = tuple[
-    str, list[ClipRequest], dict[str, Any], list[Source]
+    str, list[ClipRequest], dict[str, Any], list[SourceAudio]
 ]  # name, clips (none: skipped), own settings, sources
 
 
@@ -169,7 +169,7 @@ def _prompt(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[st
     if settings["prompt"] is None:
         return [("sound", [ClipRequest(seed + i)], {**settings, "n": 1, "seed": seed + i}, []) for i in range(n)]
     made: list[_Made] = []
-    for name, prompt in _prompts(find(settings["prompt"]), settings, instrument, skipped):
+    for name, prompt in _prompts(find_prompts(settings["prompt"]), settings, instrument, skipped):
         for _ in range(n):
             clips, own, sources = [], {}, []  # of a skipped prompt, which keeps its name and its seeds
             if prompt is not None:
@@ -182,7 +182,7 @@ def _prompt(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[st
 
 
 def _interpolate(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Made]:
-    sources = read_all(find(settings["prompt"]), settings["prompt_seconds"], instrument)
+    sources = read_prompts(find_prompts(settings["prompt"]), settings["prompt_seconds"], instrument)
     prompts = interpolation.interpolation_path(
         [vector for _, _, vector in sources], settings["steps"], settings["blend"]
     )
@@ -197,11 +197,11 @@ def _interpolate(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Ma
 
 
 def _morph(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Made]:
-    keyframes, every = interpolation.keyframes_of(settings["keyframes"]), settings["keyframe_interval"]
+    keyframes, every = interpolation.parse_keyframes(settings["keyframes"]), settings["keyframe_interval"]
     if not every > 0:
         raise InputError(f"keyframe_interval={every}: give more than 0 seconds")
     named = {str(i): Path(path) for i, (_, path) in enumerate(keyframes)}
-    sources = read_all(named, settings["prompt_seconds"], instrument)
+    sources = read_prompts(named, settings["prompt_seconds"], instrument)
     stops = [(at, vector) for (at, _), (_, _, vector) in zip(keyframes, sources, strict=True)]
     rate = instrument.codec.frame_rate
     prompts = [
@@ -223,7 +223,7 @@ def _morph(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Made]:
 def _extend(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None) -> list[_Made]:
     if settings["audio"] is None:
         raise InputError("mode=extend goes on with a sound file: give audio=a.wav")
-    rate, samples = instrument.codec.sample_rate, samples_of(settings, instrument)
+    rate, samples = instrument.codec.sample_rate, num_samples(settings, instrument)
     start = read_source(settings["audio"], (samples + 1) / rate, rate)
     if len(start.wav) >= samples:
         raise InputError(
@@ -231,7 +231,7 @@ def _extend(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[st
         )
     codes = instrument.codec.encode(torch.from_numpy(start.wav)[None, None])[0].cpu()  # [K, T]
     given = codes[:, : max(1, len(start.wav) // instrument.codec.hop_length)]  # the last frame may be partly silence
-    prompts = find(settings["prompt"] if settings["prompt"] is not None else str(settings["audio"]))
+    prompts = find_prompts(settings["prompt"] if settings["prompt"] is not None else str(settings["audio"]))
     made: list[_Made] = []
     for _, prompt in _prompts(prompts, settings, instrument, skipped):
         for _ in range(settings["n"]):
@@ -248,16 +248,16 @@ def _extend(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[st
 
 def _prompts(
     files: Mapping[str, Path], settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None
-) -> list[tuple[str, tuple[Source, Tensor] | None]]:
+) -> list[tuple[str, tuple[SourceAudio, Tensor] | None]]:
     """Every file's name, with its sound and prompt vector; None for a file that is skipped."""
-    read = read_all(files, settings["prompt_seconds"], instrument, skipped)
+    read = read_prompts(files, settings["prompt_seconds"], instrument, skipped)
     prompts = {name: (source, vector) for name, source, vector in read}
     return [(name, prompts.get(name)) for name in files]
 
 
-def read_all(
+def read_prompts(
     paths: Mapping[str, Path], seconds: float, instrument: LoadedRun, skipped: list[str] | None = None
-) -> list[tuple[str, Source, Tensor]]:
+) -> list[tuple[str, SourceAudio, Tensor]]:
     """Name, sound and prompt vector [P] of each file; each embedded alone, so that the others change nothing.
 
     `skipped` receives path and reason of each file that cannot be read; without it every file must be readable.
@@ -269,7 +269,7 @@ def read_all(
     for name, path in paths.items():
         try:
             source = read_source(path, seconds, instrument.codec.sample_rate)
-            found.append((name, source, vector_of(instrument.embedder, source)))
+            found.append((name, source, prompt_vector(instrument.embedder, source)))
         except AudioError as error:
             refused.append(str(error))
     if refused and (skipped is None or not found):

@@ -24,8 +24,8 @@ from pipeline.generation.request import AudioRequest, ClipRequest, SlidingWindow
 from pipeline.generation.sampling import SamplingParams
 
 Job = tuple[int, int]  # a piece, and a clip of it, by number
-SAY_EVERY = 75  # frames
-Watch = Callable[[Tensor], None]  # told codes [B, K, t] of a batch as soon as t frames more are whole
+PROGRESS_FRAMES = 75  # frames
+OnCodes = Callable[[Tensor], None]  # told codes [B, K, t] of a batch as soon as t frames more are whole
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class GeneratedFile:
     path: Path
     seconds: float
     codes_sha256: str
-    whole: bool
-    clipped: float
-    sounds: Sequence[np.ndarray] = ()
+    is_complete: bool
+    clipped_fraction: float
+    clips: Sequence[np.ndarray] = ()
 
 
 def start_generation(
@@ -55,7 +55,7 @@ def start_generation(
     prompts = [
         (frame, torch.stack([clip.prompts[i][1] for clip in clips])) for i, (frame, _) in enumerate(first.prompts)
     ]
-    given = None if first.given is None else torch.stack([clip.given for clip in clips])  # type: ignore[misc]
+    given = None if first.prefix_codes is None else torch.stack([clip.prefix_codes for clip in clips])  # type: ignore[misc]
     plan = GenerationSpec(
         frames=instrument.codec.frames(samples),
         seeds=[clip.seed for clip in clips],
@@ -63,22 +63,22 @@ def start_generation(
         prompts=prompts,
         prefix_codes=given,
         window=window.frames if window else None,
-        window_stride=window.hop if window else None,
+        window_stride=window.stride if window else None,
     )
-    return Generation(instrument.player, plan)
+    return Generation(instrument.engine, plan)
 
 
 def generate_files(
-    instrument: LoadedRun,
-    pieces: Sequence[AudioRequest],
+    run: LoadedRun,
+    requests: Sequence[AudioRequest],
     sampling: SamplingParams,
     window: SlidingWindow | None,
     batch: int,
-    say: Callable[[str], None],
-    repeat: Mapping[str, int] | None = None,
-    watch: Watch | None = None,
-    every: int = SAY_EVERY,
-    until: Sequence[int] | None = None,
+    on_status: Callable[[str], None],
+    batch_slot: Mapping[str, int] | None = None,
+    on_codes: OnCodes | None = None,
+    progress_frames: int = PROGRESS_FRAMES,
+    stop_frames: Sequence[int] | None = None,
 ) -> Iterator[GeneratedFile]:
     """Make pieces, at most `batch` clips at once, and write each as soon as it is whole.
 
@@ -87,43 +87,45 @@ def generate_files(
     interrupted, the frames of each clip that were made. Interrupted, what is made of the pieces under way is written
     and told too.
     """
-    jobs = [(p, c) for p, piece in enumerate(pieces) for c in range(len(piece.clips))][: len(until) if until else None]
+    jobs = [(p, c) for p, piece in enumerate(requests) for c in range(len(piece.clips))][
+        : len(stop_frames) if stop_frames else None
+    ]
     codes: dict[Job, Tensor] = {}
-    rate = instrument.codec.frame_rate
+    rate = run.codec.frame_rate
     first = 1  # the number of a batch's first clip
-    for part in _batches(pieces, jobs, batch):
-        clips, last = [pieces[p].clips[c] for p, c in part], first + len(part) - 1
+    for part in _batches(requests, jobs, batch):
+        clips, last = [requests[p].clips[c] for p, c in part], first + len(part) - 1
         numbers = f"clip {first}" if first == last else f"clips {first}-{last}"
-        rows, row = (repeat["rows"], repeat["row"]) if repeat and len(clips) == 1 else (len(clips), 0)
-        take = start_generation(instrument, clips * (rows // len(clips)), pieces[part[0][0]].samples, sampling, window)
+        rows, row = (batch_slot["rows"], batch_slot["row"]) if batch_slot and len(clips) == 1 else (len(clips), 0)
+        take = start_generation(run, clips * (rows // len(clips)), requests[part[0][0]].samples, sampling, window)
         touched = list(dict.fromkeys(p for p, _ in part))
-        enough = max(until[c] for _, c in part) if until else take.plan.frames
+        enough = max(stop_frames[c] for _, c in part) if stop_frames else take.spec.frames
         place = {p: {"rows": rows, "row": row + [q for q, _ in part].index(p)} for p in touched}
         try:
-            for found in take.chunks(every):
-                if watch is not None:
-                    watch(found)
-                made, frames = take.complete / rate, take.plan.frames / rate
-                say(f"{numbers} of {len(jobs)}: {made:.1f} s of {frames:.1f} s")
-                if until and take.complete >= enough:
+            for found in take.chunks(progress_frames):
+                if on_codes is not None:
+                    on_codes(found)
+                made, frames = take.complete_frames / rate, take.spec.frames / rate
+                on_status(f"{numbers} of {len(jobs)}: {made:.1f} s of {frames:.1f} s")
+                if stop_frames and take.complete_frames >= enough:
                     break
         except BaseException as error:  # what is made is kept
             codes |= _codes(take, part, row)
             for p in touched:
-                kept = _write(instrument, pieces[p], _of(codes, p), place[p], whole=False)
+                kept = _write(run, requests[p], _of(codes, p), place[p], whole=False)
                 if kept.seconds and isinstance(error, KeyboardInterrupt):
                     yield kept
             raise
-        codes |= _codes(take, part, row, until)
+        codes |= _codes(take, part, row, stop_frames)
         first = last + 1
         for p in touched:
-            if len(_of(codes, p)) == len(until or pieces[p].clips):
-                yield _write(instrument, pieces[p], _of(codes, p), place[p], whole=until is None)
+            if len(_of(codes, p)) == len(stop_frames or requests[p].clips):
+                yield _write(run, requests[p], _of(codes, p), place[p], whole=stop_frames is None)
 
 
 def _codes(take: Generation, part: Sequence[Job], row: int, until: Sequence[int] | None = None) -> dict[Job, Tensor]:
     """What a take has made of each clip of a batch: [K, T]."""
-    ends = take.lengths.clamp(max=take.complete).tolist()[row:]
+    ends = take.lengths.clamp(max=take.complete_frames).tolist()[row:]
     ends = [min(end, until[c]) for end, (_, c) in zip(ends, part, strict=False)] if until else ends
     return {job: take.codes[row + i, :, : ends[i]].cpu() for i, job in enumerate(part)}
 
@@ -146,7 +148,7 @@ def _batches(pieces: Sequence[AudioRequest], jobs: Sequence[Job], batch: int) ->
 
 def _shape(pieces: Sequence[AudioRequest], job: Job) -> tuple[object, ...]:
     piece, clip = pieces[job[0]], pieces[job[0]].clips[job[1]]
-    given = 0 if clip.given is None else clip.given.shape[1]
+    given = 0 if clip.prefix_codes is None else clip.prefix_codes.shape[1]
     return piece.samples, given, *(frame for frame, _ in clip.prompts)
 
 
@@ -157,12 +159,12 @@ def _write(
     rate = instrument.codec.sample_rate
     made = [instrument.codec.decode(clip[None].long())[0, 0].cpu().numpy() for clip in codes if clip.shape[1]]
     sounds = [sound[: piece.samples] for sound in made]
-    wav = crossfade(sounds, piece.fade) if sounds else np.zeros(0, np.float32)
+    wav = crossfade(sounds, piece.crossfade) if sounds else np.zeros(0, np.float32)
     if whole or len(wav):
         audio_io.write(piece.out, wav, rate)
         sidecar.write(piece, instrument, codes, place, len(wav) / rate, whole)
     clipped = _full(wav) / max(1, len(wav))
-    return GeneratedFile(piece.out, len(wav) / rate, sidecar.digest(codes), whole, clipped, sounds)
+    return GeneratedFile(piece.out, len(wav) / rate, sidecar.hash_codes(codes), whole, clipped, sounds)
 
 
 def _full(wav: np.ndarray) -> int:
@@ -170,7 +172,7 @@ def _full(wav: np.ndarray) -> int:
     return int((np.abs(wav) >= 1).sum())
 
 
-def stream(
+def stream_audio(
     instrument: LoadedRun,
     clip: ClipRequest,
     samples: int,
@@ -194,40 +196,40 @@ def _sound(instrument: LoadedRun, take: Generation, samples: int, chunk: float) 
 
 
 def stream_files(
-    instrument: LoadedRun,
-    pieces: Sequence[AudioRequest],
+    run: LoadedRun,
+    requests: Sequence[AudioRequest],
     sampling: SamplingParams,
     window: SlidingWindow | None,
     chunk: float,
-    until: float | None = None,
+    stop_seconds: float | None = None,
 ) -> Iterator[GeneratedFile]:
     """Make pieces of one clip one after the other, each written to its file while it is made.
 
     until: of a piece that was interrupted, the seconds that were made. Interrupted, what is made is told too. Raises
     InputError for a piece of several clips.
     """
-    rate = instrument.codec.sample_rate
-    for piece in pieces:
+    rate = run.codec.sample_rate
+    for piece in requests:
         if len(piece.clips) != 1:
             raise InputError("stream=true: an interpolation is joined from whole clips; stream mode=morph instead")
-        take = start_generation(instrument, piece.clips, piece.samples, sampling, window)
+        take = start_generation(run, piece.clips, piece.samples, sampling, window)
         piece.out.parent.mkdir(parents=True, exist_ok=True)
-        samples, written, full = piece.samples if until is None else round(until * rate), 0, 0
+        samples, written, full = piece.samples if stop_seconds is None else round(stop_seconds * rate), 0, 0
 
         try:
             with soundfile.SoundFile(piece.out, "w", rate, 1) as file:
-                for wav in _sound(instrument, take, samples, chunk):
+                for wav in _sound(run, take, samples, chunk):
                     file.write(wav.clip(-1, 1))
                     file.flush()
                     written, full = written + len(wav), full + _full(wav)
         except BaseException as error:
             if written:
                 written = soundfile.info(piece.out).frames  # the interruption may have come right after a write
-                kept = _streamed(instrument, piece, take, written, full, whole=False)
+                kept = _streamed(run, piece, take, written, full, whole=False)
                 if isinstance(error, KeyboardInterrupt):
                     yield kept
             raise
-        yield _streamed(instrument, piece, take, written, full, whole=until is None)
+        yield _streamed(run, piece, take, written, full, whole=stop_seconds is None)
 
 
 def _streamed(
@@ -235,6 +237,6 @@ def _streamed(
 ) -> GeneratedFile:
     """Write the sidecar of a piece of which so many samples are written, so many of them at full scale."""
     heard, seconds = instrument.codec.frames(written), written / instrument.codec.sample_rate
-    codes = [take.codes[0, :, : min(int(take.lengths[0]), take.complete, heard)].cpu()]
+    codes = [take.codes[0, :, : min(int(take.lengths[0]), take.complete_frames, heard)].cpu()]
     sidecar.write(piece, instrument, codes, {"rows": 1, "row": 0}, seconds, whole)
-    return GeneratedFile(piece.out, seconds, sidecar.digest(codes), whole, full / max(1, written))
+    return GeneratedFile(piece.out, seconds, sidecar.hash_codes(codes), whole, full / max(1, written))

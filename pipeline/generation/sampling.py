@@ -45,7 +45,7 @@ class SamplingParams:
             raise InputError(f"sampling.guidance={self.guidance}: give a number; 1 follows the prompt as trained")
 
 
-def temperatures(samplings: Sequence[SamplingParams], codebooks: int) -> Tensor:
+def temperature_tensor(samplings: Sequence[SamplingParams], codebooks: int) -> Tensor:
     """The temperature of each row and codebook: float32 [B, K]. Raises InputError where they are not K."""
     rows = []
     for each in (sampling.temperature for sampling in samplings):

@@ -21,9 +21,9 @@ from pipeline.generation.request import AudioRequest
 
 log = logging.getLogger("pipeline")
 FORMAT = 2
-MOST_ROWS = 65_536  # of a batch
+MAX_ROWS = 65_536  # of a batch
 _HEX = re.compile("[0-9a-f]*")
-ELSEWHERE = (
+UNSTORED_SETTINGS = (
     "run",
     "out",
     "from",
@@ -52,10 +52,10 @@ def write(
         "whole": whole,
         "seconds": seconds,
         **({} if whole else {"frames": [clip.shape[1] for clip in codes]}),
-        "codes_sha256": digest(codes),
+        "codes_sha256": hash_codes(codes),
         "sound_sha256": sha256_file(piece.out),
-        "settings": {key: value for key, value in piece.settings.items() if key not in ELSEWHERE},
-        "sources": [source.told() for source in piece.sources],
+        "settings": {key: value for key, value in piece.settings.items() if key not in UNSTORED_SETTINGS},
+        "sources": [source.to_dict() for source in piece.sources],
         "batch": dict(place),
         "pattern": instrument.model.config.pattern,
         **instrument.identity,
@@ -63,7 +63,7 @@ def write(
     write_atomic(piece.out.with_suffix(".json"), json.dumps(redact_all(told), indent=1, ensure_ascii=False) + "\n")
 
 
-def digest(codes: Sequence[Tensor]) -> str:
+def hash_codes(codes: Sequence[Tensor]) -> str:
     """sha256 over codes [K, T] of each clip, as int16."""
     found = hashlib.sha256()
     for clip in codes:
@@ -92,7 +92,7 @@ def read(path: str | Path) -> dict[str, Any]:
             raise
         raise InputError(f"from={path}: not the .json that pipeline.generate writes ({error!r:.200})") from error
     found = {source: str(_source(path, Path(source), sha256).absolute()) for source, sha256 in sources}
-    settings = {name: value for name, value in told["settings"].items() if name not in ELSEWHERE}
+    settings = {name: value for name, value in told["settings"].items() if name not in UNSTORED_SETTINGS}
     return {**told, "settings": _moved(settings, found)}
 
 
@@ -121,9 +121,9 @@ def _moved(settings: Any, found: Mapping[str, str]) -> Any:
     return found.get(settings, settings) if isinstance(settings, str) else settings
 
 
-def check_words(path: str | Path, typed: Iterable[str]) -> None:
+def check_overrides(path: str | Path, typed: Iterable[str]) -> None:
     """Raises InputError where settings were typed that the sidecar tells: it makes that very sound."""
-    told = sorted(name for name in typed if name.partition(".")[0] not in (*ELSEWHERE, "hydra"))
+    told = sorted(name for name in typed if name.partition(".")[0] not in (*UNSTORED_SETTINGS, "hydra"))
     if told:
         names = ", ".join(f"{name}=" for name in told)
         raise InputError(
@@ -131,7 +131,7 @@ def check_words(path: str | Path, typed: Iterable[str]) -> None:
         )
 
 
-def run_of(path: str | Path, told: Mapping[str, Any]) -> Path:
+def find_run(path: str | Path, told: Mapping[str, Any]) -> Path:
     """The export that made the sound, as the sidecar in a folder names it. Raises InputError where it is not there."""
     folder = Path(told["export"]["folder"])
     for place in (folder, Path(path).parent / folder):
@@ -146,7 +146,7 @@ def _check_types(told: Mapping[str, Any]) -> None:
     rows, row = told["batch"]["rows"], told["batch"]["row"]
     if not all(isinstance(text, str) for text in texts) or not (type(rows) is type(row) is int and 0 <= row < rows):
         raise TypeError(f"{texts} or row {row!r} of {rows!r} is of another kind")
-    if rows > MOST_ROWS:
+    if rows > MAX_ROWS:
         raise TypeError(f"{rows} rows are more than one batch has")
     if not all(_HEX.fullmatch(text) for text in texts[2:]):
         raise TypeError(f"{texts[2]!r:.70} or {texts[3]!r:.70} is no sha256")
@@ -157,7 +157,7 @@ def _check_types(told: Mapping[str, Any]) -> None:
             raise TypeError(f"{told['frames']!r:.70} frames in {told['seconds']!r:.70} s were not made")
 
 
-def check(path: str | Path, told: Mapping[str, Any], instrument: LoadedRun) -> None:
+def check_run(path: str | Path, told: Mapping[str, Any], instrument: LoadedRun) -> None:
     """Raises InputError unless the instrument is the one it was made with; other versions are only told."""
     now = instrument.identity
     if told["export"]["sha256"] != now["export"]["sha256"]:

@@ -74,7 +74,7 @@ def card(found: Path, folder: Path, caches: Mapping[str, str] | None = None) -> 
     run, state = found.absolute().parents[1], checkpoint.read_metadata(found)
     if not (run / "config.yaml").exists():
         raise InputError(f"{run} has no config.yaml: it is no run folder that pipeline.train wrote")
-    settings = run_folder.config(run)
+    settings = run_folder.read_config(run)
     if caches is None:
         named = settings.get("shards")
         named = named if isinstance(named, dict) else {"": named}
@@ -181,7 +181,7 @@ def _training(settings: Mapping[str, Any], state: Mapping[str, Any], rows: list[
 def _figures(run: Path, folder: Path) -> Iterable[str]:
     """What `pipeline.evaluate` measured, if it measured these very weights."""
     try:
-        told = _plain(run_folder.evaluation(run / "evaluation" / "evaluate.json"))
+        told = _plain(run_folder.read_evaluation(run / "evaluation" / "evaluate.json"))
     except InputError as error:
         log.warning("the card shows no figures: %s", error)
         return

@@ -10,17 +10,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.audio.spectrogram import spectrogram
-from pipeline.evaluation.report_html import flac, png
-from pipeline.evaluation.report_sections import Sound
+from pipeline.evaluation.report_html import flac_data_uri, png_data_uri
+from pipeline.evaluation.report_sections import LabeledAudio
 from pipeline.evaluation.templates import macros
 
 COLUMNS = 240  # of a waveform
 _CARDS = macros("cards.html")
 
 
-def row(title: str, sounds: Sequence[Sound], rate: int, wide: bool = False) -> str:
+def row(title: str, sounds: Sequence[LabeledAudio], rate: int, wide: bool = False) -> str:
     """Sounds side by side, inside the text itself; wide: each as broad as the page. Nothing is left on the server."""
-    return str(_CARDS.row(title, sounds, rate, wide, lambda wav: png(spectrogram(wav)), outline, flac))
+    return str(
+        _CARDS.row(title, sounds, rate, wide, lambda wav: png_data_uri(spectrogram(wav)), outline, flac_data_uri)
+    )
 
 
 def outline(wav: np.ndarray) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.sound_files import UNSUPPORTED, unsupported
 from pipeline.data.dataloader import ShardedDataset
 from pipeline.evaluation import run_folder
-from pipeline.evaluation.evaluator import check_cache, draw_clips, most_frames
+from pipeline.evaluation.evaluator import check_dataset, max_frames, sample_reference_clips
 from pipeline.generation import prompts
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.webui.file_store import FileStore
@@ -34,7 +34,7 @@ def examples(given: Any, split: str, count: int, run: str, instrument: LoadedRun
             log.warning("no examples to pick from (give some: examples=FOLDER): %s", error)
             return {}
     found = {}
-    for name, path in prompts.find(given).items():
+    for name, path in prompts.find_prompts(given).items():
         if path.name.lower().endswith(UNSUPPORTED):
             log.warning("examples=%s: %s: %s", given, path, unsupported(path.suffix, path.suffix))
             continue
@@ -43,10 +43,10 @@ def examples(given: Any, split: str, count: int, run: str, instrument: LoadedRun
 
 
 def _of_cache(split: str, count: int, run: Path, instrument: LoadedRun, store: FileStore) -> dict[str, Path]:
-    cache = ShardedDataset(run_folder.shards(run), split)
-    check_cache(cache, instrument)
-    clips = draw_clips(cache, count, 0, instrument, most_frames(instrument))
-    wavs = prompts.decode(instrument.codec, [clip.codes for clip in clips])
+    cache = ShardedDataset(run_folder.training_shards(run), split)
+    check_dataset(cache, instrument)
+    clips = sample_reference_clips(cache, count, 0, instrument, max_frames(instrument))
+    wavs = prompts.decode_codes(instrument.codec, [clip.codes for clip in clips])
     made = {}
     with tempfile.TemporaryDirectory() as folder:
         for clip, wav in zip(clips, wavs, strict=True):

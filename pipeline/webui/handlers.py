@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.audio import audio_io, metrics
 from pipeline.common.errors import InputError
-from pipeline.evaluation.report_sections import Sound
+from pipeline.evaluation.report_sections import LabeledAudio
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.webui import components
 from pipeline.webui.service import GenerationResult, GenerationService
@@ -93,9 +93,11 @@ class Handlers:
             answer = self.desk.generate(run, asked, room, self._watch(instrument, asked, int(steps), progress))
             ((piece, made),) = answer.pieces
             rate = instrument.codec.sample_rate
-            start, end = (Sound(name, source.wav) for name, source in zip(("from", "to"), piece.sources, strict=True))
-            strip = [Sound(f"step {i + 1}", wav) for i, wav in enumerate(made.sounds)]
-            whole = Sound(f"all {len(strip)} steps, joined", audio_io.read(made.path, rate=rate))
+            start, end = (
+                LabeledAudio(name, source.wav) for name, source in zip(("from", "to"), piece.sources, strict=True)
+            )
+            strip = [LabeledAudio(f"step {i + 1}", wav) for i, wav in enumerate(made.clips)]
+            whole = LabeledAudio(f"all {len(strip)} steps, joined", audio_io.read(made.path, rate=rate))
             html = components.row("The whole way", [whole], rate, wide=True) + components.row(
                 "Step by step", [start, *strip, end], rate
             )
@@ -125,8 +127,8 @@ class Handlers:
                 answer = self.desk.generate(run, asked, room, self._watch(instrument, asked, 1, progress, take))
             ((piece, made),) = answer.pieces
             rate = instrument.codec.sample_rate
-            sounds = [Sound(f"at {at:g} s", s.wav) for (at, _), s in zip(given, piece.sources, strict=True)]
-            whole = [Sound(f"seed {asked['seed']}", wav) for wav in made.sounds]
+            sounds = [LabeledAudio(f"at {at:g} s", s.wav) for (at, _), s in zip(given, piece.sources, strict=True)]
+            whole = [LabeledAudio(f"seed {asked['seed']}", wav) for wav in made.clips]
             html = components.row("The piece", whole, rate, wide=True) + components.row("Keyframes", sounds, rate)
             yield gr.skip(), html + components.command(answer.command), self._kept(visitor, answer.files), asked["seed"]
 
@@ -153,7 +155,9 @@ class Handlers:
                 answer = self.desk.generate(run, words, place, watch)
                 if not i and brought:
                     source = answer.pieces[0][0].sources[0]
-                    html = components.row("Prompt", [Sound("original", source.wav)], instrument.codec.sample_rate)
+                    html = components.row(
+                        "Prompt", [LabeledAudio("original", source.wav)], instrument.codec.sample_rate
+                    )
                 title = f"{run} · {instrument.model.config.pattern}, {instrument.model.config.codebooks} codebooks"
                 html += components.row(title, _seeded(answer), instrument.codec.sample_rate)
             yield html, asked["seed"]
@@ -178,13 +182,13 @@ class Handlers:
                 raise InputError("no number of codebooks is chosen: tick one")
             wav = audio_io.read(file, duration=self.desk.limits.seconds, rate=codec.sample_rate)
             codes = codec.encode(torch.from_numpy(wav)[None, None])  # [1, K, T]
-            sounds, files = [Sound("original", wav)], []
+            sounds, files = [LabeledAudio("original", wav)], []
             for i, count in enumerate(chosen):
                 progress(i / len(chosen), desc=f"{count} codebooks")
                 heard = codec.decode(codes[:, :count])[0, 0, : len(wav)].cpu().numpy()
                 distance = metrics.log_spectral_distance(wav, heard)
                 label = f"Q = {count} · {count * codec.bandwidth / 1000:g} kbit/s · {distance:.1f} dB away"
-                sounds.append(Sound(label, heard))
+                sounds.append(LabeledAudio(label, heard))
                 files.append(room / f"{file.stem}.k{count}.wav")
                 audio_io.write(files[-1], heard, codec.sample_rate)
             text = "dB away: log-spectral distance from the original, of which 0 is the same."
@@ -253,12 +257,12 @@ class Handlers:
     def _results(self, instrument: LoadedRun, answer: GenerationResult) -> str:
         """Original beside results."""
         sources, rate = answer.pieces[0][0].sources, instrument.codec.sample_rate
-        original = [Sound("original (the prompt)", source.wav) for source in sources]
+        original = [LabeledAudio("original (the prompt)", source.wav) for source in sources]
         return components.row("", [*original, *_seeded(answer)], rate) + components.command(answer.command)
 
 
-def _seeded(answer: GenerationResult) -> list[Sound]:
-    return [Sound(f"seed {piece.clips[0].seed}", wav) for piece, made in answer.pieces for wav in made.sounds]
+def _seeded(answer: GenerationResult) -> list[LabeledAudio]:
+    return [LabeledAudio(f"seed {piece.clips[0].seed}", wav) for piece, made in answer.pieces for wav in made.clips]
 
 
 def _client_is_gone() -> bool:

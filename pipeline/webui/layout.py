@@ -13,7 +13,7 @@ import gradio as gr
 
 from pipeline.generation.interpolation import BLENDS
 from pipeline.generation.loaded_run import LoadedRun
-from pipeline.generation.request import samples_of
+from pipeline.generation.request import num_samples
 from pipeline.webui.handlers import Handlers
 from pipeline.webui.request_guard import visitor_name
 
@@ -42,7 +42,7 @@ class DemoContext:
         """What pipeline.generate makes of `auto` with the first model, within the limits, in whole tenths."""
         desk = self.acts.desk
         instrument = desk.instruments[self.runs[0]]
-        most = min(desk.limits.seconds, samples_of(desk.defaults, instrument) / instrument.codec.sample_rate)
+        most = min(desk.limits.seconds, num_samples(desk.defaults, instrument) / instrument.codec.sample_rate)
         return max(STEP, math.floor(most / STEP + 1e-6) * STEP)
 
 

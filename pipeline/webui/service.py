@@ -25,7 +25,7 @@ from pipeline.audio.audio_io import AudioError
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
 from pipeline.generation.loaded_run import LoadedRun, limit_threads
-from pipeline.generation.request import AudioRequest, build_requests, samples_of, sampling_of, window_of
+from pipeline.generation.request import AudioRequest, build_requests, num_samples, parse_sampling, resolve_window
 from pipeline.generation.runner import GeneratedFile, generate_files
 from pipeline.webui.file_store import NOT_STORED, FileStore, StorageFullError
 
@@ -117,13 +117,15 @@ class GenerationService:
         """
         instrument = self.instrument(run)
         settings = self.settings(asked) | {"out": str(room / OUT)}
-        sampling = sampling_of(settings["sampling"])
+        sampling = parse_sampling(settings["sampling"])
         frames = instrument.codec.frames(self.samples(asked, instrument))
-        window, found = window_of(settings, frames, instrument), build_requests(settings, instrument)
+        window, found = resolve_window(settings, frames, instrument), build_requests(settings, instrument)
         batch, every = instrument.best_batch(window.frames if window else frames), self.every(instrument)
         with _settled(instrument, sum(len(piece.clips) for piece in found)):
             made = list(
-                generate_files(instrument, found, sampling, window, batch, lambda line: None, watch=watch, every=every)
+                generate_files(
+                    instrument, found, sampling, window, batch, lambda line: None, on_codes=watch, progress_frames=every
+                )
             )
         files = [path for sound in made for path in (sound.path, make_portable(sound.path, room, run))]
         sources = {source.path for piece in found for source in piece.sources}
@@ -145,7 +147,7 @@ class GenerationService:
 
     def samples(self, asked: Mapping[str, Any], instrument: LoadedRun) -> int:
         """Of each sound that is asked for. Raises InputError beyond the limits."""
-        samples = samples_of(self.settings(asked), instrument)
+        samples = num_samples(self.settings(asked), instrument)
         seconds = samples / instrument.codec.sample_rate
         if seconds > self.limits.seconds:
             raise InputError(f"seconds={seconds:g}: this page makes {self.limits.seconds:g} s at most")

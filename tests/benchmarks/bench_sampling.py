@@ -136,7 +136,7 @@ def main() -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(0)
     model = small().to(args.device)
-    exact, fast = InferenceEngine(model), InferenceEngine(model, exact=False)
+    exact, fast = InferenceEngine(model), InferenceEngine(model, batch_invariant=False)
     music = musicgen(args.device) if args.music else None
     print(f"{args.device}, {torch.get_num_threads()} threads, {args.steps} steps, torch {torch.__version__}")
     print(f"{'':18}{'batch':>6}{'ms a step':>12}{'x real time':>13}{'clips: x article alone':>24}")

@@ -12,19 +12,25 @@ from pipeline.data.manifest import Manifest
 from pipeline.evaluation.comparison import COLUMNS
 from pipeline.generation.loaded_run import load_run
 from pipeline.models import model_stats
-from tests.helpers.trained_run import FRAMES, Stage, task
+from tests.helpers.trained_run import FRAMES, Workspace, run_command
 
 
 def test_a_row_a_run_with_its_log_and_the_same_clips(
-    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [stage.run("delay"), stage.run("flatten", positions=128)]
+    runs = [workspace.run("delay"), workspace.run("flatten", positions=128)]
     rows = [{"step": 10 * i, "train/clips": 80 * i, "speed/codes_per_second": 1000.0 + i} for i in range(1, 6)]
     (runs[1] / "metrics.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 50, "val/loss": 1}])
     )
-    words = (f"runs=[{runs[0]},{runs[1]}]", f"shards={stage.cache}", "n=2", f"out={tmp_path}", "benchmark_batch=2")
-    task("compare", *words)
+    words = (
+        f"runs=[{runs[0]},{runs[1]}]",
+        f"shards={workspace.dataset}",
+        "n=2",
+        f"out={tmp_path}",
+        "benchmark_batch=2",
+    )
+    run_command("compare", *words)
     found = json.loads((tmp_path / "compare.json").read_text())
     first, second = found["rows"]
     assert set(first) == set(COLUMNS) and (first["pattern"], second["pattern"]) == ("delay", "flatten")
@@ -41,20 +47,20 @@ def test_a_row_a_run_with_its_log_and_the_same_clips(
 
 
 def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
-    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One codebook costs fewer bits a second than two, and is no better for it."""
-    runs = [stage.run("delay"), stage.run("delay", codebooks=1)]
-    task(
+    runs = [workspace.run("delay"), workspace.run("delay", codebooks=1)]
+    run_command(
         "compare",
         f"runs=[{runs[0]},{runs[1]}]",
-        f"shards={stage.cache}",
+        f"shards={workspace.dataset}",
         "n=64",
         f"out={tmp_path}",
         "benchmark_batch=1",
     )
     found = json.loads((tmp_path / "compare.json").read_text())
-    rows, clips = found["rows"], Manifest.load(stage.cache).samples("valid")
+    rows, clips = found["rows"], Manifest.load(workspace.dataset).samples("valid")
     assert [told["settings"]["n"] for told in found["evaluations"].values()] == [clips, clips] and clips < 64
     assert [row["codebooks"] for row in rows] == [2, 1] and rows[0]["codec"] == rows[1]["codec"] == "encodec_embedded"
     out = capsys.readouterr().out
@@ -72,12 +78,16 @@ def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
         (["temperatures=-1"], r"temperatures=\[-1\]: give 0 or more"),
     ],
 )
-def test_numbers_that_measure_nothing_are_refused(stage: Stage, tmp_path: Path, words: list[str], message: str) -> None:
+def test_numbers_that_measure_nothing_are_refused(
+    workspace: Workspace, tmp_path: Path, words: list[str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        task("compare", f"runs={stage.run()}", f"shards={stage.cache}", f"out={tmp_path / 'o'}", *words)
+        run_command(
+            "compare", f"runs={workspace.run()}", f"shards={workspace.dataset}", f"out={tmp_path / 'o'}", *words
+        )
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_without_export_is_refused(stage: Stage, tmp_path: Path) -> None:
+def test_a_run_without_export_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pipeline.export"):
-        task("compare", f"runs=[{tmp_path}]", f"shards={stage.cache}", f"out={tmp_path}")
+        run_command("compare", f"runs=[{tmp_path}]", f"shards={workspace.dataset}", f"out={tmp_path}")

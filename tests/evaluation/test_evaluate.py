@@ -21,21 +21,21 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.storage import open_storage
 from pipeline.models.codec_gpt import CodecGPT
-from tests.helpers.trained_run import Stage, task
+from tests.helpers.trained_run import Workspace, run_command
 
 SMALL = ("n=3", "temperatures=[0,0.7]", "resamples=50")
 
 
 @pytest.fixture(scope="module")
-def evaluated(stage: Stage) -> tuple[dict, Path]:
+def evaluated(workspace: Workspace) -> tuple[dict, Path]:
     """evaluate.json, and the folder that it stands in."""
-    out = stage.root / "evaluated"
-    task("evaluate", f"run={stage.run()}", f"shards={stage.cache}", f"out={out}", *SMALL)
+    out = workspace.root / "evaluated"
+    run_command("evaluate", f"run={workspace.run()}", f"shards={workspace.dataset}", f"out={out}", *SMALL)
     return json.loads((out / "evaluate.json").read_text()), out
 
 
-def test_the_loss_is_the_mean_over_every_validation_clip(stage: Stage, evaluated: tuple[dict, Path]) -> None:
-    model, valid = CodecGPT.from_pretrained(stage.run() / "export"), ShardedDataset(stage.cache, "valid", 2)
+def test_the_loss_is_the_mean_over_every_validation_clip(workspace: Workspace, evaluated: tuple[dict, Path]) -> None:
+    model, valid = CodecGPT.from_pretrained(workspace.run() / "export"), ShardedDataset(workspace.dataset, "valid", 2)
     with torch.no_grad():
         parts = [model(b.codes, b.frames, b.prompt) for b in iter_once(valid, 1)]
     nats, cells = sum(p[0] for p in parts), sum(p[1] for p in parts)
@@ -47,10 +47,10 @@ def test_the_loss_is_the_mean_over_every_validation_clip(stage: Stage, evaluated
 
 
 def test_the_unigram_baseline_knows_how_often_each_code_comes_in_training(
-    stage: Stage, evaluated: tuple[dict, Path]
+    workspace: Workspace, evaluated: tuple[dict, Path]
 ) -> None:
     train, valid = (
-        np.concatenate([b.codes[0].numpy() for b in iter_once(ShardedDataset(stage.cache, s, 2), 1)], 1)
+        np.concatenate([b.codes[0].numpy() for b in iter_once(ShardedDataset(workspace.dataset, s, 2), 1)], 1)
         for s in ("train", "valid")
     )
     for k in (0, 1):
@@ -60,10 +60,10 @@ def test_the_unigram_baseline_knows_how_often_each_code_comes_in_training(
 
 
 def test_ceiling_and_floor_are_the_codecs_reconstructions_of_own_and_other_clips(
-    stage: Stage, evaluated: tuple[dict, Path]
+    workspace: Workspace, evaluated: tuple[dict, Path]
 ) -> None:
     told, out = evaluated
-    clips = list(sample_clips(open_storage(stage.cache), Manifest.load(stage.cache), 3, 0, "valid"))
+    clips = list(sample_clips(open_storage(workspace.dataset), Manifest.load(workspace.dataset), 3, 0, "valid"))
     codec, embedder = load_codec("encodec_embedded", 2), load_embedder("encodecmae_tiny")
     heard = [codec.decode(torch.from_numpy(clip.codes.astype(np.int64))[None])[0, 0] for clip in clips]
     vectors = np.stack([embedder.embed(wav[None])[0].numpy() for wav in heard])
@@ -96,10 +96,12 @@ def test_there_is_a_sound_of_the_clips_length_for_each_temperature(evaluated: tu
 
 
 def test_the_same_again_is_the_same_whatever_the_batch(
-    stage: Stage, evaluated: tuple[dict, Path], tmp_path: Path
+    workspace: Workspace, evaluated: tuple[dict, Path], tmp_path: Path
 ) -> None:
     told, out = evaluated
-    task("evaluate", f"run={stage.run()}", f"shards={stage.cache}", f"out={tmp_path}", *SMALL, "batch=2")
+    run_command(
+        "evaluate", f"run={workspace.run()}", f"shards={workspace.dataset}", f"out={tmp_path}", *SMALL, "batch=2"
+    )
     for wav in out.glob("*.wav"):
         assert (tmp_path / wav.name).read_bytes() == wav.read_bytes()
     again = json.loads((tmp_path / "evaluate.json").read_text())
@@ -107,11 +109,11 @@ def test_the_same_again_is_the_same_whatever_the_batch(
 
 
 def test_figures_and_the_place_to_listen_are_printed(
-    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    run = stage.run("parallel")
-    task("evaluate", f"run={run}", f"shards={stage.cache}", "n=2", "temperatures=[1]", "pitch=false")
+    run = workspace.run("parallel")
+    run_command("evaluate", f"run={run}", f"shards={workspace.dataset}", "n=2", "temperatures=[1]", "pitch=false")
     told = capsys.readouterr().out
     for word in ("unigram", "uniform", "bits/s", "prompt fidelity", "temperature 1", "ceiling (codec)", "floor"):
         assert word in told
@@ -119,8 +121,15 @@ def test_figures_and_the_place_to_listen_are_printed(
     assert "pitch" not in told
 
 
-def test_one_clip_has_no_floor_and_no_distance_but_is_measured(stage: Stage, tmp_path: Path) -> None:
-    task("evaluate", f"run={stage.run()}", f"shards={stage.cache}", "n=1", "temperatures=[0.5]", f"out={tmp_path}")
+def test_one_clip_has_no_floor_and_no_distance_but_is_measured(workspace: Workspace, tmp_path: Path) -> None:
+    run_command(
+        "evaluate",
+        f"run={workspace.run()}",
+        f"shards={workspace.dataset}",
+        "n=1",
+        "temperatures=[0.5]",
+        f"out={tmp_path}",
+    )
     told = json.loads((tmp_path / "evaluate.json").read_text())
     assert (
         told["floor"] == {} and "distance" not in told["ceiling"] and told["temperatures"]["0.5"]["fidelity"]["n"] == 1
@@ -135,32 +144,38 @@ def test_one_clip_has_no_floor_and_no_distance_but_is_measured(stage: Stage, tmp
         (["temperatures=[-1]"], r"temperatures=\[-1\]: give 0 or more"),
     ],
 )
-def test_settings_that_measure_nothing_are_refused(stage: Stage, words: list[str], message: str) -> None:
+def test_settings_that_measure_nothing_are_refused(workspace: Workspace, words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        task("evaluate", f"run={stage.run()}", f"shards={stage.cache}", f"out={stage.root / 'none'}", *words)
+        run_command(
+            "evaluate",
+            f"run={workspace.run()}",
+            f"shards={workspace.dataset}",
+            f"out={workspace.root / 'none'}",
+            *words,
+        )
 
 
 @pytest.mark.parametrize("part", ["codec", "embedder"])
 def test_a_cache_of_another_codec_or_embedder_is_refused_by_what_differs(
-    stage: Stage, tmp_path: Path, part: str
+    workspace: Workspace, tmp_path: Path, part: str
 ) -> None:
-    shutil.copytree(stage.cache, tmp_path / "cache")
+    shutil.copytree(workspace.dataset, tmp_path / "cache")
     manifest = Manifest.load(tmp_path / "cache")
     getattr(manifest, part)["weights"] = "f" * 64
     manifest.save(tmp_path / "cache")
     with pytest.raises(InputError, match=f"{part}.weights='{'f' * 64}' where '.*' is wanted"):
-        task("evaluate", f"run={stage.run()}", f"shards={tmp_path / 'cache'}", f"out={tmp_path}", *SMALL)
+        run_command("evaluate", f"run={workspace.run()}", f"shards={tmp_path / 'cache'}", f"out={tmp_path}", *SMALL)
 
 
 def test_a_run_that_w_and_b_does_not_know_is_refused(
-    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = (f"shards={stage.cache}", f"out={tmp_path}", "wandb=true", *SMALL)
+    words = (f"shards={workspace.dataset}", f"out={tmp_path}", "wandb=true", *SMALL)
     with pytest.raises(InputError, match=r"wandb=true: .*was not tracked by W&B"):
-        task("evaluate", f"run={stage.run()}", *words)
-    shutil.copytree(stage.run(), tmp_path / "run")
+        run_command("evaluate", f"run={workspace.run()}", *words)
+    shutil.copytree(workspace.run(), tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3}\n')
     (tmp_path / "run" / "config.yaml").write_text("tracking: {name: wandb, mode: auto}")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with pytest.raises(InputError, match="wandb=true: WANDB_MODE"):
-        task("evaluate", f"run={tmp_path / 'run'}", *words)
+        run_command("evaluate", f"run={tmp_path / 'run'}", *words)

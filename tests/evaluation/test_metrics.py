@@ -87,5 +87,5 @@ def test_pitches_of_tones_are_heard() -> None:
     time = np.arange(24_000) / 24_000
     notes = np.array([57.0, 69, 76.5])
     tones = [np.sin(2 * np.pi * 440 * 2 ** ((note - 69) / 12) * time).astype(np.float32) * 0.3 for note in notes]
-    found = metrics.pitches([*tones, np.zeros(24_000, np.float32)], 24_000)
+    found = metrics.track_pitches([*tones, np.zeros(24_000, np.float32)], 24_000)
     assert found[:3] == pytest.approx(notes, abs=0.2) and np.isnan(found[3])

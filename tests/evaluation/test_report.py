@@ -24,13 +24,13 @@ from omegaconf import OmegaConf
 
 from pipeline.common.errors import InputError
 from pipeline.evaluation import comparison, report_html, svg_plots
-from pipeline.evaluation.report_sections import Sound
+from pipeline.evaluation.report_sections import LabeledAudio
 from pipeline.evaluation.svg_plots import Curve
 from pipeline.generation.loaded_run import load_run
 from pipeline.webui import components
 from pipeline.webui.examples import examples
 from tests.helpers.browser import browser
-from tests.helpers.trained_run import Stage, task
+from tests.helpers.trained_run import Workspace, run_command
 from tests.test_secrets import leaks, served
 
 SCRIPT_TAG = "<script>alert(1)</script>"
@@ -39,12 +39,12 @@ VOID = {"polygon", "meta", "img", "line", "circle", "polyline", "tr", "th", "td"
 
 
 @pytest.fixture(scope="module")
-def report(stage: Stage, nsynth_folder: Path) -> Path:
-    run = stage.run("valle")
+def report(workspace: Workspace, nsynth_folder: Path) -> Path:
+    run = workspace.run("valle")
     rows = [{"step": s, "train/loss": 7 - s / 10} for s in range(1, 9)] + [{"step": 8, "val/loss": 6.5}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "tra')
-    task("evaluate", f"run={run}", f"shards={stage.cache}", "n=3", "temperatures=[0.01,1]")
-    task("report", f"run={run}", f"corpus_root={nsynth_folder}", f"prompts=[{stage.tones[0]}]", *SMALL)
+    run_command("evaluate", f"run={run}", f"shards={workspace.dataset}", "n=3", "temperatures=[0.01,1]")
+    run_command("report", f"run={run}", f"corpus_root={nsynth_folder}", f"prompts=[{workspace.tones[0]}]", *SMALL)
     return run / "report.html"
 
 
@@ -102,17 +102,17 @@ def test_it_shows_what_was_measured(report: Path) -> None:
     assert "temperature 0.01" in text and "recording" in text and "take 2" in text
 
 
-def test_without_recordings_evaluation_or_log_it_tells_what_would_add_them(stage: Stage) -> None:
-    run = stage.run("flatten")
-    task("report", f"run={run}", "num_interpolations=0", "n=1", "temperatures=[1]", "codebooks=[1,2,4]")
+def test_without_recordings_evaluation_or_log_it_tells_what_would_add_them(workspace: Workspace) -> None:
+    run = workspace.run("flatten")
+    run_command("report", f"run={run}", "num_interpolations=0", "n=1", "temperatures=[1]", "codebooks=[1,2,4]")
     text = (run / "report.html").read_text()
-    assert f"python -m pipeline.evaluate run={run} shards={stage.cache}" in text
+    assert f"python -m pipeline.evaluate run={run} shards={workspace.dataset}" in text
     assert "recording" not in text and "Interpolation" not in text
     assert len(Reader(text).sources) == 2 * (2 + 2)  # no more codebooks than the cache holds
 
 
 def test_figures_of_another_export_are_left_out_with_the_command_that_measures_anew(
-    stage: Stage, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The model was trained on since: what was measured before says nothing of it."""
     told = json.loads((report.parent / "evaluation" / "evaluate.json").read_text())
@@ -120,16 +120,18 @@ def test_figures_of_another_export_are_left_out_with_the_command_that_measures_a
     stale.write_text(json.dumps({**told, "export": {**told["export"], "sha256": "0" * 64}}))
     words = (f"run={report.parent}", "n=1", "num_interpolations=0", "temperatures=[1]", "codebooks=[1]")
     for figures, shown in ((stale, False), (report.parent / "evaluation" / "evaluate.json", True)):
-        task("report", *words, f"evaluation={figures}", f"out={tmp_path / 'r.html'}")
+        run_command("report", *words, f"evaluation={figures}", f"out={tmp_path / 'r.html'}")
         text, said = (tmp_path / "r.html").read_text(), capsys.readouterr().out
         assert (f"<th>model<td>{told['loss']['model']['nats']:.3f}" in text) == shown
         for place in (text, said):
             assert ("are of another export, and left out; anew: python -m pipeline.evaluate" in place) != shown
 
 
-def test_the_same_again_is_the_same_page(stage: Stage, report: Path, nsynth_folder: Path, tmp_path: Path) -> None:
-    words = (f"corpus_root={nsynth_folder}", f"prompts=[{stage.tones[0]}]", f"out={tmp_path / 'r.html'}", *SMALL)
-    task("report", f"run={report.parent}", *words)
+def test_the_same_again_is_the_same_page(
+    workspace: Workspace, report: Path, nsynth_folder: Path, tmp_path: Path
+) -> None:
+    words = (f"corpus_root={nsynth_folder}", f"prompts=[{workspace.tones[0]}]", f"out={tmp_path / 'r.html'}", *SMALL)
+    run_command("report", f"run={report.parent}", *words)
     assert (tmp_path / "r.html").read_bytes() == report.read_bytes()
 
 
@@ -160,11 +162,11 @@ def test_a_browser_plays_every_player_offline(report: Path) -> None:
 
 
 def test_names_cannot_break_the_page() -> None:
-    text = report_html.page("<run>&", {"clips": "<b>"}, [], 24_000, [], None, "<script>")
+    text = report_html.render_report("<run>&", {"clips": "<b>"}, [], 24_000, [], None, "<script>")
     assert "<run>" not in text and "<b>" not in text and text.count("<script>") == 1
 
 
-def hostile(stage: Stage, run: Path, **changes: object) -> dict[str, Any]:
+def hostile(workspace: Workspace, run: Path, **changes: object) -> dict[str, Any]:
     """A valid evaluate.json of this very export, by somebody who would like to run a script."""
     figure = {"mean": 0.5, "interval": [0.4, 0.6]}
     loss = {"nats": 1.0, "nats_codebook": [1.0, 1.0], "bits_second": 75.0}
@@ -178,23 +180,23 @@ def hostile(stage: Stage, run: Path, **changes: object) -> dict[str, Any]:
     return {**told, **changes}
 
 
-def test_nothing_of_a_run_folder_becomes_html(stage: Stage, tmp_path: Path) -> None:
+def test_nothing_of_a_run_folder_becomes_html(workspace: Workspace, tmp_path: Path) -> None:
     """Texts are shown as texts; what must be a number and is none is refused."""
-    run = stage.run("parallel")
+    run = workspace.run("parallel")
     figures = tmp_path / "evaluate.json"
     words = (f"run={run}", f"evaluation={figures}", f"out={tmp_path / 'r.html'}", *SMALL)
-    figures.write_text(json.dumps(hostile(stage, run)))
-    task("report", *words, "n=1", "num_interpolations=0", "codebooks=[1]", "temperatures=[1]")
+    figures.write_text(json.dumps(hostile(workspace, run)))
+    run_command("report", *words, "n=1", "num_interpolations=0", "codebooks=[1]", "temperatures=[1]")
     text = (tmp_path / "r.html").read_text()
     assert "<img" in text and SCRIPT_TAG not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
-    losses = {**hostile(stage, run)["loss"], "clips": SCRIPT_TAG}
-    figures.write_text(json.dumps(hostile(stage, run, loss=losses)))
+    losses = {**hostile(workspace, run)["loss"], "clips": SCRIPT_TAG}
+    figures.write_text(json.dumps(hostile(workspace, run, loss=losses)))
     with pytest.raises(InputError, match=r"not what pipeline\.evaluate writes .*loss\.clips"):
-        task("report", *words)
+        run_command("report", *words)
 
 
 def test_names_cannot_break_the_cards_of_the_demo() -> None:
-    sound = Sound("<b>\"x' http://u:Hidden0Value@h", np.zeros(480, np.float32))
+    sound = LabeledAudio("<b>\"x' http://u:Hidden0Value@h", np.zeros(480, np.float32))
     for text in (
         components.row("<b>", [sound], 24_000),
         components.on_air("<b>", 0.5),
@@ -228,17 +230,17 @@ def asked() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_a_run_folder_does_not_decide_what_is_fetched(
-    stage: Stage, asked: tuple[str, list[str]], tmp_path: Path
+    workspace: Workspace, asked: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     """Of the addresses in a run folder none is opened, by report, the page and a card; of those that are typed, all."""
     pytest.importorskip("aiohttp")
     address, paths = asked
     run = tmp_path / "run"
-    shutil.copytree(stage.run(), run)
+    shutil.copytree(workspace.run(), run)
     for shards in (address, {"a": address}, "ssh://127.0.0.1:9/cache", "memory://cache", f"simplecache::{address}"):
         OmegaConf.save(OmegaConf.create({"shards": shards}), run / "config.yaml")
         with pytest.raises(InputError, match=r"shards=auto: .*a remote cache.*give shards=ADDRESS"):
-            task("report", f"run={run}", *SMALL)
+            run_command("report", f"run={run}", *SMALL)
     instrument = load_run(run, "cpu")
     assert examples("auto", "valid", 2, str(run), instrument, tmp_path / "examples") == {}
     told = json.loads((run / "export/config.json").read_text())
@@ -250,41 +252,41 @@ def test_a_run_folder_does_not_decide_what_is_fetched(
             load_run(run, "cpu")
     assert paths == []
     with pytest.raises(InputError, match="there is no cache at http"):
-        task("report", f"run={stage.run()}", f"shards={address}", *SMALL)
+        run_command("report", f"run={workspace.run()}", f"shards={address}", *SMALL)
     assert paths
 
 
-def test_a_copied_run_folder_says_what_to_give(stage: Stage, tmp_path: Path) -> None:
+def test_a_copied_run_folder_says_what_to_give(workspace: Workspace, tmp_path: Path) -> None:
     """The cache stayed on the other machine: it is named, not made again."""
-    shutil.copytree(stage.run(), tmp_path / "run")
+    shutil.copytree(workspace.run(), tmp_path / "run")
     OmegaConf.save(OmegaConf.create({"shards": "shards/nsynth"}), tmp_path / "run" / "config.yaml")
     with pytest.raises(InputError, match=r"names shards/nsynth, where there is no cache on this machine.*shards=DIR"):
-        task("report", f"run={tmp_path / 'run'}", *SMALL)
+        run_command("report", f"run={tmp_path / 'run'}", *SMALL)
 
 
-def test_rows_of_others_are_drawn_where_they_are_numbers(stage: Stage, tmp_path: Path) -> None:
-    shutil.copytree(stage.run(), tmp_path / "run")
+def test_rows_of_others_are_drawn_where_they_are_numbers(workspace: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(workspace.run(), tmp_path / "run")
     rows = ['{"step": "x", "train/loss": 1}', '{"train/loss": 1}', '{"step": 1, "train/loss": NaN}', "[" * 99_999]
     rows += ['{"step": 2, "train/loss": "<b>", "train/clips": 3}', '{"step": 1e400}', '{"step": 3, "train/loss": 7}']
     (tmp_path / "run" / "metrics.jsonl").write_bytes("\n".join(rows).encode() + b"\n\xff\xfe")
-    task("report", f"run={tmp_path / 'run'}", "n=1", "num_interpolations=0", "codebooks=[1]", "temperatures=[1]")
+    run_command("report", f"run={tmp_path / 'run'}", "n=1", "num_interpolations=0", "codebooks=[1]", "temperatures=[1]")
     drawn = re.findall(r'points="([^"]*)"', (tmp_path / "run" / "report.html").read_text())
     assert [len(points.split()) for points in drawn] == [1]
-    assert comparison.training(tmp_path / "run", load_run(stage.run(), "cpu"), 30)["training"] is None
+    assert comparison.training_stats(tmp_path / "run", load_run(workspace.run(), "cpu"), 30)["training"] is None
 
 
 def test_a_typed_login_is_not_in_what_is_written(
-    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("aiohttp")
     run = tmp_path / "run"
-    shutil.copytree(stage.run(), run)
-    with served(stage.cache) as host:
+    shutil.copytree(workspace.run(), run)
+    with served(workspace.dataset) as host:
         address = f"shards='http://user:Hidden0Value@{host}/cache?sig=Hidden1Value/c'"
         words = (f"run={run}", address, "n=2", "temperatures=[1]")
-        task("evaluate", *words, "resamples=10", "pitch=false")
-        task("report", *words, "num_interpolations=0", "codebooks=[1]")
-        task(
+        run_command("evaluate", *words, "resamples=10", "pitch=false")
+        run_command("report", *words, "num_interpolations=0", "codebooks=[1]")
+        run_command(
             "compare",
             f"runs=[{run}]",
             *words[1:],
@@ -300,7 +302,7 @@ def test_a_typed_login_is_not_in_what_is_written(
 
 def test_a_picture_is_a_png_of_its_pixels() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    data = base64.b64decode(report_html.png(picture).partition(",")[2])
+    data = base64.b64decode(report_html.png_data_uri(picture).partition(",")[2])
     width, height = struct.unpack(">II", data[16:24])
     size = struct.unpack(">I", data[33:37])[0]
     lines = np.frombuffer(zlib.decompress(data[41 : 41 + size]), np.uint8).reshape(height, 1 + 3 * width)
@@ -332,12 +334,12 @@ def test_ticks_are_few_round_and_within(low: float, high: float) -> None:
         (["shards=/nowhere"], "there is no cache at"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(stage: Stage, words: list[str], message: str) -> None:
+def test_what_cannot_be_shown_is_refused(workspace: Workspace, words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        task("report", f"run={stage.run()}", *words)
+        run_command("report", f"run={workspace.run()}", *words)
 
 
-def test_figures_that_are_none_are_refused(stage: Stage, tmp_path: Path) -> None:
+def test_figures_that_are_none_are_refused(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text('{"loss": 3}')
     with pytest.raises(InputError, match="not what pipeline.evaluate writes"):
-        task("report", f"run={stage.run()}", f"evaluation={tmp_path / 'e.json'}", *SMALL)
+        run_command("report", f"run={workspace.run()}", f"evaluation={tmp_path / 'e.json'}", *SMALL)

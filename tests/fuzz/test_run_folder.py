@@ -63,7 +63,7 @@ def test_damaged_settings(tmp_path: Path, seed: int) -> None:
     settings = {"shards": f"{tmp_path}/cache", "data": {"seconds": 1.0, "train": "train"}, "codec": {"name": "x"}}
     put(tmp_path / "config.yaml", seed, settings)
     with refused_or_right(str(tmp_path)):
-        assert not is_remote(run_folder.shards(tmp_path))
+        assert not is_remote(run_folder.training_shards(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +101,8 @@ def test_a_damaged_log_gives_the_rows_that_are_whole(tmp_path: Path, seed: int) 
     with inside(tmp_path), refused_or_right(str(tmp_path)):
         rows = read_metrics(tmp_path)
         assert all(type(row["step"]) is int and all(abs(x) < 1e101 for x in row.values()) for row in rows)
-        report_html.page("a run", {}, [], 24_000, rows, None, "a hint")
-        comparison.training(tmp_path, INSTRUMENT, 30.0)
+        report_html.render_report("a run", {}, [], 24_000, rows, None, "a hint")
+        comparison.training_stats(tmp_path, INSTRUMENT, 30.0)
         tracker = base.JsonlTracker(tmp_path, 1)
         tracker.log(2, {"train/loss": 5.0})
         tracker.close()
@@ -116,8 +116,8 @@ def test_a_damaged_evaluation(tmp_path: Path, seed: int) -> None:
     """It is refused, or a page can be made of it whose only script is ours."""
     path = put(tmp_path / "evaluate.json", seed, EVALUATION)
     with refused_or_right(str(tmp_path)):
-        found = run_folder.evaluation(path)
-        text = report_html.page("a run", {}, [], 24_000, ROWS, found, "a hint")
+        found = run_folder.read_evaluation(path)
+        text = report_html.render_report("a run", {}, [], 24_000, ROWS, found, "a hint")
         assert text.count("<script") == 1 and "nan" not in text.partition("<script")[0].partition("</style>")[2]
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_sidecar(tmp_path: Path, seed: int) -> None:
     with refused_or_right("b.json"):
         found = sidecar.read(path)
         assert found["batch"]["row"] < found["batch"]["rows"]
-        sidecar.check(path, found, INSTRUMENT)
+        sidecar.check_run(path, found, INSTRUMENT)
 
 
 class _Instrument:

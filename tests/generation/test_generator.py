@@ -84,7 +84,7 @@ def test_chunks_come_in_order_and_are_the_whole(name: str, window: int | None) -
     model = tiny(pattern=name).eval()
     take = Generation(InferenceEngine(model), plan)
     chunks = list(take.chunks(3))
-    assert torch.equal(torch.cat(chunks, 2), take.codes) and take.complete == 19
+    assert torch.equal(torch.cat(chunks, 2), take.codes) and take.complete_frames == 19
     assert torch.equal(taken(model, plan).codes, take.codes)
     if name == "delay":
         assert all(chunk.shape[2] == 3 for chunk in chunks[:-1])
@@ -117,8 +117,8 @@ def test_an_interruption_keeps_what_is_made(name: str) -> None:
     take = Generation(player, plan)
     with pytest.raises(KeyboardInterrupt):
         list(take.chunks())
-    assert 0 < take.complete < 12
-    assert torch.equal(take.codes[:, :, : take.complete], whole[:, :, : take.complete])
+    assert 0 < take.complete_frames < 12
+    assert torch.equal(take.codes[:, :, : take.complete_frames], whole[:, :, : take.complete_frames])
 
 
 @pytest.mark.parametrize("name", ["delay", "flatten"])
@@ -181,7 +181,7 @@ def test_steps_captured_as_a_graph_are_the_same_steps(name: str, case: str, devi
     found = []
     for captures in (False, True):
         player = InferenceEngine(model)
-        player.captures = captures
+        player.use_cuda_graph = captures
         take = Generation(player, plan)
         list(take.chunks(2))
         found.append((take.codes.tolist(), take.lengths.tolist()))
@@ -196,7 +196,7 @@ def test_the_players_steps_are_the_models_logits(name: str) -> None:
         expected = model.logits(laid, prompts)
         for exact in (True, False):
             player = InferenceEngine(model, exact)
-            cache, inputs = player.cache(3, laid.shape[2]), player.condition(prompts, 3)
+            cache, inputs = player.new_cache(3, laid.shape[2]), player.condition(prompts, 3)
             for s in range(laid.shape[2]):
                 assert torch.allclose(player.forward(inputs, cache, s), expected[:, s], atol=1e-4)
                 inputs = model.embed(laid[:, :, s : s + 1])
@@ -205,14 +205,14 @@ def test_the_players_steps_are_the_models_logits(name: str) -> None:
 def test_a_row_has_the_same_logits_alone_as_among_others_and_on_any_number_of_threads() -> None:
     """Bit for bit, also where sums are long: 1,056 wide, 4,224 inside."""
     player = InferenceEngine(tiny(width=1056, layers=1).eval())
-    if not player.head.packs:
+    if not player.head.is_packed:
         pytest.skip("this build of torch has no oneDNN: rows agree but for rounding")
     inputs, threads = torch.randn(17, 3, 1056), torch.get_num_threads()
     found = {}
     for count in (1, 2):
         torch.set_num_threads(count)
         for rows in (1, 2, 5, 16, 17):
-            cache = player.cache(rows, 3)
+            cache = player.new_cache(rows, 3)
             with torch.inference_mode():
                 found[count, rows] = [player.forward(inputs[:rows, s : s + 1], cache, s)[0] for s in range(3)]
     torch.set_num_threads(threads)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.preprocess_runs import command
-from tests.helpers.trained_run import Stage
+from tests.helpers.trained_run import Workspace
 
 
-def test_broken_torchaudio_and_torchvision_do_not_matter(stage: Stage, tmp_path: Path) -> None:
+def test_broken_torchaudio_and_torchvision_do_not_matter(workspace: Workspace, tmp_path: Path) -> None:
     """Builds for another torch fail on import; encodec and transformers import them where they are installed."""
     for package in ("torchaudio", "torchvision"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise RuntimeError('compiled with another CUDA version')\n")
-    words = (f"run={stage.run()}", f"prompt={stage.tones[0]}", f"out={tmp_path / 'b.wav'}")
+    words = (f"run={workspace.run()}", f"prompt={workspace.tones[0]}", f"out={tmp_path / 'b.wav'}")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", str(tmp_path))
         done = command("pipeline.generate", *words)

@@ -9,17 +9,17 @@ import pytest
 
 from pipeline.common.errors import InputError
 from pipeline.generation import output_paths
-from tests.helpers.trained_run import Stage, task
+from tests.helpers.trained_run import Workspace, run_command
 
 SHORT = "seconds=0.1"
 
 
 @pytest.fixture
-def prompts(stage: Stage, tmp_path: Path) -> Path:
+def prompts(workspace: Workspace, tmp_path: Path) -> Path:
     """A folder with a user's own a.wav, b.wav and a.json."""
     folder = tmp_path / "prompts"
     folder.mkdir()
-    for name, tone in zip("ab", stage.tones, strict=False):
+    for name, tone in zip("ab", workspace.tones, strict=False):
         shutil.copy(tone, folder / f"{name}.wav")
     (folder / "a.json").write_text('{"mine": true}')
     return folder
@@ -43,36 +43,38 @@ def contents(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_sources_and_what_others_wrote_are_never_replaced(
-    stage: Stage, prompts: Path, words: list[str], named: str
+    workspace: Workspace, prompts: Path, words: list[str], named: str
 ) -> None:
     (prompts / "link.wav").symlink_to(prompts / "b.wav")
     before = contents(prompts)
     with pytest.raises(InputError, match=named):
-        task("generate", f"run={stage.run()}", SHORT, *[word.format(prompts) for word in words])
+        run_command("generate", f"run={workspace.run()}", SHORT, *[word.format(prompts) for word in words])
     assert contents(prompts) == before
 
 
 def test_what_it_wrote_itself_is_made_anew_unless_it_has_been_changed_since(
-    stage: Stage, prompts: Path, tmp_path: Path
+    workspace: Workspace, prompts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "o.wav"
-    words = (f"run={stage.run()}", SHORT, f"prompt={prompts}/a.wav", f"out={out}")
-    assert task("generate", *words) == 0
+    words = (f"run={workspace.run()}", SHORT, f"prompt={prompts}/a.wav", f"out={out}")
+    assert run_command("generate", *words) == 0
     first = out.read_bytes()
-    assert task("generate", *words, "seed=1") == 0 and out.read_bytes() != first
+    assert run_command("generate", *words, "seed=1") == 0 and out.read_bytes() != first
     with pytest.raises(InputError, match=r"o\.json is there already"):  # which tells how o.wav was made
-        task("generate", *words[:-1], f"out={tmp_path / 'o.flac'}")
+        run_command("generate", *words[:-1], f"out={tmp_path / 'o.flac'}")
     out.write_bytes(first)
     with pytest.raises(InputError, match=r"o\.wav is there already"):
-        task("generate", *words)
+        run_command("generate", *words)
     assert out.read_bytes() == first
 
 
-def test_prompts_of_one_stem_get_sounds_and_sidecars_of_their_own(stage: Stage, prompts: Path, tmp_path: Path) -> None:
+def test_prompts_of_one_stem_get_sounds_and_sidecars_of_their_own(
+    workspace: Workspace, prompts: Path, tmp_path: Path
+) -> None:
     import soundfile
 
-    soundfile.write(prompts / "b.flac", *soundfile.read(stage.tones[2]))
-    assert task("generate", f"run={stage.run()}", SHORT, f"prompt={prompts}", f"out={tmp_path / 'o'}") == 0
+    soundfile.write(prompts / "b.flac", *soundfile.read(workspace.tones[2]))
+    assert run_command("generate", f"run={workspace.run()}", SHORT, f"prompt={prompts}", f"out={tmp_path / 'o'}") == 0
     names = ["a.json", "a.wav", "b-2.json", "b-2.wav", "b.json", "b.wav"]
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == names
 
@@ -99,7 +101,7 @@ def test_a_place_that_takes_no_file_is_refused_before_the_work(
     before = contents(prompts)
     run = [] if name in ("compare", "reconstruct", "dashboard") else ["run=a_run_that_would_be_looked_for_next"]
     with pytest.raises(InputError, match=message):
-        task(name, *run, *[word.format(prompts) for word in words])
+        run_command(name, *run, *[word.format(prompts) for word in words])
     assert contents(prompts) == before
 
 

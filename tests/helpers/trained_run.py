@@ -26,11 +26,11 @@ LENGTH = FRAMES / 75  # seconds
 
 
 @dataclass(frozen=True)
-class Stage:
+class Workspace:
     """Where the tests of listening play. cache: of the clips of training; tones: sound files to prompt with."""
 
     root: Path
-    cache: Path
+    dataset: Path
     tones: list[Path]
 
     def run(self, pattern: str = "delay", **changes: Any) -> Path:
@@ -38,7 +38,7 @@ class Stage:
         name = "-".join([pattern, *(f"{key}{value}" for key, value in changes.items())])
         folder = self.root / "runs" / name
         if not folder.exists():
-            manifest, positions = Manifest.load(self.cache), Pattern(pattern, 2).num_steps(2 * FRAMES)
+            manifest, positions = Manifest.load(self.dataset), Pattern(pattern, 2).num_steps(2 * FRAMES)
             torch.manual_seed(0)
             config = ModelConfig(
                 codebooks=2, pattern=pattern, prompt_dim=manifest.prompt_dim, width=32, layers=2, heads=4,
@@ -48,15 +48,15 @@ class Stage:
             model = CodecGPT(replace(config, **changes))
             torch.nn.init.normal_(model.head.weight, std=0.2)
             model.save_pretrained(folder / "export")
-            told = {"shards": str(self.cache), "data": {"seconds": FRAMES / 75, "train": "train"}}
+            told = {"shards": str(self.dataset), "data": {"seconds": FRAMES / 75, "train": "train"}}
             OmegaConf.save(OmegaConf.create(told), folder / "config.yaml")
         return folder
 
 
 @pytest.fixture(scope="session")
-def stage(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Stage:
+def workspace(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Workspace:
     """A cache of the beginnings of 24 notes, with their pitch, and 5 tones of 0.5 s."""
-    root = tmp_path_factory.mktemp("stage")
+    root = tmp_path_factory.mktemp("trained")
     cache = root / "cache"
     assert make("nsynth", nsynth_folder, cache, f"data.seconds={FRAMES / 75}") == 0
     (root / "tones").mkdir()
@@ -64,19 +64,19 @@ def stage(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Stag
     for i in range(5):
         tone = 0.4 * np.sin(2 * np.pi * 220 * 2 ** (i / 3) * time) * np.exp(-3 * time)
         soundfile.write(root / "tones" / f"tone{i}.wav", tone, 24_000)
-    return Stage(root, cache, sorted((root / "tones").iterdir()))
+    return Workspace(root, cache, sorted((root / "tones").iterdir()))
 
 
-def task(name: str, *words: str) -> Any:
+def run_command(name: str, *words: str) -> Any:
     """What an entry point returns for a command line, in this process."""
     return importlib.import_module(f"pipeline.{name}").main.task(compose(name, list(words)))
 
 
 @pytest.fixture(scope="session")
-def server(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page of pipeline.demo, with two models of two patterns and the tones as examples."""
-    runs = [stage.run(), stage.run("parallel")]
-    with serving(runs, tmp_path_factory.mktemp("demo"), f"examples={stage.tones[0].parent}", *LIMITS) as found:
+    runs = [workspace.run(), workspace.run("parallel")]
+    with serving(runs, tmp_path_factory.mktemp("demo"), f"examples={workspace.tones[0].parent}", *LIMITS) as found:
         yield found
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pipeline import export
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
-from pipeline.evaluation.losses import Losses
+from pipeline.evaluation.losses import ValidationLosses
 from pipeline.evaluation.metrics import MeanWithCI
 from pipeline.hub import model_card, upload
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
@@ -187,7 +187,7 @@ def test_the_card_shows_figures_that_were_measured_on_these_weights(run: Path, t
     found = checkpoint.list_checkpoints(tmp_path / "run")[-1]
     figure = MeanWithCI(0.5, 0.25, 0.75, 8).to_dict()
     told = {
-        "loss": Losses([2.0, 3.0], [4.0, 5.0], 6.93, 60).told(75),
+        "loss": ValidationLosses([2.0, 3.0], [4.0, 5.0], 6.93, 60).to_dict(75),
         "temperatures": {"0.7": {"fidelity": figure, "pitch": figure}},
         "ceiling": {"fidelity": figure, "pitch": figure},
         "floor": {"fidelity": figure},

@@ -99,7 +99,7 @@ def test_cached_logits_are_the_full_logits(name: str, first: int) -> None:
     laid, prompt = model.pattern.build_sequence(codes(2, 8) + 1), torch.randn(2, 12)
     inputs = torch.cat([model.condition(prompt, 2), model.embed(laid[:, :, :-1])], 1)
     full, player, S = model.logits(laid, prompt), InferenceEngine(model), inputs.shape[1]
-    read, read_at = player.cache(2, S), player.cache(2, S)
+    read, read_at = player.new_cache(2, S), player.new_cache(2, S)
     for cache in (read, read_at):
         assert torch.allclose(player.forward(inputs[:, :first], cache, 0), full[:, first - 1], atol=1e-5)
     for at in range(first, S):
@@ -159,7 +159,7 @@ def test_a_captured_step_masks_in_the_precision_of_its_queries() -> None:
 
     player = InferenceEngine(model)
     with torch.no_grad(), Watch():
-        player.decode_step(torch.randn(1, 1, 32).bfloat16(), player.cache(1, 4), torch.tensor([0]))
+        player.decode_step(torch.randn(1, 1, 32).bfloat16(), player.new_cache(1, 4), torch.tensor([0]))
     assert masks == [(torch.bfloat16, torch.bfloat16)] * 2
 
 

@@ -29,7 +29,7 @@ from pipeline.common.errors import InputError
 from pipeline.webui.streaming import AudioStreamRegistry, stream_audio
 from tests.helpers.demo_server import Server, serving
 from tests.helpers.preprocess_runs import ROOT
-from tests.helpers.trained_run import LENGTH, Stage, task
+from tests.helpers.trained_run import LENGTH, Workspace, run_command
 
 if importlib.util.find_spec("gradio") is None:
     pytest.skip('the page needs gradio: pip install -e ".[demo]"', allow_module_level=True)
@@ -55,12 +55,12 @@ def test_it_answers_a_health_check_with_the_models_it_plays(server: Server) -> N
 
 
 def test_its_sound_is_that_of_the_command_line_and_the_downloads_make_it_again(
-    server: Server, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, together = server.client(tmp_path / "down"), tmp_path / "together"
     together.mkdir()
     for seconds in (LENGTH, 1.1):  # a clip whole, and a piece longer than the clips of training
-        files = generate(client, server.runs[0], stage.tones[1], 5, 2, seconds)
+        files = generate(client, server.runs[0], workspace.tones[1], 5, 2, seconds)
         assert [file.name for file in files] == [
             "sound-1.wav",
             "sound-1.json",
@@ -73,19 +73,19 @@ def test_its_sound_is_that_of_the_command_line_and_the_downloads_make_it_again(
         monkeypatch.chdir(together)
         mode = "mode=continue" if seconds > LENGTH else "mode=prompt"
         words = (f"run={server.runs[0]}", "prompt=tone1.wav", mode, f"seconds={seconds}", "seed=6", "out=alone.wav")
-        assert task("generate", *words) == 0
+        assert run_command("generate", *words) == 0
         assert (together / "alone.wav").read_bytes() == (together / "sound-2.wav").read_bytes()
-        assert task("generate", "from=sound-1.json", "out=again.wav") == 0
+        assert run_command("generate", "from=sound-1.json", "out=again.wav") == 0
         assert (together / "again.wav").read_bytes() == (together / "sound-1.wav").read_bytes()
         assert str(server.folder) not in (together / "sound-1.json").read_text()
 
 
 def test_the_command_line_that_it_shows_makes_the_same(
-    server: Server, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gradio_client import handle_file
 
-    client, tones = server.client(tmp_path / "down"), [handle_file(tone) for tone in stage.tones[:2]]
+    client, tones = server.client(tmp_path / "down"), [handle_file(tone) for tone in workspace.tones[:2]]
     run, knobs = str(server.runs[1]), (0.9, 50, 1.5, LENGTH, 3, False)
     stops = (0, tones[0], 0.3, tones[1], 2, None, 2, None)
     answers = {
@@ -102,16 +102,18 @@ def test_the_command_line_that_it_shows_makes_the_same(
         line = re.search("<pre>(.*)</pre>", html, re.S)
         assert line and seed == 3
         words = shlex.split(unescape(line.group(1)))
-        assert words[:3] == ["python", "-m", "pipeline.generate"] and task("generate", *words[3:]) == 0
+        assert words[:3] == ["python", "-m", "pipeline.generate"] and run_command("generate", *words[3:]) == 0
         assert (place / "sound.wav").read_bytes() == (place / "page.wav").read_bytes()
         assert html.count("<audio") == {"interpolate": 1 + 1 + 4 + 1, "morph": 1 + 2}[name]
 
 
 @pytest.mark.parametrize("crowd", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_many_at_once_each_get_their_own_sound(server: Server, stage: Stage, tmp_path: Path, crowd: int) -> None:
-    tone = stage.tones[2]
+def test_many_at_once_each_get_their_own_sound(
+    server: Server, workspace: Workspace, tmp_path: Path, crowd: int
+) -> None:
+    tone = workspace.tones[2]
     words = (f"run={server.runs[0]}", f"prompt={tone}", f"seconds={LENGTH}", f"n={crowd}", f"out={tmp_path / 'alone'}")
-    assert task("generate", *words) == 0
+    assert run_command("generate", *words) == 0
     alone = [(tmp_path / "alone" / f"tone2-{seed + 1}.wav").read_bytes() for seed in range(crowd)]
     assert len(set(alone)) == crowd
 
@@ -123,10 +125,10 @@ def test_many_at_once_each_get_their_own_sound(server: Server, stage: Stage, tmp
     assert not list(server.folder.glob("*/asked/*")), "a request has left its folder behind"
 
 
-def test_models_side_by_side_play_the_same_seeds(server: Server, stage: Stage, tmp_path: Path) -> None:
+def test_models_side_by_side_play_the_same_seeds(server: Server, workspace: Workspace, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
-    runs, tone = list(map(str, server.runs)), handle_file(stage.tones[0])
+    runs, tone = list(map(str, server.runs)), handle_file(workspace.tones[0])
     html, seed = server.client(tmp_path).predict(runs, tone, 2, 0.7, 0, 1, LENGTH, 8, False, api_name="/compare")
     assert seed == 8 and html.count("<figcaption>seed 8 ") == html.count("<figcaption>seed 9 ") == 2
     assert "delay, 2 codebooks" in html and "parallel, 2 codebooks" in html
@@ -134,25 +136,28 @@ def test_models_side_by_side_play_the_same_seeds(server: Server, stage: Stage, t
     assert len(set(sounds)) == len(sounds) == 5
 
 
-def test_the_codec_is_heard_at_every_number_of_codebooks(server: Server, stage: Stage, tmp_path: Path) -> None:
+def test_the_codec_is_heard_at_every_number_of_codebooks(server: Server, workspace: Workspace, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
     client = server.client(tmp_path / "down")
-    html, files = client.predict(str(server.runs[0]), handle_file(stage.tones[3]), [1, 2, 8], api_name="/codec")
+    html, files = client.predict(str(server.runs[0]), handle_file(workspace.tones[3]), [1, 2, 8], api_name="/codec")
     assert [Path(file).name for file in files] == ["tone3.k1.wav", "tone3.k2.wav", "tone3.k8.wav"]
-    assert task("reconstruct", f"audio={stage.tones[3]}", "codec=encodec_embedded", f"out={tmp_path / 'codec'}") is None
+    assert (
+        run_command("reconstruct", f"audio={workspace.tones[3]}", "codec=encodec_embedded", f"out={tmp_path / 'codec'}")
+        is None
+    )
     for file in files:
         assert Path(file).read_bytes() == (tmp_path / "codec" / Path(file).name).read_bytes()
     distances = [float(found) for found in re.findall(r"([\d.]+) dB away<?", html)][:3]
     assert len(distances) == 3 and distances[0] > distances[2]
 
 
-def test_it_is_heard_while_it_is_made(server: Server, stage: Stage, tmp_path: Path) -> None:
+def test_it_is_heard_while_it_is_made(server: Server, workspace: Workspace, tmp_path: Path) -> None:
     """The player's address comes before the sound is whole; what it plays is the sound, but for the last bit or two."""
     from gradio_client import handle_file
 
     job = server.client(tmp_path).submit(
-        str(server.runs[0]), handle_file(stage.tones[0]), 1, 0.7, 0, 1, 5, 2, False, api_name="/generate"
+        str(server.runs[0]), handle_file(workspace.tones[0]), 1, 0.7, 0, 1, 5, 2, False, api_name="/generate"
     )
     while not job.outputs():
         assert not job.done(), job.result()
@@ -188,10 +193,12 @@ async def _all(channel: Any) -> bytes:
     return b"".join([part async for part in channel.listen()])
 
 
-def test_what_gradio_refuses_leaves_no_traceback_on_the_terminal(server: Server, stage: Stage, tmp_path: Path) -> None:
+def test_what_gradio_refuses_leaves_no_traceback_on_the_terminal(
+    server: Server, workspace: Workspace, tmp_path: Path
+) -> None:
     from gradio_client import handle_file
 
-    ends = [handle_file(tone) for tone in stage.tones[:2]]
+    ends = [handle_file(tone) for tone in workspace.tones[:2]]
     log = server.folder.with_suffix(".log")
     before = len(log.read_text())
     with pytest.raises(Exception, match="cubic"):
@@ -203,14 +210,14 @@ def test_what_gradio_refuses_leaves_no_traceback_on_the_terminal(server: Server,
 
 @pytest.mark.parametrize("kind", ["text", "empty", "hour"])
 def test_what_is_no_prompt_is_named_and_the_next_is_played(
-    server: Server, stage: Stage, tmp_path: Path, spoiled: dict[str, tuple[Path, str]], kind: str
+    server: Server, workspace: Workspace, tmp_path: Path, spoiled: dict[str, tuple[Path, str]], kind: str
 ) -> None:
     file, message = spoiled[kind]
     client = server.client(tmp_path / "down")
     with pytest.raises(Exception, match=re.escape(message)) as refused:
         generate(client, server.runs[0], file, 0)
     assert str(server.folder) not in str(refused.value)
-    assert generate(client, server.runs[0], stage.tones[0], 0)
+    assert generate(client, server.runs[0], workspace.tones[0], 0)
 
 
 def test_an_upload_beyond_the_limit_is_refused_by_the_server_too(server: Server) -> None:
@@ -225,14 +232,14 @@ def test_an_upload_beyond_the_limit_is_refused_by_the_server_too(server: Server)
 
 
 @pytest.mark.slow
-def test_uploads_and_results_are_deleted_after_a_while_and_examples_stay(stage: Stage, tmp_path: Path) -> None:
+def test_uploads_and_results_are_deleted_after_a_while_and_examples_stay(workspace: Workspace, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
     folder = tmp_path / "tmp"
     folder.mkdir()
-    words = ("keep=2", f"examples={stage.tones[0]}")
-    with serving([stage.run()], folder, *words, end=signal.SIGTERM) as server:
-        given = handle_file(stage.tones[1])
+    words = ("keep=2", f"examples={workspace.tones[0]}")
+    with serving([workspace.run()], folder, *words, end=signal.SIGTERM) as server:
+        given = handle_file(workspace.tones[1])
         client = server.client(tmp_path / "down")
         answer = client.predict(str(server.runs[0]), given, 1, 0.7, 0, 1, LENGTH, 0, False, api_name="/generate")
         assert len(answer[2]) == 3 and list(folder.rglob("sound.wav"))
@@ -264,12 +271,14 @@ def test_settings_beyond_the_limits_are_refused(
 
 
 @pytest.mark.slow
-def test_every_slider_of_a_small_page_and_a_long_model_stands_within_its_ends(stage: Stage, tmp_path: Path) -> None:
+def test_every_slider_of_a_small_page_and_a_long_model_stands_within_its_ends(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     """Gradio refuses a request for any slider beyond its end, even in a tab's accordion that nobody has opened."""
     (tmp_path / "folder").mkdir()
-    runs = [stage.run(frames=60), stage.run("parallel", frames=60)]
+    runs = [workspace.run(frames=60), workspace.run("parallel", frames=60)]
     words = ("limits.seconds=1", "limits.samples=1", "limits.steps=2", "sampling.guidance=8", "sampling.temperature=3")
-    with serving(runs, tmp_path / "folder", f"examples={stage.tones[0].parent}", *words) as small:
+    with serving(runs, tmp_path / "folder", f"examples={workspace.tones[0].parent}", *words) as small:
         config = json.loads(small.get("/config")[1])
         sliders = [part["props"] for part in config["components"] if part["type"] == "slider"]
         assert len(sliders) > 15
@@ -317,16 +326,18 @@ def test_it_sends_and_fetches_nothing_elsewhere(server: Server) -> None:
     assert server.get("/healthz", host="evil.example")[0] == 400, "a name that is not this machine's"
 
 
-def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_told_in_one_line(server: Server, stage: Stage) -> None:
+def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_told_in_one_line(
+    server: Server, workspace: Workspace
+) -> None:
     port = server.address.rsplit(":", 1)[1]
     with pytest.raises(InputError, match=f"port={port}: cannot be listened on"):
-        task("demo", f"run={server.runs[0]}", f"port={port}")
+        run_command("demo", f"run={server.runs[0]}", f"port={port}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         with pytest.raises(InputError, match="run=nowhere: there is no such folder"):
-            task("demo", "run=nowhere", "port=0")
+            run_command("demo", "run=nowhere", "port=0")
     with pytest.raises(InputError, match="prompt=nowhere.wav"):
-        task("demo", f"run={server.runs[0]}", "port=0", "examples=nowhere.wav")
+        run_command("demo", f"run={server.runs[0]}", "port=0", "examples=nowhere.wav")
 
 
 @pytest.mark.parametrize(
@@ -346,10 +357,10 @@ def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_told_in_one_line
 )
 def test_numbers_that_make_no_page_are_told_in_one_line(word: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        task("demo", "run=nowhere", word)
+        run_command("demo", "run=nowhere", word)
 
 
-def test_without_gradio_it_says_how_to_get_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gradio_it_says_how_to_get_it(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(InputError, match=re.escape('pip install -e ".[demo]"')):
-        task("demo", f"run={stage.run()}")
+        run_command("demo", f"run={workspace.run()}")

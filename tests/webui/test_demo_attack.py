@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers.demo_server import Server
 from tests.helpers.small_page import form
-from tests.helpers.trained_run import LENGTH, Stage
+from tests.helpers.trained_run import LENGTH, Workspace
 
 if importlib.util.find_spec("gradio") is None:
     pytest.skip('the page needs gradio: pip install -e ".[demo]"', allow_module_level=True)
@@ -26,16 +26,16 @@ RUN_SECONDS = 5  # in which any answer comes
 
 
 @pytest.fixture(scope="module")
-def targets(server: Server, tmp_path_factory: pytest.TempPathFactory, stage: Stage) -> dict[str, str]:
+def targets(server: Server, tmp_path_factory: pytest.TempPathFactory, workspace: Workspace) -> dict[str, str]:
     """Files of every kind that no visitor uploaded, by kind."""
     folder = tmp_path_factory.mktemp("secret")
     (folder / "secret.txt").write_text(SECRET)
-    shutil.copy(stage.tones[0], folder / "sound.wav")
+    shutil.copy(workspace.tones[0], folder / "sound.wav")
     os.mkfifo(folder / "fifo.wav")
     (folder / "link.wav").symlink_to(folder / "sound.wav")
     (inside,) = server.folder.glob("*/files")
     (inside / "planted").mkdir(exist_ok=True)
-    shutil.copy(stage.tones[0], inside / "planted" / "regular.wav")
+    shutil.copy(workspace.tones[0], inside / "planted" / "regular.wav")
     for name, target in (
         ("link", folder / "secret.txt"),
         ("loop", inside / "planted" / "loop.wav"),
@@ -170,11 +170,11 @@ def test_routes_that_the_page_does_not_use_are_closed(server: Server, method: st
 
 
 def test_an_upload_that_becomes_something_else_is_refused(
-    server: Server, stage: Stage, targets: dict[str, str]
+    server: Server, workspace: Workspace, targets: dict[str, str]
 ) -> None:
     """A link, a device, a pipe, a folder or a longer file in an upload's place is not read."""
     for kind in ("link", "device", "fifo", "folder", "grown"):
-        body, content_type = form(stage.tones[0].read_bytes())
+        body, content_type = form(workspace.tones[0].read_bytes())
         request = urllib.request.Request(f"{server.address}/gradio_api/upload", body, {"content-type": content_type})
         (path,) = map(Path, json.loads(server.ask(request)[1]))
         content = path.read_bytes()
@@ -194,7 +194,7 @@ def test_an_upload_that_becomes_something_else_is_refused(
         path.rmdir() if kind == "folder" else path.unlink()
 
 
-def test_a_result_and_an_example_can_be_the_next_prompt(server: Server, stage: Stage, endpoints: Any) -> None:
+def test_a_result_and_an_example_can_be_the_next_prompt(server: Server, workspace: Workspace, endpoints: Any) -> None:
     """What this server itself hands out is named again by the page."""
     pick = next(one for one in endpoints if "tone" in str(one["values"]) and not one["sounds"])
     status, body = server.post(f"/gradio_api/run/{pick['name']}", {"data": ["tone1"], "fn_index": pick["id"]})

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.browser import Browser, browser, until
 from tests.helpers.demo_server import Server
-from tests.helpers.trained_run import LENGTH, Stage
+from tests.helpers.trained_run import LENGTH, Workspace
 
 if importlib.util.find_spec("gradio") is None:
     pytest.skip('the page needs gradio: pip install -e ".[demo]"', allow_module_level=True)
@@ -24,13 +24,13 @@ def picture(window: Browser, folder: Path, name: str) -> None:
     (place / f"{name}.png").write_bytes(window.picture())
 
 
-def test_a_browser_uploads_generates_and_plays(server: Server, stage: Stage, tmp_path: Path) -> None:
+def test_a_browser_uploads_generates_and_plays(server: Server, workspace: Workspace, tmp_path: Path) -> None:
     with browser() as window:
         window.resize(1440, 1500)
         window.open(server.address)
         until(window, "document.querySelector('#generate')")
         picture(window, tmp_path, "opened")
-        window.choose("input[type=file]", stage.tones[4])
+        window.choose("input[type=file]", workspace.tones[4])
         until(window, "document.body.innerText.includes('tone4')|| document.querySelector('[data-testid*=waveform]')")
         window.run("document.querySelector('#generate').click(); done()")
         live = until(window, "document.querySelector('.onair audio')?.duration")
