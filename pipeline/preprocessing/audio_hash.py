@@ -12,15 +12,15 @@ from multiprocessing import Pipe
 
 from pipeline.audio import audio_io
 from pipeline.corpora import Clip
-from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job, Skipped, fault_of_system, kill_after
+from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job, Skipped, kill_after, read_error
 from pipeline.preprocessing.decode_workers import DecodeWorkerPool
 from pipeline.preprocessing.shard_planner import PlannedClip
 
-DENSEST = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no header that says more is true
+MAX_FRAMES_PER_BYTE = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no header that says more is true
 _DIGEST = re.compile("[0-9a-f]{32}")
 
 
-def digest_of_sound(source: str | bytes) -> str | None:
+def hash_audio(source: str | bytes) -> str | None:
     """A hash of a whole recording's decoded sound, in constant memory; None where it cannot be decoded."""
     total = hashlib.blake2b(digest_size=16)
     cuts = ((10.0 * i, 10.0) for i in itertools.count())
@@ -49,29 +49,29 @@ class MeasuredDurations:
             if error.reason.startswith("missing"):
                 raise OSError(error.reason) from error
             return None
-        return (round(info.seconds, 6) or None) if info.frames <= size * DENSEST else None
+        return (round(info.seconds, 6) or None) if info.frames <= size * MAX_FRAMES_PER_BYTE else None
 
 
-def digests(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
+def hash_job(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """`digest_of_sound` as what a reader does: a job of one recording, which waits in `held` or has a path."""
-    source: str | bytes = job.items[0].clip.path
-    if job.held is not None:
-        with open(job.held, "rb") as file:  # noqa: PTH123
+    source: str | bytes = job.clips[0].clip.path
+    if job.contents_file is not None:
+        with open(job.contents_file, "rb") as file:  # noqa: PTH123
             source = file.read()
-    with kill_after(how.patience):
-        found = digest_of_sound(source)
-        fault = None if found else fault_of_system(source)
+    with kill_after(how.timeout):
+        found = hash_audio(source)
+        fault = None if found else read_error(source)
     yield DecodedBatch(job.shard, job.first, [Skipped(found or fault or "cannot be decoded", retry=fault is not None)])
 
 
-class Digests:
+class AudioHasher:
     """`digest_of_sound`, by a process that begins with the first recording. readers: 0 for the calling thread instead.
 
     patience: seconds that a recording may take; one that takes longer, twice, has no digest.
     """
 
     def __init__(
-        self, readers: int, patience: float, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]] = digests
+        self, readers: int, patience: float, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]] = hash_job
     ) -> None:
         self._how, self._count, self._read = DecodeOptions(24_000, 0.0, 1, patience), min(1, readers), read
         self._readers: DecodeWorkerPool | None = None
@@ -92,7 +92,7 @@ class Digests:
             inbox, ours = Pipe()
             with inbox, ours:
                 jobs = iter([job])
-                (part,) = self._readers.parts(inbox, lambda: ours.send(next(jobs, None)))
+                (part,) = self._readers.decode(inbox, lambda: ours.send(next(jobs, None)))
         found = part.clips[0]
         assert isinstance(found, Skipped)  # for want of another way to say a text
         if found.retry and not found.reason.startswith("too slow"):

@@ -34,7 +34,7 @@ class Skipped:
 
 AudioOrError = np.ndarray | Skipped  # float32 [S], or why there is none
 CHANGED = Skipped("changed: the file is not what it was when it was listed; run again", retry=True)
-GONE = Skipped("missing: the file was there when it was listed; run again", retry=True)
+MISSING = Skipped("missing: the file was there when it was listed; run again", retry=True)
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Job:
 
     shard: str
     first: int
-    items: list[PlannedClip]
-    held: str | None = None
+    clips: list[PlannedClip]
+    contents_file: str | None = None
     spans: tuple[tuple[int, int] | None, ...] = ()  # offset and bytes in `held`, a pair an item
     embed_only: bool = False
-    again: bool = False  # one clip, which ended a reader before
+    is_retry: bool = False  # one clip, which ended a reader before
 
-    def clip(self, i: int) -> Job:
+    def single_clip(self, i: int) -> Job:
         """Only clip number i, for another try."""
-        one = {"items": self.items[i : i + 1], "spans": self.spans[i : i + 1]}
-        return replace(self, first=self.first + i, again=True, **one)  # type: ignore[arg-type]
+        one = {"clips": self.clips[i : i + 1], "spans": self.spans[i : i + 1]}
+        return replace(self, first=self.first + i, is_retry=True, **one)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -76,31 +76,31 @@ class DecodeOptions:
     """
 
     rate: int
-    longest: float
+    max_seconds: float
     batch: int
-    patience: float
+    timeout: float
     bad_amplitude: str = "keep"
     keep_truncated: bool = False
 
-    def fault(self, faults: list[str]) -> audio_io.OnFault | None:
+    def fault_callback(self, faults: list[str]) -> audio_io.OnFault | None:
         """What `audio.read` calls for channels that cancel each other; None where they are kept."""
         return None if self.bad_amplitude == "keep" else faults.append
 
 
 def decode_clips(job: Job, how: DecodeOptions) -> Iterator[tuple[AudioOrError, str]]:
     """Each clip of a job, decoded, or why it could not be; and how it is not as its file has it ("": it is)."""
-    spans = job.spans or (None,) * len(job.items)
-    pairs = zip(job.items, spans, strict=True)
+    spans = job.spans or (None,) * len(job.clips)
+    pairs = zip(job.clips, spans, strict=True)
     for _, run in groupby(pairs, key=lambda pair: pair[0].clip.path):
         items, places = zip(*run, strict=True)
         faults: list[str] = []  # of the clip that comes next
         truncated: list[str] = []  # of the recording
-        heard = _clips(job.held, places[0], items, how, faults, truncated)
+        heard = _decode_recording(job.contents_file, places[0], items, how, faults, truncated)
         for item in items:
-            with kill_after(how.patience):
+            with kill_after(how.timeout):
                 found = next(heard)
                 now = fingerprint(item.clip)
-                found = found if now == item.seen else CHANGED if now else GONE
+                found = found if now == item.seen else CHANGED if now else MISSING
             note = ""
             if isinstance(found, np.ndarray):
                 wav, note = amplitude.adjust(found, how.bad_amplitude, faults)
@@ -110,7 +110,7 @@ def decode_clips(job: Job, how: DecodeOptions) -> Iterator[tuple[AudioOrError, s
             yield found, note
 
 
-def _clips(
+def _decode_recording(
     held: str | None,
     span: tuple[int, int] | None,
     items: tuple[PlannedClip, ...],
@@ -125,14 +125,16 @@ def _clips(
     source: str | bytes = items[0].clip.path
     if span is not None and held is not None:
         try:
-            source = _held(held, *span)
+            source = _read_span(held, *span)
         except OSError as error:
-            yield from [_why(error, source)] * len(items)
+            yield from [_skip_reason(error, source)] * len(items)
             return
     if how.keep_truncated:
         with suppress(audio_io.AudioError, OSError):  # read again below, and then handled
             truncated += filter(None, [audio_io.truncation(source)])
-    yield from _segments(source, items, how, faults) if len(items) > 1 else _single(source, items[0], how, faults)
+    yield from (
+        _decode_segments(source, items, how, faults) if len(items) > 1 else _decode_clip(source, items[0], how, faults)
+    )
 
 
 @contextmanager
@@ -148,19 +150,21 @@ def kill_after(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _held(file: str, offset: int, size: int) -> bytes:
+def _read_span(file: str, offset: int, size: int) -> bytes:
     with open(file, "rb") as content:  # noqa: PTH123
         content.seek(offset)
         return content.read(size)
 
 
-def _single(source: str | bytes, item: PlannedClip, how: DecodeOptions, faults: list[str]) -> Iterator[AudioOrError]:
+def _decode_clip(
+    source: str | bytes, item: PlannedClip, how: DecodeOptions, faults: list[str]
+) -> Iterator[AudioOrError]:
     clip = item.clip
-    if clip.duration is not None and clip.duration > how.longest:
+    if clip.duration is not None and clip.duration > how.max_seconds:
         yield _too_long(how)
         return
     # one more sample than the longest clip tells whether a file goes on, without decoding all of it
-    seconds = how.longest + 1 / how.rate if clip.duration is None else clip.duration
+    seconds = how.max_seconds + 1 / how.rate if clip.duration is None else clip.duration
     try:
         wav = audio_io.read(
             source,
@@ -168,45 +172,45 @@ def _single(source: str | bytes, item: PlannedClip, how: DecodeOptions, faults: 
             duration=seconds,
             rate=how.rate,
             keep_truncated=how.keep_truncated,
-            on_fault=how.fault(faults),
+            on_fault=how.fault_callback(faults),
         )
     except Exception as error:
-        yield _why(error, source)
+        yield _skip_reason(error, source)
         return
-    yield wav if len(wav) <= round(how.longest * how.rate) else _too_long(how)
+    yield wav if len(wav) <= round(how.max_seconds * how.rate) else _too_long(how)
 
 
-def _segments(
+def _decode_segments(
     source: str | bytes, items: tuple[PlannedClip, ...], how: DecodeOptions, faults: list[str]
 ) -> Iterator[AudioOrError]:
     """Clips of one recording, decoded once. One that is not finite is none; other trouble is the later ones' too."""
     cuts = [(item.clip.start, item.clip.duration) for item in items]
-    if any(duration is None or duration > how.longest for _, duration in cuts) or cuts != sorted(cuts):
+    if any(duration is None or duration > how.max_seconds for _, duration in cuts) or cuts != sorted(cuts):
         for item in items:
-            yield from _single(source, item, how, faults)
+            yield from _decode_clip(source, item, how, faults)
         return
     done = 0
     try:
-        options = {"rate": how.rate, "keep_truncated": how.keep_truncated, "on_fault": how.fault(faults)}
+        options = {"rate": how.rate, "keep_truncated": how.keep_truncated, "on_fault": how.fault_callback(faults)}
         for wav in audio_io.segments(source, cuts, finite=False, **options):  # type: ignore[arg-type]
             yield wav if np.isfinite(wav).all() else Skipped(audio_io.NOT_FINITE)
             done += 1
     except Exception as error:
-        yield from [_why(error, source)] * (len(items) - done)
+        yield from [_skip_reason(error, source)] * (len(items) - done)
 
 
-def _why(error: Exception, source: str | bytes) -> Skipped:
+def _skip_reason(error: Exception, source: str | bytes) -> Skipped:
     """Whatever a decoder raises is about that file, unless the system could not read it; others are not stopped."""
     if isinstance(error, OSError | MemoryError):
         return Skipped(f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}", retry=True)
-    if fault := fault_of_system(source):
+    if fault := read_error(source):
         return Skipped(f"unreadable: {fault}", retry=True)
     if isinstance(error, audio_io.AudioError):
         return Skipped(error.reason)
     return Skipped(f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def fault_of_system(source: str | bytes) -> str | None:
+def read_error(source: str | bytes) -> str | None:
     """Why the system cannot read a file from its beginning to its end, which a decoder takes for damage of the file."""
     if isinstance(source, bytes):
         return None
@@ -222,11 +226,11 @@ def fault_of_system(source: str | bytes) -> str | None:
 
 
 def _too_long(how: DecodeOptions) -> Skipped:
-    limit = f"max_seconds={how.longest:g}"
+    limit = f"max_seconds={how.max_seconds:g}"
     return Skipped(f"too long: it lasts more than {limit}; cut it into segments, or allow more")
 
 
-def parts(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
+def decode_job(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """A job, decoded, in parts of `how.batch` clips."""
     part = DecodedBatch(job.shard, job.first, [], job.embed_only)
     for found, note in decode_clips(job, how):

@@ -21,14 +21,14 @@ import numpy as np
 from pipeline.audio import audio_io
 from pipeline.common.errors import MachineError
 from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Skipped
-from pipeline.preprocessing.decode_workers import DecodeWorkerPool, die_with_parent
+from pipeline.preprocessing.decode_workers import DecodeWorkerPool, exit_with_parent
 
 if TYPE_CHECKING:
     from pipeline.audio.codecs.base import Codec
     from pipeline.audio.embedders.base import Embedder
 
-MOST_SECONDS = {"cpu": 32, "cuda": 640}  # of audio in a batch, whatever its count of clips: bounds the memory
-WANT = "want"  # a worker's word for: give me a job
+MAX_BATCH_SECONDS = {"cpu": 32, "cuda": 640}  # of audio in a batch, whatever its count of clips: bounds the memory
+NEXT_JOB = "want"  # a worker's word for: give me a job
 DONE = "done"  # ... and for: all of mine are through
 _T = TypeVar("_T")
 
@@ -53,7 +53,7 @@ class EncodedBatch:
 
     shard: str
     first: int
-    found: list[EncodedClip | Skipped]
+    clips: list[EncodedClip | Skipped]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Encoder:
         """Begin to encode a part. What is returned waits for the numbers: a GPU may have the next part by then."""
         wavs = [(i, heard) for i, heard in enumerate(part.clips) if not isinstance(heard, Skipped)]
         batches = [
-            ([i for i, _ in batch], self._batch([wav for _, wav in batch], frames, part.embed_only))
-            for frames, batch in self._batches(wavs)
+            ([i for i, _ in batch], self._encode_batch([wav for _, wav in batch], frames, part.embed_only))
+            for frames, batch in self._group_by_length(wavs)
         ]
 
         def finish() -> EncodedBatch:
@@ -93,17 +93,19 @@ class Encoder:
 
         return finish
 
-    def _batches(self, wavs: list[tuple[int, np.ndarray]]) -> Iterator[tuple[int, list[tuple[int, np.ndarray]]]]:
+    def _group_by_length(
+        self, wavs: list[tuple[int, np.ndarray]]
+    ) -> Iterator[tuple[int, list[tuple[int, np.ndarray]]]]:
         def frames(wav: tuple[int, np.ndarray]) -> int:
             return self.codec.frames(len(wav[1]))
 
         for count, same in groupby(sorted(wavs, key=frames), key=frames):
             group = list(same)
-            most = max(1, int(MOST_SECONDS[self.codec.device.type] * self.codec.frame_rate / count))
+            most = max(1, int(MAX_BATCH_SECONDS[self.codec.device.type] * self.codec.frame_rate / count))
             for start in range(0, len(group), most):
                 yield count, group[start : start + most]
 
-    def _batch(
+    def _encode_batch(
         self, wavs: list[np.ndarray], frames: int, embed_only: bool
     ) -> Callable[[], Iterator[EncodedClip | Skipped]]:
         """Clips of as many frames each; none has a part in another's numbers, whatever it holds."""
@@ -120,7 +122,7 @@ class Encoder:
 
         def finish() -> Iterator[EncodedClip | Skipped]:
             vectors = prompts.cpu().numpy().astype(np.float16)
-            numbers = None if codes is None else self._checked(codes.cpu().numpy(), frames)
+            numbers = None if codes is None else self._validate_codes(codes.cpu().numpy(), frames)
             for row, wav in enumerate(wavs):
                 if not np.isfinite(vectors[row]).all():
                     yield Skipped("not finite: its embedding has NaN or infinite values")
@@ -132,7 +134,7 @@ class Encoder:
 
         return finish
 
-    def _checked(self, codes: np.ndarray, frames: int) -> np.ndarray:
+    def _validate_codes(self, codes: np.ndarray, frames: int) -> np.ndarray:
         """int64 [B, K, T] -> uint16."""
         assert codes.shape[1:] == (self.codec.codebooks, frames), codes.shape
         assert codes.min() >= 0 and codes.max() < self.codec.codebook_size
@@ -162,7 +164,7 @@ def encoder_loop(conn: Connection, load: Callable[[], Encoder], readers: int, ho
     crew = DecodeWorkerPool(readers, how)
     try:
         encoder = load()
-        with closing(prefetch(crew.parts(conn, lambda: say(WANT)))) as heard:
+        with closing(prefetch(crew.decode(conn, lambda: say(NEXT_JOB)))) as heard:
             finish: Callable[[], EncodedBatch] | None = None
             for part in heard:
                 launched = encoder.encode_async(part)
@@ -183,10 +185,10 @@ def encoder_loop(conn: Connection, load: Callable[[], Encoder], readers: int, ho
         conn.close()
 
 
-def serve_as_process(conn: Connection, load: Callable[[], Encoder], readers: int, how: DecodeOptions) -> None:
+def run_encoder_process(conn: Connection, load: Callable[[], Encoder], readers: int, how: DecodeOptions) -> None:
     """`serve`, in a process that ends with the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
-    die_with_parent()
+    exit_with_parent()
     encoder_loop(conn, load, readers, how)
 
 

@@ -19,16 +19,16 @@ from pipeline.common.errors import InputError, MachineError, first_line
 from pipeline.preprocessing.decode import DecodeOptions, Job
 from pipeline.preprocessing.encoder import (
     DONE,
-    WANT,
+    NEXT_JOB,
     EncodedBatch,
     Encoder,
     WorkerError,
     encoder_loop,
-    serve_as_process,
+    run_encoder_process,
 )
 
-_LAST_BREATH = 5.0  # seconds
-MOST_READERS = 16  # of one encoder: more do not make a GPU wait less
+_EXIT_GRACE_SECONDS = 5.0  # seconds
+MAX_DECODE_WORKERS = 16  # of one encoder: more do not make a GPU wait less
 
 
 class EncoderPool:
@@ -47,7 +47,7 @@ class EncoderPool:
                 self._thread = threading.Thread(target=encoder_loop, args=work, daemon=True)
                 self._thread.start()
             else:  # a GPU also has a process that does nothing else: whoever writes shards would make it wait
-                process = context.Process(target=serve_as_process, args=work)
+                process = context.Process(target=run_encoder_process, args=work)
                 try:
                     process.start()
                 except OSError as error:
@@ -68,10 +68,10 @@ class EncoderPool:
         while at_work:
             for ready in wait(at_work):
                 conn = cast(Connection, ready)
-                message = self._hear(conn)
+                message = self._receive(conn)
                 if isinstance(message, EncodedBatch):
                     yield message
-                elif message == WANT:
+                elif message == NEXT_JOB:
                     job = next(jobs, None)
                     with suppress(ConnectionError):  # an encoder that died is heard of next
                         conn.send(job)
@@ -79,14 +79,14 @@ class EncoderPool:
                     assert message == DONE
                     at_work.remove(conn)
 
-    def _hear(self, conn: Connection) -> Any:
+    def _receive(self, conn: Connection) -> Any:
         try:
             message = conn.recv()
         except (EOFError, OSError) as error:  # maybe in the middle of a message
             process = self._processes.get(conn)
             if process is None:
                 raise RuntimeError("the encoder ended without a word") from error
-            process.join(_LAST_BREATH)
+            process.join(_EXIT_GRACE_SECONDS)
             raise MachineError(
                 f"an encoder process ended with exit code {process.exitcode}"
                 + (
@@ -127,10 +127,10 @@ def resolve_devices(setting: str | list[str], workers: str | int) -> list[str]:
     setting: "auto" for all GPUs, else the CPU; "cpu"; "cuda:0"; or a list of GPUs. workers: processes on a CPU, "auto"
     for one a core. Raises InputError for a device that is not there.
     """
-    names = _devices(setting)
+    names = _resolve_device_names(setting)
     if workers != "auto" and (not isinstance(workers, int) or workers < 1):
         raise InputError(f"encoder_workers={workers}: expected a number of processes of 1 or more, or auto")
-    return ["cpu"] * (cores() if workers == "auto" else int(workers)) if names == ["cpu"] else names
+    return ["cpu"] * (num_cores() if workers == "auto" else int(workers)) if names == ["cpu"] else names
 
 
 def resolve_decode_workers(setting: str | int, names: list[str]) -> int:
@@ -142,15 +142,15 @@ def resolve_decode_workers(setting: str | int, names: list[str]) -> int:
         if not isinstance(setting, int) or setting < 0:
             raise InputError(f"decode_workers={setting}: expected a number of processes for each encoder, or auto")
         return setting
-    return 1 if names[0] == "cpu" else max(1, min(MOST_READERS, (cores() - 1) // len(names)))
+    return 1 if names[0] == "cpu" else max(1, min(MAX_DECODE_WORKERS, (num_cores() - 1) // len(names)))
 
 
-def cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _devices(setting: str | list[str]) -> list[str]:
+def _resolve_device_names(setting: str | list[str]) -> list[str]:
     import torch
 
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0

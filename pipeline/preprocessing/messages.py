@@ -17,14 +17,14 @@ from pipeline.data.storage import Storage
 from pipeline.preprocessing.partition import Partition
 from pipeline.preprocessing.progress import Progress
 
-USUAL = {"name": "encodec_24khz", "codebooks": 8, "repository": None}  # conf/exp/delay_gpt2.yaml's codec
-NAMED = 5  # skipped inputs that are named on the screen, or one of each kind; the manifest names them all
+DEFAULT_CODEC = {"name": "encodec_24khz", "codebooks": 8, "repository": None}  # conf/exp/delay_gpt2.yaml's codec
+MAX_NAMED = 5  # skipped inputs that are named on the screen, or one of each kind; the manifest names them all
 
 
-def start(store: Storage, plan: BuildPlan, share: Partition, done: int, total: int, devices: list[str]) -> None:
+def print_plan(store: Storage, plan: BuildPlan, share: Partition, done: int, total: int, devices: list[str]) -> None:
     """Before the work."""
     part = (
-        "" if share.count == 1 else f", of which part {share.number}/{share.count} (by {share.said}): {total:,} clips"
+        "" if share.count == 1 else f", of which part {share.number}/{share.count} (by {share.source}): {total:,} clips"
     )
     print(f"{store.display_path()}: {plan.clips:,} clips in {len(plan.shards):,} shards{part}")
     if done:
@@ -33,13 +33,13 @@ def start(store: Storage, plan: BuildPlan, share: Partition, done: int, total: i
         print(f"encoding on {', '.join(f'{n} x {d}' for d, n in Counter(devices).items())}", flush=True)
 
 
-def pace(progress: Progress) -> None:
+def print_speed(progress: Progress) -> None:
     """How fast it went."""
     hours, minutes = progress.seconds / 3600, progress.wall / 60
     print(f"this run: {hours:.2f} h of audio in {minutes:.1f} min, {progress.speed:,.1f} x real time")
 
 
-def unfinished(store: Storage, share: Partition, missing: list[str]) -> None:
+def print_unfinished(store: Storage, share: Partition, missing: list[str]) -> None:
     """A part is done, the whole is not."""
     print(
         f"part {share.number}/{share.count} is finished; {len(missing):,} shards of other parts are not yet; "
@@ -47,7 +47,7 @@ def unfinished(store: Storage, share: Partition, missing: list[str]) -> None:
     )
 
 
-def summary(store: Storage, manifest: Manifest, codec: Mapping[str, Any]) -> int:
+def print_summary(store: Storage, manifest: Manifest, codec: Mapping[str, Any]) -> int:
     """What a finished cache holds, and what may be done with it; the exit code: 1 for a cache without any clip.
 
     codec: the settings, as they were given.
@@ -72,7 +72,7 @@ def summary(store: Storage, manifest: Manifest, codec: Mapping[str, Any]) -> int
             file=sys.stderr,
         )
         return 1
-    print(f"next: {training(store.display_path(), codec)}")
+    print(f"next: {training_command(store.display_path(), codec)}")
     return 0
 
 
@@ -91,15 +91,17 @@ def _named(what: str, rows: list[dict[str, Any]]) -> None:
     print(f"{what}: {len({path for path, _ in clips}):,} inputs ({counts}); manifest.json names them all")
     first = {kind: (path, kind) for path, kind in reversed(clips)}
     shown = [file for file in clips if first[file[1]] == file]
-    shown += [file for file in clips if first[file[1]] != file][: max(0, NAMED - len(shown))]
+    shown += [file for file in clips if first[file[1]] != file][: max(0, MAX_NAMED - len(shown))]
     for file in shown:
         print(f"  {file[0]!r}: {reasons[file]}" + (f" ({clips[file]:,} clips)" if clips[file] > 1 else ""))
 
 
-def training(shards: str, codec: Mapping[str, Any]) -> str:
+def training_command(shards: str, codec: Mapping[str, Any]) -> str:
     """The command that trains on shards of a codec of these settings."""
     other = {
-        "codec" if name == "name" else f"codec.{name}": codec[name] for name in USUAL if codec[name] != USUAL[name]
+        "codec" if name == "name" else f"codec.{name}": codec[name]
+        for name in DEFAULT_CODEC
+        if codec[name] != DEFAULT_CODEC[name]
     }
     if codec["name"] == "encodec_embedded":  # what cannot fetch a codec has no pretrained GPT-2 either
         other["model"] = "tiny"
@@ -111,13 +113,13 @@ def _listed(hours: dict[str, float]) -> str:
     return ", ".join(f"{split} {value:.2f} h" for split, value in hours.items())
 
 
-def failed(error: MachineError) -> int:
+def print_machine_error(error: MachineError) -> int:
     """The machine kept the run from its work; the exit code."""
     print_error(str(error))
     return 1
 
 
-def unread(store: Storage, root: str, shards: Mapping[str, str], whole: int) -> int:
+def print_unreadable(store: Storage, root: str, shards: Mapping[str, str], whole: int) -> int:
     """Shards none of whose clips the machine could read, each with a reason, are not written; the exit code."""
     name, reason = next(iter(shards.items()))
     more = f" and of {len(shards) - 1:,} other shards" if len(shards) > 1 else ""
@@ -129,13 +131,13 @@ def unread(store: Storage, root: str, shards: Mapping[str, str], whole: int) -> 
     return 1
 
 
-def stopped(store: Storage, error: OSError, whole: int, missing: list[str]) -> int:
+def print_write_error(store: Storage, error: OSError, whole: int, missing: list[str]) -> int:
     """A full disk, or one that fails: what is there stays; the exit code."""
     why = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
-    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
     print(
         f"error: writing to {store.display_path()} failed: {why}; {whole} shards are whole and stay, not written: "
-        f"{', '.join(missing[:NAMED]) or 'manifest.json'}{more}; make room and run the same command again",
+        f"{', '.join(missing[:MAX_NAMED]) or 'manifest.json'}{more}; make room and run the same command again",
         file=sys.stderr,
     )
     return 1

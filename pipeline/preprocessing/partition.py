@@ -16,9 +16,9 @@ class Partition:
 
     number: int = 1
     count: int = 1
-    said: str = "part"
+    source: str = "part"
 
-    def has(self, shard: int) -> bool:
+    def contains(self, shard: int) -> bool:
         """Whether the shard of this place in the plan is ours: every `count`-th is."""
         return shard % self.count == self.number - 1
 

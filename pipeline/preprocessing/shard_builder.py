@@ -25,9 +25,9 @@ from pipeline.data.shard import Sample, ShardWriter, iter_samples, load_index
 from pipeline.data.storage import Storage
 from pipeline.preprocessing.decode import Job, Skipped
 from pipeline.preprocessing.encoder import EncodedBatch, EncodedClip
-from pipeline.preprocessing.shard_planner import ClipSpool, PlannedClip, shown
+from pipeline.preprocessing.shard_planner import ClipSpool, PlannedClip, printable_path
 
-JOB = 16  # clips, or a few more: some seconds of work
+JOB_CLIPS = 16  # clips, or a few more: some seconds of work
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class JobIterator:
 
     def __init__(self, tasks: Iterable[ShardTask], spool: ClipSpool, folder: Path, batch: int) -> None:
         self._tasks, self._spool, self._folder = tasks, spool, folder
-        self._size = max(JOB, batch) // batch * batch
+        self._size = max(JOB_CLIPS, batch) // batch * batch
         self._queue: deque[Clip] = deque()
         self._contents = load(iter(self._queue.popleft, None))  # one pass over each archive, whatever is skipped
         self._last = ("", b"")
 
     def __iter__(self) -> Iterator[Job]:
         for task in self._tasks:
-            items = self._spool.items(task.planned.name)
+            items = self._spool.read_shard(task.planned.name)
             for first, stretch in group_by_recording(items, self._size):
                 job = Job(task.planned.name, first, stretch, embed_only=task.embed_only)
                 yield self._with_contents(job) if any(item.clip.span for item in stretch) else job
@@ -58,30 +58,30 @@ class JobIterator:
     def _with_contents(self, job: Job) -> Job:
         folder = self._folder / job.shard  # goes when the shard is written
         try:
-            return self._copied(job, folder)
+            return self._write_contents(job, folder)
         except OSError as error:
             raise MachineError(
                 f"the bytes of archives cannot be written to {folder} ({error.strerror}): make room there, or set "
                 "TMPDIR to a folder with more, and run the same command again"
             ) from error
 
-    def _copied(self, job: Job, folder: Path) -> Job:
+    def _write_contents(self, job: Job, folder: Path) -> Job:
         spans: list[tuple[int, int] | None] = []
         place = ("", (0, 0))
         folder.mkdir(exist_ok=True)
         with (folder / str(job.first)).open("wb") as file:
-            for item in job.items:
+            for item in job.clips:
                 if item.clip.span is None:
                     spans.append(None)
                     continue
                 if item.clip.path != place[0]:
-                    content = self._content(item.clip)
+                    content = self._read_content(item.clip)
                     place = item.clip.path, (file.tell(), len(content))
                     file.write(content)
                 spans.append(place[1])
-        return replace(job, held=file.name, spans=tuple(spans))
+        return replace(job, contents_file=file.name, spans=tuple(spans))
 
-    def _content(self, clip: Clip) -> bytes:
+    def _read_content(self, clip: Clip) -> bytes:
         if clip.path != self._last[0]:
             self._queue.append(clip)
             content = next(self._contents).content
@@ -123,7 +123,7 @@ class ShardAssembler:
         self._store, self._spool, self._folder = store, spool, folder
         self._tasks = {task.planned.name: task for task in tasks}
         self._made, self._codes = build_state.digest(made), build_state.codes_digest(made)
-        self.unread: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}
         self._found: dict[str, list[EncodedClip | Skipped | None]] = {}
         self._left: dict[str, int] = {}
         self._writing: deque[Future[None]] = deque()
@@ -136,8 +136,8 @@ class ShardAssembler:
         if name not in self._found:
             self._found[name] = [None] * self._tasks[name].planned.clips
             self._left[name] = len(self._found[name])
-        self._found[name][encoded.first : encoded.first + len(encoded.found)] = encoded.found
-        self._left[name] -= len(encoded.found)
+        self._found[name][encoded.first : encoded.first + len(encoded.clips)] = encoded.clips
+        self._left[name] -= len(encoded.clips)
         if not self._left[name]:
             del self._left[name]
             self._writing.append(self._pool.submit(self._write, self._tasks[name], self._found.pop(name)))
@@ -146,8 +146,8 @@ class ShardAssembler:
 
     def _write(self, task: ShardTask, found: list[EncodedClip | Skipped | None]) -> None:
         name = task.planned.name
-        items = self._spool.items(name)
-        codes = self._old_codes(name) if task.embed_only else {}
+        items = self._spool.read_shard(name)
+        codes = self._existing_codes(name) if task.embed_only else {}
         good: list[Sample] = []
         aside: list[dict[str, Any]] = []
         adjusted: list[dict[str, Any]] = []
@@ -157,16 +157,16 @@ class ShardAssembler:
             if isinstance(numbers, EncodedClip) and task.embed_only and item.clip.key not in codes:
                 numbers = Skipped("not in the cache whose codes are kept")
             if isinstance(numbers, Skipped):
-                aside.append(skipped_row(shown(item.path), item.clip.key, numbers.reason, numbers.retry))
+                aside.append(skipped_row(printable_path(item.path), item.clip.key, numbers.reason, numbers.retry))
                 continue
             silent += numbers.silent
             if numbers.note:
-                adjusted.append(skipped_row(shown(item.path), item.clip.key, numbers.note))
-            good.append(_sample(item, numbers, codes.get(item.clip.key)))
+                adjusted.append(skipped_row(printable_path(item.path), item.clip.key, numbers.note))
+            good.append(_build_sample(item, numbers, codes.get(item.clip.key)))
         shutil.rmtree(self._folder / name, ignore_errors=True)
         retried = [row["reason"] for row in aside if "retry" in row]
         if retried and not good:
-            self.unread[name] = retried[0]
+            self.unreadable[name] = retried[0]
             return
         build_state.delete_record(self._store, name)
         shard = None
@@ -181,7 +181,7 @@ class ShardAssembler:
         record.save(self._store, name)
         self._wrote(name)
 
-    def _old_codes(self, name: str) -> dict[str, np.ndarray]:
+    def _existing_codes(self, name: str) -> dict[str, np.ndarray]:
         if self._store.size(name) is None:
             return {}
         shard = self._store.view(name)
@@ -197,12 +197,12 @@ class ShardAssembler:
             self._writing.popleft().result()
 
 
-def _sample(item: PlannedClip, numbers: EncodedClip, kept: np.ndarray | None) -> Sample:
+def _build_sample(item: PlannedClip, numbers: EncodedClip, kept: np.ndarray | None) -> Sample:
     clip = item.clip
     codes = numbers.codes if kept is None else kept
     assert codes is not None
     info = {
-        "path": shown(item.path),
+        "path": printable_path(item.path),
         "start": clip.start,
         "duration": round(numbers.seconds, 6),
         "split": clip.split,

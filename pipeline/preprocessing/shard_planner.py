@@ -34,7 +34,7 @@ class PlannedClip:
 
     clip: Clip
     path: str
-    seen: str
+    fingerprint: str
 
 
 class ClipSpool:
@@ -43,35 +43,35 @@ class ClipSpool:
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         self._root = os.path.join(root, "")  # noqa: PTH118 - with a separator at its end
-        with _written():
+        with _explain_disk_errors():
             self._file: IO[bytes] = tempfile.TemporaryFile(prefix="plan-")  # noqa: SIM115 - lives as long as the plan
-        self._places: dict[str, tuple[int, int]] = {}
+        self._spans: dict[str, tuple[int, int]] = {}
 
-    def row(self, clip: Clip) -> bytes:
+    def encode_clip(self, clip: Clip) -> bytes:
         """All that a sample depends on, but for the settings."""
         inside = clip.path.startswith(self._root)
         path = clip.path[len(self._root) :] if inside else clip.path
         row = [clip.key, path, inside, clip.split, clip.start, clip.duration, clip.labels, clip.span, fingerprint(clip)]
         return json.dumps(row).encode() + b"\n"
 
-    def put(self, shard: str, rows: bytes) -> None:
+    def write_shard(self, shard: str, rows: bytes) -> None:
         """Keep the rows of a shard."""
-        with _written():
-            self._places[shard] = (self._file.seek(0, os.SEEK_END), len(rows))
+        with _explain_disk_errors():
+            self._spans[shard] = (self._file.seek(0, os.SEEK_END), len(rows))
             self._file.write(rows)
 
     def rename_shards(self, names: Mapping[str, str]) -> None:
         """Give the shards their names; the spool is complete."""
-        with _written():
+        with _explain_disk_errors():
             self._file.flush()
-        self._places = {names[name]: place for name, place in self._places.items()}
+        self._spans = {names[name]: place for name, place in self._spans.items()}
 
-    def items(self, shard: str) -> list[PlannedClip]:
+    def read_shard(self, shard: str) -> list[PlannedClip]:
         """The clips of a shard, in order; any thread may ask."""
-        start, size = self._places[shard]
-        return [self._item(line) for line in os.pread(self._file.fileno(), size, start).splitlines()]
+        start, size = self._spans[shard]
+        return [self._decode_clip(line) for line in os.pread(self._file.fileno(), size, start).splitlines()]
 
-    def _item(self, line: bytes) -> PlannedClip:
+    def _decode_clip(self, line: bytes) -> PlannedClip:
         key, path, inside, split, start, duration, labels, span, seen = json.loads(line)
         full = self._root + path if inside else path
         return PlannedClip(Clip(key, full, split, start, duration, labels, span and tuple(span)), path, seen)
@@ -83,7 +83,7 @@ class ClipSpool:
 
 
 @contextmanager
-def _written() -> Iterator[None]:
+def _explain_disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -115,22 +115,22 @@ def plan_shards(
         mark = int.from_bytes(hashlib.blake2b(clip.key.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
         reason = "another clip has the same key" if mark in seen else "" if KEY.fullmatch(clip.key) else "no valid key"
         if reason:
-            aside.append(skipped_row(shown(clip.path), clip.key, reason))
+            aside.append(skipped_row(printable_path(clip.path), clip.key, reason))
             continue
         assert SPLIT.fullmatch(clip.split), clip.split
         seen.add(mark)
         shard = open_shards.setdefault(clip.split, _OpenShard())
-        shard.rows.append(spool.row(clip))
-        if _ends(len(shard.rows), mark, samples_per_shard):
+        shard.rows.append(spool.encode_clip(clip))
+        if _is_last_of_shard(len(shard.rows), mark, samples_per_shard):
             planned.append(shard.close(clip.split, spool))
     planned += [shard.close(split, spool) for split, shard in open_shards.items() if shard.rows]
     if not planned:
         raise InputError("the corpus has no clip that could be used: see data.root and the corpus's own settings")
     planned.sort(key=lambda shard: shard.split)  # stable: in the corpus's order within a split
-    names = _names(planned, old.shards if old else [])
+    names = _assign_names(planned, old.shards if old else [])
     spool.rename_shards(names)
     planned = [replace(shard, name=names[shard.name]) for shard in planned]
-    aside += [skipped_row(shown(a.path), a.key, a.reason, UNREADABLE in a.reason) for a in set_aside()]
+    aside += [skipped_row(printable_path(a.path), a.key, a.reason, UNREADABLE in a.reason) for a in set_aside()]
     return replace(blank, shards=planned, skipped=aside)
 
 
@@ -144,17 +144,17 @@ class _OpenShard:
     def close(self, split: str, spool: ClipSpool) -> PlannedShard:
         rows = b"".join(self.rows)
         shard = PlannedShard(f"{split}:{self.number}", split, len(self.rows), hashlib.sha256(rows).hexdigest())
-        spool.put(shard.name, rows)
+        spool.write_shard(shard.name, rows)
         self.rows, self.number = [], self.number + 1
         return shard
 
 
-def _ends(count: int, mark: int, most: int) -> bool:
+def _is_last_of_shard(count: int, mark: int, most: int) -> bool:
     """Whether a shard of `count` clips ends here: when it is full, or past its half where the last key says so."""
     return count >= most or (2 * count >= most and mark % max(2, most // 4) == 0)
 
 
-def _names(planned: list[PlannedShard], old: list[PlannedShard]) -> dict[str, str]:
+def _assign_names(planned: list[PlannedShard], old: list[PlannedShard]) -> dict[str, str]:
     """The file name of every planned shard: its old one where its clips are the same, else the lowest free number."""
     kept = {(shard.split, shard.inputs): shard.name for shard in old}
     names = {s.name: kept[s.split, s.inputs] for s in planned if (s.split, s.inputs) in kept}
@@ -181,14 +181,14 @@ def tree_fingerprint(root: str | Path, *more: str | Path) -> str:
         folders = [place]
         while folders:
             folder = folders.pop()
-            rows, inner = _seen(folder, visited)
+            rows, inner = _list_folder(folder, visited)
             rows.sort()
             total.update(os.fsencode("\n".join([os.path.relpath(folder, place), *rows])) + b"\0")
             folders += sorted((os.path.join(folder, name) for name in inner), reverse=True)  # noqa: PTH118
     return total.hexdigest()
 
 
-def _seen(folder: str, visited: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
+def _list_folder(folder: str, visited: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
     """What a folder's files look like, and the names of its folders; of a file itself, what that looks like."""
     try:
         status = os.stat(folder)  # noqa: PTH116
@@ -197,12 +197,12 @@ def _seen(folder: str, visited: set[tuple[int, int]]) -> tuple[list[str], list[s
         if (status.st_dev, status.st_ino) in visited:
             return [], []
         visited.add((status.st_dev, status.st_ino))
-        return _rows(folder)
+        return _scan_folder(folder)
     except OSError as error:
         return [f"!{error.errno}"], []
 
 
-def _rows(folder: str) -> tuple[list[str], list[str]]:
+def _scan_folder(folder: str) -> tuple[list[str], list[str]]:
     """What a folder's files look like, and its folders."""
     rows, inner = [], []
     descriptor = os.open(folder, os.O_RDONLY)  # names are looked up from here: a tenth faster than whole paths
@@ -222,6 +222,6 @@ def _rows(folder: str) -> tuple[list[str], list[str]]:
     return rows, inner
 
 
-def shown(path: str) -> str:
+def printable_path(path: str) -> str:
     """A path as JSON can hold it: a name that is not UTF-8 keeps its odd bytes as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

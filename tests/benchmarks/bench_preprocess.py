@@ -120,8 +120,8 @@ def timed(results: Iterator[EncodedBatch], marks: list[tuple[float, int]]) -> It
     """The same results; marks gets the time and the count of clips so far, at each."""
     count = 0
     for encoded in results:
-        assert not any(isinstance(found, str) for found in encoded.found), encoded.found
-        count += len(encoded.found)
+        assert not any(isinstance(found, str) for found in encoded.clips), encoded.clips
+        count += len(encoded.clips)
         marks.append((time.perf_counter(), count))
         yield encoded
 
@@ -193,10 +193,12 @@ def main() -> None:
     given = parser.parse_args()
     device = "cuda:0" if given.device == "cuda" else "cpu"
     everything = (
-        [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device != "cpu" else ["cpu"] * encoder_pool.cores()
+        [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if device != "cpu"
+        else ["cpu"] * encoder_pool.num_cores()
     )
     readers = encoder_pool.resolve_decode_workers("auto", everything)
-    name = torch.cuda.get_device_name() if device != "cpu" else f"{encoder_pool.cores()} cores"
+    name = torch.cuda.get_device_name() if device != "cpu" else f"{encoder_pool.num_cores()} cores"
     print(f"torch {torch.__version__}, {name}, {given.files} files of {SECONDS:g} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         clips = write_files(Path(folder), given.files, SECONDS)

@@ -12,7 +12,7 @@ import soundfile
 
 from pipeline.corpora import open_corpus
 from pipeline.corpora.segments import assign_split
-from pipeline.preprocessing.audio_hash import digest_of_sound
+from pipeline.preprocessing.audio_hash import hash_audio
 from tests.helpers.corpora import data, tagged
 
 THIRDS = ("data.valid=0.33", "data.test=0.33")
@@ -20,7 +20,7 @@ THIRDS = ("data.valid=0.33", "data.test=0.33")
 
 def listed(root: Path, *settings: str) -> tuple[dict[str, str], dict[str, str]]:
     """The split of every recording, and why others are skipped, by names below the root."""
-    corpus = open_corpus(data("folder", root, *THIRDS, *settings), digest_of_sound)
+    corpus = open_corpus(data("folder", root, *THIRDS, *settings), hash_audio)
     splits = {os.path.relpath(clip.path, root): clip.split for clip in corpus.clips()}
     return splits, {os.path.relpath(left.path, root): left.reason for left in corpus.skipped}
 

@@ -19,19 +19,19 @@ from pipeline.common.errors import MachineError
 from pipeline.corpora import Clip, fingerprint
 from pipeline.preprocessing.decode import (
     CHANGED,
-    GONE,
+    MISSING,
     DecodedBatch,
     DecodeOptions,
     Job,
     Skipped,
-    fault_of_system,
-    parts,
+    decode_job,
+    read_error,
 )
 from pipeline.preprocessing.decode_workers import DecodeWorkerPool
 from pipeline.preprocessing.encoder import prefetch
 from pipeline.preprocessing.shard_planner import PlannedClip
 
-HOW = DecodeOptions(rate=24_000, longest=4.0, batch=2, patience=0)
+HOW = DecodeOptions(rate=24_000, max_seconds=4.0, batch=2, timeout=0)
 
 
 def item(path: Path, start: float = 0.0, duration: float | None = None, key: str = "k") -> PlannedClip:
@@ -46,7 +46,7 @@ def tone(path: Path, seconds: float = 1.0, rate: int = 24_000) -> Path:
 
 
 def heard(items: list[PlannedClip], how: DecodeOptions = HOW) -> list:
-    return [found for part in parts(Job("s", 0, items), how) for found in part.clips]
+    return [found for part in decode_job(Job("s", 0, items), how) for found in part.clips]
 
 
 def test_clips_are_what_the_audio_room_reads(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_file_that_changes_while_it_is_read_is_set_aside(tmp_path: Path) -> No
     """The cuts that were read before the change stand; the others are of no known file."""
     path = tone(tmp_path / "a.wav", 3.0)
     items = [item(path, float(i), 1.0, f"k{i}") for i in range(3)]
-    reading = parts(Job("s", 0, items), DecodeOptions(24_000, 4.0, batch=1, patience=0))
+    reading = decode_job(Job("s", 0, items), DecodeOptions(24_000, 4.0, batch=1, timeout=0))
     assert len(next(reading).clips[0]) == 24_000
     os.utime(path, (1, 1))
     assert [part.clips for part in reading] == [[CHANGED], [CHANGED]]
@@ -104,17 +104,17 @@ def test_a_file_that_is_gone_is_set_aside(tmp_path: Path) -> None:
     path = tone(tmp_path / "a.wav")
     items = [item(path)]
     path.unlink()
-    assert heard(items) == [GONE] and GONE.retry and CHANGED.retry
+    assert heard(items) == [MISSING] and MISSING.retry and CHANGED.retry
 
 
 def test_what_the_system_cannot_read_is_no_fault_of_the_file(tmp_path: Path) -> None:
     """A disk that fails, which a decoder takes for damage: here a file whose every read is an input/output error."""
     (broken,) = heard([item(Path("/proc/self/mem"))])
     assert broken.retry and broken.reason.startswith("unreadable")
-    assert fault_of_system("/proc/self/mem") == "Input/output error" and fault_of_system("/dev/zero") is None
+    assert read_error("/proc/self/mem") == "Input/output error" and read_error("/dev/zero") is None
     path = tone(tmp_path / "a.wav")
     job = Job("s", 0, [item(path), item(path)], str(tmp_path / "gone"), ((0, 9), (0, 9)))
-    assert [found.retry for part in parts(job, HOW) for found in part.clips] == [True, True]
+    assert [found.retry for part in decode_job(job, HOW) for found in part.clips] == [True, True]
     path.write_text("no sound")
     assert [found.retry for found in heard([item(path)])] == [False]
 
@@ -124,7 +124,7 @@ def test_bytes_that_wait_in_a_file_are_read_from_there(tmp_path: Path) -> None:
     held = tmp_path / "held"
     held.write_bytes(b"xxx" + path.read_bytes())
     job = Job("s", 0, [item(path)], str(held), ((3, path.stat().st_size),))
-    assert np.array_equal(next(parts(job, HOW)).clips[0], audio_io.read(path))
+    assert np.array_equal(next(decode_job(job, HOW)).clips[0], audio_io.read(path))
 
 
 def read_all(readers: DecodeWorkerPool, jobs: list[Job]) -> list[DecodedBatch]:
@@ -132,7 +132,7 @@ def read_all(readers: DecodeWorkerPool, jobs: list[Job]) -> list[DecodedBatch]:
     inbox, ours = Pipe()
     waiting = iter(jobs)
     try:
-        return list(readers.parts(inbox, lambda: ours.send(next(waiting, None))))
+        return list(readers.decode(inbox, lambda: ours.send(next(waiting, None))))
     finally:
         readers.close()
 
@@ -151,7 +151,7 @@ def test_all_jobs_come_back_in_parts_that_the_plan_decides(tmp_path: Path, count
 
 def deadly(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """As a decoder with a bug: one file takes the whole process down."""
-    for i, one in enumerate(job.items):
+    for i, one in enumerate(job.clips):
         if "deadly" in one.path:
             os.kill(os.getpid(), signal.SIGSEGV)
         yield DecodedBatch(job.shard, job.first + i, [Skipped(one.path)])
@@ -170,7 +170,7 @@ def test_a_decoder_that_dies_costs_the_clip_that_killed_it_only(tmp_path: Path) 
 
 def slow(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """One long file among short ones."""
-    for i, one in enumerate(job.items):
+    for i, one in enumerate(job.clips):
         time.sleep(1.5 if one.path == "long" else 0)
         yield DecodedBatch(job.shard, job.first + i, [Skipped(one.path)])
 
@@ -190,7 +190,7 @@ def test_a_reader_that_is_ahead_waits(tmp_path: Path, monkeypatch: pytest.Monkey
     asked = threading.Event()
     monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))  # the reader inherits it
     readers = DecodeWorkerPool(1, DecodeOptions(24_000, 4.0, 1, 0), counting)
-    stream = prefetch(readers.parts(inbox, asked.set))
+    stream = prefetch(readers.decode(inbox, asked.set))
     threading.Thread(target=lambda: (asked.wait(), ours.send(Job("s", 0, items)), ours.send(None))).start()
     next(stream)
     time.sleep(1.0)
@@ -200,7 +200,7 @@ def test_a_reader_that_is_ahead_waits(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def counting(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
-    for part in parts(job, how):
+    for part in decode_job(job, how):
         tried()
         yield part
 
@@ -233,7 +233,7 @@ def stuck(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
         return real(source, keep)  # type: ignore[arg-type]
 
     audio_io._opened = opened  # type: ignore[assignment]
-    return parts(job, how)
+    return decode_job(job, how)
 
 
 def test_a_decoder_that_hangs_costs_its_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_a_decoder_that_hangs_costs_its_file_only(tmp_path: Path, monkeypatch: p
     good, bad = tone(tmp_path / "a.wav", 2.0), tone(tmp_path / "stuck.wav", 4.0)
     items = [item(good), *(item(bad, 0.5 * i, 0.5, f"k{i}") for i in range(8)), item(good, 0.0, 1.0)]
     found = read_all(
-        DecodeWorkerPool(1, replace(HOW, patience=2.0), stuck), [Job("s", 0, items), Job("t", 0, items[:1])]
+        DecodeWorkerPool(1, replace(HOW, timeout=2.0), stuck), [Job("s", 0, items), Job("t", 0, items[:1])]
     )
     texts = {(part.shard, part.first + i): heard for part in found for i, heard in enumerate(part.clips)}
     slow = {key for key, text in texts.items() if isinstance(text, Skipped)}
@@ -258,10 +258,10 @@ def test_reading_has_no_limit_while_it_waits_to_be_heard(tmp_path: Path) -> None
     """A reader that is ahead of a slow encoder is not slow."""
     items = [item(tone(tmp_path / f"{i}.wav", 0.1), key=f"k{i}") for i in range(6)]
     inbox, ours = Pipe()
-    readers = DecodeWorkerPool(1, replace(HOW, batch=1, patience=1.0))
+    readers = DecodeWorkerPool(1, replace(HOW, batch=1, timeout=1.0))
     jobs = iter([Job("s", 0, items)])
     found = []
-    for part in readers.parts(inbox, lambda: ours.send(next(jobs, None))):
+    for part in readers.decode(inbox, lambda: ours.send(next(jobs, None))):
         time.sleep(0.7)
         found.append(part)
     readers.close()
@@ -270,7 +270,7 @@ def test_reading_has_no_limit_while_it_waits_to_be_heard(tmp_path: Path) -> None
 
 def once_deadly(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """As a machine that is short of memory for a moment: the first to read a clip is killed."""
-    for i, one in enumerate(job.items):
+    for i, one in enumerate(job.clips):
         mark = Path(os.environ["KILLED"]) / one.path
         if not mark.exists():
             mark.touch()
@@ -295,8 +295,8 @@ def test_a_clip_whose_reader_was_killed_is_tried_once_more(tmp_path: Path, monke
 def test_a_reader_that_is_killed_while_it_has_nothing_to_do_is_replaced(tmp_path: Path) -> None:
     items = [item(tone(tmp_path / f"{i}.wav", 0.1), key=f"k{i}") for i in range(4)]
     readers = DecodeWorkerPool(1, HOW)
-    readers._readers[0].process.kill()
-    readers._readers[0].process.join()
+    readers._workers[0].process.kill()
+    readers._workers[0].process.join()
     assert sum(len(part.clips) for part in read_all(readers, [Job("s", 0, items)])) == 4
 
 
@@ -307,7 +307,7 @@ class Stillborn:
         self.times = times
 
     def __call__(self, job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
-        return parts(job, how)
+        return decode_job(job, how)
 
     def __setstate__(self, state: dict[str, int]) -> None:
         self.__dict__ = state

@@ -32,10 +32,10 @@ def test_the_next_command_trains_on_the_cache(tmp_path: Path, capsys: pytest.Cap
 
 def test_what_is_usual_is_not_said() -> None:
     codec = compose("train", ["+exp=delay_gpt2"]).codec
-    assert dict(codec) == messages.USUAL
-    assert messages.training("shards/x", codec) == "deepspeed pipeline/train.py +exp=delay_gpt2 shards=shards/x"
+    assert dict(codec) == messages.DEFAULT_CODEC
+    assert messages.training_command("shards/x", codec) == "deepspeed pipeline/train.py +exp=delay_gpt2 shards=shards/x"
     own = {**codec, "repository": "/my codecs"}
-    assert "'codec.repository='\"'\"'/my codecs'\"'\"" in messages.training("shards/x", own)
+    assert "'codec.repository='\"'\"'/my codecs'\"'\"" in messages.training_command("shards/x", own)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="$"), min_size=1))

@@ -10,7 +10,7 @@ def test_every_shard_is_in_exactly_one_part() -> None:
     for count in (1, 2, 3, 16):
         shares = [Partition(number, count) for number in range(1, count + 1)]
         for shard in range(50):
-            assert sum(share.has(shard) for share in shares) == 1
+            assert sum(share.contains(shard) for share in shares) == 1
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def test_every_clip_is_in_one_shard_in_the_corpus_s_order(splits: list[str], mos
     for split in set(splits):
         shards = [shard for shard in plan.shards if shard.split == split]
         assert [shard.name for shard in shards] == [f"{split}-{i:06d}.tar" for i in range(len(shards))]
-        found = [item.clip for shard in shards for item in spool.items(shard.name)]
+        found = [item.clip for shard in shards for item in spool.read_shard(shard.name)]
         assert found == [clip for clip in given_clips if clip.split == split]
-        assert all(shard.clips == len(spool.items(shard.name)) <= most for shard in shards)
+        assert all(shard.clips == len(spool.read_shard(shard.name)) <= most for shard in shards)
         assert all(2 * shard.clips >= most for shard in shards[:-1])
 
 
@@ -104,17 +104,17 @@ def test_a_corpus_without_clips_is_refused() -> None:
 def test_any_file_name_survives_the_spool(name: str) -> None:
     clip = Clip("k", f"/corpus/a.tar::{name}", "train", 1.5, 2.5, {"tags": ["a", "\ud800"]}, (3, 4))
     plan, spool = planned([clip])
-    assert spool.items(plan.shards[0].name)[0].clip == clip
-    assert spool.items(plan.shards[0].name)[0].path == f"a.tar::{name}"
+    assert spool.read_shard(plan.shards[0].name)[0].clip == clip
+    assert spool.read_shard(plan.shards[0].name)[0].path == f"a.tar::{name}"
 
 
 def test_threads_may_ask_a_spool_at_once() -> None:
     """One hands out jobs while another writes shards."""
     plan, spool = planned(clips(2000), 50)
     names = [shard.name for shard in plan.shards] * 10
-    expected = {name: [item.clip.key for item in spool.items(name)] for name in set(names)}
+    expected = {name: [item.clip.key for item in spool.read_shard(name)] for name in set(names)}
     with ThreadPoolExecutor(4) as pool:
-        for name, items in zip(names, pool.map(spool.items, names), strict=True):
+        for name, items in zip(names, pool.map(spool.read_shard, names), strict=True):
             assert [item.clip.key for item in items] == expected[name]
 
 
