@@ -171,10 +171,10 @@ def compare(folder: Path, count: int, rounds: int) -> None:
     print(f"{mine / limit:.0%} of the limit")
 
 
-def grow(folder: Path, rounds: int) -> None:
+def grow(folder: Path, numbers: list[int], rounds: int) -> None:
     """More and more shards of as many clips each: the first epoch, which opens them, and the best of those after it."""
     print(f"shards of {_GROWN} clips   clips/CPU-s, first epoch   later ones   CPU-s until the first batch")
-    for shards in (10, 100, 1000):
+    for shards in numbers:
         count = shards * _GROWN // BATCH * BATCH
         write_ours(folder / str(shards), *clips(count), shards)
         began = time.process_time()
@@ -191,13 +191,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--shards", type=int, nargs="+", default=[10, 100, 1000], help="for --growth")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         if args.growth:
-            grow(Path(folder), args.rounds)
+            grow(Path(folder), args.shards, args.rounds)
         else:
             compare(Path(folder), args.clips // BATCH * BATCH, args.rounds)
 

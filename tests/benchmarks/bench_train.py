@@ -136,15 +136,20 @@ def grow(model: str, batch: int, steps: int, words: list[str]) -> None:
         print(f"| {clips} | {frames} | {took:.1f} | {took / clips:.1f} | {rate:,.0f} | {wait:.2%} |", flush=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the table, or how time grows with length and batch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny"])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--growth", action="store_true")
-    parser.add_argument("words", nargs="*", help="settings of pipeline.train")
-    given = parser.parse_args()
-    if given.growth:
-        grow(given.models[0], given.batch, given.steps, given.words)
+    parser.add_argument("settings", nargs="*", help="settings of pipeline.train")
+    args = parser.parse_args()
+    if args.growth:
+        grow(args.models[0], args.batch, args.steps, args.settings)
     else:
-        measure(given.models, given.batch, given.steps, given.words)
+        measure(args.models, args.batch, args.steps, args.settings)
+
+
+if __name__ == "__main__":
+    main()
