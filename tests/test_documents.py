@@ -15,8 +15,17 @@ import yaml
 
 import pipeline
 from pipeline.config.cli import CONF
-from pipeline.tools.memory_table import markdown, rows
-from tests.helpers.documents import DOCUMENTS, ROOT, anchors_of, blocks_of, commands_of, links_of, prose_of, text_of
+from tests.helpers.documents import (
+    COMMAND_DOCUMENTS,
+    DOCUMENTS,
+    ROOT,
+    anchors_of,
+    blocks_of,
+    commands_of,
+    links_of,
+    prose_of,
+    text_of,
+)
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 COMMANDS = sorted(file.stem for file in CONF.glob("*.yaml") if (ROOT / "pipeline" / f"{file.stem}.py").is_file())
@@ -54,7 +63,7 @@ def test_paths_exist(document: Path) -> None:
         assert (ROOT / path).exists() or "NAME" in path, path
 
 
-@pytest.mark.parametrize("document", [document for document in DOCUMENTS if document.name != "CHANGELOG.md"])
+@pytest.mark.parametrize("document", COMMAND_DOCUMENTS, ids=lambda document: document.name)
 def test_settings_exist(document: Path) -> None:
     """Settings of groups in backticks are settings of some command."""
     known = frozenset().union(*map(_settings_of, COMMANDS))
@@ -112,11 +121,6 @@ def test_quoted_messages_are_in_the_source() -> None:
     for message in quoted - others:
         parts = [part for part in re.split(r"'?\.\.\.'?|manifest\.json", message) if len(part) > 3]
         assert parts and all(part.strip(" ();") in source for part in parts), message
-
-
-def test_memory_table_is_what_the_tool_prints() -> None:
-    """The table of memory in the benchmarks is the output of pipeline.tools.memory_table for 8 GPUs."""
-    assert markdown(rows(ranks=8, batch=16, seconds=4.0, pattern="delay")) in text_of(DOCS / "benchmarks.md")
 
 
 def test_benchmark_tables_have_date_and_command() -> None:
