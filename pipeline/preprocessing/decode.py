@@ -100,7 +100,7 @@ def decode_clips(job: Job, how: DecodeOptions) -> Iterator[tuple[AudioOrError, s
             with kill_after(how.timeout):
                 found = next(heard)
                 now = fingerprint(item.clip)
-                found = found if now == item.seen else CHANGED if now else MISSING
+                found = found if now == item.fingerprint else CHANGED if now else MISSING
             note = ""
             if isinstance(found, np.ndarray):
                 wav, note = amplitude.adjust(found, how.bad_amplitude, faults)

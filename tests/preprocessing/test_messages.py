@@ -10,7 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.cli import compose, format_override
+from pipeline.common.settings import format_override
+from pipeline.config.cli import compose
 from pipeline.preprocessing import messages
 from pipeline.training.setup import model_config, open_datasets
 from tests.helpers.preprocess_runs import make, tones
