@@ -18,7 +18,7 @@ leave nothing half-written behind; the exit codes are 130 and 143.
 
 What people change: data=, data.root=, out= (a folder, or s3://..., gs://...), codec=, codec.codebooks=, embedder=,
 samples_per_shard=, devices=, encoder_workers=, part=.
-Look at the result with: python -m pipeline.shards verify|describe|listen DIR
+Look at the result with: python -m pipeline.shards verify|describe|decode DIR
 """
 
 from __future__ import annotations

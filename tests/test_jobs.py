@@ -139,7 +139,7 @@ def test_a_login_node_without_the_package_is_told_so(tmp_path: Path) -> None:
         ("generate run=x -- evaluate run=x", "error: evaluate: the setting 'shards' has no default: give shards=..."),
         ("generate sampling.top_p=3", "error: generate: sampling.top_p=3: give more than 0 and at most 1"),
         ("trian", "error: trian: no such command"),
-        ("preprocess -- train +exp=delay_gpt2 -- shards do=verify shards=x", ""),
+        ("preprocess -- train +exp=delay_gpt2 -- shards action=verify shards=x", ""),
     ],
 )
 def test_settings_are_checked_without_running(

@@ -75,7 +75,7 @@ def test_shards_without_a_checksum_are_compared_with_the_manifest(
         split = ShardedDataset(cache, "train")
         assert split.lengths().tolist() == ShardedDataset(cache, "train").lengths().tolist() and read(cache) == 11
     assert ("1 indices of" in caplog.text and "pipeline.shards index" in caplog.text) == (what == "older")
-    assert shards.main.task(compose("shards", ["do=index", f"shards='{cache}'"])) == 0  # type: ignore[attr-defined]
+    assert shards.main.task(compose("shards", ["action=index", f"shards='{cache}'"])) == 0  # type: ignore[attr-defined]
     assert index.read_bytes() == whole
     index.unlink()
     if what == "older":
@@ -84,7 +84,7 @@ def test_shards_without_a_checksum_are_compared_with_the_manifest(
     with pytest.raises(InputError, match=rf"{FIRST} has changed since it was written"):
         read(cache)
     with pytest.raises(InputError, match=rf"{FIRST} has changed since it was written .*sha256"):
-        shards.main.task(compose("shards", ["do=index", f"shards='{cache}'"]))  # type: ignore[attr-defined]
+        shards.main.task(compose("shards", ["action=index", f"shards='{cache}'"]))  # type: ignore[attr-defined]
 
 
 def test_a_copy_that_went_bad_is_fetched_again(cache: Path, tmp_path: Path) -> None:
