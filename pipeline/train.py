@@ -70,7 +70,7 @@ def main(cfg: DictConfig) -> int:
         code = 1
         try:
             ears = setup.build_audio_sampler(cfg, splits, world)
-            report = setup.make_log_callback(tracker, trainer, order.epoch, splits[0][0].manifest.frame_rate, ears)
+            report = setup.make_log_callback(tracker, trainer, order.epoch_size, splits[0][0].manifest.frame_rate, ears)
             code = trainer.train(report, lambda folder: tracker.log_artifact("checkpoint", folder))
             if world.is_main:
                 newest = run / "checkpoints" / f"step-{trainer.step}"

@@ -25,90 +25,90 @@ from pipeline.data.sampler import (
     unique_ints,
 )
 
-BLOCK, UNIT, MIN_SHARE_SAVED = 15_360, 960, 96
-_KEPT = 4  # blocks in memory
-_SAMPLED = 16  # clips in the batches that tell whether buckets pay: the same whatever the batches of a run
+BLOCK, UNIT, MIN_UNIT = 15_360, 960, 96
+_CACHED_BLOCKS = 4  # blocks in memory
+_PROBE_BATCH = 16  # clips in the batches that tell whether buckets pay: the same whatever the batches of a run
 
 
 class LengthBucketedSampler:
     """An order whose neighbours are of like length. before: the share of padding without it."""
 
-    def __init__(self, order: EpochSampler | MixtureSampler, lengths: Sequence[np.ndarray], seed: int) -> None:
+    def __init__(self, sampler: EpochSampler | MixtureSampler, lengths: Sequence[np.ndarray], seed: int) -> None:
         """lengths: of each source, the frames of all its clips, shard after shard."""
-        self.order, self.epoch, self.lookahead, self.seed = order, order.epoch, order.lookahead, seed
+        self.sampler, self.epoch_size, self.lookahead, self.seed = sampler, sampler.epoch_size, sampler.lookahead, seed
         self._lengths = np.concatenate(lengths)
         first = 0
-        self._first: list[np.ndarray] = []  # of each source, where in lengths its shards begin
-        for source in order.orders if isinstance(order, MixtureSampler) else [order]:
-            ends = first + np.cumsum(source.clips)
-            self._first.append(ends - source.clips)
+        self._first_clips: list[np.ndarray] = []  # of each source, where in lengths its shards begin
+        for source in sampler.samplers if isinstance(sampler, MixtureSampler) else [sampler]:
+            ends = first + np.cumsum(source.clips_per_shard)
+            self._first_clips.append(ends - source.clips_per_shard)
             first = int(ends[-1])
         assert first == len(self._lengths)
         self._blocks: dict[int, ClipLocations] = {}
-        self._sample = np.arange(max(1, min(self.epoch, BLOCK) // _SAMPLED) * _SAMPLED)
-        self.padding_without = padding_fraction(self.lengths_of(order(self._sample)).reshape(-1, _SAMPLED))
+        self._probe = np.arange(max(1, min(self.epoch_size, BLOCK) // _PROBE_BATCH) * _PROBE_BATCH)
+        self.padding_without = padding_fraction(self.lengths_of(sampler(self._probe)).reshape(-1, _PROBE_BATCH))
 
     @property
     def padding_with(self) -> float:
         """The share of padding that is left."""
-        return padding_fraction(self.lengths_of(self(self._sample)).reshape(-1, _SAMPLED))
+        return padding_fraction(self.lengths_of(self(self._probe)).reshape(-1, _PROBE_BATCH))
 
-    def __call__(self, places: np.ndarray) -> ClipLocations:
+    def __call__(self, positions: np.ndarray) -> ClipLocations:
         """The clips at some places of the stream."""
-        result = ClipLocations(*(np.empty_like(places) for _ in range(4)))
-        blocks = places // BLOCK
+        result = ClipLocations(*(np.empty_like(positions) for _ in range(4)))
+        blocks = positions // BLOCK
         for number in unique_ints(blocks):
             here = blocks == number
             for mine, theirs in zip(
                 vars(result).values(),
-                vars(self._block(number).select(places[here] - number * BLOCK)).values(),
+                vars(self._block(number).select(positions[here] - number * BLOCK)).values(),
                 strict=True,
             ):
                 mine[here] = theirs
         return result
 
-    def upcoming_shards(self, places: np.ndarray) -> list[tuple[int, int]]:
+    def upcoming_shards(self, positions: np.ndarray) -> list[tuple[int, int]]:
         """Source and shard of what is read at some places and soon after."""
-        return self.order.upcoming_shards(places)
+        return self.sampler.upcoming_shards(positions)
 
     def _block(self, number: int) -> ClipLocations:
         """A block's clips in their new order."""
         block = self._blocks.get(number)
         if block is None:
             places = np.arange(number * BLOCK, (number + 1) * BLOCK)
-            found = self.order(places)
-            part = _parts(found)
+            found = self.sampler(places)
+            part = _epoch_parts(found)
             ties = derive_keys(fold_key(self.seed, -4), places)
             seats = np.lexsort((ties, self.lengths_of(found), part))
             ends = np.append(np.flatnonzero(np.diff(part)) + 1, BLOCK).tolist()
             units = []
             for first, end in zip([0, *ends], ends, strict=False):
                 size = min(
-                    UNIT, max(MIN_SHARE_SAVED, (end - first) // (BLOCK // UNIT) // MIN_SHARE_SAVED * MIN_SHARE_SAVED)
+                    UNIT, max(MIN_UNIT, (end - first) // (BLOCK // UNIT) // MIN_UNIT * MIN_UNIT)
                 )
                 cut = [seats[at : min(end, at + size)] for at in range(first, end, size)]
                 turns = permute_indices(np.arange(len(cut)), len(cut), fold_key(self.seed, number, first, -5))
                 units += [cut[turn] for turn in turns]
-            kept = list(self._blocks.items())[1 - _KEPT :]
+            kept = list(self._blocks.items())[1 - _CACHED_BLOCKS :]
             block = found.select(np.concatenate(units))
             self._blocks = {**dict(kept), number: block}  # from which another thread may drop it at once
         return block
 
-    def lengths_of(self, found: ClipLocations) -> np.ndarray:
+    def lengths_of(self, locations: ClipLocations) -> np.ndarray:
         """The frames of clips: int64 [N]."""
-        at = found.row.copy()
-        for source, first in enumerate(self._first):
-            here = found.source == source
-            at[here] += first[found.shard[here]]
+        at = locations.row.copy()
+        for source, first in enumerate(self._first_clips):
+            here = locations.source == source
+            at[here] += first[locations.shard[here]]
         return self._lengths[at]
 
 
 def bucket_by_length(
-    order: EpochSampler | MixtureSampler, lengths: Sequence[np.ndarray], seed: int, most: float
+    sampler: EpochSampler | MixtureSampler, lengths: Sequence[np.ndarray], seed: int, max_padding: float
 ) -> Sampler:
     """The order with clips of like length side by side, where more than a share `most` would be padding without."""
-    buckets = LengthBucketedSampler(order, lengths, seed)
-    return buckets if buckets.padding_without > most else order
+    buckets = LengthBucketedSampler(sampler, lengths, seed)
+    return buckets if buckets.padding_without > max_padding else sampler
 
 
 def padding_fraction(lengths: np.ndarray) -> float:
@@ -116,10 +116,10 @@ def padding_fraction(lengths: np.ndarray) -> float:
     return 1 - float(lengths.sum() / max(1, lengths.shape[1] * lengths.max(1).sum()))
 
 
-def _parts(found: ClipLocations) -> np.ndarray:
+def _epoch_parts(locations: ClipLocations) -> np.ndarray:
     """Numbers the parts of a row of places between which a source begins a new epoch."""
-    begins = np.zeros(len(found.source), np.int64)
-    for source in unique_ints(found.source):
-        own = np.flatnonzero(found.source == source)
-        begins[own[1:][np.diff(found.epoch[own]) > 0]] = 1
+    begins = np.zeros(len(locations.source), np.int64)
+    for source in unique_ints(locations.source):
+        own = np.flatnonzero(locations.source == source)
+        begins[own[1:][np.diff(locations.epoch[own]) > 0]] = 1
     return np.cumsum(begins)

@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
 from pipeline.data.manifest import Manifest, parse_skipped
-from pipeline.data.shard import ShardInfo, index_name, shard_name
+from pipeline.data.shard import ShardInfo, index_name, validate_shard_name
 from pipeline.data.storage import WRITE_TEST, LocalStorage, Storage
 
 PLAN = "plan.json"
 FORMAT = 1
-_OURS = re.compile(r"\w+-\d{6,}(\.tar|\.index\.npy|\.done\.json)")
+_BUILD_FILE = re.compile(r"\w+-\d{6,}(\.tar|\.index\.npy|\.done\.json)")
 _T = TypeVar("_T")
 
 
@@ -70,11 +70,11 @@ class BuildPlan:
             raise
         except (ValueError, RecursionError) as error:
             raise InputError(f"{store.display_path(PLAN)} is damaged ({error}): remove it and run again") from error
-        return _parsed(store.display_path(PLAN), found, cls._parse)
+        return _parse_json(store.display_path(PLAN), found, cls._parse)
 
     @classmethod
     def _parse(cls, found: dict[str, Any]) -> BuildPlan:
-        shards = [PlannedShard(shard_name(n), str(s), int(c), str(i)) for n, s, c, i in found["shards"]]
+        shards = [PlannedShard(validate_shard_name(n), str(s), int(c), str(i)) for n, s, c, i in found["shards"]]
         return cls(dict(found["asked"]), dict(found["made"]), str(found["tree"]), shards, list(found["set_aside"]))
 
     def save(self, store: Storage) -> None:
@@ -88,7 +88,7 @@ class BuildPlan:
             "shards": shards,
             "set_aside": self.skipped,
         }
-        _put(store, PLAN, content)
+        _write_json(store, PLAN, content)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class ShardRecord:
         """Write the record of the shard `name`; its shard must be complete."""
         content = asdict(self)
         content["made"], content["set_aside"] = content.pop("resolved"), content.pop("skipped")
-        _put(store, record_name(name), content)
+        _write_json(store, record_name(name), content)
 
     @classmethod
     def _parse(cls, found: dict[str, Any]) -> ShardRecord:
@@ -131,17 +131,17 @@ def record_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".done.json"
 
 
-def digest(made: Mapping[str, Any]) -> str:
+def settings_digest(settings: Mapping[str, Any]) -> str:
     """A short digest of settings."""
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def codes_digest(made: Mapping[str, Any]) -> str:
+def codes_digest(settings: Mapping[str, Any]) -> str:
     """A digest of the settings that codes depend on: all but the embedder."""
-    return digest({name: value for name, value in made.items() if name != "embedder"})
+    return settings_digest({name: value for name, value in settings.items() if name != "embedder"})
 
 
-def records(store: Storage, sizes: Mapping[str, int]) -> dict[str, ShardRecord]:
+def load_records(store: Storage, sizes: Mapping[str, int]) -> dict[str, ShardRecord]:
     """The records of all shards that stand complete in a cache, by the name of the shard; sizes: `store.sizes()`.
 
     A damaged record, or one without its shard, is as if it were not there: its shard is made again. So is one that
@@ -163,9 +163,9 @@ def records(store: Storage, sizes: Mapping[str, int]) -> dict[str, ShardRecord]:
     return found
 
 
-def is_done(planned: PlannedShard, record: ShardRecord | None, made: str) -> bool:
+def is_done(planned: PlannedShard, record: ShardRecord | None, digest: str) -> bool:
     """Whether a record says that a planned shard is finished. made: the digest of the settings."""
-    return record is not None and (record.inputs, record.resolved) == (planned.inputs, made)
+    return record is not None and (record.inputs, record.resolved) == (planned.inputs, digest)
 
 
 def delete_record(store: Storage, name: str) -> None:
@@ -173,7 +173,7 @@ def delete_record(store: Storage, name: str) -> None:
     store.remove(record_name(name))
 
 
-def remove_shard(store: Storage, name: str) -> None:
+def delete_shard(store: Storage, name: str) -> None:
     """Take a shard out of a cache: its record first, so that no record is left without its shard."""
     for file in (record_name(name), index_name(name), name):
         store.remove(file)
@@ -188,7 +188,7 @@ def merge(store: Storage) -> Manifest | list[str]:
     if plan is None:
         raise InputError(f"there is no {PLAN} at {store.display_path()}: python -m pipeline.preprocess makes a cache")
     sizes = store.sizes()
-    found, made = records(store, sizes), digest(plan.resolved)
+    found, made = load_records(store, sizes), settings_digest(plan.resolved)
     missing = [shard.name for shard in plan.shards if not is_done(shard, found.get(shard.name), made)]
     if missing:
         return missing
@@ -198,7 +198,7 @@ def merge(store: Storage) -> Manifest | list[str]:
     for name in old:
         store.remove(name)
     if isinstance(store, LocalStorage):
-        store.remove_partial(but=(PLAN, MANIFEST, WRITE_TEST))  # another part may be merging too, or starting
+        store.remove_partial(keep=(PLAN, MANIFEST, WRITE_TEST))  # another part may be merging too, or starting
     manifest = _manifest(plan, found, plan_digest(store))
     manifest.save(store)
     return manifest
@@ -207,7 +207,7 @@ def merge(store: Storage) -> Manifest | list[str]:
 def stale_files(plan: BuildPlan, sizes: Mapping[str, int]) -> list[str]:
     """The files of a cache that were written for a shard that is in the plan no more, records first."""
     names = {shard.name for shard in plan.shards}
-    ours = [name for name in sizes if _OURS.fullmatch(name) and name.partition(".")[0] + ".tar" not in names]
+    ours = [name for name in sizes if _BUILD_FILE.fullmatch(name) and name.partition(".")[0] + ".tar" not in names]
     return sorted(ours, key=lambda name: (not name.endswith(".done.json"), name))
 
 
@@ -237,7 +237,7 @@ def delete_manifest(store: Storage) -> None:
     store.remove(MANIFEST)
 
 
-def _parsed(where: str, found: Any, parse: Callable[[dict[str, Any]], _T]) -> _T:
+def _parse_json(where: str, found: Any, parse: Callable[[dict[str, Any]], _T]) -> _T:
     try:
         if found["format"] == FORMAT:
             return parse(found)
@@ -246,6 +246,6 @@ def _parsed(where: str, found: Any, parse: Callable[[dict[str, Any]], _T]) -> _T
     raise InputError(f"{where} has format {found['format']!r:.40}, and this program writes {FORMAT}: give another out=")
 
 
-def _put(store: Storage, name: str, value: dict[str, Any]) -> None:
+def _write_json(store: Storage, name: str, value: dict[str, Any]) -> None:
     with store.open_atomic(name) as file:
         file.write(json.dumps(value, indent=1).encode() + b"\n")

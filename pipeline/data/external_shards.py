@@ -21,8 +21,8 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, iter_samples, with_checksums
-from pipeline.data.shard_cache import locked
+from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, iter_samples, add_checksums
+from pipeline.data.shard_cache import file_lock
 from pipeline.data.storage import LocalStorage, Storage, open_storage
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class ExternalSource:
 
     codec: Mapping[str, Any]
     embedder: Mapping[str, Any]
-    folder: Path
+    index_dir: Path
 
     def __post_init__(self) -> None:
         for part, names in (("codec", _CODEC), ("embedder", _EMBEDDER)):
@@ -52,7 +52,7 @@ def is_glob(address: str | Path) -> bool:
     return name.endswith((".tar", *_COMPRESSED)) or any(sign in name for sign in "*?[{")
 
 
-def index_external_shards(address: str | Path, foreign: ExternalSource) -> tuple[Storage, Manifest, LocalStorage]:
+def index_external_shards(address: str | Path, external: ExternalSource) -> tuple[Storage, Manifest, LocalStorage]:
     """Where such shards lie, a manifest of them, and where their indices are.
 
     The first process that asks looks through all of them; it holds for as long as names, sizes and times stay the same.
@@ -60,25 +60,25 @@ def index_external_shards(address: str | Path, foreign: ExternalSource) -> tuple
     """
     folder, _, pattern = str(address).rpartition("/") if is_glob(address) else (str(address), "", "*.tar")
     store = open_storage(folder or ".")
-    sizes = _matching(store, pattern)
+    sizes = _matching_sizes(store, pattern)
     if not sizes:
         for name in store.sizes():
             _refuse_compressed(store, name)
         raise InputError(f"there are no shards at {address}: give a folder of tars, or a pattern of their names")
-    asked: list[Any] = [store.display_path(), sizes, dict(foreign.codec), dict(foreign.embedder)]
+    asked: list[Any] = [store.display_path(), sizes, dict(external.codec), dict(external.embedder)]
     if isinstance(store, LocalStorage):
         asked.append([(store.root / name).stat().st_mtime_ns for name in sizes])
-    kept = LocalStorage(foreign.folder / f"foreign-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}")
+    kept = LocalStorage(external.index_dir / f"foreign-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}")
     kept.check_writable()
-    with locked(kept.root / "making", wait=True):
+    with file_lock(kept.root / "making", wait=True):
         if kept.size(MANIFEST_NAME) is None:
-            _scan_shards(store, sizes, foreign, kept)
+            _scan_shards(store, sizes, external, kept)
     manifest = Manifest.load(kept)
-    manifest.where = store.display_path()
+    manifest.path = store.display_path()
     return store, manifest, kept
 
 
-def _matching(store: Storage, pattern: str) -> dict[str, int]:
+def _matching_sizes(store: Storage, pattern: str) -> dict[str, int]:
     """Bytes of the shards of a folder that fit a pattern, by name; shards that are named one by one must be there."""
     from braceexpand import braceexpand
 
@@ -103,7 +103,7 @@ def _refuse_compressed(store: Storage, name: str) -> None:
         )
 
 
-def _scan_shards(store: Storage, sizes: Mapping[str, int], foreign: ExternalSource, kept: LocalStorage) -> None:
+def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSource, index_store: LocalStorage) -> None:
     """Write an index of each shard, and then the manifest."""
     log.info("looking through %d shards at %s, which is done once", len(sizes), store.display_path())
     shape: tuple[int, int] | None = None
@@ -119,11 +119,11 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], foreign: ExternalSour
                     f"{where}: {sample.key} has {found[0]} codebooks and a prompt of {found[1]} values, and those "
                     f"before it have {shape[0]} and {shape[1]}: one cache holds one shape"
                 )
-            if sample.codes.max(initial=0) >= foreign.codec["codebook_size"] or not np.isfinite(sample.prompt).all():
-                size = foreign.codec["codebook_size"]
+            if sample.codes.max(initial=0) >= external.codec["codebook_size"] or not np.isfinite(sample.prompt).all():
+                size = external.codec["codebook_size"]
                 raise InputError(f"{where}: {sample.key} has codes of {size} or more, or a prompt that is not finite")
-        with kept.open_atomic(index_name(name)) as file:
-            np.save(file, with_checksums(index, checksum(shard)), allow_pickle=False)
+        with index_store.open_atomic(index_name(name)) as file:
+            np.save(file, add_checksums(index, checksum(shard)), allow_pickle=False)
         # bytes from afar are proven again each time they come
         digest = "" if isinstance(store, LocalStorage) else hashlib.sha256(shard).hexdigest()
         split = _SPLIT.fullmatch(name)
@@ -131,5 +131,5 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], foreign: ExternalSour
         splits.setdefault((split and split[1]) or "train", []).append(info)
     if shape is None:
         raise InputError(f"the shards at {store.display_path()} are empty")
-    codec, embedder = {**foreign.codec, "codebooks": shape[0]}, {**foreign.embedder, "dim": shape[1]}
-    Manifest(codec, embedder, {"name": "foreign"}, splits).save(kept)
+    codec, embedder = {**external.codec, "codebooks": shape[0]}, {**external.embedder, "dim": shape[1]}
+    Manifest(codec, embedder, {"name": "foreign"}, splits).save(index_store)

@@ -15,7 +15,7 @@ from pipeline.data.shard import ShardInfo
 from pipeline.data.storage import Storage, open_storage
 
 FORMAT = 1
-_MOST = {"codebooks": 1024, "codebook_size": 65_536, "dim": 1 << 20}  # what codes of 16 bits and a batch can hold
+_MAX_SIZES = {"codebooks": 1024, "codebook_size": 65_536, "dim": 1 << 20}  # what codes of 16 bits and a batch can hold
 MANIFEST_NAME = "manifest.json"
 
 
@@ -38,7 +38,7 @@ class Manifest:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     plan: str = ""
     adjusted: list[dict[str, Any]] = field(default_factory=list, kw_only=True)
-    where: str = field(default="the cache", compare=False)
+    path: str = field(default="the cache", compare=False)
 
     @property
     def codebooks(self) -> int:
@@ -55,17 +55,17 @@ class Manifest:
         """Frames a second of audio."""
         return self.codec["frame_rate"]
 
-    def samples(self, split: str) -> int:
+    def num_samples(self, split: str) -> int:
         """Clips in a split."""
         return sum(shard.samples for shard in self.splits.get(split, []))
 
-    def frames(self, split: str) -> int:
+    def num_frames(self, split: str) -> int:
         """Frames in a split."""
         return sum(shard.frames for shard in self.splits.get(split, []))
 
     def hours(self, split: str) -> float:
         """Hours of audio in a split."""
-        return self.frames(split) / self.frame_rate / 3600
+        return self.num_frames(split) / self.frame_rate / 3600
 
     @classmethod
     def load(cls, folder: str | Path | Storage) -> Manifest:
@@ -112,8 +112,8 @@ class Manifest:
             if (told["samples"], told["frames"]) != (sum(s.samples for s in shards), sum(s.frames for s in shards)):
                 raise TypeError(f"the totals of {split} do not add up")
         codec, embedder = dict(found["codec"]), dict(found["embedder"])
-        _check(codec, "codec", ("name", "weights"), ("sample_rate", "frame_rate"), ("codebooks", "codebook_size"))
-        _check(embedder, "embedder", ("name", "weights"), ("sample_rate",), ("dim",))
+        _validate_identity(codec, "codec", ("name", "weights"), ("sample_rate", "frame_rate"), ("codebooks", "codebook_size"))
+        _validate_identity(embedder, "embedder", ("name", "weights"), ("sample_rate",), ("dim",))
         if type(found["silent"]) is not int:
             raise TypeError(f"silent is {found['silent']!r:.40}, no count")
         aside = [parse_skipped(row) for row in found["set_aside"]]
@@ -126,8 +126,8 @@ class Manifest:
         splits = {
             split: {
                 "shards": [asdict(shard) for shard in shards],
-                "samples": self.samples(split),
-                "frames": self.frames(split),
+                "samples": self.num_samples(split),
+                "frames": self.num_frames(split),
                 "hours": round(self.hours(split), 6),
             }
             for split, shards in self.splits.items()
@@ -151,23 +151,23 @@ class Manifest:
     def check_codec(self, codec: Mapping[str, Any], codebooks: int) -> None:
         """Raises InputError, naming what differs, unless a model of this codec and K <= ours can read these shards."""
         wanted = {name: value for name, value in codec.items() if name not in ("codebooks", "dtype", "version")}
-        self._refuse("codec", wanted)
+        self._check_identity("codec", wanted)
         if codebooks > self.codebooks:
             raise InputError(
-                f"the model reads codec.codebooks={codebooks}, and the shards at {self.where} hold {self.codebooks}: "
+                f"the model reads codec.codebooks={codebooks}, and the shards at {self.path} hold {self.codebooks}: "
                 f"preprocess again with codec.codebooks={codebooks}, or ask the model for fewer"
             )
 
     def check_embedder(self, embedder: Mapping[str, Any]) -> None:
         """Raises InputError, naming what differs, unless the prompts are of this embedder."""
-        self._refuse("embedder", embedder)
+        self._check_identity("embedder", embedder)
 
-    def _refuse(self, part: str, wanted: Mapping[str, Any]) -> None:
+    def _check_identity(self, part: str, wanted: Mapping[str, Any]) -> None:
         ours = self.codec if part == "codec" else self.embedder
         differ = [name for name, value in wanted.items() if ours.get(name) != value]
         if differ:
             told = ", ".join(f"{part}.{name}={ours.get(name)!r} where {wanted[name]!r} is wanted" for name in differ)
-            raise InputError(f"the shards at {self.where} do not fit: they have {told}")
+            raise InputError(f"the shards at {self.path} do not fit: they have {told}")
 
 
 def skipped_row(path: str, key: str, reason: str, retry: bool = False) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def parse_skipped(row: Mapping[str, Any]) -> dict[str, Any]:
     return skipped_row(str(row["path"]), str(row["key"]), str(row["reason"]), row.get("retry") is True)
 
 
-def _check(
+def _validate_identity(
     identity: Mapping[str, Any], part: str, texts: tuple[str, ...], rates: tuple[str, ...], counts: tuple[str, ...]
 ) -> None:
     """Raises KeyError, TypeError or ValueError for an identity that no codec or embedder can have."""
@@ -191,6 +191,6 @@ def _check(
         elif name in rates:
             fits = type(value) in (int, float) and 0 < value < math.inf
         else:
-            fits = type(value) is int and 0 < value <= _MOST[name]
+            fits = type(value) is int and 0 < value <= _MAX_SIZES[name]
         if not fits:
             raise ValueError(f"{part}.{name} is {value!r:.40}")

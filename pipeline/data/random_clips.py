@@ -13,19 +13,19 @@ from pipeline.data.storage import Storage
 
 
 def sample_clips(
-    store: Storage, manifest: Manifest, clips: int, seed: int, split: str | None = None
+    store: Storage, manifest: Manifest, num_clips: int, seed: int, split: str | None = None
 ) -> Iterator[Sample]:
     """So many samples of a split (of all splits if None), each at most once, the same for the same seed.
 
     Raises InputError for a split that the cache does not have.
     """
     if split is not None and split not in manifest.splits:
-        raise InputError(f"split={split}: {manifest.where} has {', '.join(manifest.splits)}")
+        raise InputError(f"split={split}: {manifest.path} has {', '.join(manifest.splits)}")
     parts = manifest.splits.values() if split is None else [manifest.splits[split]]
     shards = [shard for part in parts for shard in part]
     ends = np.cumsum([shard.samples for shard in shards])
     total = int(ends[-1]) if shards else 0
-    places = np.random.default_rng(seed).choice(total, min(clips, total), replace=False)
+    places = np.random.default_rng(seed).choice(total, min(num_clips, total), replace=False)
     for place in sorted(places.tolist()):
         number = int(np.searchsorted(ends, place, side="right"))
         name = shards[number].name

@@ -47,28 +47,28 @@ class ClipLocations:
     row: np.ndarray
     epoch: np.ndarray
 
-    def select(self, which: np.ndarray) -> ClipLocations:
+    def select(self, selection: np.ndarray) -> ClipLocations:
         """Some of them, by index or mask."""
-        return ClipLocations(self.source[which], self.shard[which], self.row[which], self.epoch[which])
+        return ClipLocations(self.source[selection], self.shard[selection], self.row[selection], self.epoch[selection])
 
 
 class Sampler(Protocol):
     """What says which clip stands where. epoch: places until all clips have come once; span: those of a window."""
 
-    epoch: int
+    epoch_size: int
     lookahead: int
 
-    def __call__(self, places: np.ndarray) -> ClipLocations:
+    def __call__(self, positions: np.ndarray) -> ClipLocations:
         """The clips at some places of the stream."""
 
-    def upcoming_shards(self, places: np.ndarray) -> list[tuple[int, int]]:
+    def upcoming_shards(self, positions: np.ndarray) -> list[tuple[int, int]]:
         """Source and shard of what is read at some places and soon after, the nearest first."""
 
 
 _ROUND_KEYS = [fold_key(r) for r in range(_ROUNDS)]
 
 
-def permute_indices(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray | np.uint64) -> np.ndarray:
+def permute_indices(indices: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray | np.uint64) -> np.ndarray:
     """A keyed permutation of range(size) at some places [n], each with a size and a key of its own, or one for all.
 
     A Feistel network over two digits of about the square root of the size; the few places that fall outside the range
@@ -77,7 +77,7 @@ def permute_indices(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarra
     sizes, keys = np.asarray(sizes).astype(np.uint64), np.asarray(keys, np.uint64)
     high = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)
     network = (high, (sizes + high - np.uint64(1)) // high, keys)
-    result = _feistel(places.astype(np.uint64), *network)
+    result = _feistel(indices.astype(np.uint64), *network)
     out = np.flatnonzero(result >= sizes)
     while len(out):
         result[out] = _feistel(result[out], *(x if x.ndim == 0 else x[out] for x in network))
@@ -90,14 +90,14 @@ def _feistel(x: np.ndarray, high: np.ndarray, low: np.ndarray, keys: np.ndarray)
     left = x // low
     right = x - left * low
     for r in range(0, _ROUNDS, 2):
-        left += _hashed(right, keys, r, high)
+        left += _hash_below(right, keys, r, high)
         left -= high * (left >= high)
-        right += _hashed(left, keys, r + 1, low)
+        right += _hash_below(left, keys, r + 1, low)
         right -= low * (right >= low)
     return left * low + right
 
 
-def _hashed(x: np.ndarray, keys: np.ndarray, number: int, size: np.ndarray) -> np.ndarray:
+def _hash_below(x: np.ndarray, keys: np.ndarray, number: int, size: np.ndarray) -> np.ndarray:
     """A hash in range(size), for sizes below 2**32."""
     h = x * GOLDEN
     h += keys + _ROUND_KEYS[number]
@@ -115,80 +115,80 @@ class _EpochLayout:
 
     shards: np.ndarray
     starts: np.ndarray
-    windows: np.ndarray  # where each begins on the line, and where the last ends
+    window_bounds: np.ndarray  # where each begins on the line, and where the last ends
     keys: np.ndarray  # one a window, uint64
-    lanes: np.ndarray  # where each begins on the line, and where the last ends
+    lane_bounds: np.ndarray  # where each begins on the line, and where the last ends
 
     def shards_of(self, windows: np.ndarray) -> list[int]:
         """The shards of some windows, in their order on the line."""
-        first = np.searchsorted(self.starts, self.windows[windows], side="right") - 1
-        last = np.searchsorted(self.starts, self.windows[windows + 1], side="left")
+        first = np.searchsorted(self.starts, self.window_bounds[windows], side="right") - 1
+        last = np.searchsorted(self.starts, self.window_bounds[windows + 1], side="left")
         return [int(s) for a, b in zip(first, last, strict=True) for s in self.shards[a:b]]
 
 
 class EpochSampler:
     """The endless stream over the shards of one cache."""
 
-    def __init__(self, clips: Sequence[int] | np.ndarray, seed: int, window: int = 0, lanes: int = 1) -> None:
+    def __init__(self, clips_per_shard: Sequence[int] | np.ndarray, seed: int, shuffle_shards: int = 0, interleave: int = 1) -> None:
         """clips: how many each shard holds. Raises InputError where there are none."""
-        self.clips = np.asarray(clips, np.int64)
-        self.epoch = int(self.clips.sum())  # places in an epoch
-        if not self.epoch:
+        self.clips_per_shard = np.asarray(clips_per_shard, np.int64)
+        self.epoch_size = int(self.clips_per_shard.sum())  # places in an epoch
+        if not self.epoch_size:
             raise InputError("there are no clips to train on: the shards of this split are empty")
-        self.seed, self.lanes = seed, lanes
-        self.window = window if 0 < window < len(self.clips) else len(self.clips)
-        self.lookahead: int = max(1, self.epoch * self.window * lanes // int(np.count_nonzero(self.clips)))
-        self._walks: dict[int, _EpochLayout] = {}
+        self.seed, self.interleave = seed, interleave
+        self.shuffle_shards = shuffle_shards if 0 < shuffle_shards < len(self.clips_per_shard) else len(self.clips_per_shard)
+        self.lookahead: int = max(1, self.epoch_size * self.shuffle_shards * interleave // int(np.count_nonzero(self.clips_per_shard)))
+        self._layouts: dict[int, _EpochLayout] = {}
 
-    def __call__(self, places: np.ndarray) -> ClipLocations:
+    def __call__(self, positions: np.ndarray) -> ClipLocations:
         """The clips at some places of the stream."""
-        epochs = places // self.epoch
-        shard, row = np.empty_like(places), np.empty_like(places)
+        epochs = positions // self.epoch_size
+        shard, row = np.empty_like(positions), np.empty_like(positions)
         for epoch in unique_ints(epochs):
             here = epochs == epoch
-            walk = self._walk(epoch)
-            at, window = self._on_line(walk, places[here] - epoch * self.epoch)
+            walk = self._layout(epoch)
+            at, window = self._line_offsets(walk, positions[here] - epoch * self.epoch_size)
             if (window == window[0]).all():  # numbers for arrays are quicker
                 window = window[0]
-            first = walk.windows[window]
-            at = first + permute_indices(at - first, walk.windows[window + 1] - first, walk.keys[window])
+            first = walk.window_bounds[window]
+            at = first + permute_indices(at - first, walk.window_bounds[window + 1] - first, walk.keys[window])
             found = np.searchsorted(walk.starts, at, side="right") - 1
             shard[here], row[here] = walk.shards[found], at - walk.starts[found]
-        return ClipLocations(np.zeros_like(places), shard, row, epochs)
+        return ClipLocations(np.zeros_like(positions), shard, row, epochs)
 
-    def upcoming_shards(self, places: np.ndarray) -> list[tuple[int, int]]:
+    def upcoming_shards(self, positions: np.ndarray) -> list[tuple[int, int]]:
         """Source and shard of what is read at some places and soon after: of their windows, then of the next ones."""
         found: dict[int, None] = {}
         for ahead in (0, self.lookahead // 2, self.lookahead):
-            epochs = (places + ahead) // self.epoch
+            epochs = (positions + ahead) // self.epoch_size
             for epoch in unique_ints(epochs):
-                walk = self._walk(epoch)
-                offsets = (places + ahead)[epochs == epoch] - epoch * self.epoch
-                found.update(dict.fromkeys(walk.shards_of(np.unique(self._on_line(walk, offsets)[1]))))
+                walk = self._layout(epoch)
+                offsets = (positions + ahead)[epochs == epoch] - epoch * self.epoch_size
+                found.update(dict.fromkeys(walk.shards_of(np.unique(self._line_offsets(walk, offsets)[1]))))
         return [(0, shard) for shard in found]
 
-    def _on_line(self, walk: _EpochLayout, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _line_offsets(self, walk: _EpochLayout, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the places of an epoch lie on its line before windows are shuffled, and in which window."""
-        if self.lanes > 1:
+        if self.interleave > 1:
             turn, inside = np.divmod(offsets, INTERLEAVE_BLOCK)
-            offsets = walk.lanes[turn % self.lanes] + turn // self.lanes * INTERLEAVE_BLOCK + inside
-        return offsets, np.searchsorted(walk.windows, offsets, side="right") - 1
+            offsets = walk.lane_bounds[turn % self.interleave] + turn // self.interleave * INTERLEAVE_BLOCK + inside
+        return offsets, np.searchsorted(walk.window_bounds, offsets, side="right") - 1
 
-    def _walk(self, epoch: int) -> _EpochLayout:
-        walk = self._walks.get(epoch)
+    def _layout(self, epoch: int) -> _EpochLayout:
+        walk = self._layouts.get(epoch)
         if walk is None:
-            filled = np.flatnonzero(self.clips)
+            filled = np.flatnonzero(self.clips_per_shard)
             shards = filled[np.argsort(derive_keys(fold_key(self.seed, epoch, -1), filled), kind="stable")]
-            ends = np.cumsum(self.clips[shards])
-            starts = ends - self.clips[shards]
-            whole, rest = divmod(self.epoch, INTERLEAVE_BLOCK * self.lanes)
-            number = np.arange(self.lanes + 1)
+            ends = np.cumsum(self.clips_per_shard[shards])
+            starts = ends - self.clips_per_shard[shards]
+            whole, rest = divmod(self.epoch_size, INTERLEAVE_BLOCK * self.interleave)
+            number = np.arange(self.interleave + 1)
             lanes = whole * INTERLEAVE_BLOCK * number + np.minimum(rest, INTERLEAVE_BLOCK * number)
-            windows = np.unique(np.concatenate([starts[:: self.window], lanes]))
+            windows = np.unique(np.concatenate([starts[:: self.shuffle_shards], lanes]))
             keys = derive_keys(fold_key(self.seed, epoch), np.arange(len(windows)))
-            kept = list(self._walks.items())[-2:]
+            kept = list(self._layouts.items())[-2:]
             walk = _EpochLayout(shards, starts, windows, keys, lanes)
-            self._walks = {**dict(kept), epoch: walk}  # from which another thread may drop it at once
+            self._layouts = {**dict(kept), epoch: walk}  # from which another thread may drop it at once
         return walk
 
 
@@ -202,57 +202,57 @@ class MixtureSampler:
 
     BLOCK = 1000
 
-    def __init__(self, orders: Mapping[str, EpochSampler], weights: Mapping[str, float], seed: int) -> None:
+    def __init__(self, samplers: Mapping[str, EpochSampler], weights: Mapping[str, float], seed: int) -> None:
         """Raises InputError where the weights do not name the sources, or are not positive."""
-        if set(weights) != set(orders) or any(not 0 < w < math.inf for w in weights.values()):
-            raise InputError(f"mixture_weights={dict(weights)}: give a positive number for each of {', '.join(orders)}")
-        self.orders, self.seed = list(orders.values()), seed
+        if set(weights) != set(samplers) or any(not 0 < w < math.inf for w in weights.values()):
+            raise InputError(f"mixture_weights={dict(weights)}: give a positive number for each of {', '.join(samplers)}")
+        self.samplers, self.seed = list(samplers.values()), seed
         total = sum(weights.values())
-        rest = [Fraction(weights[name]) for name in orders]
+        rest = [Fraction(weights[name]) for name in samplers]
         self._shares = [weight / sum(rest[i:]) for i, weight in enumerate(rest)]  # of what those before it leave
         # an epoch ends when the source with the fewest clips for its weight has been seen once
-        self.epoch = int(min(order.epoch * total / weights[name] for name, order in orders.items()))
-        self.lookahead = int(min(order.lookahead * total / weights[name] for name, order in orders.items()))
+        self.epoch_size = int(min(order.epoch_size * total / weights[name] for name, order in samplers.items()))
+        self.lookahead = int(min(order.lookahead * total / weights[name] for name, order in samplers.items()))
 
-    def __call__(self, places: np.ndarray) -> ClipLocations:
+    def __call__(self, positions: np.ndarray) -> ClipLocations:
         """The clips at some places of the stream."""
-        source, own = self._own(places)
-        shard, row, epoch = (np.empty_like(places) for _ in range(3))
-        for s, order in enumerate(self.orders):
+        source, own = self._assign_sources(positions)
+        shard, row, epoch = (np.empty_like(positions) for _ in range(3))
+        for s, order in enumerate(self.samplers):
             here = source == s
             found = order(own[here])
             shard[here], row[here], epoch[here] = found.shard, found.row, found.epoch
         return ClipLocations(source, shard, row, epoch)
 
-    def upcoming_shards(self, places: np.ndarray) -> list[tuple[int, int]]:
+    def upcoming_shards(self, positions: np.ndarray) -> list[tuple[int, int]]:
         """Source and shard of all that is read around some places, as of an `Order`."""
-        source, own = self._own(places)
-        return [(s, n) for s, order in enumerate(self.orders) for _, n in order.upcoming_shards(own[source == s])]
+        source, own = self._assign_sources(positions)
+        return [(s, n) for s, order in enumerate(self.samplers) for _, n in order.upcoming_shards(own[source == s])]
 
-    def _own(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _assign_sources(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each place, its source and that source's own place."""
-        source, own = np.empty_like(places), np.empty_like(places)
-        blocks = places // self.BLOCK
+        source, own = np.empty_like(positions), np.empty_like(positions)
+        blocks = positions // self.BLOCK
         for block in unique_ints(blocks):
             here = blocks == block
-            drawn, count = self._block(block)
-            inside = places[here] - block * self.BLOCK
+            drawn, count = self._block_sources(block)
+            inside = positions[here] - block * self.BLOCK
             source[here], own[here] = drawn[inside], count[inside]
         return source, own
 
-    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+    def _block_sources(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """For each place of a block, its source and that source's own place: int64 [1000] each."""
-        before = self._taken(block)
-        quota = self._taken(block + 1) - before
-        sources = np.repeat(np.arange(len(self.orders)), quota)
+        before = self._positions_used(block)
+        quota = self._positions_used(block + 1) - before
+        sources = np.repeat(np.arange(len(self.samplers)), quota)
         sources = sources[permute_indices(np.arange(self.BLOCK), self.BLOCK, fold_key(self.seed, block, -2))]
         rank = np.empty(self.BLOCK, np.int64)
-        for s in range(len(self.orders)):
+        for s in range(len(self.samplers)):
             here = sources == s
             rank[here] = before[s] + np.arange(here.sum())
         return sources, rank
 
-    def _taken(self, blocks: int) -> np.ndarray:
+    def _positions_used(self, blocks: int) -> np.ndarray:
         """How many places each source has in the first blocks: int64 [sources].
 
         Each in turn takes its share, rounded, of the places that those before it leave. Shares are exact, so with one

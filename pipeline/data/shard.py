@@ -37,14 +37,14 @@ from pipeline.common.errors import InputError
 from pipeline.data.storage import Storage, open_storage, split_path
 from pipeline.data.tar_headers import BLOCK, END, iter_members, member_name
 
-NPY_HEADER = 128  # numpy pads the header of every small array to this
+NPY_HEADER_BYTES = 128  # numpy pads the header of every small array to this
 MEMBERS = ("codes.npy", "prompt.npy", "json")
-CODES, PROMPT = np.dtype("<u2"), np.dtype("<f2")
-_INDEX = np.dtype("<i8")
-_VERSION = 2  # of an index; the first had no checksums, and began with a sample's row
-KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+CODES_DTYPE, PROMPT_DTYPE = np.dtype("<u2"), np.dtype("<f2")
+_INDEX_DTYPE = np.dtype("<i8")
+_INDEX_VERSION = 2  # of an index; the first had no checksums, and began with a sample's row
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MAX_MEMBER_BYTES = 2**48  # bytes of a shard, and so the largest of all offsets and counts in it
-_SHARD = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
+_SHARD_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}|")
 _DESCR = re.compile(rb"""['"]descr['"]: *['"]([^'"]+)['"]""")
 _FORTRAN = re.compile(rb"""['"]fortran_order['"]: *(True|False)""")
@@ -74,7 +74,7 @@ class ShardInfo:
     @classmethod
     def parse(cls, row: Mapping[str, Any]) -> ShardInfo:
         """From JSON that anybody may have written. Raises KeyError, TypeError or ValueError for what cannot be."""
-        name = shard_name(row["name"])
+        name = validate_shard_name(row["name"])
         samples, frames, size = (row[name] for name in ("samples", "frames", "bytes"))
         for count in (samples, frames, size):
             if type(count) is not int:
@@ -86,9 +86,9 @@ class ShardInfo:
         return cls(name, samples, frames, size, row["sha256"])
 
 
-def shard_name(name: Any) -> str:
+def validate_shard_name(name: Any) -> str:
     """The name of a shard, if it is one. Raises ValueError for what may lie in another folder, or is hidden."""
-    if not isinstance(name, str) or not _SHARD.fullmatch(name):
+    if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
         raise ValueError(f"{name!r:.80} is no name of a shard")
     return name
 
@@ -123,19 +123,19 @@ class ShardWriter:
 
     def add(self, sample: Sample) -> None:
         """Append a sample. Raises ValueError for a key that is no key or is there already, or a wrong array."""
-        if not KEY.fullmatch(sample.key) or sample.key in self._keys:
+        if not KEY_PATTERN.fullmatch(sample.key) or sample.key in self._keys:
             raise ValueError(f"the key {sample.key!r} is no key, or is in {self.name} already")
-        if sample.codes.dtype != CODES or sample.codes.ndim != 2 or sample.prompt.dtype != PROMPT:
+        if sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2 or sample.prompt.dtype != PROMPT_DTYPE:
             raise ValueError(f"{sample.key}: codes are uint16 [K, T] and a prompt is float16 [D]")
         self._keys.add(sample.key)
         text = json.dumps(sample.metadata, sort_keys=True, separators=(",", ":")).encode()
-        codes = self._member(f"{sample.key}.codes.npy", _npy(sample.codes)) + NPY_HEADER
-        prompt = self._member(f"{sample.key}.prompt.npy", _npy(sample.prompt)) + NPY_HEADER
-        info = self._member(f"{sample.key}.json", text)
+        codes = self._add_member(f"{sample.key}.codes.npy", _npy_bytes(sample.codes)) + NPY_HEADER_BYTES
+        prompt = self._add_member(f"{sample.key}.prompt.npy", _npy_bytes(sample.prompt)) + NPY_HEADER_BYTES
+        info = self._add_member(f"{sample.key}.json", text)
         self._index.append((codes, sample.codes.shape[1], prompt, info, len(text)))
         self._frames += sample.codes.shape[1]
 
-    def _member(self, name: str, data: bytes) -> int:
+    def _add_member(self, name: str, data: bytes) -> int:
         """Append a file; its data's offset."""
         header = tarfile.TarInfo(name)  # mode 0644, owner 0, time 0
         header.size = len(data)
@@ -162,7 +162,7 @@ class ShardWriter:
             self._store.remove(index_name(self.name))
         with self._store.open_atomic(index_name(self.name)) as file:
             rows = np.array(self._index, np.int64).reshape(-1, 5)
-            np.save(file, with_checksums(rows, _signed(self._xxh3.intdigest())), allow_pickle=False)
+            np.save(file, add_checksums(rows, _to_signed(self._xxh3.intdigest())), allow_pickle=False)
         self.info = ShardInfo(self.name, len(self._index), self._frames, self._offset, self._sha256.hexdigest())
 
 
@@ -217,18 +217,18 @@ def _check_length(shard: memoryview, index: np.ndarray, where: str) -> None:
 
 def checksum(data: memoryview | bytes) -> int:
     """The xxh3 of bytes, as an index holds it."""
-    return _signed(xxhash.xxh3_64_intdigest(data))
+    return _to_signed(xxhash.xxh3_64_intdigest(data))
 
 
-def _signed(number: int) -> int:
+def _to_signed(number: int) -> int:
     """64 bits as a signed number."""
     return number - (1 << 64 if number >> 63 else 0)
 
 
-def with_checksums(index: np.ndarray, of_shard: int) -> np.ndarray:
+def add_checksums(index: np.ndarray, of_shard: int) -> np.ndarray:
     """What the file of an index holds: int64 [1 + N, 5], from the rows of its samples and the checksum of its shard."""
-    first = [_VERSION, of_shard, checksum(np.ascontiguousarray(index, _INDEX).tobytes()), 0, 0]
-    return np.concatenate([np.array([first], _INDEX), index])
+    first = [_INDEX_VERSION, of_shard, checksum(np.ascontiguousarray(index, _INDEX_DTYPE).tobytes()), 0, 0]
+    return np.concatenate([np.array([first], _INDEX_DTYPE), index])
 
 
 def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
@@ -236,14 +236,14 @@ def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
 
     Raises InputError where they are damaged.
     """
-    shape = _npy_shape(data[:NPY_HEADER], _INDEX)
-    if shape is None or len(shape) != 2 or shape[1] != 5 or len(data) != NPY_HEADER + shape[0] * 5 * _INDEX.itemsize:
+    shape = _npy_shape(data[:NPY_HEADER_BYTES], _INDEX_DTYPE)
+    if shape is None or len(shape) != 2 or shape[1] != 5 or len(data) != NPY_HEADER_BYTES + shape[0] * 5 * _INDEX_DTYPE.itemsize:
         raise InputError(f"{where} is damaged, or no index of a shard: remove it, and the shard is read without it")
-    index, expected = np.frombuffer(data[NPY_HEADER:], _INDEX).reshape(shape), None
+    index, expected = np.frombuffer(data[NPY_HEADER_BYTES:], _INDEX_DTYPE).reshape(shape), None
     if len(index) and index[0, 0] < BLOCK:  # where no sample begins
         version, expected, of_rows = index[0, :3].tolist()
         index = index[1:]
-        if version != _VERSION or checksum(index.tobytes()) != of_rows:
+        if version != _INDEX_VERSION or checksum(index.tobytes()) != of_rows:
             raise InputError(f"{where} is damaged (its checksum differs): remove it, and the shard is read without it")
     if index.size and not 0 <= index.min() <= index.max() <= MAX_MEMBER_BYTES:  # sums of these must not wrap around
         raise InputError(f"{where} is damaged, for it points out of its shard: remove it, and it is made anew")
@@ -257,12 +257,12 @@ def iter_samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[S
         key = sample_key(shard, codes_at)
         if (
             not key
-            or not _starts(shard, prompt_at - NPY_HEADER, f"{key}.prompt.npy")
-            or not _starts(shard, info_at, f"{key}.json")
+            or not _is_member(shard, prompt_at - NPY_HEADER_BYTES, f"{key}.prompt.npy")
+            or not _is_member(shard, info_at, f"{key}.json")
         ):
             raise InputError(f"{where} and its index do not belong together: remove the index, or restore the shard")
-        codes = _array(shard, codes_at, CODES, where, key)
-        prompt = _array(shard, prompt_at, PROMPT, where, key)
+        codes = _read_array(shard, codes_at, CODES_DTYPE, where, key)
+        prompt = _read_array(shard, prompt_at, PROMPT_DTYPE, where, key)
         if codes.ndim != 2 or codes.shape[1] != frames or prompt.ndim != 1:
             raise InputError(f"{where}: {key} has codes {codes.shape} where its index says {frames} frames")
         try:
@@ -276,11 +276,11 @@ def iter_samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[S
 
 def sample_key(shard: memoryview, codes_at: int) -> str:
     """The key of the sample whose codes' array data begin at an offset, from the tar header before them; "" if none."""
-    name = member_name(shard, codes_at - NPY_HEADER)
+    name = member_name(shard, codes_at - NPY_HEADER_BYTES)
     return name.removesuffix(".codes.npy") if name.endswith(".codes.npy") else ""
 
 
-def _starts(shard: memoryview, at: int, name: str) -> bool:
+def _is_member(shard: memoryview, at: int, name: str) -> bool:
     """Whether the member whose data begin at an offset bears a name."""
     return member_name(shard, at) == name
 
@@ -319,9 +319,9 @@ def build_index(shard: memoryview, where: str) -> np.ndarray:
         raise InputError(f"{where}: {len(torn)} samples lack members: {', '.join(torn[:5])}")
     rows = np.zeros((len(groups), 5), np.int64)
     for row, (key, members) in zip(rows, groups, strict=True):
-        codes_at, prompt_at = members["codes.npy"][0] + NPY_HEADER, members["prompt.npy"][0] + NPY_HEADER
-        codes = _array(shard, codes_at, CODES, where, key, members["codes.npy"][1])
-        _array(shard, prompt_at, PROMPT, where, key, members["prompt.npy"][1])
+        codes_at, prompt_at = members["codes.npy"][0] + NPY_HEADER_BYTES, members["prompt.npy"][0] + NPY_HEADER_BYTES
+        codes = _read_array(shard, codes_at, CODES_DTYPE, where, key, members["codes.npy"][1])
+        _read_array(shard, prompt_at, PROMPT_DTYPE, where, key, members["prompt.npy"][1])
         row[:] = codes_at, codes.shape[1], prompt_at, *members["json"]
     return rows
 
@@ -355,7 +355,7 @@ def samples_by_webdataset(address: str | Path) -> Iterator[Sample]:
         yield Sample(key, codes, prompt, json.loads(found["json"]))
 
 
-def _npy(array: np.ndarray) -> bytes:
+def _npy_bytes(array: np.ndarray) -> bytes:
     return _npy_header(array.dtype.str, array.shape) + np.ascontiguousarray(array).tobytes()
 
 
@@ -363,7 +363,7 @@ def _npy(array: np.ndarray) -> bytes:
 def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-    assert len(file.getvalue()) == NPY_HEADER
+    assert len(file.getvalue()) == NPY_HEADER_BYTES
     return file.getvalue()
 
 
@@ -374,7 +374,7 @@ def _npy_shape(header: bytes, dtype: np.dtype) -> tuple[int, ...] | None:
     numpy's own reader goes through `ast`, which fails at random in threads before Python 3.12 (gh-106905).
     """
     told = [pattern.search(header) for pattern in (_DESCR, _FORTRAN, _SHAPE)]
-    if header[:8] != b"\x93NUMPY\x01\x00" or int.from_bytes(header[8:10], "little") != NPY_HEADER - 10 or None in told:
+    if header[:8] != b"\x93NUMPY\x01\x00" or int.from_bytes(header[8:10], "little") != NPY_HEADER_BYTES - 10 or None in told:
         return None
     descr, fortran, shape = (found[1].decode("latin-1") for found in told if found)
     if descr != dtype.str or fortran == "True":
@@ -382,13 +382,13 @@ def _npy_shape(header: bytes, dtype: np.dtype) -> tuple[int, ...] | None:
     return tuple(int(n) for n in shape.replace(",", " ").split())
 
 
-def _array(shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, size: int | None = None) -> np.ndarray:
+def _read_array(shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, size: int | None = None) -> np.ndarray:
     """The array whose data begin at an offset, copied out. size: bytes of its member, where known, to be held."""
-    shape = _npy_shape(bytes(shard[at - NPY_HEADER : at]), dtype)
-    ndim = 2 if dtype == CODES else 1
+    shape = _npy_shape(bytes(shard[at - NPY_HEADER_BYTES : at]), dtype)
+    ndim = 2 if dtype == CODES_DTYPE else 1
     if shape is None or len(shape) != ndim:
         raise InputError(f"{where}: {key} is not of our format: codes are uint16 [K, T], a prompt is float16 [D]")
     count = math.prod(shape)
-    if at + count * dtype.itemsize > len(shard) or (size is not None and size != NPY_HEADER + count * dtype.itemsize):
+    if at + count * dtype.itemsize > len(shard) or (size is not None and size != NPY_HEADER_BYTES + count * dtype.itemsize):
         raise InputError(f"{where}: {key} has an array of {shape} that does not fill its member")
     return np.frombuffer(shard, dtype, count, at).reshape(shape).copy()

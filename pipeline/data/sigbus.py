@@ -10,9 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_kept: list[object] = []  # the handler must live as long as the process
+_handlers: list[object] = []  # the handler must live as long as the process
 
 
 def truncated_files(maps: Path = Path("/proc/self/maps")) -> list[str]:
@@ -22,8 +22,8 @@ def truncated_files(maps: Path = Path("/proc/self/maps")) -> list[str]:
         addresses, rights, offset, _, _, *name = line.split(maxsplit=5)
         if rights == "r--s" and name and name[0].startswith("/") and Path(name[0]).is_file():
             start, end = (int(address, 16) for address in addresses.split("-"))
-            pages = -(-Path(name[0]).stat().st_size // _PAGE)
-            if int(offset, 16) + end - start > pages * _PAGE:
+            pages = -(-Path(name[0]).stat().st_size // _PAGE_BYTES)
+            if int(offset, 16) + end - start > pages * _PAGE_BYTES:
                 found.append(name[0])
     return list(dict.fromkeys(found))
 
@@ -44,5 +44,5 @@ def report_sigbus() -> None:
         faulthandler.dump_traceback(sys.__stderr__ or 2)
 
     handler = _Handler(report)
-    _kept.append(handler)
+    _handlers.append(handler)
     before = libc.signal(signal.SIGBUS, ctypes.cast(handler, ctypes.c_void_p))

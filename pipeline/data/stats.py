@@ -14,8 +14,8 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.shard import iter_samples, load_index
 from pipeline.data.storage import Storage
 
-SHOWN = 8  # values of a label, the most frequent first
-MANY = 1000  # a label of more values is a name, not a class
+MAX_VALUES_SHOWN = 8  # values of a label, the most frequent first
+MAX_CLASSES = 1000  # a label of more values is a name, not a class
 
 
 def dataset_stats(store: Storage) -> Iterator[str]:
@@ -37,12 +37,12 @@ def dataset_stats(store: Storage) -> Iterator[str]:
                     usage[k] += np.bincount(codes, minlength=usage.shape[1])
                 seconds.append(sample.codes.shape[1] / manifest.frame_rate)
                 found = sample.metadata.get("labels")
-                _count(labels, found if isinstance(found, dict) else {})
-    yield from _sizes(manifest)
+                _count_labels(labels, found if isinstance(found, dict) else {})
+    yield from _size_lines(manifest)
     if seconds:
         shortest, middle, longest = np.quantile(seconds, [0, 0.5, 1])
         yield f"clips last {shortest:.2f} to {longest:.2f} s, half of them {middle:.2f} s or less"
-    yield from _labels(labels, len(seconds))
+    yield from _label_lines(labels, len(seconds))
     yield "codebook   codes used   perplexity"
     for k, (used, perplexity) in enumerate(zip((usage > 0).sum(1), perplexities(usage), strict=True)):
         dead = "   dead: always the same code" if seconds and used <= 1 else ""
@@ -56,9 +56,9 @@ def perplexities(usage: np.ndarray) -> np.ndarray:
         return np.exp(-np.nansum(share * np.log(share), axis=1))
 
 
-def _sizes(manifest: Manifest) -> Iterator[str]:
+def _size_lines(manifest: Manifest) -> Iterator[str]:
     codec, embedder = manifest.codec, manifest.embedder
-    yield f"{manifest.where}"
+    yield f"{manifest.path}"
     yield f"codec {codec['name']} ({codec['weights'][:12]}): {codec['codebooks']} codebooks at {codec['frame_rate']} Hz"
     yield f"embedder {embedder['name']} ({embedder['weights'][:12]}): {embedder['dim']} wide"
     yield "split        hours      clips   shards         MB   MB/hour"
@@ -75,20 +75,20 @@ def _sizes(manifest: Manifest) -> Iterator[str]:
     yield f"silent clips: {manifest.silent:,}; inputs skipped: {skipped:,}"
 
 
-def _count(labels: dict[str, Counter[str]], found: dict[str, Any]) -> None:
+def _count_labels(labels: dict[str, Counter[str]], found: dict[str, Any]) -> None:
     for name, value in found.items():
         counter = labels.setdefault(name, Counter())
-        if len(counter) <= MANY:
+        if len(counter) <= MAX_CLASSES:
             counter.update(map(str, value) if isinstance(value, list) else [str(value)])
 
 
-def _labels(labels: dict[str, Counter[str]], clips: int) -> Iterator[str]:
+def _label_lines(labels: dict[str, Counter[str]], clips: int) -> Iterator[str]:
     for name, counter in labels.items():
         if not counter:
             continue
-        if len(counter) > MANY or (len(counter) > SHOWN and len(counter) >= clips):
+        if len(counter) > MAX_CLASSES or (len(counter) > MAX_VALUES_SHOWN and len(counter) >= clips):
             yield f"{name}: a value for each clip, or nearly"
             continue
-        shown = ", ".join(f"{value} {count:,}" for value, count in counter.most_common(SHOWN))
-        more = f", and {len(counter) - SHOWN:,} more values" if len(counter) > SHOWN else ""
+        shown = ", ".join(f"{value} {count:,}" for value, count in counter.most_common(MAX_VALUES_SHOWN))
+        more = f", and {len(counter) - MAX_VALUES_SHOWN:,} more values" if len(counter) > MAX_VALUES_SHOWN else ""
         yield f"{name}: {shown}{more}"

@@ -19,7 +19,7 @@ from typing import IO, Protocol
 from pipeline.common.errors import InputError, one_line, redact
 from pipeline.common.files import PARTIAL, open_atomic
 
-BUCKETS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # have no folders to make, only buckets that nobody asked for
+_BUCKET_PROTOCOLS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # have no folders to make, only buckets that nobody asked for
 WRITE_TEST = "write-test"  # a file that only tells whether files can be written
 
 
@@ -129,11 +129,11 @@ class LocalStorage(Storage):
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
 
-    def remove_partial(self, but: tuple[str, ...] = ()) -> None:
+    def remove_partial(self, keep: tuple[str, ...] = ()) -> None:
         """Remove what writers that died left behind of all files `but` some; only while nobody writes the others."""
         with os.scandir(self.root) as entries:
             for entry in entries:
-                if entry.name.endswith(PARTIAL) and not entry.name.startswith(tuple(f".{name}." for name in but)):
+                if entry.name.endswith(PARTIAL) and not entry.name.startswith(tuple(f".{name}." for name in keep)):
                     (self.root / entry.name).unlink(missing_ok=True)
 
     def check_writable(self) -> None:
@@ -231,7 +231,7 @@ class RemoteStorage(Storage):
 
     def check_writable(self) -> None:
         try:
-            if not BUCKETS & {*([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)}:
+            if not _BUCKET_PROTOCOLS & {*([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)}:
                 self.fs.makedirs(self.root, exist_ok=True)
             self.fs.pipe_file(f"{self.root}/{WRITE_TEST}", b"")
             self.remove(WRITE_TEST)  # which another part may have done

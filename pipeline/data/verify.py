@@ -20,14 +20,14 @@ import numpy as np
 from pipeline.common.errors import InputError
 from pipeline.data.build_state import PLAN, BuildPlan, plan_digest
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, iter_samples, read_index, with_checksums
+from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, iter_samples, read_index, add_checksums
 from pipeline.data.storage import Storage, open_storage
 
-MAX_FAULTS = 3  # faults of one kind told of one shard
+MAX_KEYS_LISTED = 3  # faults of one kind told of one shard
 
 
 @dataclass
-class Report:
+class ShardReport:
     """What came of one shard. recordings: the paths that its clips were cut from."""
 
     name: str
@@ -40,24 +40,24 @@ class Report:
 def verify(store: Storage, workers: int = 1) -> Iterator[str]:
     """Every fault of a cache, as a line each. Raises InputError where there is no manifest to hold it against."""
     manifest = Manifest.load(store)
-    yield from _plan(store, manifest)
+    yield from _check_plan(store, manifest)
     listed = [(split, shard) for split, shards in manifest.splits.items() for shard in shards]
-    yield from _folder(store, [shard.name for _, shard in listed])
+    yield from _check_files(store, [shard.name for _, shard in listed])
     splits: dict[int, str] = {}
     keys: dict[int, str] = {}
-    for report in _reports(store, manifest, listed, workers):
+    for report in _check_shards(store, manifest, listed, workers):
         yield from (f"{report.name}: {fault}" for fault in report.faults)
         for key in report.keys:
-            other = keys.setdefault(_mark(key), report.name)
+            other = keys.setdefault(_hash64(key), report.name)
             if other != report.name:
                 yield f"{report.name}: the key {key!r} is in {other} too"
         for path in sorted(report.recordings):
-            other = splits.setdefault(_mark(path), report.split)
+            other = splits.setdefault(_hash64(path), report.split)
             if other != report.split:
                 yield f"{report.name}: clips of {path!r} are in {report.split} and in {other}"
 
 
-def _plan(store: Storage, manifest: Manifest) -> Iterator[str]:
+def _check_plan(store: Storage, manifest: Manifest) -> Iterator[str]:
     """What of the manifest is not as the plan says that it was made from; a cache may be copied without its plan."""
     try:
         plan = BuildPlan.load(store)
@@ -75,11 +75,11 @@ def _plan(store: Storage, manifest: Manifest) -> Iterator[str]:
                 yield f"{MANIFEST_NAME}: {part}.{key} is {ours.get(key)!r}, and {planned.get(key)!r} in {PLAN}"
 
 
-def _mark(text: str) -> int:
+def _hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _folder(store: Storage, names: list[str]) -> Iterator[str]:
+def _check_files(store: Storage, names: list[str]) -> Iterator[str]:
     there = store.sizes()
     for name in names:
         if name not in there:
@@ -93,21 +93,21 @@ def _folder(store: Storage, names: list[str]) -> Iterator[str]:
             yield f"{name}: foreign, the manifest does not know it"
 
 
-def _reports(store: Storage, manifest: Manifest, listed: list[tuple[str, ShardInfo]], workers: int) -> Iterator[Report]:
+def _check_shards(store: Storage, manifest: Manifest, listed: list[tuple[str, ShardInfo]], workers: int) -> Iterator[ShardReport]:
     rows = [(store.address, manifest, split, shard) for split, shard in listed]
     with ExitStack() as stack:
         if min(workers, len(rows)) > 1:
             pool = stack.enter_context(ProcessPoolExecutor(min(workers, len(rows)), get_context("spawn")))
-            yield from pool.map(_report, rows)
+            yield from pool.map(_check_shard, rows)
         else:
-            yield from map(_report, rows)
+            yield from map(_check_shard, rows)
 
 
-def _report(row: tuple[str, Manifest, str, ShardInfo]) -> Report:
+def _check_shard(row: tuple[str, Manifest, str, ShardInfo]) -> ShardReport:
     """One shard, held against what the manifest says of it."""
     where, manifest, split, said = row
     store = open_storage(where)
-    report = Report(said.name, split)
+    report = ShardReport(said.name, split)
     try:
         shard = store.view(said.name)
     except FileNotFoundError:
@@ -117,13 +117,13 @@ def _report(row: tuple[str, Manifest, str, ShardInfo]) -> Report:
     elif hashlib.sha256(shard).hexdigest() != said.sha256:
         report.faults.append("its bytes are not those that were written (sha256 differs)")
     try:
-        _contents(report, store, shard, manifest, said)
+        _check_contents(report, store, shard, manifest, said)
     except InputError as error:
         report.faults.append(str(error).removeprefix(f"{store.display_path(said.name)}: "))
     return report
 
 
-def _contents(report: Report, store: Storage, shard: memoryview, manifest: Manifest, said: ShardInfo) -> None:
+def _check_contents(report: ShardReport, store: Storage, shard: memoryview, manifest: Manifest, said: ShardInfo) -> None:
     index = build_index(shard, store.display_path(said.name))
     if store.size(index_name(said.name)) is not None:
         try:
@@ -145,8 +145,8 @@ def _contents(report: Report, store: Storage, shard: memoryview, manifest: Manif
     if len(set(report.keys)) < len(report.keys):
         report.faults.append("two samples have one key")
     for fault, keys in faults.items():
-        more = f" and {len(keys) - MAX_FAULTS} more" if len(keys) > MAX_FAULTS else ""
-        report.faults.append(f"{fault}: {', '.join(keys[:MAX_FAULTS])}{more}")
+        more = f" and {len(keys) - MAX_KEYS_LISTED} more" if len(keys) > MAX_KEYS_LISTED else ""
+        report.faults.append(f"{fault}: {', '.join(keys[:MAX_KEYS_LISTED])}{more}")
 
 
 def _sample_faults(
@@ -180,6 +180,6 @@ def rebuild_index(store: Storage, info: ShardInfo) -> None:
         raise InputError(
             f"{store.display_path(info.name)} has changed since it was written (its sha256 differs): restore it"
         )
-    index = with_checksums(build_index(shard, store.display_path(info.name)), checksum(shard))
+    index = add_checksums(build_index(shard, store.display_path(info.name)), checksum(shard))
     with store.open_atomic(index_name(info.name)) as file:
         np.save(file, index, allow_pickle=False)

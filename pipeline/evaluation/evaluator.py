@@ -95,7 +95,7 @@ def evaluate(settings: Mapping[str, Any], instrument: LoadedRun, say: Callable[[
     real = decode_and_embed("codec", [clip.codes for clip in clips], instrument, wanted)
     voices = {f"{t:g}": decode_and_embed(f"t{t:g}", codes, instrument, wanted) for t, codes in made.items()}
     reference = np.concatenate(
-        [b.prompt.numpy() for b in islice(iter_once(valid, 256), -(-MAX_REFERENCE_CLIPS // 256))]
+        [b.prompts.numpy() for b in islice(iter_once(valid, 256), -(-MAX_REFERENCE_CLIPS // 256))]
     )
     told = {
         "loss": losses.to_dict(instrument.codec.frame_rate),
@@ -116,7 +116,7 @@ def check_dataset(split: ShardedDataset, instrument: LoadedRun) -> None:
     """Raises InputError, naming what differs, unless the cache is of the model's codec and embedder."""
     config, manifest = instrument.model.config, split.manifest
     if not len(split):
-        raise InputError(f"{manifest.where} has no clips in {split.name}: it has {', '.join(manifest.splits)}")
+        raise InputError(f"{manifest.path} has no clips in {split.split}: it has {', '.join(manifest.splits)}")
     manifest.check_codec(config.codec, config.codebooks)
     manifest.check_embedder(config.embedder)
     split.codebooks = config.codebooks
@@ -140,7 +140,7 @@ def sample_reference_clips(
     if n < 1:
         raise InputError(f"n={n}: give 1 or more")
     K = instrument.model.config.codebooks
-    drawn = sample_clips(split.store, split.manifest, n, seed, split.name)
+    drawn = sample_clips(split.store, split.manifest, n, seed, split.split)
     return [ReferenceClip(sample, torch.from_numpy(sample.codes[:K, :frames].astype(np.int64))) for sample in drawn]
 
 

@@ -52,7 +52,7 @@ def measure_losses(
     size, K = model.config.codebook_size, model.config.codebooks
     nats, cells = torch.zeros(2, K, dtype=torch.float64)
     held = torch.zeros(K, size, dtype=torch.float64)
-    for batch in iter_once(valid, _BATCH, frames=frames):
+    for batch in iter_once(valid, _BATCH, max_frames=frames):
         found, counted = model(*batch.to(device))
         nats += found.double().cpu()
         cells += counted.cpu()

@@ -134,7 +134,7 @@ def _data(settings: Mapping[str, Any], caches: Mapping[str, str]) -> dict[str, s
             continue
         name = _plain(str(manifest.data.get("name", shown)))
         for split in (settings["data"]["train"], settings["data"]["valid"]):
-            clips, hours = manifest.samples(split), manifest.hours(split)
+            clips, hours = manifest.num_samples(split), manifest.hours(split)
             told[f"{name}, {split}"] = f"{hours:,.3g} hours in {clips:,} clips"
         if name in CORPORA:
             told[f"{name}, source"] = CORPORA[name]

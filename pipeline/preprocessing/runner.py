@@ -114,8 +114,8 @@ class _PreprocessRun:
         self.store, self.plan, self.share, self.spool, self.reading = store, plan, share, spool, reading
         self.is_new = old is None or vars(old) != vars(plan)
         self.sizes = store.sizes()
-        self.records = build_state.records(store, self.sizes)
-        made = build_state.digest(plan.resolved)
+        self.records = build_state.load_records(store, self.sizes)
+        made = build_state.settings_digest(plan.resolved)
         mine = [shard for i, shard in enumerate(plan.shards) if share.contains(i)]
         todo = [shard for shard in mine if not self._is_final(shard, made)]
         self.tasks = [ShardTask(shard, self._has_codes(shard)) for shard in todo]

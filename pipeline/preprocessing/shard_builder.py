@@ -122,7 +122,7 @@ class ShardAssembler:
     ) -> None:
         self._store, self._spool, self._folder = store, spool, folder
         self._tasks = {task.planned.name: task for task in tasks}
-        self._made, self._codes = build_state.digest(made), build_state.codes_digest(made)
+        self._made, self._codes = build_state.settings_digest(made), build_state.codes_digest(made)
         self.unreadable: dict[str, str] = {}
         self._found: dict[str, list[EncodedClip | Skipped | None]] = {}
         self._left: dict[str, int] = {}
@@ -176,7 +176,7 @@ class ShardAssembler:
                     writer.add(sample)
             shard = writer.info
         else:
-            build_state.remove_shard(self._store, name)
+            build_state.delete_shard(self._store, name)
         record = ShardRecord(task.planned.inputs, self._made, self._codes, shard, silent, aside, adjusted)
         record.save(self._store, name)
         self._wrote(name)

@@ -39,7 +39,7 @@ def _cache(place: str, keep: Path) -> tuple[dict[str, Any], list[Path]]:
         keep.mkdir(parents=True, exist_ok=True)
         file.write_bytes(store.read(MANIFEST_NAME))
     told = {"codec": manifest.codec, "embedder": manifest.embedder, "data": _numbers(manifest.data)}
-    splits = {name: {"clips": manifest.samples(name), "hours": manifest.hours(name)} for name in manifest.splits}
+    splits = {name: {"clips": manifest.num_samples(name), "hours": manifest.hours(name)} for name in manifest.splits}
     return {**told, "splits": splits, "set_aside": len(manifest.skipped)}, [file]
 
 

@@ -43,7 +43,7 @@ class AudioSampler:
         """seconds: of each clip, at most; originals: the corpus' folder, for the recordings beside."""
         self.codec, self.temperatures, self.sampling = codec, list(temperatures), sampling
         frames = round(seconds * codec.frame_rate)
-        self.samples = [*sample_clips(split.store, split.manifest, clips, SEED, split.name)]
+        self.samples = [*sample_clips(split.store, split.manifest, clips, SEED, split.split)]
         self.codes = [torch.from_numpy(s.codes[: codec.codebooks, :frames].astype(np.int64)) for s in self.samples]
         self.rate = codec.sample_rate
         given = zip(self.samples, self.codes, strict=True)

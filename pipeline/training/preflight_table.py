@@ -19,7 +19,7 @@ def table(plan: RunEstimate) -> Table:
     model, t, machine, order = plan.model, plan.t, plan.machine, plan.order
     rate = plan.splits[0][0].manifest.frame_rate
     parts = model_stats.parameter_counts(model)
-    hours, valid = (sum(pair[i].manifest.hours(pair[i].name) for pair in plan.splits) for i in (0, 1))
+    hours, valid = (sum(pair[i].manifest.hours(pair[i].split) for pair in plan.splits) for i in (0, 1))
     each, count = plan.checkpoints
     shown = Table(title=f"preflight: {plan.cfg.name}", title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
     shown.add_column(style="bold")
@@ -32,9 +32,9 @@ def table(plan: RunEstimate) -> Table:
         f"codebooks are {plan.steps} steps under pattern {model.pattern}, of {model.positions} positions",
         "a step": f"{plan.clips:,} clips = {t.micro_batch} micro_batch x "
         f"{t.gradient_accumulation_steps} gradient_accumulation_steps x {machine.ranks} ranks",
-        "an epoch": f"{order.epoch:,} clips, {order.epoch / plan.clips:,.1f} steps; {hours:,.3g} h of audio to learn "
+        "an epoch": f"{order.epoch_size:,} clips, {order.epoch_size / plan.clips:,.1f} steps; {hours:,.3g} h of audio to learn "
         f"from, {valid:,.3g} h to validate on",
-        "the run": f"{t.steps:,} steps are {t.steps * plan.clips / order.epoch:,.1f} epochs"
+        "the run": f"{t.steps:,} steps are {t.steps * plan.clips / order.epoch_size:,.1f} epochs"
         + (f"; {plan.done:,} are done" if plan.done else ""),
         "cache": "\n".join(_fit(train) for train, _ in plan.splits),
         "memory": memory(plan),
@@ -51,7 +51,7 @@ def _fit(split: ShardedDataset) -> str:
     """That a cache fits: had it not, it would have been refused when it was opened."""
     manifest, codec, embedder = split.manifest, split.manifest.codec, split.manifest.embedder
     return (
-        f"{manifest.where} fits: {codec['name']} at {manifest.frame_rate} Hz, {split.codebooks} of its "
+        f"{manifest.path} fits: {codec['name']} at {manifest.frame_rate} Hz, {split.codebooks} of its "
         f"{manifest.codebooks} codebooks; prompts of {embedder['name']}, {manifest.prompt_dim} wide"
     )
 

@@ -57,9 +57,9 @@ def open_datasets(cfg: DictConfig) -> tuple[list[tuple[ShardedDataset, ShardedDa
                 folder,
                 cfg.data[kind],
                 open_shards=n,
-                bad_share=cfg.data.max_lost_fraction,
-                copies=copies,
-                foreign=foreign,
+                max_lost_fraction=cfg.data.max_lost_fraction,
+                shard_cache=copies,
+                external=foreign,
             )
             for kind, n in (("train", 2 * cfg.data.shuffle_shards), ("valid", _VALID_OPEN))
         )
@@ -69,7 +69,7 @@ def open_datasets(cfg: DictConfig) -> tuple[list[tuple[ShardedDataset, ShardedDa
             train.manifest.check_codec(first.codec, cfg.codec.codebooks)
             train.manifest.check_embedder(first.embedder)
         if not len(train):
-            known = ", ".join(f"{name} ({train.manifest.samples(name)} clips)" for name in train.manifest.splits)
+            known = ", ".join(f"{name} ({train.manifest.num_samples(name)} clips)" for name in train.manifest.splits)
             raise InputError(
                 f"{folder} has no clips in data.train={cfg.data.train}: it has {known or 'no split at all'}"
             )
@@ -89,12 +89,12 @@ def _foreign(cfg: DictConfig) -> ExternalSource | None:
     if cfg.data.external is None:
         return None
     told = {part: dict(cfg.data.external.get(part) or {}) for part in ("codec", "embedder")}
-    return ExternalSource(**told, folder=Path(cfg.data.cache_dir))
+    return ExternalSource(**told, index_dir=Path(cfg.data.cache_dir))
 
 
 def _order(cfg: DictConfig, names: list[str], pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> Sampler:
     orders = {
-        name: EpochSampler(train.clips, cfg.seed + i, cfg.data.shuffle_shards, cfg.data.interleave)
+        name: EpochSampler(train.clips_per_shard, cfg.seed + i, cfg.data.shuffle_shards, cfg.data.interleave)
         for i, (name, (train, _)) in enumerate(zip(names, pairs, strict=True))
     }
     order: EpochSampler | MixtureSampler = next(iter(orders.values()))
@@ -102,7 +102,7 @@ def _order(cfg: DictConfig, names: list[str], pairs: list[tuple[ShardedDataset, 
         weights = (
             dict(cfg.mixture_weights)
             if cfg.mixture_weights
-            else {name: float(order.epoch) for name, order in orders.items()}
+            else {name: float(order.epoch_size) for name, order in orders.items()}
         )
         order = MixtureSampler(orders, weights, cfg.seed)
     return bucket_by_length(order, _lengths(cfg, pairs), cfg.seed, cfg.data.max_padding)
@@ -274,7 +274,7 @@ def _sample_of_prompts(pairs: list[tuple[ShardedDataset, ShardedDataset]]) -> to
     prompts = []
     for train, _ in pairs:
         for batch in iter_once(train, min(share, len(train), 500)):
-            prompts.append(batch.prompt)
+            prompts.append(batch.prompts)
             if sum(map(len, prompts)) >= share:
                 break
     return torch.cat(prompts)
@@ -292,8 +292,8 @@ def build_trainer(
     """The trainer of this rank, at step 0. recorded: the settings that its checkpoints keep."""
     t, crop = cfg.trainer, _crop(cfg, pairs)
     stream = ShardDataLoader(
-        [train for train, _ in pairs], order, batch=t.micro_batch, rank=world.rank, ranks=world.world_size, frames=crop,
-        seed=cfg.seed, threads=cfg.data.threads,
+        [train for train, _ in pairs], order, batch_size=t.micro_batch, rank=world.rank, world_size=world.world_size, max_frames=crop,
+        seed=cfg.seed, num_threads=cfg.data.threads,
     )  # fmt: skip
     settings = TrainerConfig(
         steps=t.steps, gradient_accumulation_steps=t.gradient_accumulation_steps, lr=cfg.optim.lr,
@@ -306,7 +306,7 @@ def build_trainer(
     )  # fmt: skip
     valid = [valid for _, valid in pairs]
     validation = partial(_validation, valid, t.micro_batch, world, crop)
-    return Trainer(engine, world, settings, stream.batches, validation, lambda b: stream.keys(b.clips), run)
+    return Trainer(engine, world, settings, stream.batches, validation, lambda b: stream.clip_keys(b.clip_positions), run)
 
 
 def peak_flops(world: World) -> float:
@@ -327,7 +327,7 @@ def _validation(
         if not len(split):
             continue
         mine = iter_once(split, batch, world.rank, world.world_size, frames)
-        spare = next(iter_once(split, 1, frames=frames))
+        spare = next(iter_once(split, 1, max_frames=frames))
         for _ in range(math.ceil(math.ceil(len(split) / world.world_size) / batch)):
             found = next(mine, None)
             yield (found or spare), found is not None
@@ -349,13 +349,13 @@ def log_run_summary(
     log.info("%d clips to learn from, %d to validate on, at %s", clips, valid, cfg.shards)
     log.info(
         "%d clips a step = %d micro_batch x %d gradient_accumulation_steps x %d ranks on %s; an epoch is %.1f steps",
-        total, t.micro_batch, t.gradient_accumulation_steps, world.world_size, world.device.type, order.epoch / total,
+        total, t.micro_batch, t.gradient_accumulation_steps, world.world_size, world.device.type, order.epoch_size / total,
     )  # fmt: skip
     if isinstance(order, LengthBucketedSampler):
         shares = 100 * order.padding_with, 100 * order.padding_without
         log.info("clips of like length share batches: %.1f %% of their frames are padding, not %.1f %%", *shares)
     if trainer.step:
-        log.info("going on at step %d of %d (epoch %.2f)", trainer.step, t.steps, trainer.place / order.epoch)
+        log.info("going on at step %d of %d (epoch %.2f)", trainer.step, t.steps, trainer.place / order.epoch_size)
     for change in changes:
         log.info("note: %s", change)
 

@@ -46,7 +46,7 @@ class Batch(Protocol):
 
     frames: Tensor
     position: int
-    clips: Any
+    clip_positions: Any
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Codes [B, K, T], frames [B], prompts [B, P] on a device."""

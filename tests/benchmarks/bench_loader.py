@@ -67,7 +67,7 @@ def write_ours(folder: Path, codes: np.ndarray, prompts: np.ndarray, shards: int
 def ours(folder: Path) -> Callable[[], Iterator]:
     """The stream that training reads, without its threads."""
     split = ShardedDataset(folder, "train")
-    stream = ShardDataLoader([split], EpochSampler(split.clips, 0, 256), batch=BATCH, threads=0)
+    stream = ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0, 256), batch_size=BATCH, num_threads=0)
     return lambda: itertools.islice(stream.batches(), len(split) // BATCH)
 
 

@@ -110,7 +110,7 @@ def test_every_experiment_builds_its_model(exp: str, shards: dict[str, Path]) ->
     cfg = compose("train", [*words, f"shards='{cache}'", *small])
     splits, order = setup.open_datasets(cfg)
     model = setup.build_model(cfg, setup.model_config(cfg, splits), splits, fresh=True)
-    assert model.config.pattern == cfg.pattern.name and order.epoch == 45
+    assert model.config.pattern == cfg.pattern.name and order.epoch_size == 45
     assert sum(p.numel() for p in model.parameters()) == model_stats.num_parameters(model.config)
 
 

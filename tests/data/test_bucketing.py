@@ -16,7 +16,7 @@ from pipeline.data.dataloader import ShardDataLoader
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.sampler import EpochSampler, MixtureSampler
 from tests.data.test_sampler import ids
-from tests.helpers.caches import numbers, write_cache
+from tests.helpers.caches import clip_numbers, write_cache
 
 
 def lengths_of(clips: list[int], seed: int = 0) -> np.ndarray:
@@ -32,9 +32,9 @@ def lengths_of(clips: list[int], seed: int = 0) -> np.ndarray:
 @settings(max_examples=20)
 def test_every_clip_once_an_epoch(clips: list[int], seed: int, window: int) -> None:
     order = LengthBucketedSampler(EpochSampler(clips, seed, window), [lengths_of(clips)], seed)
-    seen = ids(order, np.arange(3 * order.epoch))
+    seen = ids(order, np.arange(3 * order.epoch_size))
     for epoch in range(3):
-        once = seen[epoch * order.epoch : (epoch + 1) * order.epoch]
+        once = seen[epoch * order.epoch_size : (epoch + 1) * order.epoch_size]
         assert sorted(once) == [(0, s, r) for s, n in enumerate(clips) for r in range(n)]
 
 
@@ -80,28 +80,28 @@ def test_batches_of_short_clips_do_not_all_come_first() -> None:
     order = LengthBucketedSampler(EpochSampler(clips, 0), [lengths_of(clips)], 0)
     means = order.lengths_of(order(np.arange(15_360))).reshape(-1, 960).mean(1)
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.6 and means.std() > 300
-    again = order.lengths_of(order(np.arange(15_360) + order.epoch)).reshape(-1, 960).mean(1)
+    again = order.lengths_of(order(np.arange(15_360) + order.epoch_size)).reshape(-1, 960).mean(1)
     assert not np.allclose(means, again, atol=100)
 
 
 def test_off_where_they_would_not_pay() -> None:
     clips = [100] * 10
     order = EpochSampler(clips, 0)
-    assert bucket_by_length(order, [np.full(1000, 300, np.int32)], 0, most=0.1) is order
-    assert isinstance(bucket_by_length(order, [lengths_of(clips)], 0, most=0.1), LengthBucketedSampler)
-    assert bucket_by_length(order, [lengths_of(clips)], 0, most=1) is order
-    assert bucket_by_length(EpochSampler([3], 0), [np.array([1, 2, 99], np.int32)], 0, most=0.99).epoch == 3
+    assert bucket_by_length(order, [np.full(1000, 300, np.int32)], 0, max_padding=0.1) is order
+    assert isinstance(bucket_by_length(order, [lengths_of(clips)], 0, max_padding=0.1), LengthBucketedSampler)
+    assert bucket_by_length(order, [lengths_of(clips)], 0, max_padding=1) is order
+    assert bucket_by_length(EpochSampler([3], 0), [np.array([1, 2, 99], np.int32)], 0, max_padding=0.99).epoch_size == 3
 
 
 def test_batches_of_real_shards_are_cut_by_length(tmp_path: Path) -> None:
     split = ShardedDataset(write_cache(tmp_path / "c", [100] * 10, lengths=(4, 9, 30, 31)), "train")
     assert split.lengths().tolist() == [4, 9, 30, 31] * 250
-    order = bucket_by_length(EpochSampler(split.clips, 0), [split.lengths()], 0, most=0.1)
+    order = bucket_by_length(EpochSampler(split.clips_per_shard, 0), [split.lengths()], 0, max_padding=0.1)
     seen, padded, whole = [], 0, 0
-    for batch in itertools.islice(ShardDataLoader([split], order, batch=10, threads=0).batches(), 100):
+    for batch in itertools.islice(ShardDataLoader([split], order, batch_size=10, num_threads=0).batches(), 100):
         assert batch.codes.shape[2] == batch.frames.max()
-        assert batch.frames.tolist() == [(4, 9, 30, 31)[n % 4] for n in numbers(batch)]
-        seen += numbers(batch)
+        assert batch.frames.tolist() == [(4, 9, 30, 31)[n % 4] for n in clip_numbers(batch)]
+        seen += clip_numbers(batch)
         padded, whole = padded + batch.codes[:, 0].numel() - int(batch.frames.sum()), whole + batch.codes[:, 0].numel()
     assert sorted(seen) == list(range(1000)) and padded / whole < 0.1
 
@@ -115,12 +115,12 @@ def test_first_k_plus_rest_is_all_on_any_number_of_ranks(
     split = ShardedDataset(cache, "train")
 
     def read(place: int, ranks: int, steps: int) -> list[int]:
-        order = bucket_by_length(EpochSampler(split.clips, 2, window=3), [split.lengths()], 2, most=0.1)
+        order = bucket_by_length(EpochSampler(split.clips_per_shard, 2, shuffle_shards=3), [split.lengths()], 2, max_padding=0.1)
         streams = [
-            ShardDataLoader([split], order, batch=batch, rank=r, ranks=ranks, threads=threads) for r in range(ranks)
+            ShardDataLoader([split], order, batch_size=batch, rank=r, world_size=ranks, num_threads=threads) for r in range(ranks)
         ]
         runs = [list(itertools.islice(stream.batches(place), steps)) for stream in streams]
-        return [n for step in zip(*runs, strict=True) for b in step for n in numbers(b)]
+        return [n for step in zip(*runs, strict=True) for b in step for n in clip_numbers(b)]
 
     first = read(0, ranks, stop)
     rest = read(len(first), ranks_after, -(-max(1, 800 - len(first)) // (ranks_after * batch)))

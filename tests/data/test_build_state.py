@@ -20,7 +20,7 @@ def finished(folder: Path) -> list[str]:
     """Three shards with their records and their plan, all but merged; their names."""
     store, shards = LocalStorage(folder), Manifest.load(write_cache(folder, [4, 4, 4])).splits["train"]
     for shard in shards:
-        ShardRecord(shard.name, build_state.digest(MADE), "", shard).save(store, shard.name)
+        ShardRecord(shard.name, build_state.settings_digest(MADE), "", shard).save(store, shard.name)
     BuildPlan({}, MADE, "", [PlannedShard(shard.name, "train", 4, shard.name) for shard in shards]).save(store)
     (folder / "manifest.json").unlink()
     return [shard.name for shard in shards]
@@ -38,9 +38,9 @@ def test_a_record_that_is_taken_away_meanwhile_is_none(kind: str, tmp_path: Path
                 file.write(store.read(name))
         store = there
     sizes = store.sizes()
-    assert list(build_state.records(store, sizes)) == [first, second, third]
+    assert list(build_state.load_records(store, sizes)) == [first, second, third]
     build_state.delete_record(store, second)
-    assert list(build_state.records(store, sizes)) == [first, third]
+    assert list(build_state.load_records(store, sizes)) == [first, third]
     assert build_state.merge(store) == [second]
 
 

@@ -16,17 +16,17 @@ from pipeline.data.bucketing import bucket_by_length
 from pipeline.data.dataloader import ShardDataLoader, iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.sampler import EpochSampler, MixtureSampler
-from tests.helpers.caches import K, numbers, write_cache
+from tests.helpers.caches import K, clip_numbers, write_cache
 
 
 def read(
     split: ShardedDataset, order: EpochSampler, place: int, steps: int, ranks: int, batch: int, threads: int
 ) -> list[list[int]]:
     """The clips of each global batch, over all ranks, for some steps."""
-    streams = [ShardDataLoader([split], order, batch=batch, rank=r, ranks=ranks, threads=threads) for r in range(ranks)]
+    streams = [ShardDataLoader([split], order, batch_size=batch, rank=r, world_size=ranks, num_threads=threads) for r in range(ranks)]
     runs = [list(itertools.islice(stream.batches(place), steps)) for stream in streams]
     assert all(b.position == place + (i + 1) * ranks * batch for run in runs for i, b in enumerate(run))
-    return [sum((numbers(run[i]) for run in runs), []) for i in range(steps)]
+    return [sum((clip_numbers(run[i]) for run in runs), []) for i in range(steps)]
 
 
 @given(
@@ -53,7 +53,7 @@ def test_first_k_plus_rest_is_all(
 ) -> None:
     """Interrupted after `stop` steps and continued on another number of ranks, every clip is seen once an epoch."""
     split = ShardedDataset(write_cache(tmp_path_factory.mktemp("cache") / "c", shards), "train")
-    order, n = EpochSampler(split.clips, seed, window), sum(shards)
+    order, n = EpochSampler(split.clips_per_shard, seed, window), sum(shards)
     unbroken = sum(read(split, order, 0, -(-2 * n // (ranks * batch)) + 1, ranks, batch, threads), [])
     assert sorted(unbroken[:n]) == list(range(n)) == sorted(unbroken[n : 2 * n])
     first = sum(read(split, order, 0, stop, ranks, batch, threads), [])
@@ -67,7 +67,7 @@ def test_validation_sees_every_clip_once_over_all_ranks(
     tmp_path_factory: pytest.TempPathFactory, shards: list[int], ranks: int, batch: int
 ) -> None:
     split = ShardedDataset(write_cache(tmp_path_factory.mktemp("cache") / "c", shards), "train")
-    seen = [n for r in range(ranks) for b in iter_once(split, batch, r, ranks) for n in numbers(b)]
+    seen = [n for r in range(ranks) for b in iter_once(split, batch, r, ranks) for n in clip_numbers(b)]
     assert sorted(seen) == list(range(sum(shards)))
 
 
@@ -84,13 +84,13 @@ def test_codes_come_back_as_written(tmp_path: Path) -> None:
 def test_clips_without_a_frame_are_read_too(tmp_path: Path, lengths: tuple[int, ...]) -> None:
     """Others' shards may hold such; a batch of nothing else has no width."""
     split = ShardedDataset(write_cache(tmp_path / "c", [4, 4], lengths), "train")
-    order = bucket_by_length(EpochSampler(split.clips, 0), [split.lengths()], 0, most=0.1)
+    order = bucket_by_length(EpochSampler(split.clips_per_shard, 0), [split.lengths()], 0, max_padding=0.1)
     for batches in (
         iter_once(split, 4),
-        itertools.islice(ShardDataLoader([split], order, batch=4, threads=0).batches(), 2),
+        itertools.islice(ShardDataLoader([split], order, batch_size=4, num_threads=0).batches(), 2),
     ):
         seen = list(batches)
-        assert sorted(n for batch in seen for n in numbers(batch)) == list(range(8))
+        assert sorted(n for batch in seen for n in clip_numbers(batch)) == list(range(8))
         assert all(batch.codes.shape == (4, K, batch.frames.max()) for batch in seen)
 
 
@@ -104,15 +104,15 @@ def test_fewer_codebooks_are_sliced(tmp_path: Path) -> None:
 
 def test_long_clips_are_cropped_at_a_start_that_their_place_decides(tmp_path: Path) -> None:
     split = ShardedDataset(write_cache(tmp_path / "c", [40], lengths=(30, 3)), "train")
-    order = EpochSampler(split.clips, 0)
+    order = EpochSampler(split.clips_per_shard, 0)
     runs = [
-        list(itertools.islice(ShardDataLoader([split], order, batch=8, frames=5, seed=1, threads=t).batches(), 15))
+        list(itertools.islice(ShardDataLoader([split], order, batch_size=8, max_frames=5, seed=1, num_threads=t).batches(), 15))
         for t in (0, 3)
     ]
     starts = set()
     for a, b in zip(*runs, strict=True):
         assert torch.equal(a.codes, b.codes) and a.codes.shape[2] <= 5
-        for codes, number, n in zip(a.codes, numbers(a), a.frames.tolist(), strict=True):
+        for codes, number, n in zip(a.codes, clip_numbers(a), a.frames.tolist(), strict=True):
             start = int(codes[0, 0]) - number
             assert n == (3 if number % 2 else 5) and 0 <= start <= (0 if number % 2 else 25)
             assert torch.equal(codes[1, :n] - codes[0, :n], torch.full((n,), 30 if number % 2 == 0 else 3).short())
@@ -123,17 +123,17 @@ def test_long_clips_are_cropped_at_a_start_that_their_place_decides(tmp_path: Pa
 def test_a_mixture_reads_each_clip_from_its_own_cache(tmp_path: Path) -> None:
     splits = [ShardedDataset(write_cache(tmp_path / name, [n]), "train") for name, n in (("a", 10), ("b", 30))]
     mixture = MixtureSampler(
-        {"a": EpochSampler(splits[0].clips, 0), "b": EpochSampler(splits[1].clips, 0)}, {"a": 1, "b": 3}, 0
+        {"a": EpochSampler(splits[0].clips_per_shard, 0), "b": EpochSampler(splits[1].clips_per_shard, 0)}, {"a": 1, "b": 3}, 0
     )
-    stream = ShardDataLoader(splits, mixture, batch=10)
-    seen = [n for batch in itertools.islice(stream.batches(), 40) for n in numbers(batch)]
+    stream = ShardDataLoader(splits, mixture, batch_size=10)
+    seen = [n for batch in itertools.islice(stream.batches(), 40) for n in clip_numbers(batch)]
     assert [seen.count(n) for n in range(10)] == pytest.approx([20] * 10, abs=3)  # both caches hold a clip 0..9
     assert all(seen.count(n) == pytest.approx(10, abs=2) for n in range(10, 30))
 
 
 def test_a_clip_is_named_by_its_key(tmp_path: Path) -> None:
     split = ShardedDataset(write_cache(tmp_path / "c", [2, 2]), "train")
-    assert [split.key(s, r) for s in (0, 1) for r in (0, 1)] == ["clip-0", "clip-1", "clip-2", "clip-3"]
+    assert [split.clip_key(s, r) for s in (0, 1) for r in (0, 1)] == ["clip-0", "clip-1", "clip-2", "clip-3"]
 
 
 def test_a_missing_shard_and_a_shard_of_another_size_are_named(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_reader_that_stops_early_leaves_no_threads(tmp_path: Path) -> None:
     import threading
 
     split = ShardedDataset(write_cache(tmp_path / "c", [20]), "train")
-    batches = ShardDataLoader([split], EpochSampler(split.clips, 0), batch=2, threads=3).batches()
+    batches = ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0), batch_size=2, num_threads=3).batches()
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]

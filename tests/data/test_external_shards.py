@@ -21,7 +21,7 @@ from pipeline.data.external_shards import ExternalSource
 from pipeline.data.sampler import EpochSampler
 from pipeline.data.shard import read_shard
 from pipeline.data.shard_cache import LocalShardCache
-from tests.helpers.caches import CODEC, EMBEDDER, K, P, numbers
+from tests.helpers.caches import CODEC, EMBEDDER, K, P, clip_numbers
 from tests.helpers.http_server import Web
 
 
@@ -83,22 +83,22 @@ def theirs(tmp_path: Path) -> Path:
 
 
 def seen(split: ShardedDataset) -> list[int]:
-    return sorted(n for batch in iter_once(split, 4) for n in numbers(batch))
+    return sorted(n for batch in iter_once(split, 4) for n in clip_numbers(batch))
 
 
 def test_a_folder_of_them_is_a_cache(theirs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Splits by name; codebooks, prompt width, clips and frames as found; looked through once."""
     says = foreign(tmp_path / "kept")
     with caplog.at_level(logging.INFO):
-        train, val = (ShardedDataset(theirs, name, foreign=says) for name in ("train", "val"))
+        train, val = (ShardedDataset(theirs, name, external=says) for name in ("train", "val"))
     assert caplog.text.count("looking through 5 shards") == 1
-    assert (train.manifest.codebooks, train.manifest.prompt_dim, train.manifest.frames("val")) == (K, P, 48)
+    assert (train.manifest.codebooks, train.manifest.prompt_dim, train.manifest.num_frames("val")) == (K, P, 48)
     train.manifest.check_codec(CODEC, K)
     assert seen(train) == list(range(40)) and seen(val) == list(range(90, 97))
     assert train.lengths().tolist() == [6 + n % 3 for n in range(40)]
-    stream = ShardDataLoader([train], EpochSampler(train.clips, 0), batch=8, threads=0)
+    stream = ShardDataLoader([train], EpochSampler(train.clips_per_shard, 0), batch_size=8, num_threads=0)
     for batch in itertools.islice(stream.batches(), 5):
-        for codes, frames, n in zip(batch.codes, batch.frames.tolist(), numbers(batch), strict=True):
+        for codes, frames, n in zip(batch.codes, batch.frames.tolist(), clip_numbers(batch), strict=True):
             assert frames == 6 + n % 3 and (codes[:, :frames].numpy().ravel() == np.arange(K * frames) + n).all()
     assert {path.name for path in theirs.iterdir()} == {f"train-00{n}.tar" for n in range(4)} | {"val-0.tar"}
 
@@ -108,7 +108,7 @@ def test_a_folder_of_them_is_a_cache(theirs: Path, tmp_path: Path, caplog: pytes
     [("train-*.tar", 40), ("train-{000..002}.tar", 30), ("{train,val}-00[13].tar", 20), ("train-003.tar", 10)],
 )
 def test_a_pattern_names_some_of_them(theirs: Path, tmp_path: Path, pattern: str, clips: int) -> None:
-    assert len(seen(ShardedDataset(f"{theirs}/{pattern}", "train", foreign=foreign(tmp_path / "kept")))) == clips
+    assert len(seen(ShardedDataset(f"{theirs}/{pattern}", "train", external=foreign(tmp_path / "kept")))) == clips
 
 
 def test_from_afar_they_are_copied_like_ours(web: Web, tmp_path: Path) -> None:
@@ -117,15 +117,15 @@ def test_from_afar_they_are_copied_like_ours(web: Web, tmp_path: Path) -> None:
     copies, says = LocalShardCache(tmp_path / "copies", 0.1), foreign(tmp_path / "copies")
     address = f"{web.address}/train-{{000..002}}.tar"
     for _ in range(2):
-        assert seen(ShardedDataset(address, "train", copies=copies, foreign=says)) == list(range(30))
+        assert seen(ShardedDataset(address, "train", shard_cache=copies, external=says)) == list(range(30))
     assert {web.asked[f"train-{n:03d}.tar"] for n in range(3)} == {2}  # looked through, and copied
 
 
 def test_they_are_looked_through_again_when_they_change(theirs: Path, tmp_path: Path) -> None:
     says = foreign(tmp_path / "kept")
-    assert len(ShardedDataset(theirs, "train", foreign=says)) == 40
+    assert len(ShardedDataset(theirs, "train", external=says)) == 40
     write(theirs, "train-004.tar", range(40, 45))
-    assert len(ShardedDataset(theirs, "train", foreign=says)) == 45
+    assert len(ShardedDataset(theirs, "train", external=says)) == 45
 
 
 @pytest.mark.parametrize(
@@ -143,19 +143,19 @@ def test_they_are_looked_through_again_when_they_change(theirs: Path, tmp_path: 
 def test_arrays_that_do_not_fit_are_refused(theirs: Path, tmp_path: Path, how: dict, message: str) -> None:
     write(theirs, "train-004.tar", range(50, 52), **how)
     with pytest.raises(InputError, match=message):
-        ShardedDataset(theirs, "train", foreign=foreign(tmp_path / "kept"))
+        ShardedDataset(theirs, "train", external=foreign(tmp_path / "kept"))
 
 
 def test_what_is_not_there_or_not_told_is_refused(theirs: Path, tmp_path: Path) -> None:
     says = foreign(tmp_path / "kept")
     with pytest.raises(InputError, match="there are no shards at"):
-        ShardedDataset(tmp_path / "nowhere", "train", foreign=says)
+        ShardedDataset(tmp_path / "nowhere", "train", external=says)
     with pytest.raises(InputError, match="train-004.tar is not there"):
-        ShardedDataset(f"{theirs}/train-{{000..009}}.tar", "train", foreign=says)
+        ShardedDataset(f"{theirs}/train-{{000..009}}.tar", "train", external=says)
     with pytest.raises(InputError, match=r"say what made them by data.external"):
         ShardedDataset(f"{theirs}/train-*.tar", "train")
     write(tmp_path / "numbered", "0001.tar", range(3))
-    assert len(ShardedDataset(tmp_path / "numbered", "train", foreign=says)) == 3  # no name before the number
+    assert len(ShardedDataset(tmp_path / "numbered", "train", external=says)) == 3  # no name before the number
     with pytest.raises(InputError, match=r"data.external.codec must say .*: frame_rate is missing"):
         ExternalSource({n: v for n, v in says.codec.items() if n != "frame_rate"}, says.embedder, tmp_path)
 
@@ -167,7 +167,7 @@ ODD_KEYS = ["Björk 01", "日本/曲 1", "plain-1", "what?", "x" * 90, "y" * 99,
 def test_keys_of_any_script_and_length_are_read(tmp_path: Path, tar_format: int | None) -> None:
     """Pax records, as webdataset's own writer makes them for names that are not ASCII or long, and GNU long names."""
     path = write_keys(tmp_path / "web" / "train-0.tar", ODD_KEYS, tar_format)
-    split = ShardedDataset(tmp_path / "web", "train", foreign=foreign(tmp_path / "kept"))
+    split = ShardedDataset(tmp_path / "web", "train", external=foreign(tmp_path / "kept"))
     assert seen(split) == list(range(len(ODD_KEYS)))
     assert [sample.key for sample in read_shard(path)] == ODD_KEYS
     assert [found["__key__"] for found in wds.WebDataset(str(path), shardshuffle=False)] == ODD_KEYS
@@ -176,7 +176,7 @@ def test_keys_of_any_script_and_length_are_read(tmp_path: Path, tar_format: int 
 def test_a_key_with_a_dot_is_named(tmp_path: Path) -> None:
     write_keys(tmp_path / "web" / "train-0.tar", ["good", "a song.v2", "a song.v3"])
     with pytest.raises(InputError, match=r"train-0\.tar: the key 'a song\.v2' has a dot.*keys without dots"):
-        ShardedDataset(tmp_path / "web", "train", foreign=foreign(tmp_path / "kept"))
+        ShardedDataset(tmp_path / "web", "train", external=foreign(tmp_path / "kept"))
 
 
 @pytest.mark.parametrize("pattern", ["", "/*", "/train-0.tar.gz", "/train-{0..0}.tar.gz"])
@@ -185,10 +185,10 @@ def test_a_compressed_tar_is_named(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "train-0.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
     with pytest.raises(InputError, match=r"train-0\.tar\.gz is a compressed tar: .*gunzip"):
-        ShardedDataset(f"{tmp_path}/web{pattern}", "train", foreign=foreign(tmp_path / "kept"))
+        ShardedDataset(f"{tmp_path}/web{pattern}", "train", external=foreign(tmp_path / "kept"))
     (tmp_path / "web" / "train-1.tar").write_bytes(gzip.compress(plain.read_bytes()))
     with pytest.raises(InputError, match=r"train-1\.tar is compressed by gzip.*gunzip"):
-        ShardedDataset(f"{tmp_path}/web/train-1.tar", "train", foreign=foreign(tmp_path / "kept"))
+        ShardedDataset(f"{tmp_path}/web/train-1.tar", "train", external=foreign(tmp_path / "kept"))
 
 
 @pytest.mark.parametrize(

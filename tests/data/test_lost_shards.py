@@ -21,7 +21,7 @@ from pipeline.data.dataloader import Batch, ShardDataLoader, iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.manifest import Manifest
 from pipeline.data.sampler import EpochSampler
-from tests.helpers.caches import numbers, write_cache
+from tests.helpers.caches import clip_numbers, write_cache
 
 SHARDS, EACH = 20, 30
 
@@ -86,14 +86,14 @@ HARMS = [missing, cut_short, unreadable, not_of_its_index, not_of_its_manifest, 
 def streams(folder: Path, bad_share: float, ranks: int = 1, threads: int = 0) -> list[ShardDataLoader]:
     made = []
     for rank in range(ranks):
-        split = ShardedDataset(folder, "train", open_shards=2, bad_share=bad_share)
-        order = EpochSampler(split.clips, seed=1, window=2)
-        made.append(ShardDataLoader([split], order, batch=5, rank=rank, ranks=ranks, threads=threads))
+        split = ShardedDataset(folder, "train", open_shards=2, max_lost_fraction=bad_share)
+        order = EpochSampler(split.clips_per_shard, seed=1, shuffle_shards=2)
+        made.append(ShardDataLoader([split], order, batch_size=5, rank=rank, world_size=ranks, num_threads=threads))
     return made
 
 
 def epoch(stream: ShardDataLoader) -> list[Batch]:
-    return list(itertools.islice(stream.batches(), SHARDS * EACH // (stream.batch * stream.ranks)))
+    return list(itertools.islice(stream.batches(), SHARDS * EACH // (stream.batch_size * stream.world_size)))
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -104,18 +104,18 @@ def test_a_shard_that_goes_bad_is_stood_in_for(
     """In the middle of a run: batches stay full, all other clips come once an epoch, and the loss is told once."""
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
     (stream,) = streams(folder, bad_share=0.06, threads=threads)
-    last = stream.order(torch.arange(SHARDS * EACH).numpy()).shard[-1]
+    last = stream.sampler(torch.arange(SHARDS * EACH).numpy()).shard[-1]
     batches = stream.batches()
     first = list(itertools.islice(batches, 2))
     harm(folder, f"train-{last:06d}")
     with caplog.at_level(logging.WARNING):
         rest = list(itertools.islice(batches, SHARDS * EACH // 5 - 2))
-    seen = Counter(n for batch in first + rest for n in numbers(batch))
+    seen = Counter(n for batch in first + rest for n in clip_numbers(batch))
     gone = set(range(last * EACH, (last + 1) * EACH))
     assert all(len(batch.frames) == 5 for batch in rest)
     assert set(seen) == set(range(SHARDS * EACH)) - gone and sum(seen.values()) == SHARDS * EACH
     assert sum(n - 1 for n in seen.values()) == len(gone)  # only as many as are lost come twice
-    assert stream.lost.clips == EACH and stream.lost.shards == [str(folder / f"train-{last:06d}.tar")]
+    assert stream.lost_clips.count == EACH and stream.lost_clips.shards == [str(folder / f"train-{last:06d}.tar")]
     assert len(caplog.records) == 1 and f"train-{last:06d}" in caplog.text and "its 30 clips" in caplog.text
 
 
@@ -125,11 +125,11 @@ def test_who_stands_in_depends_on_the_place_alone(tmp_path: Path) -> None:
     missing(folder, "train-000003")
     (alone,), pair = streams(folder, 0.1), streams(folder, 0.1, ranks=2)
     ranks = [epoch(stream) for stream in pair]
-    together = [n for batches in zip(*ranks, strict=True) for batch in batches for n in numbers(batch)]
-    assert together == [n for batch in epoch(alone) for n in numbers(batch)]
+    together = [n for batches in zip(*ranks, strict=True) for batch in batches for n in clip_numbers(batch)]
+    assert together == [n for batch in epoch(alone) for n in clip_numbers(batch)]
     (resumed,) = streams(folder, 0.1)
-    assert numbers(next(resumed.batches(300))) == together[300:305]
-    assert resumed.keys(torch.arange(300, 305).numpy()) == [f"clip-{n}" for n in together[300:305]]
+    assert clip_numbers(next(resumed.batches(300))) == together[300:305]
+    assert resumed.clip_keys(torch.arange(300, 305).numpy()) == [f"clip-{n}" for n in together[300:305]]
 
 
 @pytest.mark.parametrize("harm", [missing, cut_short])
@@ -139,7 +139,7 @@ def test_at_the_start_the_same_law_holds(tmp_path: Path, harm: Callable[[Path, s
     for name in ("train-000003", "train-000007"):
         harm(folder, name)
     (stream,) = streams(folder, bad_share=0.1)
-    assert stream.lost.clips == 60
+    assert stream.lost_clips.count == 60
     for share, message in (
         (0.09, r"60 of 600 clips are lost, and data.max_lost_fraction=0.09"),
         (0.0, r"train-000003.tar is"),
@@ -164,8 +164,8 @@ def test_too_many_bad_shards_end_the_run(tmp_path: Path) -> None:
 def test_validation_leaves_lost_clips_out(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
     missing(folder, "train-000003")
-    split = ShardedDataset(folder, "train", bad_share=0.1)
-    seen = [n for rank in range(3) for batch in iter_once(split, 7, rank, 3) for n in numbers(batch)]
+    split = ShardedDataset(folder, "train", max_lost_fraction=0.1)
+    seen = [n for rank in range(3) for batch in iter_once(split, 7, rank, 3) for n in clip_numbers(batch)]
     assert sorted(seen) == [n for n in range(SHARDS * EACH) if n // EACH != 3]
 
 
@@ -177,7 +177,7 @@ def test_all_ranks_come_to_one_order_whatever_is_wrong_with_an_index(
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS, lengths=(5, 9, 17, 60, 33))
     truth = ShardedDataset(folder, "train").lengths()
     harm(folder, "train-000007")
-    split = ShardedDataset(folder, "train", bad_share=0.05)
+    split = ShardedDataset(folder, "train", max_lost_fraction=0.05)
     assert (split.lengths() == truth).all() and len(truth) == SHARDS * EACH
     assert set(split.lost_shards) == (set() if harm is index_missing else {7})
 
@@ -191,7 +191,7 @@ def test_without_a_shard_its_index_is_enough_and_without_both_there_is_no_order(
     truth = ShardedDataset(folder, "train").lengths()
     if harm in (missing, cut_short, unreadable):
         harm(folder, "train-000007")
-        assert (ShardedDataset(folder, "train", bad_share=0.05).lengths() == truth).all()
+        assert (ShardedDataset(folder, "train", max_lost_fraction=0.05).lengths() == truth).all()
         index_missing(folder, "train-000007")
     else:
         harm(folder, "train-000007")
@@ -199,7 +199,7 @@ def test_without_a_shard_its_index_is_enough_and_without_both_there_is_no_order(
     if harm is not_of_its_index:
         assert not (folder / "train-000007.tar").exists()
     with pytest.raises(InputError, match=r"train-000007.*nor has it a whole index .* restore either"):
-        ShardedDataset(folder, "train", bad_share=0.05).lengths()
+        ShardedDataset(folder, "train", max_lost_fraction=0.05).lengths()
 
 
 @pytest.fixture
@@ -219,13 +219,13 @@ def test_several_caches_ask_for_the_open_files_of_all(tmp_path: Path, open_files
     folder = write_cache(tmp_path / "c", [1] * 150)
     open_files(100)
     splits = [ShardedDataset(folder, "train", open_shards=150) for _ in range(4)]
-    held = [split.shard(number) for split in splits for number in range(150)]
+    held = [split.get_shard(number) for split in splits for number in range(150)]
     assert None not in held
 
 
 def test_a_limit_of_open_files_is_no_shard_s_fault(tmp_path: Path, open_files: Callable[[int], None]) -> None:
     folder = write_cache(tmp_path / "c", [4] * 12)
-    split = ShardedDataset(folder, "train", bad_share=1.0)
+    split = ShardedDataset(folder, "train", max_lost_fraction=1.0)
     open_files(5)
     with pytest.raises(
         InputError,
@@ -242,9 +242,9 @@ def test_near_shards_stay_mapped_within_half_of_the_open_files(tmp_path: Path, m
     for limit, kept in ((4096, 60), (600, 44), (300, 10)):
         monkeypatch.setattr("pipeline.data.dataset.resource.getrlimit", lambda _, limit=limit: (limit, limit))
         split = ShardedDataset(folder, "train", open_shards=10)
-        opened = [split.shard(number) for number in range(60)]
-        assert all(split.shard(number) is opened[number] for number in range(60 - kept, 60))
-        assert kept == 60 or split.shard(59 - kept) is not opened[59 - kept]
+        opened = [split.get_shard(number) for number in range(60)]
+        assert all(split.get_shard(number) is opened[number] for number in range(60 - kept, 60))
+        assert kept == 60 or split.get_shard(59 - kept) is not opened[59 - kept]
         del split
         gc.collect()
 
@@ -273,11 +273,11 @@ def test_codes_that_are_none_never_reach_the_model(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "cache", [4])
     split = ShardedDataset(folder, "train")
     assert len(next(iter_once(split, 4)).codes) == 4
-    shard = split.shard(0)
+    shard = split.get_shard(0)
     assert shard is not None
     (tar,) = folder.glob("train*.tar")
     data = bytearray(tar.read_bytes())
-    data[shard.codes_at(2) + 1] = 0xF0  # the high byte of a clip's first code
+    data[shard.codes_offset(2) + 1] = 0xF0  # the high byte of a clip's first code
     tar.unlink()
     tar.write_bytes(data)
     tar.with_name("train-000000.index.npy").unlink()

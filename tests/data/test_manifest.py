@@ -35,7 +35,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_totals() -> None:
-    assert manifest().samples("train") == 900
+    assert manifest().num_samples("train") == 900
     assert manifest().hours("train") == pytest.approx(1.0)
     assert manifest().hours("valid") == manifest().hours("test") == 0
     assert manifest().codebooks == 8 and manifest().prompt_dim == 192

@@ -32,7 +32,7 @@ def test_a_keyed_permutation_permutes(n: int, seed: int) -> None:
 @given(shards, seeds, st.integers(0, 4), st.integers(0, 3))
 def test_every_clip_once_an_epoch(clips: list[int], seed: int, window: int, epoch: int) -> None:
     order = EpochSampler(clips, seed, window)
-    seen = ids(order, np.arange(order.epoch) + epoch * order.epoch)
+    seen = ids(order, np.arange(order.epoch_size) + epoch * order.epoch_size)
     assert sorted(seen) == [(0, s, r) for s, n in enumerate(clips) for r in range(n)]
 
 
@@ -98,8 +98,8 @@ def test_a_mixture_keeps_its_weights_and_each_sources_own_law(weights: list[floa
     assert seen[1234:1300] == ids(MixtureSampler(orders, named, seed), np.arange(1234, 1300))
     for s, order in enumerate(orders.values()):
         own = [place for place in seen if place[0] == s]
-        for start in range(0, len(own) - order.epoch, order.epoch):
-            assert len(set(own[start : start + order.epoch])) == order.epoch
+        for start in range(0, len(own) - order.epoch_size, order.epoch_size):
+            assert len(set(own[start : start + order.epoch_size])) == order.epoch_size
 
 
 def test_weights_that_do_not_name_the_sources_are_refused() -> None:
@@ -123,14 +123,14 @@ def test_no_clips_is_refused() -> None:
 def test_lanes_keep_the_law(clips: list[int], seed: int, window: int, lanes: int) -> None:
     order = EpochSampler(clips, seed, window, lanes)
     for epoch in range(2):
-        seen = ids(order, np.arange(order.epoch) + epoch * order.epoch)
+        seen = ids(order, np.arange(order.epoch_size) + epoch * order.epoch_size)
         assert sorted(seen) == [(0, s, r) for s, n in enumerate(clips) for r in range(n)]
 
 
 def test_in_lanes_a_rank_reads_its_share_of_the_shards() -> None:
     """Where ranks x clips a batch is a multiple of 16 x lanes, and still every clip once over all of them."""
     lanes, ranks, m = 8, 16, 8
-    order, steps = EpochSampler([100] * 64, 0, window=2, lanes=lanes), 50
+    order, steps = EpochSampler([100] * 64, 0, shuffle_shards=2, interleave=lanes), 50
     read = [
         {s for t in range(steps) for s in order(np.arange(m) + (t * ranks + rank) * m).shard.tolist()}
         for rank in range(ranks)
@@ -141,14 +141,14 @@ def test_in_lanes_a_rank_reads_its_share_of_the_shards() -> None:
 @given(st.integers(0, 5000), st.sampled_from([1, 2]), st.integers(0, 3))
 def test_what_is_coming_is_known_ahead(place: int, lanes: int, seed: int) -> None:
     """All shards of the windows that places lie in, then of the next ones, over the end of an epoch too."""
-    order = EpochSampler([64] * 24, seed, window=4, lanes=lanes)
+    order = EpochSampler([64] * 24, seed, shuffle_shards=4, interleave=lanes)
     coming = [shard for _, shard in order.upcoming_shards(np.arange(place, place + 16 * lanes))]
     assert set(order(np.arange(place, place + 256)).shard.tolist()) <= set(coming) and len(coming) <= 12 * lanes
     assert set(order(np.arange(place, place + 16)).shard.tolist()) <= set(coming[: 8 * lanes])  # the nearest first
 
 
 def test_what_is_coming_in_a_mixture_is_of_all_its_sources() -> None:
-    orders = {"a": EpochSampler([50] * 24, 0, window=4), "b": EpochSampler([50] * 12, 1, window=2)}
+    orders = {"a": EpochSampler([50] * 24, 0, shuffle_shards=4), "b": EpochSampler([50] * 12, 1, shuffle_shards=2)}
     mixture = MixtureSampler(orders, {"a": 3, "b": 1}, 0)
     for place in (0, 900, 3500):
         found = mixture(np.arange(place, place + 64))
@@ -181,8 +181,8 @@ def test_one_of_1024_ranks_finds_its_clips_in_milliseconds_and_megabytes() -> No
     tracemalloc.start()
     try:
         began = time.process_time()
-        order = EpochSampler(CLIPS, 5, window=256)
-        places = (7 * order.epoch + np.arange(256)[:, None] * 16 * 1024 + 77 * 16 + np.arange(16)).ravel()
+        order = EpochSampler(CLIPS, 5, shuffle_shards=256)
+        places = (7 * order.epoch_size + np.arange(256)[:, None] * 16 * 1024 + 77 * 16 + np.arange(16)).ravel()
         assert len(set(ids(order, places))) == len(places)
         order.upcoming_shards(places)
         assert time.process_time() - began < 1 and tracemalloc.get_traced_memory()[1] < 16e6

@@ -22,7 +22,7 @@ from pipeline.data.dataset import ShardedDataset
 from pipeline.data.sampler import EpochSampler
 from pipeline.data.shard_cache import LocalShardCache
 from pipeline.data.storage import LocalStorage, RemoteStorage, open_storage
-from tests.helpers.caches import numbers, write_cache
+from tests.helpers.caches import clip_numbers, write_cache
 from tests.helpers.http_server import Web
 
 ROOM = 0.1  # GiB
@@ -31,14 +31,14 @@ ROOM = 0.1  # GiB
 def stream(
     address: str | Path, copies: LocalShardCache | None, window: int = 2, rank: int = 0, ranks: int = 1
 ) -> ShardDataLoader:
-    split = ShardedDataset(address, "train", open_shards=2 * window, copies=copies)
-    order = bucket_by_length(EpochSampler(split.clips, 1, window), [split.lengths()], 1, most=0.1)
-    return ShardDataLoader([split], order, batch=5, rank=rank, ranks=ranks, threads=2, frames=20, seed=3)
+    split = ShardedDataset(address, "train", open_shards=2 * window, shard_cache=copies)
+    order = bucket_by_length(EpochSampler(split.clips_per_shard, 1, window), [split.lengths()], 1, max_padding=0.1)
+    return ShardDataLoader([split], order, batch_size=5, rank=rank, world_size=ranks, num_threads=2, max_frames=20, seed=3)
 
 
 def read(stream: ShardDataLoader, clips: int, place: int = 0) -> list[tuple[list[int], torch.Tensor]]:
-    batches = itertools.islice(stream.batches(place), clips // stream.batch)
-    return [(numbers(batch), batch.codes) for batch in batches]
+    batches = itertools.islice(stream.batches(place), clips // stream.batch_size)
+    return [(clip_numbers(batch), batch.codes) for batch in batches]
 
 
 def tars(folder: Path) -> list[Path]:
@@ -61,8 +61,8 @@ def test_far_is_read_like_near(kind: str, web: Web, request: pytest.FixtureReque
     copies = LocalShardCache(tmp_path / "copies", ROOM)
     for near, far in zip(read(stream(here, None), 240), read(stream(there, copies), 240), strict=True):
         assert near[0] == far[0] and torch.equal(near[1], far[1])
-    valid = ShardedDataset(there, "valid", open_shards=2, copies=copies)
-    assert sorted(n for batch in iter_once(valid, 4) for n in numbers(batch)) == list(range(900, 915))
+    valid = ShardedDataset(there, "valid", open_shards=2, shard_cache=copies)
+    assert sorted(n for batch in iter_once(valid, 4) for n in clip_numbers(batch)) == list(range(900, 915))
     assert valid.max_frames() == 6 and len(tars(tmp_path / "copies")) == 8
     if kind == "http":
         assert {n for name, n in web.asked.items() if name.endswith(".tar")} == {1}
@@ -179,7 +179,7 @@ def test_room_is_bounded(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixt
     far = stream(web.address, LocalShardCache(tmp_path / "copies", 8.9 * size / 2**30), window=2)
     seen: list[int] = []
     for batch in itertools.islice(far.batches(), 2 * 96):
-        seen += numbers(batch)
+        seen += clip_numbers(batch)
         # what two looks in a row have seen was there all at once in between
         assert len({*tars(tmp_path / "copies")} & {*tars(tmp_path / "copies")}) <= 8
     assert sorted(seen) == sorted(2 * [*range(480)]) and not caplog.records
@@ -235,13 +235,13 @@ def test_a_far_shard_that_is_bad_is_set_aside(web: Web, tmp_path: Path, caplog: 
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     web.broken["train-000011.tar"] = 1000
     split = ShardedDataset(
-        web.address, "train", open_shards=40, bad_share=0.2, copies=LocalShardCache(tmp_path / "copies", ROOM)
+        web.address, "train", open_shards=40, max_lost_fraction=0.2, shard_cache=LocalShardCache(tmp_path / "copies", ROOM)
     )
-    far = ShardDataLoader([split], EpochSampler(split.clips, 0), batch=4, threads=2)
+    far = ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0), batch_size=4, num_threads=2)
     with caplog.at_level(logging.WARNING):
-        seen = [n for batch in itertools.islice(far.batches(), 100) for n in numbers(batch)]
+        seen = [n for batch in itertools.islice(far.batches(), 100) for n in clip_numbers(batch)]
     assert set(seen) == {n for n in range(400) if n // 20 not in (3, 7, 11)} and len(seen) == 400
-    assert far.lost.clips == 60 and len(caplog.records) == 3
+    assert far.lost_clips.count == 60 and len(caplog.records) == 3
     for words in ("train-000003.tar is in the manifest but not there", "bytes differ (sha256)", "cannot be fetched"):
         assert words in caplog.text
 
@@ -256,9 +256,9 @@ def test_a_far_index_that_is_bad_or_missing_costs_no_more_than_its_shard(
     (web.folder / "train-000003.index.npy").unlink()
     (web.folder / "train-000007.index.npy").write_bytes(b"<html>")
     copies = LocalShardCache(tmp_path / "copies", ROOM) if copied else None
-    split = ShardedDataset(web.address, "train", open_shards=4, bad_share=0.05, copies=copies)
+    split = ShardedDataset(web.address, "train", open_shards=4, max_lost_fraction=0.05, shard_cache=copies)
     assert (split.lengths() == truth).all() and set(split.lost_shards) == (set() if copied else {7})
-    clips = [n for batch in iter_once(split, 50) for n in numbers(batch)]
+    clips = [n for batch in iter_once(split, 50) for n in clip_numbers(batch)]
     assert clips == [n for n in range(400) if copied or n // 20 != 7]
 
 
@@ -268,13 +268,13 @@ def test_shards_are_on_their_way_before_they_are_needed(web: Web, tmp_path: Path
     far = stream(web.address, LocalShardCache(tmp_path / "copies", ROOM), window=3)
     batches = far.batches()
     next(batches)
-    now = {shard for _, shard in far.order.upcoming_shards(torch.arange(300).numpy())}
+    now = {shard for _, shard in far.sampler.upcoming_shards(torch.arange(300).numpy())}
     assert 6 <= len(now) < 12
     end = time.monotonic() + 30
     while time.monotonic() < end and len(tars(tmp_path / "copies")) < 6:
         time.sleep(0.01)
     fetched = {path.stem for path in tars(tmp_path / "copies")}
-    assert len(fetched) >= 6 and fetched <= {far.splits[0].shards[n].sha256 for n in now}
+    assert len(fetched) >= 6 and fetched <= {far.datasets[0].shards[n].sha256 for n in now}
 
 
 def test_copies_want_a_folder_that_can_be_written(web: Web, tmp_path: Path) -> None:
@@ -282,15 +282,15 @@ def test_copies_want_a_folder_that_can_be_written(web: Web, tmp_path: Path) -> N
     (tmp_path / "file").write_bytes(b"")
     copies = LocalShardCache(tmp_path / "file" / "copies", ROOM)
     with pytest.raises(InputError, match="cannot write to"):
-        ShardedDataset(web.address, "train", copies=copies)
-    ShardedDataset(web.folder, "train", copies=copies)  # which what is near does without
+        ShardedDataset(web.address, "train", shard_cache=copies)
+    ShardedDataset(web.folder, "train", shard_cache=copies)  # which what is near does without
 
 
 def test_without_copies_a_far_shard_is_read_into_memory(web: Web) -> None:
     write_cache(web.folder, [5, 5])
     split = ShardedDataset(web.address, "train")
     assert isinstance(split.store, RemoteStorage)
-    assert sorted(n for batch in iter_once(split, 3) for n in numbers(batch)) == list(range(10))
+    assert sorted(n for batch in iter_once(split, 3) for n in clip_numbers(batch)) == list(range(10))
 
 
 def test_a_folder_of_anothers_below_tmp_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

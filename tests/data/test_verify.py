@@ -171,7 +171,7 @@ def test_perplexity_is_the_number_of_codes_that_would_say_as_much() -> None:
 
 def test_clips_are_drawn_each_at_most_once_and_by_the_seed(sound: Path) -> None:
     store, manifest = LocalStorage(sound), Manifest.load(sound)
-    total = sum(map(manifest.samples, manifest.splits))
+    total = sum(map(manifest.num_samples, manifest.splits))
     everything = [sample.key for sample in sample_clips(store, manifest, 99, 0)]
     assert len(everything) == len(set(everything)) == total
     some = [sample.key for sample in sample_clips(store, manifest, 5, 1)]

@@ -37,7 +37,7 @@ def evaluated(workspace: Workspace) -> tuple[dict, Path]:
 def test_the_loss_is_the_mean_over_every_validation_clip(workspace: Workspace, evaluated: tuple[dict, Path]) -> None:
     model, valid = CodecGPT.from_pretrained(workspace.run() / "export"), ShardedDataset(workspace.dataset, "valid", 2)
     with torch.no_grad():
-        parts = [model(b.codes, b.frames, b.prompt) for b in iter_once(valid, 1)]
+        parts = [model(b.codes, b.frames, b.prompts) for b in iter_once(valid, 1)]
     nats, cells = sum(p[0] for p in parts), sum(p[1] for p in parts)
     told = evaluated[0]["loss"]
     assert told["clips"] == len(valid) and told["model"]["nats_codebook"] == pytest.approx((nats / cells).tolist())

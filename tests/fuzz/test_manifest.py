@@ -36,7 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = {"codec": manifest.codec, "embedder": manifest.embedder, "data": {}}
     BuildPlan({}, made, "", shards).save(LocalStorage(folder))
     for shard in manifest.splits["train"]:
-        ShardRecord("00", build_state.digest(made), "", shard).save(LocalStorage(folder), shard.name)
+        ShardRecord("00", build_state.settings_digest(made), "", shard).save(LocalStorage(folder), shard.name)
     return folder
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_manifest_from_afar(cache: Path, tmp_path: Path, seed: int) ->
     far.pipe_file(f"/fuzz/{MANIFEST_NAME}", text.encode())
     with inside(tmp_path), refused_or_right("memory://fuzz"):
         split = ShardedDataset(
-            "memory://fuzz", "train", copies=LocalShardCache(tmp_path / "copies", 0.01), bad_share=0.0
+            "memory://fuzz", "train", shard_cache=LocalShardCache(tmp_path / "copies", 0.01), max_lost_fraction=0.0
         )
         assert sum(len(batch.codes) for batch in iter_once(split, 2)) == len(split)
 

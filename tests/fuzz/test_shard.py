@@ -68,7 +68,7 @@ def test_a_damaged_index(whole: dict[str, bytes], seed: int) -> None:
 READERS: dict[str, Callable[[Path], Any]] = {
     "training": lambda folder: [batch.codes.sum() for batch in iter_once(ShardedDataset(folder, "train"), 4)],
     "training on its first codebook": lambda folder: [
-        *iter_once(ShardedDataset(folder, "train", 1, bad_share=1), 4, frames=2)
+        *iter_once(ShardedDataset(folder, "train", 1, max_lost_fraction=1), 4, max_frames=2)
     ],
     "verify": lambda folder: [*verify(LocalStorage(folder))],
     "describe": lambda folder: [*dataset_stats(LocalStorage(folder))],
@@ -102,8 +102,8 @@ def test_a_damaged_shard_of_others(cache: Path, whole: dict[str, bytes], seed: i
         codec, {name: value for name, value in EMBEDDER.items() if name != "dim"}, cache.parent / "kept"
     )
     with inside(cache.parent), refused_or_right():
-        [*iter_once(ShardedDataset(theirs, "train", foreign=says), 4)]
+        [*iter_once(ShardedDataset(theirs, "train", external=says), 4)]
 
 
 def test_the_cache_of_these_tests_is_whole(cache: Path) -> None:
-    assert READERS["training"](cache) and Manifest.load(cache).samples("train") == 12
+    assert READERS["training"](cache) and Manifest.load(cache).num_samples("train") == 12

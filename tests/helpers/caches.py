@@ -39,6 +39,6 @@ def write_cache(
     return folder
 
 
-def numbers(batch: Batch) -> list[int]:
+def clip_numbers(batch: Batch) -> list[int]:
     """Which clips a batch holds."""
-    return batch.prompt[:, 0].int().tolist()
+    return batch.prompts[:, 0].int().tolist()

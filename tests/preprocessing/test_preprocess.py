@@ -53,7 +53,7 @@ def test_every_clip_is_there_with_the_codec_s_codes_and_the_embedder_s_vector(ca
     assert manifest.codec == codec.identity and manifest.embedder == embedder.identity
     for split in ("train", "valid", "test"):
         index = json.loads((nsynth_folder / f"nsynth-{split}" / "examples.json").read_text())
-        assert manifest.samples(split) == len(index)
+        assert manifest.num_samples(split) == len(index)
         for key, note in list(index.items())[:2]:
             path = f"nsynth-{split}/audio/{key}.wav"
             wav = torch.from_numpy(audio_io.read(nsynth_folder / path))[None]
@@ -235,7 +235,7 @@ def test_what_could_not_be_read_is_looked_for_again(tmp_path: Path, monkeypatch:
             "a folder that cannot be read: Permission denied"
         ]
     assert make_tones(root, out) == 0
-    assert Manifest.load(out).samples("train") == 5 and not Manifest.load(out).skipped
+    assert Manifest.load(out).num_samples("train") == 5 and not Manifest.load(out).skipped
 
 
 @pytest.mark.parametrize(

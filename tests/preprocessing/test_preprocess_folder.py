@@ -54,7 +54,7 @@ def test_a_short_file_is_a_clip_and_a_short_rest_is_not(tmp_path: Path) -> None:
     for cuts, clips in (("null", 2), ("0.2", 3)):
         out = tmp_path / f"out-{cuts}"
         assert make("folder", root, out, *ALL_TRAIN, f"data.segment_seconds={cuts}") == 0
-        assert Manifest.load(out).samples("train") == clips and not Manifest.load(out).skipped
+        assert Manifest.load(out).num_samples("train") == clips and not Manifest.load(out).skipped
 
 
 def test_copies_do_not_leak_between_splits(tmp_path: Path) -> None:
@@ -163,10 +163,10 @@ def test_truncated_files_are_skipped_or_kept_by_one_setting(tmp_path: Path, caps
     assert make("folder", root, tmp_path / "skip", *ALL_TRAIN, *cuts) == 0
     assert "skipped: 4 inputs (4 truncated)" in capsys.readouterr().out
     manifest = Manifest.load(tmp_path / "skip")
-    assert len(manifest.skipped) == 4 and manifest.samples("train") == 2
+    assert len(manifest.skipped) == 4 and manifest.num_samples("train") == 2
     assert make("folder", root, tmp_path / "keep", *ALL_TRAIN, *cuts, "truncated=keep") == 0
     manifest = Manifest.load(tmp_path / "keep")
-    assert not manifest.skipped and 2 + 4 * 2 < manifest.samples("train") <= 2 + 4 * 4
+    assert not manifest.skipped and 2 + 4 * 2 < manifest.num_samples("train") <= 2 + 4 * 4
     assert "adjusted: 4 inputs (4 truncated)" in capsys.readouterr().out
     assert {row["path"] for row in manifest.adjusted} == {f"half-{s}.{s}" for s in ("wav", "aiff", "mp3", "flac")}
     with pytest.raises(InputError, match=r"truncated=keep \(now skip\)"):

@@ -196,7 +196,7 @@ def test_what_a_dead_writer_left_is_swept_up(corpus: Path, whole: Path, tmp_path
     (out / ".train-000000.tar.1-abc.partial").write_bytes(b"half")
     made(corpus, out)
     assert contents(out) == contents(whole)
-    assert [*verify(LocalStorage(out))] == [] and Manifest.load(out).samples("train") > 0
+    assert [*verify(LocalStorage(out))] == [] and Manifest.load(out).num_samples("train") > 0
 
 
 def test_readers_that_are_killed_cost_nothing(corpus: Path, whole: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Run:
             settings,
             self.batches,
             lambda: iter(valid),
-            lambda b: [str(n) for n in b.clips.tolist()],
+            lambda b: [str(n) for n in b.clip_positions.tolist()],
             run,
         )
         self.rows: list[dict[str, float]] = []
