@@ -83,9 +83,7 @@ class LengthBucketedSampler:
             ends = np.append(np.flatnonzero(np.diff(part)) + 1, BLOCK).tolist()
             units = []
             for first, end in zip([0, *ends], ends, strict=False):
-                size = min(
-                    UNIT, max(MIN_UNIT, (end - first) // (BLOCK // UNIT) // MIN_UNIT * MIN_UNIT)
-                )
+                size = min(UNIT, max(MIN_UNIT, (end - first) // (BLOCK // UNIT) // MIN_UNIT * MIN_UNIT))
                 cut = [seats[at : min(end, at + size)] for at in range(first, end, size)]
                 turns = permute_indices(np.arange(len(cut)), len(cut), fold_key(self.seed, number, first, -5))
                 units += [cut[turn] for turn in turns]

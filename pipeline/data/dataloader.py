@@ -32,7 +32,10 @@ from pipeline.data.shard import CODES_DTYPE
 _MAX_PLANNED_CLIPS = 4096  # clips that are looked up in one go, at most
 _FIRST_PLAN_BATCHES = 8  # batches that are looked up in the first go, so that it comes soon
 _BATCHES_PER_TASK = 4  # batches that a thread reads in one go
-_REPLACEMENT_STRIDE, _MAX_REPLACEMENTS = 10_007, 100  # places from a lost clip to the one that stands in for it, and how many are tried
+_REPLACEMENT_STRIDE, _MAX_REPLACEMENTS = (
+    10_007,
+    100,
+)  # places from a lost clip to the one that stands in for it, and how many are tried
 
 
 @dataclass(slots=True)
@@ -90,7 +93,13 @@ class ShardDataLoader:
         """batch: clips a rank; frames: clips longer than this are cropped, at a start that their place decides."""
         if not batch_size > 0 or not 0 <= rank < world_size:
             raise InputError(f"a batch of {batch_size} clips for rank {rank} of {world_size} cannot be read")
-        self.datasets, self.sampler, self.batch_size, self.rank, self.world_size = list(datasets), sampler, batch_size, rank, world_size
+        self.datasets, self.sampler, self.batch_size, self.rank, self.world_size = (
+            list(datasets),
+            sampler,
+            batch_size,
+            rank,
+            world_size,
+        )
         self.max_frames, self.seed, self.num_threads = max_frames, seed, num_threads
 
     @property
@@ -236,14 +245,17 @@ class _BatchPlan:
             codes = self._padded(slice(i * self.batch_size, (i + 1) * self.batch_size), T)
         if codes.size and int(codes.view(np.uint16).max()) > self.max_code:  # a GPU would say no more than "assert"
             where = {
-                self.datasets[n].store.display_path() for n in self.source[i * self.batch_size : (i + 1) * self.batch_size].tolist()
+                self.datasets[n].store.display_path()
+                for n in self.source[i * self.batch_size : (i + 1) * self.batch_size].tolist()
             }
             raise InputError(
                 f"a clip in {' or '.join(sorted(where))} holds codes above {self.max_code}: its shard is damaged, and "
                 "`python -m pipeline.shards verify` says which"
             )
         half = memory_as_array(2 * P)[prompt_items].view(np.float16).reshape(-1, P)
-        return Batch(torch.from_numpy(codes), torch.from_numpy(frames), torch.from_numpy(half), self.next_positions[i], places)
+        return Batch(
+            torch.from_numpy(codes), torch.from_numpy(frames), torch.from_numpy(half), self.next_positions[i], places
+        )
 
     def _padded(self, clips: slice, T: int) -> np.ndarray:
         """Codes of clips of several lengths: int16 [B, K, T]."""
@@ -270,7 +282,9 @@ def iter_once(
         places = mine[first : first + planned]
         number = np.searchsorted(ends, places, side="right")
         none = np.zeros_like(places)
-        at, held, lost = _clip_addresses([dataset], ClipLocations(none, number, places - (ends - dataset.clips_per_shard)[number], none))
+        at, held, lost = _clip_addresses(
+            [dataset], ClipLocations(none, number, places - (ends - dataset.clips_per_shard)[number], none)
+        )
         at, places = np.delete(at, lost, 0), np.delete(places, lost)
         if len(places):
             after = np.append(places[batch_size::batch_size], places[-1] + 1)

@@ -302,7 +302,9 @@ class ShardedDataset:
             self.lost_shards[number] = reason
             lost = self.num_lost_clips()
         if lost > self.max_lost_fraction * len(self):
-            allowed = f"; {lost} of {len(self)} clips are lost, and data.max_lost_fraction={self.max_lost_fraction:g} may be"
+            allowed = (
+                f"; {lost} of {len(self)} clips are lost, and data.max_lost_fraction={self.max_lost_fraction:g} may be"
+            )
             raise InputError(reason + (allowed if self.max_lost_fraction else ""))
         log.warning("shard set aside, with its %d clips: %s", self.clips_per_shard[number], reason)
 
@@ -338,8 +340,8 @@ def _raise_if_system_limit(error: BaseException | None, where: str) -> None:
     while error:
         if isinstance(error, OSError) and error.errno in _SYSTEM_LIMITS:
             raise InputError(
-                f"{where} cannot be opened, for this process has reached {_SYSTEM_LIMITS[error.errno]}: raise it, or give a "
-                "smaller data.shuffle_shards"
+                f"{where} cannot be opened, for this process has reached "
+                f"{_SYSTEM_LIMITS[error.errno]}: raise it, or give a smaller data.shuffle_shards"
             ) from error
         error = error.__cause__
 
@@ -353,7 +355,10 @@ def _aligned(shard: memoryview) -> memoryview:
     return memoryview(copy).toreadonly()
 
 
-_MAX_OPEN_SHARDS, _MAX_CACHED_CLIPS = 8192, 2**21  # shards that stay mapped in a process, and clips of a split whose addresses are kept so
+_MAX_OPEN_SHARDS, _MAX_CACHED_CLIPS = (
+    8192,
+    2**21,
+)  # shards that stay mapped in a process, and clips of a split whose addresses are kept so
 _OTHER_FILES = 256  # files that a process opens besides
 _open_shard_counts: weakref.WeakKeyDictionary[ShardedDataset, int] = (
     weakref.WeakKeyDictionary()

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, iter_samples, add_checksums
+from pipeline.data.shard import ShardInfo, add_checksums, build_index, checksum, index_name, iter_samples
 from pipeline.data.shard_cache import file_lock
 from pipeline.data.storage import LocalStorage, Storage, open_storage
 

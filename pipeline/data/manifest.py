@@ -112,7 +112,9 @@ class Manifest:
             if (told["samples"], told["frames"]) != (sum(s.samples for s in shards), sum(s.frames for s in shards)):
                 raise TypeError(f"the totals of {split} do not add up")
         codec, embedder = dict(found["codec"]), dict(found["embedder"])
-        _validate_identity(codec, "codec", ("name", "weights"), ("sample_rate", "frame_rate"), ("codebooks", "codebook_size"))
+        _validate_identity(
+            codec, "codec", ("name", "weights"), ("sample_rate", "frame_rate"), ("codebooks", "codebook_size")
+        )
         _validate_identity(embedder, "embedder", ("name", "weights"), ("sample_rate",), ("dim",))
         if type(found["silent"]) is not int:
             raise TypeError(f"silent is {found['silent']!r:.40}, no count")

@@ -129,15 +129,21 @@ class _EpochLayout:
 class EpochSampler:
     """The endless stream over the shards of one cache."""
 
-    def __init__(self, clips_per_shard: Sequence[int] | np.ndarray, seed: int, shuffle_shards: int = 0, interleave: int = 1) -> None:
+    def __init__(
+        self, clips_per_shard: Sequence[int] | np.ndarray, seed: int, shuffle_shards: int = 0, interleave: int = 1
+    ) -> None:
         """clips: how many each shard holds. Raises InputError where there are none."""
         self.clips_per_shard = np.asarray(clips_per_shard, np.int64)
         self.epoch_size = int(self.clips_per_shard.sum())  # places in an epoch
         if not self.epoch_size:
             raise InputError("there are no clips to train on: the shards of this split are empty")
         self.seed, self.interleave = seed, interleave
-        self.shuffle_shards = shuffle_shards if 0 < shuffle_shards < len(self.clips_per_shard) else len(self.clips_per_shard)
-        self.lookahead: int = max(1, self.epoch_size * self.shuffle_shards * interleave // int(np.count_nonzero(self.clips_per_shard)))
+        self.shuffle_shards = (
+            shuffle_shards if 0 < shuffle_shards < len(self.clips_per_shard) else len(self.clips_per_shard)
+        )
+        self.lookahead: int = max(
+            1, self.epoch_size * self.shuffle_shards * interleave // int(np.count_nonzero(self.clips_per_shard))
+        )
         self._layouts: dict[int, _EpochLayout] = {}
 
     def __call__(self, positions: np.ndarray) -> ClipLocations:
@@ -205,7 +211,9 @@ class MixtureSampler:
     def __init__(self, samplers: Mapping[str, EpochSampler], weights: Mapping[str, float], seed: int) -> None:
         """Raises InputError where the weights do not name the sources, or are not positive."""
         if set(weights) != set(samplers) or any(not 0 < w < math.inf for w in weights.values()):
-            raise InputError(f"mixture_weights={dict(weights)}: give a positive number for each of {', '.join(samplers)}")
+            raise InputError(
+                f"mixture_weights={dict(weights)}: give a positive number for each of {', '.join(samplers)}"
+            )
         self.samplers, self.seed = list(samplers.values()), seed
         total = sum(weights.values())
         rest = [Fraction(weights[name]) for name in samplers]

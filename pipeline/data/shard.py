@@ -237,7 +237,12 @@ def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
     Raises InputError where they are damaged.
     """
     shape = _npy_shape(data[:NPY_HEADER_BYTES], _INDEX_DTYPE)
-    if shape is None or len(shape) != 2 or shape[1] != 5 or len(data) != NPY_HEADER_BYTES + shape[0] * 5 * _INDEX_DTYPE.itemsize:
+    if (
+        shape is None
+        or len(shape) != 2
+        or shape[1] != 5
+        or len(data) != NPY_HEADER_BYTES + shape[0] * 5 * _INDEX_DTYPE.itemsize
+    ):
         raise InputError(f"{where} is damaged, or no index of a shard: remove it, and the shard is read without it")
     index, expected = np.frombuffer(data[NPY_HEADER_BYTES:], _INDEX_DTYPE).reshape(shape), None
     if len(index) and index[0, 0] < BLOCK:  # where no sample begins
@@ -374,7 +379,11 @@ def _npy_shape(header: bytes, dtype: np.dtype) -> tuple[int, ...] | None:
     numpy's own reader goes through `ast`, which fails at random in threads before Python 3.12 (gh-106905).
     """
     told = [pattern.search(header) for pattern in (_DESCR, _FORTRAN, _SHAPE)]
-    if header[:8] != b"\x93NUMPY\x01\x00" or int.from_bytes(header[8:10], "little") != NPY_HEADER_BYTES - 10 or None in told:
+    if (
+        header[:8] != b"\x93NUMPY\x01\x00"
+        or int.from_bytes(header[8:10], "little") != NPY_HEADER_BYTES - 10
+        or None in told
+    ):
         return None
     descr, fortran, shape = (found[1].decode("latin-1") for found in told if found)
     if descr != dtype.str or fortran == "True":
@@ -382,13 +391,17 @@ def _npy_shape(header: bytes, dtype: np.dtype) -> tuple[int, ...] | None:
     return tuple(int(n) for n in shape.replace(",", " ").split())
 
 
-def _read_array(shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, size: int | None = None) -> np.ndarray:
+def _read_array(
+    shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, size: int | None = None
+) -> np.ndarray:
     """The array whose data begin at an offset, copied out. size: bytes of its member, where known, to be held."""
     shape = _npy_shape(bytes(shard[at - NPY_HEADER_BYTES : at]), dtype)
     ndim = 2 if dtype == CODES_DTYPE else 1
     if shape is None or len(shape) != ndim:
         raise InputError(f"{where}: {key} is not of our format: codes are uint16 [K, T], a prompt is float16 [D]")
     count = math.prod(shape)
-    if at + count * dtype.itemsize > len(shard) or (size is not None and size != NPY_HEADER_BYTES + count * dtype.itemsize):
+    if at + count * dtype.itemsize > len(shard) or (
+        size is not None and size != NPY_HEADER_BYTES + count * dtype.itemsize
+    ):
         raise InputError(f"{where}: {key} has an array of {shape} that does not fill its member")
     return np.frombuffer(shard, dtype, count, at).reshape(shape).copy()

@@ -65,7 +65,8 @@ class LocalShardCache:
         if self.reserved_bytes > self.max_bytes:
             raise InputError(
                 f"data.cache_gib={self.gib:g} is too little: with {len(largest)} shards of {where} at a time, "
-                f"{self.folder} must hold {self.reserved_bytes / 2**30:.2f} GiB; give more, or a smaller data.shuffle_shards"
+                f"{self.folder} must hold {self.reserved_bytes / 2**30:.2f} GiB; give more, or a smaller "
+                "data.shuffle_shards"
             )
 
     def _check_owner(self) -> None:

@@ -19,7 +19,14 @@ from typing import IO, Protocol
 from pipeline.common.errors import InputError, one_line, redact
 from pipeline.common.files import PARTIAL, open_atomic
 
-_BUCKET_PROTOCOLS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # have no folders to make, only buckets that nobody asked for
+_BUCKET_PROTOCOLS = {
+    "s3",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "oci",
+}  # have no folders to make, only buckets that nobody asked for
 WRITE_TEST = "write-test"  # a file that only tells whether files can be written
 
 
@@ -231,7 +238,9 @@ class RemoteStorage(Storage):
 
     def check_writable(self) -> None:
         try:
-            if not _BUCKET_PROTOCOLS & {*([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)}:
+            if not _BUCKET_PROTOCOLS & {
+                *([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
+            }:
                 self.fs.makedirs(self.root, exist_ok=True)
             self.fs.pipe_file(f"{self.root}/{WRITE_TEST}", b"")
             self.remove(WRITE_TEST)  # which another part may have done

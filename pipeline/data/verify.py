@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.common.errors import InputError
 from pipeline.data.build_state import PLAN, BuildPlan, plan_digest
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, iter_samples, read_index, add_checksums
+from pipeline.data.shard import ShardInfo, add_checksums, build_index, checksum, index_name, iter_samples, read_index
 from pipeline.data.storage import Storage, open_storage
 
 MAX_KEYS_LISTED = 3  # faults of one kind told of one shard
@@ -93,7 +93,9 @@ def _check_files(store: Storage, names: list[str]) -> Iterator[str]:
             yield f"{name}: foreign, the manifest does not know it"
 
 
-def _check_shards(store: Storage, manifest: Manifest, listed: list[tuple[str, ShardInfo]], workers: int) -> Iterator[ShardReport]:
+def _check_shards(
+    store: Storage, manifest: Manifest, listed: list[tuple[str, ShardInfo]], workers: int
+) -> Iterator[ShardReport]:
     rows = [(store.address, manifest, split, shard) for split, shard in listed]
     with ExitStack() as stack:
         if min(workers, len(rows)) > 1:
@@ -123,7 +125,9 @@ def _check_shard(row: tuple[str, Manifest, str, ShardInfo]) -> ShardReport:
     return report
 
 
-def _check_contents(report: ShardReport, store: Storage, shard: memoryview, manifest: Manifest, said: ShardInfo) -> None:
+def _check_contents(
+    report: ShardReport, store: Storage, shard: memoryview, manifest: Manifest, said: ShardInfo
+) -> None:
     index = build_index(shard, store.display_path(said.name))
     if store.size(index_name(said.name)) is not None:
         try:

@@ -104,8 +104,8 @@ def bitrate_section(
             sounds.append(LabeledAudio(f"{count * codec.bandwidth / 1000:g} kbit/s, {count} {books}{used}", wav))
         rows.append(AudioRow(clip.sample.key, sounds))
     text = (
-        f"The same clips of {split.split} through {instrument.codec.name} with more and more codebooks. The model makes "
-        f"{instrument.model.config.codebooks}: it cannot sound better than the codec does with as many."
+        f"The same clips of {split.split} through {instrument.codec.name} with more and more codebooks. The model "
+        f"makes {instrument.model.config.codebooks}: it cannot sound better than the codec does with as many."
     )
     return ReportSection("Bit rate", text, rows)
 

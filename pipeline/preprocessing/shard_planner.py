@@ -113,7 +113,13 @@ def plan_shards(
     seen: set[int] = set()  # of digests: a million keys are 60 MB, not 200
     for clip in clips:
         mark = int.from_bytes(hashlib.blake2b(clip.key.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
-        reason = "another clip has the same key" if mark in seen else "" if KEY_PATTERN.fullmatch(clip.key) else "no valid key"
+        reason = (
+            "another clip has the same key"
+            if mark in seen
+            else ""
+            if KEY_PATTERN.fullmatch(clip.key)
+            else "no valid key"
+        )
         if reason:
             aside.append(skipped_row(printable_path(clip.path), clip.key, reason))
             continue

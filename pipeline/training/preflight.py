@@ -108,7 +108,9 @@ def find_warnings(plan: RunEstimate) -> list[str]:
     """What is allowed, and worth knowing before it runs."""
     found, need = [], plan.need(plan.setup, plan.mode(plan.setup), plan.t.micro_batch)
     if plan.order.epoch_size < plan.clips:
-        found.append(f"an epoch has {plan.order.epoch_size:,} clips and a step takes {plan.clips:,}: clips repeat within it")
+        found.append(
+            f"an epoch has {plan.order.epoch_size:,} clips and a step takes {plan.clips:,}: clips repeat within it"
+        )
     if not sum(len(valid) for _, valid in plan.splits):
         found.append(f"there are no clips in data.valid={plan.cfg.data.valid}: no validation loss, no best checkpoint")
     if plan.done >= plan.t.steps:

@@ -32,8 +32,8 @@ def table(plan: RunEstimate) -> Table:
         f"codebooks are {plan.steps} steps under pattern {model.pattern}, of {model.positions} positions",
         "a step": f"{plan.clips:,} clips = {t.micro_batch} micro_batch x "
         f"{t.gradient_accumulation_steps} gradient_accumulation_steps x {machine.ranks} ranks",
-        "an epoch": f"{order.epoch_size:,} clips, {order.epoch_size / plan.clips:,.1f} steps; {hours:,.3g} h of audio to learn "
-        f"from, {valid:,.3g} h to validate on",
+        "an epoch": f"{order.epoch_size:,} clips, {order.epoch_size / plan.clips:,.1f} steps; {hours:,.3g} h of audio "
+        f"to learn from, {valid:,.3g} h to validate on",
         "the run": f"{t.steps:,} steps are {t.steps * plan.clips / order.epoch_size:,.1f} epochs"
         + (f"; {plan.done:,} are done" if plan.done else ""),
         "cache": "\n".join(_fit(train) for train, _ in plan.splits),

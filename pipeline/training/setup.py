@@ -292,8 +292,8 @@ def build_trainer(
     """The trainer of this rank, at step 0. recorded: the settings that its checkpoints keep."""
     t, crop = cfg.trainer, _crop(cfg, pairs)
     stream = ShardDataLoader(
-        [train for train, _ in pairs], order, batch_size=t.micro_batch, rank=world.rank, world_size=world.world_size, max_frames=crop,
-        seed=cfg.seed, num_threads=cfg.data.threads,
+        [train for train, _ in pairs], order, batch_size=t.micro_batch, rank=world.rank,
+        world_size=world.world_size, max_frames=crop, seed=cfg.seed, num_threads=cfg.data.threads,
     )  # fmt: skip
     settings = TrainerConfig(
         steps=t.steps, gradient_accumulation_steps=t.gradient_accumulation_steps, lr=cfg.optim.lr,
@@ -306,7 +306,9 @@ def build_trainer(
     )  # fmt: skip
     valid = [valid for _, valid in pairs]
     validation = partial(_validation, valid, t.micro_batch, world, crop)
-    return Trainer(engine, world, settings, stream.batches, validation, lambda b: stream.clip_keys(b.clip_positions), run)
+    return Trainer(
+        engine, world, settings, stream.batches, validation, lambda b: stream.clip_keys(b.clip_positions), run
+    )
 
 
 def peak_flops(world: World) -> float:
@@ -349,7 +351,8 @@ def log_run_summary(
     log.info("%d clips to learn from, %d to validate on, at %s", clips, valid, cfg.shards)
     log.info(
         "%d clips a step = %d micro_batch x %d gradient_accumulation_steps x %d ranks on %s; an epoch is %.1f steps",
-        total, t.micro_batch, t.gradient_accumulation_steps, world.world_size, world.device.type, order.epoch_size / total,
+        total, t.micro_batch, t.gradient_accumulation_steps, world.world_size, world.device.type,
+        order.epoch_size / total,
     )  # fmt: skip
     if isinstance(order, LengthBucketedSampler):
         shares = 100 * order.padding_with, 100 * order.padding_without

@@ -115,9 +115,12 @@ def test_first_k_plus_rest_is_all_on_any_number_of_ranks(
     split = ShardedDataset(cache, "train")
 
     def read(place: int, ranks: int, steps: int) -> list[int]:
-        order = bucket_by_length(EpochSampler(split.clips_per_shard, 2, shuffle_shards=3), [split.lengths()], 2, max_padding=0.1)
+        order = bucket_by_length(
+            EpochSampler(split.clips_per_shard, 2, shuffle_shards=3), [split.lengths()], 2, max_padding=0.1
+        )
         streams = [
-            ShardDataLoader([split], order, batch_size=batch, rank=r, world_size=ranks, num_threads=threads) for r in range(ranks)
+            ShardDataLoader([split], order, batch_size=batch, rank=r, world_size=ranks, num_threads=threads)
+            for r in range(ranks)
         ]
         runs = [list(itertools.islice(stream.batches(place), steps)) for stream in streams]
         return [n for step in zip(*runs, strict=True) for b in step for n in clip_numbers(b)]

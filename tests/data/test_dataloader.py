@@ -23,7 +23,10 @@ def read(
     split: ShardedDataset, order: EpochSampler, place: int, steps: int, ranks: int, batch: int, threads: int
 ) -> list[list[int]]:
     """The clips of each global batch, over all ranks, for some steps."""
-    streams = [ShardDataLoader([split], order, batch_size=batch, rank=r, world_size=ranks, num_threads=threads) for r in range(ranks)]
+    streams = [
+        ShardDataLoader([split], order, batch_size=batch, rank=r, world_size=ranks, num_threads=threads)
+        for r in range(ranks)
+    ]
     runs = [list(itertools.islice(stream.batches(place), steps)) for stream in streams]
     assert all(b.position == place + (i + 1) * ranks * batch for run in runs for i, b in enumerate(run))
     return [sum((clip_numbers(run[i]) for run in runs), []) for i in range(steps)]
@@ -106,7 +109,11 @@ def test_long_clips_are_cropped_at_a_start_that_their_place_decides(tmp_path: Pa
     split = ShardedDataset(write_cache(tmp_path / "c", [40], lengths=(30, 3)), "train")
     order = EpochSampler(split.clips_per_shard, 0)
     runs = [
-        list(itertools.islice(ShardDataLoader([split], order, batch_size=8, max_frames=5, seed=1, num_threads=t).batches(), 15))
+        list(
+            itertools.islice(
+                ShardDataLoader([split], order, batch_size=8, max_frames=5, seed=1, num_threads=t).batches(), 15
+            )
+        )
         for t in (0, 3)
     ]
     starts = set()
@@ -123,7 +130,9 @@ def test_long_clips_are_cropped_at_a_start_that_their_place_decides(tmp_path: Pa
 def test_a_mixture_reads_each_clip_from_its_own_cache(tmp_path: Path) -> None:
     splits = [ShardedDataset(write_cache(tmp_path / name, [n]), "train") for name, n in (("a", 10), ("b", 30))]
     mixture = MixtureSampler(
-        {"a": EpochSampler(splits[0].clips_per_shard, 0), "b": EpochSampler(splits[1].clips_per_shard, 0)}, {"a": 1, "b": 3}, 0
+        {"a": EpochSampler(splits[0].clips_per_shard, 0), "b": EpochSampler(splits[1].clips_per_shard, 0)},
+        {"a": 1, "b": 3},
+        0,
     )
     stream = ShardDataLoader(splits, mixture, batch_size=10)
     seen = [n for batch in itertools.islice(stream.batches(), 40) for n in clip_numbers(batch)]

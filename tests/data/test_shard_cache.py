@@ -33,7 +33,9 @@ def stream(
 ) -> ShardDataLoader:
     split = ShardedDataset(address, "train", open_shards=2 * window, shard_cache=copies)
     order = bucket_by_length(EpochSampler(split.clips_per_shard, 1, window), [split.lengths()], 1, max_padding=0.1)
-    return ShardDataLoader([split], order, batch_size=5, rank=rank, world_size=ranks, num_threads=2, max_frames=20, seed=3)
+    return ShardDataLoader(
+        [split], order, batch_size=5, rank=rank, world_size=ranks, num_threads=2, max_frames=20, seed=3
+    )
 
 
 def read(stream: ShardDataLoader, clips: int, place: int = 0) -> list[tuple[list[int], torch.Tensor]]:
@@ -235,7 +237,11 @@ def test_a_far_shard_that_is_bad_is_set_aside(web: Web, tmp_path: Path, caplog: 
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     web.broken["train-000011.tar"] = 1000
     split = ShardedDataset(
-        web.address, "train", open_shards=40, max_lost_fraction=0.2, shard_cache=LocalShardCache(tmp_path / "copies", ROOM)
+        web.address,
+        "train",
+        open_shards=40,
+        max_lost_fraction=0.2,
+        shard_cache=LocalShardCache(tmp_path / "copies", ROOM),
     )
     far = ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0), batch_size=4, num_threads=2)
     with caplog.at_level(logging.WARNING):
