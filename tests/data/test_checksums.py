@@ -56,7 +56,7 @@ def test_a_flipped_bit_of_any_clip_loses_its_shard(cache: Path, caplog: pytest.L
     flip(cache / FIRST, codes_at(cache / FIRST, 3))
     with pytest.raises(InputError, match=rf"{FIRST} has changed since it was written.*checksum differs"):
         read(cache)
-    assert read(cache, bad_share=0.6) == 5
+    assert read(cache, max_lost_fraction=0.6) == 5
     assert [r.getMessage() for r in caplog.records if "its 6 clips" in r.getMessage() and FIRST in r.getMessage()]
 
 
@@ -94,10 +94,10 @@ def test_a_copy_that_went_bad_is_fetched_again(cache: Path, tmp_path: Path) -> N
     for path in cache.iterdir():
         far.pipe_file(f"/checksums/{path.name}", path.read_bytes())
     copies = tmp_path / "copies"
-    assert read("memory://checksums", copies=LocalShardCache(copies, 0.1)) == 11
+    assert read("memory://checksums", shard_cache=LocalShardCache(copies, 0.1)) == 11
     for file in copies.glob("*.tar"):
         flip(file, 5000)
-    assert read("memory://checksums", copies=LocalShardCache(copies, 0.1)) == 11
+    assert read("memory://checksums", shard_cache=LocalShardCache(copies, 0.1)) == 11
 
 
 def test_a_manifest_that_went_bad_is_refused(cache: Path) -> None:
@@ -131,7 +131,7 @@ from pipeline.data.sampler import EpochSampler
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.dataloader import ShardDataLoader
 split = ShardedDataset(sys.argv[1], "train")
-for n, batch in enumerate(ShardDataLoader([split], EpochSampler(split.clips, 0, 4), batch=4, threads=1).batches()):
+for n, batch in enumerate(ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0, 4), batch_size=4, num_threads=1).batches()):
     if n == 0:
         os.truncate(Path(sys.argv[1]) / "train-000001.tar", 0)
 """

@@ -81,7 +81,7 @@ import sys, time
 from pathlib import Path
 from pipeline.data.shard_cache import LocalShardCache
 from pipeline.data.dataset import ShardedDataset
-split = ShardedDataset(sys.argv[1], "train", open_shards=4, copies=LocalShardCache(sys.argv[2], 0.1))
+split = ShardedDataset(sys.argv[1], "train", open_shards=4, shard_cache=LocalShardCache(sys.argv[2], 0.1))
 split.prefetch(range(18), 0)
 while not list(Path(sys.argv[2]).glob("*.coming")):
     time.sleep(0.01)
@@ -90,10 +90,10 @@ READER = """
 import sys
 from pipeline.data.shard_cache import LocalShardCache
 from pipeline.data.dataset import ShardedDataset
-split = ShardedDataset(sys.argv[1], "train", open_shards=4, copies=LocalShardCache(sys.argv[2], 0.1))
+split = ShardedDataset(sys.argv[1], "train", open_shards=4, shard_cache=LocalShardCache(sys.argv[2], 0.1))
 split.prefetch(range(18), int(sys.argv[3]))
 for shard in range(18):
-    print(*[split.key(shard, row).removeprefix("clip-") for row in range(20)], flush=True)
+    print(*[split.clip_key(shard, row).removeprefix("clip-") for row in range(20)], flush=True)
 """
 
 
