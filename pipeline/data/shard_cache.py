@@ -32,7 +32,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.common.errors import InputError, one_line
-from pipeline.data.shard import ShardInfo, build_index, checksum, index_name, load_index, add_checksums
+from pipeline.data.shard import ShardInfo, add_checksums, build_index, checksum, index_name, load_index
 from pipeline.data.storage import LocalStorage, RemoteStorage
 
 log = logging.getLogger(__name__)

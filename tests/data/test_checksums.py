@@ -131,7 +131,8 @@ from pipeline.data.sampler import EpochSampler
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.dataloader import ShardDataLoader
 split = ShardedDataset(sys.argv[1], "train")
-for n, batch in enumerate(ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0, 4), batch_size=4, num_threads=1).batches()):
+loader = ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0, 4), batch_size=4, num_threads=1)
+for n, batch in enumerate(loader.batches()):
     if n == 0:
         os.truncate(Path(sys.argv[1]) / "train-000001.tar", 0)
 """
