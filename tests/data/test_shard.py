@@ -122,7 +122,7 @@ def test_a_shard_written_anew_never_stands_beside_an_old_index(tmp_path: Path, m
 def test_a_key_that_webdataset_would_misread_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="key"), ShardWriter(tmp_path, "train-000000.tar") as shard:
         shard.add(sample("taken"))
-        shard.add(Sample(key, *[getattr(sample("x"), field) for field in ("codes", "prompt", "info")]))
+        shard.add(Sample(key, *[getattr(sample("x"), field) for field in ("codes", "prompt", "metadata")]))
 
 
 def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
