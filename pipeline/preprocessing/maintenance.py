@@ -29,7 +29,7 @@ def verify_dataset(storage: Storage, workers: int | str) -> int:
         count += 1
         print(fault)
     manifest = Manifest.load(storage)
-    shards, clips = sum(map(len, manifest.splits.values())), sum(map(manifest.samples, manifest.splits))
+    shards, clips = sum(map(len, manifest.splits.values())), sum(map(manifest.num_samples, manifest.splits))
     print(f"{storage.display_path()}: {count or 'no'} fault{'s' * (count != 1)} in {shards:,} shards, {clips:,} clips")
     return EXIT_FAILED if count else 0
 
