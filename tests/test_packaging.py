@@ -271,7 +271,7 @@ def test_installed_commands_preprocess_and_generate(installed: Path, stage: Stag
     run_installed(installed, "pipeline.preprocess", "data=folder", *words, *small)
     run_installed(installed, "pipeline.shards", "verify", shards)
     manifest = Manifest.load(shards)
-    assert sum(manifest.samples(split) for split in manifest.splits) == 3
+    assert sum(manifest.num_samples(split) for split in manifest.splits) == 3
     out = tmp_path / "b.wav"
     words = [f"run={stage.run()}", f"prompt={corpus / stage.tones[0].name}", f"out={out}", "seconds=0.2"]
     run_installed(installed, "pipeline.generate", *words)

@@ -114,7 +114,7 @@ class ShardDataLoader:
         """The keys of the clips at some places of the stream."""
         found, _, _ = self._locate_clips(positions)
         return [
-            self.datasets[s].key(n, r)
+            self.datasets[s].clip_key(n, r)
             for s, n, r in zip(found.source.tolist(), found.shard.tolist(), found.row.tolist(), strict=True)
         ]
 
