@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 import pipeline
 from pipeline.data.manifest import Manifest
-from tests.helpers.trained_run import Stage
+from tests.helpers.trained_run import Workspace
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no reader of TOML")
 ROOT = Path(__file__).parents[1]
@@ -188,16 +188,16 @@ def test_private_attributes_in_the_source_are_listed() -> None:
 WITHOUT_DEEPSPEED = """
 import sys
 sys.modules["deepspeed"] = None  # as if it were not installed
-from tests.helpers.trained_run import task
+from tests.helpers.trained_run import run_command
 run, cache, out, prompt = sys.argv[1:]
-assert task("generate", f"run={run}", f"prompt={prompt}", f"out={out}/b.wav", "seconds=0.2") == 0
+assert run_command("generate", f"run={run}", f"prompt={prompt}", f"out={out}/b.wav", "seconds=0.2") == 0
 task("evaluate", f"run={run}", f"shards={cache}", "n=2", "resamples=10", "temperatures=[1.0]", f"out={out}/evaluation")
 import pipeline.webui.server, pipeline.webui.service, pipeline.demo, pipeline.hub.upload
 """
 
 
-def test_only_training_needs_deepspeed(stage: Stage, tmp_path: Path) -> None:
-    words = [stage.run(), stage.cache, tmp_path, stage.tones[0]]
+def test_only_training_needs_deepspeed(workspace: Workspace, tmp_path: Path) -> None:
+    words = [workspace.run(), workspace.dataset, tmp_path, workspace.tones[0]]
     command = [sys.executable, "-c", WITHOUT_DEEPSPEED, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -260,11 +260,11 @@ def test_installed_command_prints_its_help(name: str, installed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_installed_commands_preprocess_and_generate(installed: Path, stage: Stage, tmp_path: Path) -> None:
+def test_installed_commands_preprocess_and_generate(installed: Path, workspace: Workspace, tmp_path: Path) -> None:
     """Three audio files become a dataset, and a run generates, from a folder without the repository."""
     corpus, shards = tmp_path / "corpus", tmp_path / "shards"
     corpus.mkdir()
-    for tone in stage.tones[:3]:
+    for tone in workspace.tones[:3]:
         shutil.copy(tone, corpus)
     words = [f"data.root={corpus}", "data.segment_seconds=0.4", f"out={shards}"]
     small = ["codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tiny", "devices=cpu"]
@@ -273,6 +273,6 @@ def test_installed_commands_preprocess_and_generate(installed: Path, stage: Stag
     manifest = Manifest.load(shards)
     assert sum(manifest.num_samples(split) for split in manifest.splits) == 3
     out = tmp_path / "b.wav"
-    words = [f"run={stage.run()}", f"prompt={corpus / stage.tones[0].name}", f"out={out}", "seconds=0.2"]
+    words = [f"run={workspace.run()}", f"prompt={corpus / workspace.tones[0].name}", f"out={out}", "seconds=0.2"]
     run_installed(installed, "pipeline.generate", *words)
     assert soundfile.info(out).frames == 4800

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import yaml
@@ -19,6 +20,9 @@ from pipeline.common.paths import CONF
 from pipeline.common.versions import package_versions
 from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
+
+if TYPE_CHECKING:
+    from pipeline.generation.in_memory import Audio, Prompt
 
 SMALL_MODEL, FEW_CLIPS = 16_000_000, 8  # parameters; clips
 PACKAGES = ("codec-audio-lm", "torch", "transformers", "encodec", "numpy", "soxr", "soundfile")
@@ -63,6 +67,71 @@ class LoadedRun:
             "device": str(self.device),
         }
 
+    @overload
+    def generate(
+        self, prompt: Prompt | None = None, *, n: None = None, rate: int | None = None, seconds: float | None = None,
+        seed: int = 0, mode: str = "prompt", batch: int | None = None, **sampling: Any,
+    ) -> Audio: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt] | None = None, *, n: int | None = None, rate: int | None = None,
+        seconds: float | None = None, seed: int = 0, mode: str = "prompt", batch: int | None = None, **sampling: Any,
+    ) -> list[Audio]: ...  # fmt: skip
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt] | None = None,
+        *,
+        n: int | None = None,
+        rate: int | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+        mode: str = "prompt",
+        batch: int | None = None,
+        **sampling: Any,
+    ) -> Audio | list[Audio]:
+        """Generate audio, the same that `pipeline.generate` writes for the same settings and seed.
+
+        Example:
+            >>> import pipeline, soundfile
+            >>> run = pipeline.load_run("runs/delay_gpt2")
+            >>> audio = run.generate(prompt="a.wav", seconds=4, temperature=0.7)
+            >>> audio.samples.shape, audio.rate
+            ((96000,), 24000)
+            >>> audio.save("b.wav")
+            >>> samples, rate = soundfile.read("a.wav", dtype="float32")
+            >>> several = run.generate(prompt=samples, rate=rate, n=2, seconds=1, top_k=50, seed=7)
+            >>> [audio.seed for audio in several]
+            [7, 8]
+
+        Args:
+            prompt: An audio file, an array [S] of floating-point samples, or a list of these. None: no prompt.
+            n: The number of results for each prompt.
+            rate: The sample rate of the arrays.
+            seconds: The length of each result. By default the length of the training clips, or 4 s if that is unknown.
+            seed: The seed of the first result; the following results use the following seeds.
+            mode: `prompt`, or `continue` for results longer than the model reads, with a sliding window.
+            batch: The number of results generated at once. By default as many as fit into memory, at most 256.
+            **sampling: Fields of `SamplingParams`: temperature (0.7 by default), top_k, top_p, min_p, guidance.
+
+        Returns:
+            One `Audio`, or a list of them if `n` is given or `prompt` is a list.
+
+        Raises:
+            InputError: A value is out of range.
+            AudioError: A prompt cannot be read.
+        """
+        from pipeline.generation.in_memory import generate_audio
+
+        one = n is None and not isinstance(prompt, (list, tuple))
+        prompts: Sequence[Any] = prompt if isinstance(prompt, (list, tuple)) else [prompt]
+        number = 1 if n is None else n
+        results = generate_audio(
+            self, prompts, sampling, rate=rate, seconds=seconds, n=number, seed=seed, mode=mode, batch=batch
+        )
+        return results[0] if one else results
+
 
 def limit_threads(run: LoadedRun, clips: int) -> None:
     """One thread for a few clips of a small model: its steps are over before two threads have met.
@@ -104,11 +173,24 @@ def load_run(
     embedder_weights: str | None = None,
     batch_invariant: bool = True,
 ) -> LoadedRun:
-    """Load a run's export and what it plays through.
+    """Load the model of a run, with the codec and the embedder of its training.
 
-    codec_weights: the folder with the codec's weights; embedder_weights: where the embedder's weights lie;
-    batch_invariant: see `InferenceEngine`. Raises InputError for a missing export, and for a codec or embedder whose
-    weights are not those of training.
+    Example:
+        >>> import pipeline
+        >>> run = pipeline.load_run("runs/delay_gpt2", device="cpu")
+        >>> run.generate(prompt="a.wav", seconds=1).samples.shape
+        (24000,)
+
+    Args:
+        run: A run folder, or a folder with `model.safetensors` and `config.json`.
+        device: `auto` (a GPU if there is one), `cpu` or `cuda:0`.
+        codec_weights: The folder with the codec's weights.
+        embedder_weights: The embedder's weights, as `embedder.source`.
+        batch_invariant: Whether results on a CPU have the same bits at any batch size; false is faster at batch size 1
+            on some CPUs.
+
+    Raises:
+        InputError: The run has no export, or the weights of the codec or the embedder are not those of training.
     """
     folder, place = find_export(run), pick_device(device)
     model = CodecGPT.from_pretrained(folder, str(place))

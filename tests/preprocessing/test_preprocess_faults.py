@@ -140,5 +140,5 @@ def test_readers_that_cannot_pass_on_what_they_decoded_end_the_run_and_blame_no_
     process = start(MODULE, *arguments, preexec_fn=limit_file_size)
     _, error = process.communicate(timeout=240)
     assert process.returncode == 1 and error.count("\n") == 1, error
-    assert error.startswith("error: a decode worker cannot send the audio that it decoded (File too large)")
+    assert error.startswith("error: decoded sound cannot be passed on from a reader process (File too large)")
     assert "decode_workers=0" in error and not [*out.glob("*.done.json")]

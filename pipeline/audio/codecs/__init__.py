@@ -30,6 +30,13 @@ def load_codec(
 ) -> Codec:
     """Load a codec and its weights.
 
+    Example:
+        >>> import pipeline, torch
+        >>> codec = pipeline.load_codec("encodec_embedded", codebooks=8)
+        >>> codes = codec.encode(torch.zeros(1, 1, codec.sample_rate))  # [B, 1, S] -> [B, K, T]
+        >>> codes.shape, codec.decode(codes).shape
+        (torch.Size([1, 8, 75]), torch.Size([1, 1, 24000]))
+
     Args:
         name: `encodec_24khz` or `encodec_embedded`.
         codebooks: The number of codebooks that `encode` returns.

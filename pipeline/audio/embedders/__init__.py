@@ -27,6 +27,12 @@ NAMES = ("encodecmae_base", "encodecmae_mel256_base_st", "encodecmae_tiny", "enc
 def load_embedder(name: str, source: str | None = None, device: str | torch.device = "cpu") -> Embedder:
     """Load an embedder and its weights.
 
+    Example:
+        >>> import pipeline, torch
+        >>> embedder = pipeline.load_embedder("encodecmae_tiny")
+        >>> embedder.embed(torch.zeros(2, 24_000)).shape == (2, embedder.dim)  # [B, S] -> [B, D]
+        True
+
     Args:
         name: One of `NAMES`.
         source: A repository of the Hugging Face hub (`owner/repo`), a file in one (`owner/repo/file.pt`), or a local
