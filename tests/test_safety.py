@@ -154,7 +154,7 @@ def test_a_run_folder_holds_no_login_and_no_key(tmp_path: Path, monkeypatch: pyt
     import torch
 
     from pipeline.training.distributed import World
-    from pipeline.training.setup import init_run_dir
+    from pipeline.training.run import init_run_dir
 
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     root, before = logging.getLogger(), logging.getLogger().handlers[:]

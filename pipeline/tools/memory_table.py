@@ -3,7 +3,7 @@
   python -m pipeline.tools.memory_table
   python -m pipeline.tools.memory_table --ranks 64 --micro-batch 4 --pattern flatten
 
-Estimated by the formulas of pipeline.models.model_stats for bf16, layers compiled but at ZeRO-3, 8 codebooks and
+Estimated by the formulas of pipeline.training.memory_model for bf16, layers compiled except at ZeRO-3, 8 codebooks and
 prompts of 768 numbers. The first figure of a cell is weights, gradients and optimizer, and what a micro-batch adds;
 the second, in brackets, is with trainer.activation_checkpointing=true.
 """
@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 
-from omegaconf import OmegaConf
-
-from pipeline.common.paths import CONF
 from pipeline.config.cli import compose
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.patterns import NAMES, Pattern
 from pipeline.training import zero_patches
-from pipeline.training.run_estimate import Hardware, estimate_memory, parse_zero_config
+from pipeline.training.run_estimate import Hardware, estimate_memory, load_zero_choices, parse_zero_config
 
 SIZES = ("small", "medium", "large", "xl")
 CODEBOOKS, PROMPT, FRAME_RATE = 8, 768, 75
@@ -37,21 +34,21 @@ def shape(size: str, pattern: str, frames: int) -> ModelConfig:
 
 
 def rows(ranks: int, batch: int, seconds: float, pattern: str) -> list[list[str]]:
-    """The head, and a row a size: its parameters, and gibibytes a GPU under each choice of conf/deepspeed."""
-    files = sorted((CONF / "deepspeed").glob("*.yaml"), key=lambda file: ("_" in file.stem, file.stem))
-    machine = Hardware("GPU", True, ranks, min(ranks, 8), 0, 0, 0)
+    """The header, and a row for each size: its parameters, and GiB per GPU under each choice of conf/deepspeed."""
+    choices = load_zero_choices()
+    hardware = Hardware("GPU", True, ranks, min(ranks, 8), 0, 0, 0)
     frames = round(seconds * FRAME_RATE)
-    found = [["model", "parameters", *(file.stem for file in files)]]
+    table = [["model", "parameters", *choices]]
     for size in SIZES:
         config = shape(size, pattern, frames)
         cells = []
-        for file in files:
-            setup = parse_zero_config(OmegaConf.load(file).zero_optimization, True, machine)
-            kept = "compiled" if zero_patches.should_compile("auto", setup.stage, cuda=True) else "eager"
-            needs = [estimate_memory(config, setup, batch, frames, mode).total for mode in (kept, "checkpointed")]
-            cells.append("{:.1f} ({:.1f})".format(*(need / 2**30 for need in needs)))
-        found.append([size, f"{model_stats.num_parameters(config) / 1e6:,.0f} M", *cells])
-    return found
+        for settings in choices.values():
+            sharding = parse_zero_config(settings, True, hardware)
+            mode = "compiled" if zero_patches.should_compile("auto", sharding.stage, cuda=True) else "eager"
+            totals = [estimate_memory(config, sharding, batch, frames, m).total for m in (mode, "checkpointed")]
+            cells.append("{:.1f} ({:.1f})".format(*(total / 2**30 for total in totals)))
+        table.append([size, f"{model_stats.num_parameters(config) / 1e6:,.0f} M", *cells])
+    return table
 
 
 def markdown(table: list[list[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The same few validation clips heard again and again as training goes on: prompt, reconstruction, generations."""
+"""Audio samples of a model during training: the same validation clips each time, so that progress can be compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
-from pipeline.data.dataloader import ShardedDataset
+from pipeline.data.dataset import ShardedDataset
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample
 from pipeline.generation.engine import InferenceEngine
@@ -28,7 +28,7 @@ SEED = 0
 
 
 class AudioSampler:
-    """Some clips of a split, drawn once, and how to continue from their prompts."""
+    """Generates audio from the prompts of a few clips of a split."""
 
     def __init__(
         self,
@@ -38,69 +38,100 @@ class AudioSampler:
         seconds: float,
         temperatures: Sequence[float],
         sampling: SamplingParams,
-        originals: str | None = None,
+        corpus_root: str | None = None,
     ) -> None:
-        """seconds: of each clip, at most; originals: the corpus' folder, for the recordings beside."""
+        """Choose the clips and decode them.
+
+        Args:
+            split: the split to choose from.
+            codec: decodes the codes.
+            clips: number of clips.
+            seconds: maximum length of a clip.
+            temperatures: one sample is generated at each.
+            sampling: the other sampling parameters.
+            corpus_root: the folder of the corpus, to add the original recordings; None: without them.
+        """
         self.codec, self.temperatures, self.sampling = codec, list(temperatures), sampling
-        frames = round(seconds * codec.frame_rate)
-        self.samples = [*sample_clips(split.store, split.manifest, clips, SEED, split.split)]
-        self.codes = [torch.from_numpy(s.codes[: codec.codebooks, :frames].astype(np.int64)) for s in self.samples]
-        self.rate = codec.sample_rate
-        given = zip(self.samples, self.codes, strict=True)
-        self._same = [self._given(sample, codes, originals) for sample, codes in given]
+        self.sample_rate = codec.sample_rate
+        max_frames = round(seconds * codec.frame_rate)
+        self.clips = [*sample_clips(split.store, split.manifest, clips, SEED, split.split)]
+        self.codes = [torch.from_numpy(c.codes[: codec.codebooks, :max_frames].astype(np.int64)) for c in self.clips]
+        self._references = [
+            self._decode_reference(*pair, corpus_root) for pair in zip(self.clips, self.codes, strict=True)
+        ]
 
     @torch.no_grad()
     def sample(self, model: CodecGPT) -> list[tuple[str, Sounds]]:
-        """For each clip its name and its sounds; the model is left as it was."""
-        prompts = torch.from_numpy(np.stack([sample.prompt for sample in self.samples])).float()  # [B, P]
-        frames = max(codes.shape[1] for codes in self.codes)
-        training = model.training
+        """Generate from the prompt of each clip; the model's mode and the global random generator stay unchanged.
+
+        Returns:
+            For each clip its key, and wavs [S] by name: `prompt` (the original recording), `reconstruction` (by the
+            codec), `temperature T`.
+        """
+        prompts = torch.from_numpy(np.stack([clip.prompt for clip in self.clips])).float()  # [B, P]
+        prompts = prompts.to(model.null_prompt.device)
+        max_frames = max(codes.shape[1] for codes in self.codes)
+        seeds = list(range(SEED, SEED + len(prompts)))
+        was_training = model.training
         model.eval()
         try:
-            player, made = InferenceEngine(model), {}
-            for t in self.temperatures:
-                seeds = range(SEED, SEED + len(prompts))
-                sampling = replace(self.sampling, temperature=t)
-                made[t] = generate(player, prompts.to(model.null_prompt.device), frames, sampling, list(seeds))
+            engine = InferenceEngine(model)
+            generations = {
+                temperature: generate(
+                    engine, prompts, max_frames, replace(self.sampling, temperature=temperature), seeds
+                )
+                for temperature in self.temperatures
+            }
         finally:
-            model.train(training)
-        found: list[tuple[str, Sounds]] = []
-        for i, (sample, codes, same) in enumerate(zip(self.samples, self.codes, self._same, strict=True)):
-            ends = {t: min(int(lengths[i]), codes.shape[1]) for t, (_, lengths) in made.items()}
-            new = {f"temperature {t:g}": self._decode(all_[i, :, : ends[t]].cpu()) for t, (all_, _) in made.items()}
-            found.append((sample.key, {**same, **new}))
-        return found
+            model.train(was_training)
+        samples: list[tuple[str, Sounds]] = []
+        for i, (clip, codes, reference) in enumerate(zip(self.clips, self.codes, self._references, strict=True)):
+            sounds = dict(reference)
+            for temperature, (all_codes, lengths) in generations.items():  # [B, K, T], [B]
+                length = min(int(lengths[i]), codes.shape[1])
+                sounds[f"temperature {temperature:g}"] = self._decode(all_codes[i, :, :length].cpu())
+            samples.append((clip.key, sounds))
+        return samples
 
-    def _given(self, sample: Sample, codes: torch.Tensor, originals: str | None) -> Sounds:
-        """What no training changes: the sound itself, where the corpus is at hand, and what the codec makes of it."""
-        given = {"reconstruction": self._decode(codes)}
-        wav = load_source_audio(originals, sample.metadata, self.rate)
-        return given if wav is None else {"prompt": wav[: codes.shape[1] * self.codec.hop_length], **given}
+    def _decode_reference(self, clip: Sample, codes: torch.Tensor, corpus_root: str | None) -> Sounds:
+        """The wavs that do not depend on the model: the original recording, if available, and its reconstruction."""
+        reconstruction = {"reconstruction": self._decode(codes)}
+        wav = load_source_audio(corpus_root, clip.metadata, self.sample_rate)
+        if wav is None:
+            return reconstruction
+        return {"prompt": wav[: codes.shape[1] * self.codec.hop_length], **reconstruction}
 
     def _decode(self, codes: torch.Tensor) -> np.ndarray:
         """Codes [K, T] -> wav [S]."""
-        if not codes.shape[1]:  # ended before it began
+        if not codes.shape[1]:  # the clip ended immediately
             return np.zeros(self.codec.hop_length, np.float32)
         device = getattr(self.codec, "device", "cpu")
-        return self.codec.decode(codes[None].to(device))[0, 0].float().cpu().numpy()
+        return self.codec.decode(codes[None].to(device))[0, 0].float().cpu().numpy()  # [1, K, T] -> [1, 1, S] -> [S]
 
 
 def build_audio_sampler(
-    listen: Mapping[str, Any], codec: Mapping[str, Any], split: ShardedDataset, device: torch.device
+    settings: Mapping[str, Any], codec: Mapping[str, Any], split: ShardedDataset, device: torch.device
 ) -> AudioSampler | None:
-    """Ears as the settings ask for; None where they ask for none, or the codec's weights are not at hand (told).
+    """The audio sampler of the settings; None if they request no clips, or (logged) if the codec cannot be loaded.
 
-    listen: clips, seconds, temperatures, top_k, originals; codec: as `conf/codec`.
-    Raises InputError where the recordings do not lie in `originals`.
+    Args:
+        settings: `audio_samples.*`.
+        codec: `codec.*`.
+        split: the validation split.
+        device: where to decode.
+
+    Raises:
+        InputError: the original recordings are not in `audio_samples.corpus_root`.
     """
-    if not listen["clips"] or not len(split):
+    if not settings["clips"] or not len(split):
         return None
     try:
-        opened = load_codec(codec["name"], codec["codebooks"], repository=codec["repository"], device=device)
+        loaded = load_codec(codec["name"], codec["codebooks"], repository=codec["repository"], device=device)
     except InputError as error:
-        log.warning("nothing will be heard of the model while it trains: %s", error)
+        log.warning("no audio samples will be generated during training: %s", error)
         return None
-    sampling = SamplingParams(top_k=listen["top_k"])
+    sampling = SamplingParams(top_k=settings["top_k"])
     return AudioSampler(
-        split, opened, listen["clips"], listen["seconds"], listen["temperatures"], sampling, listen["corpus_root"]
-    )
+        split, loaded, settings["clips"], settings["seconds"], settings["temperatures"], sampling,
+        settings["corpus_root"],
+    )  # fmt: skip

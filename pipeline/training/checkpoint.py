@@ -1,14 +1,14 @@
-"""Checkpoints of a run: saved whole or not at all, found again, and thinned out.
+"""Checkpoints of a run: written completely or not at all, listed, validated, and deleted by a retention policy.
 
-    checkpoints/step-1200/                DeepSpeed's own files of all ranks
-    checkpoints/step-1200/complete.json   written last: the step, the place of the stream, the model's settings, and
-                                          the sha256 of each file
-    checkpoints/latest                    the name of the last one, for DeepSpeed's own tools (zero_to_fp32.py)
+    checkpoints/step-1200/                DeepSpeed's files of all ranks
+    checkpoints/step-1200/complete.json   written last: the step, the position of the data stream, the model's config,
+                                          and the sha256 of each file
+    checkpoints/latest                    the name of the newest one, for DeepSpeed's own tools (zero_to_fp32.py)
 
-A folder without `complete.json` is torn: its save was interrupted. It is never read, and removed by the next save.
-A checkpoint whose files do not match their checksums is damaged: it is refused, and `resume=auto` passes over it.
-DeepSpeed's files hold a share of the optimizer for each rank; for another number of ranks they are converted to its
-universal format, into the run that resumes, on the first resume.
+A folder without `complete.json` is incomplete: its save was interrupted. It is never read; the next save deletes it.
+A checkpoint whose files do not match their checksums is damaged: it is refused, and `resume=auto` skips it.
+DeepSpeed's files hold the optimizer state sharded by rank. To resume on another number of ranks, they are converted to
+its universal format in the folder of the run that resumes.
 """
 
 from __future__ import annotations
@@ -39,17 +39,50 @@ COMPLETE = "complete.json"
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
-    found = [(_step(path), path) for path in (run / "checkpoints").glob("step-*") if (path / COMPLETE).is_file()]
-    return [path for step, path in sorted(found) if step >= 0]
+    complete = [(_step(path), path) for path in (run / "checkpoints").glob("step-*") if (path / COMPLETE).is_file()]
+    return [path for step, path in sorted(complete) if step >= 0]
 
 
 def incomplete_checkpoints(run: Path) -> list[Path]:
-    """Folders whose save was interrupted."""
+    """The checkpoint folders of a run whose save was interrupted."""
     return sorted(path for path in (run / "checkpoints").glob("step-*") if not (path / COMPLETE).is_file())
 
 
+def best_of(checkpoints: list[Path]) -> Path | None:
+    """The checkpoint with the lowest validation loss at its own step; None if none was validated."""
+    losses = {path: loss for path in checkpoints if (loss := read_metadata(path).get("val_loss")) is not None}
+    return min(losses, key=losses.__getitem__, default=None)
+
+
+def select_checkpoint(run: Path, name: str) -> Path:
+    """The checkpoint of a run that `checkpoint=` names.
+
+    Args:
+        run: the run folder.
+        name: `newest`, `best` (by validation loss), or the path of a `step-N` folder.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    if name not in ("newest", "best"):
+        if not (Path(name) / COMPLETE).is_file():
+            raise InputError(f"checkpoint={name}: not a complete checkpoint; give newest, best, or a step-N folder")
+        return Path(name)
+    if not run.is_dir():
+        raise InputError(f"run={run}: there is no such folder; pipeline.train writes runs/NAME")
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
+        raise InputError(f"run={run} has no complete checkpoint: pipeline.train writes one every trainer.save_every")
+    if name == "newest":
+        return checkpoints[-1]
+    best = best_of(checkpoints)
+    if best is None:
+        raise InputError(f"run={run} has no checkpoint with a validation loss: give checkpoint=newest")
+    return best
+
+
 def resolve_resume(run: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
-    """Choose the checkpoint to resume from, the same on all ranks, and check its files.
+    """Choose the checkpoint to resume from, the same on all ranks, and validate its files.
 
     Args:
         run: the run folder.
@@ -60,17 +93,17 @@ def resolve_resume(run: Path, resume: str, world: World) -> tuple[Path | None, l
         The newest intact checkpoint (None: start from scratch), and a line for each newer one that is damaged.
 
     Raises:
-        InputError: where `never` would mix two runs in one folder; where the path holds no complete checkpoint; for a
-            damaged checkpoint that is named; where all checkpoints are damaged.
+        InputError: `never` would mix two runs in one folder; the path has no complete checkpoint; the named checkpoint
+            is damaged; or all checkpoints are damaged.
     """
     candidates: list[Path] = world.gather(_candidates(run, resume))[0]
     if resume == "never":
         if candidates:
-            raise InputError(f"{run} holds a run that reached {candidates[0].name}: remove it, or give another run=DIR")
+            raise InputError(f"{run} contains a run at {candidates[0].name}: delete it, or give another run=DIR")
         return None, []
     if not candidates and resume != "auto":
         raise InputError(
-            f"resume={resume} holds no complete checkpoint: give auto, never, a run folder or a step-N folder"
+            f"resume={resume} has no complete checkpoint: give auto, never, a run folder or a step-N folder"
         )
     skipped: list[str] = []
     for path in candidates:
@@ -81,7 +114,7 @@ def resolve_resume(run: Path, resume: str, world: World) -> tuple[Path | None, l
             raise InputError(f"resume={resume} is damaged ({faults[0]}): give an earlier checkpoint, or resume=auto")
         skipped.append(f"checkpoint {path} is damaged and skipped: {faults[0]}")
     if candidates:
-        raise InputError(f"{skipped[0]}; no intact checkpoint is left there: restore one, or give another run=DIR")
+        raise InputError(f"{skipped[0]}; no intact checkpoint is left: restore one, or give another run=DIR")
     return None, []
 
 
@@ -94,9 +127,15 @@ def _candidates(run: Path, resume: str) -> list[Path]:
 
 
 def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
-    """Compare every `part`th file of `parts` with its sha256; a line for each that is missing or differs.
+    """Compare files with their sha256; checkpoints of older versions have no checksums, so no damage is found.
 
-    Checkpoints of older versions have no checksums: of these nothing is known.
+    Args:
+        checkpoint: a complete checkpoint.
+        part: only every `parts`-th file is compared, starting with this one.
+        parts: number of ranks that share the work.
+
+    Returns:
+        A line for each file that is missing or differs.
     """
     try:
         files = read_metadata(checkpoint).get("files", {})
@@ -105,7 +144,7 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     faults = []
     for name in sorted(files)[part::parts]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            faults.append(f"{COMPLETE} names a file outside of it")
+            faults.append(f"{COMPLETE} names a file outside of the checkpoint")
             continue
         try:
             if sha256_file(checkpoint / name) != files[name]:
@@ -116,33 +155,27 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
 
 
 def check_files(checkpoint: Path) -> None:
-    """Raises InputError, naming the file, where a checkpoint is damaged."""
+    """Raises InputError, naming the file, if a checkpoint is damaged."""
     if faults := damage(checkpoint):
         raise InputError(f"{checkpoint} is damaged ({faults[0]}): give another checkpoint")
 
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Which checkpoints stay: the `last` newest (0: all), the best by validation loss, and every `every`-th step."""
+    """Which checkpoints are kept: the `last` newest (0: all), the best by validation loss, every `every`-th step."""
 
     last: int
     best: bool
     every: int
 
-    def retained(self, found: list[Path]) -> set[Path]:
-        """Those of the complete checkpoints, oldest first, that stay."""
-        spared = set(found[-self.last :]) if self.last else set(found)
+    def retained(self, checkpoints: list[Path]) -> set[Path]:
+        """Those of the complete checkpoints (oldest first) that are kept."""
+        kept = set(checkpoints[-self.last :]) if self.last else set(checkpoints)
         if self.every:
-            spared |= {path for path in found if _step(path) % self.every == 0}
-        if self.best and (best := best_of(found)):
-            spared.add(best)
-        return spared
-
-
-def best_of(found: list[Path]) -> Path | None:
-    """The checkpoint with the lowest validation loss at its own step, if any was validated."""
-    losses = {path: loss for path in found if (loss := read_metadata(path).get("val_loss")) is not None}
-    return min(losses, key=losses.__getitem__, default=None)
+            kept |= {path for path in checkpoints if _step(path) % self.every == 0}
+        if self.best and (best := best_of(checkpoints)):
+            kept.add(best)
+        return kept
 
 
 @dataclass(frozen=True)
@@ -150,147 +183,122 @@ class PendingCheckpoint:
     """A checkpoint that is being written."""
 
     folder: Path
-    state: dict[str, Any]
+    metadata: dict[str, Any]
     writer: AsyncCheckpointEngine
 
 
 def start_save(
     engine: Any, run: Path, world: World, state: dict[str, Any], ema: Ema | None = None, background: bool = False
 ) -> PendingCheckpoint:
-    """Save the engine on all ranks under the step in `state`; complete only after `finish`.
+    """Start to save the engine on all ranks. The checkpoint is complete only after `commit`.
 
-    background: return before all is written, and let training continue.
+    Args:
+        engine: the DeepSpeed engine.
+        run: the run folder.
+        world: the ranks.
+        state: the metadata of the trainer, with its `step`.
+        ema: the moving average of the weights, on the first rank.
+        background: return before the files are written.
     """
     from pipeline.training.async_checkpoint import AsyncCheckpointEngine
 
     folder = run / "checkpoints" / f"step-{state['step']}"
     if world.is_main and folder.exists():
-        shutil.rmtree(folder)  # torn, or this very step again after a resume from elsewhere
+        shutil.rmtree(folder)  # incomplete, or the same step again after a resume from an earlier checkpoint
     world.barrier()
     writer = engine.checkpoint_engine = AsyncCheckpointEngine(background)
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     if ema is not None:
         writer.add_checksum(ema.save(folder))
-    how = {"ranks": world.world_size, "stage": engine.zero_optimization_stage(), "bf16": engine.bfloat16_enabled()}
-    return PendingCheckpoint(folder, {**state, **how, "model": asdict(engine.module.config)}, writer)
+    layout = {"ranks": world.world_size, "stage": engine.zero_optimization_stage(), "bf16": engine.bfloat16_enabled()}
+    return PendingCheckpoint(folder, {**state, **layout, "model": asdict(engine.module.config)}, writer)
 
 
-def commit(world: World, saving: PendingCheckpoint, keep: RetentionPolicy) -> Path:
-    """Wait until all ranks have written their files, mark the checkpoint complete, and thin out those before it.
+def commit(world: World, pending: PendingCheckpoint, retention: RetentionPolicy) -> Path:
+    """Wait until all ranks have written their files, mark the checkpoint complete, and delete those not retained.
 
-    Raises OSError for a file that could not be written, for a full disk for instance.
+    Raises:
+        OSError: a file could not be written, for example because the disk is full.
     """
-    files = {name: sha256 for part in world.gather(saving.writer.wait()) for name, sha256 in part.items()}
+    files = {name: sha256 for part in world.gather(pending.writer.wait()) for name, sha256 in part.items()}
     if world.is_main:
-        folder, run = saving.folder, saving.folder.parents[1]
-        _complete(folder, {**saving.state, "files": files})
+        folder, run = pending.folder, pending.folder.parents[1]
+        _mark_complete(folder, {**pending.metadata, "files": files})
         write_atomic(folder.parent / "latest", folder.name, sync=True)
-        found = [path for path in list_checkpoints(run) if _step(path) <= saving.state["step"]]
-        for converted in folder.parent.glob("universal-*"):
-            shutil.rmtree(converted)
-        for old in [*incomplete_checkpoints(run), *(path for path in found if path not in keep.retained(found))]:
-            (old / COMPLETE).unlink(missing_ok=True)
-            shutil.rmtree(old)
-    return saving.folder
+        checkpoints = [path for path in list_checkpoints(run) if _step(path) <= pending.metadata["step"]]
+        for universal in folder.parent.glob("universal-*"):
+            shutil.rmtree(universal)
+        outdated = [path for path in checkpoints if path not in retention.retained(checkpoints)]
+        for path in [*incomplete_checkpoints(run), *outdated]:
+            (path / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(path)
+    return pending.folder
 
 
-def _complete(folder: Path, state: dict[str, Any]) -> None:
+def _mark_complete(folder: Path, metadata: dict[str, Any]) -> None:
     """Write `complete.json`, the last file of a checkpoint."""
-    write_atomic(folder / COMPLETE, json.dumps(with_checksum(state), indent=1) + "\n", sync=True)
+    write_atomic(folder / COMPLETE, json.dumps(with_checksum(metadata), indent=1) + "\n", sync=True)
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """What `complete.json` says: step, place, seed, ranks, stage, model, the sha256 of each file of `files`, and the
-    validation loss if it was taken.
+    """The content of `complete.json`.
 
-    Raises InputError for one that is damaged.
+    Its keys are step, place (the position of the data stream), seed, settings, ranks, stage, bf16, model, files (the
+    sha256 of each), and val_loss if the model was validated at this step.
+
+    Raises:
+        InputError: the file is damaged.
     """
     try:
-        found = json.loads((checkpoint / COMPLETE).read_text())
-        if not isinstance(found, dict) or not isinstance(found.get("files", {}), dict):
+        metadata = json.loads((checkpoint / COMPLETE).read_text())
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("files", {}), dict):
             raise TypeError("it is not the JSON object of a checkpoint")
-        if not is_intact(found):
+        if not is_intact(metadata):
             raise ValueError("its sha256 differs")
-        found.pop("sha256", None)
-        counts = [found[name] for name in ("step", "ranks", "stage")]
-        if not all(type(count) is int for count in counts) or not isinstance(found["model"], dict):
+        metadata.pop("sha256", None)
+        counts = [metadata[name] for name in ("step", "ranks", "stage")]
+        if not all(type(count) is int for count in counts) or not isinstance(metadata["model"], dict):
             raise TypeError(f"step, ranks and stage are {counts}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{checkpoint / COMPLETE} is damaged ({error!r:.200}): take another checkpoint") from error
-    return found
-
-
-def check_model(checkpoint: Path, config: ModelConfig) -> None:
-    """Raises InputError, naming the settings that differ, unless the checkpoint is of such a model."""
-    then, now = read_metadata(checkpoint)["model"], json.loads(json.dumps(asdict(config)))
-    # a resume may go on with longer clips; dropout is no part of the architecture (see `training_settings`)
-    names = [name for name in now if name not in ("frames", "dropout", "prompt_dropout")]
-    differ = [f"{name}={then.get(name)!r} then, {now[name]!r} now" for name in names if then.get(name) != now[name]]
-    if differ:
-        raise InputError(
-            f"{checkpoint} is of another model ({'; '.join(differ)}): give its settings, or another run=DIR"
-        )
-
-
-def check_engine(checkpoint: Path, stage: int, bf16: bool) -> None:
-    """Raises InputError unless an engine of this stage of ZeRO and precision reads such a checkpoint."""
-    state = read_metadata(checkpoint)
-    then = state["stage"], state.get("bf16", bf16)
-    if (_shares(then[0]), then[1]) != (_shares(stage), bf16):
-        old, new = (f"ZeRO stage {n} in {'bf16' if half else 'fp32'}" for n, half in (then, (stage, bf16)))
-        choices = " or ".join(f"zero{n}" for n in range(4) if _shares(n) == _shares(then[0]))
-        raise InputError(
-            f"{checkpoint} holds the optimizer of {old}, which {new} cannot read: give deepspeed={choices} and "
-            f"trainer.precision={'bf16' if then[1] else 'fp32'}, or another run=DIR"
-        )
-
-
-def check_steps(checkpoint: Path, run: Path, steps: int) -> None:
-    """Raises InputError where another run's checkpoint leaves nothing to train: this run would have no checkpoint."""
-    step = read_metadata(checkpoint)["step"]
-    if step >= steps and checkpoint.resolve().parents[1] != run.resolve():
-        raise InputError(
-            f"trainer.steps={steps}: {checkpoint} is at step {step} already; give more steps, or export it by "
-            f"`python -m pipeline.export run={checkpoint.parents[1]} checkpoint={checkpoint}`"
-        )
-
-
-def _shares(stage: int) -> int:
-    """What DeepSpeed's files look like: at stages 1 and 2 alike."""
-    return min(stage, 1) + (stage > 2)
+        raise InputError(f"{checkpoint / COMPLETE} is damaged ({error!r:.200}): give another checkpoint") from error
+    return metadata
 
 
 def needs_universal(checkpoint: Path, world: World) -> bool:
-    """Whether the optimizer's shares are those of another number of ranks: DeepSpeed must then load universal files."""
-    state = read_metadata(checkpoint)
-    return state["ranks"] != world.world_size and state["stage"] > 0
+    """Whether the optimizer state is sharded for another number of ranks, so that it must be converted to load it."""
+    metadata = read_metadata(checkpoint)
+    return metadata["ranks"] != world.world_size and metadata["stage"] > 0
 
 
 def to_universal(checkpoint: Path, world: World, run: Path) -> Path:
-    """Convert a checkpoint to DeepSpeed's universal format, for any number of ranks, on the first rank.
+    """Convert a checkpoint to DeepSpeed's universal format, which loads on any number of ranks.
 
-    The result is in the folder of the run that resumes, and is used again by a resume before its next save.
-    Raises RuntimeError, with what DeepSpeed says, where it cannot be made.
+    The first rank writes it to the folder of the run that resumes. It is reused until that run saves.
+
+    Raises:
+        RuntimeError: the conversion failed; the message has DeepSpeed's output.
     """
     folder = run / "checkpoints" / checkpoint.name.replace("step", "universal")
     if world.is_main and not is_conversion_of(checkpoint, folder):
         from deepspeed.checkpoint import ds_to_universal
 
-        log.info("%s is converted for %d ranks", checkpoint, world.world_size)
+        log.info("converting %s for %d ranks", checkpoint, world.world_size)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        words = ["--input_folder", str(checkpoint), "--output_folder", str(folder), "--inject_missing_state"]
-        done = subprocess.run([sys.executable, "-m", ds_to_universal.__name__, *words], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{checkpoint} cannot be converted for {world.world_size} ranks:\n{done.stderr[-3000:]}")
+        options = ["--input_folder", str(checkpoint), "--output_folder", str(folder), "--inject_missing_state"]
+        command = [sys.executable, "-m", ds_to_universal.__name__, *options]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            error = process.stderr[-3000:]
+            raise RuntimeError(f"{checkpoint} cannot be converted for {world.world_size} ranks:\n{error}")
         files = {str(file.relative_to(folder)): sha256_file(file) for file in folder.rglob("*") if file.is_file()}
-        _complete(folder, {**read_metadata(checkpoint), "files": files, "source": read_metadata(checkpoint)})
+        _mark_complete(folder, {**read_metadata(checkpoint), "files": files, "source": read_metadata(checkpoint)})
     world.barrier()
     return folder
 
 
 def is_conversion_of(checkpoint: Path, folder: Path) -> bool:
-    """Whether a folder holds the intact universal files of this very checkpoint."""
+    """Whether a folder has the intact universal files of this checkpoint."""
     return (
         (folder / COMPLETE).is_file()
         and not damage(folder)
@@ -299,10 +307,16 @@ def is_conversion_of(checkpoint: Path, folder: Path) -> bool:
 
 
 def load(engine: Any, checkpoint: Path, world: World, run: Path) -> None:
-    """Load weights and the optimizer's state on all ranks; the engine was built with what `needs_conversion` says.
+    """Load weights and optimizer state on all ranks; the optimizer's settings stay those of the engine.
 
-    run: the folder of the run that resumes. The optimizer's settings stay what the engine was built with. Raises
-    InputError for files that would run code, or are damaged.
+    Args:
+        engine: a DeepSpeed engine, built with what `needs_universal` returned.
+        checkpoint: a complete checkpoint.
+        world: the ranks.
+        run: the folder of the run that resumes.
+
+    Raises:
+        InputError: a file is damaged, or contains more than the data of a checkpoint.
     """
     zero_to_fp32.check_pickles_are_safe(checkpoint, world.rank, world.world_size)
     world.barrier()
@@ -311,27 +325,32 @@ def load(engine: Any, checkpoint: Path, world: World, run: Path) -> None:
         zero_to_fp32.check_pickles_are_safe(checkpoint, world.rank, world.world_size)
         world.barrier()
     optimizer = engine.optimizer
-    asked = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    assert loaded is not None, f"{checkpoint} is complete, and DeepSpeed found nothing in it"
-    for group, settings in zip(optimizer.param_groups, asked, strict=True):
-        group.update(settings)  # DeepSpeed loads the checkpoint's, and of a universal one at ZeRO-3 the first for all
+    assert loaded is not None, f"{checkpoint} is complete, but DeepSpeed has not loaded it"
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)  # DeepSpeed loads those of the checkpoint, and at ZeRO-3 those of one group for all
     for state in optimizer.state.values():
-        if "step" in state:  # one tensor for all, of a universal one at ZeRO-3: each group would count it on
+        if "step" in state:  # a universal checkpoint at ZeRO-3 shares one tensor, which each group would increment
             state["step"] = state["step"].clone()
 
 
-def export(found: Path, folder: Path, mean: bool = True) -> None:
-    """Write the weights (their running mean, if there is one and `mean`) and config of a checkpoint in safetensors.
+def export(checkpoint: Path, folder: Path, use_ema: bool = True) -> None:
+    """Write the weights of a checkpoint, in safetensors, and the config of its model.
 
-    Raises InputError where the checkpoint is damaged.
+    Args:
+        checkpoint: a complete checkpoint.
+        folder: where to write.
+        use_ema: write the moving average of the weights if the checkpoint has one.
+
+    Raises:
+        InputError: the checkpoint is damaged.
     """
-    check_files(found)
-    write_pretrained(
-        folder, ModelConfig(**read_metadata(found)["model"]), zero_to_fp32.consolidated_state_dict(found, mean)
-    )
+    check_files(checkpoint)
+    weights = zero_to_fp32.consolidated_state_dict(checkpoint, use_ema)
+    write_pretrained(folder, ModelConfig(**read_metadata(checkpoint)["model"]), weights)
 
 
 def _step(path: Path) -> int:
-    found = re.fullmatch(r"step-(\d+)", path.name)
-    return int(found.group(1)) if found else -1
+    match = re.fullmatch(r"step-(\d+)", path.name)
+    return int(match.group(1)) if match else -1

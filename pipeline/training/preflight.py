@@ -1,10 +1,10 @@
-"""What a run will take, told before anything is built: one table, and a refusal where it cannot be had.
+"""The preflight: estimates of a run, printed before anything is built, and a refusal of a run that does not fit.
 
-    python -m pipeline.train +exp=delay_gpt2 trainer.preflight=only      the table, and no more
+    python -m pipeline.train +exp=delay_gpt2 trainer.preflight=only      print the table and exit
 
-trainer.preflight is true, false (neither table nor refusal) or only. Memory is estimated by the formulas of
-`pipeline.models.model_stats`: *total* adds up all that a rank may hold; it is refused only where what must be there at
-one time (weights, optimizer, and either gradients or activations) is more than the device has.
+`trainer.preflight` is true, false (no table, no refusal) or only. Memory is estimated by the formulas of
+`pipeline.training.memory_model`. *total* adds up all that a rank may allocate. A run is refused only if what must be
+allocated at the same time (weights, optimizer, and either gradients or activations) exceeds the device's memory.
 """
 
 from __future__ import annotations
@@ -15,108 +15,115 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from pipeline.common.errors import InputError
-from pipeline.data.dataloader import ShardedDataset
-from pipeline.data.sampler import Sampler
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.training import checkpoint
-from pipeline.training import setup as training
+from pipeline.training.data import TrainData
 from pipeline.training.distributed import World
-from pipeline.training.preflight_table import size, table
-from pipeline.training.run_estimate import RunEstimate, probe_hardware
+from pipeline.training.engine import use_bf16
+from pipeline.training.preflight_table import build_table, format_bytes
+from pipeline.training.run_estimate import MemoryEstimate, RunEstimate, probe_hardware
+
+_DEEPSPEED_MARGIN = 1.5  # included in DeepSpeed's estimate of host memory
 
 
 def run_preflight(
-    cfg: DictConfig,
-    model: ModelConfig,
-    splits: list[tuple[ShardedDataset, ShardedDataset]],
-    order: Sampler,
-    world: World,
-    found: Path | None = None,
+    cfg: DictConfig, model: ModelConfig, data: TrainData, world: World, resume_from: Path | None = None
 ) -> bool:
-    """Print the table (first rank), and say whether it is all that was asked for. A meeting point of all ranks.
+    """Print the table on the first rank, and check that the run fits. A barrier.
 
-    Raises InputError, on all ranks alike, for what cannot be.
+    Returns:
+        Whether the table is all that the settings request.
+
+    Raises:
+        InputError: the run does not fit; on all ranks.
     """
-    asked = cfg.trainer.preflight
-    if asked not in (True, False, "only"):
-        raise InputError(f"trainer.preflight={asked}: give true, false or only")
-    if asked is False:
+    request = cfg.trainer.preflight
+    if request not in (True, False, "only"):
+        raise InputError(f"trainer.preflight={request}: expected true, false or only")
+    if request is False:
         return False
-    bf16 = training.use_bf16(cfg, world.device.type)
-    done = checkpoint.read_metadata(found)["step"] if found else 0
-    plan = RunEstimate(cfg, model, splits, order, probe_hardware(world, Path(cfg.run)), bf16, done)
-    wrong = find_blockers(plan)
+    bf16 = use_bf16(cfg, world.device.type)
+    resumed_step = checkpoint.read_metadata(resume_from)["step"] if resume_from else 0
+    estimate = RunEstimate(cfg, model, data, probe_hardware(world, Path(cfg.run)), bf16, resumed_step)
+    blockers = find_blockers(estimate)
     if world.is_main:
         console = Console()
         if not console.is_terminal:
             console = Console(width=120)
-        console.print(table(plan))
-        for note in find_warnings(plan):
-            console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    if wrong:
-        raise InputError("; ".join(wrong))
-    return bool(asked == "only")
+        console.print(build_table(estimate))
+        for warning in find_warnings(estimate):
+            console.print(f"note: {warning}", highlight=False, soft_wrap=True)
+    if blockers:
+        raise InputError("; ".join(blockers))
+    return bool(request == "only")
 
 
-def find_blockers(plan: RunEstimate) -> list[str]:
-    """Why the run cannot be, each with its arithmetic and a way out; empty where it can."""
-    found, machine, setup = [], plan.machine, plan.setup
-    batch = plan.t.micro_batch
-    need = plan.need(setup, plan.mode(setup), batch)
-    if need.least > machine.memory:
-        states = need.states
-        parts = {"weights": states.weights, "optimizer": states.optimizer, "buffers": states.buffers}
-        if states.gradients > need.activations + need.passing:
-            parts["gradients"] = states.gradients
-        else:
-            parts |= {"activations": need.activations, "logits": need.passing}
-        sum_ = " + ".join(f"{name} {size(taken)}" for name, taken in parts.items() if taken)
-        found.append(
-            f"a rank needs at least {size(need.least)} ({sum_}) and has {size(machine.memory)} of {machine.device}: "
-            f"{_suggest_settings(plan)}, or trainer.preflight=false to try all the same"
+def find_blockers(estimate: RunEstimate) -> list[str]:
+    """A line for each reason why the run does not fit, with the arithmetic and a solution; empty if it fits."""
+    blockers, hardware, sharding = [], estimate.hardware, estimate.sharding
+    memory = estimate.memory(sharding)
+    if memory.least > hardware.memory:
+        blockers.append(
+            f"a rank needs at least {format_bytes(memory.least)} ({_format_sum(memory)}) but has "
+            f"{format_bytes(hardware.memory)} of {hardware.device}: {_suggest_settings(estimate)}, or "
+            "trainer.preflight=false to try it anyway"
         )
-    host = plan.host(setup) / 1.5  # without the margin of DeepSpeed's estimate
-    if machine.cuda and host > machine.host:
-        found.append(
-            f"{machine.ranks_here} ranks of a machine need at least {size(host)} of its own memory, and it has "
-            f"{size(machine.host)}: fewer ranks a machine, or no offload"
+    host = estimate.host_bytes(sharding) / _DEEPSPEED_MARGIN
+    if hardware.cuda and host > hardware.host:
+        blockers.append(
+            f"{hardware.ranks_per_node} ranks per node need at least {format_bytes(host)} of host memory, but "
+            f"{format_bytes(hardware.host)} are free: use fewer ranks per node, or no offload"
         )
-    if plan.disk > machine.disk:
-        each, count = plan.checkpoints
-        found.append(
-            f"{count} checkpoints of {size(each)} and the export need {size(plan.disk)} more at {plan.cfg.run}, and "
-            f"{size(machine.disk)} are free: lower trainer.keep={plan.t.keep}, or give run= on another disk"
+    if estimate.disk_bytes > hardware.disk:
+        size, count = estimate.checkpoints
+        blockers.append(
+            f"{count} checkpoints of {format_bytes(size)} and the export need {format_bytes(estimate.disk_bytes)} more "
+            f"at {estimate.cfg.run}, but {format_bytes(hardware.disk)} are free: lower "
+            f"trainer.keep={estimate.cfg.trainer.keep}, or give run= on another disk"
         )
-    return found
+    return blockers
 
 
-def _suggest_settings(plan: RunEstimate) -> str:
-    """The settings that would fit, the mildest first."""
-    memory, batch = plan.machine.memory, plan.t.micro_batch
-    fits = [n for n in range(1, batch) if plan.need(plan.setup, plan.mode(plan.setup), n).least <= memory]
-    ways = [f"trainer.micro_batch={max(fits)}"] if fits else []
-    if plan.mode(plan.setup) != "checkpointed" and plan.need(plan.setup, "checkpointed", batch).least <= memory:
-        ways.append("trainer.activation_checkpointing=true")
-    for name, setup in plan.setups().items():
-        if plan.need(setup, plan.mode(setup), batch).least <= memory:
-            ways.append(f"deepspeed={name}")
+def _format_sum(memory: MemoryEstimate) -> str:
+    """The terms of `memory.least`."""
+    states = memory.states
+    terms = {"weights": states.weights, "optimizer": states.optimizer, "buffers": states.buffers}
+    if states.gradients > memory.activations + memory.temporary:
+        terms["gradients"] = states.gradients
+    else:
+        terms |= {"activations": memory.activations, "logits": memory.temporary}
+    return " + ".join(f"{name} {format_bytes(count)}" for name, count in terms.items() if count)
+
+
+def _suggest_settings(estimate: RunEstimate) -> str:
+    """The settings that would fit; those that change the least come first."""
+    available, batch, sharding = estimate.hardware.memory, estimate.cfg.trainer.micro_batch, estimate.sharding
+    fitting = [n for n in range(1, batch) if estimate.memory(sharding, batch=n).least <= available]
+    suggestions = [f"trainer.micro_batch={max(fitting)}"] if fitting else []
+    is_checkpointed = estimate.activation_mode(sharding) == "checkpointed"
+    if not is_checkpointed and estimate.memory(sharding, "checkpointed").least <= available:
+        suggestions.append("trainer.activation_checkpointing=true")
+    for name, choice in estimate.sharding_choices().items():
+        if estimate.memory(choice).least <= available:
+            suggestions.append(f"deepspeed={name}")
             break
-    return ", ".join(ways) or "no setting here fits: more ranks, shorter clips (data.seconds), or a smaller model"
+    return ", ".join(suggestions) or "no setting fits: use more ranks, shorter clips (data.seconds) or a smaller model"
 
 
-def find_warnings(plan: RunEstimate) -> list[str]:
-    """What is allowed, and worth knowing before it runs."""
-    found, need = [], plan.need(plan.setup, plan.mode(plan.setup), plan.t.micro_batch)
-    if plan.order.epoch_size < plan.clips:
-        found.append(
-            f"an epoch has {plan.order.epoch_size:,} clips and a step takes {plan.clips:,}: clips repeat within it"
-        )
-    if not sum(len(valid) for _, valid in plan.splits):
-        found.append(f"there are no clips in data.valid={plan.cfg.data.valid}: no validation loss, no best checkpoint")
-    if plan.done >= plan.t.steps:
-        found.append(f"the run has reached step {plan.done} of {plan.t.steps}: there is nothing left to train")
-    if need.least <= plan.machine.memory < need.total:
-        found.append(f"memory is tight: {size(need.total)} in all, {size(plan.machine.memory)} free")
-    if plan.bf16 and plan.setup.stage == 0:
-        found.append("in bf16, DeepSpeed 0.19's stage 0 takes a first step without gradients: zero1 does not")
-    return found
+def find_warnings(estimate: RunEstimate) -> list[str]:
+    """A line for each thing that is allowed but probably not intended."""
+    warnings, memory, t = [], estimate.memory(estimate.sharding), estimate.cfg.trainer
+    epoch, clips = estimate.data.sampler.epoch_size, estimate.clips_per_step
+    if epoch < clips:
+        warnings.append(f"an epoch has {epoch:,} clips but a step takes {clips:,}: clips repeat within a step")
+    if not estimate.data.num_valid_clips:
+        split = estimate.cfg.data.valid
+        warnings.append(f"there are no clips in data.valid={split}: no validation loss, no best checkpoint")
+    if estimate.resumed_step >= t.steps:
+        warnings.append(f"the run is at step {estimate.resumed_step} of {t.steps}: there is nothing left to train")
+    if memory.least <= estimate.hardware.memory < memory.total:
+        free = format_bytes(estimate.hardware.memory)
+        warnings.append(f"memory is tight: {format_bytes(memory.total)} in total, {free} free")
+    if estimate.bf16 and estimate.sharding.stage == 0:
+        warnings.append("in bf16, stage 0 of DeepSpeed 0.19 computes no gradients in its first step: zero1 does")
+    return warnings

@@ -1,4 +1,4 @@
-"""A plan as a table for the terminal."""
+"""The table that the preflight prints."""
 
 from __future__ import annotations
 
@@ -7,82 +7,92 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from pipeline.data.dataloader import ShardedDataset
+from pipeline.data.dataset import ShardedDataset
 from pipeline.models import model_stats
 from pipeline.training.run_estimate import RunEstimate
 
-UNITS = ((10, "KiB"), (20, "MiB"), (30, "GiB"), (40, "TiB"))
+_UNITS = ((10, "KiB"), (20, "MiB"), (30, "GiB"), (40, "TiB"))
+_MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "buffers", "activations", "logits", "total", "host")
 
 
-def table(plan: RunEstimate) -> Table:
-    """All that is known before the run."""
-    model, t, machine, order = plan.model, plan.t, plan.machine, plan.order
-    rate = plan.splits[0][0].manifest.frame_rate
+def build_table(estimate: RunEstimate) -> Table:
+    """All estimates of a run."""
+    model, t, hardware, data = estimate.model, estimate.cfg.trainer, estimate.hardware, estimate.data
+    frame_rate, epoch, clips = data.manifest.frame_rate, data.sampler.epoch_size, estimate.clips_per_step
     parts = model_stats.parameter_counts(model)
-    hours, valid = (sum(pair[i].manifest.hours(pair[i].split) for pair in plan.splits) for i in (0, 1))
-    each, count = plan.checkpoints
-    shown = Table(title=f"preflight: {plan.cfg.name}", title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
-    shown.add_column(style="bold")
-    shown.add_column(overflow="fold")
+    hours, valid_hours = (
+        sum(split.manifest.hours(split.split) for split in splits) for splits in (data.train, data.valid)
+    )
+    size, count = estimate.checkpoints
     rows: dict[str, Any] = {
         "model": f"{sum(parts.values()):,} parameters: "
         + ", ".join(f"{name} {n:,}" for name, n in parts.items())
-        + f"; {model.layers} layers, {model.width} wide",
-        "sequence": f"{plan.frames} frames ({plan.frames / rate:.2f} s, the longest clip) of {model.codebooks} "
-        f"codebooks are {plan.steps} steps under pattern {model.pattern}, of {model.positions} positions",
-        "a step": f"{plan.clips:,} clips = {t.micro_batch} micro_batch x "
-        f"{t.gradient_accumulation_steps} gradient_accumulation_steps x {machine.ranks} ranks",
-        "an epoch": f"{order.epoch_size:,} clips, {order.epoch_size / plan.clips:,.1f} steps; {hours:,.3g} h of audio "
-        f"to learn from, {valid:,.3g} h to validate on",
-        "the run": f"{t.steps:,} steps are {t.steps * plan.clips / order.epoch_size:,.1f} epochs"
-        + (f"; {plan.done:,} are done" if plan.done else ""),
-        "cache": "\n".join(_fit(train) for train, _ in plan.splits),
-        "memory": memory(plan),
-        "device": f"{machine.device}: {size(machine.memory)} free; the machine: {size(machine.host)}",
-        "disk": f"{size(plan.disk)} to come: {count} checkpoints of {size(each)} at most, and the export; "
-        f"{size(machine.disk)} free at {plan.cfg.run}",
+        + f"; {model.layers} layers of width {model.width}",
+        "sequence": f"{estimate.frames} frames ({estimate.frames / frame_rate:.2f} s, the longest clip) of "
+        f"{model.codebooks} codebooks are {estimate.sequence_steps} steps under pattern {model.pattern}, of "
+        f"{model.positions} positions",
+        "step": f"{clips:,} clips = {t.micro_batch} micro_batch x "
+        f"{t.gradient_accumulation_steps} gradient_accumulation_steps x {hardware.ranks} ranks",
+        "epoch": f"{epoch:,} clips, {epoch / clips:,.1f} steps; {hours:,.3g} h of training audio, {valid_hours:,.3g} h "
+        "of validation audio",
+        "run": f"{t.steps:,} steps are {t.steps * clips / epoch:,.1f} epochs"
+        + (f"; {estimate.resumed_step:,} are done" if estimate.resumed_step else ""),
+        "dataset": "\n".join(map(_describe_dataset, data.train)),
+        "memory": _memory_table(estimate),
+        "device": f"{hardware.device}: {format_bytes(hardware.memory)} free; host memory: "
+        f"{format_bytes(hardware.host)} free",
+        "disk": f"{format_bytes(estimate.disk_bytes)} more: at most {count} checkpoints of {format_bytes(size)}, and "
+        f"the export; {format_bytes(hardware.disk)} free at {estimate.cfg.run}",
     }
-    for name, told in rows.items():
-        shown.add_row(name, told)
-    return shown
+    table = Table(title=f"preflight: {estimate.cfg.name}", title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, row in rows.items():
+        table.add_row(name, row)
+    return table
 
 
-def _fit(split: ShardedDataset) -> str:
-    """That a cache fits: had it not, it would have been refused when it was opened."""
+def _describe_dataset(split: ShardedDataset) -> str:
+    """Codec and embedder of a dataset, which `open_datasets` has checked."""
     manifest, codec, embedder = split.manifest, split.manifest.codec, split.manifest.embedder
     return (
-        f"{manifest.path} fits: {codec['name']} at {manifest.frame_rate} Hz, {split.codebooks} of its "
-        f"{manifest.codebooks} codebooks; prompts of {embedder['name']}, {manifest.prompt_dim} wide"
+        f"{manifest.path}: {codec['name']} at {manifest.frame_rate} Hz, {split.codebooks} of {manifest.codebooks} "
+        f"codebooks; prompts of {embedder['name']}, {manifest.prompt_dim} wide"
     )
 
 
-def memory(plan: RunEstimate) -> Table:
-    """Bytes a rank at every ZeRO stage, with this model, batch and precision."""
-    batch = plan.t.micro_batch
-    setups = plan.setups()
-    needs = {name: plan.need(setup, plan.mode(setup), batch) for name, setup in setups.items()}
-    power, unit = max((p, u) for p, u in UNITS if p == 10 or max(n.total for n in needs.values()) >= 2**p)
-    spared = plan.need(plan.setup, "checkpointed", batch).activations
-    shown = Table(
-        title=f"estimated for a rank of {plan.machine.ranks} in {'bf16' if plan.bf16 else 'fp32'}, in {unit}",
-        caption=f"activations are kept {plan.mode(plan.setup)}; with trainer.activation_checkpointing=true "
-        f"{size(spared)}; host: of a machine's own memory",
+def _memory_table(estimate: RunEstimate) -> Table:
+    """Bytes of a rank under every choice of conf/deepspeed, for this model, micro-batch and precision."""
+    choices = estimate.sharding_choices()
+    memories = {name: estimate.memory(sharding) for name, sharding in choices.items()}
+    power, unit = _unit_of(max(memory.total for memory in memories.values()))
+    checkpointed = format_bytes(estimate.memory(estimate.sharding, "checkpointed").activations)
+    table = Table(
+        title=f"estimate for a rank of {estimate.hardware.ranks} in {'bf16' if estimate.bf16 else 'fp32'}, in {unit}",
+        caption=f"activations are {estimate.activation_mode(estimate.sharding)}; with "
+        f"trainer.activation_checkpointing=true {checkpointed}; host: memory of a node for all its ranks",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    shown.add_column("deepspeed")
-    for name in ("weights", "gradients", "optimizer", "buffers", "activations", "logits", "total", "host"):
-        shown.add_column(name, justify="right")
-    for name, need in needs.items():
-        s, mine, host = need.states, setups[name] == plan.setup, plan.host(setups[name])
-        columns = (s.weights, s.gradients, s.optimizer, s.buffers, need.activations, need.passing, need.total, host)
-        row = (f"{count / 2**power:,.1f}" for count in columns)
-        shown.add_row(f"{name} <-" if mine else name, *row, style="bold" if mine else "")
-    return shown
+    table.add_column("deepspeed")
+    for name in _MEMORY_COLUMNS:
+        table.add_column(name, justify="right")
+    for name, memory in memories.items():
+        states, is_selected = memory.states, choices[name] == estimate.sharding
+        counts = [states.weights, states.gradients, states.optimizer, states.buffers, memory.activations]
+        counts += [memory.temporary, memory.total, estimate.host_bytes(choices[name])]
+        cells = (f"{count / 2**power:,.1f}" for count in counts)
+        table.add_row(f"{name} <-" if is_selected else name, *cells, style="bold" if is_selected else "")
+    return table
 
 
-def size(count: float) -> str:
-    """Bytes as people read them."""
-    power, unit = max((p, u) for p, u in UNITS if p == 10 or count >= 2**p)
+def format_bytes(count: float) -> str:
+    """A number of bytes in KiB, MiB, GiB or TiB, as `1.5 GiB`."""
+    power, unit = _unit_of(count)
     return f"{count / 2**power:.1f} {unit}"
+
+
+def _unit_of(count: float) -> tuple[int, str]:
+    """The largest unit that is not larger than a number of bytes: its power of two, and its name."""
+    return max((power, unit) for power, unit in _UNITS if power == 10 or count >= 2**power)

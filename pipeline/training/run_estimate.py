@@ -1,4 +1,4 @@
-"""A run before it is built: what it will do, and what that takes on which machine."""
+"""Estimates of a run before anything is built: its steps, and the memory and disk that it takes on this hardware."""
 
 from __future__ import annotations
 
@@ -16,27 +16,35 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.errors import InputError
 from pipeline.common.paths import CONF
-from pipeline.data.dataloader import ShardedDataset
-from pipeline.data.sampler import Sampler
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
-from pipeline.models.model_stats import ModelStateBytes, ShardingConfig
 from pipeline.models.patterns import Pattern
-from pipeline.training import setup as training
-from pipeline.training import zero_patches
+from pipeline.training import memory_model, zero_patches
+from pipeline.training.data import TrainData
 from pipeline.training.distributed import World
+from pipeline.training.memory_model import ModelStateBytes, ShardingConfig
 
-_BUCKET = 500_000_000  # DeepSpeed's own default
+_DEFAULT_BUCKET_SIZE = 500_000_000  # DeepSpeed's
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What there is. memory: bytes free on the device of the poorest rank; host: of its machine; disk: for the run."""
+    """What is available, on the rank that has the least of it.
+
+    Attributes:
+        device: its name.
+        cuda: whether it is a GPU.
+        ranks: number of ranks.
+        ranks_per_node: number of ranks on this node.
+        memory: free bytes on the device.
+        host: free bytes of host memory.
+        disk: free bytes for the run folder.
+    """
 
     device: str
     cuda: bool
     ranks: int
-    ranks_here: int
+    ranks_per_node: int
     memory: int
     host: int
     disk: int
@@ -44,158 +52,174 @@ class Hardware:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one rank's device.
+    """Bytes on the device of one rank.
 
-    passing: what comes and goes in the backward pass, the logits or a layer that is computed again, whichever is more.
+    Attributes:
+        states: weights, gradients, optimizer and buffers.
+        activations: stored by the forward pass.
+        temporary: the larger of the logits and a layer that is recomputed, both freed during the backward pass.
     """
 
     states: ModelStateBytes
     activations: int
-    passing: int
+    temporary: int
 
     @property
     def total(self) -> int:
-        """All that may be there."""
-        return self.states.total + self.activations + self.passing
+        """The sum of all."""
+        return self.states.total + self.activations + self.temporary
 
     @property
     def least(self) -> int:
-        """What must be there at one time: gradients take the place of activations."""
-        return self.states.persistent + max(self.states.gradients, self.activations + self.passing)
+        """What must be allocated at the same time: gradients replace activations during the backward pass."""
+        return self.states.persistent + max(self.states.gradients, self.activations + self.temporary)
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What is to be trained on what, where, and what that takes. done: steps of a run that goes on."""
+    """A run on some hardware.
+
+    Attributes:
+        cfg: the settings.
+        model: the model.
+        data: the datasets.
+        hardware: the hardware.
+        bf16: the precision.
+        resumed_step: the step of the checkpoint that is resumed, or 0.
+    """
 
     cfg: DictConfig
     model: ModelConfig
-    splits: list[tuple[ShardedDataset, ShardedDataset]]
-    order: Sampler
-    machine: Hardware
+    data: TrainData
+    hardware: Hardware
     bf16: bool
-    done: int = 0
-
-    @property
-    def t(self) -> DictConfig:
-        """Settings of the trainer."""
-        return self.cfg.trainer
+    resumed_step: int = 0
 
     @cached_property
     def frames(self) -> int:
-        """Of the longest clip."""
-        return training.max_frames(self.cfg, self.splits)
+        """Frames of the longest clip."""
+        return self.data.max_frames
 
     @property
-    def steps(self) -> int:
-        """Of the longest clip under the model's pattern."""
-        return _steps(self.model, self.frames)
+    def sequence_steps(self) -> int:
+        """Steps of the longest clip under the model's pattern."""
+        return _num_steps(self.model, self.frames)
 
     @property
-    def clips(self) -> int:
-        """Of one optimizer step, on all ranks."""
-        return int(self.t.micro_batch * self.t.gradient_accumulation_steps * self.machine.ranks)
-
-    def mode(self, setup: ShardingConfig) -> str:
-        """How activations are kept under a setup."""
-        compiled = zero_patches.should_compile(self.t.compile, setup.stage, self.machine.cuda)
-        return "checkpointed" if self.t.activation_checkpointing else "compiled" if compiled else "eager"
+    def clips_per_step(self) -> int:
+        """Clips of one optimizer step, on all ranks."""
+        trainer = self.cfg.trainer
+        return int(trainer.micro_batch * trainer.gradient_accumulation_steps * self.hardware.ranks)
 
     @property
-    def setup(self) -> ShardingConfig:
-        """What the settings say of DeepSpeed. Raises InputError where they contradict each other."""
-        return parse_zero_config(self.cfg.deepspeed.zero_optimization, self.bf16, self.machine)
+    def sharding(self) -> ShardingConfig:
+        """The sharding of the settings. Raises InputError if they contradict each other."""
+        return parse_zero_config(self.cfg.deepspeed.zero_optimization, self.bf16, self.hardware)
 
-    def need(self, setup: ShardingConfig, mode: str, batch: int) -> MemoryEstimate:
-        """What training under a setup takes; mode: of activations."""
-        return estimate_memory(self.model, setup, batch, self.frames, mode)
+    def activation_mode(self, sharding: ShardingConfig) -> str:
+        """How activations are stored: `checkpointed`, `compiled` or `eager`."""
+        trainer = self.cfg.trainer
+        compiled = zero_patches.should_compile(trainer.compile, sharding.stage, self.hardware.cuda)
+        return "checkpointed" if trainer.activation_checkpointing else "compiled" if compiled else "eager"
 
-    def host(self, setup: ShardingConfig) -> int:
-        """Bytes of a machine's own memory, for all its ranks."""
-        return model_stats.host_bytes(
-            model_stats.num_parameters(self.model), model_stats.largest_module(self.model), setup
-        )
+    def memory(self, sharding: ShardingConfig, mode: str | None = None, batch: int | None = None) -> MemoryEstimate:
+        """Memory of one rank; the activation mode and the micro-batch are those of the settings if not given."""
+        mode = self.activation_mode(sharding) if mode is None else mode
+        batch = self.cfg.trainer.micro_batch if batch is None else batch
+        return estimate_memory(self.model, sharding, batch, self.frames, mode)
 
-    def setups(self) -> dict[str, ShardingConfig]:
-        """Of every choice of conf/deepspeed, by name, and `yours` where the settings are none of them."""
-        files = sorted((CONF / "deepspeed").glob("*.yaml"), key=lambda file: ("_" in file.stem, file.stem))
-        known = {
-            file.stem: parse_zero_config(OmegaConf.load(file).zero_optimization, self.bf16, self.machine)
-            for file in files
+    def host_bytes(self, sharding: ShardingConfig) -> int:
+        """Bytes of host memory for all ranks of a node."""
+        parameters, largest = model_stats.num_parameters(self.model), model_stats.largest_module(self.model)
+        return memory_model.host_bytes(parameters, largest, sharding)
+
+    def sharding_choices(self) -> dict[str, ShardingConfig]:
+        """Each choice of conf/deepspeed by name, and `yours` if the settings are none of them."""
+        choices = {
+            name: parse_zero_config(settings, self.bf16, self.hardware)
+            for name, settings in load_zero_choices().items()
         }
-        return known if self.setup in known.values() else {**known, "yours": self.setup}
+        return choices if self.sharding in choices.values() else {**choices, "yours": self.sharding}
 
     @property
     def checkpoints(self) -> tuple[int, int]:
-        """Bytes of a checkpoint, and how many lie there at once: an old one goes when a new one is whole."""
-        t = self.t
+        """Bytes of a checkpoint, and the maximum number on disk: an old one is deleted when a new one is complete."""
+        t = self.cfg.trainer
         saves = math.ceil(t.steps / t.save_every) if t.save_every else 1
-        stay = t.keep + bool(t.keep_best) + (t.steps // t.keep_every if t.keep_every else 0) if t.keep else saves
-        total = model_stats.num_parameters(self.model)
-        return model_stats.checkpoint_bytes(total, self.setup, ema=bool(t.ema)), min(stay + 1, saves)
+        kept = t.keep + bool(t.keep_best) + (t.steps // t.keep_every if t.keep_every else 0) if t.keep else saves
+        parameters = model_stats.num_parameters(self.model)
+        return memory_model.checkpoint_bytes(parameters, self.sharding, ema=bool(t.ema)), min(kept + 1, saves)
 
     @property
-    def disk(self) -> int:
-        """Bytes that checkpoints and the export will take beyond what lies in the run folder already."""
+    def disk_bytes(self) -> int:
+        """Bytes that checkpoints and the export will take in addition to the checkpoints that exist."""
         size, count = self.checkpoints
-        there = sum(file.stat().st_size for file in (Path(self.cfg.run) / "checkpoints").rglob("*") if file.is_file())
-        return max(0, size * count - there) + 4 * model_stats.num_parameters(self.model)
+        files = (Path(self.cfg.run) / "checkpoints").rglob("*")
+        existing = sum(file.stat().st_size for file in files if file.is_file())
+        return max(0, size * count - existing) + 4 * model_stats.num_parameters(self.model)
 
 
-def estimate_memory(model: ModelConfig, setup: ShardingConfig, batch: int, frames: int, mode: str) -> MemoryEstimate:
-    """What training a model on clips of so many frames takes; mode: of activations, as `cost.activations`."""
-    states = model_stats.model_state_bytes(model_stats.num_parameters(model), model_stats.largest_module(model), setup)
-    shape = (batch, frames + model.end_of_audio)
-    steps = _steps(model, frames)
-    again = model_stats.recompute_bytes(model, setup, batch, steps) if mode == "checkpointed" else 0
-    kept = model_stats.activation_bytes(model, setup, *shape, steps, mode)
-    return MemoryEstimate(states, kept, max(model_stats.logits_bytes(model, *shape), again))
+def estimate_memory(model: ModelConfig, sharding: ShardingConfig, batch: int, frames: int, mode: str) -> MemoryEstimate:
+    """Memory of one rank that trains on `batch` clips of `frames` frames; mode: see `memory_model.activation_bytes`."""
+    states = memory_model.model_state_bytes(
+        model_stats.num_parameters(model), model_stats.largest_module(model), sharding
+    )
+    steps, frames = _num_steps(model, frames), frames + model.end_of_audio
+    recomputed = memory_model.recompute_bytes(model, sharding, batch, steps) if mode == "checkpointed" else 0
+    activations = memory_model.activation_bytes(model, sharding, batch, frames, steps, mode)
+    return MemoryEstimate(states, activations, max(memory_model.logits_bytes(model, batch, frames), recomputed))
 
 
-def _steps(model: ModelConfig, frames: int) -> int:
+def _num_steps(model: ModelConfig, frames: int) -> int:
     return Pattern(model.pattern, model.codebooks).num_steps(frames + model.end_of_audio)
 
 
-def parse_zero_config(settings: Mapping[str, Any], bf16: bool, machine: Hardware) -> ShardingConfig:
-    """What DeepSpeed's `zero_optimization` says. Raises InputError where its settings contradict each other."""
+def load_zero_choices() -> dict[str, DictConfig]:
+    """`zero_optimization` of each file of conf/deepspeed, by name; those with offload come last."""
+    files = sorted((CONF / "deepspeed").glob("*.yaml"), key=lambda file: ("_" in file.stem, file.stem))
+    return {file.stem: OmegaConf.load(file).zero_optimization for file in files}
+
+
+def parse_zero_config(settings: Mapping[str, Any], bf16: bool, hardware: Hardware) -> ShardingConfig:
+    """Parse DeepSpeed's `zero_optimization`. Raises InputError if its settings contradict each other."""
     stage = int(settings.get("stage", 0))
-    optimizer, weights = (
+    offload_optimizer, offload_weights = (
         (settings.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")
     )
     if stage not in range(4):
         raise InputError(f"deepspeed.zero_optimization.stage={stage}: DeepSpeed has stages 0, 1, 2 and 3")
-    if weights and stage < 3:
-        raise InputError(f"deepspeed offloads weights at stage 3 alone, and stage={stage}: deepspeed=zero3_offload")
-    if optimizer and stage < 1:
-        raise InputError("deepspeed offloads the optimizer from stage 1 on: deepspeed=zero2_offload")
-    # where gradients stay where they are, they are flattened after the backward pass, in room that is free by then
-    copied = stage > 1 or settings.get("contiguous_gradients", True)
-    bucket = int(settings.get("reduce_bucket_size", _BUCKET)) if copied else 0
-    return ShardingConfig(stage, bf16, machine.ranks, machine.ranks_here, optimizer, weights, bucket)
+    if offload_weights and stage < 3:
+        raise InputError(f"deepspeed offloads weights only at stage 3, but stage={stage}: use deepspeed=zero3_offload")
+    if offload_optimizer and stage < 1:
+        raise InputError("deepspeed offloads the optimizer only from stage 1 on: use deepspeed=zero2_offload")
+    # gradients that are not copied into a bucket are flattened after the backward pass, in memory that is free by then
+    uses_bucket = stage > 1 or settings.get("contiguous_gradients", True)
+    bucket_size = int(settings.get("reduce_bucket_size", _DEFAULT_BUCKET_SIZE)) if uses_bucket else 0
+    return ShardingConfig(
+        stage, bf16, hardware.ranks, hardware.ranks_per_node, offload_optimizer, offload_weights, bucket_size
+    )
 
 
 def probe_hardware(world: World, run: Path) -> Hardware:
-    """The machines of all ranks, the poorest of each kind."""
-    here = min(
-        world.world_size, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.world_size)
-    )
+    """The least of each resource over all ranks. A barrier."""
+    node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.world_size)
+    ranks_per_node = min(world.world_size, node_ranks)
     cuda = world.device.type == "cuda"
-    host = _host_memory()
-    memory = torch.cuda.mem_get_info(world.device)[0] if cuda else host // here
-    name = f"{torch.cuda.get_device_name(world.device)}" if cuda else "a share of this machine's memory"
+    host = _free_host_memory()
+    memory = torch.cuda.mem_get_info(world.device)[0] if cuda else host // ranks_per_node
+    name = f"{torch.cuda.get_device_name(world.device)}" if cuda else "a share of host memory"
     folder = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
     lowest = []
-    for mine in (memory, host, shutil.disk_usage(folder).free):
-        lowest.append(
-            min(world.all_reduce_sum([mine if rank == world.rank else 0 for rank in range(world.world_size)]))
-        )
-    return Hardware(name, cuda, world.world_size, here, *map(int, lowest))
+    for free in (memory, host, shutil.disk_usage(folder).free):
+        on_ranks = world.all_reduce_sum([free if rank == world.rank else 0 for rank in range(world.world_size)])
+        lowest.append(int(min(on_ranks)))
+    return Hardware(name, cuda, world.world_size, ranks_per_node, *lowest)
 
 
-def _host_memory() -> int:
-    """Bytes that this machine can still give to processes; less where a control group holds them to less."""
-    told = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(told["MemAvailable"].split()[0]) * 1024
+def _free_host_memory() -> int:
+    """Bytes of memory that processes can still allocate on this machine, within the limit of the control group."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(meminfo["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))

@@ -1,15 +1,18 @@
-"""The training loop: an endless stream, counted in steps; exact to resume, and stopped only between steps.
+"""The training loop: an endless stream of batches, counted in steps, with exact resume.
 
-A step, on every rank: take `gradient_accumulation_steps` batches, agree with the others on how many cells they hold
-(and whether somebody wants to stop), add up the gradients of nats / cells, update. So the loss of a step is the mean
-over all active cells of all ranks and micro-batches, however long their clips are.
+One step, on every rank: read the micro-batches; all-reduce how many tokens they hold, and whether any rank should stop;
+accumulate the gradients of (summed loss / tokens); update. So the loss of a step is the mean over all tokens of all
+ranks and micro-batches, however long their clips are.
 
-Randomness (dropout, dropped prompts) is seeded by (seed, step, micro-batch, rank): nothing of it needs saving.
+Randomness (dropout, dropped prompts) is seeded by (seed, step, micro-batch, rank), so no generator state is saved.
 
-A step with a loss or a gradient that is not finite leaves no trace in weights and optimizer, on any rank, and its clips
-are written down. That shows in the gradients' norm, so a step looks at one number of its GPU, and that late: it never
-waits between its forward and backward passes.
-A rank that hangs (a dead peer, stuck storage) prints the stacks of its threads and ends the job.
+A step with a non-finite loss or gradient is skipped on all ranks: weights and optimizer stay unchanged, and its clips
+are logged. The norm of the gradients shows it, so the host reads one number of the GPU per step, after the backward
+pass, and never waits between the forward and the backward pass.
+
+A watchdog prints the stacks of a rank that hangs (a dead peer, stuck storage) and ends the job.
+
+Letters: B clips, K codebooks, T frames, P prompt width.
 """
 
 from __future__ import annotations
@@ -37,24 +40,27 @@ from pipeline.models.codec_gpt import CodecGPT
 from pipeline.training import checkpoint, optimizer, schedules, stop_signals
 from pipeline.training.distributed import World
 from pipeline.training.ema import Ema
+from pipeline.training.loss_meter import LossMeter
 
 log = logging.getLogger(__name__)
+OnLog = Callable[[int, dict[str, float]], None]
+OnCheckpoint = Callable[[Path], None]
 
 
 class Batch(Protocol):
-    """What a stream yields: clips for this rank, and the place of the stream after them on all ranks."""
+    """Clips of this rank, and the position of the stream after the batches of all ranks."""
 
     frames: Tensor
     position: int
     clip_positions: Any
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [B, K, T], frames [B], prompts [B, P] on a device."""
+        """Codes [B, K, T], frames [B] and prompts [B, P] on a device."""
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """The numbers of `conf/train.yaml` that the loop needs; in steps where not said otherwise."""
+    """The settings of the loop; intervals are in steps."""
 
     steps: int
     gradient_accumulation_steps: int
@@ -63,282 +69,272 @@ class TrainerConfig:
     log_every: int
     val_every: int
     save_every: int
-    keep: checkpoint.RetentionPolicy
-    async_checkpoint: bool  # whether checkpoints are written in the background, while training continues
+    retention: checkpoint.RetentionPolicy
+    async_checkpoint: bool
     seed: int
-    ema: float  # decay of the running mean of the weights; 0: none
-    max_skipped_steps: int  # skipped steps in a row before giving up
-    watchdog_seconds: float  # seconds that a step may take before the watchdog ends the job
+    ema: float  # decay of the moving average of the weights; 0: off
+    max_skipped_steps: int  # consecutive skipped steps before training fails
+    watchdog_seconds: float
     peak_flops: float  # of the device, in the precision of training; 0: unknown
-    recorded: Mapping[str, Any] = field(default_factory=dict)  # settings that a checkpoint keeps, to compare on resume
-
-
-class LossMeter:
-    """Nats and cells a codebook since the last row of the log, and how long they took."""
-
-    def __init__(self, codebooks: int, device: torch.device, saved: list[float] | None = None) -> None:
-        """saved: what `state` gave; on the first rank alone, for it holds the sums over all."""
-        self.sums = torch.zeros(2, codebooks, dtype=torch.float64, device=device)
-        if saved:
-            self.sums += torch.tensor(saved, dtype=torch.float64, device=device).view(2, codebooks)
-        self.start()
-
-    def start(self) -> None:
-        """Begin to measure the time of a row; what was counted of losses stays."""
-        self.since, self.clips, self.waited = time.perf_counter(), 0, 0.0
-
-    def add(self, nats: Tensor, cells: Tensor, clips: int) -> None:
-        """Count a batch: nats [K], cells [K]."""
-        self.sums += torch.stack([nats.detach(), cells])
-        self.clips += clips
-
-    def state(self, world: World) -> list[float]:
-        """The sums over all ranks, which from now on the first rank holds alone."""
-        total = world.all_reduce_sum(self.sums.flatten().tolist())
-        self.sums.copy_(torch.tensor(total if world.is_main else [0.0] * len(total)).view_as(self.sums))
-        return total
-
-    def losses(self, world: World, split: str) -> dict[str, float]:
-        """Mean cross-entropy in nats over all ranks, in all and a codebook; the meter is empty again."""
-        total = torch.tensor(world.all_reduce_sum(self.sums.flatten().tolist()), dtype=torch.float64).view_as(
-            self.sums.cpu()
-        )
-        self.sums.zero_()
-        nats, cells = total
-        rows = {f"{split}/loss": float(nats.sum() / cells.sum())}
-        rows.update(
-            {f"{split}/loss/codebook_{k + 1}": float(n / c) for k, (n, c) in enumerate(zip(*total, strict=True))}
-        )
-        return rows
+    recorded_settings: Mapping[str, Any] = field(default_factory=dict)  # stored in checkpoints, compared on resume
 
 
 class Trainer:
-    """One rank's loop around a DeepSpeed engine."""
+    """The loop of one rank around a DeepSpeed engine."""
 
     def __init__(
         self,
         engine: Any,
         world: World,
-        settings: TrainerConfig,
-        stream: Callable[[int], Iterator[Batch]],
-        validation: Callable[[], Iterator[tuple[Batch, bool]]],
-        describe: Callable[[Batch], list[str]],
+        config: TrainerConfig,
+        batches_from: Callable[[int], Iterator[Batch]],
+        validation_batches: Callable[[], Iterator[tuple[Batch, bool]]],
+        clip_keys: Callable[[Batch], list[str]],
         run: Path,
     ) -> None:
-        """stream(place): training batches from a place on; describe(batch): the keys of its clips.
+        """Create a trainer at step 0.
 
-        validation(): the same number of batches on every rank, each with whether it counts (ZeRO-3 needs all ranks in
-        every forward pass, so a rank that has run out repeats a batch that does not count).
+        Args:
+            engine: a DeepSpeed engine around a CodecGPT.
+            world: the ranks.
+            config: the settings of the loop.
+            batches_from: the training batches from a position of the stream on.
+            validation_batches: batches, each with whether it counts. Their number is the same on every rank, because at
+                ZeRO-3 every forward pass involves all ranks.
+            clip_keys: the keys of the clips of a batch.
+            run: the run folder.
         """
-        self.engine, self.world, self.settings, self.run = engine, world, settings, run
-        self.stream, self.validation, self.describe = stream, validation, describe
+        self.engine, self.world, self.config, self.run = engine, world, config, run
+        self.batches_from, self.validation_batches, self.clip_keys = batches_from, validation_batches, clip_keys
         self.model: CodecGPT = engine.module
-        self.ema = Ema(self.model, settings.ema) if settings.ema and world.is_main else None
-        self.step = self.place = self.frames = self.skipped = 0
+        self.ema = Ema(self.model, config.ema) if config.ema and world.is_main else None
+        self.step = self.samples_seen = self.frames_seen = self.skipped_steps = 0
         self.meter = LossMeter(self.model.config.codebooks, world.device)
-        self._stop, self._in_a_row, self._val_loss = False, 0, (-1, math.nan)
-        self._saving: checkpoint.PendingCheckpoint | None = None
+        self._should_stop = False
+        self._consecutive_skips = 0
+        self._val_loss = (-1, math.nan)  # step, loss
+        self._pending: checkpoint.PendingCheckpoint | None = None
+        self._on_checkpoint: OnCheckpoint = lambda folder: None
 
-    def resume(self, found: Path) -> None:
-        """Go on from a checkpoint: weights, optimizer, step, place and the loss since the last row of the log."""
-        checkpoint.load(self.engine, found, self.world, self.run)
-        state = checkpoint.read_metadata(found)
-        self.step, self.place = state["step"], state["place"]
-        self.frames, self.skipped = state["frames"], state["skipped"]
+    def resume(self, path: Path) -> None:
+        """Load a checkpoint: weights, optimizer, step, position of the stream, loss sums since the last log row."""
+        checkpoint.load(self.engine, path, self.world, self.run)
+        state = checkpoint.read_metadata(path)
+        self.step, self.samples_seen = state["step"], state["place"]
+        self.frames_seen, self.skipped_steps = state["frames"], state["skipped"]
         if "val_loss" in state:
             self._val_loss = (self.step, state["val_loss"])
         if self.ema is not None:
-            self.ema = Ema(self.model, self.settings.ema)
-            self.ema.load(found)
-        self.meter = LossMeter(
-            self.model.config.codebooks, self.world.device, state["meter"] if self.world.is_main else None
-        )
+            self.ema = Ema(self.model, self.config.ema)
+            self.ema.load(path)
+        saved_sums = state["meter"] if self.world.is_main else None
+        self.meter = LossMeter(self.model.config.codebooks, self.world.device, saved_sums)
 
-    def train(
-        self, track: Callable[[int, dict[str, float]], None], kept: Callable[[Path], None] = lambda folder: None
-    ) -> int:
-        """Train to the last step, and return 0; or, stopped by a stop signal or ^C, save and return 75.
+    def train(self, on_log: OnLog, on_checkpoint: OnCheckpoint = lambda folder: None) -> int:
+        """Train to the last step, or until a stop signal or ^C, and save.
 
-        track(step, metrics) is called on every rank with the same numbers; kept(folder) with each complete checkpoint.
+        Args:
+            on_log: called with the step and its metrics, the same on every rank.
+            on_checkpoint: called with the folder of each complete checkpoint.
+
+        Returns:
+            The exit code: 0 at the last step, 75 after a stop request.
         """
-        s = self.settings
+        config = self.config
         signals = [*stop_signals.stop_signals(), signal.SIGINT]
-        before = {number: signal.signal(number, self._ask_to_stop) for number in signals}
+        old_handlers = {number: signal.signal(number, self._request_stop) for number in signals}
         stop_signals.begin_training()
-        batches, self._kept = self.stream(self.place), kept
+        batches, self._on_checkpoint = self.batches_from(self.samples_seen), on_checkpoint
         try:
-            if 0 < self.step < s.steps and self._validates() and self._val_loss[0] != self.step:
-                track(self.step, self.validate())  # a request to stop came before it
-            while self.step < s.steps:
-                stop = self._update(batches)
-                done = self.step == s.steps
-                if self.step % s.log_every == 0 or done:
-                    track(self.step, self._row())
-                if done or (self._validates() and not stop):  # who asks to stop may not wait for it
-                    track(self.step, self.validate())
-                if done or stop or (s.save_every and self.step % s.save_every == 0):
+            if 0 < self.step < config.steps and self._is_validation_step() and self._val_loss[0] != self.step:
+                on_log(self.step, self.validate())  # the run was stopped before this validation
+            while self.step < config.steps:
+                stop = self._train_step(batches)
+                done = self.step == config.steps
+                if self.step % config.log_every == 0 or done:
+                    on_log(self.step, self._training_metrics())
+                if done or (self._is_validation_step() and not stop):  # a stop request must not wait for a validation
+                    on_log(self.step, self.validate())
+                if done or stop or (config.save_every and self.step % config.save_every == 0):
                     self.save()
-                if (done or stop) and self._saving:
-                    self._finish_saving()
+                if (done or stop) and self._pending:
+                    self._commit_checkpoint()
                 if stop and not done:
-                    log.info("stopped on request at step %d of %d; the same command goes on", self.step, s.steps)
+                    log.info("stopped on request at step %d of %d; the same command resumes", self.step, config.steps)
                     return EXIT_REQUEUE
         finally:
             faulthandler.cancel_dump_traceback_later()
             batches.close()  # type: ignore[attr-defined]
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
+            for number, handler in old_handlers.items():
+                signal.signal(number, handler)
         return 0
 
-    def _validates(self) -> bool:
-        """Whether this step is one after which the model is validated."""
-        return bool(self.settings.val_every) and self.step % self.settings.val_every == 0
-
-    def validate(self) -> dict[str, float]:
-        """The loss over every validation clip exactly once; empty where there are none."""
-        self.engine.eval()
-        meter = LossMeter(self.model.config.codebooks, self.world.device)
-        with torch.no_grad():
-            for batch, counts in self.validation():
-                self._reset_watchdog()
-                nats, cells = self.engine(*batch.to(self.world.device))
-                meter.add(nats * counts, cells * counts, len(batch.frames))
-        self.engine.train()
-        self.meter.start()  # the time went to validation: no row of training counts it
-        row = meter.losses(self.world, "val") if self.world.all_reduce_sum([meter.clips])[0] else {}
-        if row:
-            self._val_loss = (self.step, row["val/loss"])
-        return row
-
-    def save(self) -> None:
-        """Write a checkpoint from which this very state goes on; aside, if so set, until a later step finds it done."""
+    def _train_step(self, batches: Iterator[Batch]) -> bool:
+        """One optimizer step; returns whether any rank has been asked to stop."""
         self._reset_watchdog()
-        if self._saving:
-            self._finish_saving()
-        state: dict[str, Any] = {"step": self.step, "place": self.place, "seed": self.settings.seed}
-        state |= {"settings": dict(self.settings.recorded)}
-        state |= {"frames": self.frames, "skipped": self.skipped, "meter": self.meter.state(self.world)}
-        if self._val_loss[0] == self.step:
-            state["val_loss"] = self._val_loss[1]
-        background = self.settings.async_checkpoint
-        self._saving = checkpoint.start_save(self.engine, self.run, self.world, state, self.ema, background)
-        if not background:
-            self._finish_saving()
-
-    def _finish_saving(self) -> None:
-        assert self._saving is not None
-        self._kept(checkpoint.commit(self.world, self._saving, self.settings.keep))
-        self._saving = None
-
-    def _update(self, batches: Iterator[Batch]) -> bool:
-        """One optimizer step; whether any rank has been asked to stop."""
-        self._reset_watchdog()
-        s, began = self.settings, time.perf_counter()
-        micro = [next(batches) for _ in range(s.gradient_accumulation_steps)]
-        self.meter.waited += time.perf_counter() - began
-        frames = sum(int(b.frames.sum()) for b in micro)
-        ends = self.model.config.end_of_audio * sum(len(b.frames) for b in micro)
-        writing = self._saving is not None and self._saving.writer.busy
-        mine = [(frames + ends) * self.model.config.codebooks, frames, self._stop, writing]
-        cells, heard, asked, still = self.world.all_reduce_sum(mine)
-        if self._saving and not still:
-            self._finish_saving()
-        optimizer.set_lr(self.engine.optimizer, s.lr * schedules.lr_multiplier(self.step, s.steps, s.schedule))
-        taken = []
-        for m, batch in enumerate(micro):
-            torch.manual_seed(fold_seed(s.seed, self.step, m, self.world.rank))
-            # the engine takes the mean over accumulation and ranks; the division is over all their cells
-            taken.append(self._forward_backward(batch, s.gradient_accumulation_steps * self.world.world_size / cells))
+        config, started_at = self.config, time.perf_counter()
+        micro_batches = [next(batches) for _ in range(config.gradient_accumulation_steps)]
+        self.meter.data_wait += time.perf_counter() - started_at
+        tokens, frames, should_stop = self._count_tokens(micro_batches)
+        optimizer.set_lr(
+            self.engine.optimizer, config.lr * schedules.lr_multiplier(self.step, config.steps, config.schedule)
+        )
+        losses = []
+        for m, batch in enumerate(micro_batches):
+            torch.manual_seed(fold_seed(config.seed, self.step, m, self.world.rank))
+            # the engine averages over micro-batches and ranks, but the loss is divided by the tokens of all of them
+            scale = config.gradient_accumulation_steps * self.world.world_size / tokens
+            losses.append(self._forward_backward(batch, scale))
             self.engine.step()
-        self.step, self.place, self.frames = self.step + 1, micro[-1].position, self.frames + int(heard)
+        self.step, self.samples_seen = self.step + 1, micro_batches[-1].position
+        self.frames_seen += frames
         if self.engine.optimizer.overflow:
-            self._skip(micro, [nats for nats, _ in taken])
+            self._skip_step(micro_batches, [loss_sums for loss_sums, _ in losses])
         else:
-            self._in_a_row = 0
-            for batch, (nats, counted) in zip(micro, taken, strict=True):
-                self.meter.add(nats, counted, len(batch.frames))
+            self._consecutive_skips = 0
+            for batch, (loss_sums, num_tokens) in zip(micro_batches, losses, strict=True):
+                self.meter.add(loss_sums, num_tokens, len(batch.frames))
             if self.ema is not None:
                 self.ema.update(self.model)
-        return asked > 0
+        return should_stop
+
+    def _count_tokens(self, micro_batches: list[Batch]) -> tuple[float, int, bool]:
+        """Tokens and frames of a step over all ranks, and whether any rank has been asked to stop: one all-reduce.
+
+        The same all-reduce says whether all ranks have written the pending checkpoint, which is then committed.
+        """
+        frames = sum(int(batch.frames.sum()) for batch in micro_batches)
+        end_frames = self.model.config.end_of_audio * sum(len(batch.frames) for batch in micro_batches)
+        is_writing = self._pending is not None and self._pending.writer.busy
+        counts = [(frames + end_frames) * self.model.config.codebooks, frames, self._should_stop, is_writing]
+        tokens, all_frames, stopping, writing = self.world.all_reduce_sum(counts)
+        if self._pending and not writing:
+            self._commit_checkpoint()
+        return tokens, int(all_frames), stopping > 0
 
     def _forward_backward(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
-        """Forward and backward: nats [K] and cells [K] of a batch, still on their way on a GPU."""
-        nats, cells = self.engine(*batch.to(self.world.device))
-        loss = nats.sum()
-        # a loss that is infinite can have finite gradients: let none of them be
+        """Summed cross-entropy [K] and number of tokens [K] of a batch; a GPU may still be computing them."""
+        loss_sums, num_tokens = self.engine(*batch.to(self.world.device))  # [K], [K]
+        loss = loss_sums.sum()  # []
+        # an infinite loss can have finite gradients: make them NaN, so that the step is skipped
         self.engine.backward(loss * torch.where(loss.detach().isfinite(), scale, math.nan))
-        return nats.detach(), cells
+        return loss_sums.detach(), num_tokens
 
-    def _skip(self, micro: list[Batch], nats: list[Tensor]) -> None:
-        """Count a step that the optimizer has not taken, on all ranks alike, and write down what did it.
+    def _skip_step(self, micro_batches: list[Batch], losses: list[Tensor]) -> None:
+        """Count a step that the optimizer has skipped on all ranks, and log the clips that caused it.
 
-        Raises FloatingPointError where weights are not finite, and after too many such steps in a row.
+        Raises:
+            FloatingPointError: weights are not finite, or too many consecutive steps were skipped.
         """
         if not math.isfinite(self.world.all_reduce_sum([local_param_sq_norm(self.engine, self.world)])[0]):
-            raise FloatingPointError(f"the weights are no longer finite at step {self.step}: resume from before it")
-        odd = [not bool(each.sum().isfinite()) for each in nats]
-        by_loss = self.world.all_reduce_sum([sum(odd)])[0] > 0  # else gradients overflowed, of no batch in particular
-        for batch, is_odd in zip(micro, odd, strict=True):
-            if is_odd or not by_loss:
+            raise FloatingPointError(f"non-finite weights at step {self.step}: resume from an earlier checkpoint")
+        is_bad = [not bool(loss.sum().isfinite()) for loss in losses]
+        # without a bad loss on any rank, gradients have overflowed, and no batch in particular is the cause
+        any_bad_loss = self.world.all_reduce_sum([sum(is_bad)])[0] > 0
+        for batch, bad in zip(micro_batches, is_bad, strict=True):
+            if bad or not any_bad_loss:
                 self._log_bad_batch(batch)
-        what = "loss" if by_loss else "gradient"
-        log.warning("step %d skipped: the %s is not finite; see %s/not-finite-*.jsonl", self.step, what, self.run)
-        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
-        if self._in_a_row >= self.settings.max_skipped_steps:
+        cause = "loss" if any_bad_loss else "gradient"
+        log.warning("step %d skipped: non-finite %s; see %s/not-finite-*.jsonl", self.step, cause, self.run)
+        self.skipped_steps, self._consecutive_skips = self.skipped_steps + 1, self._consecutive_skips + 1
+        if self._consecutive_skips >= self.config.max_skipped_steps:
             raise FloatingPointError(
-                f"{self._in_a_row} steps in a row had a loss or a gradient that is not finite: {self.run}/"
-                "not-finite-*.jsonl names their clips; lower optim.lr, or look at the cache with "
+                f"{self._consecutive_skips} consecutive steps had a non-finite loss or gradient: {self.run}/"
+                "not-finite-*.jsonl names their clips; lower optim.lr, or check the dataset with "
                 "`python -m pipeline.shards verify`"
             )
 
     def _log_bad_batch(self, batch: Batch) -> None:
-        """Leave the keys of a batch for inspection."""
-        row = {"step": self.step, "rank": self.world.rank, "clips": self.describe(batch)}
+        """Append the keys of a batch to `not-finite-rank-N.jsonl`."""
+        row = {"step": self.step, "rank": self.world.rank, "clips": self.clip_keys(batch)}
         with (self.run / f"not-finite-rank-{self.world.rank}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
+    def _is_validation_step(self) -> bool:
+        """Whether the model is validated after this step."""
+        return bool(self.config.val_every) and self.step % self.config.val_every == 0
+
+    def validate(self) -> dict[str, float]:
+        """The loss over every validation clip exactly once; empty without validation clips."""
+        self.engine.eval()
+        meter = LossMeter(self.model.config.codebooks, self.world.device)
+        with torch.no_grad():
+            for batch, counts in self.validation_batches():
+                self._reset_watchdog()
+                loss_sums, num_tokens = self.engine(*batch.to(self.world.device))
+                meter.add(loss_sums * counts, num_tokens * counts, len(batch.frames))
+        self.engine.train()
+        self.meter.restart_timer()  # validation must not count in the speed of training
+        metrics = meter.losses(self.world, "val") if self.world.all_reduce_sum([meter.clips])[0] else {}
+        if metrics:
+            self._val_loss = (self.step, metrics["val/loss"])
+        return metrics
+
+    def save(self) -> None:
+        """Write a checkpoint; in the background, a later step commits it once all ranks have written their files."""
+        self._reset_watchdog()
+        if self._pending:
+            self._commit_checkpoint()
+        state: dict[str, Any] = {"step": self.step, "place": self.samples_seen, "seed": self.config.seed}
+        state |= {"settings": dict(self.config.recorded_settings)}
+        state |= {"frames": self.frames_seen, "skipped": self.skipped_steps, "meter": self.meter.state(self.world)}
+        if self._val_loss[0] == self.step:
+            state["val_loss"] = self._val_loss[1]
+        background = self.config.async_checkpoint
+        self._pending = checkpoint.start_save(self.engine, self.run, self.world, state, self.ema, background)
+        if not background:
+            self._commit_checkpoint()
+
+    def _commit_checkpoint(self) -> None:
+        assert self._pending is not None
+        self._on_checkpoint(checkpoint.commit(self.world, self._pending, self.config.retention))
+        self._pending = None
+
     def _reset_watchdog(self) -> None:
-        """Give the watchdog new patience: past it, all stacks are printed and this rank ends, and so the job."""
-        if self.settings.watchdog_seconds:
-            faulthandler.dump_traceback_later(self.settings.watchdog_seconds, exit=True)
+        """Restart the watchdog's timer: when it expires, it prints all stacks and ends this rank, and so the job."""
+        if self.config.watchdog_seconds:
+            faulthandler.dump_traceback_later(self.config.watchdog_seconds, exit=True)
 
-    def _row(self) -> dict[str, float]:
-        """A row of the log over the steps since the last one."""
-        seconds = time.perf_counter() - self.meter.since
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        mine = [self.meter.clips, float(self.meter.sums[1].sum()), self.meter.waited / seconds]
-        clips, codes, waited, squared = self.world.all_reduce_sum([*mine, local_param_sq_norm(self.engine, self.world)])
-        row = self.meter.losses(self.world, "train")
-        row["train/lr"] = self.engine.optimizer.param_groups[0]["lr"]
-        row["train/grad_norm"] = float(self.engine.get_global_grad_norm())
-        row["train/parameter_norm"] = math.sqrt(squared)
-        row["train/clips"], row["train/frames"], row["train/skipped"] = self.place, self.frames, self.skipped
-        row["speed/clips_per_second"], row["speed/codes_per_second"] = clips / seconds, codes / seconds
-        row["speed/codes_per_second_per_gpu"] = codes / seconds / self.world.world_size
-        row["speed/data_wait"] = waited / self.world.world_size
-        row["memory/host_gib"] = host
+    def _training_metrics(self) -> dict[str, float]:
+        """Metrics over the steps since the last row of the log."""
+        meter = self.meter
+        seconds = time.perf_counter() - meter.started_at
+        host_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        local = [meter.clips, float(meter.sums[1].sum()), meter.data_wait / seconds]
+        local.append(local_param_sq_norm(self.engine, self.world))
+        clips, tokens, data_wait, param_sq_norm = self.world.all_reduce_sum(local)
+        metrics = meter.losses(self.world, "train")
+        metrics["train/lr"] = self.engine.optimizer.param_groups[0]["lr"]
+        metrics["train/grad_norm"] = float(self.engine.get_global_grad_norm())
+        metrics["train/parameter_norm"] = math.sqrt(param_sq_norm)
+        metrics["train/clips"], metrics["train/frames"] = self.samples_seen, self.frames_seen
+        metrics["train/skipped"] = self.skipped_steps
+        metrics["speed/clips_per_second"], metrics["speed/codes_per_second"] = clips / seconds, tokens / seconds
+        metrics["speed/codes_per_second_per_gpu"] = tokens / seconds / self.world.world_size
+        metrics["speed/data_wait"] = data_wait / self.world.world_size
+        metrics["memory/host_gib"] = host_gib
         if self.world.device.type == "cuda":
-            row["memory/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if self.settings.peak_flops:
+            metrics["memory/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if self.config.peak_flops:
             config = self.model.config
-            flops = clips * model_stats.training_flops(config, codes / clips / config.codebooks) if clips else 0.0
-            row["speed/mfu"] = flops / seconds / self.world.world_size / self.settings.peak_flops
-        self.meter.start()
-        return row
+            flops = clips * model_stats.training_flops(config, tokens / clips / config.codebooks) if clips else 0.0
+            metrics["speed/mfu"] = flops / seconds / self.world.world_size / self.config.peak_flops
+        meter.restart_timer()
+        return metrics
 
-    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        self._stop = True
-        if number == signal.SIGINT:  # a second ^C is for those who cannot wait
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        self._should_stop = True
+        if number == signal.SIGINT:  # a second ^C interrupts immediately
             signal.signal(number, signal.default_int_handler)
 
 
 def local_param_sq_norm(engine: Any, world: World) -> float:
-    """The part of the squared norm of all weights that this rank holds."""
-    weights = list(engine.module.parameters())
+    """The part of this rank in the squared norm of all weights."""
+    parameters = list(engine.module.parameters())
     if engine.zero_optimization_partition_weights():
-        shares = [(p.ds_tensor, p.ds_numel - world.rank * p.ds_tensor.numel()) for p in weights]
-        # behind a weight's last number a share holds whatever was in its memory
-        return sum(float(share[: max(0, left)].float().square().sum()) for share, left in shares)
+        shards = [(p.ds_tensor, p.ds_numel - world.rank * p.ds_tensor.numel()) for p in parameters]
+        # the end of a shard may be padding, which is uninitialized memory
+        return sum(float(shard[: max(0, size)].float().square().sum()) for shard, size in shards)
     if not world.is_main:
         return 0.0
-    return float(torch.stack([p.detach().float().norm() for p in weights]).square().sum())
+    return float(torch.stack([p.detach().float().norm() for p in parameters]).square().sum())

@@ -6,7 +6,7 @@
 Each case runs in a process of its own for three optimizer steps on random clips of 4 s under the delay pattern, in bf16
 on a GPU and fp32 on a CPU, without dropout (on a CPU attention with dropout keeps what a GPU never does). Measured is
 the most that PyTorch's allocator held at one time; foretold are `least` and `total` of
-`pipeline.training.run_estimate.Need`.
+`pipeline.training.run_estimate.MemoryEstimate`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pipeline.models import codec_gpt as models
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.tools.memory_table import CODEBOOKS, FRAME_RATE, PROMPT, markdown, shape
 from pipeline.training import distributed
-from pipeline.training import setup as training
 from pipeline.training.distributed import World
+from pipeline.training.engine import build_engine, use_bf16
 from pipeline.training.run_estimate import Hardware, MemoryEstimate, estimate_memory, parse_zero_config
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def case(told: argparse.Namespace, size: str, choice: str) -> tuple[int, MemoryE
     words += [f"trainer.activation_checkpointing={told.checkpointing}", f"trainer.compile={told.compile}"]
     cfg, world = compose("train", words), distributed.init_distributed(600)
     config, cuda = replace(shape(size, "delay", FRAMES), dropout=0.0), world.device.type == "cuda"
-    bf16 = training.use_bf16(cfg, world.device.type)
+    bf16 = use_bf16(cfg, world.device.type)
     setup = parse_zero_config(cfg.deepspeed.zero_optimization, bf16, Hardware("", cuda, 1, 1, 0, 0, 0))
     mode = "checkpointed" if told.checkpointing else "compiled" if told.compile else "eager"
     need = estimate_memory(config, setup, told.micro_batch, FRAMES, mode)
@@ -63,7 +63,7 @@ def train(cfg: Any, config: ModelConfig, world: World) -> None:
     clips = cfg.trainer.micro_batch
     codes = torch.randint(0, 1024, (clips, CODEBOOKS, FRAMES), device=world.device)
     prompt = torch.randn(clips, PROMPT, device=world.device)
-    engine = training.build_engine(cfg, models.build_model(config), world)
+    engine = build_engine(cfg, models.build_model(config), world)
     for _ in range(3):
         nats, cells = engine(codes, None, prompt)
         loss = nats.sum() / cells.sum()

@@ -15,7 +15,7 @@ from pipeline.common.paths import CONF
 from pipeline.config.cli import compose
 from pipeline.models import codec_gpt as models
 from pipeline.models import model_stats
-from pipeline.training import setup
+from pipeline.training import data, engine
 from tests.helpers.training_caches import write_cache
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
@@ -108,9 +108,9 @@ def test_every_experiment_builds_its_model(exp: str, shards: dict[str, Path]) ->
     cache = shards[compose("train", words).codec.name]
     small = ["model.pretrained=null", "model.width=48", "model.heads=4", "model.layers=1"]
     cfg = compose("train", [*words, f"shards='{cache}'", *small])
-    splits, order = setup.open_datasets(cfg)
-    model = setup.build_model(cfg, setup.model_config(cfg, splits), splits, fresh=True)
-    assert model.config.pattern == cfg.pattern.name and order.epoch_size == 45
+    dataset = data.open_datasets(cfg)
+    model = engine.build_model(cfg, engine.model_config(cfg, dataset), dataset, from_pretrained=True)
+    assert model.config.pattern == cfg.pattern.name and dataset.sampler.epoch_size == 45
     assert sum(p.numel() for p in model.parameters()) == model_stats.num_parameters(model.config)
 
 
@@ -118,8 +118,7 @@ def test_every_experiment_builds_its_model(exp: str, shards: dict[str, Path]) ->
 def test_every_size_is_the_size_it_says(size: str, shards: dict[str, Path]) -> None:
     cache = shards["encodec_24khz"]
     cfg = compose("train", [f"model={size}", "codec.codebooks=4", f"shards='{cache}'"])
-    splits, _ = setup.open_datasets(cfg)
-    config = setup.model_config(cfg, splits)
+    config = engine.model_config(cfg, data.open_datasets(cfg))
     if size == "tiny":
         model = models.build_model(config)
         assert sum(p.numel() for p in model.parameters()) == model_stats.num_parameters(config) < 6_000_000

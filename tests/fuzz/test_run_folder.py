@@ -20,7 +20,7 @@ from pipeline.generation import sidecar
 from pipeline.hub import model_card
 from pipeline.models.codec_gpt import CONFIG, WEIGHTS, CodecGPT, ModelConfig
 from pipeline.tracking import base
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, resume_check
 from tests.helpers.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
 
 STATE = {"step": 3, "place": 12, "seed": 0, "ranks": 1, "stage": 1, "model": {"width": 16}, "val_loss": 6.5}
@@ -129,7 +129,7 @@ def test_a_damaged_note_of_a_checkpoint(tmp_path: Path, seed: int) -> None:
     with inside(tmp_path), refused_or_right(str(tmp_path)):
         found = checkpoint.list_checkpoints(tmp_path)
         checkpoint.best_of(found)
-        checkpoint.check_model(found[0], config)
+        resume_check.check_model(found[0], config)
 
 
 @some(150)

@@ -11,10 +11,14 @@ TINY = ModelConfig(
     codebooks=4, pattern="delay", prompt_dim=12, width=32, layers=2, heads=4, positions=128, dropout=0.0,
     prompt_dropout=0.0, end_of_audio=False,
 )  # fmt: skip
+GPT2_SMALL = ModelConfig(
+    codebooks=8, pattern="delay", prompt_dim=768, width=768, layers=12, heads=12, positions=1024, dropout=0.1,
+    prompt_dropout=0.1, end_of_audio=False,
+)  # fmt: skip
 
 
 def tiny(seed: int = 0, **changes: Any) -> CodecGPT:
-    """A fresh model of `TINY` with some settings changed; its head is random, so that its logits say something."""
+    """A new model of `TINY` with some fields changed; its head is random, so that its logits are not near zero."""
     torch.manual_seed(seed)
     model = CodecGPT(replace(TINY, **changes))
     torch.nn.init.normal_(model.head.weight, std=0.2)

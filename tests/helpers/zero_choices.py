@@ -15,8 +15,9 @@ import torch
 
 from pipeline.common.paths import CONF
 from pipeline.config.cli import compose
-from pipeline.training import checkpoint, distributed, setup
+from pipeline.training import checkpoint, distributed
 from pipeline.training.distributed import World
+from pipeline.training.engine import build_engine
 from pipeline.training.trainer import local_param_sq_norm
 from tests.helpers.models import tiny
 
@@ -33,7 +34,7 @@ def build(choice: str, precision: str, world: World, found: Path | None = None) 
         f"trainer.micro_batch={CLIPS // world.world_size}",
     ]
     cfg = compose("train", [*words, "trainer.async_checkpoint=false", "optim.lr=0.01"])
-    return setup.build_engine(cfg, tiny(), world, found is not None and checkpoint.needs_universal(found, world))
+    return build_engine(cfg, tiny(), world, found is not None and checkpoint.needs_universal(found, world))
 
 
 def losses(engine: Any, world: World, steps: range) -> list[float]:
@@ -77,7 +78,7 @@ def norm_of_shares(world: World) -> list[float]:
     model = tiny(codebooks=1, width=36)
     wanted = float(sum(p.detach().square().sum() for p in model.parameters()))
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills memory that nobody wrote with nan
-    engine = setup.build_engine(compose("train", ["deepspeed=zero3", "trainer.async_checkpoint=false"]), model, world)
+    engine = build_engine(compose("train", ["deepspeed=zero3", "trainer.async_checkpoint=false"]), model, world)
     torch.use_deterministic_algorithms(False)
     assert any(p.ds_numel % world.world_size for p in model.parameters())
     return [world.all_reduce_sum([local_param_sq_norm(engine, world)])[0], wanted]

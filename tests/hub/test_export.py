@@ -112,8 +112,8 @@ def test_any_checkpoint_can_be_chosen(run: Path, tmp_path: Path) -> None:
     [
         (["run=nowhere"], "run=nowhere: there is no such folder"),
         (["run=."], r"run=\. has no complete checkpoint"),
-        (["run=.", "checkpoint=step-7"], "checkpoint=step-7 is no complete checkpoint: give newest, best, or"),
-        (["run=.", "weights=all"], "weights=all: give auto or last"),
+        (["run=.", "checkpoint=step-7"], "checkpoint=step-7: not a complete checkpoint; give newest, best, or"),
+        (["run=.", "weights=all"], "weights=all: expected auto or last"),
         (["run=.", "push=me"], "push=me: give OWNER/NAME"),
         (["run=.", "push='a b/c'"], "push=a b/c: .*"),
     ],
@@ -129,7 +129,7 @@ def test_what_cannot_be_exported_is_told(
 
 def test_somebody_s_readme_is_not_replaced(run: Path, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("my own")
-    with pytest.raises(InputError, match=r"README\.md there is no model's card"):
+    with pytest.raises(InputError, match=r"README\.md is not a model card"):
         exported(run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     exported(run, exported(run, tmp_path / "export"))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pipeline.common.settings import format_override
 from pipeline.config.cli import compose
 from pipeline.preprocessing import messages
-from pipeline.training.setup import model_config, open_datasets
+from pipeline.training.data import open_datasets
+from pipeline.training.engine import model_config
 from tests.helpers.preprocess_runs import make, tones
 
 
@@ -27,8 +28,7 @@ def test_the_next_command_trains_on_the_cache(tmp_path: Path, capsys: pytest.Cap
     assert (launcher, script) == ("deepspeed", "pipeline/train.py")
     cfg = compose("train", words)
     assert cfg.model.name == "tiny" and cfg.shards == str(out)
-    pairs, _ = open_datasets(cfg)
-    assert model_config(cfg, pairs).codebooks == 2
+    assert model_config(cfg, open_datasets(cfg)).codebooks == 2
 
 
 def test_what_is_usual_is_not_said() -> None:

@@ -98,7 +98,7 @@ def test_preempted_and_requeued_it_learns_the_same(whole: Path, cluster: Cluster
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
     assert losses(run) == losses(whole)
     log = next((run / "slurm").glob("train-*.log")).read_text()
-    assert "stopped on request: requeued" in log and "going on at step" in log
+    assert "stopped on request: requeued" in log and "resuming at step" in log
     number = (run / "wandb_id").read_text().strip()
     told = [row for file in wandb_log.files(run, number) for row in wandb_log.rows(file)]
     steps = [row["trainer/step"] for row in told]

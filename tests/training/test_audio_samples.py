@@ -63,7 +63,7 @@ def test_without_the_codec_s_weights_training_goes_on_unheard(tmp_path: Path, ca
     listen = {"clips": 2, "seconds": 0.2, "temperatures": [1.0], "top_k": 0, "corpus_root": None}
     meta = {"name": "encodec_24khz", "codebooks": 4, "repository": str(tmp_path)}
     assert build_audio_sampler(listen, meta, split, torch.device("cpu")) is None
-    assert caplog.text.count("nothing will be heard") == 1
+    assert caplog.text.count("no audio samples will be generated") == 1
     embedded = {"name": "encodec_embedded", "codebooks": 4, "repository": None}
     assert build_audio_sampler({**listen, "clips": 0}, embedded, split, torch.device("cpu")) is None
     ears = build_audio_sampler(listen, embedded, split, torch.device("cpu"))
@@ -80,6 +80,6 @@ def test_where_the_corpus_is_at_hand_its_recordings_are_beside(tmp_path: Path) -
         build_audio_sampler(listen, codec, split, torch.device("cpu"))
     ears = build_audio_sampler({**listen, "corpus_root": str(corpus)}, codec, split, torch.device("cpu"))
     assert ears is not None
-    for (_, sounds), sample in zip(ears.sample(tiny(codebooks=2, prompt_dim=192)), ears.samples, strict=True):
+    for (_, sounds), sample in zip(ears.sample(tiny(codebooks=2, prompt_dim=192)), ears.clips, strict=True):
         assert list(sounds) == ["prompt", "reconstruction", "temperature 1"]
         assert np.array_equal(sounds["prompt"], audio_io.read(corpus / sample.metadata["path"])[: 8 * 320])

@@ -111,7 +111,7 @@ def test_training_continues_from_the_checkpoint_before(here: None, cache: Path, 
     words = ("trainer.save_every=4", "trainer.keep=2", "trainer.ema=0.9")
     train(cache, run, "trainer.steps=8", *words)
     text = (run / "log.txt").read_text()
-    assert text.count("is damaged and skipped") == 1 and "going on at step 6 of 8" in text
+    assert text.count("is damaged and skipped") == 1 and "resuming at step 6 of 8" in text
     assert rows(run) == pytest.approx({step: loss for step, loss in rows(trained).items() if step <= 8}, abs=1e-6)
     assert {file: file.read_bytes() for file in before} == before  # newest of those that are intact
     assert (run / "checkpoints" / "latest").read_text() == "step-8"
@@ -122,7 +122,7 @@ def test_no_intact_checkpoint_is_an_error(run: Path) -> None:
     """Training does not start from scratch beside checkpoints that may be restored."""
     for folder in checkpoint.list_checkpoints(run):
         flip(folder / WEIGHTS)
-    with pytest.raises(InputError, match=r"step-9 is damaged.*no intact checkpoint is left there"):
+    with pytest.raises(InputError, match=r"step-9 is damaged.*no intact checkpoint is left"):
         checkpoint.resolve_resume(run, "auto", ALONE)
 
 
@@ -153,7 +153,7 @@ def test_another_runs_last_checkpoint_leaves_nothing_to_train(
 ) -> None:
     """resume=OLD run=NEW: refused in one line where NEW would not make a step; else NEW alone is written to."""
     before = {file: file.stat().st_mtime_ns for file in trained.rglob("*")}
-    with pytest.raises(InputError, match=r"trainer\.steps=9: .*step-9 is at step 9 already; give more steps"):
+    with pytest.raises(InputError, match=r"trainer\.steps=9: .*step-9 is already at step 9; set more steps"):
         train(cache, tmp_path / "run", f"resume={trained}", "trainer.steps=9", "trainer.ema=0.9")
     assert not (tmp_path / "run").exists()
     train(cache, tmp_path / "run", f"resume={trained}", "trainer.steps=10", "trainer.ema=0.9")

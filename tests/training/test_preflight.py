@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
 from pipeline.models import codec_gpt as models
-from pipeline.training import checkpoint, preflight, setup
+from pipeline.models.codec_gpt import ModelConfig
+from pipeline.training import checkpoint, preflight
+from pipeline.training.data import TrainData, open_datasets
 from pipeline.training.distributed import World
+from pipeline.training.engine import model_config
 from pipeline.training.run_estimate import Hardware, RunEstimate
 from tests.helpers.training_caches import write_cache
 from tests.training.test_train import train_ranks
 
 GIB = 2**30
-H100 = Hardware("H100", cuda=True, ranks=8, ranks_here=8, memory=79 * GIB, host=1000 * GIB, disk=1000 * GIB)
+H100 = Hardware("H100", cuda=True, ranks=8, ranks_per_node=8, memory=79 * GIB, host=1000 * GIB, disk=1000 * GIB)
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -28,19 +32,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cache(tmp_path_factory.mktemp("caches") / "cache", lengths=(300,))
 
 
-def settings(cache: Path, *words: str) -> tuple:
-    """Config, model, splits and order, as the entry point has them when it calls the preflight."""
-    cfg = compose("train", ["codec=encodec_embedded", "codec.codebooks=4", f"shards='{cache}'", "model=tiny", *words])
-    splits, order = setup.open_datasets(cfg)
-    return cfg, setup.model_config(cfg, splits), splits, order
+def settings(cache: Path, *overrides: str) -> tuple[DictConfig, ModelConfig, TrainData]:
+    """Settings, model and data, as `pipeline.train` passes them to the preflight."""
+    words = ["codec=encodec_embedded", "codec.codebooks=4", f"shards='{cache}'", "model=tiny", *overrides]
+    cfg = compose("train", words)
+    data = open_datasets(cfg)
+    return cfg, model_config(cfg, data), data
 
 
-def plan(cache: Path, *words: str, machine: Hardware = H100, bf16: bool = True) -> RunEstimate:
-    return RunEstimate(*settings(cache, *words), machine, bf16)
+def estimate(cache: Path, *overrides: str, hardware: Hardware = H100, bf16: bool = True) -> RunEstimate:
+    return RunEstimate(*settings(cache, *overrides), hardware, bf16)
 
 
-def check(cache: Path, run: Path, *words: str) -> bool:
-    return preflight.run_preflight(*settings(cache, f"run='{run}'", *words), ALONE)
+def check(cache: Path, run: Path, *overrides: str) -> bool:
+    return preflight.run_preflight(*settings(cache, f"run='{run}'", *overrides), ALONE)
 
 
 def test_the_table_tells_what_the_run_will_do(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,18 +61,16 @@ def test_the_table_tells_what_the_run_will_do(cache: Path, tmp_path: Path, capsy
     assert f"model {parameters:,} parameters" in told
     assert "300 frames (4.00 s, the longest clip) of 4 codebooks are 303 steps under pattern delay, of 1024" in told
     assert "8 clips = 4 micro_batch x 2 gradient_accumulation_steps x 1 ranks" in told
-    assert "45 clips, 5.6 steps; 0.05 h of audio to learn from, 0.0167 h to validate on" in told
+    assert "45 clips, 5.6 steps; 0.05 h of training audio, 0.0167 h of validation audio" in told
     assert "90 steps are 16.0 epochs" in told
-    assert f"{cache}/ fits: encodec_embedded at 75 Hz, 4 of its 4 codebooks" in told.replace(
-        f"{cache} fits", f"{cache}/ fits"
-    )
+    assert f"{cache}/: encodec_embedded at 75 Hz, 4 of 4 codebooks" in told.replace(f"{cache}:", f"{cache}/:")
     assert re.search(r"zero0 .*zero1 <- .*zero2 .*zero3 .*zero2_offload .*zero3_offload ", told)
     assert "5 checkpoints of" in told and not (tmp_path / "run").exists()
 
 
 def test_only_the_table_is_printed_once_by_real_ranks_and_nothing_is_begun(cache: Path, tmp_path: Path) -> None:
     out = train_ranks(cache, tmp_path / "run", "trainer.preflight=only")
-    assert out.count("preflight: delay_gpt2") == 1 and "estimated for a rank of 2 in fp32" in out
+    assert out.count("preflight: delay_gpt2") == 1 and "estimate for a rank of 2 in fp32" in out
     assert not (tmp_path / "run").exists()
 
 
@@ -75,73 +78,73 @@ def test_it_can_be_left_out(cache: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert check(cache, tmp_path, "trainer.preflight=false", "trainer.micro_batch=100000000") is False
     assert capsys.readouterr().out == ""
     assert check(cache, tmp_path, "trainer.preflight=only") is True
-    with pytest.raises(InputError, match=r"trainer\.preflight=maybe: give true, false or only"):
+    with pytest.raises(InputError, match=r"trainer\.preflight=maybe: expected true, false or only"):
         check(cache, tmp_path, "trainer.preflight=maybe")
 
 
 @pytest.mark.parametrize("deepspeed", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
 def test_every_choice_of_deepspeed_is_known_to_the_table(cache: Path, deepspeed: str) -> None:
-    found = plan(cache, f"deepspeed={deepspeed}")
-    assert found.setups()[deepspeed] == found.setup and len(found.setups()) == 6
+    found = estimate(cache, f"deepspeed={deepspeed}")
+    assert found.sharding_choices()[deepspeed] == found.sharding and len(found.sharding_choices()) == 6
     zero = "++deepspeed.zero_optimization"
-    changed = plan(cache, f"deepspeed={deepspeed}", f"{zero}.reduce_bucket_size=7", f"{zero}.contiguous_gradients=true")
-    assert changed.setups()["yours"] == changed.setup
+    changed = estimate(
+        cache, f"deepspeed={deepspeed}", f"{zero}.reduce_bucket_size=7", f"{zero}.contiguous_gradients=true"
+    )
+    assert changed.sharding_choices()["yours"] == changed.sharding
 
 
 def test_what_a_gpu_cannot_hold_is_refused_with_the_sum_and_a_way_out(cache: Path) -> None:
     words = ("model=xl", "trainer.micro_batch=256", "trainer.compile=false", "deepspeed=zero1")
-    (message,) = preflight.find_blockers(plan(cache, *words))
-    told = re.match(r"a rank needs at least ([\d.]+) GiB \((.*?)\) and has ([\d.]+) GiB of H100", message)
+    (message,) = preflight.find_blockers(estimate(cache, *words))
+    told = re.match(r"a rank needs at least ([\d.]+) GiB \((.*?)\) but has ([\d.]+) GiB of H100", message)
     assert told
     needed, parts, has = told.groups()
     summed = sum(float(n) * {"GiB": 1, "MiB": 1 / 1024}[u] for n, u in re.findall(r"([\d.]+) ([GM]iB)", parts))
     assert float(needed) == pytest.approx(summed, abs=0.2) and float(needed) > float(has) == 79.0
     (fitting,) = re.findall(r"trainer\.micro_batch=(\d+)", message)
-    assert not preflight.find_blockers(plan(cache, *words, f"trainer.micro_batch={fitting}"))
-    assert preflight.find_blockers(plan(cache, *words, f"trainer.micro_batch={int(fitting) + 1}"))
-    assert "trainer.activation_checkpointing=true" in message and message.endswith(
-        "preflight=false to try all the same"
-    )
-    assert not preflight.find_blockers(plan(cache, *words, "trainer.activation_checkpointing=true"))
+    assert not preflight.find_blockers(estimate(cache, *words, f"trainer.micro_batch={fitting}"))
+    assert preflight.find_blockers(estimate(cache, *words, f"trainer.micro_batch={int(fitting) + 1}"))
+    assert "trainer.activation_checkpointing=true" in message and message.endswith("preflight=false to try it anyway")
+    assert not preflight.find_blockers(estimate(cache, *words, "trainer.activation_checkpointing=true"))
 
 
 def test_states_that_do_not_fit_are_shared_out_further(cache: Path) -> None:
     small = replace(H100, memory=16 * GIB)
     words = ("model=xl", "trainer.micro_batch=1")
-    (message,) = preflight.find_blockers(plan(cache, *words, "deepspeed=zero0", machine=small))
+    (message,) = preflight.find_blockers(estimate(cache, *words, "deepspeed=zero0", hardware=small))
     assert re.search(r"optimizer 16\.\d GiB", message) and "deepspeed=zero1," in message
-    assert not preflight.find_blockers(plan(cache, *words, "deepspeed=zero1", machine=small))
-    (message,) = preflight.find_blockers(plan(cache, *words, machine=replace(small, memory=GIB // 8)))
-    assert "no setting here fits: more ranks, shorter clips" in message
+    assert not preflight.find_blockers(estimate(cache, *words, "deepspeed=zero1", hardware=small))
+    (message,) = preflight.find_blockers(estimate(cache, *words, hardware=replace(small, memory=GIB // 8)))
+    assert "no setting fits: use more ranks, shorter clips" in message
 
 
 def test_a_disk_that_is_short_is_refused_before_it_is_full(cache: Path, tmp_path: Path) -> None:
     words = ("model=small", "trainer.keep=3", "trainer.keep_best=true", "trainer.keep_every=0", f"run='{tmp_path}'")
-    found = plan(cache, *words)
-    (size, count), needed = found.checkpoints, found.disk
+    found = estimate(cache, *words)
+    (size, count), needed = found.checkpoints, found.disk_bytes
     assert count == 5 and needed > 5 * size  # three newest, the best, and the one being written
-    (message,) = preflight.find_blockers(plan(cache, *words, machine=replace(H100, disk=2 * GIB)))
+    (message,) = preflight.find_blockers(estimate(cache, *words, hardware=replace(H100, disk=2 * GIB)))
     assert re.match(r"5 checkpoints of 1\.\d GiB and the export need \d\.\d GiB more at .*2\.0 GiB are free", message)
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-1" / "shard").write_bytes(bytes(10**7))
-    assert plan(cache, *words).disk == needed - 10**7  # what is there already is not counted twice
+    assert estimate(cache, *words).disk_bytes == needed - 10**7  # what is there already is not counted twice
 
 
 def test_offload_that_the_machine_cannot_take_is_refused(cache: Path) -> None:
     (message,) = preflight.find_blockers(
-        plan(cache, "model=xl", "deepspeed=zero3_offload", machine=replace(H100, host=20 * GIB))
+        estimate(cache, "model=xl", "deepspeed=zero3_offload", hardware=replace(H100, host=20 * GIB))
     )
-    assert re.match(r"8 ranks of a machine need at least \d+\.\d GiB of its own memory, and it has 20\.0 GiB", message)
+    assert re.match(r"8 ranks per node need at least \d+\.\d GiB of host memory, but 20\.0 GiB are free", message)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trainer.precision=fp16"], r"trainer\.precision=fp16: give auto, bf16 or fp32"),
-        (["+deepspeed.fp16.enabled=true"], r"deepspeed\.fp16 .* precision is set by trainer\.precision"),
+        (["trainer.precision=fp16"], r"trainer\.precision=fp16: expected auto, bf16 or fp32"),
+        (["+deepspeed.fp16.enabled=true"], r"deepspeed\.fp16 .* set trainer\.precision"),
         (["deepspeed.zero_optimization.stage=4"], r"stage=4: DeepSpeed has stages 0, 1, 2 and 3"),
-        (["deepspeed=zero2", "+deepspeed.zero_optimization.offload_param.device=cpu"], "weights at stage 3 alone"),
-        (["deepspeed=zero0", "+deepspeed.zero_optimization.offload_optimizer.device=cpu"], "from stage 1 on"),
+        (["deepspeed=zero2", "+deepspeed.zero_optimization.offload_param.device=cpu"], "weights only at stage 3"),
+        (["deepspeed=zero0", "+deepspeed.zero_optimization.offload_optimizer.device=cpu"], "only from stage 1 on"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
@@ -153,17 +156,17 @@ def test_settings_that_contradict_each_other_are_refused(
 
 def test_what_is_allowed_and_odd_is_said(cache: Path) -> None:
     def told(*words: str, **changes: int) -> str:
-        found = plan(cache, *words, machine=replace(H100, **{k: v for k, v in changes.items() if k != "done"}))
-        return " ".join(preflight.find_warnings(replace(found, done=changes.get("done", 0))))
+        found = estimate(cache, *words, hardware=replace(H100, **{k: v for k, v in changes.items() if k != "done"}))
+        return " ".join(preflight.find_warnings(replace(found, resumed_step=changes.get("done", 0))))
 
-    assert told() == "an epoch has 45 clips and a step takes 128: clips repeat within it"
+    assert told() == "an epoch has 45 clips but a step takes 128: clips repeat within a step"
     assert told("trainer.micro_batch=1") == ""
     assert "data.valid=test: no validation loss" in told("data.valid=test")
-    assert "reached step 7 of 5" in told("trainer.steps=5", done=7)
-    assert "a first step without gradients: zero1 does not" in told("deepspeed=zero0")
-    need = plan(cache, "model=small").need(plan(cache, "model=small").setup, "compiled", 16)
+    assert "at step 7 of 5" in told("trainer.steps=5", done=7)
+    assert "no gradients in its first step: zero1 does" in told("deepspeed=zero0")
+    need = estimate(cache, "model=small").memory(estimate(cache, "model=small").sharding, "compiled", 16)
     assert "memory is tight" in told("model=small", memory=(need.least + need.total) // 2)
-    assert not preflight.find_blockers(plan(cache, "model=small", machine=replace(H100, memory=need.least)))
+    assert not preflight.find_blockers(estimate(cache, "model=small", hardware=replace(H100, memory=need.least)))
 
 
 def test_a_run_that_goes_on_says_what_is_done(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty steps on two ranks with dropout, never interrupted."""
     run = tmp_path_factory.mktemp("runs") / "unbroken"
     out = train(cache, run, "trainer.steps=20", "model.dropout=0.1", ranks=2)
-    assert "8 clips a step = 4 micro_batch x 1 gradient_accumulation_steps x 2 ranks" in out
+    assert "8 clips per step = 4 micro_batch x 1 gradient_accumulation_steps x 2 ranks" in out
     return run
 
 
@@ -169,7 +169,7 @@ def test_killed_and_resumed_the_losses_are_those_of_an_unbroken_run(
     """Dropout and dropped prompts included, to 6 decimals; the same command each time."""
     words, run = ("trainer.steps=20", "model.dropout=0.1"), tmp_path / "run"
     kill_at(start(cache, run, *words, ranks=2), run, 7)
-    assert "going on at step" in train(cache, run, *words, ranks=2)
+    assert "resuming at step" in train(cache, run, *words, ranks=2)
     assert rows(run) == pytest.approx(rows(unbroken), abs=1e-6)
     assert rows(run, "val/loss") == pytest.approx(rows(unbroken, "val/loss"), abs=1e-6)
 
@@ -198,9 +198,9 @@ def test_resumed_on_another_number_of_ranks_every_clip_is_still_seen_once(
     train(cache, whole, *words, ranks=2)
     kill_at(start(cache, run, *words, ranks=2), run, 7)
     out = train(cache, run, *words[1:], "trainer.steps=10", "trainer.micro_batch=8")
-    assert "is converted for 1 ranks" in out and "going on at step 5 of 10" in out
+    assert "for 1 ranks" in out and "resuming at step 5 of 10" in out
     out = train(cache, run, *words, ranks=2)
-    assert "is converted for 2 ranks" in out
+    assert "for 2 ranks" in out
     assert rows(run, "train/clips") == rows(whole, "train/clips")
     assert rows(run) == pytest.approx(rows(whole), abs=2e-3)
 
@@ -221,7 +221,7 @@ def test_without_its_launcher_it_saves_and_the_same_command_goes_on(cache: Path,
     assert "stopped on request" in out and "Traceback" not in out and not pids(rf"train\.py .*run={run} ")
     assert (run / "checkpoints" / f"step-{stopped}" / "complete.json").is_file()
     out = train(cache, run, "trainer.steps=" + str(stopped + 3), *words[1:])
-    assert f"going on at step {stopped}" in out and max(rows(run)) == stopped + 3
+    assert f"resuming at step {stopped}" in out and max(rows(run)) == stopped + 3
 
 
 def train_here(cache: Path, run: Path, *words: str) -> None:
@@ -285,7 +285,7 @@ def test_zero_stages_agree(here: None, cache: Path, tmp_path: Path) -> None:
         (["data.train=training"], r"has no clips in data\.train=training.*train \(45 clips\)"),
         (["model.positions=8"], r"clips of 12 frames are 15 steps.*model\.positions=8"),
         (["model.width=30"], r"model\.width=30 does not divide into model\.heads=4"),
-        (["resume=elsewhere"], r"resume=elsewhere holds no complete checkpoint"),
+        (["resume=elsewhere"], r"resume=elsewhere has no complete checkpoint"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(
@@ -298,16 +298,16 @@ def test_what_does_not_fit_is_refused_before_any_work(
 
 def test_a_run_of_another_model_is_not_continued(here: None, cache: Path, tmp_path: Path) -> None:
     train_here(cache, tmp_path / "run", "trainer.steps=2")
-    with pytest.raises(InputError, match=r"layers=2 then, 3 now.*another run=DIR"):
+    with pytest.raises(InputError, match=r"layers was 2, is now 3.*another run=DIR"):
         train_here(cache, tmp_path / "run", "trainer.steps=2", "model.layers=3")
-    with pytest.raises(InputError, match=r"holds a run that reached step-2"):
+    with pytest.raises(InputError, match=r"contains a run at step-2"):
         train_here(cache, tmp_path / "run", "trainer.steps=2", "resume=never")
 
 
 @pytest.mark.parametrize(
     ("then", "now", "message"),
     [
-        ("zero0 fp32", "zero1 fp32", r"step-2 holds .* ZeRO stage 0 in fp32.*ZeRO stage 1 in fp32.*deepspeed=zero0 "),
+        ("zero0 fp32", "zero1 fp32", r"step-2 has .* ZeRO stage 0 in fp32.*ZeRO stage 1 in fp32.*deepspeed=zero0 "),
         ("zero2 fp32", "zero0 fp32", r"deepspeed=zero1 or zero2 and trainer.precision=fp32"),
         ("zero1 fp32", "zero3 fp32", r"ZeRO stage 3 in fp32 cannot read"),
         ("zero1 bf16", "zero1 fp32", r"stage 1 in bf16, which ZeRO stage 1 in fp32 .* trainer.precision=bf16"),
@@ -353,7 +353,7 @@ def test_clips_whose_loss_is_not_finite_are_skipped_and_named(tmp_path: Path) ->
 
 def test_too_many_of_them_in_a_row_end_the_run(here: None, tmp_path: Path) -> None:
     cache, run = write_cache(tmp_path / "cache", broken=tuple(f"train-{i}" for i in range(1, 45))), tmp_path / "run"
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row.*pipeline\.shards verify"):
+    with pytest.raises(FloatingPointError, match=r"3 consecutive steps.*pipeline\.shards verify"):
         train_here(cache, run, "trainer.steps=24", "trainer.max_skipped_steps=3", "trainer.micro_batch=8")
 
 

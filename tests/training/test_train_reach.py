@@ -32,7 +32,7 @@ def words(values: dict[str, str | int]) -> str:
 @pytest.mark.slow
 def test_near_far_and_foreign_are_one(served: Web, tmp_path: Path) -> None:
     near, far, foreign = (tmp_path / name for name in ("near", "far", "foreign"))
-    assert "clips of like length share batches" in train_ranks(tmp_path / "cache", near, *WORDS)
+    assert "clips are batched by length" in train_ranks(tmp_path / "cache", near, *WORDS)
     copies = (f"data.cache_dir={tmp_path / 'copies'}", "data.cache_gib=0.1")
     train_ranks(served.address, far, *WORDS, *copies)
     assert {n for name, n in served.asked.items() if name.endswith(".tar")} == {1}  # two ranks, one folder of copies

@@ -14,8 +14,9 @@ import torch
 
 from pipeline.config.cli import compose
 from pipeline.data.dataloader import Batch
-from pipeline.training import checkpoint, distributed, setup
+from pipeline.training import checkpoint, distributed
 from pipeline.training.checkpoint import RetentionPolicy
+from pipeline.training.engine import build_engine
 from pipeline.training.trainer import Trainer, TrainerConfig
 from tests.helpers.models import tiny
 from tests.helpers.zero_choices import CHOICES
@@ -44,11 +45,11 @@ class Run:
         ]
         cfg = compose("train", [*words, "trainer.micro_batch=2", "trainer.async_checkpoint=false"])
         world = distributed.init_distributed(60)
-        engine = setup.build_engine(cfg, tiny(), world)
+        engine = build_engine(cfg, tiny(), world)
         settings = TrainerConfig(
             steps=len(told) // accumulate, gradient_accumulation_steps=accumulate, lr=0.01,
             schedule={"name": "constant"}, log_every=1, val_every=val_every, save_every=0,
-            keep=RetentionPolicy(1, False, 0), async_checkpoint=False, seed=0, ema=0.0,
+            retention=RetentionPolicy(1, False, 0), async_checkpoint=False, seed=0, ema=0.0,
             max_skipped_steps=2, watchdog_seconds=0.0, peak_flops=0.0,
         )  # fmt: skip
         self.told, self.weight, self.folder = told, engine.module.backbone.h[0].mlp.c_fc.weight, run
@@ -115,7 +116,7 @@ def test_weights_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", "zero1", "fp32", 1, [1, 2])
     with torch.no_grad():
         run.weight.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="weights are no longer finite at step 1: resume from before it"):
+    with pytest.raises(FloatingPointError, match="non-finite weights at step 1: resume from an earlier checkpoint"):
         run.train()
 
 
@@ -138,7 +139,7 @@ def test_who_asks_to_stop_waits_for_no_validation_and_the_next_run_makes_up_for_
     stopped.train(code=75)
     assert [row["step"] for row in stopped.rows if "val/loss" in row] == []
     again = Run(tmp_path / "run", "zero0", "fp32", 1, told[2:], val_every=2)
-    again.trainer.settings = whole.trainer.settings
+    again.trainer.config = whole.trainer.config
     again.trainer.resume(checkpoint.list_checkpoints(tmp_path / "run")[-1])
     again.train()
     for name in ("train/loss", "val/loss"):

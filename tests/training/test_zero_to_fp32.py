@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from pipeline.common.errors import InputError
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, memory_model
 from pipeline.training.distributed import World
 from pipeline.training.zero_to_fp32 import check_pickles_are_safe, consolidated_state_dict
 from tests.helpers.sharded_checkpoints import KINDS
@@ -52,9 +52,9 @@ def test_a_checkpoint_takes_the_disk_that_was_foretold(runs: Path, kind: str) ->
     folder = runs / kind / "checkpoints" / "step-2"
     state = checkpoint.read_metadata(folder)
     total = model_stats.num_parameters(ModelConfig(**state["model"]))
-    setup = model_stats.ShardingConfig(state["stage"], kind.endswith("bf16"), 2, 2)
+    setup = memory_model.ShardingConfig(state["stage"], kind.endswith("bf16"), 2, 2)
     taken = sum(file.stat().st_size for file in folder.rglob("*"))
-    assert taken == pytest.approx(model_stats.checkpoint_bytes(total, setup, ema=kind.startswith("1-")), rel=0.06)
+    assert taken == pytest.approx(memory_model.checkpoint_bytes(total, setup, ema=kind.startswith("1-")), rel=0.06)
 
 
 def test_the_running_mean_is_taken_where_there_is_one(runs: Path) -> None:

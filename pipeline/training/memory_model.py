@@ -1,0 +1,152 @@
+"""Memory and disk that training takes, by formula: nothing is built. Tests compare each formula with the real thing.
+
+    weights       b P          (bf16: b = 2, else 4)           1/N of it at ZeRO-3, plus one module gathered
+    gradients     b P          + 4 P/N in fp32 for the update  1/N of it from ZeRO-2 on
+    optimizer     12 P         fp32 weights and two moments    1/N of it from ZeRO-1 on
+    activations   b B S D a L  stored by the forward pass for the backward pass
+    logits        12 B K T C   log-probabilities, their gradient and the gradient of the logits, in fp32
+
+Letters: P parameters, N ranks, b bytes per number, B clips of a micro-batch, S steps, D width, L layers, K codebooks,
+T frames, C classes, a numbers stored per step, width and layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.models.codec_gpt import ModelConfig
+
+# numbers that a GPT-2 layer stores, in multiples of B S D: inputs and outputs of two norms (4); queries, keys and
+# values (3); the output of attention (1); and the two feed-forward activations (4 each)
+_STORED_PER_LAYER = 16
+_STORED_PER_CHECKPOINTED_LAYER = 1  # only the input of the layer
+
+
+@dataclass(frozen=True)
+class ShardingConfig:
+    """How a model is sharded: ZeRO stage, precision, ranks, and what is offloaded to host memory."""
+
+    stage: int
+    bf16: bool
+    ranks: int
+    ranks_per_node: int
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+    bucket_size: int = 0  # elements of the buffer through which gradients are reduced
+
+    @property
+    def bytes_per_number(self) -> int:
+        """Size of a weight or an activation."""
+        return 2 if self.bf16 else 4
+
+
+@dataclass(frozen=True)
+class ModelStateBytes:
+    """Bytes of the model states on the device of one rank, whatever the batch size.
+
+    Gradients and the buffer that reduces them exist from the backward pass to the update, the rest always.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+
+    @property
+    def persistent(self) -> int:
+        """Bytes that are always allocated."""
+        return self.weights + self.optimizer + self.buffers
+
+    @property
+    def total(self) -> int:
+        """Bytes including gradients."""
+        return self.persistent + self.gradients
+
+
+def model_state_bytes(parameters: int, largest_module: int, sharding: ShardingConfig) -> ModelStateBytes:
+    """Bytes of weights, gradients and optimizer on the device of one rank.
+
+    The sums are those of DeepSpeed's own estimators (estimate_zero2/zero3_model_states_mem_needs) where these apply: to
+    bf16 at stages 2 and 3. At stage 3 theirs leave out half of the fp32 gradients, 2 P/N.
+
+    Args:
+        parameters: number of parameters of the model.
+        largest_module: number of parameters of the largest module, which ZeRO-3 gathers.
+        sharding: how they are sharded.
+    """
+    stage, b, N = sharding.stage, sharding.bytes_per_number, sharding.ranks
+    shards = N if stage >= 1 else 1
+    master = 4 if sharding.bf16 or stage >= 1 else 0  # DeepSpeed updates a copy, even of fp32 weights
+    weights: float = b * parameters
+    gradients: float = b * parameters / (N if stage >= 2 else 1) + (4 * parameters / shards if master else 0)
+    optimizer: float = (master + 8) * parameters / shards
+    bucket = b * sharding.bucket_size if stage >= 1 else 0  # allocated in each backward pass, at stage 3 only once
+    buffers = 0.0
+    if sharding.offload_optimizer:
+        gradients = optimizer = 0
+    if stage == 3:
+        weights = 4 * largest_module + (0 if sharding.offload_weights else b * parameters / N)
+        if not sharding.offload_optimizer:  # the rank's gradients have a buffer from the start
+            gradients, buffers = 4 * parameters / N, b * parameters / N
+        buffers += bucket
+    else:
+        gradients += bucket
+    return ModelStateBytes(int(weights), int(gradients), int(optimizer), int(buffers))
+
+
+def host_bytes(parameters: int, largest_module: int, sharding: ShardingConfig) -> int:
+    """Bytes of host memory for all ranks of a node, by DeepSpeed's estimators: each rank builds the model there.
+
+    They include a margin of 50 %.
+    """
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    nodes = math.ceil(sharding.ranks / sharding.ranks_per_node)
+    layout = {"num_gpus_per_node": sharding.ranks_per_node, "num_nodes": nodes}
+    layout |= {"cpu_offload": sharding.offload_optimizer}
+    if sharding.stage < 3:
+        return estimate_zero2_model_states_mem_needs(parameters, **layout)[0]
+    layout |= {"cpu_offload_params": sharding.offload_weights, "zero_init": False}
+    return estimate_zero3_model_states_mem_needs(parameters, largest_module, **layout)[0]
+
+
+def activation_bytes(
+    config: ModelConfig, sharding: ShardingConfig, batch: int, frames: int, steps: int, mode: str = "eager"
+) -> int:
+    """Bytes that a forward pass stores for the backward pass, without the logits.
+
+    Attention is a fused kernel, so nothing of size S x S is stored. In eager mode, dropout stores a byte for each
+    number that it may drop.
+
+    Args:
+        config: the model.
+        sharding: gives the precision.
+        batch: clips of a micro-batch.
+        frames: frames of each clip.
+        steps: steps of these frames under the model's pattern.
+        mode: `eager`, `compiled` or `checkpointed` (activation checkpointing).
+    """
+    row = batch * steps * config.width
+    layers = config.layers * (_STORED_PER_CHECKPOINTED_LAYER if mode == "checkpointed" else _STORED_PER_LAYER)
+    masks = (2 * config.layers + 1) * row if config.dropout and mode == "eager" else 0
+    around = 2 * row + batch * config.codebooks * frames * config.width  # the last norm, and the input of the heads
+    return sharding.bytes_per_number * (layers * row + around) + masks
+
+
+def logits_bytes(config: ModelConfig, batch: int, frames: int) -> int:
+    """Peak bytes of the logits and their gradients, when the backward pass begins."""
+    return 12 * batch * config.codebooks * frames * (config.codebook_size + 1)
+
+
+def recompute_bytes(config: ModelConfig, sharding: ShardingConfig, batch: int, steps: int) -> int:
+    """Bytes of the layer that activation checkpointing recomputes in the backward pass, after the logits are freed."""
+    return sharding.bytes_per_number * _STORED_PER_LAYER * batch * steps * config.width
+
+
+def checkpoint_bytes(parameters: int, sharding: ShardingConfig, ema: bool = False) -> int:
+    """Bytes on disk of one checkpoint, over all ranks."""
+    weights = 0 if sharding.stage == 3 else sharding.bytes_per_number * parameters
+    master = 4 * parameters if sharding.bf16 or sharding.stage >= 1 else 0
+    return weights + master + 8 * parameters + (4 * parameters if ema else 0)
