@@ -36,7 +36,7 @@ def open_corpus(data: Mapping[str, Any], digest: Digest | None = None, durations
     if name == "nsynth":
         from pipeline.corpora.nsynth import NSynth
 
-        return NSynth(Path(data["root"]), Path(data["listings"]), seconds=data["seconds"])
+        return NSynth(Path(data["root"]), Path(data["scan_cache_dir"]), seconds=data["seconds"])
     if name == "notes":
         from pipeline.corpora.midi_notes import open_notes
 

@@ -96,7 +96,7 @@ class Folder:
         return walk(self.root, self.endings, [])
 
     def _listing(self, kind: str) -> Path:
-        return listing_file(Path(self.data["listings"]), self.root, kind)
+        return listing_file(Path(self.data["scan_cache_dir"]), self.root, kind)
 
     def _duration(self, name: str) -> float | None:
         return (self.durations or seconds)(f"{self.root}/{name}")

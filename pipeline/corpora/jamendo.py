@@ -70,7 +70,7 @@ class Jamendo:
         if most is not None and most < 1:
             raise InputError(f"data.segments_per_track={most}: expected 1 or more, or null for all")
         root = require_folder(self.data["root"], LOOKED_FOR, COMMAND)
-        self.listings = Path(self.data["listings"])
+        self.scan_cache_dir = Path(self.data["scan_cache_dir"])
         with readable(root):
             self.audio = _found(root, self.data["audio"], AUDIO, _has_tracks, "audio")
             self.metadata = _found(root, self.data["metadata"], METADATA, Path.is_file, "metadata")
@@ -82,12 +82,11 @@ class Jamendo:
         recordings = self._recordings(tracks)
         if not recordings:
             raise no_clips_error(self.audio, LOOKED_FOR, COMMAND)
-        if len(recordings) > MANY and not listing_file(self.listings, self.audio, "probes").exists():
-            print_log(
-                f"looking for copies among {len(recordings):,} tracks; the result is kept in {printable(self.listings)}"
-            )
+        if len(recordings) > MANY and not listing_file(self.scan_cache_dir, self.audio, "probes").exists():
+            cache = printable(self.scan_cache_dir)
+            print_log(f"looking for duplicates among {len(recordings):,} tracks; the result is cached in {cache}")
         unreadable: dict[str, str] = {}
-        listing = partial(listing_file, self.listings, self.audio)
+        listing = partial(listing_file, self.scan_cache_dir, self.audio)
         copies = find_duplicates(recordings, listing, self.digest, unreadable)
         for recording in recordings:
             track = tracks[_title(recording.name)]
@@ -182,7 +181,7 @@ class Jamendo:
         for tar in sorted(self.audio.glob("*.tar")):
             with readable(tar):
                 seen = tar.stat()
-            for name, offset, size, torn in cached_scan(self.listings, tar, partial(_members, tar)):
+            for name, offset, size, torn in cached_scan(self.scan_cache_dir, tar, partial(_members, tar)):
                 if torn:
                     self._leave(str(tar), "", torn)
                     continue

@@ -82,7 +82,7 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
             raise InputError(
                 f"data.root={printable(root)} cannot be written ({error.strerror}): give a folder of yours"
             ) from error
-    return NSynth(root, Path(data["listings"]), name="notes", command=COMMAND, seconds=data["seconds"])
+    return NSynth(root, Path(data["scan_cache_dir"]), name="notes", command=COMMAND, seconds=data["seconds"])
 
 
 def _state(root: Path) -> dict[str, Any]:

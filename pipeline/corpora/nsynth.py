@@ -37,11 +37,11 @@ NO_NOTE = "its entry in the index is no note"
 class NSynth:
     """See `pipeline.corpora.base.Corpus`.
 
-    listings: a folder where the lists of archives are kept; seconds: only the first of each note (None: all of it).
+    scan_cache_dir: where the members of archives are cached; seconds: only the first of each note (None: all of it).
     """
 
     root: Path
-    listings: Path
+    scan_cache_dir: Path
     name: str = "nsynth"
     command: str = COMMAND
     seconds: float | None = None
@@ -91,7 +91,7 @@ class NSynth:
         if self._indexed(split):
             return self._unpacked_rows(split)
         if self._archive(split).is_file():
-            return cached_scan(self.listings, self._archive(split), partial(self._archive_rows, split))
+            return cached_scan(self.scan_cache_dir, self._archive(split), partial(self._archive_rows, split))
         return iter(())
 
     def _unpacked_rows(self, split: str) -> Iterator[list[Any]]:

@@ -102,7 +102,7 @@ def _written(file: Path) -> Iterator[IO[str]]:
             _delete_stale(file)
             rows = stack.enter_context(open_atomic(file, "w", shared=True, sync=True))
         except OSError as error:
-            message = f"data.listings={file.parent} cannot be written ({error.strerror}): give a folder of yours"
+            message = f"data.scan_cache_dir={file.parent} cannot be written ({error.strerror}): give a folder of yours"
             raise InputError(message) from error
         yield rows
 

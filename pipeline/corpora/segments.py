@@ -25,7 +25,7 @@ def assign_split(group: str, data: Mapping[str, Any]) -> str:
 def cut_segments(duration: float | None, data: Mapping[str, Any]) -> list[tuple[float, float | None]]:
     """(start, duration) in seconds of each segment of a recording, in order.
 
-    A last piece shorter than `data.shortest_seconds` is left out; a recording shorter than a segment, or of unknown
+    A last piece shorter than `data.min_seconds` is left out; a recording shorter than a segment, or of unknown
     duration, is one segment that runs to its end.
     """
     length = data["segment_seconds"] and float(data["segment_seconds"])
@@ -34,7 +34,7 @@ def cut_segments(duration: float | None, data: Mapping[str, Any]) -> list[tuple[
     whole = int(duration / length + 1e-9)
     cuts: list[tuple[float, float | None]] = [(round(i * length, 6), length) for i in range(whole)]
     rest = round(duration - whole * length, 6)
-    if rest >= data["shortest_seconds"]:
+    if rest >= data["min_seconds"]:
         cuts.append((round(whole * length, 6), rest))
     return cuts
 
@@ -49,5 +49,5 @@ def validate(data: Mapping[str, Any]) -> None:
         raise InputError(
             f"data.segment_seconds={data['segment_seconds']}: expected seconds above 0, or null for whole files"
         )
-    if data["shortest_seconds"] <= 0:
-        raise InputError(f"data.shortest_seconds={data['shortest_seconds']}: expected seconds above 0")
+    if data["min_seconds"] <= 0:
+        raise InputError(f"data.min_seconds={data['min_seconds']}: expected seconds above 0")

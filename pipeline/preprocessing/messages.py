@@ -17,7 +17,7 @@ from pipeline.data.storage import Storage
 from pipeline.preprocessing.partition import Partition
 from pipeline.preprocessing.progress import Progress
 
-DEFAULT_CODEC = {"name": "encodec_24khz", "codebooks": 8, "repository": None}  # conf/exp/delay_gpt2.yaml's codec
+DEFAULT_CODEC = {"name": "encodec_24khz", "codebooks": 8, "weights_dir": None}  # conf/exp/delay_gpt2.yaml's codec
 MAX_NAMED = 5  # skipped inputs that are named on the screen, or one of each kind; the manifest names them all
 
 

@@ -33,13 +33,7 @@ from pipeline.preprocessing.progress import Progress
 from pipeline.preprocessing.shard_builder import JOB_CLIPS, JobIterator, ShardAssembler, ShardTask
 from pipeline.preprocessing.shard_planner import ClipSpool, plan_shards, tree_fingerprint
 
-LOCATION_SETTINGS = {
-    "root",
-    "listings",
-    "audio",
-    "metadata",
-    "soundfont",
-}  # settings that say where a corpus lies, not what it is
+LOCATION_SETTINGS = {"root", "scan_cache_dir", "audio", "metadata", "soundfont"}  # settings that locate a corpus
 # settings besides data, codec and embedder that a cache's contents depend on, by the names that plan.json records
 SHAPING = {
     "samples_per_shard": "samples_per_shard",
@@ -207,7 +201,7 @@ def _validate_settings(cfg: Mapping[str, Any]) -> None:
 
 def _requested_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a cache's contents depend on, as they were given."""
-    data = {name: value for name, value in cfg["data"].items() if name not in ("root", "listings")}
+    data = {name: value for name, value in cfg["data"].items() if name not in ("root", "scan_cache_dir")}
     return {"data": data, "codec": cfg["codec"], "embedder": cfg["embedder"], **_shaping_settings(cfg)}
 
 
@@ -217,7 +211,7 @@ def _shaping_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 def _source_fingerprint(cfg: Mapping[str, Any]) -> str:
     """What all files of the corpus look like, those that lie elsewhere too."""
-    elsewhere = [cfg["data"].get(name) for name in sorted(LOCATION_SETTINGS - {"root", "listings"})]
+    elsewhere = [cfg["data"].get(name) for name in sorted(LOCATION_SETTINGS - {"root", "scan_cache_dir"})]
     return tree_fingerprint(cfg["data"]["root"], *[place for place in elsewhere if place])
 
 

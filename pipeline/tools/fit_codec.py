@@ -5,7 +5,7 @@
 
 Renders General MIDI notes and drum hits, mixes them (a quarter with other notes, some with drums or coloured noise, at
 levels of 15 dB), and fits the codebooks one after another by k-means on what those before leave over. Writes
-encodec_embedded.safetensors, which codec.repository=DIR uses, and encodec_embedded.json with its figures on notes
+encodec_embedded.safetensors, which codec.weights_dir=DIR uses, and encodec_embedded.json with its figures on notes
 held out. As shipped: TimGM6mb and FluidR3, --every 2 --clips 2200; about 20 minutes on 2 cores.
 """
 
@@ -149,7 +149,7 @@ def fit(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 def figures(folder: Path, held_out: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
     """How the codec in `folder` does on notes that it was not fitted on, at 1, 2, 4, 8 codebooks."""
-    codec = load_codec("encodec_embedded", BOOKS, repository=folder)
+    codec = load_codec("encodec_embedded", BOOKS, weights_dir=folder)
     rows = []
     for font, notes in held_out.items():
         wav = torch.from_numpy(np.stack(notes).astype(np.float32) * 0.5)[:, None]  # [B, 1, S]

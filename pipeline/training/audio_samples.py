@@ -126,7 +126,7 @@ def build_audio_sampler(
     if not settings["clips"] or not len(split):
         return None
     try:
-        loaded = load_codec(codec["name"], codec["codebooks"], repository=codec["repository"], device=device)
+        loaded = load_codec(codec["name"], codec["codebooks"], weights_dir=codec["weights_dir"], device=device)
     except InputError as error:
         log.warning("no audio samples will be generated during training: %s", error)
         return None

@@ -256,11 +256,11 @@ def test_metas_weights_come_from_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
     package = untrained_encodec(seed=3)
     torch.save(package.state_dict(), tmp_path / META_FILE)
     with pytest.raises(InputError, match="its sha256 is"):
-        load_codec("encodec_24khz", 8, repository=tmp_path)
+        load_codec("encodec_24khz", 8, weights_dir=tmp_path)
     digest = hashlib.sha256((tmp_path / META_FILE).read_bytes()).hexdigest()
     monkeypatch.setattr(encodec, "META_FILE", f"encodec_24khz-{digest[:8]}.th")
     (tmp_path / META_FILE).rename(tmp_path / encodec.META_FILE)
-    codec = load_codec("encodec_24khz", 4, repository=tmp_path)
+    codec = load_codec("encodec_24khz", 4, weights_dir=tmp_path)
     assert codec.identity["weights"] == digest
     package.set_target_bandwidth(3.0)
     wav = sounds(1, SAMPLES)
@@ -269,8 +269,8 @@ def test_metas_weights_come_from_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_missing_weights_are_told_with_their_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=f"codec.repository={tmp_path}: there is no {META_FILE}.*https://"):
-        load_codec("encodec_24khz", 8, repository=tmp_path)
+    with pytest.raises(InputError, match=f"codec.weights_dir={tmp_path}: there is no {META_FILE}.*https://"):
+        load_codec("encodec_24khz", 8, weights_dir=tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
     def no_network(*_: object, **__: object) -> None:
@@ -279,7 +279,7 @@ def test_missing_weights_are_told_with_their_address(tmp_path: Path, monkeypatch
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(InputError) as caught:
         load_codec("encodec_24khz", 8)
-    for part in (f"https://dl.fbaipublicfiles.com/encodec/v0/{META_FILE}", str(tmp_path / "hub"), "codec.repository="):
+    for part in (f"https://dl.fbaipublicfiles.com/encodec/v0/{META_FILE}", str(tmp_path / "hub"), "codec.weights_dir="):
         assert part in str(caught.value)
     with pytest.raises(InputError, match=r"codec.name=mp3: the codecs are encodec_24khz, encodec_embedded"):
         load_codec("mp3", 8)
@@ -295,5 +295,5 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(encodec, "META_FILE", f"trap-{digest[:8]}.th")
     (tmp_path / "trap.th").rename(tmp_path / encodec.META_FILE)
     with pytest.raises(Exception, match="[Ww]eights"):
-        load_codec("encodec_24khz", 8, repository=tmp_path)
+        load_codec("encodec_24khz", 8, weights_dir=tmp_path)
     assert not (tmp_path / "sprung").exists()

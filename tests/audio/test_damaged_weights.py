@@ -66,7 +66,7 @@ def test_a_damaged_codec_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError) as caught:
         load_codec("encodec_embedded", 4, tmp_path)
     said = str(caught.value)
-    assert said.startswith(f"codec.repository={tmp_path}") and message in said and "\n" not in said
+    assert said.startswith(f"codec.weights_dir={tmp_path}") and message in said and "\n" not in said
 
 
 @pytest.mark.parametrize("name", [*EMBEDDER, *BYTES])

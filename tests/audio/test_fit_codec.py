@@ -17,7 +17,7 @@ from pipeline.tools.fit_codec import SIZE, fit, main, nearest
 def test_codebooks_fitted_on_a_few_notes_are_a_codec(tmp_path: Path) -> None:
     pytest.importorskip("tinysoundfont")
     main(["--out", str(tmp_path), "--every", "88", "--clips", "30", "--held-out", "4"])
-    codec = load_codec("encodec_embedded", 8, repository=tmp_path)
+    codec = load_codec("encodec_embedded", 8, weights_dir=tmp_path)
     assert codec.identity["weights"] != load_codec("encodec_embedded", 8).identity["weights"]
     wav = 0.3 * torch.sin(2 * torch.pi * 440 * torch.arange(24_000) / 24_000)[None, None]
     assert codec.decode(codec.encode(wav)).std() > 0.01

@@ -46,7 +46,7 @@ def names(root: Path, *settings: str) -> list[str]:
 
 def durations(folder: Path) -> list[Path]:
     """The listings of durations, begun or complete."""
-    return [path for path in (folder / "listings").iterdir() if ".durations." in path.name]
+    return [path for path in (folder / "scan_cache").iterdir() if ".durations." in path.name]
 
 
 def test_every_sound_below_the_folder_is_listed_in_one_order(root: Path) -> None:
@@ -136,7 +136,7 @@ def test_links_into_a_hidden_store_are_followed(root: Path) -> None:
 
 def test_segments_of_a_recording_follow_each_other_in_one_split(root: Path) -> None:
     sound(root / "long.flac", 5.3)
-    settings = ("data.segment_seconds=1", "data.shortest_seconds=0.25", "data.valid=0.3", "data.test=0.3")
+    settings = ("data.segment_seconds=1", "data.min_seconds=0.25", "data.valid=0.3", "data.test=0.3")
     clips = list(open_corpus(data("folder", root, *settings)).clips())
     runs = [(path, list(run)) for path, run in groupby(clips, lambda clip: clip.path)]
     assert len(runs) == 6, "each recording is one run"
@@ -152,7 +152,7 @@ def test_segments_of_a_recording_follow_each_other_in_one_split(root: Path) -> N
 
 @given(st.floats(0.001, 600), st.floats(2, 60), st.floats(0.01, 2))
 def test_segments_cover_a_recording_but_for_a_short_rest(duration: float, length: float, shortest: float) -> None:
-    cuts = cut_segments(duration, {"segment_seconds": length, "shortest_seconds": shortest})
+    cuts = cut_segments(duration, {"segment_seconds": length, "min_seconds": shortest})
     if len(cuts) == 1 and cuts[0] == (0.0, None):
         return
     starts, lengths = np.array(cuts, dtype=float).T
@@ -240,7 +240,7 @@ def test_what_is_remembered_is_what_would_be_found(tmp_path_factory, old: list, 
     [
         (["data.valid=0.6", "data.test=0.4"], r"data\.valid=0\.6 and data\.test=0\.4"),
         (["data.segment_seconds=0"], r"data\.segment_seconds=0"),
-        (["data.shortest_seconds=0"], r"data\.shortest_seconds=0"),
+        (["data.min_seconds=0"], r"data\.min_seconds=0"),
         (["data.split_by=mood"], "neither recording nor folder"),
     ],
 )
@@ -259,8 +259,8 @@ def test_missing_and_empty_folders_are_named(root: Path, tmp_path: Path) -> None
 
 def test_a_listing_that_cannot_be_written_names_its_setting(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    settings = data("folder", root, "data.segment_seconds=1", f"data.listings={tmp_path / 'file' / 'below'}")
-    with pytest.raises(InputError, match=r"data\.listings=.*cannot be written"):
+    settings = data("folder", root, "data.segment_seconds=1", f"data.scan_cache_dir={tmp_path / 'file' / 'below'}")
+    with pytest.raises(InputError, match=r"data\.scan_cache_dir=.*cannot be written"):
         list(open_corpus(settings).clips())
 
 

@@ -251,7 +251,7 @@ def test_missing_and_empty_folders_name_the_setting_and_the_command(tmp_path: Pa
 
 
 def test_notes_may_be_cut_to_their_first_seconds(nsynth_folder: Path, tmp_path: Path) -> None:
-    cut = data("nsynth", nsynth_folder, "data.seconds=1.5", f"data.listings={tmp_path}")
+    cut = data("nsynth", nsynth_folder, "data.seconds=1.5", f"data.scan_cache_dir={tmp_path}")
     assert {clip.duration for clip in open_corpus(cut).clips()} == {1.5}
     with pytest.raises(InputError, match=r"data\.seconds=0"):
         open_corpus({**cut, "seconds": 0})

@@ -58,7 +58,7 @@ def test_a_track_is_set_aside_until_it_can_be_read(
     root = shutil.copytree(jamendo_folder, home / "jamendo")
     track = root / "00" / "565800.mp3"
     whole, _ = listed("jamendo", root)
-    shutil.rmtree(home / "listings")
+    shutil.rmtree(home / "scan_cache")
     lock(track)
     clips, aside = listed("jamendo", root)
     assert aside == {"00/565800.mp3": "cannot be read: Permission denied"}
@@ -114,5 +114,5 @@ def test_an_archive_is_named_when_it_is_listed_and_when_it_is_read(
 
 
 def load_all(root: Path) -> None:
-    for clip in load(listed("nsynth", root, f"data.listings={root}/listings")[0]):
+    for clip in load(listed("nsynth", root, f"data.scan_cache_dir={root}/scan_cache")[0]):
         assert clip.content

@@ -20,7 +20,7 @@ from pipeline.data.storage import LocalStorage, RemoteStorage, open_storage
 from pipeline.data.verify import verify
 from tests.helpers.preprocess_runs import contents, make, tones
 
-SETTINGS = ("data.valid=0.2", "data.test=0", "data.shortest_seconds=0.01")
+SETTINGS = ("data.valid=0.2", "data.test=0", "data.min_seconds=0.01")
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

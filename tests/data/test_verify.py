@@ -29,7 +29,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache without a fault."""
     folder = tmp_path_factory.mktemp("caches")
     root = tones(folder / "in", 20)
-    make("folder", root, folder / "out", "data.valid=0.3", "data.test=0", "data.shortest_seconds=0.01")
+    make("folder", root, folder / "out", "data.valid=0.3", "data.test=0", "data.min_seconds=0.01")
     return folder / "out"
 
 

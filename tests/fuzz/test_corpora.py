@@ -27,14 +27,14 @@ SUMS = "".join(f"{i:064x} raw_30s_audio-0{i}.tar\n" for i in range(4))
 
 
 def nsynth(root: Path) -> dict[str, Any]:
-    return {"name": "nsynth", "root": str(root), "listings": str(root / "listings"), "seconds": None}
+    return {"name": "nsynth", "root": str(root), "scan_cache_dir": str(root / "scan_cache"), "seconds": None}
 
 
 def jamendo(root: Path) -> dict[str, Any]:
     return {
-        "name": "jamendo", "root": str(root), "audio": None, "metadata": None, "listings": str(root / "listings"),
-        "segment_seconds": 10, "segments_per_track": None, "shortest_seconds": 1.0, "excerpt_seconds": None, "seed": 0,
-        "valid": 0.1, "test": 0.1,
+        "name": "jamendo", "root": str(root), "audio": None, "metadata": None,
+        "scan_cache_dir": str(root / "scan_cache"), "segment_seconds": 10, "segments_per_track": None,
+        "min_seconds": 1.0, "excerpt_seconds": None, "seed": 0, "valid": 0.1, "test": 0.1,
     }  # fmt: skip
 
 

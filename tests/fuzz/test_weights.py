@@ -48,7 +48,7 @@ def test_damaged_pretrained_weights(gpt2: Path, name: str, seed: int) -> None:
 @given(seed=seeds)
 def test_a_damaged_codec(tmp_path: Path, seed: int) -> None:
     (tmp_path / EMBEDDED_FILE).write_bytes(damaged(seed, [(ASSETS / EMBEDDED_FILE).read_bytes()]))
-    with refused_or_right(f"codec.repository={tmp_path}"):
+    with refused_or_right(f"codec.weights_dir={tmp_path}"):
         assert load_codec("encodec_embedded", 4, tmp_path).codebook_size == 1024
 
 

@@ -17,9 +17,9 @@ from pipeline.corpora import open_corpus
 
 
 def data(name: str, root: Path, *overrides: str) -> Mapping:
-    """The settings `data=name data.root=root ...`, as an entry point gets them; listings go beside the root."""
-    listings = f"data.listings={root.parent / 'listings'}"
-    return compose("preprocess", [f"data={name}", f"data.root='{root}'", listings, *overrides]).data
+    """The settings `data=name data.root=root ...`, as an entry point gets them; the scan cache is beside the root."""
+    scan_cache = f"data.scan_cache_dir={root.parent / 'scan_cache'}"
+    return compose("preprocess", [f"data={name}", f"data.root='{root}'", scan_cache, *overrides]).data
 
 
 def render_notes(root: Path, *overrides: str) -> Path:

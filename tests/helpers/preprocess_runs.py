@@ -22,8 +22,9 @@ HERE = ("encoder_workers=1", "decode_workers=0", "devices=cpu")  # in the callin
 
 
 def words(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:
-    """The command line that makes a small cache of a corpus; listings go beside its root."""
-    place = (f"data={data}", f"data.root='{root}'", f"data.listings='{root.parent / 'listings'}'", f"out='{out}'")
+    """The command line that makes a small cache of a corpus; the scan cache is beside its root."""
+    scan_cache = f"data.scan_cache_dir='{root.parent / 'scan_cache'}'"
+    place = (f"data={data}", f"data.root='{root}'", scan_cache, f"out='{out}'")
     return [*place, *SMALL, *overrides]
 
 

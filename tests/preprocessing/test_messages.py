@@ -35,8 +35,8 @@ def test_what_is_usual_is_not_said() -> None:
     codec = compose("train", ["+exp=delay_gpt2"]).codec
     assert dict(codec) == messages.DEFAULT_CODEC
     assert messages.training_command("shards/x", codec) == "deepspeed pipeline/train.py +exp=delay_gpt2 shards=shards/x"
-    own = {**codec, "repository": "/my codecs"}
-    assert "'codec.repository='\"'\"'/my codecs'\"'\"" in messages.training_command("shards/x", own)
+    own = {**codec, "weights_dir": "/my codecs"}
+    assert "'codec.weights_dir='\"'\"'/my codecs'\"'\"" in messages.training_command("shards/x", own)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="$"), min_size=1))

@@ -27,7 +27,7 @@ from pipeline.data.verify import verify
 from pipeline.preprocessing import runner
 from tests.helpers.preprocess_runs import HERE, command, contents, make, tones, words
 
-EVERYTHING_TO_TRAIN_ON = ("data.valid=0", "data.test=0", "data.shortest_seconds=0.01")
+EVERYTHING_TO_TRAIN_ON = ("data.valid=0", "data.test=0", "data.min_seconds=0.01")
 
 
 def samples(folder: Path) -> dict[str, Sample]:
@@ -112,7 +112,7 @@ def test_jamendo_with_broken_files_among_it(jamendo_folder: Path, tmp_path: Path
     tracks[3].unlink()
     (root / "99").mkdir(exist_ok=True)
     shutil.copy(tracks[4], root / "99" / "stranger.mp3")
-    assert make("jamendo", root, tmp_path / "out", "data.segment_seconds=1", "data.shortest_seconds=0.5") == 0
+    assert make("jamendo", root, tmp_path / "out", "data.segment_seconds=1", "data.min_seconds=0.5") == 0
     assert [*verify(LocalStorage(tmp_path / "out"))] == []
     found = samples(tmp_path / "out")
     paths = {sample.metadata["path"] for sample in found.values()}

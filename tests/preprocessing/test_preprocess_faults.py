@@ -13,7 +13,7 @@ from pipeline.preprocessing import runner
 from pipeline.preprocessing.shard_planner import plan_shards
 from tests.helpers.preprocess_runs import contents, make, start, tones, words
 
-SETTINGS = ("data.valid=0", "data.test=0", "data.shortest_seconds=0.01")
+SETTINGS = ("data.valid=0", "data.test=0", "data.min_seconds=0.01")
 ONE_SHARD = "samples_per_shard=40"
 MODULE = "pipeline.preprocess"
 

@@ -28,7 +28,7 @@ def test_a_broken_file_of_many_clips_is_one_line(tmp_path: Path, capsys: pytest.
         wav[number + 1] = 0.5
         soundfile.write(root / f"{name} not finite.wav", wav, 24_000, subtype="FLOAT")
     (root / "z empty.wav").write_bytes(b"")
-    cuts = ("data.segment_seconds=0.25", "data.shortest_seconds=0.1")
+    cuts = ("data.segment_seconds=0.25", "data.min_seconds=0.1")
     assert make("folder", root, tmp_path / "out", *ALL_TRAIN, *cuts) == 0
     lines = capsys.readouterr().out.splitlines()
     (first,) = [number for number, line in enumerate(lines) if line.startswith("skipped: ")]
@@ -45,7 +45,7 @@ def test_a_broken_file_of_many_clips_is_one_line(tmp_path: Path, capsys: pytest.
 
 
 def test_a_short_file_is_a_clip_and_a_short_rest_is_not(tmp_path: Path) -> None:
-    """`data.shortest_seconds` is about the last piece of a recording, not about whole recordings."""
+    """`data.min_seconds` is about the last piece of a recording, not about whole recordings."""
     root = tmp_path / "in"
     root.mkdir()
     for name, seconds in (("short", 0.05), ("rest", 0.45)):
@@ -159,7 +159,7 @@ def test_truncated_files_are_skipped_or_kept_by_one_setting(tmp_path: Path, caps
         soundfile.write(root / f"half-{suffix}.{suffix}", wav * (1 + len(suffix) / 9 + ord(suffix[0]) / 999), 24_000)
         content = (root / f"half-{suffix}.{suffix}").read_bytes()
         (root / f"half-{suffix}.{suffix}").write_bytes(content[: len(content) // 2])
-    cuts = ("data.segment_seconds=0.5", "data.shortest_seconds=0.5")
+    cuts = ("data.segment_seconds=0.5", "data.min_seconds=0.5")
     assert make("folder", root, tmp_path / "skip", *ALL_TRAIN, *cuts) == 0
     assert "skipped: 4 inputs (4 truncated)" in capsys.readouterr().out
     manifest = Manifest.load(tmp_path / "skip")

@@ -24,7 +24,7 @@ from tests.helpers.preprocess_runs import command, contents, start, tones, words
 
 MODULE = "pipeline.preprocess"
 HERE = ("encoder_workers=1", "decode_workers=0")
-TRAIN_AND_VALID = ("data.valid=0.3", "data.test=0", "data.shortest_seconds=0.01")
+TRAIN_AND_VALID = ("data.valid=0.3", "data.test=0", "data.min_seconds=0.01")
 
 
 def descendants(pid: int) -> set[int]:

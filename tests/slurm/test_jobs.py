@@ -58,7 +58,7 @@ def whole(cluster: Cluster) -> Path:
     place = f"data.root='{cluster.work.parent / 'sounds'}'"
     jobs = cluster.submit(
         EXPERIMENT, *SMALL, "--shards", "shards of tones", "--run", "runs/whole", "--preprocess", *PREPROCESS, place,
-        "data.shortest_seconds=0.01", *TRAIN, "--generate", "n=2", "seconds=0.5", "sampling.top_k=50",
+        "data.min_seconds=0.01", *TRAIN, "--generate", "n=2", "seconds=0.5", "sampling.top_k=50",
         "--evaluate", "n=4", "temperatures=[0.7,1.0]", "resamples=10", "pitch=false",
     )  # fmt: skip
     assert list(jobs) == ["preprocess", "merge", "train", "generate", "evaluate"]
@@ -80,7 +80,7 @@ def test_the_whole_chain_ends_in_wavs(whole: Path, cluster: Cluster) -> None:
 
 
 def test_a_cache_of_parts_one_of_them_killed_is_one_made_alone(whole: Path, cluster: Cluster, tmp_path: Path) -> None:
-    words = [*SMALL, *PREPROCESS, f"data.root='{cluster.work.parent / 'sounds'}'", "data.shortest_seconds=0.01"]
+    words = [*SMALL, *PREPROCESS, f"data.root='{cluster.work.parent / 'sounds'}'", "data.min_seconds=0.01"]
     command = [sys.executable, "-m", "pipeline.preprocess", *words, f"out='{tmp_path / 'alone'}'", "encoder_workers=1"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=env, cwd=cluster.work, capture_output=True, timeout=120)

@@ -61,10 +61,10 @@ def test_listening_changes_nothing_of_training(ears: AudioSampler) -> None:
 def test_without_the_codec_s_weights_training_goes_on_unheard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     split = ShardedDataset(write_cache(tmp_path / "cache"), "valid")
     listen = {"clips": 2, "seconds": 0.2, "temperatures": [1.0], "top_k": 0, "corpus_root": None}
-    meta = {"name": "encodec_24khz", "codebooks": 4, "repository": str(tmp_path)}
+    meta = {"name": "encodec_24khz", "codebooks": 4, "weights_dir": str(tmp_path)}
     assert build_audio_sampler(listen, meta, split, torch.device("cpu")) is None
     assert caplog.text.count("no audio samples will be generated") == 1
-    embedded = {"name": "encodec_embedded", "codebooks": 4, "repository": None}
+    embedded = {"name": "encodec_embedded", "codebooks": 4, "weights_dir": None}
     assert build_audio_sampler({**listen, "clips": 0}, embedded, split, torch.device("cpu")) is None
     ears = build_audio_sampler(listen, embedded, split, torch.device("cpu"))
     assert ears is not None and len(ears.sample(tiny())) == 2
@@ -75,7 +75,7 @@ def test_where_the_corpus_is_at_hand_its_recordings_are_beside(tmp_path: Path) -
     assert make("folder", corpus, tmp_path / "cache", "data.valid=0.5", "data.test=0") == 0
     split = ShardedDataset(tmp_path / "cache", "valid")
     listen = {"clips": 2, "seconds": 0.1, "temperatures": [1.0], "top_k": 0, "corpus_root": str(tmp_path / "elsewhere")}
-    codec = {"name": "encodec_embedded", "codebooks": 2, "repository": None}
+    codec = {"name": "encodec_embedded", "codebooks": 2, "weights_dir": None}
     with pytest.raises(InputError, match="missing"):
         build_audio_sampler(listen, codec, split, torch.device("cpu"))
     ears = build_audio_sampler({**listen, "corpus_root": str(corpus)}, codec, split, torch.device("cpu"))

@@ -40,7 +40,7 @@ for name in "${sets[@]}"; do
     export PATH="$environment/bin:$PATH"
 
     shards=$work/shards run_folder=$work/run
-    run python -m pipeline.preprocess data=notes data.root="$work/notes" data.listings="$work/listings" data.clips=40 \
+    run python -m pipeline.preprocess data=notes data.root="$work/notes" data.scan_cache_dir="$work/scan_cache" data.clips=40 \
         data.seconds=1 out="$shards" codec=encodec_embedded embedder=encodecmae_tiny
     run python -m pipeline.shards verify "$shards"
     [ "$name" = lowest ] || HF_HOME=$work/hub run python -c "

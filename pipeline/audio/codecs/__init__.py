@@ -26,7 +26,7 @@ NAMES = ("encodec_24khz", "encodec_embedded")
 
 
 def load_codec(
-    name: str, codebooks: int, repository: str | Path | None = None, device: str | torch.device = "cpu"
+    name: str, codebooks: int, weights_dir: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> Codec:
     """Load a codec and its weights.
 
@@ -40,14 +40,14 @@ def load_codec(
     Args:
         name: `encodec_24khz` or `encodec_embedded`.
         codebooks: The number of codebooks that `encode` returns.
-        repository: The folder that holds the weights. By default Meta's weights come from torch hub's cache, where
+        weights_dir: The folder that holds the weights. By default Meta's weights come from torch hub's cache, where
             they are downloaded once, and those of the embedded codec ship with this package.
         device: The device that encodes and decodes.
 
     Raises:
         InputError: The name is unknown, the codec has fewer codebooks, or the weights are missing or damaged.
     """
-    folder = None if repository is None else Path(repository)
+    folder = None if weights_dir is None else Path(weights_dir)
     if name == "encodec_24khz":
         from pipeline.audio.codecs import encodec
 

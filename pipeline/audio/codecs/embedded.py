@@ -28,8 +28,8 @@ def load(codebooks: int, folder: Path | None, device: str | torch.device) -> Cod
     folder = folder or ASSETS
     file, remedy = folder / EMBEDDED_FILE, "null uses the one that ships with this package"
     if not file.is_file():
-        raise InputError(f"codec.repository={folder}: there is no {EMBEDDED_FILE} in it; {remedy}")
-    with refused_if_damaged(f"codec.repository={folder}: {EMBEDDED_FILE}", remedy):
+        raise InputError(f"codec.weights_dir={folder}: there is no {EMBEDDED_FILE} in it; {remedy}")
+    with refused_if_damaged(f"codec.weights_dir={folder}: {EMBEDDED_FILE}", remedy):
         model, weights = _build_model(load_file(file)), sha256_file(file)
     return Codec("encodec_embedded", model, codebooks, weights, device, is_waveform_codec=False)
 

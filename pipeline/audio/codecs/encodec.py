@@ -72,7 +72,7 @@ def _weights_file(folder: Path | None) -> Path:
     url = ROOT_URL + META_FILE
     if folder is not None:
         if not (folder / META_FILE).is_file():
-            raise InputError(f"codec.repository={folder}: there is no {META_FILE} in it; download it from {url}")
+            raise InputError(f"codec.weights_dir={folder}: there is no {META_FILE} in it; download it from {url}")
         return folder / META_FILE
     file = Path(torch.hub.get_dir()) / "checkpoints" / META_FILE
     if not file.exists():
@@ -82,7 +82,7 @@ def _weights_file(folder: Path | None) -> Path:
         except (OSError, RuntimeError, urllib.error.URLError) as error:
             raise InputError(
                 f"codec=encodec_24khz: Meta's weights are not on this machine and could not be downloaded ({error}). "
-                f"Download {url} elsewhere and copy it to {file}, or to any folder with codec.repository=FOLDER; "
+                f"Download {url} elsewhere and copy it to {file}, or to any folder with codec.weights_dir=FOLDER; "
                 f"codec=encodec_embedded needs no download"
             ) from error
     return file
