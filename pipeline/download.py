@@ -28,9 +28,17 @@ from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
 from pipeline.common.settings import format_override
 from pipeline.config.cli import hydra_command
-from pipeline.corpora.download.http import FetchError, RemoteFile, RetryPolicy, bytes_on_disk, check, fetch, remote_size
+from pipeline.corpora.download.http import (
+    DownloadError,
+    RemoteFile,
+    RetryPolicy,
+    bytes_on_disk,
+    download,
+    remote_size,
+    verify_file,
+)
 from pipeline.corpora.download.parallel import download_all
-from pipeline.corpora.download.sources import files_of
+from pipeline.corpora.download.sources import list_remote_files
 
 
 @hydra_command("download")
@@ -40,21 +48,21 @@ def main(cfg: DictConfig) -> int:
 
     def get(remote: RemoteFile) -> None:
         remote_size(remote, cfg.timeout)  # without a network it says so at once, where a transfer would be patient
-        fetch(remote, patience)
+        download(remote, patience)
 
     try:
-        remotes = files_of(cfg, get)
+        remotes = list_remote_files(cfg, get)
         with ThreadPoolExecutor(cfg.parallel) as pool:
             sizes = dict(zip(remotes, pool.map(lambda remote: remote_size(remote, cfg.timeout), remotes), strict=True))
-    except FetchError as error:
+    except DownloadError as error:
         print_error(str(error))
         return 1
     kept = [remote for remote, size in sizes.items() if _is_whole(remote, size)]
     todo = {remote: size for remote, size in sizes.items() if remote not in kept}
     _refuse_a_full_disk(Path(cfg.data.root), todo)
-    failed = download_all(todo, lambda remote, at, stop: fetch(remote, patience, at, stop), cfg.parallel)
+    failed = download_all(todo, lambda remote, at, stop: download(remote, patience, at, stop), cfg.parallel)
     if cfg.verify:
-        failed += download_all(dict.fromkeys(kept), lambda remote, at, stop: check(remote), cfg.parallel)
+        failed += download_all(dict.fromkeys(kept), lambda remote, at, stop: verify_file(remote), cfg.parallel)
     print(f"{cfg.data.root}: {len(remotes) - failed} of {len(remotes)} files complete, {len(kept)} of them before")
     if failed:
         print_error("run the same command again: it resumes where this run ended")

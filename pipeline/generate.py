@@ -65,7 +65,10 @@ def main(cfg: DictConfig) -> int:
     instrument = load_run(run, cfg.device, cfg.codec_weights, cfg.embedder_weights, settings["batch_invariant"])
     if told:
         sidecar.check_run(cfg["from"], told, instrument)
-    sampling, frames = parse_sampling(settings["sampling"]), instrument.codec.frames(num_samples(settings, instrument))
+    sampling, frames = (
+        parse_sampling(settings["sampling"]),
+        instrument.codec.num_frames(num_samples(settings, instrument)),
+    )
     skipped: list[str] = []
     window, found = resolve_window(settings, frames, instrument), build_requests(settings, instrument, skipped)
     for line in skipped:

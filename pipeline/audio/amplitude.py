@@ -1,7 +1,7 @@
-"""Sounds whose amplitude is wrong: peaks far above full scale, and channels that cancel each other.
+"""Clips with a wrong amplitude: peaks far above full scale, and channels that cancel in the mono mix.
 
-A float file in the scale of integers has a peak of 32,768; one of -1..1 may exceed full scale a little where a lossy
-codec or a filter overshoots, which is normal. Stereo in antiphase (one channel inverted) is silence in the mono mix.
+A float file in the scale of integers has a peak of 32,768. A lossy codec or a filter overshoots -1..1 a little, which
+is normal. Stereo in antiphase (one channel inverted) is silent in the mono mix.
 
 Letters: S samples.
 """
@@ -16,51 +16,58 @@ from pipeline.common.errors import InputError
 
 POLICIES = ("scale", "skip", "keep")
 HIGHEST_PEAK = 2.0  # times full scale, +6 dB: overshoot stays below
-LOST = 0.01  # energy of the mix over the first channel's, -20 dB: uncorrelated channels of a stereo file give 0.5
-SPIKE = 1e-4  # of the peak: where 99 % of the samples are below it, the peak is no sound's
+CANCELLED_ENERGY = 0.01  # of the mix relative to the first channel, -20 dB; uncorrelated channels give 0.5
+SPIKE_LEVEL = 1e-4  # of the peak: if 99 % of the samples are below it, the peak is an error and not sound
 CANCELLED = "cancelled: its channels cancel each other in the mono mix"
 
 
 def check_policy(policy: str) -> None:
-    """Raises InputError for a value that the setting `bad_amplitude` does not have."""
+    """Raise InputError if `policy` is not a value of the setting `bad_amplitude`."""
     if policy not in POLICIES:
         raise InputError(f"bad_amplitude={policy}: expected {', '.join(POLICIES)}")
 
 
-def mixed(block: np.ndarray) -> np.ndarray:
-    """[S, channels] -> [S], or [S, 2]: the mean of the channels, and the first one."""
+def mix_channels(block: np.ndarray) -> np.ndarray:
+    """Return a mono block [S, 1] as [S], and any other as [S, 2]: the mean of the channels, and the first channel."""
     if block.shape[1] == 1:
         return block[:, 0]
     return np.stack([block.mean(axis=1, dtype=np.float32), block[:, 0]], axis=1)
 
 
-def mono(channels: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The mix of a sound, or its first channel where the channels cancel each other; and whether they do.
+def to_mono(channels: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return the mono mix [S], or the first channel if the channels cancel, and whether they do.
 
-    channels: float32 [S] of a mono file, or [S, 2]: the mix and the first channel.
+    Args:
+        channels: float32 [S] of a mono file, or [S, 2]: the mix and the first channel.
     """
     if channels.ndim == 1:
         return channels, False
     mix, first = np.ascontiguousarray(channels[:, 0]), np.ascontiguousarray(channels[:, 1])
     energy = float(np.dot(first, first))
-    is_cancelled = energy > SPIKE**2 * len(first) and float(np.dot(mix, mix)) < LOST * energy
+    is_cancelled = energy > SPIKE_LEVEL**2 * len(first) and float(np.dot(mix, mix)) < CANCELLED_ENERGY * energy
     return (first if is_cancelled else mix), is_cancelled
 
 
-def adjust(wav: np.ndarray, policy: str, faults: Sequence[str] = ()) -> tuple[np.ndarray | None, str]:
-    """A clip [S] as the policy has it, None where it is skipped; and why it is not as the file has it.
+def apply_policy(wav: np.ndarray, policy: str, faults: Sequence[str] = ()) -> tuple[np.ndarray | None, str]:
+    """Apply `bad_amplitude` to a clip.
 
-    faults: what was wrong with its channels already, where the first was taken instead of the mix. The wav is finite.
+    Args:
+        wav: [S], finite.
+        policy: One of `POLICIES`.
+        faults: Faults of the channels for which the first channel was already used instead of the mix.
+
+    Returns:
+        The clip, or None if it is skipped; and what was changed or why it is skipped, else "".
     """
     if policy == "keep" or not len(wav):
         return wav, ""
     reasons = [f"{fault}; its first channel is used" if policy == "scale" else fault for fault in faults]
     peak = float(max(wav.max(), -wav.min()))
     if peak > HIGHEST_PEAK:
-        is_spike = float(np.quantile(np.abs(wav), 0.99)) < SPIKE * peak
+        is_spike = float(np.quantile(np.abs(wav), 0.99)) < SPIKE_LEVEL * peak
         reasons.append(f"above full scale: its peak is {peak:,.6g}, where full scale is 1")
         if is_spike:
-            return None, f"{reasons[-1]}, and nearly all other samples are below {SPIKE:g} of that"
+            return None, f"{reasons[-1]}, and nearly all other samples are below {SPIKE_LEVEL:g} of that"
         if policy == "scale":
             wav = wav / np.float32(peak)
             reasons[-1] += "; scaled to full scale"

@@ -1,10 +1,10 @@
-"""Sound files in, mono float32 at one rate out; and back.
+"""Audio files: read as mono float32 at one sample rate, and written.
 
-Files are read by content, whatever the extension (`pipeline.audio.decoding.decoder`). Channels are averaged; soxr
-resamples once, at the quality that librosa, the article and the released models used. A cut of a file equals the same
-cut of the whole file resampled.
+The format is detected from the content, whatever the extension (`pipeline.audio.decoding.decoder`). Channels are
+averaged. soxr resamples once, at the quality that librosa, the article and the released models used. A segment of a
+file equals the same segment of the complete file resampled.
 
-A file with less sound than its header declares is truncated: an error, or with `keep_truncated` what is there of it.
+A file with less audio than its header declares is truncated: an error, or with `keep_truncated` what it contains.
 
 Letters: S samples.
 """
@@ -24,25 +24,25 @@ import soundfile
 import soxr
 
 from pipeline.audio import amplitude
-from pipeline.audio.decoding.decoder import BLOCK, File
+from pipeline.audio.decoding.decoder import BLOCK, AudioFile
 from pipeline.audio.decoding.decoder import RATES as RATES
 from pipeline.audio.decoding.decoder import AudioError as AudioError
 from pipeline.common.errors import InputError
 from pipeline.common.files import write_atomic
 
 Source = str | Path | bytes | BinaryIO
-OnFault = Callable[[str], None]  # receives what is wrong with a sound's channels
+OnFault = Callable[[str], None]  # receives a fault of the channels
 
-CONTEXT = 0.1  # seconds decoded before a cut: the resampler's filter has settled, to 1e-6 of the whole file's
+CONTEXT = 0.1  # seconds decoded before a segment: by then the resampler's filter has settled to 1e-6
 QUALITY = "HQ"  # of soxr
-RESAMPLER = f"soxr {QUALITY}"  # named in a cache's manifest
-SILENCE = 1e-4  # -80 dBFS: below it lie digital silence, dither and a constant offset
+RESAMPLER = f"soxr {QUALITY}"  # recorded in a dataset's manifest
+SILENCE = 1e-4  # -80 dBFS: digital silence, dither and a constant offset are below it
 NOT_FINITE = "not finite: there are NaN or infinite samples"
 
 
 @dataclass(frozen=True)
-class Info:
-    """What a sound file holds. frames: per channel, counted rather than estimated; format: container or codec."""
+class AudioInfo:
+    """Properties of an audio file. frames: per channel, counted rather than estimated; format: container or codec."""
 
     rate: int
     channels: int
@@ -51,27 +51,27 @@ class Info:
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """The duration."""
         return self.frames / self.rate
 
 
-def info(source: Source, *, keep_truncated: bool = False) -> Info:
-    """Describe a sound file. Decodes it only where its header does not say how long it is.
+def info(source: Source, *, keep_truncated: bool = False) -> AudioInfo:
+    """Describe an audio file; decode it only if its header does not declare the length.
 
     Raises:
-        AudioError: it is missing, empty, truncated, damaged or not audio.
+        AudioError: The file is missing, empty, truncated, damaged or not audio.
     """
-    with _opened(source, keep_truncated) as file:
-        return Info(file.rate, file.channels, file.count(), file.format)
+    with _open(source, keep_truncated) as file:
+        return AudioInfo(file.rate, file.channels, file.count(), file.format)
 
 
 def truncation(source: Source) -> str:
-    """How a file holds less sound than its header declares; empty where it does not.
+    """Describe how a file is truncated; "" if it is not.
 
     Raises:
-        AudioError: it is missing, empty, damaged or not audio.
+        AudioError: The file is missing, empty, damaged or not audio.
     """
-    with _opened(source, keep_truncated=True) as file:
+    with _open(source, keep_truncated=True) as file:
         return file.truncation
 
 
@@ -84,40 +84,43 @@ def read(
     keep_truncated: bool = False,
     on_fault: OnFault | None = None,
 ) -> np.ndarray:
-    """Decode a stretch of a sound file -> float32 [S], mono at `rate`.
+    """Decode a segment of an audio file to mono.
 
     Args:
-        source: a path, or the bytes of a file.
-        start: seconds.
-        duration: seconds; None runs to the end. S = round(duration * rate), less where the file ends before.
-        rate: Hz.
-        keep_truncated: read what there is of a file with less sound than its header declares.
-        on_fault: called where the channels cancel each other in the mix: the first one is read then. Without it the
-            mix is read, whatever it is.
+        source: A path, or the bytes of a file.
+        start: In seconds.
+        duration: In seconds; None decodes to the end.
+        rate: The sample rate of the result in Hz.
+        keep_truncated: Accept truncated files.
+        on_fault: Called if the channels cancel in the mix; then the first channel is returned. By default the mix is
+            returned in any case.
+
+    Returns:
+        float32 [S], S = round(duration * rate), less if the file ends earlier.
 
     Raises:
-        AudioError: it is missing, empty, truncated, damaged, not finite or not audio.
+        AudioError: The file is missing, empty, truncated, damaged, not finite or not audio.
     """
-    with _opened(source, keep_truncated) as file:
+    with _open(source, keep_truncated) as file:
         first = _context_start(file, start, rate)
         skip = round(start * rate) - first * rate // file.rate
         stop = None if duration is None else skip + round(duration * rate)
         parts: list[np.ndarray] = []
-        have = held = 0
-        for block in _resampled(file, first, rate, on_fault is not None):
-            have += len(block)
-            if have <= skip:  # wholly before the stretch: let it go
-                held = have
+        decoded = dropped = 0
+        for block in _resample_blocks(file, first, rate, on_fault is not None):
+            decoded += len(block)
+            if decoded <= skip:  # entirely before the segment
+                dropped = decoded
                 continue
             parts.append(block)
-            if stop is not None and have >= stop:
+            if stop is not None and decoded >= stop:
                 break
-        wav = np.concatenate(parts)[skip - held :] if parts else np.zeros(0, np.float32)
+        wav = np.concatenate(parts)[skip - dropped :] if parts else np.zeros(0, np.float32)
         wav = wav if stop is None else wav[: stop - skip]
-        return _checked(wav, file.name, start, on_fault=on_fault)
+        return _validate(wav, file.name, start, on_fault=on_fault)
 
 
-def segments(
+def read_segments(
     source: Source,
     cuts: Iterable[tuple[float, float]],
     *,
@@ -126,61 +129,76 @@ def segments(
     keep_truncated: bool = False,
     on_fault: OnFault | None = None,
 ) -> Iterator[np.ndarray]:
-    """Decode a long file once and yield each cut (start, duration in seconds) as float32 [S], mono at `rate`.
+    """Decode a long file once and yield its segments as mono float32 [S].
 
-    The cuts come in order of their starts and may overlap. Memory holds one cut and a block, whatever the file's
-    length; decoding stops after the last cut. Each equals the same cut of the whole file, bit for bit. A cut that
-    runs past the end is short. finite: False gives cuts with NaN or infinite samples too, and goes on after them.
-    on_fault: as of `read`, called before the cut is yielded.
-    Raises AudioError as `read` does, after the cuts before the trouble were yielded.
+    Memory holds one segment and one block, whatever the length of the file; decoding stops after the last segment.
+    Each segment equals the same segment of the complete file bit for bit.
+
+    Args:
+        source: A path, or the bytes of a file.
+        cuts: (start, duration) of each segment in seconds, ordered by start; they may overlap. A segment past the end
+            is short.
+        rate: The sample rate of the results in Hz.
+        finite: Raise AudioError for NaN or infinite samples; if False, yield them.
+        keep_truncated: Accept truncated files.
+        on_fault: See `read`; called before the segment is yielded.
+
+    Raises:
+        AudioError: As for `read`, after the segments before the fault were yielded.
     """
-    with _opened(source, keep_truncated) as file:
-        blocks = _resampled(file, 0, rate, on_fault is not None)
-        held, offset = np.zeros(0, np.float32), 0  # held[0] is sample `offset` of the file
+    with _open(source, keep_truncated) as file:
+        blocks = _resample_blocks(file, 0, rate, on_fault is not None)
+        buffer, offset = np.zeros(0, np.float32), 0  # buffer[0] is sample `offset` of the file
         for start, duration in cuts:
             first, size = round(start * rate), round(duration * rate)
-            assert first >= offset, "cuts come in order of their starts"
-            parts, have = [held] if len(held) else [], offset + len(held)
-            while have < first + size and (block := next(blocks, None)) is not None:
-                if have + len(block) <= first:  # wholly before this cut: let it go
-                    parts, offset = [], have + len(block)
+            assert first >= offset, "cuts must be ordered by their starts"
+            parts, decoded = [buffer] if len(buffer) else [], offset + len(buffer)
+            while decoded < first + size and (block := next(blocks, None)) is not None:
+                if decoded + len(block) <= first:  # entirely before this segment
+                    parts, offset = [], decoded + len(block)
                 else:
                     parts.append(block)
-                have += len(block)
-            held = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-            held, offset = held[first - offset :], first
-            yield _checked(held[:size].copy(), file.name, start, finite, on_fault)
+                decoded += len(block)
+            buffer = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+            buffer, offset = buffer[first - offset :], first
+            yield _validate(buffer[:size].copy(), file.name, start, finite, on_fault)
 
 
 def write(path: str | Path, wav: np.ndarray, rate: int) -> None:
-    """Write float [S] or [S, channels] in the format that the suffix names (wav: 16 bits), whole or not at all.
+    """Write an audio file atomically, in the format of its suffix (wav: 16 bits).
 
-    Samples outside -1..1 are clipped. Raises InputError where the suffix names no format or the folder takes no file.
+    Args:
+        path: The file; missing folders are created.
+        wav: float [S] or [S, channels]; samples outside -1..1 are clipped.
+        rate: Hz.
+
+    Raises:
+        InputError: The suffix is not a format that can be written, or the folder cannot be written.
     """
     path = Path(path)
     wav = np.asarray(wav, dtype=np.float32)
     assert np.isfinite(wav).all(), "only finite samples are written"
     kind = path.suffix[1:].upper()
     if kind not in soundfile.available_formats() or not soundfile.default_subtype(kind):
-        raise InputError(f"{path}: '{path.suffix}' names no format that can be written; give .wav, .flac, .ogg or .mp3")
+        raise InputError(f"{path}: '{path.suffix}' is not a format that can be written; use .wav, .flac, .ogg or .mp3")
     content = io.BytesIO()
     with soundfile.SoundFile(content, "w", rate, 1 if wav.ndim == 1 else wav.shape[1], format=kind) as file:
-        for block in np.split(wav, range(BLOCK, len(wav), BLOCK)):  # libsndfile's Vorbis dies of a minute at once
+        for block in np.split(wav, range(BLOCK, len(wav), BLOCK)):  # libsndfile's Vorbis crashes on a minute per call
             file.write(block.clip(-1, 1))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content.getvalue())
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def is_silent(wav: np.ndarray) -> bool:
-    """Whether [S] holds nothing above -80 dBFS around its mean."""
+    """Whether [S] stays below -80 dBFS around its mean."""
     return not len(wav) or bool(np.abs(wav - wav.mean()).max() < SILENCE)
 
 
-class _Bytes(io.BytesIO):
-    """Bytes in which a decoder may seek to where nothing is: it is told that it did not, without a traceback."""
+class _SeekSafeBytes(io.BytesIO):
+    """Bytes whose `seek` out of range returns the old position; an exception would print a traceback in a callback."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         try:
@@ -190,42 +208,42 @@ class _Bytes(io.BytesIO):
 
 
 @contextmanager
-def _opened(source: Source, keep_truncated: bool) -> Iterator[File]:
-    """Open a path, or take bytes or a stream (read into memory: it need not seek)."""
+def _open(source: Source, keep_truncated: bool) -> Iterator[AudioFile]:
+    """Open a path, bytes, or a stream, which is read into memory and need not be seekable."""
     with ExitStack() as stack:
         if isinstance(source, (str, Path)):
             name = str(source)
             handle: io.FileIO | io.BytesIO
             try:
                 if not Path(source).is_dir() and Path(source).exists() and not Path(source).is_file():
-                    raise AudioError(name, "not audio: it is no file, but a pipe or a device")
+                    raise AudioError(name, "not audio: it is a pipe or a device, not a file")
                 handle = stack.enter_context(Path(source).open("rb", buffering=0))  # libsndfile shares its position
             except FileNotFoundError:
                 raise AudioError(name, "missing: there is no such file") from None
             except OSError as error:
                 raise AudioError(name, f"missing: it cannot be opened ({error.strerror})") from None
         else:
-            name = str(getattr(source, "name", "the given bytes"))
-            handle = _Bytes(source if isinstance(source, bytes) else source.read())
-        file = File(name, handle, keep_truncated)
+            name = str(getattr(source, "name", "audio in memory"))
+            handle = _SeekSafeBytes(source if isinstance(source, bytes) else source.read())
+        file = AudioFile(name, handle, keep_truncated)
         stack.callback(file.close)
         yield file
 
 
-def _context_start(file: File, start: float, rate: int) -> int:
-    """The frame to decode from for a cut at `start` s: CONTEXT before it, where input and output samples coincide."""
+def _context_start(file: AudioFile, start: float, rate: int) -> int:
+    """Return the frame to decode from: CONTEXT before `start`, where input and output samples coincide."""
     grid = file.rate // math.gcd(file.rate, rate)
     first = max(0, int((start - CONTEXT) * file.rate)) // grid * grid
     return min(first, file.seekable_frames // grid * grid)
 
 
-def _resampled(file: File, first: int, rate: int, with_channel: bool) -> Iterator[np.ndarray]:
-    """Blocks from frame `first` on at `rate`: round(frames * rate / file.rate) samples in all.
+def _resample_blocks(file: AudioFile, first: int, rate: int, with_channel: bool) -> Iterator[np.ndarray]:
+    """Yield blocks at `rate` from frame `first` on, round(frames * rate / file.rate) samples in total.
 
-    [S], or [S, 2] where the file has several channels and `with_channel`: the mix and the first channel.
+    Blocks are [S], or [S, 2] (the mix and the first channel) if `with_channel` and the file has several channels.
     """
     columns = 2 if with_channel and any(stream.channels > 1 for stream in file.streams) else 1
-    for own_rate, blocks in file.runs(first):
+    for own_rate, blocks in file.blocks_by_rate(first):
         blocks = (_with_columns(block, columns) for block in blocks)
         if own_rate == rate:
             yield from blocks
@@ -237,18 +255,19 @@ def _resampled(file: File, first: int, rate: int, with_channel: bool) -> Iterato
 
 
 def _with_columns(block: np.ndarray, columns: int) -> np.ndarray:
-    """[S] or [S, 2] -> [S] or [S, 2]: the mix alone, or with the first channel."""
+    """Convert [S] or [S, 2] to [S] (the mix) or [S, 2] (the mix and the first channel)."""
     if block.ndim == columns:
         return block
     return np.ascontiguousarray(block[:, 0]) if columns == 1 else np.stack([block, block], axis=1)
 
 
-def _checked(
+def _validate(
     wav: np.ndarray, name: str, start: float, finite: bool = True, on_fault: OnFault | None = None
 ) -> np.ndarray:
+    """Return the mono clip [S] of [S] or [S, 2]; raise AudioError if it is empty or not finite."""
     if not len(wav):
         raise AudioError(name, f"empty: there is no sound from {start:g} s on")
-    wav, is_cancelled = amplitude.mono(wav)
+    wav, is_cancelled = amplitude.to_mono(wav)
     if finite and not np.isfinite(wav).all():
         raise AudioError(name, NOT_FINITE)
     if is_cancelled and on_fault is not None:

@@ -1,4 +1,4 @@
-"""The sound files that a setting names."""
+"""Finds the audio files that a setting names."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from pipeline.common.errors import InputError
 log = logging.getLogger("pipeline")
 
 
-def find_audio_files(setting: str, given: Iterable[str | Path]) -> dict[str, Path]:
-    """Files, and every sound file below folders, each by a name that no other has: its stem, or stem-2, stem-3...
+def find_audio_files(setting: str, paths: Iterable[str | Path]) -> dict[str, Path]:
+    """Return files, and all audio files below folders, by unique names: the stem, or stem-2, stem-3...
 
-    Sound files of formats that are not supported are among them: reading them says how to convert them.
-    Raises InputError for what is not there, and for a folder without sound files.
+    Audio files of unsupported formats are included; reading them raises an error that explains how to convert them.
+
+    Args:
+        setting: The setting that `paths` come from, for error messages.
+        paths: Files and folders.
+
+    Raises:
+        InputError: A path does not exist, or a folder contains no audio files.
     """
     files: list[Path] = []
-    for path in map(Path, map(str, given)):
+    for path in map(Path, map(str, paths)):
         if path.is_dir():
-            found = _in_folder(path)
-            if not found:
-                raise InputError(
-                    f"{setting}={path}: the folder holds no sound file ({', '.join(sound_files.SUFFIXES)})"
-                )
-            files += found
+            contents = _list_folder(path)
+            if not contents:
+                suffixes = ", ".join(sound_files.SUFFIXES)
+                raise InputError(f"{setting}={path}: there are no audio files in the folder ({suffixes})")
+            files += contents
         elif path.is_file():
             files.append(path)
         else:
@@ -41,7 +46,7 @@ def find_audio_files(setting: str, given: Iterable[str | Path]) -> dict[str, Pat
     return names
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     suffixes = sound_files.SUFFIXES + sound_files.UNSUPPORTED
     return [
         folder / name

@@ -1,4 +1,4 @@
-"""How alike two sounds are, and what note a sound plays.
+"""Similarity of two waveforms, and the pitch of a note.
 
 Letters: S samples, D width.
 """
@@ -14,16 +14,17 @@ import numpy as np
 from pipeline.common.errors import InputError
 
 WINDOW, HOP = 2048, 512
-RANGE_DB = 80.0  # quieter than this below the reference's loudest bin counts as this
-CONFIDENT = 0.5  # of a frame's pitch, by the tracker's own measure
-HELD = 0.7  # share of a note looked at: its release wavers
-FEWEST = 6  # confident frames of 16 ms
+RANGE_DB = 80.0  # levels further below the reference's loudest bin are raised to this
+MIN_CONFIDENCE = 0.5  # of a frame's pitch, as the tracker reports it
+PITCH_SHARE = 0.7  # share of a note that is evaluated: the pitch of its release wavers
+MIN_PITCH_FRAMES = 6  # confident frames of 16 ms
 
 
 def log_spectral_distance(reference: np.ndarray, other: np.ndarray) -> float:
-    """Root mean square difference of log magnitudes in dB, over bins, then averaged over frames: two [S] -> dB.
+    """Return the log-spectral distance of two waveforms [S] in dB.
 
-    Frames of 2,048 samples, hop 512, Hann. Both are floored 80 dB below the reference's loudest bin.
+    It is the root mean square difference of log magnitudes over bins, averaged over frames of 2,048 samples with hop
+    512 and a Hann window. Both are floored 80 dB below the reference's loudest bin.
     """
     a, b = _magnitudes(reference), _magnitudes(other[: len(reference)])
     floor = max(float(a.max()), 1e-8) * 10 ** (-RANGE_DB / 20)
@@ -32,9 +33,9 @@ def log_spectral_distance(reference: np.ndarray, other: np.ndarray) -> float:
 
 
 def snr(reference: np.ndarray, other: np.ndarray) -> float:
-    """Signal-to-noise ratio, the noise being the difference: two [S] -> dB, infinite for a copy, -infinite for silence.
+    """Return the signal-to-noise ratio of two waveforms [S] in dB, where the noise is their difference.
 
-    It judges phases too.
+    It is infinite for an exact copy and -infinite for a silent reference. It depends on phases.
     """
     reference, other = (np.asarray(x, np.float64) for x in (reference, other))
     assert reference.shape == other.shape
@@ -45,21 +46,24 @@ def snr(reference: np.ndarray, other: np.ndarray) -> float:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of the angle between vectors: [..., D] and [..., D] -> [...]."""
+    """Return the cosine similarity of vectors: [..., D] and [..., D] -> [...]."""
     return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)).clip(min=1e-12)
 
 
 def pitch(wav: np.ndarray, rate: int) -> float:
-    """The note that [S] plays, as a MIDI number with fractions (A4 is 69), or NaN where none is heard.
+    """Return the pitch of a note [S] as a MIDI number with fractions (A4 is 69), or NaN if it has none.
 
-    The median over the confident frames of its first 70 %, by SwiftF0. Raises InputError where that is not installed.
+    It is SwiftF0's median over the confident frames of the first 70 % of the note.
+
+    Raises:
+        InputError: SwiftF0 is not installed.
     """
-    found = _tracker().detect(np.asarray(wav, np.float32), rate)
-    heard = found.confidence >= CONFIDENT
-    heard &= np.arange(len(heard)) < HELD * len(heard)
-    if heard.sum() < FEWEST:
+    track = _tracker().detect(np.asarray(wav, np.float32), rate)
+    is_used = track.confidence >= MIN_CONFIDENCE
+    is_used &= np.arange(len(is_used)) < PITCH_SHARE * len(is_used)
+    if is_used.sum() < MIN_PITCH_FRAMES:
         return float("nan")
-    return float(np.median(69 + 12 * np.log2(found.pitch_hz[heard] / 440)))
+    return float(np.median(69 + 12 * np.log2(track.pitch_hz[is_used] / 440)))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""fp32 means fp32: half precision and TF32 flip codes."""
+"""Full fp32 precision: half precision and TF32 change codes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ OLD = ("cuda.matmul", "cudnn")
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Within, autocast and TF32 are off whatever the caller has set, and cuDNN takes no algorithm by chance."""
-    new = hasattr(backends.cudnn, "conv")
-    knobs = [attrgetter(name)(backends) for name in (NEW if new else OLD)]
-    knob, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
-    before = [getattr(part, knob) for part in knobs]
+    """Disable autocast, TF32 and nondeterministic cuDNN algorithms within the block, and restore them after it."""
+    is_new = hasattr(backends.cudnn, "conv")
+    parts = [attrgetter(name)(backends) for name in (NEW if is_new else OLD)]
+    attribute, exact = ("fp32_precision", "ieee") if is_new else ("allow_tf32", False)
+    before = [getattr(part, attribute) for part in parts]
     matmul = torch.get_float32_matmul_precision()
-    chance = backends.cudnn.benchmark, backends.cudnn.deterministic
-    for part in knobs:
-        setattr(part, knob, exact)
+    cudnn = backends.cudnn.benchmark, backends.cudnn.deterministic
+    for part in parts:
+        setattr(part, attribute, exact)
     backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for part, value in zip(knobs, before, strict=True):
-            setattr(part, knob, value)
-        if torch.get_float32_matmul_precision() != matmul:  # before torch 2.9: TF32 is "high", and "medium" was set
+        for part, value in zip(parts, before, strict=True):
+            setattr(part, attribute, value)
+        if torch.get_float32_matmul_precision() != matmul:  # before torch 2.9, "medium" would be restored as "high"
             torch.set_float32_matmul_precision(matmul)
-        backends.cudnn.benchmark, backends.cudnn.deterministic = chance
+        backends.cudnn.benchmark, backends.cudnn.deterministic = cudnn

@@ -1,4 +1,4 @@
-"""The recording that a clip of a cache was cut from, where the corpus is at hand."""
+"""Reads the recording that a clip of a dataset was cut from, if the corpus is available."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from pipeline.audio import audio_io
 
 
 def load_source_audio(root: str | None, info: Mapping[str, Any], rate: int) -> np.ndarray | None:
-    """The sound of a clip [S] by its `json`; None without a root.
+    """Return the original audio of a clip.
 
-    root: the corpus' folder, as preprocessing's data.root.
-    Raises AudioError where it does not lie there.
+    Args:
+        root: The corpus folder, as preprocessing's data.root; None if the corpus is not available.
+        info: The clip's `json` in the dataset: path, start and duration in seconds.
+        rate: The sample rate of the result in Hz.
+
+    Returns:
+        float32 [S], or None if `root` is None.
+
+    Raises:
+        AudioError: The recording is not in `root`, or cannot be read.
     """
     if root is None:
         return None
     path = Path(str(info.get("path")))
-    if "path" not in info or path.is_absolute() or ".." in path.parts:  # a cache may come from anybody
-        raise audio_io.AudioError(str(path), "missing: it does not lie in corpus_root=")
+    if "path" not in info or path.is_absolute() or ".." in path.parts:  # datasets are not trusted
+        raise audio_io.AudioError(str(path), "missing: it is not in corpus_root=")
     return audio_io.read(Path(root) / path, start=info["start"], duration=info["duration"], rate=rate)

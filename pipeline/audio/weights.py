@@ -1,4 +1,4 @@
-"""Weights read from files: what all loaders of codecs and embedders refuse."""
+"""Checks that all loaders of codecs and embedders share."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ _ERRORS = (
 
 
 @contextmanager
-def refused_if_damaged(where: str, remedy: str) -> Iterator[None]:
-    """Turn what a damaged file, or one of another model, raises within into an InputError: where it is; the remedy."""
+def report_damage(source: str, remedy: str) -> Iterator[None]:
+    """Convert the errors that a damaged file or one of another model raises into an InputError.
+
+    Args:
+        source: The file or setting, the start of the message.
+        remedy: What to do, the end of the message.
+    """
     try:
         yield
     except InputError:
@@ -28,11 +33,11 @@ def refused_if_damaged(where: str, remedy: str) -> Iterator[None]:
     except _ERRORS as error:
         why = f"there is no {one_line(error)} in it" if isinstance(error, KeyError) else one_line(error)
         what = "cannot be read" if isinstance(error, OSError) else "is damaged or of another model"
-        raise InputError(f"{where} {what} ({why:.200}); {remedy}") from error
+        raise InputError(f"{source} {what} ({why:.200}); {remedy}") from error
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError, naming the first, where a tensor holds numbers that are not finite."""
+    """Raise ValueError with the name of the first tensor that contains NaN or infinite values."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds numbers that are not finite")
+            raise ValueError(f"{name} contains NaN or infinite values")

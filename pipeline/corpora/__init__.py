@@ -16,12 +16,14 @@ from pipeline.corpora.base import Corpus
 from pipeline.corpora.base import Durations as Durations
 from pipeline.corpora.base import SkippedInput as SkippedInput
 from pipeline.corpora.clip import Clip as Clip
-from pipeline.corpora.dedup import Digest
+from pipeline.corpora.dedup import AudioDigest
 from pipeline.corpora.tar_archive import fingerprint as fingerprint
 from pipeline.corpora.tar_archive import load as load
 
 
-def open_corpus(data: Mapping[str, Any], digest: Digest | None = None, durations: Durations | None = None) -> Corpus:
+def open_corpus(
+    data: Mapping[str, Any], digest: AudioDigest | None = None, durations: Durations | None = None
+) -> Corpus:
     """The corpus that `data` (a choice of conf/data) describes, found and ready to list.
 
     digest: a hash of the decoded sound of a file (its path or its bytes), or None where it cannot be decoded. Jamendo

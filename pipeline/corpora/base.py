@@ -57,17 +57,17 @@ def slug(name: str, of: str | None = None, length: int = KEY_LENGTH) -> str:
     """
     if of is None and re.fullmatch(rf"[A-Za-z0-9_-]{{1,{length}}}", name):
         return name
-    mark = hashlib.sha256(encoded(name if of is None else of)).hexdigest()[:16]
+    mark = hashlib.sha256(encode_name(name if of is None else of)).hexdigest()[:16]
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[: length - len(mark) - 1]
     return f"{plain}-{mark}" if plain else mark
 
 
 def printable(path: str | Path) -> str:
     """A path as it may be printed and stored: a name that is not UTF-8 keeps its odd bytes as escapes."""
-    return encoded(path).decode("utf-8", "backslashreplace")
+    return encode_name(path).decode("utf-8", "backslashreplace")
 
 
-def encoded(name: str | Path) -> bytes:
+def encode_name(name: str | Path) -> bytes:
     """A name's bytes; one from JSON may hold halves of characters, which no file's name does: these as escapes."""
     try:
         return os.fsencode(name)
@@ -76,7 +76,7 @@ def encoded(name: str | Path) -> bytes:
 
 
 @contextmanager
-def readable(path: str | Path) -> Iterator[None]:
+def reading(path: str | Path) -> Iterator[None]:
     """Raises InputError where the block fails to read; path: of what, where the system does not name it."""
     try:
         yield

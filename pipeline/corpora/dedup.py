@@ -17,10 +17,10 @@ from typing import BinaryIO, NamedTuple
 from pipeline.corpora.scan_cache import cached_map
 from pipeline.corpora.tar_archive import archive_of
 
-CHUNKS = 1000  # of a WAV before its data
-PLACE, LENGTH = 1 << 18, 1 << 14  # bytes: 6.5 s into a recording of 320 kbit/s, 0.4 s long
+MAX_WAV_CHUNKS = 1000  # of a WAV before its data
+PROBE_OFFSET, PROBE_BYTES = 1 << 18, 1 << 14  # bytes: 6.5 s into a recording of 320 kbit/s, 0.4 s long
 
-Digest = Callable[[str | bytes], str | None]
+AudioDigest = Callable[[str | bytes], str | None]
 
 
 class Recording(NamedTuple):
@@ -34,7 +34,7 @@ class Recording(NamedTuple):
 
 
 def find_duplicates(
-    recordings: list[Recording], listing: Callable[[str], Path], digest: Digest | None, unreadable: dict[str, str]
+    recordings: list[Recording], listing: Callable[[str], Path], digest: AudioDigest | None, unreadable: dict[str, str]
 ) -> dict[str, str]:
     """{name: the first name of the same sound} for every recording that is not the first of its sound.
 
@@ -66,26 +66,26 @@ def find_duplicates(
     probes = sieve("probes", of, probe)
     groups = alike(of, probes.__getitem__)
     suspects = {name for group in groups for name in group}
-    frames = sieve("frames", (name for name in of if name in suspects), _frames)
+    frames = sieve("frames", (name for name in of if name in suspects), _hash_frames)
     digests: dict[str, str | None] = {}
     if digest is not None:
         doubtful = {name for group in groups if len({frames[name] for name in group}) > 1 for name in group}
-        digests = sieve("digests", (name for name in of if name in doubtful), lambda one: digest(_source(one)))
+        digests = sieve("digests", (name for name in of if name in doubtful), lambda one: digest(_read_source(one)))
     same = alike((name for name in of if name in suspects), lambda name: digests.get(name) or frames[name])
     return {name: first for first, *others in same for name in others}
 
 
 def probe(recording: Recording) -> str:
     """A hash of a few bytes of a recording's sound, past its tags: the same for copies. Raises OSError."""
-    with _opened(recording) as file:
-        start, end = _between_tags(file, recording)
-        file.seek(min(start + PLACE, (start + end) // 2))
-        return hashlib.blake2b(file.read(min(LENGTH, end - file.tell())), digest_size=16).hexdigest()
+    with _open(recording) as file:
+        start, end = _audio_range(file, recording)
+        file.seek(min(start + PROBE_OFFSET, (start + end) // 2))
+        return hashlib.blake2b(file.read(min(PROBE_BYTES, end - file.tell())), digest_size=16).hexdigest()
 
 
-def _frames(recording: Recording) -> str:
-    with _opened(recording) as file:
-        start, end = _between_tags(file, recording)
+def _hash_frames(recording: Recording) -> str:
+    with _open(recording) as file:
+        start, end = _audio_range(file, recording)
         file.seek(start)
         total = hashlib.blake2b(digest_size=16)
         while start < end:
@@ -97,19 +97,19 @@ def _frames(recording: Recording) -> str:
         return total.hexdigest()
 
 
-def _opened(recording: Recording) -> BinaryIO:
+def _open(recording: Recording) -> BinaryIO:
     return Path(recording.path if recording.span is None else archive_of(recording.path)).open("rb")
 
 
-def _source(recording: Recording) -> str | bytes:
+def _read_source(recording: Recording) -> str | bytes:
     if recording.span is None:
         return recording.path
-    with _opened(recording) as file:
+    with _open(recording) as file:
         file.seek(recording.span[0])
         return file.read(recording.span[1])
 
 
-def _between_tags(file: BinaryIO, recording: Recording) -> tuple[int, int]:
+def _audio_range(file: BinaryIO, recording: Recording) -> tuple[int, int]:
     """Where the sound starts and ends: MPEG frames between ID3 and APEv2 tags, FLAC frames, a WAV's data."""
     start = recording.span[0] if recording.span else 0
     end = start + recording.size
@@ -119,9 +119,9 @@ def _between_tags(file: BinaryIO, recording: Recording) -> tuple[int, int]:
         size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
         start = min(end, start + 10 + size + (10 if head[5] & 0x10 else 0))
     elif head[:4] == b"fLaC":
-        return _flac_frames(file, start, end), end
+        return _flac_audio_start(file, start, end), end
     elif head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
-        return _wav_data(file, start, end)
+        return _wav_audio_range(file, start, end)
     file.seek(max(start, end - 128))
     if file.read(3) == b"TAG":
         end = max(start, end - 128)
@@ -133,7 +133,7 @@ def _between_tags(file: BinaryIO, recording: Recording) -> tuple[int, int]:
     return start, end
 
 
-def _flac_frames(file: BinaryIO, start: int, end: int) -> int:
+def _flac_audio_start(file: BinaryIO, start: int, end: int) -> int:
     """Where the frames of a FLAC start, behind its blocks of metadata; its own start where these are malformed."""
     at, is_last = start + 4, False
     while not is_last and at < end:
@@ -144,10 +144,10 @@ def _flac_frames(file: BinaryIO, start: int, end: int) -> int:
     return at if is_last and at < end else start
 
 
-def _wav_data(file: BinaryIO, start: int, end: int) -> tuple[int, int]:
+def _wav_audio_range(file: BinaryIO, start: int, end: int) -> tuple[int, int]:
     """Where the samples of a WAV start and end; all of it where it has no such chunk among its first."""
     at = start + 12
-    for _ in range(CHUNKS):
+    for _ in range(MAX_WAV_CHUNKS):
         file.seek(at)
         head = file.read(8)
         size = int.from_bytes(head[4:], "little")

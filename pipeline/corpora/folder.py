@@ -19,13 +19,13 @@ from pipeline.common import sound_files
 from pipeline.common.errors import InputError
 from pipeline.corpora.base import KEY_LENGTH, Durations, SkippedInput, no_clips_error, printable, require_folder, slug
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.dedup import Digest
-from pipeline.corpora.scan_cache import cached_map, listing_file
+from pipeline.corpora.dedup import AudioDigest
+from pipeline.corpora.scan_cache import cache_file, cached_map
 from pipeline.corpora.segments import assign_split, cut_segments, validate
-from pipeline.corpora.sound_identity import find_copies, find_versions
+from pipeline.corpora.sound_identity import find_duplicate_files, find_versions
 
-COMMAND = "give the folder as data.root=DIR"
-DENSEST = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no header that says more is true
+HOW_TO_GET = "give the folder as data.root=DIR"
+MAX_FRAMES_PER_BYTE = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no header that says more is true
 
 
 @dataclass
@@ -35,19 +35,19 @@ class Folder:
     """
 
     data: Mapping[str, Any]
-    digest: Digest | None = None
+    digest: AudioDigest | None = None
     durations: Durations | None = None
     name: str = "folder"
     skipped: list[SkippedInput] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         auto = self.data["extensions"] == "auto"
-        self.endings = (
+        self.suffixes = (
             sound_files.SUFFIXES if auto else tuple(f".{e.lower().lstrip('.')}" for e in self.data["extensions"])
         )
         self.unsupported = sound_files.UNSUPPORTED if auto else ()  # who names extensions knows what is left out
-        self.looked_for = f"sound files ({', '.join(self.endings)})"
-        self.root = require_folder(self.data["root"], self.looked_for, COMMAND)
+        self.expected = f"sound files ({', '.join(self.suffixes)})"
+        self.root = require_folder(self.data["root"], self.expected, HOW_TO_GET)
         validate(self.data)
         if self.data["split_by"] not in ("recording", "folder"):
             raise InputError(f"data.split_by={self.data['split_by']} is neither recording nor folder")
@@ -55,7 +55,7 @@ class Folder:
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, part by part."""
         self.skipped.clear()
-        copies = find_copies(self.root, self._files, self._listing, self.digest)
+        copies = find_duplicate_files(self.root, self._files, self._cache_file, self.digest)
         groups = self._linked_groups(copies)
         found = False
         for name, duration in self._recordings():
@@ -71,9 +71,9 @@ class Folder:
                 part = key if self.data["segment_seconds"] is None else f"{key}-{number:05d}"
                 yield Clip(part, f"{self.root}/{name}", split, start, length)
         if not found:
-            raise no_clips_error(self.root, self.looked_for, self._conversion() or COMMAND)
+            raise no_clips_error(self.root, self.expected, self._conversion_hint() or HOW_TO_GET)
 
-    def _conversion(self) -> str:
+    def _conversion_hint(self) -> str:
         """How to convert the files of the folder, where all of them are of formats that are not read."""
         suffixes = Counter(Path(left.path).suffix.lower() for left in self.skipped)
         there = {suffix: count for suffix, count in suffixes.most_common() if suffix in self.unsupported}
@@ -84,22 +84,22 @@ class Folder:
 
     def _recordings(self) -> Iterator[tuple[str, float | None]]:
         """Name below the root and duration in seconds; None where it does not matter or no header says it."""
-        files = walk(self.root, self.endings, self.skipped, self.unsupported)
+        files = list_files(self.root, self.suffixes, self.skipped, self.unsupported)
         if self.data["segment_seconds"] is None:
             return ((name, None) for name, _ in files)
         kind = self.durations.kind if self.durations else "durations"
-        rows = cached_map(self._listing(kind), files, self._duration)
+        rows = cached_map(self._cache_file(kind), files, self._duration)
         return ((name, duration) for name, _, duration in rows)
 
     def _files(self) -> Iterator[tuple[str, str]]:
         """Name and stamp of every file once more."""
-        return walk(self.root, self.endings, [])
+        return list_files(self.root, self.suffixes, [])
 
-    def _listing(self, kind: str) -> Path:
-        return listing_file(Path(self.data["scan_cache_dir"]), self.root, kind)
+    def _cache_file(self, kind: str) -> Path:
+        return cache_file(Path(self.data["scan_cache_dir"]), self.root, kind)
 
     def _duration(self, name: str) -> float | None:
-        return (self.durations or seconds)(f"{self.root}/{name}")
+        return (self.durations or header_duration)(f"{self.root}/{name}")
 
     def _group(self, name: str) -> str:
         """What falls into one split: a recording, or a subfolder."""
@@ -127,8 +127,8 @@ class Folder:
         return {group: first(group) for group in linked}
 
 
-def walk(
-    root: Path, endings: tuple[str, ...], set_aside: list[SkippedInput], unsupported: tuple[str, ...] = ()
+def list_files(
+    root: Path, suffixes: tuple[str, ...], set_aside: list[SkippedInput], unsupported: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, str]]:
     """(name below the root, size and time of change) of every file with such an ending: see `sound_files.walk`.
 
@@ -138,22 +138,22 @@ def walk(
     def skip(path: str, reason: str) -> None:
         set_aside.append(SkippedInput(printable(path), "", reason))
 
-    for name, status in sound_files.walk(root, endings + unsupported, skip):
-        if name.lower().endswith(endings):
+    for name, status in sound_files.walk(root, suffixes + unsupported, skip):
+        if name.lower().endswith(suffixes):
             yield name, f"{status.st_size}-{status.st_mtime_ns}"
         else:
             suffix = Path(name).suffix.lower()
             skip(f"{root}/{name}", sound_files.unsupported(suffix, suffix))
 
 
-def seconds(path: str) -> float | None:
+def header_duration(path: str) -> float | None:
     """The duration that a sound file's header gives; None where it gives none: the decoder will say what is wrong.
 
     Raises OSError for a file that cannot be read.
     """
     try:
         with open(path, "rb", buffering=0) as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as sound:  # noqa: PTH123
-            fits = 0 < sound.frames <= os.fstat(handle.fileno()).st_size * DENSEST
+            fits = 0 < sound.frames <= os.fstat(handle.fileno()).st_size * MAX_FRAMES_PER_BYTE
             return (round(sound.frames / sound.samplerate, 6) or None) if fits else None
     except soundfile.LibsndfileError:
         return None

@@ -25,12 +25,12 @@ from pipeline.corpora.nsynth import NSynth
 
 RATE = 16_000  # NSynth's
 RENDER_RATE = 3 * RATE  # the synthesizer interpolates without a filter: at 16 kHz high notes would alias
-SECONDS, HELD = 4, 3
-SILENT = 3e-3  # of full scale, before any scaling
-DONE = "notes.json"  # the settings that the folder was rendered with; says "complete" once every note is there
+SECONDS, KEY_SECONDS = 4, 3
+SILENCE_PEAK = 3e-3  # of full scale, before any scaling
+SETTINGS_FILE = "notes.json"  # the settings that the folder was rendered with; says "complete" once every note is there
 FAMILIES = ["bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth_lead", "vocal"]
 SOURCES = ["acoustic", "electronic", "synthetic"]
-COMMAND = "render it anew: delete the folder and run again"
+HOW_TO_GET = "render it anew: delete the folder and run again"
 # General MIDI's programs in NSynth's words: the first program of each stretch, and what it is up to the next.
 INSTRUMENTS = {
     **{0: "keyboard acoustic", 2: "keyboard electronic", 3: "keyboard acoustic", 4: "keyboard electronic"},
@@ -42,7 +42,7 @@ INSTRUMENTS = {
     **{80: "synth_lead synthetic", 104: "guitar acoustic", 108: "mallet acoustic", 109: "reed acoustic"},
     **{110: "string acoustic", 111: "reed acoustic"},
 }
-PITCHED = 112  # programs from here on are drums and noises
+NUM_PITCHED_PROGRAMS = 112  # programs from here on are drums and noises
 
 
 class Note(NamedTuple):
@@ -60,36 +60,36 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
         InputError: a setting is out of range, the synthesizer or the soundfont is missing, or the folder holds other
             notes, or what is not ours.
     """
-    root, soundfont = Path(data["root"]), _soundfont(data["soundfont"])
+    root, soundfont = Path(data["root"]), _locate_soundfont(data["soundfont"])
     settings = {
-        "programs": _numbers(data, "programs", 0, PITCHED - 1),
-        "pitches": _numbers(data, "pitches", 0, 127),
-        "velocities": _numbers(data, "velocities", 1, 127),
+        "programs": _parse_numbers(data, "programs", 0, NUM_PITCHED_PROGRAMS - 1),
+        "pitches": _parse_numbers(data, "pitches", 0, 127),
+        "velocities": _parse_numbers(data, "velocities", 1, 127),
         **{name: data[name] for name in ("clips", "seed", "split_by", "valid", "test", "peak")},
         "soundfont": sha256_file(soundfont),
     }
-    groups = _groups(settings)
-    state = _state(root)
+    groups = _assign_splits(settings)
+    state = _read_settings(root)
     if state != {"complete": True, **settings}:
         if state != {"complete": False, **settings}:  # else another process is at it too: it writes the same bytes
             _refuse_other_notes(root, state, settings)
-        synth = _Synth(soundfont, settings["programs"])
+        synth = _Synthesizer(soundfont, settings["programs"])
         try:
-            _write(root / DONE, _json({"complete": False, **settings}))
+            _write_file(root / SETTINGS_FILE, _encode_json({"complete": False, **settings}))
             _render_all(root, synth, settings, groups)
-            _write(root / DONE, _json({"complete": True, **settings}))
+            _write_file(root / SETTINGS_FILE, _encode_json({"complete": True, **settings}))
         except OSError as error:
             raise InputError(
                 f"data.root={printable(root)} cannot be written ({error.strerror}): give a folder of yours"
             ) from error
-    return NSynth(root, Path(data["scan_cache_dir"]), name="notes", command=COMMAND, seconds=data["seconds"])
+    return NSynth(root, Path(data["scan_cache_dir"]), name="notes", how_to_get=HOW_TO_GET, seconds=data["seconds"])
 
 
-def _state(root: Path) -> dict[str, Any]:
+def _read_settings(root: Path) -> dict[str, Any]:
     if not root.exists() or not any(root.iterdir()):
         return {}
     try:
-        return json.loads((root / DONE).read_text())
+        return json.loads((root / SETTINGS_FILE).read_text())
     except (OSError, ValueError) as error:
         message = f"data.root={printable(root)} holds files that data=notes did not render: give a folder of its own"
         raise InputError(message) from error
@@ -104,7 +104,7 @@ def _refuse_other_notes(root: Path, state: dict[str, Any], settings: dict[str, A
         )
 
 
-def _render_all(root: Path, synth: _Synth, settings: dict[str, Any], groups: dict[Any, str]) -> None:
+def _render_all(root: Path, synth: _Synthesizer, settings: dict[str, Any], groups: dict[Any, str]) -> None:
     """Write wavs and indices; every file is whole when it bears its name, and the same each time."""
     notes = [Note(*n) for n in itertools.product(*(settings[name] for name in ("programs", "pitches", "velocities")))]
     random.Random(settings["seed"]).shuffle(notes)
@@ -115,19 +115,19 @@ def _render_all(root: Path, synth: _Synth, settings: dict[str, Any], groups: dic
         wav = synth.render(note, settings["peak"])
         if wav is None:
             continue
-        split = groups[_group(note, settings["split_by"])]
-        entry = _entry(note, number)
-        _write(root / f"nsynth-{split}" / "audio" / f"{entry['note_str']}.wav", _wav(wav))
+        split = groups[_split_group(note, settings["split_by"])]
+        entry = _index_entry(note, number)
+        _write_file(root / f"nsynth-{split}" / "audio" / f"{entry['note_str']}.wav", _encode_wav(wav))
         indices[split][entry["note_str"]] = entry
         left -= 1
         if not left:
             break
     for split, index in indices.items():
         if index:
-            _write(root / f"nsynth-{split}" / "examples.json", _json(index))
+            _write_file(root / f"nsynth-{split}" / "examples.json", _encode_json(index))
 
 
-class _Synth:
+class _Synthesizer:
     """One voice of a soundfont's General MIDI bank."""
 
     def __init__(self, soundfont: Path, programs: list[int]) -> None:
@@ -155,24 +155,24 @@ class _Synth:
 
         self.synth.program_select(0, self.font, 0, note.program)
         self.synth.noteon(0, note.pitch, note.velocity)
-        held = bytes(self.synth.generate(HELD * RENDER_RATE))
+        held = bytes(self.synth.generate(KEY_SECONDS * RENDER_RATE))
         self.synth.noteoff(0, note.pitch)
-        released = bytes(self.synth.generate((SECONDS - HELD) * RENDER_RATE))
+        released = bytes(self.synth.generate((SECONDS - KEY_SECONDS) * RENDER_RATE))
         self.synth.sounds_off(0)
         self.synth.generate(RENDER_RATE // 10)  # what still fades belongs to no note
         stereo = np.frombuffer(held + released, np.float32).reshape(-1, 2)
         wav = soxr.resample(stereo.mean(1), RENDER_RATE, RATE, quality="HQ")
         loudest = float(np.abs(wav).max())
-        if loudest < SILENT:
+        if loudest < SILENCE_PEAK:
             return None
         return wav if peak is None else wav * (peak / loudest)
 
 
-def _group(note: Note, split_by: str) -> Any:
+def _split_group(note: Note, split_by: str) -> Any:
     return note.program if split_by == "instrument" else (note.program, note.pitch)
 
 
-def _groups(settings: dict[str, Any]) -> dict[Any, str]:
+def _assign_splits(settings: dict[str, Any]) -> dict[Any, str]:
     """The split of every instrument, or of every pitch of every instrument: a seeded draw of exact shares."""
     split_by = settings["split_by"]
     if split_by not in ("instrument", "note"):
@@ -195,7 +195,7 @@ def _groups(settings: dict[str, Any]) -> dict[Any, str]:
     return {g: "valid" if i < valid else "test" if i < valid + test else "train" for i, g in enumerate(groups)}
 
 
-def _numbers(data: Mapping[str, Any], name: str, low: int, high: int) -> list[int]:
+def _parse_numbers(data: Mapping[str, Any], name: str, low: int, high: int) -> list[int]:
     """A setting that is a list of numbers, one number, or a range as "44-85"."""
     value = data[name]
     try:
@@ -211,7 +211,7 @@ def _numbers(data: Mapping[str, Any], name: str, low: int, high: int) -> list[in
     return numbers
 
 
-def _entry(note: Note, number: int) -> dict[str, Any]:
+def _index_entry(note: Note, number: int) -> dict[str, Any]:
     """A note as NSynth's index describes it."""
     family, source = INSTRUMENTS[max(first for first in INSTRUMENTS if first <= note.program)].split()
     instrument = f"{family}_{source}_{note.program:03d}"
@@ -232,7 +232,7 @@ def _entry(note: Note, number: int) -> dict[str, Any]:
     }
 
 
-def _soundfont(path: str | None) -> Path:
+def _locate_soundfont(path: str | None) -> Path:
     if path is not None:
         if not Path(path).is_file():
             raise InputError(f"data.soundfont={path} is no file: give an .sf2 file, or null for pretty_midi's")
@@ -245,7 +245,7 @@ def _soundfont(path: str | None) -> Path:
     return Path(found.submodule_search_locations[0]) / "TimGM6mb.sf2"
 
 
-def _wav(wav: np.ndarray) -> bytes:
+def _encode_wav(wav: np.ndarray) -> bytes:
     """wav: float [S] at RATE, as a 16-bit wav file."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
@@ -254,10 +254,10 @@ def _wav(wav: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def _encode_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write_file(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content, shared=True)

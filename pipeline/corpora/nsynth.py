@@ -18,18 +18,18 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import SPLITS, SkippedInput, no_clips_error, printable, readable, require_folder, slug
+from pipeline.corpora.base import SPLITS, SkippedInput, no_clips_error, printable, reading, require_folder, slug
 from pipeline.corpora.clip import Clip
 from pipeline.corpora.scan_cache import cached_scan
-from pipeline.corpora.tar_archive import LARGEST, Member, TruncatedArchive, member_path, members
+from pipeline.corpora.tar_archive import MAX_MEMBER_BYTES, Member, TruncatedArchive, iter_members, member_path
 
-LOOKED_FOR = "nsynth-{train,valid,test}/examples.json with audio/*.wav, or nsynth-{train,valid,test}.jsonwav.tar.gz"
-COMMAND = "get it with `python -m pipeline.download data=nsynth`, or give the folder as data.root=DIR"
+EXPECTED = "nsynth-{train,valid,test}/examples.json with audio/*.wav, or nsynth-{train,valid,test}.jsonwav.tar.gz"
+HOW_TO_GET = "get it with `python -m pipeline.download data=nsynth`, or give the folder as data.root=DIR"
 LABELS = (
     *("pitch", "velocity", "instrument", "instrument_str", "instrument_family", "instrument_family_str"),
     *("instrument_source", "instrument_source_str", "qualities_str", "note_str"),
 )
-LONGEST_ENTRY = 1 << 22  # characters: a note has 600
+MAX_ENTRY_LENGTH = 1 << 22  # characters: a note has 600
 NO_NOTE = "its entry in the index is no note"
 
 
@@ -43,24 +43,24 @@ class NSynth:
     root: Path
     scan_cache_dir: Path
     name: str = "nsynth"
-    command: str = COMMAND
+    how_to_get: str = HOW_TO_GET
     seconds: float | None = None
     skipped: list[SkippedInput] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not self.seconds > 0:
             raise InputError(f"data.seconds={self.seconds}: expected more than 0, or null for whole notes")
-        require_folder(self.root, LOOKED_FOR, self.command)
-        with readable(self.root):
+        require_folder(self.root, EXPECTED, self.how_to_get)
+        with reading(self.root):
             self._refuse_incomplete()
 
     def _refuse_incomplete(self) -> None:
         if not any(self._folder(split).is_dir() or self._archive(split).is_file() for split in SPLITS):
-            raise no_clips_error(self.root, LOOKED_FOR, self.command)
+            raise no_clips_error(self.root, EXPECTED, self.how_to_get)
         for split in SPLITS:
             folder = self._folder(split)
-            if folder.is_dir() and not self._indexed(split) and not self._archive(split).is_file():
-                raise InputError(f"{printable(folder)} has no examples.json, the index of its notes; {self.command}")
+            if folder.is_dir() and not self._has_index(split) and not self._archive(split).is_file():
+                raise InputError(f"{printable(folder)} has no examples.json, the index of its notes; {self.how_to_get}")
 
     def clips(self) -> Iterator[Clip]:
         """In the order of the index, or of the archive's bytes."""
@@ -76,7 +76,7 @@ class NSynth:
                 seen.add(key)
                 yield Clip(key, path, split, duration=self.seconds, labels=labels, span=span and tuple(span))
         if not seen:
-            raise no_clips_error(self.root, LOOKED_FOR, self.command)
+            raise no_clips_error(self.root, EXPECTED, self.how_to_get)
 
     def _folder(self, split: str) -> Path:
         return Path(self.root) / f"nsynth-{split}"
@@ -84,11 +84,11 @@ class NSynth:
     def _archive(self, split: str) -> Path:
         return Path(self.root) / f"nsynth-{split}.jsonwav.tar.gz"
 
-    def _indexed(self, split: str) -> bool:
+    def _has_index(self, split: str) -> bool:
         return (self._folder(split) / "examples.json").is_file()
 
     def _rows(self, split: str) -> Iterator[list[Any]]:
-        if self._indexed(split):
+        if self._has_index(split):
             return self._unpacked_rows(split)
         if self._archive(split).is_file():
             return cached_scan(self.scan_cache_dir, self._archive(split), partial(self._archive_rows, split))
@@ -97,19 +97,19 @@ class NSynth:
     def _unpacked_rows(self, split: str) -> Iterator[list[Any]]:
         """[key, path, span, labels, reason to set it aside] for every note in the index or on disk."""
         folder = self._folder(split) / "audio"
-        with readable(folder):
+        with reading(folder):
             on_disk = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
         on_disk = {name for name in on_disk if name.endswith(".wav") and not name.startswith(".")}
         taken = set()
         place = self._folder(split) / "examples.json"
-        with readable(place), place.open("rb") as index:
-            for name, note in entries(index, printable(index.name)):
+        with reading(place), place.open("rb") as index:
+            for name, note in iter_json_entries(index, printable(index.name)):
                 wav = f"{name}.wav"
                 taken.add(wav)
                 reason = (
                     NO_NOTE if not isinstance(note, dict) else "" if wav in on_disk else "in the index, not on disk"
                 )
-                yield [slug(name), f"{folder}/{wav}", None, {} if reason else _labels(note), reason]
+                yield [slug(name), f"{folder}/{wav}", None, {} if reason else _select_labels(note), reason]
         for wav in sorted(on_disk - taken):
             yield [slug(wav[:-4]), f"{folder}/{wav}", None, {}, "on disk, not in the index"]
 
@@ -126,15 +126,18 @@ class NSynth:
             name = PurePosixPath(member.name).name[:-4]
             labels = index.get(name)
             reason = "" if labels else NO_NOTE if name in index else "in the archive, not in the index"
-            reason = f"too large: {member.size} bytes" if member.size > LARGEST else reason
+            reason = f"too large: {member.size} bytes" if member.size > MAX_MEMBER_BYTES else reason
             taken.add(name)
             return [slug(name), member_path(archive, member.name), [member.offset, member.size], labels or {}, reason]
 
         try:
-            for member, content in members(archive, wanted="examples.json"):
+            for member, content in iter_members(archive, wanted="examples.json"):
                 if content is not None:
-                    found = entries(io.BytesIO(content), member_path(archive, member.name))
-                    index = {name: _compact(_labels(note)) if isinstance(note, dict) else None for name, note in found}
+                    found = iter_json_entries(io.BytesIO(content), member_path(archive, member.name))
+                    index = {
+                        name: _intern_strings(_select_labels(note)) if isinstance(note, dict) else None
+                        for name, note in found
+                    }
                     yield from map(row, early)
                 elif member.name.endswith(".wav") and not PurePosixPath(member.name).name.startswith("."):
                     if index is None:
@@ -145,7 +148,7 @@ class NSynth:
             torn = f"archive torn: {error}"
         if index is None:
             raise InputError(
-                f"{printable(archive)} holds no examples.json, the index of its notes {torn}; {self.command}"
+                f"{printable(archive)} holds no examples.json, the index of its notes {torn}; {self.how_to_get}"
             )
         if torn:
             yield ["", str(archive), None, {}, torn]
@@ -153,7 +156,7 @@ class NSynth:
             yield [slug(name), member_path(archive, f"{name}.wav"), None, {}, "in the index, not in the archive"]
 
 
-def entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
+def iter_json_entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
     """The entries of one JSON object, one at a time: NSynth's index is 200 MB, a gigabyte as Python's objects.
 
     Raises:
@@ -163,7 +166,7 @@ def entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
     text, at = "", 0
     while True:
         try:
-            key, value, at = _entry(text, at)
+            key, value, at = _parse_entry(text, at)
         except RecursionError as error:
             raise InputError(f"{name} is broken: an entry of it is nested too deep; fetch or make it anew") from error
         except ValueError:
@@ -173,7 +176,7 @@ def entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
                 more = reader.read(1 << 20)
             except UnicodeDecodeError as error:
                 raise InputError(f"{name} is not JSON: {error}") from error
-            if not more or len(text) - at > LONGEST_ENTRY:
+            if not more or len(text) - at > MAX_ENTRY_LENGTH:
                 raise InputError(
                     f"{name} is broken: expected one JSON object of notes; fetch or make it anew"
                 ) from None
@@ -187,24 +190,24 @@ _OPEN, _COLON, _NEXT = re.compile(r'\s*[{,]\s*(?=")'), re.compile(r"\s*:\s*"), r
 _CLOSE = re.compile(r"\s*(\{\s*)?\}")
 
 
-def _entry(text: str, at: int) -> tuple[str, Any, int]:
+def _parse_entry(text: str, at: int) -> tuple[str, Any, int]:
     """The entry at `at` and where it ends; ValueError where the text holds none whole."""
-    key, at = _decode(text, _after(_OPEN, text, at))
-    value, at = _decode(text, _after(_COLON, text, at))
-    return key, value, _after(_NEXT, text, at)
+    key, at = _decode(text, _match_end(_OPEN, text, at))
+    value, at = _decode(text, _match_end(_COLON, text, at))
+    return key, value, _match_end(_NEXT, text, at)
 
 
-def _after(sign: re.Pattern[str], text: str, at: int) -> int:
+def _match_end(sign: re.Pattern[str], text: str, at: int) -> int:
     found = sign.match(text, at)
     if not found:
         raise ValueError
     return found.end()
 
 
-def _labels(note: dict[str, Any]) -> dict[str, Any]:
+def _select_labels(note: dict[str, Any]) -> dict[str, Any]:
     return {name: note[name] for name in LABELS if name in note}
 
 
-def _compact(labels: dict[str, Any]) -> dict[str, Any]:
+def _intern_strings(labels: dict[str, Any]) -> dict[str, Any]:
     """One copy of each string that 300,000 notes repeat, for an index that waits in memory."""
     return {name: sys.intern(value) if isinstance(value, str) else value for name, value in labels.items()}

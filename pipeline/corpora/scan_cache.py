@@ -21,8 +21,8 @@ from pipeline.common.files import open_atomic
 from pipeline.corpora.base import printable
 
 FORMAT = 1  # of the rows, whoever writes them: a change makes every listing anew
-STALE = 86_400  # seconds
-LARGE = 1 << 30  # bytes
+STALE_SECONDS = 86_400  # seconds
+LARGE_BYTES = 1 << 30  # bytes
 
 
 def cached_scan(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterator[Any]:
@@ -33,17 +33,17 @@ def cached_scan(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) ->
     """
     seen = about.stat()
     identity = [str(about.resolve()), seen.st_size, seen.st_mtime_ns]
-    file = listing_file(folder, about)
-    rows = _rows(file)
+    file = cache_file(folder, about)
+    rows = _read_rows(file)
     if next(rows, None) == identity:
         yield from rows
         return
-    if seen.st_size > LARGE:
+    if seen.st_size > LARGE_BYTES:
         print_log(
             f"listing {printable(about)}: {seen.st_size / 1e9:,.0f} GB are read once; "
             f"the result is kept in {printable(folder)}"
         )
-    with _written(file) as new:
+    with _open_cache_file(file) as new:
         print(json.dumps(identity), file=new)
         for row in find():
             print(json.dumps(row), file=new)
@@ -63,9 +63,9 @@ def cached_map(
     Raises:
         InputError: the folder of `file` cannot be written.
     """
-    rows = _rows(file)
+    rows = _read_rows(file)
     row = next(rows, None)
-    with _written(file) as new:
+    with _open_cache_file(file) as new:
         for name, stamp in items:
             while row is not None and row[0].split("/") < name.split("/"):
                 row = next(rows, None)
@@ -78,13 +78,13 @@ def cached_map(
             yield name, stamp, value
 
 
-def listing_file(folder: Path, about: Path, kind: str = "members") -> Path:
+def cache_file(folder: Path, about: Path, kind: str = "members") -> Path:
     """Where a listing lies: two corpora of one name in different places do not meet."""
     mark = hashlib.sha256(os.fsencode(about.resolve())).hexdigest()[:12]
     return folder / f"{about.name}-{mark}.{kind}.{FORMAT}.jsonl"
 
 
-def _rows(file: Path) -> Iterator[Any]:
+def _read_rows(file: Path) -> Iterator[Any]:
     if file.is_file():
         with file.open() as rows:
             try:
@@ -94,7 +94,7 @@ def _rows(file: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _written(file: Path) -> Iterator[IO[str]]:
+def _open_cache_file(file: Path) -> Iterator[IO[str]]:
     """A file to write lines to, which takes its name only if the block ends well."""
     with ExitStack() as stack:
         try:
@@ -111,5 +111,5 @@ def _delete_stale(file: Path) -> None:
     """Delete the partial copies of a listing that runs left behind when they were killed."""
     for partial in file.parent.glob(f".{file.name}.*"):
         with suppress(FileNotFoundError):  # another process has just renamed it
-            if time.time() - partial.stat().st_mtime > STALE:
+            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
                 partial.unlink()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import encoded
+from pipeline.corpora.base import encode_name
 
 
 def assign_split(group: str, data: Mapping[str, Any]) -> str:
@@ -15,7 +15,7 @@ def assign_split(group: str, data: Mapping[str, Any]) -> str:
 
     A group keeps its split when others come or go.
     """
-    digest = hashlib.sha256(encoded(f"{data['seed']}:{group}")).digest()
+    digest = hashlib.sha256(encode_name(f"{data['seed']}:{group}")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     if place < data["test"]:
         return "test"

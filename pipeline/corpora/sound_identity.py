@@ -19,17 +19,21 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipeline.corpora.base import encoded
-from pipeline.corpora.dedup import Digest, Recording, find_duplicates, probe
+from pipeline.corpora.base import encode_name
+from pipeline.corpora.dedup import AudioDigest, Recording, find_duplicates, probe
 from pipeline.corpora.scan_cache import cached_map
 
 LOSSLESS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph"}
 SAME_DURATION = 0.1  # seconds: an encoder's padding, where the file does not declare it
-Files = Callable[[], Iterator[tuple[str, str]]]  # name and stamp of each file, in ascending order of the names' parts
+ListFiles = Callable[
+    [], Iterator[tuple[str, str]]
+]  # name and stamp of each file, in ascending order of the names' parts
 Row = tuple[str, str, str | None]  # name, stamp and a value; None where the file cannot be read
 
 
-def find_copies(root: Path, files: Files, listing: Callable[[str], Path], digest: Digest | None) -> dict[str, str]:
+def find_duplicate_files(
+    root: Path, files: ListFiles, listing: Callable[[str], Path], digest: AudioDigest | None
+) -> dict[str, str]:
     """{name: the first name of the same sound} for every file that is not the first of its sound.
 
     listing: the file in which results of a kind are kept; digest: see `duplicates`. Without it only equal bytes count.
@@ -42,14 +46,14 @@ def find_copies(root: Path, files: Files, listing: Callable[[str], Path], digest
         items = ((name, stamp) for name, stamp in files() if not stamp.startswith("0-"))  # empty files are no copies
         yield from cached_map(listing("probes"), items, lambda name: probe(recording(name, _stamp(root / name))))
 
-    suspects = [recording(name, stamp) for name, stamp, _ in _repeated(probes)]
+    suspects = [recording(name, stamp) for name, stamp, _ in _rows_with_repeated_value(probes)]
     copies = find_duplicates(suspects, lambda kind: listing(f"copies-{kind}"), digest, {}) if suspects else {}
-    same = _across_formats(root, files, listing, digest, copies) if digest else {}
+    same = _find_across_formats(root, files, listing, digest, copies) if digest else {}
     return {name: same.get(first, first) for name, first in copies.items()} | same
 
 
-def _across_formats(
-    root: Path, files: Files, listing: Callable[[str], Path], digest: Digest, copies: dict[str, str]
+def _find_across_formats(
+    root: Path, files: ListFiles, listing: Callable[[str], Path], digest: AudioDigest, copies: dict[str, str]
 ) -> dict[str, str]:
     """The same samples in several lossless formats."""
     formats = {_suffix(name) for name, _ in files()} & LOSSLESS
@@ -58,10 +62,10 @@ def _across_formats(
 
     def lengths() -> Iterator[Row]:
         items = ((name, stamp) for name, stamp in files() if _suffix(name) in LOSSLESS and name not in copies)
-        yield from cached_map(listing("lengths"), items, lambda name: _length(f"{root}/{name}"))
+        yield from cached_map(listing("lengths"), items, lambda name: _read_header(f"{root}/{name}"))
 
     groups = defaultdict(list)
-    for name, stamp, value in _repeated(lengths):
+    for name, stamp, value in _rows_with_repeated_value(lengths):
         groups[value].append((name, stamp))
     mixed = {item for group in groups.values() if len({_suffix(name) for name, _ in group}) > 1 for item in group}
     suspects = [item for group in groups.values() for item in group if item in mixed]
@@ -74,7 +78,7 @@ def _across_formats(
     return same
 
 
-def find_versions(files: Files, duration: Callable[[str], float | None]) -> list[list[str]]:
+def find_versions(files: ListFiles, duration: Callable[[str], float | None]) -> list[list[str]]:
     """Names that differ in folder and suffix only and have the same duration, several suffixes among them, in order.
 
     duration: of a file by its name, in seconds; asked for these names only.
@@ -86,16 +90,16 @@ def find_versions(files: Files, duration: Callable[[str], float | None]) -> list
         return ((name, stamp, name.rpartition("/")[2].rpartition(".")[0].lower()) for name, stamp in files())
 
     by_stem: dict[str | None, list[str]] = defaultdict(list)
-    for name, _, stem in _repeated(stems):
+    for name, _, stem in _rows_with_repeated_value(stems):
         by_stem[stem].append(name)
     versions: list[list[str]] = []
     for names in by_stem.values():
         if len({_suffix(name) for name in names}) > 1:
-            versions += _of_same_duration([(seconds, name) for name in names if (seconds := duration(name))])
+            versions += _group_by_duration([(seconds, name) for name in names if (seconds := duration(name))])
     return versions
 
 
-def _of_same_duration(files: list[tuple[float, str]]) -> Iterator[list[str]]:
+def _group_by_duration(files: list[tuple[float, str]]) -> Iterator[list[str]]:
     """Names whose durations follow each other closely, where they have several suffixes."""
     group: list[tuple[float, str]] = []
     for seconds, name in [*sorted(files), (float("inf"), "")]:
@@ -107,27 +111,27 @@ def _of_same_duration(files: list[tuple[float, str]]) -> Iterator[list[str]]:
         group.append((seconds, name))
 
 
-def _repeated(rows: Callable[[], Iterable[Row]]) -> list[Row]:
+def _rows_with_repeated_value(rows: Callable[[], Iterable[Row]]) -> list[Row]:
     """The rows whose value other rows have too; the rows are read twice."""
-    marks = array("Q", (_mark(value) for *_, value in rows() if value is not None))
+    marks = array("Q", (_hash64(value) for *_, value in rows() if value is not None))
     values, counts = np.unique(np.frombuffer(marks, np.uint64) if marks else np.zeros(0), return_counts=True)
     repeated = set(values[counts > 1].tolist())
-    return [row for row in rows() if row[2] is not None and _mark(row[2]) in repeated] if repeated else []
+    return [row for row in rows() if row[2] is not None and _hash64(row[2]) in repeated] if repeated else []
 
 
 def _stamp(file: Path) -> str:
     return f"{file.stat().st_size}-"
 
 
-def _mark(value: str) -> int:
-    return int.from_bytes(hashlib.blake2b(encoded(value), digest_size=8).digest(), "big")
+def _hash64(value: str) -> int:
+    return int.from_bytes(hashlib.blake2b(encode_name(value), digest_size=8).digest(), "big")
 
 
 def _suffix(name: str) -> str:
     return Path(name).suffix.lower()
 
 
-def _length(path: str) -> str | None:
+def _read_header(path: str) -> str | None:
     """Frames, rate and channels, as the header has them; None where there is none. Raises OSError."""
     try:
         with open(path, "rb", buffering=0) as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as sound:  # noqa: PTH123

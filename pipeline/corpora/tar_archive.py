@@ -16,15 +16,17 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import printable, readable
+from pipeline.corpora.base import printable, reading
 from pipeline.corpora.clip import Clip
 
-_INSIDE = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz))::", re.DOTALL)
+_MEMBER_PATH = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz))::", re.DOTALL)
 # tarfile's own errors, and what headers that lie make it raise besides
-_BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, IndexError, RecursionError)
+_READ_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, IndexError, RecursionError)
 _EXTRA = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
-_LONGEST_NAME = 1 << 16  # bytes of what an extra header tells, which tarfile holds in memory
-LARGEST = 1 << 30  # bytes of a member: it is held in memory, and a packed archive of 1 MB may promise a gigabyte
+_MAX_EXTRA_BYTES = 1 << 16  # bytes of what an extra header tells, which tarfile holds in memory
+MAX_MEMBER_BYTES = (
+    1 << 30
+)  # bytes of a member: it is held in memory, and a packed archive of 1 MB may promise a gigabyte
 
 
 class Member(NamedTuple):
@@ -39,14 +41,14 @@ class TruncatedArchive(Exception):
     """An archive that ends too early or is broken inside; the members listed before it are good."""
 
 
-class _Strict(tarfile.TarInfo):
+class _StrictTarInfo(tarfile.TarInfo):
     """A header as tarfile reads it, but for this: without its mark of the end an archive is torn, not done."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Strict:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
         try:
             found = super().frombuf(buf, encoding, errors)
-            if found.size < 0 or (found.type in _EXTRA and found.size > _LONGEST_NAME):  # a loop, or all memory
+            if found.size < 0 or (found.type in _EXTRA and found.size > _MAX_EXTRA_BYTES):  # a loop, or all memory
                 raise tarfile.ReadError(f"a header says {found.size} bytes")
             return found
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -60,31 +62,31 @@ def member_path(archive: Path, member: str) -> str:
     return f"{archive}::{member}"
 
 
-def members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, bytes | None]]:
+def iter_members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, bytes | None]]:
     """Every regular file of an archive in order, with the content of those whose name ends with `wanted`.
 
     Raises:
         InputError: the archive cannot be opened, or a member's name is absolute or climbs out of it with `..`.
         Torn: the archive is broken; the members that it holds whole have been given.
     """
-    with _unpacked(archive) as stream:
+    with _open_unpacked(archive) as stream:
         try:
-            tar = tarfile.open(fileobj=stream, mode="r:", tarinfo=_Strict)  # noqa: SIM115 - the stream is closed
+            tar = tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo)  # noqa: SIM115 - the stream is closed
             held = None  # a member is known to be whole when the next header has been read
             at = -1
             while (info := tar.next()) is not None:
                 if tar.offset <= at:  # an extended header may say a size below 0
                     raise tarfile.ReadError("a header points back")
                 at = tar.offset
-                tar.members.clear()  # type: ignore[attr-defined] # tarfile remembers every header: a million of them is a gigabyte
+                tar.iter_members.clear()  # type: ignore[attr-defined] # tarfile remembers every header: a million of them is a gigabyte
                 if held:
                     yield held
                 held = None
-                _refuse_escape(archive, info.name)
+                _check_member_name(archive, info.name)
                 if info.isreg() and not info.issparse():
                     content = None
                     if wanted and info.name.endswith(wanted):
-                        if info.size > LARGEST:
+                        if info.size > MAX_MEMBER_BYTES:
                             raise InputError(f"{printable(archive)}: {info.name!r} of {info.size} bytes is too large")
                         content = tar.extractfile(info).read()  # type: ignore[union-attr]
                     held = Member(info.name, info.offset_data, info.size), content
@@ -94,7 +96,7 @@ def members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, 
                 pass
         except InputError:
             raise
-        except _BROKEN as error:
+        except _READ_ERRORS as error:
             raise TruncatedArchive(str(error) or type(error).__name__) from error
 
 
@@ -115,7 +117,7 @@ def load(clips: Iterable[Clip]) -> Iterator[Clip]:
                     if stream:
                         stream.close()
                     name = archive_of(clip.path)
-                    stream = _unpacked(Path(name))
+                    stream = _open_unpacked(Path(name))
                 last, content = clip.path, _read(stream, clip, name)
             yield replace(clip, content=content)
     finally:
@@ -136,8 +138,8 @@ def fingerprint(clip: Clip) -> str:
     return f"{seen.st_size}-{seen.st_mtime_ns}{place}"
 
 
-def _unpacked(archive: Path) -> IO[bytes]:
-    with readable(archive):
+def _open_unpacked(archive: Path) -> IO[bytes]:
+    with reading(archive):
         if archive.name.endswith(("gz", "tgz")):
             return gzip.open(archive, "rb")  # type: ignore[return-value]
         return archive.open("rb")
@@ -145,7 +147,7 @@ def _unpacked(archive: Path) -> IO[bytes]:
 
 def archive_of(path: str) -> str:
     """The archive in which a clip lies whose path `inside` made."""
-    found = _INSIDE.match(path)
+    found = _MEMBER_PATH.match(path)
     assert found, f"{path!r} names no archive"
     return found.group(1)
 
@@ -156,13 +158,13 @@ def _read(stream: IO[bytes] | None, clip: Clip, archive: str) -> bytes:
     try:
         stream.seek(offset)
         content = stream.read(size)
-    except _BROKEN as error:
+    except _READ_ERRORS as error:
         raise InputError(f"{printable(archive)} broke while it was read ({error}): mend it and run again") from error
     if len(content) < size:
         raise InputError(f"{printable(archive)} grew shorter while it was read: mend it and run again")
     return content
 
 
-def _refuse_escape(archive: Path, name: str) -> None:
+def _check_member_name(archive: Path, name: str) -> None:
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
         raise InputError(f"{printable(archive)} holds {name!r}, which points outside of it: refused; fetch it anew")

@@ -42,7 +42,7 @@ def read_source(path: str | Path, seconds: float, rate: int) -> SourceAudio:
     path = Path(path)
     faults: list[str] = []
     sound = audio_io.read(path, duration=seconds, rate=rate, on_fault=faults.append)
-    wav, note = amplitude.adjust(sound, "scale", faults)
+    wav, note = amplitude.apply_policy(sound, "scale", faults)
     if wav is None:
         raise audio_io.AudioError(str(path), note)
     if note:

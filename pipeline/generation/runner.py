@@ -57,7 +57,7 @@ def start_generation(
     ]
     given = None if first.prefix_codes is None else torch.stack([clip.prefix_codes for clip in clips])  # type: ignore[misc]
     plan = GenerationSpec(
-        frames=instrument.codec.frames(samples),
+        frames=instrument.codec.num_frames(samples),
         seeds=[clip.seed for clip in clips],
         samplings=[sampling] * len(clips),
         prompts=prompts,
@@ -236,7 +236,7 @@ def _streamed(
     instrument: LoadedRun, piece: AudioRequest, take: Generation, written: int, full: int, whole: bool
 ) -> GeneratedFile:
     """Write the sidecar of a piece of which so many samples are written, so many of them at full scale."""
-    heard, seconds = instrument.codec.frames(written), written / instrument.codec.sample_rate
+    heard, seconds = instrument.codec.num_frames(written), written / instrument.codec.sample_rate
     codes = [take.codes[0, :, : min(int(take.lengths[0]), take.complete_frames, heard)].cpu()]
     sidecar.write(piece, instrument, codes, {"rows": 1, "row": 0}, seconds, whole)
     return GeneratedFile(piece.out, seconds, sidecar.hash_codes(codes), whole, full / max(1, written))

@@ -25,7 +25,7 @@ def hash_audio(source: str | bytes) -> str | None:
     total = hashlib.blake2b(digest_size=16)
     cuts = ((10.0 * i, 10.0) for i in itertools.count())
     try:
-        for wav in audio_io.segments(source, cuts, keep_truncated=True):
+        for wav in audio_io.read_segments(source, cuts, keep_truncated=True):
             total.update(wav.data)
     except audio_io.AudioError as error:
         if not error.reason.startswith("empty"):  # the first cut past the end

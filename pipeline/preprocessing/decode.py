@@ -103,7 +103,7 @@ def decode_clips(job: Job, how: DecodeOptions) -> Iterator[tuple[AudioOrError, s
                 found = found if now == item.fingerprint else CHANGED if now else MISSING
             note = ""
             if isinstance(found, np.ndarray):
-                wav, note = amplitude.adjust(found, how.bad_amplitude, faults)
+                wav, note = amplitude.apply_policy(found, how.bad_amplitude, faults)
                 found = Skipped(note) if wav is None else wav
                 note = "; ".join(filter(None, [*truncated, note]))
             faults.clear()
@@ -192,7 +192,7 @@ def _decode_segments(
     done = 0
     try:
         options = {"rate": how.rate, "keep_truncated": how.keep_truncated, "on_fault": how.fault_callback(faults)}
-        for wav in audio_io.segments(source, cuts, finite=False, **options):  # type: ignore[arg-type]
+        for wav in audio_io.read_segments(source, cuts, finite=False, **options):  # type: ignore[arg-type]
             yield wav if np.isfinite(wav).all() else Skipped(audio_io.NOT_FINITE)
             done += 1
     except Exception as error:

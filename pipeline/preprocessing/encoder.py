@@ -97,7 +97,7 @@ class Encoder:
         self, wavs: list[tuple[int, np.ndarray]]
     ) -> Iterator[tuple[int, list[tuple[int, np.ndarray]]]]:
         def frames(wav: tuple[int, np.ndarray]) -> int:
-            return self.codec.frames(len(wav[1]))
+            return self.codec.num_frames(len(wav[1]))
 
         for count, same in groupby(sorted(wavs, key=frames), key=frames):
             group = list(same)

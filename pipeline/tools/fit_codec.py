@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline.audio import metrics
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.embedded import EMBEDDED_FILE
-from pipeline.audio.codecs.spectral import FLOOR, HOP, WIDEN, WINDOW, SpectralEncoder, band_centres
+from pipeline.audio.codecs.spectral import BAND_SPACING, FLOOR, HOP, WINDOW, SpectralEncoder, band_centres
 from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
 from pipeline.models.weights import save_tensors
@@ -202,7 +202,14 @@ def main(words: list[str] | None = None) -> None:
     random.shuffle(train)
     books, mean = fit(frames_of(mixed(train, drums, random)))
     args.out.mkdir(parents=True, exist_ok=True)
-    facts = {"sample_rate": RATE, "hop": HOP, "n_fft": WINDOW, "bands": len(mean), "widen": WIDEN, "floor": FLOOR}
+    facts = {
+        "sample_rate": RATE,
+        "hop": HOP,
+        "n_fft": WINDOW,
+        "bands": len(mean),
+        "widen": BAND_SPACING,
+        "floor": FLOOR,
+    }
     tensors = {"codebooks": books, "mean": mean}
     save_tensors(tensors, args.out / EMBEDDED_FILE, {name: str(value) for name, value in facts.items()})
     rows = figures(args.out, held_out)

@@ -216,7 +216,7 @@ class Handlers:
 
     def _whole_or_long(self, instrument: LoadedRun, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Beyond the clips of training a sound is continued by a window that moves on."""
-        frames = instrument.codec.frames(self.desk.samples(asked, instrument))
+        frames = instrument.codec.num_frames(self.desk.samples(asked, instrument))
         longer = instrument.trained_frames is not None and frames > instrument.trained_frames
         return {**asked, **({"mode": "continue"} if longer else {})}
 
@@ -228,7 +228,7 @@ class Handlers:
         samples, rate = self.desk.samples(asked, instrument), instrument.codec.sample_rate
         name, channel = self.channels.begin(samples, rate)
         ends = instrument.model.config.end_of_audio
-        with stream_audio(channel, instrument.codec, instrument.codec.frames(samples), ends) as take:
+        with stream_audio(channel, instrument.codec, instrument.codec.num_frames(samples), ends) as take:
             yield components.on_air(name, samples / rate), take
 
     def _watch(
@@ -236,7 +236,7 @@ class Handlers:
         *others: Callable[[Tensor], None], label: str = "sound",
     ) -> Callable[[Tensor], None]:  # fmt: skip
         """Moves the progress bar, and hands codes [B, K, t] on. Raises gr.Error once the page has been closed."""
-        total, made = clips * instrument.codec.frames(self.desk.samples(asked, instrument)), 0
+        total, made = clips * instrument.codec.num_frames(self.desk.samples(asked, instrument)), 0
 
         def watch(codes: Tensor) -> None:
             nonlocal made

@@ -118,7 +118,7 @@ class GenerationService:
         instrument = self.instrument(run)
         settings = self.settings(asked) | {"out": str(room / OUT)}
         sampling = parse_sampling(settings["sampling"])
-        frames = instrument.codec.frames(self.samples(asked, instrument))
+        frames = instrument.codec.num_frames(self.samples(asked, instrument))
         window, found = resolve_window(settings, frames, instrument), build_requests(settings, instrument)
         batch, every = instrument.best_batch(window.frames if window else frames), self.every(instrument)
         with _settled(instrument, sum(len(piece.clips) for piece in found)):

@@ -33,8 +33,8 @@ def test_the_first_channel_replaces_a_mix_that_cancels(tmp_path: Path, rate: int
     assert np.array_equal(audio_io.read(path, on_fault=faults.append), audio_io.read(alone))
     assert faults == [amplitude.CANCELLED]
     cuts = [(0.0, 1.0), (0.5, 1.0), (2.0, 0.5)]
-    ours = list(audio_io.segments(path, cuts, on_fault=faults.append))
-    for cut, channel in zip(ours, audio_io.segments(alone, cuts), strict=True):
+    ours = list(audio_io.read_segments(path, cuts, on_fault=faults.append))
+    for cut, channel in zip(ours, audio_io.read_segments(alone, cuts), strict=True):
         assert np.array_equal(cut, channel) and cut.flags.c_contiguous
     assert len(faults) == 4
     assert np.abs(audio_io.read(path)).max() < 0.03
@@ -65,7 +65,7 @@ def test_cancellation_is_found_clip_by_clip(tmp_path: Path) -> None:
     right[24_000:48_000] *= -1
     path = write(tmp_path / "a.wav", [left, right], 24_000)
     faults: list[int] = []
-    cuts = enumerate(audio_io.segments(path, [(0, 1), (1, 1), (2, 1)], on_fault=lambda _: faults.append(1)))
+    cuts = enumerate(audio_io.read_segments(path, [(0, 1), (1, 1), (2, 1)], on_fault=lambda _: faults.append(1)))
     counts = [(number, len(faults)) for number, _ in cuts]
     assert counts == [(0, 0), (1, 1), (2, 1)]
 
@@ -87,7 +87,7 @@ def test_cancellation_is_found_clip_by_clip(tmp_path: Path) -> None:
 def test_a_peak_is_scaled_to_full_scale(peak: float, policy: str, scaled: bool, reason: str) -> None:
     wav = (tone(24_000) / 0.4).astype(np.float32)
     wav /= np.abs(wav).max()
-    found, note = amplitude.adjust(wav * np.float32(peak), policy)
+    found, note = amplitude.apply_policy(wav * np.float32(peak), policy)
     assert found is not None and note == reason
     np.testing.assert_allclose(found, wav if scaled else wav * peak, rtol=1e-6)
 
@@ -95,5 +95,5 @@ def test_a_peak_is_scaled_to_full_scale(peak: float, policy: str, scaled: bool, 
 def test_one_sample_far_above_all_others_is_no_sound() -> None:
     wav = tone(24_000).astype(np.float32)
     wav[7] = -1e29
-    found, note = amplitude.adjust(wav, "scale")
+    found, note = amplitude.apply_policy(wav, "scale")
     assert found is None and note.startswith("above full scale: its peak is 1e+29")

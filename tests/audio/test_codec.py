@@ -135,8 +135,8 @@ def test_a_clip_s_codes_do_not_depend_on_its_neighbours(
         odd[other, 0, length // 2 :] = ODD[kind]
     odd[row, 0, own:] = math.nan
     codec = codec_named(name)
-    expected = codec.encode(usual, torch.tensor(lengths))[row, :, : codec.frames(own)]
-    found = codec.encode(odd, torch.tensor(lengths))[row, :, : codec.frames(own)]
+    expected = codec.encode(usual, torch.tensor(lengths))[row, :, : codec.num_frames(own)]
+    found = codec.encode(odd, torch.tensor(lengths))[row, :, : codec.num_frames(own)]
     assert torch.equal(found, expected)
 
 
@@ -165,7 +165,7 @@ def test_a_padded_batch_equals_single_encodes(codec: Codec) -> None:
     equal = total = 0
     for row, length, codes in zip(wav, lengths.tolist(), batch, strict=True):
         single = codec.encode(row[None, :, :length])[0]
-        assert single.shape[1] == codec.frames(length) == -(-length // 320)
+        assert single.shape[1] == codec.num_frames(length) == -(-length // 320)
         equal += int((codes[:, : single.shape[1]] == single).sum())
         total += single.numel()
     assert equal / total > 0.998

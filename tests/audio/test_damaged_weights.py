@@ -44,12 +44,12 @@ def changed(source: Path, out: Path, change: Callable[[Tensors], Tensors]) -> No
 WK = "visible_encoder.encoder_layers.0.att_layer.wk.weight"
 CODEC = {
     "mean is gone": (lacking("mean"), "there is no 'mean'"),
-    "NaN": (not_finite("codebooks"), "codebooks holds numbers that are not finite"),
+    "NaN": (not_finite("codebooks"), "codebooks contains NaN or infinite values"),
     "another shape": (of_one_number("codebooks"), "damaged or of another model"),
 }
 EMBEDDER = {
     "a weight is gone": (lacking(WK), f"there is no '{WK}'"),
-    "NaN": (not_finite(WK), f"{WK} holds numbers that are not finite"),
+    "NaN": (not_finite(WK), f"{WK} contains NaN or infinite values"),
     "another shape": (of_one_number(WK), "damaged or of another model"),
 }
 BYTES = {"empty": b"", "text": b"x" * 500, "cut": TINY.read_bytes()[:-50]}

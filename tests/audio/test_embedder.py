@@ -27,7 +27,7 @@ from pipeline.audio.codecs.encodec import untrained_encodec
 from pipeline.audio.embedders import load_embedder
 from pipeline.audio.embedders.encodecmae import EncodecMaeEmbedder
 from pipeline.audio.embedders.encodecmae_checkpoint import from_state_dict
-from pipeline.audio.embedders.encodecmae_model import KaldiMel, Mel
+from pipeline.audio.embedders.encodecmae_model import KaldiMel, MelConfig
 from pipeline.audio.embedders.encodecmae_tiny import TINY
 from pipeline.common.errors import InputError
 from tests.helpers.preprocess_runs import ROOT
@@ -233,9 +233,9 @@ def test_the_shortest_clips_have_a_vector(tmp_path: Path, version: int, mel: boo
 @pytest.mark.parametrize("samples", [637, 955, 24_000, 96_000])
 def test_the_filterbank_is_kaldis(samples: int) -> None:
     wav = sound(4)[:samples]
-    mel = KaldiMel(Mel())
+    mel = KaldiMel(MelConfig())
     found = mel(wav[None])[0]
-    assert len(found) == mel.frames(samples) == 1 + (samples - 637) // 318
+    assert len(found) == mel.num_frames(samples) == 1 + (samples - 637) // 318
     torch.testing.assert_close(found, mel_frames(wav), atol=2e-4, rtol=1e-4)
 
 

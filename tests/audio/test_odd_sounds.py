@@ -51,7 +51,7 @@ def check(folder: Path, sound: Odd) -> None:
         for start in range(0, round(sound.seconds * RATE), round(SECONDS * RATE)):
             assert likeness(wav[start : start + len(expected)], expected) > 0.9, start / RATE
     cuts = [(0.5 * i, 0.5) for i in range(int(2 * info.seconds))]
-    parts = list(audio_io.segments(path, cuts, rate=RATE, keep_truncated=sound.truncated))
+    parts = list(audio_io.read_segments(path, cuts, rate=RATE, keep_truncated=sound.truncated))
     joined = np.concatenate(parts)
     np.testing.assert_allclose(joined, wav[: len(joined)], atol=1e-6)
 

@@ -52,7 +52,7 @@ def test_a_folder_is_reconstructed_at_each_bit_rate(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (["audio=gone.wav"], "no such file"),
-        (["audio=.", "out=x"], "holds no sound file"),
+        (["audio=.", "out=x"], "there are no audio files"),
         (["audio=empty.wav"], "no file could be read: empty.wav: empty"),
         (["audio=a.wav", "codebooks=[1,16]"], "codec.codebooks=16: encodec_embedded has 1 to 8"),
         (["audio=a.wav", "codebooks=[0]"], "from 1 on"),

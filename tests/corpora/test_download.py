@@ -185,7 +185,7 @@ def test_no_network_is_said_at_once(tmp_path: Path, name: str, capsys: pytest.Ca
 
 
 def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
-    from pipeline.corpora.download.sources import files_of
+    from pipeline.corpora.download.sources import list_remote_files
 
     cfg = compose("download", ["data=jamendo", f"data.root={tmp_path}", "quality=audio-low", "folders=[99]"])
     lists: list[RemoteFile] = []
@@ -194,7 +194,7 @@ def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
         lists.append(remote)
         remote.path.write_text(f"{'a' * 64} raw_30s_audio-low-99.tar\n")
 
-    metadata, tar = files_of(cfg, get)
+    metadata, tar = list_remote_files(cfg, get)
     assert tar == RemoteFile(
         "https://cdn.freesound.org/mtg-jamendo/raw_30s/audio-low/raw_30s_audio-low-99.tar",
         tmp_path / "audio-low" / "raw_30s_audio-low-99.tar",
@@ -203,7 +203,7 @@ def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
     base = "https://raw.githubusercontent.com/MTG/mtg-jamendo-dataset/master/data"
     assert lists[0].url == f"{base}/download/raw_30s_audio-low_sha256_tars.txt"
     assert metadata.url == f"{base}/raw_30s.tsv"
-    (test,) = files_of(compose("download", ["splits=[test]"]), get)
+    (test,) = list_remote_files(compose("download", ["splits=[test]"]), get)
     assert test.url == "http://download.magenta.tensorflow.org/datasets/nsynth/nsynth-test.jsonwav.tar.gz"
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpora.download.http import FetchError, RemoteFile, RetryPolicy, check, fetch, remote_size
+from pipeline.corpora.download.http import DownloadError, RemoteFile, RetryPolicy, download, remote_size, verify_file
 from tests.helpers.corpora import pack
 from tests.helpers.download_server import Site, serve
 
@@ -38,7 +38,7 @@ def left(remote: RemoteFile) -> list[str]:
 
 def test_a_file_comes_whole_under_its_name_alone(remote: RemoteFile) -> None:
     positions: list[int] = []
-    assert fetch(remote, HASTY, positions.append) == "SHA-256 as published"
+    assert download(remote, HASTY, positions.append) == "SHA-256 as published"
     assert remote.path.read_bytes() == CONTENT
     assert left(remote) == ["file.bin"]
     assert positions[-1] == len(CONTENT)
@@ -64,7 +64,7 @@ FAULTS: dict[str, tuple[list[str], int]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_server_that(name: str, site: Site, remote: RemoteFile) -> None:
     site.faults["/file.bin"], requests = [*FAULTS[name][0]], FAULTS[name][1]
-    fetch(remote, HASTY)
+    download(remote, HASTY)
     assert remote.path.read_bytes() == CONTENT
     assert left(remote) == ["file.bin"]
     assert len(site.asked) == requests
@@ -72,7 +72,7 @@ def test_a_server_that(name: str, site: Site, remote: RemoteFile) -> None:
 
 def test_what_came_before_the_break_is_not_sent_again(site: Site, remote: RemoteFile) -> None:
     site.faults["/file.bin"] = ["break 100000", "break 50000"]
-    fetch(remote, HASTY)
+    download(remote, HASTY)
     assert [first for _, first in site.asked] == [0, 100_000, 150_000]
 
 
@@ -84,19 +84,19 @@ def test_no_run_of_faults_leaves_a_wrong_file(faults: list[str], tmp_path_factor
     with serve(Site({"/file.bin": CONTENT}, {"/file.bin": faults})) as site:
         for _ in range(10):
             try:
-                fetch(RemoteFile(f"{site.url}/file.bin", path, SUM), RetryPolicy(1, 0.5, 0.001))
+                download(RemoteFile(f"{site.url}/file.bin", path, SUM), RetryPolicy(1, 0.5, 0.001))
                 break
-            except FetchError:
+            except DownloadError:
                 assert not path.exists()
     assert path.read_bytes() == CONTENT
 
 
 def test_a_run_that_was_stopped_is_gone_on_with(site: Site, remote: RemoteFile) -> None:
     site.faults["/file.bin"] = ["break 120000", "break 0"]
-    with pytest.raises(FetchError, match=r"file\.bin: the connection broke after 120,000 bytes"):
-        fetch(remote, RetryPolicy(1, 0.5, 1.0))
+    with pytest.raises(DownloadError, match=r"file\.bin: the connection broke after 120,000 bytes"):
+        download(remote, RetryPolicy(1, 0.5, 1.0))
     assert not remote.path.exists()
-    fetch(remote, HASTY)
+    download(remote, HASTY)
     assert remote.path.read_bytes() == CONTENT
     assert site.asked[-1] == ("/file.bin", 120_000)
 
@@ -106,10 +106,10 @@ def test_a_stop_keeps_what_has_come(site: Site, tmp_path: Path) -> None:
     site.files["/big.bin"] = big
     remote = RemoteFile(f"{site.url}/big.bin", tmp_path / "big.bin", hashlib.sha256(big).hexdigest())
     stop = threading.Event()
-    with pytest.raises(FetchError, match="stopped"):
-        fetch(remote, HASTY, lambda position: stop.set() if position else None, stop)
+    with pytest.raises(DownloadError, match="stopped"):
+        download(remote, HASTY, lambda position: stop.set() if position else None, stop)
     assert not remote.path.exists()
-    fetch(remote, HASTY)
+    download(remote, HASTY)
     assert site.asked[-1][1] > 0
     assert remote.path.read_bytes() == big
 
@@ -121,17 +121,17 @@ def test_a_file_that_changed_between_two_runs_is_fetched_anew(
 ) -> None:
     site.ranges, site.etags = ranges, etags
     site.faults["/file.bin"] = ["break 120000", "break 0"]
-    with pytest.raises(FetchError):
-        fetch(remote, RetryPolicy(1, 0.5, 1.0))
+    with pytest.raises(DownloadError):
+        download(remote, RetryPolicy(1, 0.5, 1.0))
     site.files["/file.bin"] = new = CONTENT[::-1]
-    fetch(RemoteFile(remote.url, remote.path, hashlib.sha256(new).hexdigest()), HASTY)
+    download(RemoteFile(remote.url, remote.path, hashlib.sha256(new).hexdigest()), HASTY)
     assert remote.path.read_bytes() == new
 
 
 def test_a_torn_file_of_another_program_is_completed(site: Site, remote: RemoteFile) -> None:
     remote.path.parent.mkdir()
     remote.path.write_bytes(CONTENT[:90_000])
-    fetch(remote, HASTY)
+    download(remote, HASTY)
     assert remote.path.read_bytes() == CONTENT
     assert site.asked == [("/file.bin", 90_000)]
 
@@ -140,7 +140,7 @@ def test_a_torn_file_of_another_program_is_completed(site: Site, remote: RemoteF
 def test_a_wrong_file_of_another_program_is_replaced(remote: RemoteFile, there: bytes) -> None:
     remote.path.parent.mkdir()
     remote.path.write_bytes(there)
-    fetch(remote, HASTY)
+    download(remote, HASTY)
     assert remote.path.read_bytes() == CONTENT
 
 
@@ -151,10 +151,10 @@ def test_another_version_of_another_program_is_no_beginning(site: Site, tmp_path
     remote = RemoteFile(f"{site.url}/file.bin", tmp_path / "file.bin")
     remote.path.write_bytes(old := CONTENT[::-1][:90_000])
     site.faults["/file.bin"] = ["break 100000", "404"]
-    with pytest.raises(FetchError, match="HTTP 404"):
-        fetch(remote, HASTY)
+    with pytest.raises(DownloadError, match="HTTP 404"):
+        download(remote, HASTY)
     assert md5 or remote.path.read_bytes() == old, "what is there stays until there is better"
-    fetch(remote, HASTY)
+    download(remote, HASTY)
     assert remote.path.read_bytes() == CONTENT
     assert left(remote) == ["file.bin"]
 
@@ -163,14 +163,14 @@ def test_a_torn_file_is_completed_where_the_server_s_md5_will_tell(site: Site, t
     site.md5 = True
     remote = RemoteFile(f"{site.url}/file.bin", tmp_path / "file.bin")
     remote.path.write_bytes(CONTENT[:90_000])
-    assert fetch(remote, HASTY) == "MD5 as the server states it"
+    assert download(remote, HASTY) == "MD5 as the server states it"
     assert site.asked == [("/file.bin", 90_000)]
 
 
 def test_content_of_another_checksum_never_gets_the_name(site: Site, remote: RemoteFile) -> None:
     site.files["/file.bin"] = b"y" * len(CONTENT)
-    with pytest.raises(FetchError, match=r"file\.bin: its SHA-256 is not the one that its publisher states"):
-        fetch(remote, HASTY)
+    with pytest.raises(DownloadError, match=r"file\.bin: its SHA-256 is not the one that its publisher states"):
+        download(remote, HASTY)
     assert left(remote) == []
     assert len(site.asked) == HASTY.attempts
 
@@ -179,10 +179,10 @@ def test_the_servers_md5_stands_in_for_a_published_checksum(site: Site, tmp_path
     site.md5 = True
     site.faults["/file.bin"] = ["break 1000", "break 5000"]
     remote = RemoteFile(f"{site.url}/file.bin", tmp_path / "file.bin")
-    assert fetch(remote, HASTY) == "MD5 as the server states it"
+    assert download(remote, HASTY) == "MD5 as the server states it"
     site.faults["/file.bin"] = ["claim 1000"]
     short = RemoteFile(f"{site.url}/file.bin", tmp_path / "again.bin")
-    fetch(short, HASTY)
+    download(short, HASTY)
     assert short.path.read_bytes() == CONTENT
 
 
@@ -191,25 +191,25 @@ def test_archives_without_a_checksum_are_read_through(site: Site, tmp_path: Path
     content = pack(tmp_path / name, {"a": CONTENT, "b": b"b"}).read_bytes()
     site.files = {f"/{name}": content, f"/torn-{name}": content[:-20_000]}
     remote = RemoteFile(f"{site.url}/{name}", tmp_path / "new" / name)
-    assert fetch(remote, HASTY) == "read through: 2 files, no published checksum"
+    assert download(remote, HASTY) == "read through: 2 files, no published checksum"
     assert remote.path.read_bytes() == content
     torn = RemoteFile(f"{site.url}/torn-{name}", tmp_path / "new" / f"torn-{name}")
-    with pytest.raises(FetchError, match="the archive is torn"):
-        fetch(torn, HASTY)
+    with pytest.raises(DownloadError, match="the archive is torn"):
+        download(torn, HASTY)
     assert left(remote) == [name]
 
 
 def test_a_page_in_place_of_the_file_is_refused_at_its_first_bytes(site: Site, tmp_path: Path) -> None:
     site.files["/x.tar.gz"] = b"<html>Please log in</html>"
-    with pytest.raises(FetchError, match=r"x\.tar\.gz sends something else: it starts with b'<html>Please log'"):
-        fetch(RemoteFile(f"{site.url}/x.tar.gz", tmp_path / "x.tar.gz", starts=b"\x1f\x8b"), HASTY)
+    with pytest.raises(DownloadError, match=r"x\.tar\.gz sends something else: it starts with b'<html>Please log'"):
+        download(RemoteFile(f"{site.url}/x.tar.gz", tmp_path / "x.tar.gz", magic=b"\x1f\x8b"), HASTY)
     assert len(site.asked) == 1
 
 
 def test_what_is_not_there_is_not_asked_for_again(site: Site, remote: RemoteFile) -> None:
     site.files.clear()
-    with pytest.raises(FetchError, match=r"file\.bin: HTTP 404"):
-        fetch(remote, HASTY)
+    with pytest.raises(DownloadError, match=r"file\.bin: HTTP 404"):
+        download(remote, HASTY)
     assert len(site.asked) == 1
     assert remote_size(remote, 1) == 0 or remote_size(remote, 1) is None
 
@@ -223,32 +223,32 @@ def test_a_busy_server_is_given_the_time_it_asks_for(site: Site, remote: RemoteF
             waits.append(timeout or 0)
             return False
 
-    fetch(remote, HASTY, stop=Clock())
+    download(remote, HASTY, stop=Clock())
     assert waits == [1.0]
 
 
 def test_a_server_that_is_not_there_is_named(remote: RemoteFile) -> None:
     gone = RemoteFile("http://127.0.0.1:9/file.bin", remote.path)
-    with pytest.raises(FetchError, match=r"127\.0\.0\.1:9/file\.bin cannot be reached"):
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1:9/file\.bin cannot be reached"):
         remote_size(gone, 0.5)
-    with pytest.raises(FetchError, match=r"127\.0\.0\.1:9/file\.bin: the connection broke"):
-        fetch(gone, HASTY)
-    with pytest.raises(FetchError, match="no address"):
-        fetch(RemoteFile("no address", remote.path), HASTY)
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1:9/file\.bin: the connection broke"):
+        download(gone, HASTY)
+    with pytest.raises(DownloadError, match="no address"):
+        download(RemoteFile("no address", remote.path), HASTY)
 
 
 def test_a_folder_that_takes_no_file_is_named(remote: RemoteFile) -> None:
     remote.path.parent.write_bytes(b"a file in the way")
-    with pytest.raises(FetchError, match=r"data/file\.bin cannot be written"):
-        fetch(remote, HASTY)
+    with pytest.raises(DownloadError, match=r"data/file\.bin cannot be written"):
+        download(remote, HASTY)
 
 
 def test_a_file_that_lies_there_is_checked(remote: RemoteFile, corrupt: Callable[[Path], None]) -> None:
-    fetch(remote, HASTY)
-    assert check(remote) == "SHA-256 as published"
+    download(remote, HASTY)
+    assert verify_file(remote) == "SHA-256 as published"
     corrupt(remote.path)
-    with pytest.raises(FetchError, match=r"file\.bin: its SHA-256 is not .* delete it"):
-        check(remote)
+    with pytest.raises(DownloadError, match=r"file\.bin: its SHA-256 is not .* delete it"):
+        verify_file(remote)
 
 
 @pytest.fixture

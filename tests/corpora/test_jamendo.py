@@ -259,7 +259,7 @@ def test_copies_in_tars_are_found(root: Path, tmp_path: Path) -> None:
     assert aside == {"raw_30s_audio-01.tar::85/85.mp3": "copy: the same sound as raw_30s_audio-00.tar/00/565800.mp3"}
 
 
-def encoded(wav: np.ndarray) -> bytes:
+def encode_audio(wav: np.ndarray) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, wav, 44_100, format="MP3", bitrate_mode="CONSTANT", compression_level=0.5)
     return file.getvalue()
@@ -271,7 +271,7 @@ def test_sounds_that_only_begin_alike_are_both_used(root: Path) -> None:
     other = wav.copy()
     other[-44_100:] = music(71, 1)
     for track, sound in ((91, wav), (92, other)):
-        (root / "00" / f"{track}.mp3").write_bytes(encoded(sound))
+        (root / "00" / f"{track}.mp3").write_bytes(encode_audio(sound))
         add_row(root, row(track, f"00/{track}.mp3", 48))
     asked = []
     clips, aside = plan(root, digest=lambda source: asked.append(source) or sound_of(source))
@@ -285,7 +285,7 @@ def test_sounds_that_only_begin_alike_are_both_used(root: Path) -> None:
 
 def test_frames_that_differ_but_decode_to_the_same_sound_are_one(root: Path, tmp_path: Path) -> None:
     """An ancillary byte in a frame's slack, say: here the encoder's delay note in its own first frame."""
-    content = bytearray(encoded(np.tile(music(72, 2), (24, 1))))
+    content = bytearray(encode_audio(np.tile(music(72, 2), (24, 1))))
     (root / "00" / "91.mp3").write_bytes(content)
     place = content.find(b"LAME")
     assert 0 < place < 1000

@@ -65,7 +65,7 @@ def test_notes_are_rendered_once_and_never_replaced_by_others(
     notes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = shutil.copytree(notes_folder, tmp_path / "notes")
-    monkeypatch.setattr("pipeline.corpora.midi_notes._Synth", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr("pipeline.corpora.midi_notes._Synthesizer", lambda *_: pytest.fail("rendered again"))
     render_notes(root)
     with pytest.raises(
         InputError, match=r"data\.root=.*notes holds notes rendered with data\.clips=24 \(now 10\): give"

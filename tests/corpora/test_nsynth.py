@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.common.errors import InputError
 from pipeline.corpora import fingerprint, load, open_corpus
 from pipeline.corpora import tar_archive as archive
-from pipeline.corpora.nsynth import entries
+from pipeline.corpora.nsynth import iter_json_entries
 from tests.helpers.corpora import data, pack
 
 
@@ -100,14 +100,14 @@ def test_a_broken_index_is_refused_by_name(root: Path, broken: str) -> None:
 @settings(max_examples=40)
 def test_the_index_is_read_as_json_reads_it(value: dict, indent: int | None) -> None:
     text = json.dumps(value, indent=indent).encode()
-    assert dict(entries(io.BytesIO(text), "index")) == value
+    assert dict(iter_json_entries(io.BytesIO(text), "index")) == value
 
 
 def test_an_index_longer_than_any_buffer_is_read_whole() -> None:
     value = {f"note-{number}": {"number": number, "text": "ü" * 50} for number in range(40_000)}
     text = json.dumps(value, ensure_ascii=False).encode()
     assert len(text) > 4 << 20
-    assert dict(entries(io.BytesIO(text), "index")) == value
+    assert dict(iter_json_entries(io.BytesIO(text), "index")) == value
 
 
 def files(folder: Path, *, index: str) -> dict[str, Path]:
@@ -150,7 +150,7 @@ def test_an_archive_is_searched_once(root: Path, tmp_path: Path, monkeypatch: py
     archive = pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="last"))
     corpus = open_corpus(data("nsynth", tmp_path))
     plan = list(corpus.clips())
-    monkeypatch.setattr("pipeline.corpora.nsynth.members", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr("pipeline.corpora.nsynth.iter_members", lambda *_, **__: pytest.fail("searched again"))
     assert list(corpus.clips()) == plan
     monkeypatch.undo()
     pack(archive, files(root / "nsynth-test", index="first"))
@@ -160,10 +160,10 @@ def test_an_archive_is_searched_once(root: Path, tmp_path: Path, monkeypatch: py
 def test_reading_a_large_archive_through_is_announced(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.corpora.scan_cache.LARGE", 1000)
+    monkeypatch.setattr("pipeline.corpora.scan_cache.LARGE_BYTES", 1000)
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="first"))
     list(open_corpus(data("nsynth", tmp_path)).clips())
-    assert "nsynth-test.jsonwav.tar.gz: its" in capsys.readouterr().err
+    assert "GB are read once" in capsys.readouterr().err
     list(open_corpus(data("nsynth", tmp_path)).clips())
     assert capsys.readouterr().err == ""
 
@@ -268,7 +268,7 @@ def test_a_name_of_half_a_character_is_set_aside(root: Path) -> None:
 
 def test_an_index_nested_without_end_is_refused() -> None:
     with pytest.raises(InputError, match="the index is broken: an entry of it is nested too deep"):
-        list(entries(io.BytesIO(b'{"a": ' + b"[" * 100_000), "the index"))
+        list(iter_json_entries(io.BytesIO(b'{"a": ' + b"[" * 100_000), "the index"))
 
 
 def header(name: str, kind: bytes, size: bytes) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.common import console
 from pipeline.corpora.download import parallel as module
-from pipeline.corpora.download.http import FetchError, RemoteFile
+from pipeline.corpora.download.http import DownloadError, RemoteFile
 from pipeline.corpora.download.parallel import download_all
 
 REMOTES = {RemoteFile(f"http://nowhere/{n}", Path(f"file-{n}")): 1000 * n for n in range(1, 6)}
@@ -23,7 +23,7 @@ def work(remote: RemoteFile, at: At, stop: threading.Event) -> str:
     for position in range(0, REMOTES[remote] + 1, 500):
         at(position)
     if remote.path.name == "file-3":
-        raise FetchError("file-3 is lost")
+        raise DownloadError("file-3 is lost")
     return "as published"
 
 
@@ -53,7 +53,7 @@ def test_an_interrupt_ends_what_runs_and_starts_nothing_more() -> None:
         if len(begun) == 1:
             raise KeyboardInterrupt
         assert stop.wait(5), "it was never told to stop"
-        raise FetchError("stopped")
+        raise DownloadError("stopped")
 
     with pytest.raises(KeyboardInterrupt):
         download_all(REMOTES, interrupted, 2)

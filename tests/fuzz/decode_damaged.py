@@ -73,13 +73,13 @@ def listen(content: bytes, path: Path) -> None:
     for read in (
         lambda: [audio_io.read(path, duration=5.0)],
         lambda: [audio_io.read(content, start=0.1, duration=0.05, rate=16_000)],
-        lambda: [*itertools.islice(audio_io.segments(path, [(0.05 * i, 0.05) for i in range(4)]), 4)],
+        lambda: [*itertools.islice(audio_io.read_segments(path, [(0.05 * i, 0.05) for i in range(4)]), 4)],
     ):
         try:
             for wav in read():
                 assert wav.dtype == np.float32 and wav.ndim == 1 and 0 < len(wav) <= 120_000 and np.isfinite(wav).all()
         except audio_io.AudioError as error:
-            assert "\n" not in str(error) and (str(path) in str(error) or "the given bytes" in str(error)), str(error)
+            assert "\n" not in str(error) and (str(path) in str(error) or "audio in memory" in str(error)), str(error)
 
 
 def main(first: int, last: int, seed: int, note: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from pipeline.corpora import load, open_corpus, tar_archive
 from pipeline.corpora.download.http import RemoteFile
 from pipeline.corpora.download.sources import files_of
-from pipeline.corpora.nsynth import entries
+from pipeline.corpora.nsynth import iter_json_entries
 from tests.helpers.damage import damaged, damaged_json, inside, mended_tar, refused_or_right, seeds, some, text_of
 
 NOTE = {"pitch": 60, "velocity": 100, "instrument": 3, "instrument_str": "bass_3", "qualities_str": ["dark"], "note": 7}
@@ -70,7 +70,7 @@ def test_a_damaged_index_of_notes(tmp_path: Path, seed: int) -> None:
 def test_an_index_without_an_end_is_refused_soon(text: bytes) -> None:
     """50 MB that never close: read anew from their beginning with each block, they would take minutes."""
     with refused_or_right("the index is broken"):
-        assert not [*entries(io.BytesIO(text + text[-1:] * 50_000_000), "the index")]
+        assert not [*iter_json_entries(io.BytesIO(text + text[-1:] * 50_000_000), "the index")]
 
 
 @some(150)

@@ -224,7 +224,7 @@ def test_what_goes_wrong_ahead_comes_out_in_its_turn() -> None:
 
 def stuck(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """As a decoder that never comes back from C, and lets no other thread of its process run."""
-    real = audio_io._opened
+    real = audio_io._open
 
     def opened(source: object, keep: bool) -> object:
         if "stuck" in str(source):

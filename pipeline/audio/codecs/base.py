@@ -19,7 +19,9 @@ from pipeline.common.errors import InputError
 if TYPE_CHECKING:
     from pipeline.audio.codecs.encodec_package import EncodecModel
 
-VERSION = 2  # of the mapping from sound to codes; datasets of another version are not resumed. 1: zeros filled the end
+CODES_VERSION = (
+    2  # of the mapping from sound to codes; datasets of another version are not resumed. 1: zeros filled the end
+)
 
 
 class StreamingDecoderModule(Protocol):
@@ -93,7 +95,7 @@ class Codec:
             "codebooks": self.codebooks,
             "codebook_size": self.codebook_size,
             "dtype": "float32",
-            "version": VERSION,
+            "version": CODES_VERSION,
         }
 
     @property
@@ -105,7 +107,7 @@ class Codec:
         """
         return 64 if self.device.type == "cuda" else 8
 
-    def frames(self, samples: int) -> int:
+    def num_frames(self, samples: int) -> int:
         """Return the number of frames that cover `samples` samples; the last frame may extend past the end."""
         return math.ceil(samples / self.hop_length)
 
@@ -132,8 +134,8 @@ class Codec:
         with full_precision(self.device):
             latents = self.model.encoder(wav, valid)  # [B, D, T]
             codes = self.model.quantizer.encode(latents, self.model.frame_rate, self.model.bandwidth).transpose(0, 1)
-        codes = F.pad(codes, (0, self.frames(samples) - codes.shape[-1]))
-        assert codes.shape == (batch, self.codebooks, self.frames(samples)), codes.shape
+        codes = F.pad(codes, (0, self.num_frames(samples) - codes.shape[-1]))
+        assert codes.shape == (batch, self.codebooks, self.num_frames(samples)), codes.shape
         return codes
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.codecs.encodec_package import EncodecModel, ResidualVectorQuantizer
 from pipeline.audio.codecs.spectral import PhaseDecoder, SpectralEncoder
-from pipeline.audio.weights import check_finite, refused_if_damaged
+from pipeline.audio.weights import check_finite, report_damage
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_file
 from pipeline.common.paths import ASSETS
@@ -29,7 +29,7 @@ def load(codebooks: int, folder: Path | None, device: str | torch.device) -> Cod
     file, remedy = folder / EMBEDDED_FILE, "null uses the one that ships with this package"
     if not file.is_file():
         raise InputError(f"codec.weights_dir={folder}: there is no {EMBEDDED_FILE} in it; {remedy}")
-    with refused_if_damaged(f"codec.weights_dir={folder}: {EMBEDDED_FILE}", remedy):
+    with report_damage(f"codec.weights_dir={folder}: {EMBEDDED_FILE}", remedy):
         model, weights = _build_model(load_file(file)), sha256_file(file)
     return Codec("encodec_embedded", model, codebooks, weights, device, is_waveform_codec=False)
 

@@ -11,7 +11,7 @@ import torch
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.codecs.encodec_package import ROOT_URL, EncodecModel
 from pipeline.audio.codecs.seanet import Seanet
-from pipeline.audio.weights import check_finite, refused_if_damaged
+from pipeline.audio.weights import check_finite, report_damage
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_file
 
@@ -26,7 +26,7 @@ def load(codebooks: int, folder: Path | None, device: str | torch.device) -> Cod
     if not weights.startswith(expected):
         raise InputError(f"{file}: its sha256 is {weights[:8]}..., not {expected}...; delete it and download it again")
     model = _package_model()
-    with refused_if_damaged(str(file), "delete it and download it again"):
+    with report_damage(str(file), "delete it and download it again"):
         state = torch.load(file, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
         check_finite(state)

@@ -28,8 +28,8 @@ from pipeline.audio.codecs.encodec_package import seanet as theirs
 
 State = dict[nn.Module, Any]
 
-CHUNK = 150  # frames at a time on a CPU: of 12 to 200 the fastest
-REFLECTED = 7  # frames that the first chunk must have: a kernel of 7 reflects 6 samples at the start
+CPU_CHUNK = 150  # frames at a time on a CPU: of 12 to 200 the fastest
+MIN_FIRST_FRAMES = 7  # frames that the first chunk must have: a kernel of 7 reflects 6 samples at the start
 
 
 class Conv(nn.Module):
@@ -61,23 +61,23 @@ class Conv(nn.Module):
                 now.copy_(x)
             if self.past:
                 begins = self not in state
-                padded[:, : self.past] = self._first(now) if begins else state[self]
+                padded[:, : self.past] = self._first_context(now) if begins else state[self]
                 state[self] = padded[:, steps:].clone()
                 if steps % self.stride:
-                    padded = self._ended(padded, begins)
+                    padded = self._reflect_end(padded, begins)
             x = padded
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, T], channels last in memory
         y = F.conv2d(x, self.weight, self.bias, (1, self.stride), dilation=(1, self.dilation))
         return y.squeeze(2).transpose(1, 2)  # [B, T / stride, C']
 
-    def _first(self, x: Tensor) -> Tensor:
+    def _first_context(self, x: Tensor) -> Tensor:
         if not self.reflect:
             return x.new_zeros(len(x), self.past, x.shape[2])
         if x.shape[1] <= self.past:  # too short to reflect: zeros follow it, as in the package
             x = F.pad(x, (0, 0, 0, self.past + 1 - x.shape[1]))
         return x[:, 1 : self.past + 1].flip(1)
 
-    def _ended(self, padded: Tensor, begins: bool) -> Tensor:
+    def _reflect_end(self, padded: Tensor, begins: bool) -> Tensor:
         """[B, past + T, C] -> up to a multiple of the stride, the end reflected as the package does it."""
         steps = padded.shape[1] - self.past
         extra = -steps % self.stride
@@ -132,7 +132,7 @@ class Lstm(nn.Module):
 
 
 @dataclass
-class Stream:
+class StreamState:
     """`batch` sounds in progress. state: what each layer knows of the past; waiting: their beginning, if it waits."""
 
     batch: int
@@ -152,7 +152,7 @@ class Seanet(nn.Module):
         at = next(i for i, layer in enumerate(layers) if isinstance(layer, Lstm))
         self.lstm: Lstm = layers[at]
         self.before, self.after = nn.ModuleList(layers[:at]), nn.ModuleList(layers[at + 1 :])
-        self.hop = int(package.hop_length) if isinstance(package, theirs.SEANetEncoder) else 1
+        self.hop_length = int(package.hop_length) if isinstance(package, theirs.SEANetEncoder) else 1
 
     def forward(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """x: [B, C, T], from its beginning to its end.
@@ -163,44 +163,44 @@ class Seanet(nn.Module):
         x = x.transpose(1, 2)
         own = [x.shape[1]] * len(x) if lengths is None else list(lengths)
         x = x[:, : max(own)]
-        return (self._together(x, own) if x.is_cuda else self._row_by_row(x, own)).transpose(1, 2)
+        return (self._forward_batch(x, own) if x.is_cuda else self._forward_row_by_row(x, own)).transpose(1, 2)
 
-    def _row_by_row(self, x: Tensor, own: list[int]) -> Tensor:
-        x = _by_row(self.before, x, own, CHUNK * self.hop)
-        return _by_row(self.after, self.lstm(x, {}), [self._outputs(n) for n in own], CHUNK)
+    def _forward_row_by_row(self, x: Tensor, own: list[int]) -> Tensor:
+        x = _run_by_row(self.before, x, own, CPU_CHUNK * self.hop_length)
+        return _run_by_row(self.after, self.lstm(x, {}), [self._num_outputs(n) for n in own], CPU_CHUNK)
 
-    def _together(self, x: Tensor, own: list[int]) -> Tensor:
+    def _forward_batch(self, x: Tensor, own: list[int]) -> Tensor:
         layers = [*self.before, self.lstm, *self.after]
         if len(set(own)) == 1:
             return _run(layers, x, {})
-        y, state, ends = F.pad(x, (0, 0, 0, -x.shape[1] % self.hop)), State(), own
+        y, state, ends = F.pad(x, (0, 0, 0, -x.shape[1] % self.hop_length)), State(), own
         for layer in layers:
             if isinstance(layer, Conv) and layer.stride > 1:
                 _reflect_ends(y, ends, layer.stride)
                 ends = [math.ceil(end / layer.stride) for end in ends]
             y = layer(y, state)
         for b, n in enumerate(own):
-            if self._outputs(n) < REFLECTED:  # its start was reflected from steps that are not its own
-                y[b : b + 1, : self._outputs(n)] = _run(layers, x[b : b + 1, :n], {})
+            if self._num_outputs(n) < MIN_FIRST_FRAMES:  # its start was reflected from steps that are not its own
+                y[b : b + 1, : self._num_outputs(n)] = _run(layers, x[b : b + 1, :n], {})
         return y
 
-    def _outputs(self, steps: int) -> int:
-        return math.ceil(steps / self.hop)
+    def _num_outputs(self, steps: int) -> int:
+        return math.ceil(steps / self.hop_length)
 
-    def start(self, batch: int) -> Stream:
+    def start(self, batch: int) -> StreamState:
         """The beginning of `batch` sounds."""
-        return Stream(batch)
+        return StreamState(batch)
 
-    def step(self, x: Tensor, stream: Stream) -> Tensor:
+    def step(self, x: Tensor, stream: StreamState) -> Tensor:
         """The next frames [B, C, t] -> samples [B, 1, 320 t]: none until REFLECTED frames are there, then all."""
         if not stream.state:
             stream.waiting = x if stream.waiting is None else torch.cat([stream.waiting, x], dim=-1)
-            if stream.waiting.shape[-1] < REFLECTED:
+            if stream.waiting.shape[-1] < MIN_FIRST_FRAMES:
                 return x.new_empty(stream.batch, 1, 0)
             x, stream.waiting = stream.waiting, None
         return self._run(x, stream.state)
 
-    def finish(self, stream: Stream) -> Tensor:
+    def finish(self, stream: StreamState) -> Tensor:
         """The samples [B, 1, s] of a sound shorter than REFLECTED frames; else none."""
         if stream.waiting is None:
             return torch.empty(stream.batch, 1, 0, device=next(self.buffers()).device)
@@ -210,7 +210,7 @@ class Seanet(nn.Module):
         return _run([*self.before, self.lstm, *self.after], x.transpose(1, 2), state).transpose(1, 2)
 
 
-def _by_row(layers: Iterable[nn.Module], x: Tensor, own: list[int], chunk: int) -> Tensor:
+def _run_by_row(layers: Iterable[nn.Module], x: Tensor, own: list[int], chunk: int) -> Tensor:
     """The first own[b] steps of each row b of x [B, T, C], in chunks; zeros follow the shorter rows' outputs."""
     rows = []
     for row, n in zip(x.split(1), own, strict=True):
@@ -257,11 +257,11 @@ def _convert(package: Iterable[Any]) -> list[Any]:
         if isinstance(layer, theirs.SConv1d):
             assert layer.causal and layer.pad_mode == "reflect"
             conv: Any = layer.conv.conv
-            layers.append(Conv(_folded(conv), conv.bias, conv.stride[0], conv.dilation[0], elu, reflect=True))
+            layers.append(Conv(_fold_weight_norm(conv), conv.bias, conv.stride[0], conv.dilation[0], elu, reflect=True))
         elif isinstance(layer, theirs.SConvTranspose1d):
             assert elu and layer.causal and layer.trim_right_ratio == 1
             conv = layer.convtr.convtr
-            layers.append(Upsample(_folded(conv), conv.bias))
+            layers.append(Upsample(_fold_weight_norm(conv), conv.bias))
         elif isinstance(layer, theirs.SEANetResnetBlock):
             assert not elu
             first, second = _convert(layer.block)
@@ -274,6 +274,6 @@ def _convert(package: Iterable[Any]) -> list[Any]:
     return layers
 
 
-def _folded(conv: Any) -> Tensor:
+def _fold_weight_norm(conv: Any) -> Tensor:
     """The weight that weight norm stands for: v g / |v| over all but the first dimension."""
     return torch._weight_norm(conv.weight_v, conv.weight_g, 0).detach()

@@ -30,12 +30,12 @@ HOP = 320
 WINDOW = 2048
 BINS = WINDOW // 2 + 1
 LEAD = (WINDOW - HOP) // 2  # samples of a frame's window before its own 320
-PIECES = math.ceil(WINDOW / HOP)  # hops that a frame reaches over
+HOPS_PER_WINDOW = math.ceil(WINDOW / HOP)  # hops that a frame reaches over
 FLOOR = 1e-4  # added to magnitudes before the log
-WIDEN = 0.009  # distance of neighbouring bands, as a share of their frequency
+BAND_SPACING = 0.009  # distance of neighbouring bands, as a share of their frequency
 GOLDEN = (3 - 5**0.5) / 2  # turns between the first phases of neighbouring bins: they have no common start
-AT_ONCE = 64  # clips x frames synthesised together on a CPU: their bins stay in its cache
-AT_ONCE_GPU = 8192
+CPU_FRAMES = 64  # clips x frames synthesised together on a CPU: their bins stay in its cache
+GPU_FRAMES = 8192
 
 
 def band_centres() -> np.ndarray:
@@ -43,11 +43,11 @@ def band_centres() -> np.ndarray:
     centres, at = [], 0.0
     while at < BINS - 1:
         centres.append(at)
-        at += max(1.0, at * WIDEN)
+        at += max(1.0, at * BAND_SPACING)
     return np.array(centres)
 
 
-def pooling() -> Tensor:
+def pooling_matrix() -> Tensor:
     """Triangles over neighbouring centres, each of sum 1: [D, N]."""
     centres, bins = band_centres(), np.arange(BINS)
     edges = np.concatenate([[centres[0] - 1], centres, [BINS]])
@@ -56,7 +56,7 @@ def pooling() -> Tensor:
     return torch.from_numpy((triangles / triangles.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-def unpooling() -> tuple[Tensor, Tensor]:
+def interpolation_weights() -> tuple[Tensor, Tensor]:
     """For each bin the band below it and the share of the band above: [N] int64, [N] float32."""
     centres, bins = band_centres(), np.arange(BINS)
     low = (np.searchsorted(centres, bins, side="right") - 1).clip(0, len(centres) - 2)
@@ -76,7 +76,7 @@ class SpectralEncoder(nn.Module):
         super().__init__()
         self.dimension = len(mean)
         self.register_buffer("mean", mean.float())
-        self.register_buffer("pool", pooling().T.contiguous() / (WINDOW / 4), persistent=False)  # [N, D]
+        self.register_buffer("pool", pooling_matrix().T.contiguous() / (WINDOW / 4), persistent=False)  # [N, D]
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         assert self.pool.shape == (BINS, self.dimension)
 
@@ -112,7 +112,7 @@ class PhaseDecoder(nn.Module):
 
     def __init__(self, mean: Tensor) -> None:
         super().__init__()
-        low, share = unpooling()
+        low, share = interpolation_weights()
         self.register_buffer("mean", mean.float())
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("share", share, persistent=False)
@@ -122,14 +122,14 @@ class PhaseDecoder(nn.Module):
     def forward(self, bands: Tensor) -> Tensor:
         """bands: [B, D, T] -> [B, 1, 320 T]."""
         state = self.start(len(bands))
-        size = max(1, (AT_ONCE_GPU if bands.is_cuda else AT_ONCE) // len(bands))
+        size = max(1, (GPU_FRAMES if bands.is_cuda else CPU_FRAMES) // len(bands))
         parts = [self.step(chunk, state) for chunk in bands.split(size, dim=-1)]
         return torch.cat([*parts, self.finish(state)], dim=-1)
 
     def start(self, batch: int) -> SynthesisState:
         """The state before the first frame of `batch` clips."""
         phase = (self.bins * GOLDEN).frac().expand(batch, BINS)
-        over = (PIECES - 1) * HOP
+        over = (HOPS_PER_WINDOW - 1) * HOP
         return SynthesisState(phase, self.window.new_zeros(batch, over), self.window.new_zeros(over))
 
     def step(self, bands: Tensor, state: SynthesisState) -> Tensor:
@@ -178,8 +178,8 @@ class PhaseDecoder(nn.Module):
 def _overlap_add(frames: Tensor, tail: Tensor) -> Tensor:
     """frames [B, T, 2048], tail [B, 1920] -> [B, 320 T + 1920]."""
     batch, count = frames.shape[:2]
-    pieces = F.pad(frames, (0, PIECES * HOP - WINDOW)).view(batch, count, PIECES, HOP)
-    out = F.pad(tail, (0, count * HOP)).view(batch, count + PIECES - 1, HOP)
-    for i in range(PIECES):
+    pieces = F.pad(frames, (0, HOPS_PER_WINDOW * HOP - WINDOW)).view(batch, count, HOPS_PER_WINDOW, HOP)
+    out = F.pad(tail, (0, count * HOP)).view(batch, count + HOPS_PER_WINDOW - 1, HOP)
+    for i in range(HOPS_PER_WINDOW):
         out[:, i : i + count] += pieces[:, :, i]
     return out.view(batch, -1)

@@ -1,1 +1,1 @@
-"""Decoding of sound files, and checks of what their headers declare."""
+"""Decoding of audio files, and checks of the lengths that their headers declare."""

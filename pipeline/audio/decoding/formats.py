@@ -1,8 +1,8 @@
-"""Formats of sound that libsndfile does not read, known by the first bytes of a file."""
+"""Detects audio formats that libsndfile does not support, by the first bytes of a file."""
 
 from __future__ import annotations
 
-HEAD = 64  # bytes that `name_format` looks at
+HEAD = 64  # bytes that `name_format` needs
 _MAGIC = (
     (b"\x1aE\xdf\xa3", "Matroska or WebM"),
     (b"0&\xb2u\x8ef\xcf\x11", "Windows Media (WMA)"),
@@ -27,7 +27,7 @@ _CODECS = {0x02: "ADPCM", 0x0160: "WMA", 0x0161: "WMA", 0x0162: "WMA", 0x00FF: "
 
 
 def name_format(head: bytes) -> str:
-    """What a file is by its first bytes, where it is sound of a format that is not supported; "" where it is not."""
+    """Return the name of the unsupported audio format that starts with `head`; "" for any other content."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name

@@ -1,4 +1,4 @@
-"""The streams that are chained in an Ogg file, and where each one's pages are."""
+"""Finds the streams that are chained in an Ogg file, and the pages of each."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipeline.audio.decoding.splice import Handle, Stretch
+from pipeline.audio.decoding.splice import Handle, Part
 
 CODECS = {b"\x01vorbis": "Vorbis", b"OpusHead": "Opus", b"\x7fFLAC": "FLAC", b"Speex   ": "Speex"}
 BLOCK = 1 << 16
 
 
 class _Page(NamedTuple):
-    """offset: of the page; body: of its content; end: behind it, which may be behind the file's end."""
+    """A page. offset: of the page; body: of its content; end: after it, possibly past the end of the file."""
 
     offset: int
     body: int
@@ -25,8 +25,8 @@ class _Page(NamedTuple):
 
 
 @dataclass
-class Chained:
-    """A stream of sound. codec: of CODECS; pages: of this stream; granule: the last one; is_cut: its last page is."""
+class OggStream:
+    """An audio stream. codec: one of CODECS; granule: the last position; is_cut: whether the last page is cut."""
 
     codec: str
     serial: int
@@ -34,12 +34,12 @@ class Chained:
     granule: int = 0
     is_cut: bool = False
 
-    def stretches(self) -> list[Stretch]:
-        """The stream alone, as a file: FLAC out of its pages, the other codecs in them."""
-        if self.codec == "FLAC":  # the first packet has 9 bytes before what begins a file of FLAC
+    def parts(self) -> list[Part]:
+        """Return the parts of a file with this stream alone: FLAC without pages, other codecs with their pages."""
+        if self.codec == "FLAC":  # the first packet has 9 bytes before the start of the FLAC file
             ranges = [range(page.body, page.end) for page in self.pages]
             return [range(ranges[0].start + 9, ranges[0].stop), *ranges[1:]]
-        merged: list[Stretch] = []
+        merged: list[Part] = []
         for page in self.pages:
             if merged and isinstance(last := merged[-1], range) and last.stop == page.offset:
                 merged[-1] = range(last.start, page.end)
@@ -48,25 +48,25 @@ class Chained:
         return merged
 
 
-def streams(handle: Handle, size: int) -> list[Chained]:
-    """The streams of sound that are chained in a file, in order; of streams side by side, the first."""
-    chained: list[Chained] = []
-    beginning = False  # among the first pages of streams side by side
+def find_streams(handle: Handle, size: int) -> list[OggStream]:
+    """Return the audio streams that are chained in a file, in order; of multiplexed streams, the first."""
+    chained: list[OggStream] = []
+    in_headers = False  # among the first pages of multiplexed streams
     has_sound = False
     for page in _pages(handle, size):
         if page.is_first:
-            if not beginning:
+            if not in_headers:
                 has_sound = False
-            beginning = True
+            in_headers = True
             handle.seek(page.body)
             head = handle.read(8) or b""
             codec = next((name for mark, name in CODECS.items() if head.startswith(mark)), None)
             if codec is None or has_sound:
                 continue
             has_sound = True
-            chained.append(Chained(codec, page.serial))
+            chained.append(OggStream(codec, page.serial))
         else:
-            beginning = False
+            in_headers = False
         if not chained or not has_sound or page.serial != chained[-1].serial:
             continue
         stream = chained[-1]
@@ -79,7 +79,7 @@ def streams(handle: Handle, size: int) -> list[Chained]:
 
 
 def _pages(handle: Handle, size: int) -> Iterator[_Page]:
-    """Every page; what lies between is passed over."""
+    """Yield every page; skip bytes between pages."""
     at = 0
     while at < size:
         handle.seek(at)
@@ -98,11 +98,12 @@ def _pages(handle: Handle, size: int) -> Iterator[_Page]:
 
 
 def _next_page(handle: Handle, at: int, size: int) -> int:
+    """Return the offset of the next page, or `size`."""
     while at < size:
         handle.seek(at)
         block = handle.read(BLOCK) or b""
-        found = block.find(b"OggS")
-        if found >= 0:
-            return at + found
+        index = block.find(b"OggS")
+        if index >= 0:
+            return at + index
         at += max(1, len(block) - 3)
     return size

@@ -1,4 +1,4 @@
-"""Stretches of a file, and bytes of our own, read as one file."""
+"""Ranges of a file and literal bytes, read as one file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 Handle = io.RawIOBase | io.BytesIO
-LAST = 128  # bytes
-Stretch = bytes | range  # range: the bytes of the file from start to stop
+READABLE_TAIL = 128  # bytes at the end of `extra` that can be read
+Part = bytes | range  # literal bytes, or the bytes of the file from start to stop
 
 
 class _Splice(io.RawIOBase):
-    """The stretches; `io.BufferedReader` calls its `readinto`."""
+    """The raw file below `io.BufferedReader`, which calls `readinto`."""
 
-    def __init__(self, handle: Handle, stretches: Sequence[Stretch], extra: int) -> None:
-        self._handle, self._stretches, self._at = handle, stretches, 0
-        self._ends = [*accumulate(map(len, stretches))]
+    def __init__(self, handle: Handle, parts: Sequence[Part], extra: int) -> None:
+        self._handle, self._parts, self._at = handle, parts, 0
+        self._ends = [*accumulate(map(len, parts))]
         self._size = self._ends[-1] if self._ends else 0
         self._extra = extra
 
@@ -35,18 +35,18 @@ class _Splice(io.RawIOBase):
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         if self._at >= self._size:
             left = self._size + self._extra - self._at
-            count = min(len(buffer), left) if 0 <= left <= LAST else 0
+            count = min(len(buffer), left) if 0 <= left <= READABLE_TAIL else 0
             buffer[:count] = bytes(count)
             self._at += count
             return count
         number = bisect_right(self._ends, self._at)
-        stretch = self._stretches[number]
-        skip = self._at - (self._ends[number] - len(stretch))
-        count = min(len(buffer), len(stretch) - skip)
-        if isinstance(stretch, bytes):
-            buffer[:count] = stretch[skip : skip + count]
+        part = self._parts[number]
+        skip = self._at - (self._ends[number] - len(part))
+        count = min(len(buffer), len(part) - skip)
+        if isinstance(part, bytes):
+            buffer[:count] = part[skip : skip + count]
         else:
-            self._handle.seek(stretch.start + skip)
+            self._handle.seek(part.start + skip)
             content = self._handle.read(count) or b""
             count = len(content)
             buffer[:count] = content
@@ -54,8 +54,8 @@ class _Splice(io.RawIOBase):
         return count
 
 
-class _Buffered(io.BufferedReader):
-    """A decoder may seek to before the beginning: it is refused without a traceback."""
+class _SeekSafeReader(io.BufferedReader):
+    """A reader whose invalid `seek` returns the old position; an exception would print a traceback in a callback."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         try:
@@ -64,12 +64,13 @@ class _Buffered(io.BufferedReader):
             return self.tell()
 
 
-def splice(handle: Handle, stretches: Sequence[Stretch], extra: int = 0) -> io.BufferedReader:
-    """Open stretches of a file as one file.
+def splice(handle: Handle, parts: Sequence[Part], extra: int = 0) -> io.BufferedReader:
+    """Open parts as one file.
 
     Args:
-        handle: the file; its position changes with every read.
-        stretches: ranges of the file's bytes, and bytes of our own, in order.
-        extra: bytes by which the file seems longer: none can be read but the last ones, where decoders look for tags.
+        handle: The file; its position changes with every read.
+        parts: Ranges of the file and literal bytes, in order.
+        extra: Bytes by which the result appears longer. Only the last READABLE_TAIL can be read, where decoders look
+            for tags.
     """
-    return _Buffered(_Splice(handle, stretches, extra), 1 << 16)
+    return _SeekSafeReader(_Splice(handle, parts, extra), 1 << 16)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.audio.codecs.encodec_package import SEANetEncoder
-from pipeline.audio.embedders.encodecmae_model import Architecture, EncodecFrames, EncodecMae, KaldiMel, Mel
-from pipeline.audio.weights import check_finite, refused_if_damaged
+from pipeline.audio.embedders.encodecmae_model import Architecture, EncodecFrames, EncodecMae, KaldiMel, MelConfig
+from pipeline.audio.weights import check_finite, report_damage
 
 LAYER = "visible_encoder.encoder_layers.{}."
 HEADS = 12  # of every released model, should the gin text not say
@@ -32,7 +32,7 @@ SHORTEST_TAIL = 2048  # v2 leaves out what is not longer, v1 nothing
 
 def load_checkpoint(file: Path, gin: str = "") -> EncodecMae:
     """Open a checkpoint, v1 or v2. gin: the text of v1's config.gin. Raises InputError for what is none."""
-    with refused_if_damaged(str(file), "an EnCodecMAE checkpoint that holds tensors only is expected"):
+    with report_damage(str(file), "an EnCodecMAE checkpoint that holds tensors only is expected"):
         content = torch.load(file, map_location="cpu", weights_only=True)
         return from_state_dict(content["state_dict"], content.get("config", gin))
 
@@ -45,8 +45,10 @@ def from_state_dict(state: dict[str, Tensor], gin: str, heads: int | None = None
     check_finite(state)
     first = "feat_projector.weight" in state
     if first:
-        state = {_renamed(key): value for key, value in state.items()}
-    heads = heads or int(_number(gin, "NUM_ENCODER_HEADS", _number(gin, r"MultiHeadAttention\.num_heads", HEADS)))
+        state = {_v2_name(key): value for key, value in state.items()}
+    heads = heads or int(
+        _read_number(gin, "NUM_ENCODER_HEADS", _read_number(gin, r"MultiHeadAttention\.num_heads", HEADS))
+    )
     inner, dim = state[LAYER.format(0) + "att_layer.wq.weight"].shape
     if inner % heads:
         raise ValueError(f"{inner} channels of attention do not split into {heads} heads")
@@ -64,17 +66,17 @@ def from_state_dict(state: dict[str, Tensor], gin: str, heads: int | None = None
         heads=heads,
         head_dim=inner // heads,
         ffn=state[ffns[0]].shape[0],
-        mel=None if from_codes else _mel(gin, width),
+        mel=None if from_codes else _mel_config(gin, width),
         shortest_tail=0 if first else SHORTEST_TAIL,
     )
-    frontend = KaldiMel(arch.mel) if arch.mel else EncodecFrames(_seanet(state))
+    frontend = KaldiMel(arch.mel) if arch.mel else EncodecFrames(_build_seanet(state))
     model = EncodecMae(arch, frontend, width)
-    left = model.load_state_dict(_tensors(state, arch), strict=False)
+    left = model.load_state_dict(_convert_tensors(state, arch), strict=False)
     assert not left.unexpected_keys and all(key.startswith("frontend.") for key in left.missing_keys), left
     return model.eval().requires_grad_(False)
 
 
-def _tensors(state: dict[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
+def _convert_tensors(state: dict[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
     """The transformer's tensors under our names."""
     new = {
         "proj.weight": state["wav_encoder.post_net.weight"],
@@ -99,7 +101,7 @@ def _tensors(state: dict[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
     return {key: value.float() for key, value in new.items()}
 
 
-def _seanet(state: dict[str, Tensor]) -> SEANetEncoder:
+def _build_seanet(state: dict[str, Tensor]) -> SEANetEncoder:
     with warnings.catch_warnings():  # the package's way to weight norm is deprecated in PyTorch
         warnings.simplefilter("ignore", FutureWarning)
         encoder = SEANetEncoder(causal=True)
@@ -110,26 +112,26 @@ def _seanet(state: dict[str, Tensor]) -> SEANetEncoder:
     return encoder
 
 
-def _mel(gin: str, bins: int) -> Mel:
+def _mel_config(gin: str, bins: int) -> MelConfig:
     given: dict[str, Any] = {"bins": bins}
     for name, ours in (("frame_length", "frame_ms"), ("frame_shift", "shift_ms")):
-        found = _number(gin, name, None)
+        found = _read_number(gin, name, None)
         if found is not None:
             given[ours] = float(found)
-    stats = _number(gin, "norm_stats", None)
+    stats = _read_number(gin, "norm_stats", None)
     if stats is not None:
         given["mean"], given["scale"] = (float(value) for value in stats)
-    return Mel(**given)
+    return MelConfig(**given)
 
 
-def _renamed(key: str) -> str:
+def _v2_name(key: str) -> str:
     for old, new in V1_NAMES.items():
         if key.startswith(old):
             return new + key.removeprefix(old)
     return key
 
 
-def _number(gin: str, name: str, default: Any) -> Any:
+def _read_number(gin: str, name: str, default: Any) -> Any:
     """The last number, or list of numbers, bound to `name` (`a.b.name = 12`); macros (%X) are passed over."""
     found = re.findall(rf"(?m)^\s*(?:[\w./]*\.)?{name}\s*=\s*\\?\s*([\[(]?[-\d.][^%\n#]*)", gin)
     return ast.literal_eval(found[-1].strip()) if found else default

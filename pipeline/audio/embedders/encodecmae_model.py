@@ -25,11 +25,13 @@ HOP = 320  # of the attention mask: frames to attend to are samples // 320 for e
 CHUNK = 4 * SAMPLE_RATE  # positions restart in each chunk
 PREEMPHASIS = 0.97
 LOWEST_HZ = 20.0
-IGNORED = -1e9  # added to what attention must not see; finite, as in the authors' code: a row of nothing else is even
+MASKED_SCORE = (
+    -1e9
+)  # added to what attention must not see; finite, as in the authors' code: a row of nothing else is even
 
 
 @dataclass(frozen=True)
-class Mel:
+class MelConfig:
     """Kaldi log-mel filterbank; `mean` and `scale` of its values over the training corpus."""
 
     bins: int = 256
@@ -51,7 +53,7 @@ class Architecture:
     heads: int
     head_dim: int
     ffn: int
-    mel: Mel | None
+    mel: MelConfig | None
     shortest_tail: int
 
     @property
@@ -66,7 +68,7 @@ class KaldiMel(nn.Module):
     window: Tensor
     triangles: Tensor
 
-    def __init__(self, mel: Mel) -> None:
+    def __init__(self, mel: MelConfig) -> None:
         super().__init__()
         self.mel = mel
         self.size = int(SAMPLE_RATE * mel.frame_ms * 0.001)
@@ -84,7 +86,7 @@ class KaldiMel(nn.Module):
         up, down = (mels[:, None] - left) / step, (left + 2 * step - mels[:, None]) / step
         return F.pad(torch.minimum(up, down).clamp(min=0), (0, 0, 0, 1))  # Kaldi leaves out the highest bin
 
-    def frames(self, samples: int) -> int:
+    def num_frames(self, samples: int) -> int:
         """Frames of a chunk."""
         return 1 + (samples - self.size) // self.shift
 
@@ -105,7 +107,7 @@ class EncodecFrames(nn.Module):
         super().__init__()
         self.encoder = Seanet(package)
 
-    def frames(self, samples: int) -> int:
+    def num_frames(self, samples: int) -> int:
         """Frames of a chunk."""
         return math.ceil(samples / HOP)
 
@@ -149,23 +151,23 @@ class EncodecMae(nn.Module):
 
     def forward(self, chunks: Sequence[Tensor], attend: Sequence[int]) -> tuple[Tensor, Tensor]:
         """chunks: B of [S_b]; attend: the frames of each that attention may see -> [B, T, D] and frames [B]."""
-        x, frames = self._front(chunks)
+        x, frames = self._run_frontend(chunks)
         at = torch.arange(x.shape[1], device=x.device)
         x = self.proj(x) + self.scale * self._positions(x.shape[1]).to(x)
         seen = torch.tensor(attend, device=x.device)
         bias = None
         if (seen < x.shape[1]).any() or (frames < x.shape[1]).any():
-            bias = x.new_zeros(x.shape[:2]).masked_fill_(at >= seen[:, None], IGNORED)
+            bias = x.new_zeros(x.shape[:2]).masked_fill_(at >= seen[:, None], MASKED_SCORE)
             bias = bias.masked_fill_(at >= frames[:, None], -math.inf)[:, None, None]
         normed = summed = x
         for block in self.blocks:
             normed, summed = block(normed, summed, bias)
         return normed + self.final_norm(summed), frames
 
-    def _front(self, chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _run_frontend(self, chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Chunks of one length together, so that none is padded: [B, T, width], zeros after a chunk's own frames."""
         sizes = [len(chunk) for chunk in chunks]
-        frames = [self.frontend.frames(size) for size in sizes]
+        frames = [self.frontend.num_frames(size) for size in sizes]
         out = chunks[0].new_zeros(len(chunks), max(frames), self.proj.in_features)
         for size in sorted(set(sizes)):
             rows = [b for b, own in enumerate(sizes) if own == size]

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from pipeline.audio.embedders.encodecmae import EncodecMaeEmbedder
 from pipeline.audio.embedders.encodecmae_checkpoint import LAYER, from_state_dict
 from pipeline.audio.embedders.encodecmae_model import EncodecMae
-from pipeline.audio.weights import refused_if_damaged
+from pipeline.audio.weights import report_damage
 from pipeline.common.files import sha256_file
 from pipeline.common.paths import ASSETS
 
@@ -25,7 +25,7 @@ def load(source: str | None, device: str | torch.device) -> EncodecMaeEmbedder:
 
 def _read_model(file: Path) -> EncodecMae:
     """Read the layout of v2, with the FFN that all layers share stored once and the number of heads in the metadata."""
-    with refused_if_damaged(f"embedder.source={file}", "null uses the one that ships with this package"):
+    with report_damage(f"embedder.source={file}", "null uses the one that ships with this package"):
         with safe_open(file, "pt") as content:
             state = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
             metadata = content.metadata() or {}

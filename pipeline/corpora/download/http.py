@@ -20,13 +20,13 @@ import urllib3
 
 from pipeline.common.errors import redact
 from pipeline.common.files import hash_file
-from pipeline.corpora.tar_archive import TruncatedArchive, members
+from pipeline.corpora.tar_archive import TruncatedArchive, iter_members
 
 CHUNK = 1 << 20
-BUSY = {408, 425, 429, 500, 502, 503, 504}  # HTTP: try again later
-LONGEST_PAUSE = 60.0  # seconds
+RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}  # HTTP: try again later
+MAX_PAUSE = 60.0  # seconds
 _COUNT = re.compile(r"[0-9]{1,18}")
-_PLAIN = {"Accept-Encoding": "identity"}  # else a server may pack what is packed, and its offsets mean nothing
+_HEADERS = {"Accept-Encoding": "identity"}  # else a server may pack what is packed, and its offsets mean nothing
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RemoteFile:
     url: str
     path: Path
     sha256: str | None = None
-    starts: bytes = b""
+    magic: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class RetryPolicy:
     pause: float
 
 
-class FetchError(Exception):
+class DownloadError(Exception):
     """A file that could not be fetched; the message names its address, without a login, and what is wrong."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))
 
 
-class _Again(Exception):
+class _RetryableError(Exception):
     """Worth another attempt. after: seconds that the server asked to wait."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
@@ -64,7 +64,7 @@ class _Again(Exception):
 
 
 @dataclass
-class _Note:
+class _ServerMetadata:
     """What a server said of a file: its bytes, its version (ETag or date) and its MD5 in hex."""
 
     size: int | None = None
@@ -72,16 +72,16 @@ class _Note:
     md5: str | None = None
 
 
-class _Partial:
+class _PartialFile:
     """A file on its way."""
 
     def __init__(self, path: Path) -> None:
         self.target = path
         self.path = self.path_of(path)
-        self._note = path.with_name(f".partial.{path.name}.json")
+        self._parse_metadata = path.with_name(f".partial.{path.name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def adopt(self, note: _Note) -> None:
+    def adopt(self, note: _ServerMetadata) -> None:
         """Take what another program left under the file's name for its beginning."""
         self.target.replace(self.path)
         self.note = note
@@ -95,29 +95,29 @@ class _Partial:
         return self.path.stat().st_size if self.path.exists() else 0
 
     @property
-    def note(self) -> _Note:
+    def note(self) -> _ServerMetadata:
         with contextlib.suppress(OSError, ValueError, TypeError):
-            return _Note(**json.loads(self._note.read_text()))
-        return _Note()
+            return _ServerMetadata(**json.loads(self._parse_metadata.read_text()))
+        return _ServerMetadata()
 
     @note.setter
-    def note(self, note: _Note) -> None:
-        self._note.write_text(json.dumps(vars(note)))
+    def note(self, note: _ServerMetadata) -> None:
+        self._parse_metadata.write_text(json.dumps(vars(note)))
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
-        self._note.unlink(missing_ok=True)
+        self._parse_metadata.unlink(missing_ok=True)
 
     def finish(self) -> None:
         with self.path.open("rb+") as file:
             os.fsync(file.fileno())
         self.path.replace(self.target)
-        self._note.unlink(missing_ok=True)
+        self._parse_metadata.unlink(missing_ok=True)
 
 
 def bytes_on_disk(remote: RemoteFile) -> int:
     """How many bytes of a file lie here already."""
-    for path in (_Partial.path_of(remote.path), remote.path):
+    for path in (_PartialFile.path_of(remote.path), remote.path):
         if path.exists():
             return path.stat().st_size
     return 0
@@ -130,20 +130,20 @@ def remote_size(remote: RemoteFile, timeout: float) -> int | None:
         FetchError: there is no such server, or no way to it.
     """
     try:
-        return _stated(remote, timeout).size
+        return _request_metadata(remote, timeout).size
     except (requests.ConnectionError, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema) as error:
-        raise FetchError(f"{remote.url} cannot be reached ({type(error).__name__})") from error
+        raise DownloadError(f"{remote.url} cannot be reached ({type(error).__name__})") from error
     except (requests.RequestException, ValueError):
         return None
 
 
-def _stated(remote: RemoteFile, timeout: float) -> _Note:
+def _request_metadata(remote: RemoteFile, timeout: float) -> _ServerMetadata:
     """What the server says of a file without sending it."""
-    answer = requests.head(remote.url, headers=_PLAIN, timeout=timeout, allow_redirects=True)
-    return _note(answer, 0) if answer.status_code == 200 else _Note()
+    answer = requests.head(remote.url, headers=_HEADERS, timeout=timeout, allow_redirects=True)
+    return _parse_metadata(answer, 0) if answer.status_code == 200 else _ServerMetadata()
 
 
-def fetch(
+def download(
     remote: RemoteFile,
     patience: RetryPolicy,
     at: Callable[[int], None] = lambda position: None,
@@ -161,100 +161,100 @@ def fetch(
     """
     stop = stop or threading.Event()
     try:
-        partial = _Partial(remote.path)
-        _adopt(remote, partial, patience.timeout)
+        partial = _PartialFile(remote.path)
+        _adopt_existing(remote, partial, patience.timeout)
         best, left = partial.size, patience.attempts
         while True:
             try:
                 at(partial.size)
                 if partial.note.size is None or partial.size != partial.note.size:
                     _transfer(remote, partial, patience.timeout, at, stop)
-                how = _verified(remote, partial)
+                how = _verify_partial(remote, partial)
                 partial.finish()
                 return how
-            except _Again as error:
+            except _RetryableError as error:
                 left = patience.attempts if partial.size > best else left - 1
                 best = max(best, partial.size)
                 if left == 0 or stop.is_set():
-                    raise FetchError(f"{remote.url}: {error}") from error
-                stop.wait(error.after or min(LONGEST_PAUSE, patience.pause * 2 ** (patience.attempts - left - 1)))
+                    raise DownloadError(f"{remote.url}: {error}") from error
+                stop.wait(error.after or min(MAX_PAUSE, patience.pause * 2 ** (patience.attempts - left - 1)))
     except OSError as error:
-        raise FetchError(f"{remote.path} cannot be written: {error.strerror or error}") from error
+        raise DownloadError(f"{remote.path} cannot be written: {error.strerror or error}") from error
 
 
-def _adopt(remote: RemoteFile, partial: _Partial, timeout: float) -> None:
+def _adopt_existing(remote: RemoteFile, partial: _PartialFile, timeout: float) -> None:
     """Go on with what another program began, if a checksum will tell: it may be the beginning of another version."""
     if partial.size:
-        if partial.note == _Note() and not remote.sha256:
+        if partial.note == _ServerMetadata() and not remote.sha256:
             partial.discard()
         return
     if not remote.path.exists():
         return
-    stated = _Note()
+    stated = _ServerMetadata()
     if not remote.sha256:
         with contextlib.suppress(requests.RequestException):
-            stated = _stated(remote, timeout)
+            stated = _request_metadata(remote, timeout)
     if remote.sha256 or stated.md5:
-        partial.adopt(_Note(md5=stated.md5))
+        partial.adopt(_ServerMetadata(md5=stated.md5))
 
 
-def check(remote: RemoteFile) -> str:
+def verify_file(remote: RemoteFile) -> str:
     """Verify a file that lies there already; returns how. Raises FetchError where it is not what was published."""
     try:
         return _verify(remote, remote.path, None)
-    except _Wrong as error:
-        raise FetchError(f"{remote.path}: {error}: delete it and run again") from error
+    except _VerificationError as error:
+        raise DownloadError(f"{remote.path}: {error}: delete it and run again") from error
 
 
-def _verified(remote: RemoteFile, partial: _Partial) -> str:
+def _verify_partial(remote: RemoteFile, partial: _PartialFile) -> str:
     """How the whole file was found to be right; what is wrong is thrown away and fetched anew."""
     try:
         return _verify(remote, partial.path, partial.note.md5)
-    except _Wrong as error:
+    except _VerificationError as error:
         partial.discard()
-        raise _Again(str(error)) from error
+        raise _RetryableError(str(error)) from error
 
 
 def _transfer(
-    remote: RemoteFile, partial: _Partial, timeout: float, at: Callable[[int], None], stop: threading.Event
+    remote: RemoteFile, partial: _PartialFile, timeout: float, at: Callable[[int], None], stop: threading.Event
 ) -> None:
     """Bring the partial file to the size that the server states; raises _Again where that broke off."""
     offset, before = partial.size, partial.note
-    headers = dict(_PLAIN)
+    headers = dict(_HEADERS)
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if before.version:
             headers["If-Range"] = before.version
     try:
         with requests.get(remote.url, headers=headers, timeout=timeout, stream=True) as answer:
-            skip = _agree(remote, partial, answer, offset)
+            skip = _reconcile(remote, partial, answer, offset)
             if answer.ok:
                 _receive(remote, partial, answer.raw, skip, at, stop)
     except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
         if isinstance(error, ValueError):  # an address that is none
-            raise FetchError(f"{remote.url}: {error}") from error
-        raise _Again(f"the connection broke after {partial.size:,} bytes ({type(error).__name__})") from error
+            raise DownloadError(f"{remote.url}: {error}") from error
+        raise _RetryableError(f"the connection broke after {partial.size:,} bytes ({type(error).__name__})") from error
     size = partial.note.size
     if size is not None and partial.size < size:
-        raise _Again(f"the connection broke after {partial.size:,} of {size:,} bytes")
+        raise _RetryableError(f"the connection broke after {partial.size:,} of {size:,} bytes")
 
 
-def _agree(remote: RemoteFile, partial: _Partial, answer: requests.Response, offset: int) -> int:
+def _reconcile(remote: RemoteFile, partial: _PartialFile, answer: requests.Response, offset: int) -> int:
     """Note what the server said and make the partial file fit it; returns how many of the bytes to come are here."""
-    if answer.status_code in BUSY:
+    if answer.status_code in RETRY_STATUSES:
         wait = answer.headers.get("Retry-After", "")
-        raise _Again(
+        raise _RetryableError(
             f"HTTP {answer.status_code} {answer.reason}", min(float(wait), 3600) if _COUNT.fullmatch(wait) else 0.0
         )
     if answer.status_code == 416 and answer.headers.get("Content-Range") == f"bytes */{offset}":
         partial.note = replace(partial.note, size=offset)  # it is whole: the size stated before was wrong
         return 0
-    if answer.status_code == 416 or (answer.status_code == 206 and not _fits(answer, partial.note, offset)):
+    if answer.status_code == 416 or (answer.status_code == 206 and not _range_matches(answer, partial.note, offset)):
         partial.discard()
-        raise _Again("what lies here does not fit the file there")
+        raise _RetryableError("what lies here does not fit the file there")
     if answer.status_code not in (200, 206):
-        raise FetchError(f"{remote.url}: HTTP {answer.status_code} {answer.reason}")
-    now = _note(answer, offset if answer.status_code == 206 else 0)
+        raise DownloadError(f"{remote.url}: HTTP {answer.status_code} {answer.reason}")
+    now = _parse_metadata(answer, offset if answer.status_code == 206 else 0)
     if answer.status_code == 206:
         partial.note = replace(now, md5=now.md5 or partial.note.md5)
         return 0
@@ -265,26 +265,26 @@ def _agree(remote: RemoteFile, partial: _Partial, answer: requests.Response, off
     return partial.size
 
 
-def _fits(answer: requests.Response, before: _Note, offset: int) -> bool:
+def _range_matches(answer: requests.Response, before: _ServerMetadata, offset: int) -> bool:
     extent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("Content-Range", ""))
     if not extent or int(extent[1]) != offset:
         return False
     return before.size is None or extent[3] in ("*", str(before.size))
 
 
-def _note(answer: requests.Response, offset: int) -> _Note:
+def _parse_metadata(answer: requests.Response, offset: int) -> _ServerMetadata:
     length = answer.headers.get("Content-Length", "")
     size = offset + int(length) if _COUNT.fullmatch(length) else None
     md5 = re.search(r"md5=([A-Za-z0-9+/]{22}==)", answer.headers.get("x-goog-hash", ""))  # Google's storage
     version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
     if version and version.startswith("W/"):  # says "alike", not "the same bytes"
         version = None
-    return _Note(size, version, base64.b64decode(md5[1]).hex() if md5 else None)
+    return _ServerMetadata(size, version, base64.b64decode(md5[1]).hex() if md5 else None)
 
 
 def _receive(
     remote: RemoteFile,
-    partial: _Partial,
+    partial: _PartialFile,
     stream: urllib3.response.BaseHTTPResponse,
     skip: int,
     at: Callable[[int], None],
@@ -294,36 +294,36 @@ def _receive(
     with partial.path.open("ab") as file:
         for chunk in stream.stream(CHUNK, decode_content=False):
             if stop.is_set():
-                raise _Again("stopped")
+                raise _RetryableError("stopped")
             new = chunk[skip:]
             skip -= len(chunk) - len(new)
-            if new and file.tell() == 0 and not new.startswith(remote.starts[: len(new)]):
-                raise FetchError(f"{remote.url} sends something else: it starts with {new[:16]!r}")
+            if new and file.tell() == 0 and not new.startswith(remote.magic[: len(new)]):
+                raise DownloadError(f"{remote.url} sends something else: it starts with {new[:16]!r}")
             file.write(new)
             at(file.tell())
 
 
-class _Wrong(Exception):
+class _VerificationError(Exception):
     """A whole file that is not the one that was published."""
 
 
 def _verify(remote: RemoteFile, path: Path, md5: str | None) -> str:
     """How a file was found to be right, by the best means there is."""
     with path.open("rb") as file:
-        if not file.read(len(remote.starts)) == remote.starts:
-            raise _Wrong("it is something else by its first bytes")
+        if not file.read(len(remote.magic)) == remote.magic:
+            raise _VerificationError("it is something else by its first bytes")
     if remote.sha256:
         if hash_file(path, "sha256") != remote.sha256:
-            raise _Wrong("its SHA-256 is not the one that its publisher states")
+            raise _VerificationError("its SHA-256 is not the one that its publisher states")
         return "SHA-256 as published"
     if md5:
         if hash_file(path, "md5") != md5:
-            raise _Wrong("its MD5 is not the one that the server states")
+            raise _VerificationError("its MD5 is not the one that the server states")
         return "MD5 as the server states it"
     if path.name.endswith((".tar", ".tar.gz")):
         try:
-            count = sum(1 for _ in members(path))
+            count = sum(1 for _ in iter_members(path))
         except TruncatedArchive as error:
-            raise _Wrong(f"the archive is torn: {error}") from error
+            raise _VerificationError(f"the archive is torn: {error}") from error
         return f"read through: {count:,} files, no published checksum"
     return "size only: no published checksum"

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.common.console import ProgressDisplay
-from pipeline.corpora.download.http import FetchError, RemoteFile
+from pipeline.corpora.download.http import DownloadError, RemoteFile
 
 Work = Callable[[RemoteFile, Callable[[int], None], threading.Event], str]
 
@@ -29,7 +29,7 @@ def download_all(remotes: Mapping[RemoteFile, int | None], work: Work, parallel:
             for job in as_completed(jobs):
                 try:
                     board.say(f"{jobs[job].path}: {job.result()}")
-                except FetchError as error:
+                except DownloadError as error:
                     failed += 1
                     board.say(f"error: {error}")
                 board.close(jobs[job])

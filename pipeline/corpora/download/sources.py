@@ -15,7 +15,7 @@ GZIP = b"\x1f\x8b"
 QUALITIES = ("audio", "audio-low")
 
 
-def files_of(cfg: Mapping[str, Any], get: Callable[[RemoteFile], Any]) -> list[RemoteFile]:
+def list_remote_files(cfg: Mapping[str, Any], get: Callable[[RemoteFile], Any]) -> list[RemoteFile]:
     """The files of `conf/download.yaml`'s choice. get: fetches the lists of files, where there are any.
 
     Raises:
@@ -36,7 +36,7 @@ def _nsynth(cfg: Mapping[str, Any], root: Path) -> list[RemoteFile]:
     if wrong or not cfg["splits"]:
         raise InputError(f"splits={list(cfg['splits'])}: expected some of {', '.join(SPLITS)}")
     names = [f"nsynth-{split}.jsonwav.tar.gz" for split in cfg["splits"]]
-    return [RemoteFile(f"{cfg['addresses']['nsynth']}/{name}", root / name, starts=GZIP) for name in names]
+    return [RemoteFile(f"{cfg['addresses']['nsynth']}/{name}", root / name, magic=GZIP) for name in names]
 
 
 def _jamendo(cfg: Mapping[str, Any], root: Path, get: Callable[[RemoteFile], Any]) -> list[RemoteFile]:
@@ -48,28 +48,28 @@ def _jamendo(cfg: Mapping[str, Any], root: Path, get: Callable[[RemoteFile], Any
     sums = RemoteFile(
         f"{lists}/download/raw_30s_{quality}_sha256_tars.txt", root / f"raw_30s_{quality}_sha256_tars.txt"
     )
-    tars = _listed(sums.path)
+    tars = _parse_checksums(sums.path)
     if not tars:
         get(sums)
-        tars = _listed(sums.path)
+        tars = _parse_checksums(sums.path)
     if not tars:  # a page to log in, say
         sums.path.unlink(missing_ok=True)
         raise InputError(
             f"{sums.url} lists 0 tars: expected lines of SHA-256 and name; is addresses.jamendo_lists right?"
         )
-    wanted = {f"{folder:02d}" for folder in cfg["folders"]} if cfg["folders"] is not None else None
-    unknown = (wanted or set()) - {number for *_, number in tars}
+    selected = {f"{folder:02d}" for folder in cfg["folders"]} if cfg["folders"] is not None else None
+    unknown = (selected or set()) - {number for *_, number in tars}
     if unknown:
         raise InputError(f"folders={list(cfg['folders'])}: {sums.path.name} lists {len(tars)} tars, from 00 on")
-    metadata = RemoteFile(f"{lists}/raw_30s.tsv", root / "raw_30s.tsv", starts=b"TRACK_ID\t")
+    metadata = RemoteFile(f"{lists}/raw_30s.tsv", root / "raw_30s.tsv", magic=b"TRACK_ID\t")
     return [metadata] + [
         RemoteFile(f"{cfg['addresses']['jamendo']}/{quality}/{name}", root / quality / name, sha256)
         for sha256, name, number in tars
-        if wanted is None or number in wanted
+        if selected is None or number in selected
     ]
 
 
-def _listed(sums: Path) -> list[tuple[str, str, str]]:
+def _parse_checksums(sums: Path) -> list[tuple[str, str, str]]:
     """(SHA-256, name, folder) of every tar that a list names; none where there is no list."""
     told = sums.read_text(errors="replace") if sums.is_file() else ""
     return re.findall(r"^([0-9a-f]{64}) +(\w[\w.-]*-(\d\d)\.tar)$", told, re.MULTILINE | re.ASCII)
