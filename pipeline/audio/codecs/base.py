@@ -19,9 +19,8 @@ from pipeline.common.errors import InputError
 if TYPE_CHECKING:
     from pipeline.audio.codecs.encodec_package import EncodecModel
 
-CODES_VERSION = (
-    2  # of the mapping from sound to codes; datasets of another version are not resumed. 1: zeros filled the end
-)
+# Of the mapping from audio to codes; datasets of another version are not resumed. 1: the last frame was zero-padded.
+CODES_VERSION = 2
 
 
 class StreamingDecoderModule(Protocol):

@@ -1,4 +1,4 @@
-"""What this project uses of the `encodec` package, imported from here so that no working torchaudio is needed."""
+"""The parts of the `encodec` package that this project uses, importable without a working torchaudio."""
 
 from __future__ import annotations
 

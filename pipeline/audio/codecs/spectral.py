@@ -1,16 +1,16 @@
-"""The embedded codec's two ends: log-magnitude bands at 75 Hz in, single-pass phases out.
+"""Encoder and decoder of the embedded codec: log-magnitude bands at 75 Hz, and single-pass phase reconstruction.
 
-Analysis: frames of 2,048 samples under a Hann window, hop 320 at 24 kHz, frame t centred on sample 320 t + 160, so
-that T = ceil(S / 320); silence surrounds the sound. Magnitudes are pooled to 359 bands (every bin up to 1.3 kHz, then
-0.9 % apart): natural log, less the mean of the corpus that the codebooks were fitted on.
+Encoder: frames of 2,048 samples under a Hann window, hop 320 at 24 kHz, frame t centred on sample 320 t + 160, so that
+T = ceil(S / 320); the clip is padded with silence. Magnitudes are pooled to 359 bands (every bin up to 1.3 kHz, then
+0.9 % apart). The output is their natural log minus its mean over the corpus of the codebooks.
 
-Synthesis: bands back to bins by interpolation; each spectral peak's phase goes on from the frame before by its
-interpolated frequency and the bins of its lobe share it (Beauregard, Harish & Wyse, "Single Pass Spectrogram
-Inversion", 2015); overlap-add. It is causal but for the window's overlap, so it streams:
+Decoder: bands are interpolated to bins. The phase of each spectral peak advances from the previous frame by its
+interpolated frequency, and the bins of its lobe share it (Beauregard, Harish & Wyse, "Single Pass Spectrogram
+Inversion", 2015). Frames are overlap-added. Apart from the overlap the decoder is causal, so it can stream:
 
     frame     t   |------------ 2048 ------------|
     frame   t+1       |------------ 2048 ------------|
-    done up to here --^ after frame t: 320 (t + 1) - 864 samples of the sound
+    complete to here -^ after frame t: 320 (t + 1) - 864 samples of the clip
 
 Letters: B clips, S samples, T frames, D bands, N bins (1,025).
 """
@@ -29,17 +29,17 @@ from torch import Tensor, nn
 HOP = 320
 WINDOW = 2048
 BINS = WINDOW // 2 + 1
-LEAD = (WINDOW - HOP) // 2  # samples of a frame's window before its own 320
-HOPS_PER_WINDOW = math.ceil(WINDOW / HOP)  # hops that a frame reaches over
+LEAD = (WINDOW - HOP) // 2  # samples of a frame's window before its 320 samples
+HOPS_PER_WINDOW = math.ceil(WINDOW / HOP)  # hops that a window covers, rounded up
 FLOOR = 1e-4  # added to magnitudes before the log
-BAND_SPACING = 0.009  # distance of neighbouring bands, as a share of their frequency
-GOLDEN = (3 - 5**0.5) / 2  # turns between the first phases of neighbouring bins: they have no common start
-CPU_FRAMES = 64  # clips x frames synthesised together on a CPU: their bins stay in its cache
+BAND_SPACING = 0.009  # distance of neighbouring bands relative to their frequency
+GOLDEN = (3 - 5**0.5) / 2  # turns between the initial phases of neighbouring bins, so that they are spread evenly
+CPU_FRAMES = 64  # clips x frames that a CPU decodes together: their bins fit into its cache
 GPU_FRAMES = 8192
 
 
 def band_centres() -> np.ndarray:
-    """Centres of the bands in bins [D]: at least one bin apart."""
+    """Return the centres of the bands in bins [D], at least one bin apart."""
     centres, at = [], 0.0
     while at < BINS - 1:
         centres.append(at)
@@ -48,7 +48,7 @@ def band_centres() -> np.ndarray:
 
 
 def pooling_matrix() -> Tensor:
-    """Triangles over neighbouring centres, each of sum 1: [D, N]."""
+    """Return the triangles [D, N] over neighbouring centres, each with sum 1."""
     centres, bins = band_centres(), np.arange(BINS)
     edges = np.concatenate([[centres[0] - 1], centres, [BINS]])
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -57,7 +57,7 @@ def pooling_matrix() -> Tensor:
 
 
 def interpolation_weights() -> tuple[Tensor, Tensor]:
-    """For each bin the band below it and the share of the band above: [N] int64, [N] float32."""
+    """Return for each bin the band below it, int64 [N], and the weight of the band above, float32 [N]."""
     centres, bins = band_centres(), np.arange(BINS)
     low = (np.searchsorted(centres, bins, side="right") - 1).clip(0, len(centres) - 2)
     share = ((bins - centres[low]) / (centres[low + 1] - centres[low])).clip(0, 1)
@@ -65,9 +65,9 @@ def interpolation_weights() -> tuple[Tensor, Tensor]:
 
 
 class SpectralEncoder(nn.Module):
-    """The encoder: wav [B, 1, S] -> bands [B, D, ceil(S / 320)]. mean: [D]."""
+    """Encodes wav [B, 1, S] to bands [B, D, ceil(S / 320)]. mean: [D]."""
 
-    ratios = (HOP,)  # read by EncodecModel: its product is the hop
+    ratios = (HOP,)  # EncodecModel computes the hop length from it
     mean: Tensor
     pool: Tensor
     window: Tensor
@@ -81,7 +81,7 @@ class SpectralEncoder(nn.Module):
         assert self.pool.shape == (BINS, self.dimension)
 
     def forward(self, wav: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """wav: [B, 1, S]. lengths: of no use, for zeros follow a row's own samples whatever else is in its batch."""
+        """Encode wav [B, 1, S]. lengths: unused, since the samples after each row's end are zero already."""
         frames = F.pad(wav.squeeze(1), (LEAD, LEAD + -wav.shape[-1] % HOP)).unfold(1, WINDOW, HOP)  # [B, T, 2048]
         magnitudes = torch.fft.rfft(frames * self.window).abs()  # [B, T, N]
         return (magnitudes @ self.pool).add_(FLOOR).log_().sub_(self.mean).transpose(1, 2)
@@ -89,10 +89,13 @@ class SpectralEncoder(nn.Module):
 
 @dataclass
 class SynthesisState:
-    """What one frame hands to the next.
+    """The state between two frames.
 
-    phase: [B, N] in turns; tail: [B, 1920] overlap not yet complete; weight: [1920] its sum of squared windows;
-    skip: samples still to drop before the sound begins.
+    Attributes:
+        phase: [B, N] in turns.
+        tail: [B, 1920], the overlap that is not complete yet.
+        weight: [1920], the sum of squared windows of the tail.
+        skip: Samples to drop before the clip begins.
     """
 
     phase: Tensor
@@ -102,7 +105,7 @@ class SynthesisState:
 
 
 class PhaseDecoder(nn.Module):
-    """The decoder: bands [B, D, T] -> wav [B, 1, 320 T], whole or in chunks with an explicit state."""
+    """Decodes bands [B, D, T] to wav [B, 1, 320 T], complete or in chunks with explicit state."""
 
     mean: Tensor
     low: Tensor
@@ -120,20 +123,20 @@ class PhaseDecoder(nn.Module):
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
 
     def forward(self, bands: Tensor) -> Tensor:
-        """bands: [B, D, T] -> [B, 1, 320 T]."""
+        """Decode complete clips: bands [B, D, T] -> wav [B, 1, 320 T]."""
         state = self.start(len(bands))
         size = max(1, (GPU_FRAMES if bands.is_cuda else CPU_FRAMES) // len(bands))
         parts = [self.step(chunk, state) for chunk in bands.split(size, dim=-1)]
         return torch.cat([*parts, self.finish(state)], dim=-1)
 
     def start(self, batch: int) -> SynthesisState:
-        """The state before the first frame of `batch` clips."""
+        """Return the state before the first frame of `batch` clips."""
         phase = (self.bins * GOLDEN).frac().expand(batch, BINS)
         over = (HOPS_PER_WINDOW - 1) * HOP
         return SynthesisState(phase, self.window.new_zeros(batch, over), self.window.new_zeros(over))
 
     def step(self, bands: Tensor, state: SynthesisState) -> Tensor:
-        """Synthesise the frames [B, D, t], t >= 1, advancing the state -> [B, 1, samples that are now complete]."""
+        """Decode frames [B, D, t], t >= 1, to the samples [B, 1, s] that are now complete, and update the state."""
         magnitudes, phases = self._spectrum(bands.transpose(1, 2) + self.mean, state)
         frames = torch.fft.irfft(torch.polar(magnitudes, phases)).roll(WINDOW // 2, -1) * self.window
         sound = _overlap_add(frames, state.tail)
@@ -145,24 +148,24 @@ class PhaseDecoder(nn.Module):
         return (sound[:, drop:done] / weight[drop:done].clamp(min=0.1)).unsqueeze(1)
 
     def finish(self, state: SynthesisState) -> Tensor:
-        """The samples after the last complete one: [B, 1, up to 864]."""
+        """Return the samples [B, 1, s] that remain after the last step, s <= 864."""
         return (state.tail / state.weight.clamp(min=0.1))[:, None, state.skip : LEAD]
 
     def _spectrum(self, logs: Tensor, state: SynthesisState) -> tuple[Tensor, Tensor]:
-        """logs [B, T, D] -> magnitudes and phases in radians, each [B, T, N]; state.phase moves on by T frames."""
+        """Convert log bands [B, T, D] to magnitudes and phases (radians), each [B, T, N]; advance state.phase."""
         low, high = logs[..., self.low], logs[..., self.low + 1]
         magnitudes = torch.lerp(low, high, self.share).exp_().sub_(FLOOR).clamp_(min=0)
         nearest, turns = self._peaks((magnitudes + 1e-7).log_())
         phases = torch.empty_like(turns)
         phase = state.phase
-        for t in range(turns.shape[1]):  # the one thing that cannot be done for all frames at once
+        for t in range(turns.shape[1]):  # the only sequential step
             phase = phase.gather(1, nearest[:, t]).add_(turns[:, t]).frac_()
             phases[:, t] = phase
         state.phase = phase
         return magnitudes * (WINDOW / 4), phases.mul_(2 * math.pi)
 
     def _peaks(self, logs: Tensor) -> tuple[Tensor, Tensor]:
-        """logs [B, T, N] -> each bin's nearest peak (int64) and the turns that its phase advances by in a hop."""
+        """Return each bin's nearest peak in logs [B, T, N], int64, and the turns its phase advances by in a hop."""
         centre, left, right = logs[..., 1:-1], logs[..., :-2], logs[..., 2:]
         rise, fall = centre - left, centre - right
         peak = F.pad((rise > 0) & (fall >= 0), (1, 1))
@@ -176,7 +179,7 @@ class PhaseDecoder(nn.Module):
 
 
 def _overlap_add(frames: Tensor, tail: Tensor) -> Tensor:
-    """frames [B, T, 2048], tail [B, 1920] -> [B, 320 T + 1920]."""
+    """Overlap-add frames [B, T, 2048] to tail [B, 1920]: [B, 320 T + 1920]."""
     batch, count = frames.shape[:2]
     pieces = F.pad(frames, (0, HOPS_PER_WINDOW * HOP - WINDOW)).view(batch, count, HOPS_PER_WINDOW, HOP)
     out = F.pad(tail, (0, count * HOP)).view(batch, count + HOPS_PER_WINDOW - 1, HOP)

@@ -1,7 +1,7 @@
-"""EnCodecMAE checkpoints in the layouts that their authors released, as our `EncodecMae`.
+"""Loads EnCodecMAE checkpoints in the layouts that their authors released.
 
-v1 (2023): `model.pt` with `config.gin` beside it; v2 (2024): one `.pt` that holds the text of its config.gin. Of the
-gin text only a few numbers are read, by pattern: nothing of it is run.
+v1 (2023) is `model.pt` with `config.gin` in the same folder; v2 (2024) is one `.pt` file that contains the text of its
+config.gin. Only a few numbers are read from the gin text, by regular expressions; none of it is executed.
 """
 
 from __future__ import annotations
@@ -20,31 +20,38 @@ from pipeline.audio.embedders.encodecmae_model import Architecture, EncodecFrame
 from pipeline.audio.weights import check_finite, report_damage
 
 LAYER = "visible_encoder.encoder_layers.{}."
-HEADS = 12  # of every released model, should the gin text not say
-V1_NAMES = {  # ours are v2's
+HEADS = 12  # of every released model, if the gin text does not contain it
+V1_NAMES = {  # names of v1: names of v2, which we use
     "feat_projector.": "wav_encoder.post_net.",
     "wav_encoder.model.": "wav_encoder.encoder.model.",
     "positional_encoder.": "masker.positional_encoder.",
 }
 SEANET = "wav_encoder.encoder.model."
-SHORTEST_TAIL = 2048  # v2 leaves out what is not longer, v1 nothing
+SHORTEST_TAIL = 2048  # v2 drops a last chunk that is not longer; v1 drops none
 
 
 def load_checkpoint(file: Path, gin: str = "") -> EncodecMae:
-    """Open a checkpoint, v1 or v2. gin: the text of v1's config.gin. Raises InputError for what is none."""
+    """Load a checkpoint, v1 or v2. gin: the text of v1's config.gin. Raise InputError if it is not one."""
     with report_damage(str(file), "an EnCodecMAE checkpoint that holds tensors only is expected"):
         content = torch.load(file, map_location="cpu", weights_only=True)
         return from_state_dict(content["state_dict"], content.get("config", gin))
 
 
 def from_state_dict(state: dict[str, Tensor], gin: str, heads: int | None = None) -> EncodecMae:
-    """A model from a released state dict.
+    """Build a model from a released state dict.
 
-    Raises KeyError for a missing tensor, ValueError for another model or weights that are not finite.
+    Args:
+        state: The tensors.
+        gin: The text of its config.gin.
+        heads: The number of attention heads; by default as in the gin text.
+
+    Raises:
+        KeyError: A tensor is missing.
+        ValueError: The tensors are those of another model, or not finite.
     """
     check_finite(state)
-    first = "feat_projector.weight" in state
-    if first:
+    is_v1 = "feat_projector.weight" in state
+    if is_v1:
         state = {_v2_name(key): value for key, value in state.items()}
     heads = heads or int(
         _read_number(gin, "NUM_ENCODER_HEADS", _read_number(gin, r"MultiHeadAttention\.num_heads", HEADS))
@@ -56,7 +63,7 @@ def from_state_dict(state: dict[str, Tensor], gin: str, heads: int | None = None
     width = state["wav_encoder.post_net.weight"].shape[1]
     from_codes = any(key.startswith(SEANET) for key in state)
     if re.search(r"(?<!Mel)(?<!mel)SpectrogramProcessor", gin):
-        raise ValueError("models over linear spectrograms (spec-*) are not supported; take mel256-* or ec-*")
+        raise ValueError("models over linear spectrograms (spec-*) are not supported; use mel256-* or ec-*")
     ffns = [LAYER.format(i) + "ff_layer.0.weight" for i in range(layers)]
     if not all(torch.equal(state[key], state[ffns[0]]) for key in ffns):
         raise ValueError("its layers do not share one feed-forward network, as every released model's do")
@@ -67,7 +74,7 @@ def from_state_dict(state: dict[str, Tensor], gin: str, heads: int | None = None
         head_dim=inner // heads,
         ffn=state[ffns[0]].shape[0],
         mel=None if from_codes else _mel_config(gin, width),
-        shortest_tail=0 if first else SHORTEST_TAIL,
+        shortest_tail=0 if is_v1 else SHORTEST_TAIL,
     )
     frontend = KaldiMel(arch.mel) if arch.mel else EncodecFrames(_build_seanet(state))
     model = EncodecMae(arch, frontend, width)
@@ -77,7 +84,7 @@ def from_state_dict(state: dict[str, Tensor], gin: str, heads: int | None = None
 
 
 def _convert_tensors(state: dict[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
-    """The transformer's tensors under our names."""
+    """Return the transformer's tensors under our names."""
     new = {
         "proj.weight": state["wav_encoder.post_net.weight"],
         "proj.bias": state["wav_encoder.post_net.bias"],
@@ -85,7 +92,7 @@ def _convert_tensors(state: dict[str, Tensor], arch: Architecture) -> dict[str, 
         "final_norm.weight": state["visible_encoder.final_norm.weight"],
         "final_norm.bias": state["visible_encoder.final_norm.bias"],
     }
-    # Their heads are interleaved: channel d * heads + h. Ours lie one after another: h * head_dim + d.
+    # Checkpoints interleave heads: channel d * heads + h. In our model they are contiguous: h * head_dim + d.
     order = torch.arange(arch.heads * arch.head_dim).view(arch.head_dim, arch.heads).T.flatten()
     for i in range(arch.layers):
         theirs, ours = LAYER.format(i), f"blocks.{i}."
@@ -102,7 +109,7 @@ def _convert_tensors(state: dict[str, Tensor], arch: Architecture) -> dict[str, 
 
 
 def _build_seanet(state: dict[str, Tensor]) -> SEANetEncoder:
-    with warnings.catch_warnings():  # the package's way to weight norm is deprecated in PyTorch
+    with warnings.catch_warnings():  # the package uses a weight norm that PyTorch has deprecated
         warnings.simplefilter("ignore", FutureWarning)
         encoder = SEANetEncoder(causal=True)
     own = {key.removeprefix(SEANET): value.float() for key, value in state.items() if key.startswith(SEANET)}
@@ -113,15 +120,15 @@ def _build_seanet(state: dict[str, Tensor]) -> SEANetEncoder:
 
 
 def _mel_config(gin: str, bins: int) -> MelConfig:
-    given: dict[str, Any] = {"bins": bins}
+    settings: dict[str, Any] = {"bins": bins}
     for name, ours in (("frame_length", "frame_ms"), ("frame_shift", "shift_ms")):
-        found = _read_number(gin, name, None)
-        if found is not None:
-            given[ours] = float(found)
+        value = _read_number(gin, name, None)
+        if value is not None:
+            settings[ours] = float(value)
     stats = _read_number(gin, "norm_stats", None)
     if stats is not None:
-        given["mean"], given["scale"] = (float(value) for value in stats)
-    return MelConfig(**given)
+        settings["mean"], settings["scale"] = (float(value) for value in stats)
+    return MelConfig(**settings)
 
 
 def _v2_name(key: str) -> str:
@@ -132,6 +139,6 @@ def _v2_name(key: str) -> str:
 
 
 def _read_number(gin: str, name: str, default: Any) -> Any:
-    """The last number, or list of numbers, bound to `name` (`a.b.name = 12`); macros (%X) are passed over."""
-    found = re.findall(rf"(?m)^\s*(?:[\w./]*\.)?{name}\s*=\s*\\?\s*([\[(]?[-\d.][^%\n#]*)", gin)
-    return ast.literal_eval(found[-1].strip()) if found else default
+    """Return the last number, or list of numbers, bound to `name` (`a.b.name = 12`); macros (%X) are skipped."""
+    values = re.findall(rf"(?m)^\s*(?:[\w./]*\.)?{name}\s*=\s*\\?\s*([\[(]?[-\d.][^%\n#]*)", gin)
+    return ast.literal_eval(values[-1].strip()) if values else default
