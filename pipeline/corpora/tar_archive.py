@@ -78,7 +78,7 @@ def iter_members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Mem
                 if tar.offset <= at:  # an extended header may say a size below 0
                     raise tarfile.ReadError("a header points back")
                 at = tar.offset
-                tar.iter_members.clear()  # type: ignore[attr-defined] # tarfile remembers every header: a million of them is a gigabyte
+                tar.members.clear()  # type: ignore[attr-defined] # tarfile remembers every header: a million of them is a gigabyte
                 if held:
                     yield held
                 held = None

@@ -104,7 +104,7 @@ def test_rows_encoded_together_as_on_a_gpu_are_those_of_the_package() -> None:
     wav = sounds(len(lengths), 2560)
     with torch.inference_mode():
         silent = wav.where(torch.arange(2560) < torch.tensor(lengths)[:, None, None], 0)
-        found = encoder._together(silent.transpose(1, 2), lengths).transpose(1, 2)  # type: ignore[operator]
+        found = encoder._forward_batch(silent.transpose(1, 2), lengths).transpose(1, 2)  # type: ignore[operator]
         for row, own, latents in zip(wav, lengths, found, strict=True):
             expected = package(row[None, :, :own])[0]
             torch.testing.assert_close(latents[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-4)

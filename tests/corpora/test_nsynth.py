@@ -297,4 +297,4 @@ def test_headers_that_lie_tear_an_archive(name: str, tmp_path: Path) -> None:
     """They do not hang its reader, nor take all memory."""
     (tmp_path / "a.tar").write_bytes(LIES[name] + bytes(10_240))
     with pytest.raises(archive.TruncatedArchive):
-        list(archive.members(tmp_path / "a.tar", "examples.json"))
+        list(archive.iter_members(tmp_path / "a.tar", "examples.json"))
