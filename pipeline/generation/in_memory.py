@@ -74,7 +74,7 @@ def generate_audio(
     params = parse_sampling({"temperature": TEMPERATURE, **sampling})
     settings: dict[str, Any] = {"seconds": "auto" if seconds is None else seconds, "mode": mode}
     samples = num_samples(settings, run)
-    frames = run.codec.frames(samples)
+    frames = run.codec.num_frames(samples)
     window = resolve_window({**settings, "window": "auto", "window_stride": "auto"}, frames, run)
     vectors = [None if prompt is None else _embed_prompt(run, prompt, rate) for prompt in prompts]
     clips = [
@@ -119,7 +119,7 @@ def _read_array(array: np.ndarray, rate: int | None, target: int) -> np.ndarray:
     content = io.BytesIO()
     soundfile.write(content, array, rate, format="WAV", subtype="DOUBLE" if array.dtype == np.float64 else "FLOAT")
     wav = audio_io.read(content.getvalue(), duration=PROMPT_SECONDS, rate=target)
-    scaled, note = amplitude.adjust(wav, "scale")
+    scaled, note = amplitude.apply_policy(wav, "scale")
     if scaled is None:
         raise audio_io.AudioError("prompt", note)
     return scaled
