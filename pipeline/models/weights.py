@@ -1,4 +1,4 @@
-"""Weights in safetensors files."""
+"""Writing of safetensors files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pipeline.common.files import atomic_path
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, complete or not at all, with the permissions of any new file (the umask's).
+    """Write a safetensors file atomically, with the permissions that the umask gives to new files.
 
-    Raises OSError where it cannot be written, for a full disk for instance.
+    Raises:
+        OSError: it cannot be written, for example because the disk is full.
     """
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
@@ -25,7 +26,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
             temporary.touch()
             mode = temporary.stat().st_mode
             save_file(contiguous, temporary, metadata)
-            temporary.chmod(mode)  # safetensors writes through a file that only its owner may read
+            temporary.chmod(mode)  # safetensors writes a file that only its owner can read
     except SafetensorError as error:
         code = re.search(r"os error (\d+)", str(error))
         if code is None:

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.errors import InputError, redact_all
-from pipeline.models import codec_gpt
+from pipeline.models import pretrained_gpt2
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 from pipeline.models.patterns import Pattern
 from pipeline.training import zero_patches
@@ -65,7 +65,7 @@ def build_model(cfg: DictConfig, config: ModelConfig, data: TrainData, from_pret
         InputError: pretrained weights cannot be loaded, or no prompt is finite.
     """
     torch.manual_seed(cfg.seed)
-    model = codec_gpt.build_model(config, cfg.model.pretrained if from_pretrained else None)
+    model = pretrained_gpt2.build_model(config, cfg.model.pretrained if from_pretrained else None)
     model.fit_prompt_normalization(data.sample_prompts())
     return model
 

@@ -23,8 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.config.cli import compose
-from pipeline.models import codec_gpt as models
-from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 from pipeline.tools.memory_table import CODEBOOKS, FRAME_RATE, PROMPT, markdown, shape
 from pipeline.training import distributed
 from pipeline.training.distributed import World
@@ -63,7 +62,7 @@ def train(cfg: Any, config: ModelConfig, world: World) -> None:
     clips = cfg.trainer.micro_batch
     codes = torch.randint(0, 1024, (clips, CODEBOOKS, FRAMES), device=world.device)
     prompt = torch.randn(clips, PROMPT, device=world.device)
-    engine = build_engine(cfg, models.build_model(config), world)
+    engine = build_engine(cfg, CodecGPT(config), world)
     for _ in range(3):
         nats, cells = engine(codes, None, prompt)
         loss = nats.sum() / cells.sum()

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from pipeline.common.paths import CONF
 from pipeline.config.cli import compose
-from pipeline.models import codec_gpt as models
 from pipeline.models import model_stats
+from pipeline.models.codec_gpt import CodecGPT
 from pipeline.training import data, engine
 from tests.helpers.training_caches import write_cache
 
@@ -120,7 +120,7 @@ def test_every_size_is_the_size_it_says(size: str, shards: dict[str, Path]) -> N
     cfg = compose("train", [f"model={size}", "codec.codebooks=4", f"shards='{cache}'"])
     config = engine.model_config(cfg, data.open_datasets(cfg))
     if size == "tiny":
-        model = models.build_model(config)
+        model = CodecGPT(config)
         assert sum(p.numel() for p in model.parameters()) == model_stats.num_parameters(config) < 6_000_000
     else:
         assert model_stats.parameter_counts(config)["backbone"] == PUBLISHED[size] - VOCABULARY * config.width

@@ -12,8 +12,7 @@ from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
-from pipeline.models import codec_gpt as models
-from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 from pipeline.training import checkpoint, preflight
 from pipeline.training.data import TrainData, open_datasets
 from pipeline.training.distributed import World
@@ -57,7 +56,7 @@ def test_the_table_tells_what_the_run_will_do(cache: Path, tmp_path: Path, capsy
     )
     assert check(cache, tmp_path / "run", *words) is False
     told = " ".join(capsys.readouterr().out.split())
-    parameters = sum(p.numel() for p in models.build_model(settings(cache, *words)[1]).parameters())
+    parameters = sum(p.numel() for p in CodecGPT(settings(cache, *words)[1]).parameters())
     assert f"model {parameters:,} parameters" in told
     assert "300 frames (4.00 s, the longest clip) of 4 codebooks are 303 steps under pattern delay, of 1024" in told
     assert "8 clips = 4 micro_batch x 2 gradient_accumulation_steps x 1 ranks" in told
