@@ -74,9 +74,9 @@ def test_loss_is_the_cross_entropy_at_active_cells(name: str) -> None:
     x, prompt = codes(2, 9), torch.randn(2, 12)
     sequence = model.pattern.build_sequence(x + 1)
     logits = model.logits(sequence, prompt)  # [B, S, K, C]
-    loss_sums = torch.nn.functional.cross_entropy(logits.permute(0, 3, 2, 1), sequence, reduction="none")  # [B, K, S]
+    losses = torch.nn.functional.cross_entropy(logits.permute(0, 3, 2, 1), sequence, reduction="none")  # [B, K, S]
     active = Pattern(name, 4).frame_at_step(9) >= 0
-    expected = (loss_sums * active).sum((0, 2))
+    expected = (losses * active).sum((0, 2))
     assert torch.allclose(model(x, None, prompt)[0], expected, rtol=1e-5)
 
 
