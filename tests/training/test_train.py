@@ -284,7 +284,7 @@ def test_zero_stages_agree(here: None, cache: Path, tmp_path: Path) -> None:
         (["codec.codebooks=8"], r"the model reads codec\.codebooks=8.*hold 4"),
         (["data.train=training"], r"has no clips in data\.train=training.*train \(45 clips\)"),
         (["model.positions=8"], r"clips of 12 frames are 15 steps.*model\.positions=8"),
-        (["model.width=30"], r"model\.width=30 does not divide into model\.heads=4"),
+        (["model.width=30"], r"model\.width=30 is not a multiple of model\.heads=4"),
         (["resume=elsewhere"], r"resume=elsewhere has no complete checkpoint"),
     ],
 )
