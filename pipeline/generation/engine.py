@@ -1,13 +1,16 @@
-"""A CodecGPT laid out for sampling: one position of every row at a time, over a cache allocated once.
+"""Inference engine for CodecGPT: decodes one position of every row at a time, over a preallocated KV cache.
 
-`transformers` spends a tenth of a millisecond a layer around its products and grows its cache by copying; here a layer
-is eight calls. The products decide the rest. On a CPU they go through oneDNN with weights packed for it: faster than
-a plain product for two rows or more, and the same bits for a row alone, among others, and on any number of threads. For
-a row alone a plain matrix-vector product differs in the last bits, and in speed as the CPU will have it: a quarter
-faster on one that was measured, half as fast on another. `exact=False` takes it.
-On a GPU `read_at` can be captured as one graph, so that a step costs a launch and not two hundred.
+Why not `transformers`: it spends a tenth of a millisecond per layer outside the matrix products and grows its cache by
+copying. Here a layer is eight calls.
 
-Letters: B rows, n positions, D width, H heads, K codebooks, C classes.
+On a CPU the products run in oneDNN with prepacked weights. This is faster than a plain product for two rows or more.
+It also makes the result batch-invariant: a row gets the same bits alone, in a batch, and with any number of threads. A
+plain matrix-vector product of a single row differs in the last bits. Its speed depends on the CPU: on one machine it
+was a quarter faster, on another half as fast. `batch_invariant=False` uses it for single rows.
+
+On a GPU `decode_step` can be captured as a CUDA graph: see `cuda_graph.py`.
+
+Letters: B rows, n positions, D width, H heads, K codebooks, C classes, P prompt width.
 """
 
 from __future__ import annotations
@@ -22,16 +25,16 @@ from torch import Tensor
 
 from pipeline.models.codec_gpt import GELU, CodecGPT
 
-_SUM = 1024  # oneDNN adds up so many products in one order, whatever the number of rows
-_ROWS = 16  # that the packing is made for
+_MAX_SUM = 1024  # up to this many products, oneDNN sums in an order that does not depend on the number of rows
+_PACKED_ROWS = 16  # the number of rows for which the weights are packed
 
 
 class PackedLinear:
-    """x [M, in] -> x @ weight + bias [M, out]. weight: [in, out], in either memory layout."""
+    """A linear layer: x [M, in] -> x @ weight + bias [M, out]. weight: [in, out], in either memory layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor, exact: bool) -> None:
         self.weight, self.bias, self.batch_invariant = weight, bias, exact
-        self.is_packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and _onednn()
+        self.is_packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_packed_linear()
         self._packed: list[Tensor] = []
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -46,20 +49,20 @@ class PackedLinear:
         return y
 
     def _pack(self) -> list[Tensor]:
-        size = -(-len(self.weight) // -(-len(self.weight) // _SUM))
+        size = -(-len(self.weight) // -(-len(self.weight) // _MAX_SUM))
         parts = self.weight.split(size)
-        self._packed = [torch.ops.mkldnn._reorder_linear_weight(part.t().contiguous(), _ROWS) for part in parts]
+        self._packed = [torch.ops.mkldnn._reorder_linear_weight(part.t().contiguous(), _PACKED_ROWS) for part in parts]
         return self._packed
 
 
-def _onednn() -> bool:
-    """Whether this build of torch has the operators that its own compiler uses for packed weights."""
+def _has_packed_linear() -> bool:
+    """Whether this build of PyTorch has oneDNN's operators for packed weights, which its compiler uses."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """One block of GPT-2."""
+    """The layers of one GPT-2 block."""
 
     attention_norm: Callable[[Tensor], Tensor]
     qkv: PackedLinear
@@ -71,17 +74,21 @@ class DecoderLayer:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer: [B, H, positions, D / H] each."""
+    """The keys and values of every layer, each [B, H, positions, D / H]."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
 
 class InferenceEngine:
-    """Reads positions and predicts codes; equal to `model.logits` but for rounding.
+    """Computes next-step logits with a KV cache; equal to `CodecGPT.logits` up to rounding.
 
-    exact: whether a row alone must give the same bits as among others (CPU). captures: whether steps are captured as
-    a graph (GPU).
+    Args:
+        model: The model, in eval mode.
+        batch_invariant: CPU: whether a single row must get the same bits as in a batch. False may be faster.
+
+    Attributes:
+        use_cuda_graph: Whether the generation loop should capture `decode_step` as a CUDA graph; true on a GPU.
     """
 
     def __init__(self, model: CodecGPT, batch_invariant: bool = True) -> None:
@@ -104,52 +111,67 @@ class InferenceEngine:
         self.head = PackedLinear(model.head.weight.flatten(0, 1).t(), model.head.bias.flatten(), batch_invariant)
 
     def new_cache(self, rows: int, positions: int) -> KVCache:
-        """Room for so many positions of so many rows."""
+        """Allocate an empty cache of the given size."""
         shape = (rows, self.heads, positions, self.config.width // self.heads)
-        new = self.model.null_prompt.new_zeros
-        return KVCache([new(shape) for _ in self.layers], [new(shape) for _ in self.layers])
+        zeros = self.model.null_prompt.new_zeros
+        return KVCache([zeros(shape) for _ in self.layers], [zeros(shape) for _ in self.layers])
 
     def condition(self, prompts: Tensor | None, rows: int) -> Tensor:
-        """Prompts [B, P] or none -> position 0 [B, 1, D]; each row alone, so that the others change nothing."""
+        """The input at position 0, [B, 1, D], from prompts [B, P], or from the null prompt.
+
+        Each row is computed alone, so that the result does not depend on the other rows.
+        """
         if prompts is None:
             return self.model.condition(None, rows)
         prompts = prompts.to(self.device)
         return torch.cat([self.model.condition(prompts[i : i + 1], 1) for i in range(rows)])
 
-    def forward(self, inputs: Tensor, cache: KVCache, at: int) -> Tensor:
-        """Inputs [B, n, D] from position `at` on -> logits [B, K, C] of what follows the last.
+    def forward(self, inputs: Tensor, cache: KVCache, position: int) -> Tensor:
+        """Compute the logits of the next step, and add the inputs to the cache.
 
-        n is 1, or `at` is 0.
+        Args:
+            inputs: [B, n, D], at positions `position`, `position + 1`, ...; n is 1, or `position` is 0 (prefill).
+            cache: The keys and values of all earlier positions.
+            position: The position of the first input.
+
+        Returns:
+            Logits [B, K, C] of the step after the last input.
         """
-        end = at + inputs.shape[1]
-        assert inputs.shape[1] == 1 or at == 0
+        end = position + inputs.shape[1]
+        assert inputs.shape[1] == 1 or position == 0
 
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[i], cache.values[i]
-            keys[:, :, at:end], values[:, :, at:end] = k, v
-            return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=end - at > 1)
+            keys[:, :, position:end], values[:, :, position:end] = k, v
+            return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=end - position > 1)
 
-        return self._logits(inputs + self.model.backbone.wpe.weight[at:end], attend)
+        return self._logits(inputs + self.model.backbone.wpe.weight[position:end], attend)
 
-    def decode_step(self, inputs: Tensor, cache: KVCache, at: Tensor) -> Tensor:
-        """As `read` of one position [B, 1, D] that stands in a tensor [1]: the same kernels whatever the position."""
-        unseen = torch.arange(cache.keys[0].shape[2], device=self.device) > at
-        mask = inputs.new_zeros(1, len(unseen)).masked_fill(unseen, -torch.inf)  # of the queries' kind, as GPUs want it
+    def decode_step(self, inputs: Tensor, cache: KVCache, position: Tensor) -> Tensor:
+        """`forward` for a single position [B, 1, D], given as a tensor [1].
+
+        The kernels are the same at every position, so that they can be captured as a CUDA graph.
+        """
+        is_future = torch.arange(cache.keys[0].shape[2], device=self.device) > position
+        mask = inputs.new_zeros(1, len(is_future)).masked_fill(is_future, -torch.inf)  # in the dtype of the queries
 
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = cache.keys[i].index_copy_(2, at, k), cache.values[i].index_copy_(2, at, v)
+            keys, values = cache.keys[i].index_copy_(2, position, k), cache.values[i].index_copy_(2, position, v)
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
-        return self._logits(inputs + self.model.backbone.wpe.weight.index_select(0, at), attend)
+        return self._logits(inputs + self.model.backbone.wpe.weight.index_select(0, position), attend)
 
     def _logits(self, x: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """Inputs with their positions [B, n, D] -> logits [B, K, C]; attend(layer, q, k, v) of [B, H, n, D / H]."""
+        """Logits [B, K, C] of the step after x [B, n, D], which includes position embeddings.
+
+        attend: Gets the layer's index and q, k, v, each [B, H, n, D / H].
+        """
         B, n, D = x.shape
         for i, layer in enumerate(self.layers):
             qkv = layer.qkv(layer.attention_norm(x).view(B * n, D)).view(B, n, 3, self.heads, -1)
-            seen = attend(i, *(part.transpose(1, 2) for part in qkv.unbind(2)))
-            x = x + layer.out(seen.transpose(1, 2).reshape(B * n, D)).view(B, n, D)
-            wide = F.gelu(layer.up(layer.mlp_norm(x).view(B * n, D)), approximate="tanh")
-            x = x + layer.down(wide).view(B, n, D)
+            attended = attend(i, *(part.transpose(1, 2) for part in qkv.unbind(2)))  # [B, H, n, D / H]
+            x = x + layer.out(attended.transpose(1, 2).reshape(B * n, D)).view(B, n, D)
+            hidden = F.gelu(layer.up(layer.mlp_norm(x).view(B * n, D)), approximate="tanh")
+            x = x + layer.down(hidden).view(B, n, D)
         last = self.model.backbone.ln_f(x[:, -1])
         return self.head(last).view(B, self.config.codebooks, -1).float()

@@ -1,4 +1,4 @@
-"""A run ready to be played: its model, with the very codec and embedder that its codes and prompts came from."""
+"""A trained model, with the codec and the embedder that its training data came from, ready to generate."""
 
 from __future__ import annotations
 
@@ -24,13 +24,23 @@ from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
 if TYPE_CHECKING:
     from pipeline.generation.in_memory import Audio, Prompt
 
-SMALL_MODEL, FEW_CLIPS = 16_000_000, 8  # parameters; clips
+SMALL_MODEL = 16_000_000  # parameters
+FEW_CLIPS = 8
 PACKAGES = ("codec-audio-lm", "torch", "transformers", "encodec", "numpy", "soxr", "soundfile")
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """folder: the export; sha256: of its weights' file."""
+    """A trained model with all that is needed to generate sound.
+
+    Attributes:
+        model: The model, in eval mode.
+        engine: The model's inference engine.
+        codec: The codec of the training data; decodes the generated codes.
+        embedder: The embedder of the training data; turns prompts into vectors.
+        folder: The export's folder.
+        sha256: The sha256 of the file with the model's weights.
+    """
 
     model: CodecGPT
     engine: InferenceEngine
@@ -41,24 +51,24 @@ class LoadedRun:
 
     @property
     def trained_frames(self) -> int | None:
-        """Of the longest clip of training, if the export tells."""
+        """The frames of the longest training clip, or None if the export does not say."""
         return self.model.config.frames
 
     @property
     def device(self) -> torch.device:
-        """Where all three are."""
+        """The device of the model, the codec and the embedder."""
         return self.model.null_prompt.device
 
     def best_batch(self, frames: int) -> int:
-        """Clips to make at once: as many as keep the cache of keys and values within a GiB, eight on a GPU."""
+        """The number of clips to generate at once: the KV cache then takes at most 1 GiB, on a GPU 8 GiB."""
         config = self.model.config
-        row = 8 * config.layers * config.width * self.model.pattern.num_steps(frames)  # bytes, in float32
-        most = 8 if self.device.type == "cuda" else 1
-        return max(1, min(256, (most << 30) // row))
+        bytes_per_clip = 8 * config.layers * config.width * self.model.pattern.num_steps(frames)  # float32 keys, values
+        gibibytes = 8 if self.device.type == "cuda" else 1
+        return max(1, min(256, (gibibytes << 30) // bytes_per_clip))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that must be the same for the same seed to give the same sound."""
+        """Everything that must be equal for the same seed to give the same sound."""
         return {
             "export": {"folder": str(self.folder.absolute()), "sha256": self.sha256},
             "codec": self.codec.identity,
@@ -134,9 +144,9 @@ class LoadedRun:
 
 
 def limit_threads(run: LoadedRun, clips: int) -> None:
-    """One thread for a few clips of a small model: its steps are over before two threads have met.
+    """Use one CPU thread for a few clips of a small model, because its steps are too short to share among threads.
 
-    On an idle machine that costs a fifth; on a busy one it is ten times as fast. It changes no sound.
+    On an idle machine this is a fifth slower, on a busy machine ten times faster. The sound does not change.
     """
     parameters = sum(p.numel() for p in run.model.parameters())
     if run.device.type == "cpu" and clips <= FEW_CLIPS and parameters < SMALL_MODEL:
@@ -144,7 +154,11 @@ def limit_threads(run: LoadedRun, clips: int) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises InputError for a device that is not there."""
+    """The device with this name; "auto" is a GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: There is no such device.
+    """
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -156,14 +170,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def find_export(run: str | Path) -> Path:
-    """The folder with the model of a run. Raises InputError, with the command that makes it, where there is none."""
+    """The folder with a run's model: `run/export`, or `run` itself.
+
+    Raises:
+        InputError: Neither has a model.
+    """
     run = Path(run)
     for folder in (run / "export", run):
         if (folder / WEIGHTS).is_file():
             return folder
     if not run.is_dir():
         raise InputError(f"run={run}: there is no such folder; pipeline.train writes runs/NAME")
-    raise InputError(f"run={run}: it has no export; make it: python -m pipeline.export run={run}")
+    raise InputError(f"run={run}: it has no export; create it: python -m pipeline.export run={run}")
 
 
 def load_run(
@@ -192,40 +210,43 @@ def load_run(
     Raises:
         InputError: The run has no export, or the weights of the codec or the embedder are not those of training.
     """
-    folder, place = find_export(run), pick_device(device)
-    model = CodecGPT.from_pretrained(folder, str(place))
-    codec = _codec(model, folder, codec_weights, place)
-    embedder = _embedder(model, folder, embedder_weights, place)
+    folder, torch_device = find_export(run), pick_device(device)
+    model = CodecGPT.from_pretrained(folder, str(torch_device))
+    codec = _load_codec(model, folder, codec_weights, torch_device)
+    embedder = _load_embedder(model, folder, embedder_weights, torch_device)
     sha256 = sha256_file(folder / WEIGHTS)
     return LoadedRun(model, InferenceEngine(model, batch_invariant), codec, embedder, folder, sha256)
 
 
-def _codec(model: CodecGPT, folder: Path, codec_weights: str | None, device: torch.device) -> Codec:
-    told = model.config.codec
-    if not told:
-        raise InputError(f"{folder}/config.json names no codec: train on a cache that pipeline.preprocess wrote")
-    codec = load_codec(told["name"], model.config.codebooks, codec_weights, device)
-    _check("codec", told, codec.identity, folder, "codec_weights=FOLDER names the folder with its weights")
+def _load_codec(model: CodecGPT, folder: Path, codec_weights: str | None, device: torch.device) -> Codec:
+    trained = model.config.codec
+    if not trained:
+        raise InputError(f"{folder}/config.json names no codec: train on a dataset that pipeline.preprocess wrote")
+    codec = load_codec(trained["name"], model.config.codebooks, codec_weights, device)
+    _check_identity("codec", trained, codec.identity, folder, "codec_weights=FOLDER gives the folder with its weights")
     return codec
 
 
-def _embedder(model: CodecGPT, folder: Path, source: str | None, device: torch.device) -> Embedder:
-    told = model.config.embedder
-    if not told:
-        raise InputError(f"{folder}/config.json names no embedder: train on a cache that pipeline.preprocess wrote")
-    name, _, package_model = str(told.get("name")).partition("/")
+def _load_embedder(model: CodecGPT, folder: Path, source: str | None, device: torch.device) -> Embedder:
+    trained = model.config.embedder
+    if not trained:
+        raise InputError(f"{folder}/config.json names no embedder: train on a dataset that pipeline.preprocess wrote")
+    name, _, package_model = str(trained.get("name")).partition("/")
     settings = CONF / "embedder" / f"{name}.yaml"
-    if package_model and (name != "encodecmae_package" or "/" in package_model):  # it would name what is fetched
-        raise InputError(f"{folder}/config.json: there is no embedder {told['name']!r:.80}; pipeline.export writes it")
+    if package_model and (name != "encodecmae_package" or "/" in package_model):  # could name a download
+        raise InputError(f"{folder}/config.json: there is no embedder {trained['name']!r:.80}; export the run again")
     if source is None and settings.is_file():
         source = package_model or yaml.safe_load(settings.read_text())["source"]
     embedder = load_embedder(name, source, device)
-    _check("embedder", told, embedder.identity, folder, "embedder_weights=PATH names where its weights lie")
+    _check_identity("embedder", trained, embedder.identity, folder, "embedder_weights=PATH gives its weights")
     return embedder
 
 
-def _check(part: str, told: dict[str, Any], found: dict[str, Any], folder: Path, way_out: str) -> None:
-    differ = [key for key in told if key in found and told[key] != found[key] and key not in ("codebooks", "version")]
-    if differ:
-        what = ", ".join(f"{part}.{key} {told[key]!r} and not {found[key]!r}" for key in differ)
-        raise InputError(f"{folder} was trained with {what}, which is at hand: {way_out}")
+def _check_identity(part: str, trained: dict[str, Any], loaded: dict[str, Any], folder: Path, advice: str) -> None:
+    """Raises InputError if the loaded codec or embedder is not that of training."""
+    differing = [
+        key for key in trained if key in loaded and trained[key] != loaded[key] and key not in ("codebooks", "version")
+    ]
+    if differing:
+        differences = ", ".join(f"{part}.{key} {trained[key]!r}, not {loaded[key]!r}" for key in differing)
+        raise InputError(f"{folder} was trained with {differences}, which was loaded: {advice}")

@@ -1,4 +1,4 @@
-"""Sound files in as prompt vectors, codes out as sounds.
+"""Prompt vectors from sound files, and sounds from codes.
 
 Letters: B prompts, K codebooks, T frames, S samples, P prompt width.
 """
@@ -26,19 +26,29 @@ log = logging.getLogger("pipeline")
 
 @dataclass(frozen=True)
 class SourceAudio:
-    """A sound file, read: wav [S] mono at the codec's rate; sha256: of the file."""
+    """A sound file that is an input of a generation.
+
+    Attributes:
+        path: The file.
+        sha256: The sha256 of the file.
+        wav: The mono sound [S], at the codec's sample rate.
+    """
 
     path: Path
     sha256: str
     wav: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: enough to know it again."""
+        """Path and sha256, as JSON for a sidecar."""
         return {"path": str(self.path.absolute()), "sha256": self.sha256}
 
 
 def read_source(path: str | Path, seconds: float, rate: int) -> SourceAudio:
-    """The first `seconds` of a sound file. Raises AudioError for a file that is no sound."""
+    """Read the first `seconds` of a sound file, resampled to `rate`; sounds above full scale are scaled down.
+
+    Raises:
+        AudioError: The file cannot be read as sound.
+    """
     path = Path(path)
     faults: list[str] = []
     sound = audio_io.read(path, duration=seconds, rate=rate, on_fault=faults.append)
@@ -48,12 +58,16 @@ def read_source(path: str | Path, seconds: float, rate: int) -> SourceAudio:
     if note:
         log.warning("%s: %s", path, note)
     if audio_io.is_silent(wav):
-        log.warning("%s is silent: expect what the model makes of silence", path)
+        log.warning("%s is silent: it is used as a prompt of silence", path)
     return SourceAudio(path, sha256_file(path), wav)
 
 
 def prompt_vector(embedder: Embedder, source: SourceAudio) -> Tensor:
-    """The prompt vector [P] of a sound. Raises AudioError where it has values that are not finite."""
+    """The prompt vector [P] of a sound.
+
+    Raises:
+        AudioError: The embedding has values that are not finite.
+    """
     vector = embed_audio(embedder, [source.wav])[0]
     if not bool(vector.isfinite().all()):
         peak = float(np.abs(source.wav).max())
@@ -62,56 +76,60 @@ def prompt_vector(embedder: Embedder, source: SourceAudio) -> Tensor:
     return vector
 
 
-def find_prompts(given: Any) -> dict[str, Path]:
-    """The sound files that the setting `prompt` names (files, folders, globs, a list of them), each by its own name.
+def find_prompts(setting: Any) -> dict[str, Path]:
+    """The sound files that the setting `prompt` names, by unique names.
 
-    Raises InputError for what is not there.
+    Args:
+        setting: A file, a folder, a glob, a list of them, or None.
+
+    Raises:
+        InputError: A file does not exist, or a glob matches none.
     """
     paths: list[str] = []
-    for one in [] if given is None else [given] if isinstance(given, str) else map(str, given):
-        matches = _matching(one) if set("*?[") & set(one) and not Path(one).exists() else [one]
+    for pattern in [] if setting is None else [setting] if isinstance(setting, str) else map(str, setting):
+        is_glob = set("*?[") & set(pattern) and not Path(pattern).exists()
+        matches = _glob(pattern) if is_glob else [pattern]
         if not matches:
-            raise InputError(f"prompt={one}: no file matches")
+            raise InputError(f"prompt={pattern}: no file matches")
         paths += matches
     return find_files.find_audio_files("prompt", paths)
 
 
-def _matching(pattern: str) -> list[str]:
-    """Files and folders that fit a pattern; hidden ones, such as the `._` files of a Mac, only where it says so."""
+def _glob(pattern: str) -> list[str]:
+    """Files and folders that match a glob; hidden ones (as macOS has: `._a.wav`) only if the glob starts with a dot."""
     parts = Path(pattern).parts
     first = next(i for i, part in enumerate(parts) if set("*?[") & set(part))
-    found = Path(*parts[:first]).glob(str(Path(*parts[first:])))
-    return sorted(str(path) for path in found if parts[-1].startswith(".") or not path.name.startswith("."))
+    matches = Path(*parts[:first]).glob(str(Path(*parts[first:])))
+    return sorted(str(path) for path in matches if parts[-1].startswith(".") or not path.name.startswith("."))
 
 
 def embed_audio(embedder: Embedder, wavs: Sequence[np.ndarray]) -> Tensor:
-    """Sounds [S] of any lengths -> float32 [B, P], as training saw its prompts: rounded to float16."""
+    """Prompt vectors, float32 [B, P], of sounds [S]; rounded to float16, like the prompts in a dataset."""
     rows = []
     for first in range(0, len(wavs), embedder.best_batch):
-        part = wavs[first : first + embedder.best_batch]
-        wav, lengths = pad_batch(part)
+        wav, lengths = pad_batch(wavs[first : first + embedder.best_batch])
         rows.append(embedder.embed(wav, lengths).cpu())
     return torch.cat(rows).half().float()
 
 
 def decode_codes(codec: Codec, codes: Sequence[Tensor]) -> list[np.ndarray]:
-    """Codes [K, T] of any lengths -> sounds [320 T]; those of one length together, as many as the codec likes."""
+    """Decode codes [K, T] of any lengths to sounds [S]; codes of the same length are decoded in batches."""
     wavs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(codes)
     by_length: dict[int, list[int]] = {}
     for i, clip in enumerate(codes):
         by_length.setdefault(clip.shape[1], []).append(i)
     for length, clips in by_length.items():
         for first in range(0, len(clips), codec.best_batch):
-            part = clips[first : first + codec.best_batch]
+            batch = clips[first : first + codec.best_batch]
             if length:
-                sound = codec.decode(torch.stack([codes[i] for i in part]).long())[:, 0].cpu().numpy()
-                for i, wav in zip(part, sound, strict=True):
+                sounds = codec.decode(torch.stack([codes[i] for i in batch]).long())[:, 0].cpu().numpy()
+                for i, wav in zip(batch, sounds, strict=True):
                     wavs[i] = wav
     return wavs
 
 
 def pad_batch(wavs: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Sounds [S] -> [B, longest] with zeros behind, and their lengths [B]."""
+    """Sounds [S] as a batch [B, longest], padded with zeros, and their lengths [B]."""
     lengths = torch.tensor([len(wav) for wav in wavs])
     padded = torch.zeros(len(wavs), int(lengths.max()))
     for row, wav in zip(padded, wavs, strict=True):

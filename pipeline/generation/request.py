@@ -1,4 +1,4 @@
-"""From settings to pieces: which clips each sound file is made of, under which prompts, from which beginnings.
+"""From settings to requests: the clips of each sound file, with their seeds, prompts and first codes.
 
 Letters: K codebooks, T frames, P prompt width.
 """
@@ -21,14 +21,20 @@ from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import SourceAudio, find_prompts, prompt_vector, read_source
 from pipeline.generation.sampling import SamplingParams
 
-MAX_SECONDS = 86_400  # seconds of one sound: a day's codes take half a GB
+MAX_SECONDS = 86_400  # of one sound: its codes take half a GB
 MODES = ("prompt", "interpolate", "morph", "continue", "extend")
-DEFAULT_SECONDS = 4.0  # where the length of training is not known: NSynth's, as in the article
+DEFAULT_SECONDS = 4.0  # if the length of the training clips is unknown: that of NSynth's notes, as in the article
 
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """One row of a batch. prompts: from which frame on which prompt [P] holds; given: codes [K, T] it begins with."""
+    """One row of a batch.
+
+    Attributes:
+        seed: The seed of its noise.
+        prompts: Prompts [P] and the frames from which they apply. Empty: no prompt.
+        prefix_codes: Codes [K, T] with which the clip begins.
+    """
 
     seed: int
     prompts: Sequence[tuple[int, Tensor]] = ()
@@ -37,9 +43,15 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class AudioRequest:
-    """One sound file, of one clip or of several that fade into each other.
+    """One sound file: a clip, or several clips joined by crossfades.
 
-    samples: of each clip. settings: those that make this very piece alone. sources: the sound files it depends on.
+    Attributes:
+        out: The file to write.
+        clips: Its clips.
+        samples: The length of each clip.
+        settings: The settings that generate this sound alone.
+        sources: The sound files on which it depends.
+        crossfade: The length of a crossfade, in samples.
     """
 
     out: Path
@@ -51,60 +63,62 @@ class AudioRequest:
 
     @property
     def total_samples(self) -> int:
-        """Samples of the whole file, its clips joined."""
+        """The length of the file: its clips, joined."""
         return len(self.clips) * self.samples - (len(self.clips) - 1) * min(self.crossfade, self.samples)
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """How far back a piece longer than the trained length looks, and by how much it moves: in frames."""
+    """The window of a sound longer than the training clips: its length and its stride, in frames."""
 
     frames: int
     stride: int
 
 
 def parse_sampling(settings: Mapping[str, Any]) -> SamplingParams:
-    """The `sampling` group of a config. Raises InputError for values that make no sense."""
-    found = {str(key): value for key, value in settings.items()}
-    if not isinstance(found["temperature"], (int, float)):
-        found["temperature"] = tuple(found["temperature"])
-    return SamplingParams(**found)
+    """The settings group `sampling`. Raises InputError if a value is out of range."""
+    values = {str(key): value for key, value in settings.items()}
+    if not isinstance(values["temperature"], (int, float)):
+        values["temperature"] = tuple(values["temperature"])
+    return SamplingParams(**values)
 
 
-def num_samples(settings: Mapping[str, Any], instrument: LoadedRun) -> int:
-    """The setting `seconds` in samples. Raises InputError for none, and for more than a day."""
-    seconds, trained = settings["seconds"], instrument.trained_frames
+def num_samples(settings: Mapping[str, Any], run: LoadedRun) -> int:
+    """The setting `seconds`, in samples. Raises InputError for zero, and for more than a day."""
+    seconds, trained = settings["seconds"], run.trained_frames
     if seconds == "auto":
-        seconds = DEFAULT_SECONDS if trained is None else trained / instrument.codec.frame_rate
-    if not (seconds * instrument.codec.sample_rate >= 0.5 and seconds <= MAX_SECONDS):
+        seconds = DEFAULT_SECONDS if trained is None else trained / run.codec.frame_rate
+    if not (seconds * run.codec.sample_rate >= 0.5 and seconds <= MAX_SECONDS):
         raise InputError(f"seconds={seconds}: give more than 0, and {MAX_SECONDS} (a day) at most")
-    return round(seconds * instrument.codec.sample_rate)
+    return round(seconds * run.codec.sample_rate)
 
 
-def resolve_window(settings: Mapping[str, Any], frames: int, instrument: LoadedRun) -> SlidingWindow | None:
-    """The window of a piece of so many frames; None where it is no longer than the clips of training.
+def resolve_window(settings: Mapping[str, Any], frames: int, run: LoadedRun) -> SlidingWindow | None:
+    """The sliding window for a sound of this many frames; None if the sound is not longer than the training clips.
 
-    Raises InputError for a window that does not lie within the trained length, or is needed but not known, and for a
-    piece without one that is longer than the model can read.
+    Raises:
+        InputError: The window is not shorter than the training clips; or it is needed, but its length is not given
+            and that of the training clips is unknown; or the sound is generated without a window and is longer than
+            the model's positions.
     """
-    found = _window(settings, frames, instrument)
-    config, pattern = instrument.model.config, instrument.model.pattern
+    window = _choose_window(settings, frames, run)
+    config, pattern = run.model.config, run.model.pattern
     steps = pattern.num_steps(frames + int(config.end_of_audio))
-    if found is None and steps > config.positions:
+    if window is None and steps > config.positions:
         raise InputError(
-            f"seconds={settings['seconds']}: {frames} frames are {steps} steps under pattern={pattern.name}, and the "
-            f"model reads 1..{config.positions}: give fewer, or mode=continue, which makes a piece of any length"
+            f"seconds={settings['seconds']}: {frames} frames are {steps} steps under pattern={pattern.name}, but the "
+            f"model has positions for 1..{config.positions}: give fewer seconds, or mode=continue, which has no limit"
         )
-    return found
+    return window
 
 
-def _window(settings: Mapping[str, Any], frames: int, instrument: LoadedRun) -> SlidingWindow | None:
-    trained, rate = instrument.trained_frames, instrument.codec.frame_rate
+def _choose_window(settings: Mapping[str, Any], frames: int, run: LoadedRun) -> SlidingWindow | None:
+    trained, rate = run.trained_frames, run.codec.frame_rate
     if settings["mode"] in ("prompt", "interpolate"):
         return None
     if settings["window"] == "auto":
         if trained is None:
-            raise InputError("window=auto: how long the clips of training were is not known; give window=SECONDS")
+            raise InputError("window=auto: the length of the training clips is unknown; give window=SECONDS")
         if frames <= trained:
             return None
         window = max(2, trained // 2)
@@ -113,29 +127,40 @@ def _window(settings: Mapping[str, Any], frames: int, instrument: LoadedRun) -> 
     if not 2 <= window < (trained or window + 1):
         raise InputError(
             f"window={settings['window']}: {window} frames; give 2 frames or more, and less than the {trained} "
-            f"({trained and trained / rate:g} s) of training"
+            f"({trained and trained / rate:g} s) of the training clips"
         )
     if frames <= window:
         return None
-    hop = window // 2 if settings["window_stride"] == "auto" else round(settings["window_stride"] * rate)
-    if not 0 < hop < window:
+    stride = window // 2 if settings["window_stride"] == "auto" else round(settings["window_stride"] * rate)
+    if not 0 < stride < window:
         raise InputError(
-            f"window_stride={settings['window_stride']}: {hop} frames; "
+            f"window_stride={settings['window_stride']}: {stride} frames; "
             f"give more than 0 and less than the window's {window}"
         )
-    return SlidingWindow(window, hop)
+    return SlidingWindow(window, stride)
 
 
-def build_requests(
-    settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None = None
-) -> list[AudioRequest]:
-    """All that the settings ask for.
+@dataclass(frozen=True)
+class _Draft:
+    """A request before it has a file. clips: empty for a prompt that is skipped, which keeps its number and seed."""
 
-    `skipped` receives path and reason of each prompt that cannot be read, where the others do not need it (modes
-    prompt, continue and extend). Without it every prompt must be readable.
+    name: str
+    clips: Sequence[ClipRequest]
+    settings: Mapping[str, Any]
+    sources: Sequence[SourceAudio]
+
+
+def build_requests(settings: Mapping[str, Any], run: LoadedRun, skipped: list[str] | None = None) -> list[AudioRequest]:
+    """The requests for all sounds that the settings describe.
+
+    Args:
+        settings: Those of conf/generate.yaml.
+        run: The run that will generate them.
+        skipped: Receives path and reason of each prompt that cannot be read, in the modes prompt, continue and extend,
+            where the other sounds do not need it. None: every prompt must be readable.
 
     Raises:
-        InputError: settings that make no sense, and prompts that cannot be read, all of them named.
+        InputError: A setting is invalid, or prompts cannot be read; all of these are named.
     """
     mode = settings["mode"]
     if mode not in MODES:
@@ -143,137 +168,137 @@ def build_requests(
     require_min(1, settings, "n", "batch")
     require_min(0, settings, "crossfade_seconds")
     if mode in ("interpolate", "morph"):
-        found = (_interpolate if mode == "interpolate" else _morph)(settings, instrument)
+        drafts = (_draft_interpolation if mode == "interpolate" else _draft_morph)(settings, run)
     else:
-        found = (_extend if mode == "extend" else _prompt)(settings, instrument, skipped)
-    samples, fade = (
-        num_samples(settings, instrument),
-        round(settings["crossfade_seconds"] * instrument.codec.sample_rate),
-    )
+        drafts = (_draft_extension if mode == "extend" else _draft_clips)(settings, run, skipped)
+    samples = num_samples(settings, run)
+    crossfade = round(settings["crossfade_seconds"] * run.codec.sample_rate)
+    files = output_paths.output_files(settings["out"], [draft.name for draft in drafts])
     return [
-        AudioRequest(out, clips, samples, own, sources, fade)
-        for out, (_, clips, own, sources) in zip(
-            output_paths.output_files(settings["out"], [name for name, *_ in found]), found, strict=True
-        )
-        if clips
+        AudioRequest(file, draft.clips, samples, draft.settings, draft.sources, crossfade)
+        for file, draft in zip(files, drafts, strict=True)
+        if draft.clips
     ]
 
 
-_Made = tuple[
-    str, list[ClipRequest], dict[str, Any], list[SourceAudio]
-]  # name, clips (none: skipped), own settings, sources
-
-
-def _prompt(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None) -> list[_Made]:
+def _draft_clips(settings: Mapping[str, Any], run: LoadedRun, skipped: list[str] | None) -> list[_Draft]:
+    """Modes prompt and continue: n sounds for each prompt, or without a prompt."""
     n, seed = settings["n"], settings["seed"]
     if settings["prompt"] is None:
-        return [("sound", [ClipRequest(seed + i)], {**settings, "n": 1, "seed": seed + i}, []) for i in range(n)]
-    made: list[_Made] = []
-    for name, prompt in _prompts(find_prompts(settings["prompt"]), settings, instrument, skipped):
+        return [_Draft("sound", [ClipRequest(seed + i)], {**settings, "n": 1, "seed": seed + i}, []) for i in range(n)]
+    drafts: list[_Draft] = []
+    for name, prompt in _read_each(find_prompts(settings["prompt"]), settings, run, skipped):
         for _ in range(n):
-            clips, own, sources = [], {}, []  # of a skipped prompt, which keeps its name and its seeds
-            if prompt is not None:
-                source, vector = prompt
-                clips = [ClipRequest(seed + len(made), [(0, vector)])]
-                own = {**settings, "prompt": str(source.path.absolute()), "n": 1, "seed": seed + len(made)}
-                sources = [source]
-            made.append((name, clips, own, sources))
-    return made
+            if prompt is None:
+                drafts.append(_Draft(name, [], {}, []))
+                continue
+            source, vector = prompt
+            clip = ClipRequest(seed + len(drafts), [(0, vector)])
+            own = {**settings, "prompt": str(source.path.absolute()), "n": 1, "seed": clip.seed}
+            drafts.append(_Draft(name, [clip], own, [source]))
+    return drafts
 
 
-def _interpolate(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Made]:
-    sources = read_prompts(find_prompts(settings["prompt"]), settings["prompt_seconds"], instrument)
-    prompts = interpolation.interpolation_path(
-        [vector for _, _, vector in sources], settings["steps"], settings["blend"]
+def _draft_interpolation(settings: Mapping[str, Any], run: LoadedRun) -> list[_Draft]:
+    """Mode interpolate: clips from prompt to prompt, all with the same noise, so that only the prompt changes."""
+    prompts = read_prompts(find_prompts(settings["prompt"]), settings["prompt_seconds"], run)
+    vectors = interpolation.interpolation_path(
+        [vector for _, _, vector in prompts], settings["steps"], settings["blend"]
     )
-    paths = [str(source.path.absolute()) for _, source, _ in sources]
-    made: list[_Made] = []
+    name, sources = "-".join(name for name, _, _ in prompts), [source for _, source, _ in prompts]
+    paths = [str(source.path.absolute()) for source in sources]
+    drafts = []
     for i in range(settings["n"]):
-        seed = settings["seed"] + i  # all clips have the same noise: only the prompt moves
-        own = {**settings, "prompt": paths, "n": 1, "seed": seed}
-        clips = [ClipRequest(seed, [(0, vector)]) for vector in prompts]
-        made.append(("-".join(name for name, _, _ in sources), clips, own, [source for _, source, _ in sources]))
-    return made
+        seed = settings["seed"] + i
+        clips = [ClipRequest(seed, [(0, vector)]) for vector in vectors]
+        drafts.append(_Draft(name, clips, {**settings, "prompt": paths, "n": 1, "seed": seed}, sources))
+    return drafts
 
 
-def _morph(settings: Mapping[str, Any], instrument: LoadedRun) -> list[_Made]:
-    keyframes, every = interpolation.parse_keyframes(settings["keyframes"]), settings["keyframe_interval"]
-    if not every > 0:
-        raise InputError(f"keyframe_interval={every}: give more than 0 seconds")
-    named = {str(i): Path(path) for i, (_, path) in enumerate(keyframes)}
-    sources = read_prompts(named, settings["prompt_seconds"], instrument)
-    stops = [(at, vector) for (at, _), (_, _, vector) in zip(keyframes, sources, strict=True)]
-    rate = instrument.codec.frame_rate
-    prompts = [
-        (round(at * rate), vector) for at, vector in interpolation.keyframe_schedule(stops, every, settings["blend"])
+def _draft_morph(settings: Mapping[str, Any], run: LoadedRun) -> list[_Draft]:
+    """Mode morph: a sound whose prompt moves from keyframe to keyframe."""
+    keyframes = interpolation.parse_keyframes(settings["keyframes"])
+    interval, rate = settings["keyframe_interval"], run.codec.frame_rate
+    if not interval > 0:
+        raise InputError(f"keyframe_interval={interval}: give more than 0 seconds")
+    files = {str(i): Path(path) for i, (_, path) in enumerate(keyframes)}
+    prompts = read_prompts(files, settings["prompt_seconds"], run)
+    vectors = [(at, vector) for (at, _), (_, _, vector) in zip(keyframes, prompts, strict=True)]
+    schedule = interpolation.keyframe_schedule(vectors, interval, settings["blend"])
+    by_frame = {round(at * rate): vector for at, vector in schedule}  # of two in the same frame, the later one
+    name, sources = "-".join(path.stem for path in files.values()), [source for _, source, _ in prompts]
+    own_keyframes = [
+        {"at": at, "prompt": str(source.path.absolute())} for (at, _), source in zip(keyframes, sources, strict=True)
     ]
-    kept = dict(prompts)
-    frames = [
-        {"at": at, "prompt": str(source.path.absolute())}
-        for (at, _), (_, source, _) in zip(keyframes, sources, strict=True)
-    ]
-    made: list[_Made] = []
+    drafts = []
     for i in range(settings["n"]):
-        own = {**settings, "keyframes": frames, "n": 1, "seed": settings["seed"] + i}
-        clip = ClipRequest(own["seed"], sorted(kept.items(), key=lambda item: item[0]))
-        made.append(("-".join(path.stem for path in named.values()), [clip], own, [source for _, source, _ in sources]))
-    return made
+        seed = settings["seed"] + i
+        clip = ClipRequest(seed, sorted(by_frame.items(), key=lambda item: item[0]))
+        own = {**settings, "keyframes": own_keyframes, "n": 1, "seed": seed}
+        drafts.append(_Draft(name, [clip], own, sources))
+    return drafts
 
 
-def _extend(settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None) -> list[_Made]:
+def _draft_extension(settings: Mapping[str, Any], run: LoadedRun, skipped: list[str] | None) -> list[_Draft]:
+    """Mode extend: sounds that begin with the codes of a sound file."""
     if settings["audio"] is None:
-        raise InputError("mode=extend goes on with a sound file: give audio=a.wav")
-    rate, samples = instrument.codec.sample_rate, num_samples(settings, instrument)
+        raise InputError("mode=extend continues a sound file: give audio=a.wav")
+    rate, samples = run.codec.sample_rate, num_samples(settings, run)
     start = read_source(settings["audio"], (samples + 1) / rate, rate)
     if len(start.wav) >= samples:
         raise InputError(
-            f"audio={start.path}: it is not shorter than the {samples / rate:g} s to be made: give more seconds="
+            f"audio={start.path}: it is not shorter than the {samples / rate:g} s to generate: give more seconds="
         )
-    codes = instrument.codec.encode(torch.from_numpy(start.wav)[None, None])[0].cpu()  # [K, T]
-    given = codes[:, : max(1, len(start.wav) // instrument.codec.hop_length)]  # the last frame may be partly silence
-    prompts = find_prompts(settings["prompt"] if settings["prompt"] is not None else str(settings["audio"]))
-    made: list[_Made] = []
-    for _, prompt in _prompts(prompts, settings, instrument, skipped):
+    codes = run.codec.encode(torch.from_numpy(start.wav)[None, None])[0].cpu()  # [K, T]
+    prefix = codes[:, : max(1, len(start.wav) // run.codec.hop_length)]  # the last frame may be partly silence
+    files = find_prompts(settings["prompt"] if settings["prompt"] is not None else str(settings["audio"]))
+    drafts: list[_Draft] = []
+    for _, prompt in _read_each(files, settings, run, skipped):
         for _ in range(settings["n"]):
-            clips, own, sources = [], {}, []
-            if prompt is not None:
-                source, vector = prompt
-                clips = [ClipRequest(settings["seed"] + len(made), [(0, vector)], given)]
-                paths = {"audio": str(start.path.absolute()), "prompt": str(source.path.absolute())}
-                own = {**settings, **paths, "n": 1, "seed": settings["seed"] + len(made)}
-                sources = [start, source]
-            made.append((start.path.stem, clips, own, sources))
-    return made
+            if prompt is None:
+                drafts.append(_Draft(start.path.stem, [], {}, []))
+                continue
+            source, vector = prompt
+            clip = ClipRequest(settings["seed"] + len(drafts), [(0, vector)], prefix)
+            paths = {"audio": str(start.path.absolute()), "prompt": str(source.path.absolute())}
+            own = {**settings, **paths, "n": 1, "seed": clip.seed}
+            drafts.append(_Draft(start.path.stem, [clip], own, [start, source]))
+    return drafts
 
 
-def _prompts(
-    files: Mapping[str, Path], settings: Mapping[str, Any], instrument: LoadedRun, skipped: list[str] | None
+def _read_each(
+    files: Mapping[str, Path], settings: Mapping[str, Any], run: LoadedRun, skipped: list[str] | None
 ) -> list[tuple[str, tuple[SourceAudio, Tensor] | None]]:
-    """Every file's name, with its sound and prompt vector; None for a file that is skipped."""
-    read = read_prompts(files, settings["prompt_seconds"], instrument, skipped)
-    prompts = {name: (source, vector) for name, source, vector in read}
+    """Each file's name, with its sound and prompt vector, or None for a file that is skipped."""
+    prompts = {
+        name: (source, vector) for name, source, vector in read_prompts(files, settings["prompt_seconds"], run, skipped)
+    }
     return [(name, prompts.get(name)) for name in files]
 
 
 def read_prompts(
-    paths: Mapping[str, Path], seconds: float, instrument: LoadedRun, skipped: list[str] | None = None
+    paths: Mapping[str, Path], seconds: float, run: LoadedRun, skipped: list[str] | None = None
 ) -> list[tuple[str, SourceAudio, Tensor]]:
-    """Name, sound and prompt vector [P] of each file; each embedded alone, so that the others change nothing.
+    """Name, sound and prompt vector [P] of each file; each embedded alone, so that it does not depend on the others.
 
-    `skipped` receives path and reason of each file that cannot be read; without it every file must be readable.
+    Args:
+        paths: The files, by name.
+        seconds: The length to read of each file.
+        run: The run whose codec and embedder are used.
+        skipped: Receives path and reason of each file that cannot be read. None: every file must be readable.
 
     Raises:
-        InputError: no file can be read, or one cannot and `skipped` is not given; names every such file.
+        InputError: No file can be read, or one cannot and `skipped` is None; names every such file.
     """
-    found, refused = [], []
+    prompts, unreadable = [], []
     for name, path in paths.items():
         try:
-            source = read_source(path, seconds, instrument.codec.sample_rate)
-            found.append((name, source, prompt_vector(instrument.embedder, source)))
+            source = read_source(path, seconds, run.codec.sample_rate)
+            prompts.append((name, source, prompt_vector(run.embedder, source)))
         except AudioError as error:
-            refused.append(str(error))
-    if refused and (skipped is None or not found):
-        raise InputError("prompts that cannot be read: " + "; ".join(refused))
+            unreadable.append(str(error))
+    if unreadable and (skipped is None or not prompts):
+        raise InputError("prompts that cannot be read: " + "; ".join(unreadable))
     if skipped is not None:
-        skipped += refused
-    return found
+        skipped += unreadable
+    return prompts

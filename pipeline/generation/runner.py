@@ -1,6 +1,6 @@
-"""Pieces played: clips of one shape in batches, decoded and written as soon as they are whole.
+"""Generation of sound files: clips in batches, decoded and written as soon as they are complete.
 
-Letters: K codebooks, T frames, S samples.
+Letters: B clips, K codebooks, T frames, S samples.
 """
 
 from __future__ import annotations
@@ -23,16 +23,22 @@ from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import AudioRequest, ClipRequest, SlidingWindow
 from pipeline.generation.sampling import SamplingParams
 
-Job = tuple[int, int]  # a piece, and a clip of it, by number
-PROGRESS_FRAMES = 75  # frames
-OnCodes = Callable[[Tensor], None]  # told codes [B, K, t] of a batch as soon as t frames more are whole
+Job = tuple[int, int]  # the number of a request, and of a clip in it
+PROGRESS_FRAMES = 75  # frames between two status lines
+OnCodes = Callable[[Tensor], None]  # gets codes [B, K, t] of a batch as soon as t more frames are complete
 
 
 @dataclass(frozen=True)
 class GeneratedFile:
-    """A sound file that was written. sounds: its clips [S] before they were joined; none where it was streamed.
+    """A sound file that was written.
 
-    whole: not where it was interrupted. clipped: the share of its samples that are at full scale.
+    Attributes:
+        path: The file.
+        seconds: Its length.
+        codes_sha256: The hash of its codes.
+        is_complete: False if the generation was interrupted.
+        clipped_fraction: The fraction of its samples that are at full scale.
+        clips: Its clips [S] before they were joined; empty if it was streamed.
     """
 
     path: Path
@@ -44,28 +50,28 @@ class GeneratedFile:
 
 
 def start_generation(
-    instrument: LoadedRun,
+    run: LoadedRun,
     clips: Sequence[ClipRequest],
     samples: int,
     sampling: SamplingParams,
     window: SlidingWindow | None,
 ) -> Generation:
-    """Clips of one shape, ready to be played together."""
+    """A generation of clips that have the same length, prompt times and prefix length."""
     first = clips[0]
     prompts = [
         (frame, torch.stack([clip.prompts[i][1] for clip in clips])) for i, (frame, _) in enumerate(first.prompts)
     ]
-    given = None if first.prefix_codes is None else torch.stack([clip.prefix_codes for clip in clips])  # type: ignore[misc]
-    plan = GenerationSpec(
-        frames=instrument.codec.num_frames(samples),
+    has_prefix = first.prefix_codes is not None
+    spec = GenerationSpec(
+        frames=run.codec.num_frames(samples),
         seeds=[clip.seed for clip in clips],
         samplings=[sampling] * len(clips),
         prompts=prompts,
-        prefix_codes=given,
+        prefix_codes=torch.stack([clip.prefix_codes for clip in clips]) if has_prefix else None,  # type: ignore[misc]
         window=window.frames if window else None,
         window_stride=window.stride if window else None,
     )
-    return Generation(instrument.engine, plan)
+    return Generation(run.engine, spec)
 
 
 def generate_files(
@@ -80,113 +86,133 @@ def generate_files(
     progress_frames: int = PROGRESS_FRAMES,
     stop_frames: Sequence[int] | None = None,
 ) -> Iterator[GeneratedFile]:
-    """Make pieces, at most `batch` clips at once, and write each as soon as it is whole.
+    """Generate sound files, and write each as soon as it is complete.
 
-    say(line), watch(codes): told every so many frames how far it is, and what was made. repeat: rows and row of the
-    batch in which the one clip was made, to be made again in such a batch. until: of a single piece that was
-    interrupted, the frames of each clip that were made. Interrupted, what is made of the pieces under way is written
-    and told too.
+    Args:
+        run: The run that generates.
+        requests: The sounds.
+        sampling: How tokens are sampled.
+        window: The sliding window for sounds longer than the training clips.
+        batch: The number of clips to generate at once, at most.
+        on_status: Gets a line about the progress every `progress_frames` frames.
+        batch_slot: {"rows": R, "row": r}: generate a single clip as row r of a batch of R, as it was the first time.
+        on_codes: Gets the new codes every `progress_frames` frames.
+        progress_frames: See above.
+        stop_frames: Where to stop each clip of a single request: regenerates a sound that was interrupted.
+
+    Yields:
+        The files. After a KeyboardInterrupt also those that are incomplete; then it is raised again.
     """
-    jobs = [(p, c) for p, piece in enumerate(requests) for c in range(len(piece.clips))][
-        : len(stop_frames) if stop_frames else None
-    ]
+    jobs = [(r, c) for r, request in enumerate(requests) for c in range(len(request.clips))]
+    jobs = jobs[: len(stop_frames)] if stop_frames else jobs
     codes: dict[Job, Tensor] = {}
     rate = run.codec.frame_rate
     first = 1  # the number of a batch's first clip
-    for part in _batches(requests, jobs, batch):
-        clips, last = [requests[p].clips[c] for p, c in part], first + len(part) - 1
-        numbers = f"clip {first}" if first == last else f"clips {first}-{last}"
+    for jobs_of_batch in _batches(requests, jobs, batch):
+        clips, last = [requests[r].clips[c] for r, c in jobs_of_batch], first + len(jobs_of_batch) - 1
+        label = f"clip {first}" if first == last else f"clips {first}-{last}"
         rows, row = (batch_slot["rows"], batch_slot["row"]) if batch_slot and len(clips) == 1 else (len(clips), 0)
-        take = start_generation(run, clips * (rows // len(clips)), requests[part[0][0]].samples, sampling, window)
-        touched = list(dict.fromkeys(p for p, _ in part))
-        enough = max(stop_frames[c] for _, c in part) if stop_frames else take.spec.frames
-        place = {p: {"rows": rows, "row": row + [q for q, _ in part].index(p)} for p in touched}
+        samples = requests[jobs_of_batch[0][0]].samples
+        generation = start_generation(run, clips * (rows // len(clips)), samples, sampling, window)
+        of_batch = list(dict.fromkeys(r for r, _ in jobs_of_batch))  # the requests with a clip in this batch
+        stop = max(stop_frames[c] for _, c in jobs_of_batch) if stop_frames else generation.spec.frames
+        slots = {r: {"rows": rows, "row": row + [q for q, _ in jobs_of_batch].index(r)} for r in of_batch}
         try:
-            for found in take.chunks(progress_frames):
+            for new_codes in generation.chunks(progress_frames):
                 if on_codes is not None:
-                    on_codes(found)
-                made, frames = take.complete_frames / rate, take.spec.frames / rate
-                on_status(f"{numbers} of {len(jobs)}: {made:.1f} s of {frames:.1f} s")
-                if stop_frames and take.complete_frames >= enough:
+                    on_codes(new_codes)
+                seconds, total = generation.complete_frames / rate, generation.spec.frames / rate
+                on_status(f"{label} of {len(jobs)}: {seconds:.1f} s of {total:.1f} s")
+                if stop_frames and generation.complete_frames >= stop:
                     break
-        except BaseException as error:  # what is made is kept
-            codes |= _codes(take, part, row)
-            for p in touched:
-                kept = _write(run, requests[p], _of(codes, p), place[p], whole=False)
-                if kept.seconds and isinstance(error, KeyboardInterrupt):
-                    yield kept
+        except BaseException as error:  # write what is generated so far
+            codes |= _codes_by_job(generation, jobs_of_batch, row)
+            for r in of_batch:
+                file = _write_file(run, requests[r], _codes_of_request(codes, r), slots[r], is_complete=False)
+                if file.seconds and isinstance(error, KeyboardInterrupt):
+                    yield file
             raise
-        codes |= _codes(take, part, row, stop_frames)
+        codes |= _codes_by_job(generation, jobs_of_batch, row, stop_frames)
         first = last + 1
-        for p in touched:
-            if len(_of(codes, p)) == len(stop_frames or requests[p].clips):
-                yield _write(run, requests[p], _of(codes, p), place[p], whole=stop_frames is None)
+        for r in of_batch:
+            clip_codes = _codes_of_request(codes, r)
+            if len(clip_codes) == len(stop_frames or requests[r].clips):
+                yield _write_file(run, requests[r], clip_codes, slots[r], is_complete=stop_frames is None)
 
 
-def _codes(take: Generation, part: Sequence[Job], row: int, until: Sequence[int] | None = None) -> dict[Job, Tensor]:
-    """What a take has made of each clip of a batch: [K, T]."""
-    ends = take.lengths.clamp(max=take.complete_frames).tolist()[row:]
-    ends = [min(end, until[c]) for end, (_, c) in zip(ends, part, strict=False)] if until else ends
-    return {job: take.codes[row + i, :, : ends[i]].cpu() for i, job in enumerate(part)}
+def _codes_by_job(
+    generation: Generation, jobs: Sequence[Job], row: int, stop_frames: Sequence[int] | None = None
+) -> dict[Job, Tensor]:
+    """The codes [K, T] of each clip of a batch, whose first clip is in this row."""
+    ends = generation.lengths.clamp(max=generation.complete_frames).tolist()[row:]
+    if stop_frames:
+        ends = [min(end, stop_frames[c]) for end, (_, c) in zip(ends, jobs, strict=False)]
+    return {job: generation.codes[row + i, :, : ends[i]].cpu() for i, job in enumerate(jobs)}
 
 
-def _of(codes: Mapping[Job, Tensor], piece: int) -> list[Tensor]:
-    return [clip for (p, _), clip in sorted(codes.items(), key=lambda item: item[0]) if p == piece]
+def _codes_of_request(codes: Mapping[Job, Tensor], request: int) -> list[Tensor]:
+    """The codes [K, T] of a request's clips, in order."""
+    return [clip for (r, _), clip in sorted(codes.items(), key=lambda item: item[0]) if r == request]
 
 
-def _batches(pieces: Sequence[AudioRequest], jobs: Sequence[Job], batch: int) -> Iterator[list[Job]]:
-    """Jobs in order, those of one shape together, at most `batch` of them."""
-    part: list[Job] = []
-    for p, c in jobs:
-        if part and (len(part) == batch or _shape(pieces, part[-1]) != _shape(pieces, (p, c))):
-            yield part
-            part = []
-        part.append((p, c))
-    if part:
-        yield part
+def _batches(requests: Sequence[AudioRequest], jobs: Sequence[Job], batch: int) -> Iterator[list[Job]]:
+    """Consecutive jobs of the same shape, at most `batch` of them."""
+    jobs_of_batch: list[Job] = []
+    for job in jobs:
+        if jobs_of_batch and (
+            len(jobs_of_batch) == batch or _shape(requests, jobs_of_batch[-1]) != _shape(requests, job)
+        ):
+            yield jobs_of_batch
+            jobs_of_batch = []
+        jobs_of_batch.append(job)
+    if jobs_of_batch:
+        yield jobs_of_batch
 
 
-def _shape(pieces: Sequence[AudioRequest], job: Job) -> tuple[object, ...]:
-    piece, clip = pieces[job[0]], pieces[job[0]].clips[job[1]]
-    given = 0 if clip.prefix_codes is None else clip.prefix_codes.shape[1]
-    return piece.samples, given, *(frame for frame, _ in clip.prompts)
+def _shape(requests: Sequence[AudioRequest], job: Job) -> tuple[object, ...]:
+    """What must be equal for clips to be generated in one batch: length, prefix length and prompt times."""
+    request, clip = requests[job[0]], requests[job[0]].clips[job[1]]
+    prefix_frames = 0 if clip.prefix_codes is None else clip.prefix_codes.shape[1]
+    return request.samples, prefix_frames, *(frame for frame, _ in clip.prompts)
 
 
-def _write(
-    instrument: LoadedRun, piece: AudioRequest, codes: Sequence[Tensor], place: Mapping[str, int], whole: bool
+def _write_file(
+    run: LoadedRun, request: AudioRequest, codes: Sequence[Tensor], slot: Mapping[str, int], is_complete: bool
 ) -> GeneratedFile:
-    """Decode clips [K, T], each alone so that the others change nothing, and write the piece and its sidecar."""
-    rate = instrument.codec.sample_rate
-    made = [instrument.codec.decode(clip[None].long())[0, 0].cpu().numpy() for clip in codes if clip.shape[1]]
-    sounds = [sound[: piece.samples] for sound in made]
-    wav = crossfade(sounds, piece.crossfade) if sounds else np.zeros(0, np.float32)
-    if whole or len(wav):
-        audio_io.write(piece.out, wav, rate)
-        sidecar.write(piece, instrument, codes, place, len(wav) / rate, whole)
-    clipped = _full(wav) / max(1, len(wav))
-    return GeneratedFile(piece.out, len(wav) / rate, sidecar.hash_codes(codes), whole, clipped, sounds)
+    """Decode clips [K, T], join them, and write the sound and its sidecar.
+
+    Each clip is decoded alone, so that it does not depend on the others.
+    """
+    rate = run.codec.sample_rate
+    wavs = [run.codec.decode(clip[None].long())[0, 0].cpu().numpy() for clip in codes if clip.shape[1]]
+    clips = [wav[: request.samples] for wav in wavs]
+    wav = crossfade(clips, request.crossfade) if clips else np.zeros(0, np.float32)
+    if is_complete or len(wav):
+        audio_io.write(request.out, wav, rate)
+        sidecar.write(request, run, codes, slot, len(wav) / rate, is_complete)
+    clipped_fraction = _count_clipped(wav) / max(1, len(wav))
+    return GeneratedFile(request.out, len(wav) / rate, sidecar.hash_codes(codes), is_complete, clipped_fraction, clips)
 
 
-def _full(wav: np.ndarray) -> int:
-    """How many samples of [S] are at full scale, and so cut off."""
+def _count_clipped(wav: np.ndarray) -> int:
+    """The number of samples of a sound [S] at full scale, which are clipped in the file."""
     return int((np.abs(wav) >= 1).sum())
 
 
-def stream_audio(
-    instrument: LoadedRun,
-    clip: ClipRequest,
-    samples: int,
-    sampling: SamplingParams,
-    window: SlidingWindow | None,
-    chunk: float,
-) -> Iterator[np.ndarray]:
-    """A clip's sound [S] while it is made, some `chunk` seconds at a time; joined, it is the sound made whole."""
-    yield from _sound(instrument, start_generation(instrument, [clip], samples, sampling, window), samples, chunk)
+def decode_chunks(run: LoadedRun, generation: Generation, samples: int, chunk: float) -> Iterator[np.ndarray]:
+    """The sound of a generation of one clip, while it is generated.
 
+    Args:
+        run: The run that generates.
+        generation: The generation, not started.
+        samples: The length of the sound.
+        chunk: The length of a part, in seconds.
 
-def _sound(instrument: LoadedRun, take: Generation, samples: int, chunk: float) -> Iterator[np.ndarray]:
-    size = max(1, round(chunk * instrument.codec.frame_rate))
-    for wav in instrument.codec.decode_stream(take.chunks(size)):
+    Yields:
+        Parts [S] of the sound. Joined they are equal, up to rounding, to the sound decoded at once.
+    """
+    size = max(1, round(chunk * run.codec.frame_rate))
+    for wav in run.codec.decode_stream(generation.chunks(size)):
         part = wav[0, 0, :samples].cpu().numpy()
         samples -= len(part)
         if len(part):
@@ -203,40 +229,52 @@ def stream_files(
     chunk: float,
     stop_seconds: float | None = None,
 ) -> Iterator[GeneratedFile]:
-    """Make pieces of one clip one after the other, each written to its file while it is made.
+    """Generate sounds of one clip, one after the other, and write each to its file while it is generated.
 
-    until: of a piece that was interrupted, the seconds that were made. Interrupted, what is made is told too. Raises
-    InputError for a piece of several clips.
+    Args:
+        run: The run that generates.
+        requests: The sounds.
+        sampling: How tokens are sampled.
+        window: The sliding window for sounds longer than the training clips.
+        chunk: The length of sound in each write, in seconds.
+        stop_seconds: Where to stop: regenerates a sound that was interrupted.
+
+    Yields:
+        The files. After a KeyboardInterrupt also the incomplete one; then it is raised again.
+
+    Raises:
+        InputError: A request has several clips.
     """
     rate = run.codec.sample_rate
-    for piece in requests:
-        if len(piece.clips) != 1:
-            raise InputError("stream=true: an interpolation is joined from whole clips; stream mode=morph instead")
-        take = start_generation(run, piece.clips, piece.samples, sampling, window)
-        piece.out.parent.mkdir(parents=True, exist_ok=True)
-        samples, written, full = piece.samples if stop_seconds is None else round(stop_seconds * rate), 0, 0
-
+    for request in requests:
+        if len(request.clips) != 1:
+            raise InputError("stream=true: mode=interpolate cannot be streamed; use mode=morph")
+        generation = start_generation(run, request.clips, request.samples, sampling, window)
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+        samples = request.samples if stop_seconds is None else round(stop_seconds * rate)
+        written, clipped = 0, 0
         try:
-            with soundfile.SoundFile(piece.out, "w", rate, 1) as file:
-                for wav in _sound(run, take, samples, chunk):
+            with soundfile.SoundFile(request.out, "w", rate, 1) as file:
+                for wav in decode_chunks(run, generation, samples, chunk):
                     file.write(wav.clip(-1, 1))
                     file.flush()
-                    written, full = written + len(wav), full + _full(wav)
+                    written, clipped = written + len(wav), clipped + _count_clipped(wav)
         except BaseException as error:
             if written:
-                written = soundfile.info(piece.out).frames  # the interruption may have come right after a write
-                kept = _streamed(run, piece, take, written, full, whole=False)
+                written = soundfile.info(request.out).frames  # the interruption may have come right after a write
+                incomplete = _write_stream_sidecar(run, request, generation, written, clipped, is_complete=False)
                 if isinstance(error, KeyboardInterrupt):
-                    yield kept
+                    yield incomplete
             raise
-        yield _streamed(run, piece, take, written, full, whole=stop_seconds is None)
+        yield _write_stream_sidecar(run, request, generation, written, clipped, is_complete=stop_seconds is None)
 
 
-def _streamed(
-    instrument: LoadedRun, piece: AudioRequest, take: Generation, written: int, full: int, whole: bool
+def _write_stream_sidecar(
+    run: LoadedRun, request: AudioRequest, generation: Generation, written: int, clipped: int, is_complete: bool
 ) -> GeneratedFile:
-    """Write the sidecar of a piece of which so many samples are written, so many of them at full scale."""
-    heard, seconds = instrument.codec.num_frames(written), written / instrument.codec.sample_rate
-    codes = [take.codes[0, :, : min(int(take.lengths[0]), take.complete_frames, heard)].cpu()]
-    sidecar.write(piece, instrument, codes, {"rows": 1, "row": 0}, seconds, whole)
-    return GeneratedFile(piece.out, seconds, sidecar.hash_codes(codes), whole, full / max(1, written))
+    """Write the sidecar of a streamed sound. written: its samples; clipped: those of them at full scale."""
+    frames, seconds = run.codec.num_frames(written), written / run.codec.sample_rate
+    frames = min(int(generation.lengths[0]), generation.complete_frames, frames)
+    codes = [generation.codes[0, :, :frames].cpu()]
+    sidecar.write(request, run, codes, {"rows": 1, "row": 0}, seconds, is_complete)
+    return GeneratedFile(request.out, seconds, sidecar.hash_codes(codes), is_complete, clipped / max(1, written))

@@ -1,4 +1,4 @@
-"""How one class is chosen among the logits of a codebook.
+"""Sampling of a token from the logits of a codebook.
 
 Letters: B clips, K codebooks, C classes.
 """
@@ -17,12 +17,18 @@ from pipeline.common.errors import InputError
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose among the classes of a codebook.
+    """How tokens are sampled.
 
-    temperature: 0 is greedy; above 0 it divides the logits; one for all codebooks, or one each. top_k: only the k
-    likeliest (0: all). top_p: only the likeliest whose probabilities first reach p (1: all). min_p: only those at
-    least so likely as a share of the likeliest (0: all). guidance: 1 follows the prompt as trained; above 1 pushes
-    away from what the model would do without it (Ho & Salimans 2022, arXiv:2207.12598).
+    Attributes:
+        temperature: Divides the logits; 0 is greedy. One value for all codebooks, or one per codebook.
+        top_k: Sample from the k most likely classes; 0: from all.
+        top_p: Sample from the most likely classes whose probabilities first sum to p; 1: from all.
+        min_p: Sample from the classes with at least this fraction of the top probability; 0: from all.
+        guidance: Classifier-free guidance scale (Ho & Salimans 2022, arXiv:2207.12598). 1: no guidance; above 1 moves
+            the logits further away from those without a prompt.
+
+    Raises:
+        InputError: A value is out of range.
     """
 
     temperature: float | tuple[float, ...] = 1.0
@@ -32,8 +38,8 @@ class SamplingParams:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        each = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-        if not each or not all(0 <= one < math.inf for one in each):
+        values = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        if not values or not all(0 <= value < math.inf for value in values):
             raise InputError(f"sampling.temperature={self.temperature}: give 0 (greedy) or more")
         if self.top_k < 0:
             raise InputError(f"sampling.top_k={self.top_k}: give 0 (all classes) or more")
@@ -46,35 +52,48 @@ class SamplingParams:
 
 
 def temperature_tensor(samplings: Sequence[SamplingParams], codebooks: int) -> Tensor:
-    """The temperature of each row and codebook: float32 [B, K]. Raises InputError where they are not K."""
+    """The temperature of each row and codebook: float32 [B, K].
+
+    Raises:
+        InputError: The number of temperatures is not the number of codebooks.
+    """
     rows = []
-    for each in (sampling.temperature for sampling in samplings):
-        if isinstance(each, tuple) and len(each) != codebooks:
-            raise InputError(f"sampling.temperature={list(each)}: the model has {codebooks} codebooks; give one each")
-        rows.append(each if isinstance(each, tuple) else (each,) * codebooks)
+    for value in (sampling.temperature for sampling in samplings):
+        if isinstance(value, tuple) and len(value) != codebooks:
+            raise InputError(
+                f"sampling.temperature={list(value)}: the model has {codebooks} codebooks; give one value for each"
+            )
+        rows.append(value if isinstance(value, tuple) else (value,) * codebooks)
     return torch.tensor(rows, dtype=torch.float32)
 
 
 def sample_token(logits: Tensor, noise: Tensor, temperature: Tensor | float, sampling: SamplingParams) -> Tensor:
-    """Logits and Gumbel noise [..., C] and temperatures [...] -> classes [...].
+    """Sample one class from each set of logits.
 
-    temperature: of each choice, in the place of the sampling's own. A class whose logit is -inf is never chosen.
+    Args:
+        logits: [..., C]. A class whose logit is -inf is never sampled.
+        noise: Gumbel noise [..., C].
+        temperature: [...], used instead of `sampling.temperature`.
+        sampling: The filters top_k, top_p and min_p.
+
+    Returns:
+        The sampled classes [...].
     """
     temperature = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device)[..., None]
-    greedy = temperature == 0
-    scaled = logits / temperature.masked_fill(greedy, 1)
+    is_greedy = temperature == 0
+    scaled = logits / temperature.masked_fill(is_greedy, 1)
     if 0 < sampling.top_k < logits.shape[-1]:
-        least = scaled.topk(sampling.top_k, -1).values[..., -1:]
-        scaled = scaled.masked_fill(scaled < least, -torch.inf)
+        threshold = scaled.topk(sampling.top_k, -1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
     if sampling.top_p < 1:
         ranked, order = scaled.softmax(-1).sort(-1, descending=True)
-        behind = ranked.cumsum(-1) - ranked >= sampling.top_p
-        scaled = scaled.masked_fill(behind.scatter(-1, order, behind), -torch.inf)
+        is_removed = ranked.cumsum(-1) - ranked >= sampling.top_p
+        scaled = scaled.masked_fill(is_removed.scatter(-1, order, is_removed), -torch.inf)
     if sampling.min_p > 0:
         scaled = scaled.masked_fill(scaled < scaled.amax(-1, keepdim=True) + math.log(sampling.min_p), -torch.inf)
-    return (scaled + noise.masked_fill(greedy, 0)).argmax(-1)
+    return (scaled + noise.masked_fill(is_greedy, 0)).argmax(-1)
 
 
 def all_finite(logits: Tensor) -> Tensor:
-    """Whether all logits [..., C] are numbers that leave something to choose: a bool without dimensions."""
-    return logits.amax(-1).isfinite().all()  # the largest of numbers and a NaN is NaN
+    """Whether no set of logits [..., C] has a NaN, or an infinite maximum: a bool tensor without dimensions."""
+    return logits.amax(-1).isfinite().all()  # the maximum of numbers and NaN is NaN

@@ -1,4 +1,12 @@
-"""The .json beside a sound: all that it was made from, and all that makes it again."""
+"""The sidecar: a .json file next to each generated sound, with everything that is needed to generate it again.
+
+format, sound, sound_sha256          version of this layout; the file's name and sha256
+seconds, complete, frames            its length; false and the frames of each clip if generation was interrupted
+settings, sources                    settings as in conf/generate.yaml; path and sha256 of the prompts
+batch                                size of the batch, and the row of the sound's first clip
+codes_sha256                         hash of the codes
+pattern, export, codec, embedder, versions, device
+"""
 
 from __future__ import annotations
 
@@ -22,149 +30,160 @@ from pipeline.generation.request import AudioRequest
 log = logging.getLogger("pipeline")
 FORMAT = 2
 MAX_ROWS = 65_536  # of a batch
+# settings that a sidecar does not store: given by the run's identity, or without influence on the sound
+UNSTORED_SETTINGS = ("run", "out", "from", "device", "batch", "codec_weights", "embedder_weights")
 _HEX = re.compile("[0-9a-f]*")
-UNSTORED_SETTINGS = (
-    "run",
-    "out",
-    "from",
-    "device",
-    "batch",
-    "codec_weights",
-    "embedder_weights",
-)  # told by `identity`, or no matter
 
 
 def write(
-    piece: AudioRequest,
-    instrument: LoadedRun,
+    request: AudioRequest,
+    run: LoadedRun,
     codes: Sequence[Tensor],
-    place: Mapping[str, int],
+    batch_slot: Mapping[str, int],
     seconds: float,
-    whole: bool,
+    is_complete: bool,
 ) -> None:
-    """Write {name}.json beside {name}.wav, which has so many seconds.
+    """Write {name}.json next to {name}.wav.
 
-    codes: [K, T] of each clip; place: rows of the batch, and which was its.
+    Args:
+        request: The request of the sound, which is written already.
+        run: The run that generated it.
+        codes: [K, T] of each clip.
+        batch_slot: The size of the batch ("rows"), and the row of the first clip ("row").
+        seconds: The length of the sound.
+        is_complete: False if the generation was interrupted.
     """
-    told = {
+    content = {
         "format": FORMAT,
-        "sound": piece.out.name,
-        "whole": whole,
+        "sound": request.out.name,
+        "complete": is_complete,
         "seconds": seconds,
-        **({} if whole else {"frames": [clip.shape[1] for clip in codes]}),
+        **({} if is_complete else {"frames": [clip.shape[1] for clip in codes]}),
         "codes_sha256": hash_codes(codes),
-        "sound_sha256": sha256_file(piece.out),
-        "settings": {key: value for key, value in piece.settings.items() if key not in UNSTORED_SETTINGS},
-        "sources": [source.to_dict() for source in piece.sources],
-        "batch": dict(place),
-        "pattern": instrument.model.config.pattern,
-        **instrument.identity,
+        "sound_sha256": sha256_file(request.out),
+        "settings": {key: value for key, value in request.settings.items() if key not in UNSTORED_SETTINGS},
+        "sources": [source.to_dict() for source in request.sources],
+        "batch": dict(batch_slot),
+        "pattern": run.model.config.pattern,
+        **run.identity,
     }
-    write_atomic(piece.out.with_suffix(".json"), json.dumps(redact_all(told), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(redact_all(content), indent=1, ensure_ascii=False) + "\n"
+    write_atomic(request.out.with_suffix(".json"), text)
 
 
 def hash_codes(codes: Sequence[Tensor]) -> str:
-    """sha256 over codes [K, T] of each clip, as int16."""
-    found = hashlib.sha256()
+    """The sha256 of the codes [K, T] of all clips, as int16."""
+    digest = hashlib.sha256()
     for clip in codes:
-        found.update(clip.to(torch.int16).contiguous().cpu().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(clip.to(torch.int16).contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A sidecar, with its sources where they are now: where it says, seen from its own folder too, or beside it.
+    """Read a sidecar, and replace the paths of its sources by their current paths.
 
-    Raises InputError for what is none, and where a source is gone or has changed since.
+    A source is looked for at its stored path, which may be relative to the sidecar's folder, and next to the sidecar.
+
+    Raises:
+        InputError: The file is not a valid sidecar, or a source is missing or has changed.
     """
     path = Path(path)
     if path.suffix != ".json" and path.is_file():
-        raise InputError(f"from={path}: give the .json beside the sound: from={path.with_suffix('.json')}")
+        raise InputError(f"from={path}: give the .json file next to the sound: from={path.with_suffix('.json')}")
     try:
-        told = json.loads(path.read_text())
-        if told["format"] != FORMAT:
-            raise InputError(f"from={path}: it has format {told['format']!r}, and this program reads {FORMAT}")
-        sources = [(str(source["path"]), str(source["sha256"])) for source in told["sources"]]
-        _check_types(told)
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise InputError(
+                f"from={path}: it has format {content['format']!r:.20}, but this version reads format {FORMAT}: "
+                "generate the sound again from its settings"
+            )
+        sources = [(str(source["path"]), str(source["sha256"])) for source in content["sources"]]
+        _check_content(content)
     except FileNotFoundError:
         raise InputError(f"from={path}: there is no such file") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"from={path}: not the .json that pipeline.generate writes ({error!r:.200})") from error
-    found = {source: str(_source(path, Path(source), sha256).absolute()) for source, sha256 in sources}
-    settings = {name: value for name, value in told["settings"].items() if name not in UNSTORED_SETTINGS}
-    return {**told, "settings": _moved(settings, found)}
+        raise InputError(f"from={path}: not a .json file of pipeline.generate ({error!r:.200})") from error
+    current_paths = {source: str(_find_source(path, Path(source), sha256).absolute()) for source, sha256 in sources}
+    settings = {name: value for name, value in content["settings"].items() if name not in UNSTORED_SETTINGS}
+    return {**content, "settings": _replace_paths(settings, current_paths)}
 
 
-def _source(path: Path, source: Path, sha256: str) -> Path:
-    """Where a source is now. Raises InputError where it is not, or is another file."""
-    name, changed = str(source).replace("\n", "\\n"), False
-    for place in dict.fromkeys((path.parent / source, source, path.parent / source.name)):
+def _find_source(path: Path, source: Path, sha256: str) -> Path:
+    """The current path of a source. Raises InputError if it is missing or has changed."""
+    name, has_changed = str(source).replace("\n", "\\n"), False
+    for candidate in dict.fromkeys((path.parent / source, source, path.parent / source.name)):
         try:
-            if place.is_file():
-                if sha256_file(place) == sha256:
-                    return place
-                changed = True
+            if candidate.is_file():
+                if sha256_file(candidate) == sha256:
+                    return candidate
+                has_changed = True
         except OSError as error:
             raise InputError(f"from={path}: {name} cannot be read ({error.strerror})") from error
-    if changed:
-        raise InputError(f"from={path}: {name} has changed since: put back the file with sha256 {sha256!r:.70}")
-    raise InputError(f"from={path}: {name}, which it was made from, is gone: put it back, or beside the .json")
+    if has_changed:
+        raise InputError(f"from={path}: {name} has changed: restore the file with sha256 {sha256!r:.70}")
+    raise InputError(f"from={path}: its source {name} is missing: restore it, or copy it next to the .json file")
 
 
-def _moved(settings: Any, found: Mapping[str, str]) -> Any:
-    """Settings with the names of sources replaced by where these are."""
+def _replace_paths(settings: Any, current_paths: Mapping[str, str]) -> Any:
+    """Settings with the paths of sources replaced by their current paths."""
     if isinstance(settings, dict):
-        return {key: _moved(value, found) for key, value in settings.items()}
+        return {key: _replace_paths(value, current_paths) for key, value in settings.items()}
     if isinstance(settings, list):
-        return [_moved(value, found) for value in settings]
-    return found.get(settings, settings) if isinstance(settings, str) else settings
+        return [_replace_paths(value, current_paths) for value in settings]
+    return current_paths.get(settings, settings) if isinstance(settings, str) else settings
 
 
-def check_overrides(path: str | Path, typed: Iterable[str]) -> None:
-    """Raises InputError where settings were typed that the sidecar tells: it makes that very sound."""
-    told = sorted(name for name in typed if name.partition(".")[0] not in (*UNSTORED_SETTINGS, "hydra"))
-    if told:
-        names = ", ".join(f"{name}=" for name in told)
-        raise InputError(
-            f"from={path} makes that very sound again, and itself tells {names}: leave out these, or from="
-        )
+def check_overrides(path: str | Path, overrides: Iterable[str]) -> None:
+    """Raises InputError if a setting on the command line is one that the sidecar already determines.
+
+    Args:
+        path: The sidecar.
+        overrides: The names of the settings on the command line.
+    """
+    conflicts = sorted(name for name in overrides if name.partition(".")[0] not in (*UNSTORED_SETTINGS, "hydra"))
+    if conflicts:
+        names = ", ".join(f"{name}=" for name in conflicts)
+        raise InputError(f"from={path} generates exactly that sound, with its own {names}: omit these, or omit from=")
 
 
-def find_run(path: str | Path, told: Mapping[str, Any]) -> Path:
-    """The export that made the sound, as the sidecar in a folder names it. Raises InputError where it is not there."""
-    folder = Path(told["export"]["folder"])
-    for place in (folder, Path(path).parent / folder):
-        if place.is_dir():
-            return place
-    raise InputError(f"from={path}: it was made by {folder}, which is not there: give run=RUN, where that run is now")
+def find_run(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """The export's folder that a sidecar names, also relative to the sidecar. Raises InputError if it is missing."""
+    folder = Path(content["export"]["folder"])
+    for candidate in (folder, Path(path).parent / folder):
+        if candidate.is_dir():
+            return candidate
+    raise InputError(f"from={path}: it was generated by {folder}, which does not exist: give run=RUN")
 
 
-def _check_types(told: Mapping[str, Any]) -> None:
-    """Raises KeyError or TypeError where that is missing which regeneration reads, or is something else."""
-    texts = (told["settings"]["mode"], told["export"]["folder"], told["export"]["sha256"], told["codes_sha256"])
-    rows, row = told["batch"]["rows"], told["batch"]["row"]
+def _check_content(content: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError if a value that regeneration reads is missing or has the wrong type."""
+    export, rows, row = content["export"], content["batch"]["rows"], content["batch"]["row"]
+    texts = (content["settings"]["mode"], export["folder"], export["sha256"], content["codes_sha256"])
     if not all(isinstance(text, str) for text in texts) or not (type(rows) is type(row) is int and 0 <= row < rows):
-        raise TypeError(f"{texts} or row {row!r} of {rows!r} is of another kind")
+        raise TypeError(f"{texts} or row {row!r} of {rows!r} has a wrong type")
     if rows > MAX_ROWS:
-        raise TypeError(f"{rows} rows are more than one batch has")
+        raise TypeError(f"a batch of {rows} rows is too large")
     if not all(_HEX.fullmatch(text) for text in texts[2:]):
-        raise TypeError(f"{texts[2]!r:.70} or {texts[3]!r:.70} is no sha256")
-    told["versions"], told["device"]
-    if not told.get("whole", True) and "frames" in told:
-        kinds = {type(frames) for frames in told["frames"]}
-        if kinds != {int} or min(told["frames"]) < 0 or not 0 < float(told["seconds"]) < math.inf:
-            raise TypeError(f"{told['frames']!r:.70} frames in {told['seconds']!r:.70} s were not made")
+        raise TypeError(f"{texts[2]!r:.70} or {texts[3]!r:.70} is not a sha256")
+    content["versions"], content["device"]
+    if not content.get("complete", True) and "frames" in content:
+        types = {type(frames) for frames in content["frames"]}
+        if types != {int} or min(content["frames"]) < 0 or not 0 < float(content["seconds"]) < math.inf:
+            raise TypeError(f"{content['frames']!r:.70} frames in {content['seconds']!r:.70} s is impossible")
 
 
-def check_run(path: str | Path, told: Mapping[str, Any], instrument: LoadedRun) -> None:
-    """Raises InputError unless the instrument is the one it was made with; other versions are only told."""
-    now = instrument.identity
-    if told["export"]["sha256"] != now["export"]["sha256"]:
+def check_run(path: str | Path, content: Mapping[str, Any], run: LoadedRun) -> None:
+    """Raises InputError unless this run generated the sound; other versions or another device are only logged."""
+    identity = run.identity
+    if content["export"]["sha256"] != identity["export"]["sha256"]:
         raise InputError(
-            f"from={path}: made with weights of sha256 {told['export']['sha256']}, but {instrument.folder} has "
-            f"{now['export']['sha256']}; give run=RUN that has the former"
+            f"from={path}: generated with weights of sha256 {content['export']['sha256']}, but {run.folder} has "
+            f"{identity['export']['sha256']}; give the run=RUN with the former"
         )
     for part in ("versions", "device"):
-        if told[part] != now[part]:
-            log.warning("%s: made with %s %s, now %s; the last bits may differ", path, part, told[part], now[part])
+        if content[part] != identity[part]:
+            log.warning(
+                "%s: generated with %s %s, now %s; the last bits may differ", path, part, content[part], identity[part]
+            )

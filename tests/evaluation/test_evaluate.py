@@ -117,7 +117,7 @@ def test_figures_and_the_place_to_listen_are_printed(
     told = capsys.readouterr().out
     for word in ("unigram", "uniform", "bits/s", "prompt fidelity", "temperature 1", "ceiling (codec)", "floor"):
         assert word in told
-    assert f"listen: {run}/listen/*.wav" in told and (run / "evaluation" / "evaluate.json").is_file()
+    assert f"listen: {run}/evaluation/*.wav" in told and (run / "evaluation" / "evaluate.json").is_file()
     assert "pitch" not in told
 
 

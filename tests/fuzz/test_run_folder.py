@@ -139,7 +139,7 @@ def test_a_damaged_sidecar(tmp_path: Path, seed: int) -> None:
     source = tmp_path / "a.wav"
     source.write_bytes(b"sound")
     told = {
-        "format": 1,
+        "format": sidecar.FORMAT,
         "sound": "b.wav",
         "codes_sha256": "00",
         "settings": {"mode": "prompt", "seed": 0, "prompt": str(source)},

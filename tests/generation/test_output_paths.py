@@ -32,14 +32,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["prompt={0}", "out={0}"], "a.wav would be replaced"),
-        (["prompt={0}/b.wav", "out={0}/b.wav"], "b.wav would be replaced"),
-        (["prompt={0}/b.wav", "out={0}/link.wav"], "link.wav would be replaced"),
-        (["prompt={0}/b.wav", "out={0}/a.wav"], "a.wav is there already"),
-        (["prompt={0}/b.wav", "out={0}/a.flac"], "a.json is there already"),
-        (["mode=interpolate", "prompt={0}", "steps=2", "out={0}/b.wav"], "b.wav would be replaced"),
-        (["mode=extend", "audio={0}/a.wav", "prompt={0}/b.wav", "seconds=1", "out={0}/a.wav"], "a.wav would be"),
-        (["mode=morph", "keyframes=[{{at: 0, prompt: {0}/b.wav}}]", "stream=true", "out={0}/b.wav"], "b.wav would be"),
+        (["prompt={0}", "out={0}"], "a.wav is a source of the sound"),
+        (["prompt={0}/b.wav", "out={0}/b.wav"], "b.wav is a source of the sound"),
+        (["prompt={0}/b.wav", "out={0}/link.wav"], "link.wav is a source of the sound"),
+        (["prompt={0}/b.wav", "out={0}/a.wav"], "a.wav exists already"),
+        (["prompt={0}/b.wav", "out={0}/a.flac"], "a.json exists already"),
+        (["mode=interpolate", "prompt={0}", "steps=2", "out={0}/b.wav"], "b.wav is a source of the sound"),
+        (["mode=extend", "audio={0}/a.wav", "prompt={0}/b.wav", "seconds=1", "out={0}/a.wav"], "a.wav is a source"),
+        (
+            ["mode=morph", "keyframes=[{{at: 0, prompt: {0}/b.wav}}]", "stream=true", "out={0}/b.wav"],
+            "b.wav is a source",
+        ),
     ],
 )
 def test_sources_and_what_others_wrote_are_never_replaced(
@@ -60,10 +63,10 @@ def test_what_it_wrote_itself_is_made_anew_unless_it_has_been_changed_since(
     assert run_command("generate", *words) == 0
     first = out.read_bytes()
     assert run_command("generate", *words, "seed=1") == 0 and out.read_bytes() != first
-    with pytest.raises(InputError, match=r"o\.json is there already"):  # which tells how o.wav was made
+    with pytest.raises(InputError, match=r"o\.json exists already"):  # which tells how o.wav was made
         run_command("generate", *words[:-1], f"out={tmp_path / 'o.flac'}")
     out.write_bytes(first)
-    with pytest.raises(InputError, match=r"o\.wav is there already"):
+    with pytest.raises(InputError, match=r"o\.wav exists already"):
         run_command("generate", *words)
     assert out.read_bytes() == first
 
@@ -82,8 +85,8 @@ def test_prompts_of_one_stem_get_sounds_and_sidecars_of_their_own(
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
-        ("generate", ["out={0}/late.xyz"], r"'\.xyz' names no format .* out=.*late\.xyz/"),
-        ("generate", ["out={0}/late.raw", "stream=true"], r"'\.raw' names no format"),
+        ("generate", ["out={0}/late.xyz"], r"'\.xyz' is not a supported format.* out=.*late\.xyz/"),
+        ("generate", ["out={0}/late.raw", "stream=true"], r"'\.raw' is not a supported format"),
         ("generate", ["out={0}/file/b.wav"], "cannot be written to"),
         ("generate", ["out={0}/file/more"], "cannot be written to"),
         ("evaluate", ["out={0}/file", "shards=x"], "cannot be written to"),
