@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 
 def commands() -> dict[str, str]:
-    """Every command by name, with the first line of its help."""
+    """The first line of the help of every command, by its name."""
     names = {file.stem for file in CONF.glob("*.yaml") if (FOLDER / f"{file.stem}.py").is_file()} | {"check"}
     return {name: _summary(FOLDER / f"{name}.py") for name in sorted(names)}
 
@@ -26,17 +26,17 @@ def _summary(file: Path) -> str:
 
 
 def main() -> None:
-    """Print the commands; exit with 2 for words behind them, which belong to a command of their own."""
+    """Print the commands; exit with 2 if the command line has other arguments."""
     listed = commands()
-    words = [word for word in sys.argv[1:] if word not in ("--help", "-h")]
-    if words:
-        near = difflib.get_close_matches(words[0], listed, n=1, cutoff=0.5)
-        hint = f"type `python -m pipeline.{near[0]}`" if near else "`python -m pipeline` lists the commands"
-        print_error(f"{words[0]}: {hint}")
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--help", "-h")]
+    if arguments:
+        nearest = difflib.get_close_matches(arguments[0], listed, n=1, cutoff=0.5)
+        hint = f"type `python -m pipeline.{nearest[0]}`" if nearest else "`python -m pipeline` lists the commands"
+        print_error(f"{arguments[0]}: {hint}")
         sys.exit(EXIT_USAGE)
     for name, summary in listed.items():
         print(f"python -m pipeline.{name:12}  {summary}")
-    print("\n--help behind a command shows its settings. Several GPUs or ranks: deepspeed pipeline/train.py ...")
+    print("\nAdd --help to a command to see its settings. To train on several GPUs: deepspeed pipeline/train.py ...")
 
 
 if __name__ == "__main__":

@@ -3,83 +3,51 @@
   python -m pipeline.check train +exp=delay_gpt2 model=medium
   python -m pipeline.check preprocess data=jamendo -- train +exp=delay_gpt2 -- generate run=RUN seconds=10
 
-Each command's settings are composed and checked as the command itself does before any work; files are not opened.
-`--` separates commands. Every problem is one line on standard error, and the exit code is then 2.
+The settings of each command are composed and checked as the command does before any work; no files are opened.
+`--` separates commands. Each problem is printed as one line on standard error, and the exit code is then 2.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.console import print_error
-from pipeline.common.errors import InputError
 from pipeline.common.exit_codes import EXIT_USAGE
-from pipeline.common.paths import CONF
-from pipeline.config.cli import compose, explain_error, with_safe_output
+from pipeline.config.checks import find_problem, split_commands
+from pipeline.config.cli import with_safe_output
 
 
-def check_settings(command: str, overrides: Sequence[str]) -> str | None:
-    """What is wrong with the settings of a command, in one line; None if nothing is."""
-    from hydra.errors import HydraException
+def validate_train(cfg: DictConfig) -> None:
+    """Raises InputError for values that training refuses."""
+    from pipeline.training import config
 
-    try:
-        cfg = compose(command, list(overrides))
-        _check_values(command, cfg, overrides)
-    except InputError as error:
-        return str(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        return explain_error(command, error)
-    return None
+    config.validate(cfg)
 
 
-def _check_values(command: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises InputError for values that the command would refuse before it opens any file."""
-    for missing in sorted(OmegaConf.missing_keys(cfg)):
-        raise InputError(f"the setting '{missing}' has no default: give {missing}=...")
-    OmegaConf.to_container(cfg, resolve=True)
-    if command == "train":
-        from pipeline.training import config
+def validate_sampling(cfg: DictConfig) -> None:
+    """Raises InputError for values that sampling refuses."""
+    from pipeline.generation.request import parse_sampling  # imports PyTorch, which takes seconds
 
-        config.validate(cfg)
-    if any("sampling" in word for word in overrides):  # the defaults are right, and PyTorch takes seconds to import
-        from pipeline.generation.request import parse_sampling
-
-        parse_sampling(OmegaConf.to_container(cfg.sampling, resolve=True))  # type: ignore[arg-type]
-
-
-def _split(words: Sequence[str]) -> Iterator[list[str]]:
-    """The words between `--`."""
-    part: list[str] = []
-    for word in [*words, "--"]:
-        if word == "--":
-            yield part
-            part = []
-        else:
-            part.append(word)
+    parse_sampling(OmegaConf.to_container(cfg.sampling, resolve=True))  # type: ignore[arg-type]
 
 
 def main() -> None:
-    """Check what the command line names, and exit with 2 if anything is wrong."""
-    words = sys.argv[1:]
-    if not words or {"--help", "-h"} & set(words):
+    """Check the commands of the command line, and exit with 2 if any has a problem."""
+    arguments = sys.argv[1:]
+    if not arguments or {"--help", "-h"} & set(arguments):
         print(__doc__)
         return
-    wrong = 0
-    for part in _split(words):
-        command, *overrides = part or [""]
-        if not (CONF / f"{command}.yaml").is_file() or command == "hydra_quiet":
-            problem: str | None = "no such command; `python -m pipeline` lists them"
-        else:
-            problem = check_settings(command, overrides)
-        if problem:
-            wrong += 1
+    code = 0
+    for command, *overrides in split_commands(arguments):
+        validators = [validate_train] if command == "train" else []
+        validators += [validate_sampling] if any("sampling" in override for override in overrides) else []
+        if problem := find_problem(command, overrides, validators):
+            code = EXIT_USAGE
             print_error(f"{command}: {problem}")
-    if wrong:
-        sys.exit(EXIT_USAGE)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Ground floor: errors, files, console output. Imports nothing of ours."""
+"""What every folder may import: errors, files, seeds, console output. It imports no other folder."""

@@ -20,7 +20,7 @@ def print_error(message: str) -> None:
 
 
 def print_log(line: str) -> None:
-    """Print a line about the work that is going on."""
+    """Print a line about the progress of the work."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -73,7 +73,7 @@ class ProgressDisplay:
                 print_log(line())
 
     def log(self, line: str) -> None:
-        """Print a line at once, above the bars."""
+        """Print a line, above the bars."""
         if self._bars is not None:
             self._bars.console.print(line, markup=False, highlight=False)
         else:

@@ -1,4 +1,4 @@
-"""The one error that a user is meant to read, and what nobody is meant to read."""
+"""User-facing errors and redaction of secrets."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _ASSIGNED = re.compile(
 
 
 class InputError(ValueError):
-    """Bad usage, or input refused before any work: entry points print it in one line and exit with 2.
+    """Wrong usage, or an input refused before any work: commands print it in one line and exit with 2.
 
-    The message names the file or the setting at fault, what was expected, and what to do. Secrets in it are hidden.
+    The message names the file or the setting, what is expected, and what to do. Secrets in it are redacted.
     """
 
     def __init__(self, *parts: object) -> None:
@@ -45,18 +45,18 @@ class InputError(ValueError):
 
 
 class MachineError(RuntimeError):
-    """The machine, and no input or setting, kept a command from its work: memory, disk, limits, a killed process.
+    """A fault of the machine, not of an input or a setting: memory, disk, limits, a killed process.
 
-    The message is one line that says what to do; the command ends with exit code 1, and the next run resumes.
+    The message is one line that says what to do; the command exits with 1, and the next run resumes.
     """
 
 
 def redact(text: str) -> str:
-    """Redact a text that is printed, logged, stored or sent.
+    """A text without secrets, to be printed, logged, stored or sent.
 
     Logins and signatures in addresses, values of settings with a secret name (`password=...`), and the values of
-    environment variables that hold keys, tokens or passwords become `***`. Values of fewer than 8 characters are no
-    secrets, but placeholders such as "test", which are in many words.
+    environment variables with a secret name become `***`. Values of fewer than 8 characters are kept: they are
+    placeholders such as "test", and parts of many other words.
     """
     for value in _secret_values():
         text = text.replace(value, REDACTED)
@@ -78,15 +78,15 @@ def first_line(error: object) -> str:
 
 
 def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a redacted traceback: a `sys.excepthook`, since the log of a job is kept."""
+    """Print a traceback without secrets; a `sys.excepthook`, since logs of jobs are kept."""
     lines = traceback.format_exception(kind, error, trace)
     print(redact("".join(lines)), end="", file=sys.stderr)
 
 
 def redact_all(value: Any) -> Any:
-    """Redact settings that are stored or sent: texts in mappings and lists by `without_secrets`, and secret settings.
+    """Settings without secrets, to be stored or sent: every text is redacted, and values of settings with secret names.
 
-    Returns plain dicts and lists, of OmegaConf's too.
+    Returns plain dicts and lists, also for OmegaConf's.
     """
     if isinstance(value, str):
         return redact(value)
@@ -98,7 +98,7 @@ def redact_all(value: Any) -> Any:
 
 
 def _of_setting(name: Any, value: Any) -> Any:
-    """Hide the value of a setting whose name says that it is secret."""
+    """The value of a setting, redacted if its name is that of a secret."""
     if isinstance(value, (str, int, float)) and not isinstance(value, bool) and _SECRET_SETTING.match(str(name)):
         return REDACTED
     return redact_all(value)
@@ -111,8 +111,8 @@ def _secret_values() -> list[str]:
 
 
 def _is_path(value: str) -> bool:
-    """Whether a value only says where a secret is kept."""
+    """Whether a value is the path of a file with a secret, and not the secret."""
     try:
         return Path(value).exists()
-    except OSError:  # too long for a name
+    except OSError:  # the name is too long
         return False

@@ -1,4 +1,4 @@
-"""Reading and cutting `metrics.jsonl`, which may be incomplete after a crash, or come from somebody else."""
+"""Reading and truncating `metrics.jsonl`, which may be incomplete after a crash or written by other programs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipeline.common.files import write_atomic
 
 METRICS = "metrics.jsonl"
 _LARGEST_STEP = 2**53
-_LARGEST = 1e100  # of a value; what is larger cannot be drawn
+_LARGEST = 1e100  # of a value; larger ones cannot be plotted
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the rows of a run's log: each has `step`, a count, and numbers by name.
+    """The rows of a run's metrics: each has `step`, a count, and numbers by name.
 
-    A row without a valid step is left out, and a value that is no finite number is left out of its row.
+    A row without a valid step is skipped, and so is a value that is not a finite number.
     """
     rows = []
     for line in _lines(run / METRICS):
@@ -29,11 +29,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Remove the rows after `step`, which a resumed run writes again, and those that a crash left incomplete."""
+    """Remove incomplete rows, and the rows after `step`, which a resumed run writes again."""
     path = run / METRICS
     rows = [(line, _parse(line)) for line in _lines(path)]
     kept = b"".join(line + b"\n" for line, row in rows if row is not None and not _is_after(row, step))
-    if rows and kept != path.read_bytes():  # also where the last line has no end: the next row would continue it
+    if rows and kept != path.read_bytes():  # also if the last line has no newline: the next row would continue it
         write_atomic(path, kept)
 
 
@@ -42,7 +42,7 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """A row, or None for a line that is not one."""
+    """The row of a line, or None if it is not valid."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):
@@ -58,8 +58,8 @@ def _step(row: dict[str, Any]) -> int | None:
 
 
 def _is_after(row: dict[str, Any], step: int) -> bool:
-    found = row.get("step")
-    return isinstance(found, (int, float)) and not found <= step  # NaN is after any step
+    row_step = row.get("step")
+    return isinstance(row_step, (int, float)) and not row_step <= step  # NaN is after any step
 
 
 def _is_number(value: Any) -> bool:

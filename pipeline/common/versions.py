@@ -11,12 +11,12 @@ OURS = "codec-audio-lm"
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """The version of each package that can be found; ours is known also where it runs from a clone, not installed."""
-    found = {}
+    """The versions of installed packages, by name. This package's is known also in a clone that is not installed."""
+    versions = {}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             if name == OURS:
-                found[name] = __version__
-    return found
+                versions[name] = __version__
+    return versions

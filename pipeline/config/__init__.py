@@ -1,1 +1,1 @@
-"""The command line: composing settings with Hydra, checking their types, quoting and hints."""
+"""The command line: composing settings with Hydra, checking their types, and hints about errors."""

@@ -1,4 +1,4 @@
-"""A folder for each job of a sweep (`-m a=1,2`), so that no job writes where another one does."""
+"""Output folders of a sweep (`-m a=1,2`): one per job, so that no two jobs write the same files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.errors import InputError, redact
 
-# where a command writes, if not in one place for all jobs of a sweep (the parts of preprocessing share a cache)
+# the setting of a command's output; not of preprocess, whose parts write one dataset together
 OUTPUTS = {"train": "run", "generate": "out", "evaluate": "out", "reconstruct": "out", "compare": "out"}
-_IN_NAMES = {"exp", "prompt", "audio"}  # an experiment names its run, and files are named after their prompts
+_IN_NAMES = {"exp", "prompt", "audio"}  # an experiment names its run, and a file is named after its prompt
 
 
 def swept_settings(overrides: Sequence[str]) -> list[str]:
-    """The settings that a command line gives several values."""
+    """The settings that have several values on a command line."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -25,16 +25,18 @@ def swept_settings(overrides: Sequence[str]) -> list[str]:
 
 
 def separate_outputs(command: str, cfg: DictConfig, swept: Sequence[str], overrides: Sequence[str]) -> None:
-    """Make the output folder of one job differ from those of the others.
+    """Set the output of one job to a folder that no other job of the sweep has.
 
-    The default folder gets a subfolder named after the swept settings that are not part of its name already. Raises
-    InputError where the folder is on the command line and lacks one of them.
+    A default folder gets a subfolder named after the swept settings that are not in its name.
 
     Args:
-        command: the command's name.
-        cfg: the job's config, which is changed.
-        swept: the settings that have several values.
-        overrides: the job's own overrides, as `name=value`.
+        command: The name of the command.
+        cfg: The config of the job, which is changed.
+        swept: The settings that have several values.
+        overrides: The overrides of the job, as `name=value`.
+
+    Raises:
+        InputError: The folder is on the command line and lacks a swept setting.
     """
     setting = OUTPUTS.get(command)
     if setting is None or setting not in cfg:
@@ -44,7 +46,7 @@ def separate_outputs(command: str, cfg: DictConfig, swept: Sequence[str], overri
     missing = [name for name in missing if not any(key.startswith(f"{name}.") for key in used)]
     if not missing or "hydra:" in used:
         return
-    typed = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
+    typed = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     if setting in typed:
         name = f"{missing[0]}.name" if OmegaConf.is_dict(OmegaConf.select(cfg, missing[0])) else missing[0]
         path = PurePath(cfg[setting])
@@ -59,11 +61,11 @@ def separate_outputs(command: str, cfg: DictConfig, swept: Sequence[str], overri
 
 
 def _references(settings: Any, name: str) -> set[str]:
-    """The settings whose values a setting's text refers to, directly or through others."""
+    """The settings that the value of a setting refers to, directly or through others."""
     text: Any = settings
     for key in name.split("."):
         text = text.get(key) if isinstance(text, dict) else None
     if not isinstance(text, str):
         return set()
-    found = set(re.findall(r"\$\{(hydra:|[\w.]+)", text))
-    return found.union(*(_references(settings, key) for key in found if key != name))
+    direct = set(re.findall(r"\$\{(hydra:|[\w.]+)", text))
+    return direct.union(*(_references(settings, key) for key in direct if key != name))

@@ -1,7 +1,7 @@
-"""What kind of value a setting takes: of its default in conf/, and of the examples below where that tells too little.
+"""Allowed types of settings: the type of the default in conf/, and those of EXTRA_TYPES where it is not enough.
 
-A word of the command line that is of another kind becomes one that is meant (prompt=2024 names a file, temperatures=0.7
-is a list of one), or is refused by name.
+A value of another type is converted where the meaning is certain (prompt=2024 is a file name, temperatures=0.7 is a
+list of one number); otherwise it is refused.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 from pipeline.common.errors import InputError
 
-# What a setting takes besides its default, by an example; `command:setting` where commands differ.
+# The types that a setting allows besides that of its default, by an example; `command:setting` where commands differ.
 EXTRA_TYPES: dict[str, Any] = {
-    # numbers that need not be whole
+    # numbers that may have a fraction
     "trainer.ema": 0.5, "trainer.label_smoothing": 0.5, "trainer.compute_budget_pflop": 0.5, "timeout": 0.5,
     "data.cache_gib": 0.5, "limits.upload_mb": 0.5, "keep": 0.5, "window": 0.5, "window_stride": 0.5,
     "limits.storage_mb": 0.5, "limits.visitor_mb": 0.5,
-    # whole numbers, where the default is a word
+    # whole numbers, where the default is a text
     "batch": 1, "workers": 1, "encoder_workers": 1, "decode_workers": 1, "model.positions": 1,
-    # texts, where the default is none
+    # texts, where the default is null
     "generate:run": "a", "generate:audio": "a", "generate:from": "a", "report:shards": "a", "corpus_root": "a",
     "codec_weights": "a", "embedder_weights": "a", "device": "a", "trainer.preflight": "a", "push": "a", "split": "a",
     # lists
@@ -31,42 +31,9 @@ EXTRA_TYPES: dict[str, Any] = {
     # others
     "train:shards": {}, "pitch": True, "data.clips": None, "data.peak": None, "data.segment_seconds": None,
 }  # fmt: skip
-SECONDS = "seconds"  # what ends so is a number
-
-
-def allowed_types(command: str, name: str, defaults: Sequence[Any]) -> list[Any]:
-    """Values of all kinds that a setting of a command takes; none where it cannot be told."""
-    also = [EXTRA_TYPES[key] for key in (name, f"{command}:{name}") if key in EXTRA_TYPES]
-    also += [0.5] if name.endswith(SECONDS) else []
-    if not also and all(_is_untyped(default) for default in defaults):
-        return []
-    if also and all(default == "???" for default in defaults):
-        return also
-    return [*defaults, *also]
-
-
-def coerce(setting: str, typed: str, value: Any, examples: Sequence[Any]) -> Any:
-    """A value as the setting takes it. typed: as it stands on the command line.
-
-    Raises InputError, with what is expected, for a value of no kind that fits.
-    """
-    if not examples:
-        _require_finite(setting, value)
-        return value
-    for change in (_exact, _converted):
-        for example in examples:
-            found = change(example, value, typed)
-            if found is not _NO:
-                _require_finite(setting, found)
-                return found
-    wanted = dict.fromkeys(map(_describe_type, examples))
-    if "a number" in wanted:
-        wanted.pop("a whole number", None)
-    raise InputError(f"{setting}={typed}: expected {' or '.join(wanted)}")
-
-
-_NO = object()  # it does not fit
-_WORDS = {
+_SECONDS = "seconds"  # a setting whose name ends in it is a number
+_NO_MATCH = object()
+_DESCRIPTIONS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -76,8 +43,55 @@ _WORDS = {
 }
 
 
+def allowed_types(command: str, name: str, defaults: Sequence[Any]) -> list[Any]:
+    """Examples of all types that a setting allows.
+
+    Args:
+        command: The command.
+        name: The dotted name of the setting.
+        defaults: Its default values.
+
+    Returns:
+        One example per type; an empty list where any type is allowed.
+    """
+    extra = [EXTRA_TYPES[key] for key in (name, f"{command}:{name}") if key in EXTRA_TYPES]
+    extra += [0.5] if name.endswith(_SECONDS) else []
+    if not extra and all(_is_untyped(default) for default in defaults):
+        return []
+    if extra and all(default == "???" for default in defaults):
+        return extra
+    return [*defaults, *extra]
+
+
+def coerce(setting: str, typed: str, value: Any, examples: Sequence[Any]) -> Any:
+    """The value of a setting, converted to one of its allowed types.
+
+    Args:
+        setting: The dotted name of the setting.
+        typed: The value as it was typed on the command line.
+        value: The value as Hydra parsed it.
+        examples: Examples of the allowed types.
+
+    Raises:
+        InputError: The value cannot be converted, or is not finite; the message says what is expected.
+    """
+    if not examples:
+        _require_finite(setting, value)
+        return value
+    for match in (_match, _convert):
+        for example in examples:
+            coerced = match(example, value, typed)
+            if coerced is not _NO_MATCH:
+                _require_finite(setting, coerced)
+                return coerced
+    expected = dict.fromkeys(map(_describe_type, examples))
+    if "a number" in expected:
+        expected.pop("a whole number", None)
+    raise InputError(f"{setting}={typed}: expected {' or '.join(expected)}")
+
+
 def _is_untyped(default: Any) -> bool:
-    """Whether a default tells no kind."""
+    """Whether a default does not show the type of its setting."""
     return default is None or default == "auto"
 
 
@@ -86,49 +100,50 @@ def _describe_type(example: Any) -> str:
         return "auto" if example else "null"
     if isinstance(example, list) and example:
         return f"a list of {_describe_type(example[0]).removeprefix('a ')}s, [A,B,...]"
-    return _WORDS[type(example)]
+    return _DESCRIPTIONS[type(example)]
 
 
-def _exact(example: Any, value: Any, typed: str) -> Any:
-    """The value where it is of the example's kind."""
+def _match(example: Any, value: Any, typed: str) -> Any:
+    """The value if it has the type of the example."""
     if _is_untyped(example):
-        return value if value == example else _NO
+        return value if value == example else _NO_MATCH
     if isinstance(example, bool) or isinstance(value, bool):
-        return value if type(value) is type(example) else _NO
+        return value if type(value) is type(example) else _NO_MATCH
     if isinstance(example, float):
-        return value if isinstance(value, (int, float)) else _NO
+        return value if isinstance(value, (int, float)) else _NO_MATCH
     if isinstance(example, list):
-        return _each_item(example, value) if isinstance(value, list) else _NO
-    return value if type(value) is type(example) and value != "" else _NO
+        return _coerce_items(example, value) if isinstance(value, list) else _NO_MATCH
+    return value if type(value) is type(example) and value != "" else _NO_MATCH
 
 
-def _converted(example: Any, value: Any, typed: str) -> Any:
-    """The value made what the example is, where that is surely meant."""
+def _convert(example: Any, value: Any, typed: str) -> Any:
+    """The value converted to the type of the example, where its meaning is certain."""
     if _is_untyped(example) or value is None or isinstance(value, (list, dict)):
-        return _NO
+        return _NO_MATCH
     if isinstance(example, str):
-        return typed or _NO
+        return typed or _NO_MATCH
     if isinstance(example, list):
-        one = _exact(example[0], value, typed) if example else _NO
-        return [one] if one is not _NO else _each_item(example, [value], typed)
+        item = _match(example[0], value, typed) if example else _NO_MATCH
+        return [item] if item is not _NO_MATCH else _coerce_items(example, [value], typed)
     if type(example) is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e5
-    return _NO
+    return _NO_MATCH
 
 
-def _each_item(example: list[Any], values: list[Any], typed: str | None = None) -> Any:
+def _coerce_items(example: list[Any], values: list[Any], typed: str | None = None) -> Any:
+    """The items of a list, each converted to the type of the example's first item."""
     if not example:
         return values
-    found = []
+    items = []
     for value in values:
-        word = str(value) if typed is None else typed
-        fits = _exact(example[0], value, word)
-        found.append(_converted(example[0], value, word) if fits is _NO else fits)
-    return found if found and not any(one is _NO for one in found) else _NO
+        text = str(value) if typed is None else typed
+        matched = _match(example[0], value, text)
+        items.append(_convert(example[0], value, text) if matched is _NO_MATCH else matched)
+    return items if items and not any(item is _NO_MATCH for item in items) else _NO_MATCH
 
 
 def _require_finite(setting: str, value: Any) -> None:
-    """Raises InputError for a number that is none."""
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, float) and not math.isfinite(one):
-            raise InputError(f"{setting}={one}: expected a finite number")
+    """Raises InputError for a number, or a number in a list, that is not finite."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise InputError(f"{setting}={item}: expected a finite number")

@@ -1,4 +1,4 @@
-"""Files are written completely or not at all, whoever else writes them."""
+"""Files are written completely or not at all, also by several processes."""
 
 from __future__ import annotations
 

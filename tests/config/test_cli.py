@@ -1,4 +1,4 @@
-"""How every entry point meets its user."""
+"""The command line of every command: errors in one line, exit codes, hints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.exit_codes import EXIT_OUTPUT_CLOSED
-from pipeline.config import cli
+from pipeline.config.cli import compose
+from pipeline.config.conf_files import list_commands
+from pipeline.config.hints import quoting_hint
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -39,13 +41,13 @@ main()
 """
 
 
-def run(*words: str, name: str = "preprocess") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name=name), *words]
+def run(*arguments: str, name: str = "preprocess") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name=name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("arguments", "code", "expected"),
     [
         ([], 0, "out shards/nsynth 8"),
         (["data=notes", "codec.codebooks=4"], 0, "out shards/notes 4"),
@@ -64,16 +66,16 @@ def run(*words: str, name: str = "preprocess") -> subprocess.CompletedProcess[st
         (["--help"], 0, "codec: encodec_24khz, encodec_embedded"),
     ],
 )
-def test_a_command_line_is_obeyed_or_refused_in_one_line(words: list[str], code: int, said: str) -> None:
-    done = run(*words)
+def test_a_command_line_runs_or_fails_in_one_line(arguments: list[str], code: int, expected: str) -> None:
+    done = run(*arguments)
     assert done.returncode == code, done.stderr
-    assert said in done.stdout + done.stderr
+    assert expected in done.stdout + done.stderr
     if code == 2:
         assert done.stderr.count("\n") == 1 and not done.stdout
 
 
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    """Neither in the current folder nor where several users write, who could block each other there."""
+def test_a_sweep_leaves_no_files_behind(tmp_path: Path) -> None:
+    """Neither in the current folder nor in the folder of temporary files, which several users share."""
     (tmp_path / "temporary").mkdir()
     subprocess.run(
         [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), "-m", "data=notes,nsynth"],
@@ -91,12 +93,12 @@ def test_names_are_escaped_on_a_terminal_without_utf8() -> None:
     assert done.returncode == 0 and done.stdout == "out Bj\\xf6rk 8\n", done.stderr
 
 
-@pytest.mark.parametrize("words", [["-m", "pipeline.train", "--help"], ["-m", "pipeline"]])
-def test_a_closed_pipe_leaves_no_traceback(words: list[str]) -> None:
-    """`| head` when it has read enough: nothing can read standard output any more."""
+@pytest.mark.parametrize("arguments", [["-m", "pipeline.train", "--help"], ["-m", "pipeline"]])
+def test_a_closed_pipe_leaves_no_traceback(arguments: list[str]) -> None:
+    """As with `| head`, which closes its input when it has read enough."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
     os.close(writer)
     assert not done.stderr and done.returncode in (0, EXIT_OUTPUT_CLOSED)
 
@@ -104,20 +106,20 @@ def test_a_closed_pipe_leaves_no_traceback(words: list[str]) -> None:
 def test_the_commands_are_listed() -> None:
     done = subprocess.run([sys.executable, "-m", "pipeline"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     named = re.findall(r"^python -m pipeline\.(\w+) +[A-Z].*[.:]$", done.stdout, re.MULTILINE)
-    entries = {file.stem for file in cli.CONF.glob("*.yaml")} - {"hydra_quiet"}
-    assert done.returncode == 0 and set(named) == entries | {"check"}
+    commands = set(list_commands())
+    assert done.returncode == 0 and set(named) == commands | {"check"}
 
 
 def test_a_stop_ends_a_sweep(tmp_path: Path) -> None:
-    """TERM ends what runs with 75; the combinations behind it are left for the next time."""
-    words = ["-m", "part=stop,1/1", "codec.codebooks=4"]
-    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), *words]
+    """A job that exits with 75 ends the sweep: the jobs after it do not run."""
+    arguments = ["-m", "part=stop,1/1", "codec.codebooks=4"]
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name="preprocess"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 75 and done.stdout.count("out shards/nsynth 4") == 1, done.stdout + done.stderr
 
 
-def test_what_hydra_would_announce_at_length_is_one_line_too() -> None:
-    """A setting without a default, and one that is not there, met by the task itself."""
+def test_errors_of_the_config_in_a_task_are_one_line() -> None:
+    """A setting without a default, and a setting that does not exist, read by the task itself."""
     missing = run(name="evaluate")
     assert missing.returncode == 2 and missing.stderr == "error: the setting 'run' has no default: give run=...\n"
     unknown = run("out=unresolved")
@@ -126,10 +128,10 @@ def test_what_hydra_would_announce_at_length_is_one_line_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "word", "instead"),
+    ("name", "argument", "hint"),
     [
         ("train", "exp=delay_gpt2", "+exp=delay_gpt2"),
-        ("train", "data=folder", "data=CHOICE is for download, preprocess"),
+        ("train", "data=folder", "data=CHOICE is a setting of download, preprocess"),
         ("train", "dta.seconds=1", "did you mean 'data.seconds'?"),
         (
             "train",
@@ -150,26 +152,27 @@ def test_what_hydra_would_announce_at_length_is_one_line_too() -> None:
         ("generate", "seed", "settings are given as name=value"),
     ],
 )
-def test_what_is_no_setting_is_told_what_to_type_instead(
-    name: str, word: str, instead: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_setting_is_refused_with_a_hint(
+    name: str, argument: str, hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", [name, word])
+    monkeypatch.setattr("sys.argv", [name, argument])
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"pipeline.{name}").main()
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and instead in said and said.startswith("error: ") and said.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2 and hint in errors and errors.startswith("error: ") and errors.count("\n") == 1
 
 
 @settings(max_examples=15)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1))
-def test_a_name_that_is_typed_as_told_arrives_as_it_is(name: str) -> None:
-    """Through the shell and Hydra both."""
-    (word,) = shlex.split(cli._quoting_hint(f"prompt={name}").split("all in the shell's: ")[1].split(" ([A,B]")[0])
+def test_a_quoting_hint_can_be_pasted_into_a_shell(name: str) -> None:
+    """The value passes unchanged through the shell and through Hydra."""
+    hint = quoting_hint(f"prompt={name}")
+    (override,) = shlex.split(hint.split("for the shell: ")[1].split(" ([A,B]")[0])
     if name[0] not in "[{" and "${" not in name:
-        assert cli.compose("generate", [word]).prompt == [name]
+        assert compose("generate", [override]).prompt == [name]
 
 
-def test_train_lists_only_the_groups_that_it_takes(
+def test_help_of_train_lists_its_own_groups_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["train", "--help"])

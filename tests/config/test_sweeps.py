@@ -1,4 +1,4 @@
-"""A sweep gives each of its jobs an output folder of its own."""
+"""Each job of a sweep has a separate output folder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pipeline.config.cli import hydra_command
 LR = ("optim.lr=1e-3,3e-4",)
 
 
-def outputs(monkeypatch: pytest.MonkeyPatch, command: str, *words: str) -> list[str]:
-    """Where the jobs of a sweep would write."""
+def outputs(monkeypatch: pytest.MonkeyPatch, command: str, *overrides: str) -> list[str]:
+    """The output folders of the jobs of a sweep."""
     seen: list[str] = []
 
     def task(cfg: DictConfig) -> None:
         seen.append(cfg.run if command == "train" else cfg.out)
 
-    monkeypatch.setattr("sys.argv", [command, "-m", *words])
+    monkeypatch.setattr("sys.argv", [command, "-m", *overrides])
     hydra_command(command)(task)()
     return seen
 
 
 @pytest.mark.parametrize(
-    ("command", "words", "folders"),
+    ("command", "overrides", "folders"),
     [
         ("train", ["+exp=delay_gpt2", *LR], ["delay_gpt2/optim.lr-0.001", "delay_gpt2/optim.lr-0.0003"]),
         ("train", ["pattern=delay,flatten"], ["delay_gpt2", "flatten_gpt2"]),
@@ -39,14 +39,14 @@ def outputs(monkeypatch: pytest.MonkeyPatch, command: str, *words: str) -> list[
     ],
 )  # fmt: skip
 def test_each_job_has_a_folder(
-    monkeypatch: pytest.MonkeyPatch, command: str, words: list[str], folders: list[str]
+    monkeypatch: pytest.MonkeyPatch, command: str, overrides: list[str], folders: list[str]
 ) -> None:
-    found = outputs(monkeypatch, command, *words)
-    assert [folder.removeprefix("runs/").removeprefix("shards/") for folder in found] == folders
+    outs = outputs(monkeypatch, command, *overrides)
+    assert [folder.removeprefix("runs/").removeprefix("shards/") for folder in outs] == folders
 
 
 @pytest.mark.parametrize(
-    ("command", "words", "message"),
+    ("command", "overrides", "message"),
     [
         (
             "train",
@@ -58,10 +58,14 @@ def test_each_job_has_a_folder(
     ],
 )
 def test_one_folder_for_all_jobs_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, words: list[str], message: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    overrides: list[str],
+    message: str,
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        outputs(monkeypatch, command, *words)
+        outputs(monkeypatch, command, *overrides)
     errors = capsys.readouterr().err
     assert ended.value.code == 2 and errors.startswith("error: ")
     assert re.search(message, errors), errors

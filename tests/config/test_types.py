@@ -1,4 +1,4 @@
-"""What is typed for a setting is of its kind, is made so where that is surely meant, or is refused by name."""
+"""A value on the command line has the type of its setting, is converted to it, or is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.common.errors import InputError
 from pipeline.config import types
 from pipeline.config.cli import compose
 
-TAKEN = [
+ACCEPTED = [
     ("train", "trainer.steps=1e5", 100_000),
     ("train", "trainer.ema=0.999", 0.999),
     ("train", "trainer.preflight=only", "only"),
@@ -80,35 +80,35 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "word", "wanted"), TAKEN)
-def test_a_value_is_taken_as_it_is_meant(name: str, word: str, wanted: Any) -> None:
-    found = OmegaConf.to_container(compose(name, [word]))
-    for part in word.partition("=")[0].split("."):
-        found = found[part]  # type: ignore[index, call-overload]
-    assert found == wanted and type(found) is type(wanted)
+@pytest.mark.parametrize(("name", "override", "expected"), ACCEPTED)
+def test_a_value_gets_the_type_of_its_setting(name: str, override: str, expected: Any) -> None:
+    value = OmegaConf.to_container(compose(name, [override]))
+    for part in override.partition("=")[0].split("."):
+        value = value[part]  # type: ignore[index, call-overload]
+    assert value == expected and type(value) is type(expected)
 
 
-@pytest.mark.parametrize(("name", "words", "expected"), REFUSED)
-def test_a_value_of_another_kind_is_refused_with_what_is_expected(name: str, words: str, expected: str) -> None:
-    *_, last = words.split(" ")
+@pytest.mark.parametrize(("name", "overrides", "expected"), REFUSED)
+def test_a_value_of_another_type_is_refused(name: str, overrides: str, expected: str) -> None:
+    *_, last = overrides.split(" ")
     with pytest.raises(InputError, match=expected) as caught:
-        compose(name, words.split(" "))
+        compose(name, overrides.split(" "))
     assert str(caught.value).startswith(last.partition("=")[0] + "=") and "\n" not in str(caught.value)
 
 
-def test_what_is_typed_twice_is_what_was_typed_last() -> None:
+def test_the_last_of_two_values_of_a_setting_counts() -> None:
     assert compose("generate", ["out=1", "out=b.wav"]).out == "b.wav"
     assert compose("generate", ["n=x", "n=2"]).n == 2
 
 
 @given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans()))
-def test_a_text_is_what_was_typed_whatever_it_reads_like(value: Any) -> None:
+def test_a_text_setting_keeps_what_was_typed(value: Any) -> None:
     assert types.coerce("out", f"{value}", value, ["a"]) == f"{value}"
     assert types.coerce("prompt", f"{value}", value, [None, ["a"]]) == [f"{value}"]
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_a_whole_number_is_whole(value: float) -> None:
+def test_a_fraction_is_not_a_whole_number(value: float) -> None:
     if value.is_integer():
         assert types.coerce("n", str(value), value, [1]) == value
     else:

@@ -1,0 +1,49 @@
+"""What the files of conf/ define: commands, groups, choices and default values."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import yaml
+
+from pipeline.common.paths import CONF
+
+GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+EXPERIMENTS = "exp"  # the group without a default, added by +exp=CHOICE
+_QUIET = "hydra_quiet"  # the one file at the root of conf/ that belongs to no command
+
+
+def list_commands() -> list[str]:
+    """The commands that have settings, sorted."""
+    return sorted(file.stem for file in CONF.glob("*.yaml") if file.stem != _QUIET)
+
+
+def list_groups(command: str) -> list[str]:
+    """The groups of `conf/{command}.yaml`, of each of which a command line selects one choice."""
+    listed = yaml.safe_load((CONF / f"{command}.yaml").read_text())["defaults"]
+    return [group for line in listed if isinstance(line, dict) for group in line]
+
+
+def list_choices(group: str) -> list[str]:
+    """The choices of a group, sorted."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@functools.cache
+def default_values(command: str) -> dict[str, list[Any]]:
+    """The defaults of every setting of a command by its dotted name: one for each choice of a group that defines it."""
+    defaults: dict[str, list[Any]] = {}
+
+    def collect(prefix: str, node: Any) -> None:
+        defaults.setdefault(prefix, []).append(node)
+        if isinstance(node, dict):
+            for key, value in node.items():
+                collect(f"{prefix}.{key}" if prefix else str(key), value)
+
+    root = yaml.safe_load((CONF / f"{command}.yaml").read_text()) or {}
+    collect("", {key: value for key, value in root.items() if key != "defaults"})
+    for group in list_groups(command):
+        for file in (CONF / group).glob("*.yaml"):
+            collect(group, yaml.safe_load(file.read_text()) or {})
+    return {key: values for key, values in defaults.items() if key}

@@ -1,0 +1,67 @@
+"""Overrides of a command line, `name=value`: which are accepted, and the types of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.common.errors import InputError
+from pipeline.config import types
+from pipeline.config.conf_files import EXPERIMENTS, GROUPS, default_values, list_groups
+from pipeline.config.hints import unknown_choice, unknown_setting
+
+
+def check_overrides(command: str, overrides: Sequence[str]) -> None:
+    """Raises InputError for overrides that Hydra would accept but nothing reads, or would refuse with a traceback."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:
+        return  # Hydra raises it again when it composes, and `explain_error` says what to type
+    groups = {*list_groups(command), EXPERIMENTS}
+    for override in parsed:
+        key, text = override.key_or_group, (override.input_line or "").partition("=")[2]
+        if not key:
+            raise InputError(f"{override.input_line}: settings are given as name=value")
+        is_choice = key in groups and not override.is_delete() and not override.is_sweep_override()
+        if is_choice and not isinstance(override.value(), (str, list, dict)):
+            raise InputError(unknown_choice(key, text))
+        is_added = override.is_add() or override.is_force_add()
+        is_read_elsewhere = key in groups or key.startswith(("hydra", "deepspeed."))
+        if is_added and not is_read_elsewhere and key not in default_values(command):
+            raise InputError(unknown_setting(command, key))
+
+
+def coerce_overrides(command: str, cfg: DictConfig, overrides: Sequence[str]) -> set[str]:
+    """Convert the values of a command line to the types of their settings, in place.
+
+    Args:
+        command: The command.
+        cfg: Its composed config, which is changed.
+        overrides: The overrides from which it was composed.
+
+    Returns:
+        The dotted names of the settings on the command line.
+
+    Raises:
+        InputError: A value has another type than its setting.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    defaults = default_values(command) if overrides else {}
+    last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(list(overrides))}
+    for setting, override in last.items():
+        if override.is_delete() or override.is_sweep_override():
+            continue
+        text = (override.input_line or "").partition("=")[2].strip()
+        value = override.value()
+        if setting not in defaults or "${" in text or (setting in GROUPS and isinstance(value, str)):
+            continue
+        allowed = types.allowed_types(command, setting, defaults[setting])
+        coerced = types.coerce(setting, text, value, allowed)
+        if coerced is not value:
+            OmegaConf.update(cfg, setting, coerced)
+    return set(last)
