@@ -1,4 +1,4 @@
-"""Every file of conf/ is read by something, composes, and says nothing that nobody reads; every experiment builds."""
+"""Every file of conf/ belongs to a command, composes, and has no unread setting; every experiment builds."""
 
 from __future__ import annotations
 
@@ -13,101 +13,126 @@ from omegaconf import OmegaConf
 
 from pipeline.common.paths import CONF
 from pipeline.config.cli import compose
+from pipeline.config.conf_files import list_choices, list_commands, list_groups
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.training import data, engine
+from tests.helpers.settings_reads import SettingsReads, reachable_files, setting_names
 from tests.helpers.training_caches import write_cache
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
-ROOTS = sorted(file.stem for file in CONF.glob("*.yaml") if file.stem != "hydra_quiet")
+COMMANDS = list_commands()
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
-CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-EXPERIMENTS = [choice for group, choice in CHOICES if group == "exp"]
-SIZES = [choice for group, choice in CHOICES if group == "model"]
-VOCABULARY = 50_257  # words of GPT-2, whose embeddings are dropped
+CHOICES = [(group, choice) for group in GROUPS for choice in list_choices(group)]
+EXPERIMENTS = list_choices("exp")
+SIZES = list_choices("model")
+VOCABULARY = 50_257  # tokens of GPT-2, whose embeddings are dropped
 PUBLISHED = {  # parameters of the GPT-2 models, with their vocabulary
     "gpt2": 124_439_808, "small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200,
 }  # fmt: skip
 
 
-def defaults(root: str) -> dict[str, str]:
-    """The groups that a root config takes, and which choice of each."""
-    found = yaml.safe_load((CONF / f"{root}.yaml").read_text())["defaults"]
-    return {group: choice for row in found if isinstance(row, dict) for group, choice in row.items()}
+def settings_in(file: Path) -> dict[str, Any]:
+    """The settings of a file of conf/."""
+    content = yaml.safe_load(file.read_text()) or {}
+    return {name: value for name, value in content.items() if name != "defaults"}
 
 
-def composed(root: str, *words: str) -> Any:
-    """A config with every interpolation resolved, and something for each setting that has no default."""
-    missing = [name for name, value in yaml.safe_load((CONF / f"{root}.yaml").read_text()).items() if value == "???"]
-    cfg = compose(root, [*(f"{name}=given" for name in missing), *words])
+def composed(command: str, *overrides: str) -> Any:
+    """A config with every interpolation resolved, and a value for each setting that has no default."""
+    missing = [name for name, value in settings_in(CONF / f"{command}.yaml").items() if value == "???"]
+    cfg = compose(command, [*(f"{name}=given" for name in missing), *overrides])
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return cfg
 
 
-@cache
-def source() -> str:
-    """All code of the package."""
-    return "\n".join(file.read_text() for file in sorted(PIPELINE.rglob("*.py")))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_root_config_composes_for_its_command(command: str) -> None:
+    assert f'@hydra_command("{command}")' in (PIPELINE / f"{command}.py").read_text()
+    assert set(list_groups(command)) < set(composed(command)) | {"exp"}
+    assert "hydra_quiet" in yaml.safe_load((CONF / f"{command}.yaml").read_text())["defaults"]
 
 
-def leaves(settings: Any, prefix: str = "") -> list[str]:
-    """Dotted names of all settings."""
-    if not isinstance(settings, dict):
-        return [prefix]
-    return [leaf for name, value in settings.items() for leaf in leaves(value, f"{prefix}.{name}" if prefix else name)]
-
-
-@pytest.mark.parametrize("root", ROOTS)
-def test_every_root_config_belongs_to_an_entry_point_and_composes(root: str) -> None:
-    files = [file for file in PIPELINE.glob("*.py") if f'@hydra_command("{root}")' in file.read_text()]
-    assert len(files) == 1
-    assert set(defaults(root)) < set(composed(root)) | {"exp"}
-    assert "hydra_quiet" in yaml.safe_load((CONF / f"{root}.yaml").read_text())["defaults"]
-
-
-def test_every_entry_point_has_a_config() -> None:
-    named = re.findall(r'^@entry\("(\w+)"\)', source(), re.MULTILINE)
-    assert sorted(named) == ROOTS
+def test_every_command_has_a_config() -> None:
+    source = "\n".join(file.read_text() for file in PIPELINE.rglob("*.py"))
+    assert sorted(re.findall(r'^@hydra_command\("(\w+)"\)', source, re.MULTILINE)) == COMMANDS
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_choice_is_taken_by_a_command_and_composes_there(group: str, choice: str) -> None:
-    takers = ["train"] if group == "exp" else [root for root in ROOTS if group in defaults(root)]
-    assert takers
-    for root in takers:
-        cfg = composed(root, f"{'+' if group == 'exp' else ''}{group}={choice}")
-        if "name" in yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()) and group != "exp":
-            assert cfg[group].name == choice  # the file's name and what it says of itself
+def test_every_choice_composes_for_its_commands(group: str, choice: str) -> None:
+    commands = ["train"] if group == "exp" else [command for command in COMMANDS if group in list_groups(command)]
+    assert commands
+    for command in commands:
+        cfg = composed(command, f"{'+' if group == 'exp' else ''}{group}={choice}")
+        if "name" in settings_in(CONF / group / f"{choice}.yaml") and group != "exp":
+            assert cfg[group].name == choice
 
 
-@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
-def test_every_setting_is_read(file: Path) -> None:
-    """The name of every setting stands in the code that reads it."""
-    if file.parent.name == "deepspeed" or file.is_relative_to(CONF / "hydra") or file.stem == "hydra_quiet":
-        return  # read by DeepSpeed and by Hydra
-    settings = yaml.safe_load(file.read_text())
-    settings.pop("defaults", None)
-    unread = []
-    for name in leaves(settings):
-        last = name.rsplit(".", 1)[-1]
-        if not re.search(rf"""\.{last}\b|["']{last}["']""", source()):
-            unread.append(name)
-    assert not unread
+@cache
+def group_settings(group: str) -> set[str]:
+    """Dotted names of the settings of all choices of a group."""
+    files = [CONF / group / f"{choice}.yaml" for choice in list_choices(group)]
+    return {name for file in files for name in setting_names(settings_in(file), group)}
+
+
+@cache
+def reads_of(command: str) -> SettingsReads:
+    """What the code of a command reads of its settings."""
+    own = set(setting_names(settings_in(CONF / f"{command}.yaml")))
+    groups = {name for group in list_groups(command) for name in group_settings(group)}
+    return SettingsReads(reachable_files(PIPELINE, PIPELINE / f"{command}.py"), own | groups)
+
+
+def references(*files: Path) -> set[str]:
+    """The settings to which other settings refer by ${...}."""
+    return set(re.findall(r"\$\{([\w.]+)\}", "".join(file.read_text() for file in files)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_reads_each_of_its_settings(command: str) -> None:
+    file = CONF / f"{command}.yaml"
+    names = set(setting_names(settings_in(file))) - references(file)
+    assert not [name for name in sorted(names) if not reads_of(command).is_read(name)]
+
+
+@pytest.mark.parametrize("group", sorted({*GROUPS} - {"deepspeed", "exp"}))  # DeepSpeed reads its own
+def test_a_command_reads_each_setting_of_a_group(group: str) -> None:
+    commands = [command for command in COMMANDS if group in list_groups(command)]
+    names = group_settings(group) - references(*CONF.rglob("*.yaml"))
+    assert not [name for name in sorted(names) if not any(reads_of(command).is_read(name) for command in commands)]
+
+
+def test_a_setting_that_nothing_reads_is_noticed(tmp_path: Path) -> None:
+    """Common names do not hide it: `path.parent` is not `cfg.parent`, and copying a config reads nothing of it."""
+    (tmp_path / "package").mkdir()
+    command, library = tmp_path / "package" / "command.py", tmp_path / "package" / "library.py"
+    command.write_text(
+        "from package.library import run, Options\n"
+        "def main(cfg):\n    print(cfg.a.first, path.parent, 'copied')\n    save(OmegaConf.to_container(cfg))\n"
+        "    run(cfg['b'], Options(**cfg.c))\n"
+    )
+    library.write_text(
+        "class Options:\n    third: int\n"
+        "def run(settings, options):\n    s = settings\n    return s['second'], s.get('other'), options.third\n"
+    )
+    names = ["a.first", "a.copied", "parent", "b.second", "b.other", "b.third", "c.third", "c.fourth"]
+    reads = SettingsReads(reachable_files(tmp_path / "package", command), names)
+    assert [name for name in names if reads.is_read(name)] == ["a.first", "b.second", "b.other", "c.third"]
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A cache of each codec."""
-    place = tmp_path_factory.mktemp("caches")
-    return {codec: write_cache(place / codec, codec=codec) for codec in ("encodec_24khz", "encodec_embedded")}
+    """A dataset of each codec."""
+    folder = tmp_path_factory.mktemp("caches")
+    return {codec: write_cache(folder / codec, codec=codec) for codec in ("encodec_24khz", "encodec_embedded")}
 
 
 @pytest.mark.parametrize("exp", EXPERIMENTS)
 def test_every_experiment_builds_its_model(exp: str, shards: dict[str, Path]) -> None:
-    words = [f"+exp={exp}", "codec.codebooks=4"]
-    cache = shards[compose("train", words).codec.name]
+    overrides = [f"+exp={exp}", "codec.codebooks=4"]
+    path = shards[compose("train", overrides).codec.name]
     small = ["model.pretrained=null", "model.width=48", "model.heads=4", "model.layers=1"]
-    cfg = compose("train", [*words, f"shards='{cache}'", *small])
+    cfg = compose("train", [*overrides, f"shards='{path}'", *small])
     dataset = data.open_datasets(cfg)
     model = engine.build_model(cfg, engine.model_config(cfg, dataset), dataset, from_pretrained=True)
     assert model.config.pattern == cfg.pattern.name and dataset.sampler.epoch_size == 45
@@ -117,7 +142,7 @@ def test_every_experiment_builds_its_model(exp: str, shards: dict[str, Path]) ->
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_is_the_size_it_says(size: str, shards: dict[str, Path]) -> None:
     cache = shards["encodec_24khz"]
-    cfg = compose("train", [f"model={size}", "codec.codebooks=4", f"shards='{cache}'"])
+    cfg = compose("train", [f"model={size}", "codec.codebooks=4", f"shards='{path}'"])
     config = engine.model_config(cfg, data.open_datasets(cfg))
     if size == "tiny":
         model = CodecGPT(config)
@@ -126,12 +151,10 @@ def test_every_size_is_the_size_it_says(size: str, shards: dict[str, Path]) -> N
         assert model_stats.parameter_counts(config)["backbone"] == PUBLISHED[size] - VOCABULARY * config.width
 
 
-def test_the_experiments_of_the_article_differ_in_their_pattern_alone() -> None:
-    found = {exp: compose("train", [f"+exp={exp}"]) for exp in EXPERIMENTS if exp.endswith("_gpt2")}
-    assert sorted(cfg.pattern.name for cfg in found.values()) == sorted(
-        file.stem for file in (CONF / "pattern").glob("*")
-    )
-    for exp, cfg in found.items():
+def test_the_article_s_experiments_differ_in_pattern_only() -> None:
+    configs = {exp: compose("train", [f"+exp={exp}"]) for exp in EXPERIMENTS if exp.endswith("_gpt2")}
+    assert sorted(cfg.pattern.name for cfg in configs.values()) == list_choices("pattern")
+    for exp, cfg in configs.items():
         assert cfg.name == exp and cfg.run == f"runs/{exp}" and cfg.model.pretrained == "gpt2"
         cfg.pattern = cfg.name = cfg.tracking = cfg.run = None
-    assert len({OmegaConf.to_yaml(cfg, resolve=True) for cfg in found.values()}) == 1
+    assert len({OmegaConf.to_yaml(cfg, resolve=True) for cfg in configs.values()}) == 1
