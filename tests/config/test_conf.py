@@ -140,8 +140,8 @@ def test_every_experiment_builds_its_model(exp: str, shards: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_size_is_the_size_it_says(size: str, shards: dict[str, Path]) -> None:
-    cache = shards["encodec_24khz"]
+def test_a_model_size_has_its_published_parameters(size: str, shards: dict[str, Path]) -> None:
+    path = shards["encodec_24khz"]
     cfg = compose("train", [f"model={size}", "codec.codebooks=4", f"shards='{path}'"])
     config = engine.model_config(cfg, data.open_datasets(cfg))
     if size == "tiny":
