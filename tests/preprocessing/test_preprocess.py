@@ -333,7 +333,7 @@ def test_new_prompts_are_added_and_the_codes_kept_byte_for_byte(tmp_path: Path) 
     other = f"embedder.source={other_embedder(tmp_path)}"
     make_tones(root, out)
     old = samples(out)
-    with pytest.raises(InputError, match=r"embedder\.weights=.*reembed=true embeds it anew"):
+    with pytest.raises(InputError, match=r"embedder\.weights=.*reembed=true computes new prompts"):
         make_tones(root, out, other)
     assert make_tones(root, out, other, "reembed=true") == 0
     new = samples(out)
@@ -369,7 +369,7 @@ def other_embedder(folder: Path) -> Path:
 
 
 def test_adding_prompts_to_no_cache_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="reembed=true: there is no cache at"):
+    with pytest.raises(InputError, match="reembed=true: there is no dataset at"):
         make_tones(tones(tmp_path / "in", 1), tmp_path / "out", "reembed=true")
     assert not (tmp_path / "out").exists()
 

@@ -28,7 +28,7 @@ def test_parts_whose_files_have_other_times_are_refused_by_what_to_do(tmp_path: 
     out = tmp_path / "out"
     assert make_tones(ours, out, "part=1/2") == 0
     before = contents(out)
-    with pytest.raises(InputError, match=r"plan\.json lists other files.*times of change \(cp -a and rsync -t"):
+    with pytest.raises(InputError, match=r"plan\.json lists other files.*modification times \(cp -a and rsync -t"):
         make_tones(theirs, out, "part=2/2")
     assert contents(out) == before
     for path in theirs.iterdir():
