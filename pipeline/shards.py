@@ -44,13 +44,13 @@ def main(cfg: DictConfig) -> int:
     return maintenance.decode_clips(storage, Path(cfg.out), **choice)
 
 
-def positional_to_overrides(words: list[str]) -> list[str]:
+def positional_to_overrides(arguments: list[str]) -> list[str]:
     """The command line with its first two words as settings: `verify DIR a=b` -> `action=verify shards='DIR' a=b`."""
-    words = list(words) or ["--help"]
-    positional = [i for i, word in enumerate(words) if "=" not in word and not word.startswith("-")]
+    arguments = list(arguments) or ["--help"]
+    positional = [i for i, argument in enumerate(arguments) if "=" not in argument and not argument.startswith("-")]
     for i, name in zip(positional, ("action", "shards"), strict=False):
-        words[i] = f"{name}={hydra_quote(words[i])}"
-    return words
+        arguments[i] = f"{name}={hydra_quote(arguments[i])}"
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Corpora that any test may read (who changes one copies it first); no property has to hold by a clock."""
+"""Corpora that any test may read (copy one before you change it), and settings of Hypothesis: no deadlines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.helpers.corpora import build_jamendo, render_notes
 
 pytest_plugins = ["tests.helpers.trained_run"]
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell: tests of ^C need it heard
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; tests of ^C need it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# DeepSpeed compiles a function on import, for which each process that trains would import the compiler: 3 s of CPU
+# DeepSpeed compiles a function on import, so each process that trains would import the compiler: 3 s of CPU
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
-# the files that take longest, which run first: two processes then end at about the same time
+# the longest test files run first, so that two workers of pytest-xdist end at about the same time
 LONG_FILES = ("test_train", "test_zero", "test_preprocess_killed", "test_generate", "test_export", "test_train_reach")
 
 
@@ -58,13 +58,13 @@ def jamendo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what is compiled."""
+    """Enables torch.compile, for tests of it."""
     monkeypatch.delenv("TORCHDYNAMO_DISABLE")
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One rank in this process: quicker, where the launcher is not what is tested."""
+    """One rank in this process, which is faster, for tests that do not test the launcher."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

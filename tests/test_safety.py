@@ -1,10 +1,11 @@
-"""Nothing from data is run, nothing is opened unproven, and no secret is told: by the source, and by trial."""
+"""No code is run from data, and no secret is printed or stored: by the source, and by running it."""
 
 from __future__ import annotations
 
 import ast
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,77 +16,95 @@ from omegaconf import OmegaConf
 
 from pipeline import export
 from pipeline.common.errors import InputError, redact, redact_all
-from pipeline.corpora.download.http import FetchError, RemoteFile, RetryPolicy, fetch, remote_size
+from pipeline.corpora.download.http import DownloadError, RemoteFile, RetryPolicy, download, remote_size
 from pipeline.data.storage import open_storage
 
-HOME = Path(__file__).parents[1]
-FILES = sorted((HOME / "pipeline").rglob("*.py"))
-NEVER = {
-    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "tempfile.mktemp"),
-    *("subprocess.getstatusoutput", "os.execvp", "os.spawnlp", "pickle.load", "pickle.loads", "pickle.Unpickler"),
-    *("marshal.load", "marshal.loads", "shelve.open", "dill.load", "dill.loads", "joblib.load", "pandas.read_pickle"),
-    *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "wds.WebDataset", "wds.gopen.gopen"),
-    *("ssl._create_unverified_context", "importlib.import_module", "torch.hub.load", "shutil.unpack_archive"),
-}
-MUST = {  # what a call has to say
+ROOT = Path(__file__).parents[1]
+FORBIDDEN_BY_RUFF = [
+    "eval(text)", "exec(text)", "pickle.loads(data)", "pickle.Unpickler(file)", "marshal.loads(data)",
+    "dill.load(file)", "shelve.open(path)", "yaml.load(text)", "yaml.load(text, yaml.UnsafeLoader)",
+    "os.system(text)", "os.popen(text)", "subprocess.run(text, shell=True)", "subprocess.getoutput(text)",
+    "requests.get(url, verify=False, timeout=1)", "ssl._create_unverified_context()", "tempfile.mktemp()",
+    "tarfile.open(path).extractall(path)",
+]  # fmt: skip
+REQUIRED = {  # arguments that a call must have
     "torch.load": ("weights_only", True),
     "np.load": ("allow_pickle", False),
     "numpy.load": ("allow_pickle", False),
     "np.save": ("allow_pickle", False),
 }
-MUST_NOT = {"shell": True, "trust_remote_code": True, "verify": False, "allow_pickle": True, "weights_only": False}
-EXCEPT = {"pipeline/common/import_guards.py": "importlib.import_module"}  # of packages whose names are in the source
-METHODS = {"extractall", "extract", "read_pickle"}  # of whatever object
+FORBIDDEN_ARGUMENTS = {"trust_remote_code": True, "allow_pickle": True, "weights_only": False}
+FORBIDDEN_CALLS = {  # that ruff does not know
+    "compile", "__import__", "importlib.import_module", "torch.hub.load", "joblib.load", "pandas.read_pickle",
+    "shutil.unpack_archive", "wds.WebDataset", "wds.gopen.gopen",
+}  # fmt: skip
+FORBIDDEN_METHODS = {"extractall", "extract", "read_pickle"}
+EXCEPTIONS = {
+    "pipeline/common/import_guards.py": "importlib.import_module"
+}  # of packages whose names are in the source
 
 
-def faults(source: str) -> Iterator[str]:
-    """What a program does that it must not, with its line."""
+def unsafe_code(source: str) -> Iterator[str]:
+    """What could run code from data, beyond ruff's rules, with its line."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("pipe:"):
             yield f"line {node.lineno}: an address that is a command"
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
-        given = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
-        if name in NEVER or name.rpartition(".")[2] in METHODS:
-            yield f"line {node.lineno}: {name} is never called"
-        word, value = MUST.get(name, (None, None))
-        if word and (word not in given or given[word] is not value):
-            yield f"line {node.lineno}: {name} without {word}={value}"
-        for word, value in MUST_NOT.items():
-            if word in given and given[word] is value:
-                yield f"line {node.lineno}: {name} with {word}={value}"
+        arguments = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+        if name in FORBIDDEN_CALLS or name.rpartition(".")[2] in FORBIDDEN_METHODS:
+            yield f"line {node.lineno}: {name} is forbidden"
+        argument, value = REQUIRED.get(name, (None, None))
+        if argument and (argument not in arguments or arguments[argument] is not value):
+            yield f"line {node.lineno}: {name} without {argument}={value}"
+        for argument, value in FORBIDDEN_ARGUMENTS.items():
+            if argument in arguments and arguments[argument] is value:
+                yield f"line {node.lineno}: {name} with {argument}={value}"
 
 
-def test_the_source_does_none_of_what_lets_data_run() -> None:
-    found = [
-        f"{file.relative_to(HOME)}, {fault}"
-        for file in FILES
-        for fault in faults(file.read_text())
-        if EXCEPT.get(str(file.relative_to(HOME)), "none") not in fault
+def test_no_code_is_run_from_data() -> None:
+    files = sorted((ROOT / "pipeline").rglob("*.py"))
+    unsafe = [
+        f"{file.relative_to(ROOT)}, {fault}"
+        for file in files
+        for fault in unsafe_code(file.read_text())
+        if EXCEPTIONS.get(str(file.relative_to(ROOT)), "none") not in fault
     ]
-    assert len(FILES) > 50 and not found
+    assert len(files) > 50 and not unsafe
 
 
 @pytest.mark.parametrize(
     "line",
     [
         "torch.load(f)", "torch.load(f, weights_only=False)", "torch.load(f, weights_only=flag)", "np.load(f)",
-        "np.load(f, allow_pickle=True)", "pickle.loads(b)", "yaml.load(t)", "eval(t)", "tar.extractall(p)",
-        "subprocess.run(t, shell=True)", "os.system(t)", "AutoModel.from_pretrained(n, trust_remote_code=True)",
-        "requests.get(u, verify=False)", "tempfile.mktemp()", "url = 'pipe:cat x'",
+        "np.load(f, allow_pickle=True)", "tar.extractall(p)", "AutoModel.from_pretrained(n, trust_remote_code=True)",
+        "url = 'pipe:cat x'", "__import__(name)",
     ],
 )  # fmt: skip
-def test_each_of_these_would_be_found(line: str) -> None:
-    assert [*faults(line)]
+def test_unsafe_code_is_noticed(line: str) -> None:
+    assert [*unsafe_code(line)]
 
 
-def test_jobs_print_no_environment() -> None:
-    for file in (HOME / "jobs").iterdir():
+def test_ruff_forbids_what_runs_code_from_data(tmp_path: Path) -> None:
+    """By the rules of pyproject.toml, which `make lint` applies to pipeline/."""
+    file = tmp_path / "unsafe.py"
+    imports = sorted({line.partition(".")[0] for line in FORBIDDEN_BY_RUFF if "." in line.partition("(")[0]})
+    file.write_text("".join(f"import {name}\n" for name in imports) + "\n".join(FORBIDDEN_BY_RUFF) + "\n")
+    command = ["ruff", "check", "--no-cache", "--output-format", "concise", "--config", str(ROOT / "pyproject.toml")]
+    done = subprocess.run([sys.executable, "-m", *command, str(file)], capture_output=True, text=True, timeout=60)
+    refused = {int(line.split(":")[1]) for line in done.stdout.splitlines() if re.search(r": S\d+ ", line)}
+    accepted = [line for number, line in enumerate(FORBIDDEN_BY_RUFF, len(imports) + 1) if number not in refused]
+    assert not accepted, done.stdout
+
+
+def test_jobs_print_no_environment_and_no_arguments() -> None:
+    """The logs of jobs are kept, and command lines and variables may hold secrets."""
+    for file in (ROOT / "jobs").iterdir():
         lines = [line.strip() for line in file.read_text().splitlines()]
         assert not [line for line in lines if line in ("env", "set", "printenv", "set -x", "export -p")], file
-        said = [line for line in lines if line.startswith("say ") and file.suffix == ".sbatch"]
-        assert not [line for line in said if "$*" in line or "$@" in line], "a job's log is kept: no command lines"
+        printed = [line for line in lines if line.startswith("say ") and file.suffix == ".sbatch"]
+        assert not [line for line in printed if "$*" in line or "$@" in line], file
 
 
 LOGIN = "s3://AKIA123:wordword@bucket/cache"
@@ -107,19 +126,19 @@ SIGNED = "https://bucket.s3.amazonaws.com/a.tar?X-Amz-Date=1&X-Amz-Credential=AK
         ("shards/nsynth?key=1", "shards/nsynth?key=1"),
     ],
 )
-def test_addresses_are_shown_without_what_opens_them(text: str, shown: str) -> None:
-    assert redact(text) == shown == str(InputError(text)) == str(FetchError(text))
+def test_addresses_are_shown_without_logins(text: str, shown: str) -> None:
+    assert redact(text) == shown == str(InputError(text)) == str(DownloadError(text))
     assert redact_all({"a": [text, 1], "b": {"c": text}}) == {"a": [shown, 1], "b": {"c": shown}}
 
 
-def test_keys_of_the_environment_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_in_the_environment_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, f"0123456789-{name}")
         assert redact(f"the server says 0123456789-{name} is wrong") == "the server says *** is wrong"
 
 
-def test_a_traceback_tells_no_login(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command prints uncaught errors redacted, those of libraries too, which name whole addresses."""
+def test_a_traceback_shows_no_login(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command redacts uncaught errors, also those of libraries, which name whole addresses."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "argv", ["export.py", "--help"])
     export.main()
@@ -131,7 +150,7 @@ def test_a_traceback_tells_no_login(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "wordword" not in shown and shown.count("s3://***@bucket/cache") == 2 and "Traceback" in shown
 
 
-def test_a_store_opens_with_its_login_and_is_shown_without() -> None:
+def test_a_storage_uses_its_login_and_does_not_show_it() -> None:
     pytest.importorskip("aiohttp")
     store = open_storage("http://user:wordword@127.0.0.1:9/cache")
     assert "wordword" in store.address and store.display_path("a.tar") == "http://***@127.0.0.1:9/cache/a.tar"
@@ -140,17 +159,17 @@ def test_a_store_opens_with_its_login_and_is_shown_without() -> None:
     assert "wordword" not in str(caught.value) and "***@127.0.0.1:9/cache/a.tar" in str(caught.value)
 
 
-def test_a_download_that_fails_tells_no_login(tmp_path: Path) -> None:
+def test_a_failed_download_shows_no_login(tmp_path: Path) -> None:
     remote = RemoteFile("http://user:wordword@127.0.0.1:9/a.tar", tmp_path / "a.tar")
-    with pytest.raises(FetchError) as one:
-        fetch(remote, RetryPolicy(1, 1.0, 0.01))
-    with pytest.raises(FetchError) as other:
+    with pytest.raises(DownloadError) as one:
+        download(remote, RetryPolicy(1, 1.0, 0.01))
+    with pytest.raises(DownloadError) as other:
         remote_size(remote, 1.0)
     assert "wordword" not in f"{one.value}{other.value}"
 
 
-def test_a_run_folder_holds_no_login_and_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in its settings nor in its log; the settings of the run itself stay as they are."""
+def test_a_run_folder_has_no_login_and_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in its settings nor in its log; the settings that the run uses do not change."""
     import torch
 
     from pipeline.training.distributed import World
@@ -173,9 +192,9 @@ def test_a_run_folder_holds_no_login_and_no_key(tmp_path: Path, monkeypatch: pyt
     assert cfg.shards.b == f"{LOGIN}/b" and "3 clips" in written
 
 
-def test_a_command_that_is_refused_tells_no_login() -> None:
+def test_an_error_of_a_command_shows_no_login() -> None:
     pytest.importorskip("aiohttp")
-    words = [sys.executable, "-m", "pipeline.shards", "describe", "http://user:wordword@127.0.0.1:9/cache"]
-    env = {**os.environ, "PYTHONPATH": str(HOME)}
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=120)
+    command = [sys.executable, "-m", "pipeline.shards", "describe", "http://user:wordword@127.0.0.1:9/cache"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 2 and "wordword" not in done.stdout + done.stderr and "127.0.0.1:9" in done.stderr

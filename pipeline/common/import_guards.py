@@ -1,8 +1,8 @@
 """Imports of packages that import torchaudio or torchvision, where these are missing or cannot be imported.
 
-pip does not keep the builds of torch, torchaudio and torchvision together: one that was built for another torch or CUDA
-fails on import. `encodec` imports torchaudio, and `transformers` imports both where they are installed, for functions
-that are not used here.
+pip does not keep torch, torchaudio and torchvision consistent: a build for another version of torch or CUDA fails on
+import. `encodec` imports torchaudio, and `transformers` imports both if they are installed, for functions that are not
+used here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from types import ModuleType
 def hide_broken_packages(*packages: str, stand_in: bool = False) -> Iterator[None]:
     """Inside the block, packages that cannot be imported count as not installed.
 
-    stand_in: `import` gives an empty module in their stead, for code that imports them whether or not they are there.
+    Args:
+        packages: Names of packages.
+        stand_in: Whether `import` returns an empty module for them, for code that imports them in any case.
     """
     broken = [name for name in packages if not _importable(name)]
     for name in broken:

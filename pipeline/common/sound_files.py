@@ -1,4 +1,4 @@
-"""Which files of a folder are sound files: the one list of suffixes, and the one walk, for corpora and prompts."""
+"""Which files of a folder are sound files, for corpora and prompts: suffixes, and a recursive listing."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ SUFFIXES = (
     ".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga", ".aif",
     ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph",
 )  # fmt: skip
-"""Of sound files that can be read; which format a file really has is decided by its content."""
+"""Suffixes of sound files that can be read. The format itself is detected from the content."""
 
 UNSUPPORTED = (
     ".m4a", ".m4b", ".m4r", ".mp4", ".mov", ".3gp", ".aac", ".adts", ".wma", ".asf", ".webm", ".weba", ".mka", ".mkv",
     ".ape", ".wv", ".mpc", ".tta", ".tak", ".shn", ".ac3", ".eac3", ".dts", ".amr", ".awb", ".ra", ".rm", ".dsf",
     ".dff", ".spx", ".avi", ".flv",
 )  # fmt: skip
-"""Of files with sound that cannot be read: they are named, not passed over."""
+"""Suffixes of sound files that cannot be read: they are reported as skipped."""
 
 Skip = Callable[[str, str], None]  # receives a path and the reason why it is not listed
 
 
 def unsupported(what: str, suffix: str = "") -> str:
-    """Why a sound file of a format that is not supported is skipped, and how to convert it."""
+    """The reason why a sound file of an unsupported format is skipped, and how to convert it."""
     return f"unsupported format: {what} is not read; convert it: ffmpeg -i IN{suffix} OUT.flac"
 
 
 def is_sound_file(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
-    """Whether a file name, which is not hidden, ends in one of these suffixes."""
+    """Whether a file name ends in one of these suffixes, and is not hidden."""
     return name.lower().endswith(suffixes) and not name.startswith(".")
 
 

@@ -164,7 +164,7 @@ def _run_hydra(name: str, task: Task) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     swept: list[str] = []
     job = _Job(name, task, swept)
-    overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
         check_overrides(name, overrides)
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Error messages about a command line: what is wrong, and what to type instead."""
+"""Error messages about a command line: the fault, and what to type instead."""
 
 from __future__ import annotations
 
