@@ -1,4 +1,7 @@
-"""Hashes of whole recordings' sound, for the search for copies, by a reader process: a hang costs that one only."""
+"""Hashes of the audio of whole recordings, by which copies are found.
+
+A worker process decodes, so that a decoder that hangs or crashes costs its recording only.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,21 @@ import itertools
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import Pipe
 
 from pipeline.audio import audio_io
 from pipeline.corpora import Clip
 from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job, Skipped, kill_after, read_error
-from pipeline.preprocessing.decode_workers import DecodeWorkerPool
+from pipeline.preprocessing.decode_workers import DecodeFunction, DecodeWorkerPool
 from pipeline.preprocessing.shard_planner import PlannedClip
 
-MAX_FRAMES_PER_BYTE = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no header that says more is true
+MAX_FRAMES_PER_BYTE = 8192  # FLAC and Opus store silence in less, but a header that claims more is wrong
 _DIGEST = re.compile("[0-9a-f]{32}")
 
 
 def hash_audio(source: str | bytes) -> str | None:
-    """A hash of a whole recording's decoded sound, in constant memory; None where it cannot be decoded."""
+    """A hash of the decoded audio of a whole recording, in constant memory; None where it cannot be decoded."""
     total = hashlib.blake2b(digest_size=16)
     cuts = ((10.0 * i, 10.0) for i in itertools.count())
     try:
@@ -34,17 +37,17 @@ def hash_audio(source: str | bytes) -> str | None:
 
 
 class MeasuredDurations:
-    """How long files are, counted rather than estimated. keep_truncated: whether truncated files are used."""
+    """Durations of files, counted rather than estimated. keep_truncated: whether truncated files are used."""
 
     def __init__(self, keep_truncated: bool) -> None:
-        self._keep = keep_truncated
+        self._keep_truncated = keep_truncated
         self.kind = "seconds-kept" if keep_truncated else "seconds"
 
     def __call__(self, path: str) -> float | None:
-        """Seconds of sound in a file; None where reading it will fail. Raises OSError where it cannot be opened."""
+        """Seconds of audio in a file; None where reading it will fail. Raises OSError where it cannot be opened."""
         size = os.stat(path).st_size  # noqa: PTH116
         try:
-            info = audio_io.info(path, keep_truncated=self._keep)
+            info = audio_io.info(path, keep_truncated=self._keep_truncated)
         except audio_io.AudioError as error:
             if error.reason.startswith("missing"):
                 raise OSError(error.reason) from error
@@ -52,54 +55,57 @@ class MeasuredDurations:
         return (round(info.seconds, 6) or None) if info.frames <= size * MAX_FRAMES_PER_BYTE else None
 
 
-def hash_job(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
-    """`digest_of_sound` as what a reader does: a job of one recording, which waits in `held` or has a path."""
+def hash_job(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
+    """`hash_audio` in the form of `decode_job`: for a job of one recording, the hash is the reason of a `Skipped`."""
     source: str | bytes = job.clips[0].clip.path
     if job.contents_file is not None:
         with open(job.contents_file, "rb") as file:  # noqa: PTH123
             source = file.read()
-    with kill_after(how.timeout):
-        found = hash_audio(source)
-        fault = None if found else read_error(source)
-    yield DecodedBatch(job.shard, job.first, [Skipped(found or fault or "cannot be decoded", retry=fault is not None)])
+    with kill_after(options.timeout):
+        digest = hash_audio(source)
+        fault = None if digest else read_error(source)
+    result = Skipped(digest or fault or "cannot be decoded", retry=fault is not None)
+    yield DecodedBatch(job.shard, job.first, [result])
 
 
 class AudioHasher:
-    """`digest_of_sound`, by a process that begins with the first recording. readers: 0 for the calling thread instead.
+    """`hash_audio` in a worker process, which starts with the first recording.
 
-    patience: seconds that a recording may take; one that takes longer, twice, has no digest.
+    Args:
+        decode_workers: 0 to hash in the calling thread instead.
+        timeout: Seconds that a recording may take; one that takes longer, twice, has no hash.
+        hash_job: The function that hashes a job.
     """
 
-    def __init__(
-        self, readers: int, patience: float, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]] = hash_job
-    ) -> None:
-        self._how, self._count, self._read = DecodeOptions(24_000, 0.0, 1, patience), min(1, readers), read
-        self._readers: DecodeWorkerPool | None = None
+    def __init__(self, decode_workers: int, timeout: float, hash_job: DecodeFunction = hash_job) -> None:
+        self._options, self._count = DecodeOptions(24_000, 0.0, 1, timeout), min(1, decode_workers)
+        self._hash_job = hash_job
+        self._pool: DecodeWorkerPool | None = None
 
     def __call__(self, source: str | bytes) -> str | None:
         """The hash of a file, or of its bytes; None where it cannot be decoded.
 
-        Raises OSError where the system cannot read it: that is no property of the file.
+        Raises OSError where the system cannot read it, which is no property of the file.
         """
-        self._readers = self._readers or DecodeWorkerPool(self._count, self._how, self._read)
+        self._pool = self._pool or DecodeWorkerPool(self._count, self._options, self._hash_job)
         with tempfile.NamedTemporaryFile(prefix="preprocess-") as file:
-            path = source if isinstance(source, str) else file.name  # also what is told apart if it is slow
+            path = source if isinstance(source, str) else file.name  # a slow recording is remembered by this name
             if isinstance(source, bytes):
                 file.write(source)
                 file.flush()
-            held = None if isinstance(source, str) else file.name
-            job = Job("", 0, [PlannedClip(Clip("", path, ""), path, "")], held)
-            inbox, ours = Pipe()
-            with inbox, ours:
+            contents_file = None if isinstance(source, str) else file.name
+            job = Job("", 0, [PlannedClip(Clip("", path, ""), path, "")], contents_file)
+            inbox, sender = Pipe()
+            with inbox, sender:
                 jobs = iter([job])
-                (part,) = self._readers.decode(inbox, lambda: ours.send(next(jobs, None)))
-        found = part.clips[0]
-        assert isinstance(found, Skipped)  # for want of another way to say a text
-        if found.retry and not found.reason.startswith("too slow"):
-            raise OSError(found.reason)
-        return found.reason if _DIGEST.fullmatch(found.reason) else None
+                (batch,) = self._pool.decode(inbox, lambda: sender.send(next(jobs, None)))
+        result = batch.clips[0]
+        assert isinstance(result, Skipped)  # see hash_job
+        if result.retry and not result.reason.startswith("too slow"):
+            raise OSError(result.reason)
+        return result.reason if _DIGEST.fullmatch(result.reason) else None
 
     def close(self) -> None:
         """End the process."""
-        if self._readers:
-            self._readers.close()
+        if self._pool:
+            self._pool.close()

@@ -1,11 +1,13 @@
-"""Clips decoded ahead of the encoder, by processes of their own.
+"""Processes that decode clips ahead of an encoder.
 
-A job is a stretch of a shard's clips; a reader decodes it and hands it over in parts of one batch each. What a part
-holds follows from the plan alone, whichever reader is first; a reader that is ahead waits with one part in hand, so
-memory stays the same however long a file or a corpus is. A decoder that takes its process down, or hangs, costs that
-clip only: the system ends a process that is at one clip for too long, and another process takes its place. What a dead
-process was at is tried again clip by clip; a clip is given up when it was alone, and for the second time. Where a
-process cannot begin, or cannot pass on what it has decoded, no clip is skipped: the run ends.
+A job is a run of consecutive clips of a shard. A worker decodes it and sends it in batches. What a batch contains
+depends on the plan alone, not on which worker is first. A worker that is ahead waits with one batch, so memory is
+bounded however long a file or a corpus is.
+
+A decoder that crashes or hangs costs its clip only. The system ends a process that takes too long over one clip, and
+another process replaces it. The rest of a dead worker's job is retried clip by clip; a clip is skipped when a worker
+died on it alone, for the second time. Where processes cannot start, or cannot send what they decoded, no clip is
+skipped: the run ends with an error.
 """
 
 from __future__ import annotations
@@ -34,21 +36,22 @@ CRASH_EXIT_CODES = {
     -signal.SIGFPE,
     -signal.SIGILL,
 }  # exit codes of a decoder with a bug
-_EXIT_GRACE_SECONDS = 5.0  # seconds
-_STARTED = "begun"  # a reader's first word
-_MAX_FAILED_STARTS = 10  # readers in a row that may end before they begin
-_PLACEHOLDER = np.zeros(0, np.float32)  # stands in a message for samples that come another way
+_EXIT_GRACE_SECONDS = 5.0
+_STARTED = "started"  # the first message of a worker
+_MAX_FAILED_STARTS = 10  # workers in a row that may end before they start
+_PLACEHOLDER = np.zeros(0, np.float32)  # in a message, for samples that are sent through shared memory
+DecodeFunction = Callable[[Job, DecodeOptions], Iterator[DecodedBatch]]
 
 
 @dataclass(frozen=True)
 class SendError:
-    """A reader's last word: it has decoded a part and cannot pass it on. reason: the system's."""
+    """The last message of a worker that cannot send what it decoded. reason: the system's."""
 
     reason: str
 
 
 def exit_with_parent() -> None:
-    """End this process when the one that started it is gone, even killed: a thread watches."""
+    """End this process as soon as its parent has ended, even if the parent was killed. A thread watches it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -59,35 +62,33 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _worker_loop(
-    jobs: Connection, how: DecodeOptions, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]]
-) -> None:
-    """What a reader process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends us
+def _worker_loop(conn: Connection, options: DecodeOptions, decode: DecodeFunction) -> None:
+    """The main function of a worker process: decodes the jobs that come through `conn` until None comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends this process
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends this process
     exit_with_parent()
-    jobs.send(_STARTED)
-    while (job := jobs.recv()) is not None:
-        waiting = False
-        for part in read(job, how):
-            if waiting:
-                jobs.recv()  # the part before has been taken: one in hand, one on its way, never more
-            if not _send_batch(jobs, part):
+    conn.send(_STARTED)
+    while (job := conn.recv()) is not None:
+        is_unconfirmed = False
+        for batch in decode(job, options):
+            if is_unconfirmed:
+                conn.recv()  # wait until the batch before was received: one decoded, one being sent, never more
+            if not _send_batch(conn, batch):
                 return
-            waiting = True
-        if waiting:
-            jobs.recv()
-        jobs.send(None)
+            is_unconfirmed = True
+        if is_unconfirmed:
+            conn.recv()
+        conn.send(None)
 
 
-def _send_batch(conn: Connection, part: DecodedBatch) -> bool:
-    """A part through a pipe, its sound through shared memory without a name: nothing to clean up, no /dev/shm full.
+def _send_batch(conn: Connection, batch: DecodedBatch) -> bool:
+    """Send a batch through a pipe, and its samples through anonymous shared memory, which leaves nothing to clean up.
 
-    False where there is no memory for it, or a limit on files forbids it: the other end is told.
+    Returns False, after sending a SendError, where memory or a limit on file sizes does not allow it.
     """
-    wavs = [heard for heard in part.clips if isinstance(heard, np.ndarray)]
+    wavs = [clip for clip in batch.clips if isinstance(clip, np.ndarray)]
     if not wavs or not hasattr(os, "memfd_create"):
-        conn.send((part, None))
+        conn.send((batch, None))
         return True
     try:
         descriptor = _to_memory_file(wavs)
@@ -95,12 +96,8 @@ def _send_batch(conn: Connection, part: DecodedBatch) -> bool:
         conn.send(SendError(error.strerror or str(error)))
         return False
     try:
-        conn.send(
-            (
-                replace(part, clips=[h if isinstance(h, Skipped) else _PLACEHOLDER for h in part.clips]),
-                [*map(len, wavs)],
-            )
-        )
+        clips = [clip if isinstance(clip, Skipped) else _PLACEHOLDER for clip in batch.clips]
+        conn.send((replace(batch, clips=clips), [*map(len, wavs)]))
         send_handle(conn, descriptor, os.getppid())
     finally:
         os.close(descriptor)
@@ -108,12 +105,12 @@ def _send_batch(conn: Connection, part: DecodedBatch) -> bool:
 
 
 def _to_memory_file(wavs: list[np.ndarray]) -> int:
-    """A file without a name that holds the samples; its descriptor."""
-    descriptor = os.memfd_create("part")
+    """The descriptor of an anonymous file in memory that contains the samples."""
+    descriptor = os.memfd_create("audio")
     try:
-        with open(descriptor, "wb", closefd=False) as block:
+        with open(descriptor, "wb", closefd=False) as file:
             for wav in wavs:
-                block.write(wav.data)
+                file.write(wav.data)
     except BaseException:
         os.close(descriptor)
         raise
@@ -121,46 +118,49 @@ def _to_memory_file(wavs: list[np.ndarray]) -> int:
 
 
 def _receive_message(conn: Connection) -> DecodedBatch | SendError | str | None:
-    """What `_send` sent; None for the end of a job; _BEGUN."""
+    """The next message of a worker: a batch, a SendError, _STARTED, or None at the end of a job."""
     message = conn.recv()
     if message is None or message == _STARTED or isinstance(message, SendError):
         return message
-    part, lengths = message
+    batch, lengths = message
     if lengths is None:
-        return part
+        return batch
     descriptor = recv_handle(conn)
     try:
-        block = np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.float32)
+        samples = np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.float32)
     finally:
         os.close(descriptor)
-    wavs = iter(np.split(block, np.cumsum(lengths)[:-1]))
-    return replace(part, clips=[clip if isinstance(clip, Skipped) else next(wavs) for clip in part.clips])
+    wavs = iter(np.split(samples, np.cumsum(lengths)[:-1]))
+    return replace(batch, clips=[clip if isinstance(clip, Skipped) else next(wavs) for clip in batch.clips])
 
 
 class _DecodeWorker:
-    """A reader process and the job it is at. begun: whether it reads jobs yet; done: clips of its job that arrived."""
+    """A worker process and its current job.
 
-    def __init__(self, how: DecodeOptions, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]]) -> None:
+    has_started: whether it receives jobs yet. num_received: clips of the job that have been received from it.
+    """
+
+    def __init__(self, options: DecodeOptions, decode: DecodeFunction) -> None:
         context = multiprocessing.get_context("spawn")
-        self.conn, theirs = context.Pipe()
-        self.process = context.Process(target=_worker_loop, args=(theirs, how, read), daemon=True)
+        self.conn, worker_end = context.Pipe()
+        self.process = context.Process(target=_worker_loop, args=(worker_end, options, decode), daemon=True)
         try:
             self.process.start()
         except OSError as error:
             hint = "give fewer decode_workers=, or decode_workers=0, and run the same command again"
-            raise MachineError(f"a reader process cannot be started ({error.strerror}): {hint}") from error
-        theirs.close()
+            raise MachineError(f"a decode worker cannot be started ({error.strerror}): {hint}") from error
+        worker_end.close()
         self.job: Job | None = None
         self.has_started, self.num_received = False, 0
 
     def submit(self, job: Job) -> None:
         self.job, self.num_received = job, 0
-        with suppress(ConnectionError):  # a reader that died is buried when it is heard next
+        with suppress(ConnectionError):  # a dead worker is noticed when its next message is read
             self.conn.send(job)
 
     def stop(self) -> int | None:
-        """End the process, unless it has ended; the exit code."""
-        self.process.join(_EXIT_GRACE_SECONDS)  # one whose pipe has closed is about to end with a code of its own
+        """End the process, unless it has ended, and return its exit code."""
+        self.process.join(_EXIT_GRACE_SECONDS)  # one whose pipe is closed is about to end with its own exit code
         self.process.kill()
         self.process.join()
         self.conn.close()
@@ -168,126 +168,126 @@ class _DecodeWorker:
 
 
 class DecodeWorkerPool:
-    """`count` processes that decode jobs; with a count of 0, the calling thread does. read: what decodes a job."""
+    """`count` processes that decode jobs; with a count of 0, the calling thread decodes them itself."""
 
-    def __init__(
-        self, count: int, how: DecodeOptions, read: Callable[[Job, DecodeOptions], Iterator[DecodedBatch]] = decode_job
-    ) -> None:
-        self._how, self._read = how, read
-        self._slow_files: dict[str, Skipped] = {}  # paths that were given up, and why
-        self._failed_starts = 0  # readers in a row
-        self._workers = [_DecodeWorker(how, read) for _ in range(count)]
+    def __init__(self, count: int, options: DecodeOptions, decode: DecodeFunction = decode_job) -> None:
+        self._options, self._decode_job = options, decode
+        self._slow_files: dict[str, Skipped] = {}  # paths that took too long twice, and the reason
+        self._failed_starts = 0  # workers in a row
+        self._workers = [_DecodeWorker(options, decode) for _ in range(count)]
 
-    def decode(self, inbox: Connection, want: Callable[[], Any]) -> Iterator[DecodedBatch]:
-        """The jobs that come in, decoded, their parts in any order. `want` asks for a job each; None ends them.
+    def decode(self, inbox: Connection, request_job: Callable[[], Any]) -> Iterator[DecodedBatch]:
+        """The decoded batches of all jobs, in any order.
 
-        Raises MachineError where no reader can so much as begin, or pass on what it has decoded.
+        Args:
+            inbox: Where jobs arrive, one for each call of `request_job`; None after the last.
+            request_job: Asks for a job.
+
+        Raises:
+            MachineError: No worker can start, or send what it decoded.
         """
         if not self._workers:
-            want()
+            request_job()
             while (job := inbox.recv()) is not None:
-                yield from self._read(job, replace(self._how, timeout=0))  # this process must not end
-                want()
+                yield from self._decode_job(job, replace(self._options, timeout=0))  # this process must not end
+                request_job()
             return
         jobs: deque[Job] = deque()
-        more, asked = True, False
+        has_more, is_requested = True, False
         while True:
-            idle = [reader for reader in self._workers if reader.job is None]
+            idle = [worker for worker in self._workers if worker.job is None]
             while idle and jobs:
                 job = jobs.popleft()
                 if job.is_retry and (reason := self._slow_files.get(job.clips[0].clip.path)):
                     yield DecodedBatch(job.shard, job.first, [reason], job.embed_only)
                 else:
                     self._ensure_alive(idle.pop()).submit(job)
-            if idle and more and not asked:
-                want()
-                asked = True
-            busy = {reader.conn: reader for reader in self._workers if reader.job is not None}
-            if not busy and not more:
+            if idle and has_more and not is_requested:
+                request_job()
+                is_requested = True
+            busy = {worker.conn: worker for worker in self._workers if worker.job is not None}
+            if not busy and not has_more:
                 return
-            for ready in wait([*busy, *([inbox] if asked else [])]):
+            for ready in wait([*busy, *([inbox] if is_requested else [])]):
                 if ready is inbox:
-                    given, asked = inbox.recv(), False
-                    jobs += [given] if given else []
-                    more = given is not None
+                    job, is_requested = inbox.recv(), False
+                    jobs += [job] if job else []
+                    has_more = job is not None
                 else:
                     yield from self._handle_message(busy[ready], jobs)  # type: ignore[index]
 
-    def _ensure_alive(self, reader: _DecodeWorker) -> _DecodeWorker:
-        """The reader, or another in its place if it died while it had nothing to do."""
-        if reader.process.is_alive():
-            return reader
-        reader.stop()
-        return self._replace_worker(reader)
+    def _ensure_alive(self, worker: _DecodeWorker) -> _DecodeWorker:
+        """The worker, or its replacement if it died while it was idle."""
+        if worker.process.is_alive():
+            return worker
+        worker.stop()
+        return self._replace_worker(worker)
 
-    def _replace_worker(self, reader: _DecodeWorker) -> _DecodeWorker:
-        other = _DecodeWorker(self._how, self._read)
-        self._workers[self._workers.index(reader)] = other
-        return other
+    def _replace_worker(self, worker: _DecodeWorker) -> _DecodeWorker:
+        replacement = _DecodeWorker(self._options, self._decode_job)
+        self._workers[self._workers.index(worker)] = replacement
+        return replacement
 
-    def _handle_message(self, reader: _DecodeWorker, jobs: deque[Job]) -> Iterator[DecodedBatch]:
+    def _handle_message(self, worker: _DecodeWorker, jobs: deque[Job]) -> Iterator[DecodedBatch]:
         try:
-            part = _receive_message(reader.conn)
+            message = _receive_message(worker.conn)
         except (EOFError, OSError):  # it died, maybe in the middle of a message
-            yield from self._handle_dead_worker(reader, jobs)
+            yield from self._handle_dead_worker(worker, jobs)
             return
-        if isinstance(part, SendError):
+        if isinstance(message, SendError):
             raise MachineError(
-                f"decoded sound cannot be passed on from a reader process ({part.reason}): raise the limits on file "
+                f"a decode worker cannot send the audio that it decoded ({message.reason}): raise the limits on file "
                 "size and memory (ulimit -a), or give decode_workers=0, and run the same command again"
             )
-        if isinstance(part, str):
-            reader.has_started, self._failed_starts = True, 0
+        if isinstance(message, str):
+            worker.has_started, self._failed_starts = True, 0
             return
-        if part is None:
-            reader.job = None
+        if message is None:
+            worker.job = None
             return
-        reader.num_received += len(part.clips)
-        with suppress(ConnectionError):  # a reader that died is buried when it is heard next
-            reader.conn.send(None)
-        yield part
+        worker.num_received += len(message.clips)
+        with suppress(ConnectionError):  # a dead worker is noticed when its next message is read
+            worker.conn.send(None)
+        yield message
 
-    def _handle_dead_worker(self, reader: _DecodeWorker, jobs: deque[Job]) -> Iterator[DecodedBatch]:
-        """A reader died: put another in its place, and try the rest of its job clip by clip, to find the culprit."""
-        job = reader.job
+    def _handle_dead_worker(self, worker: _DecodeWorker, jobs: deque[Job]) -> Iterator[DecodedBatch]:
+        """Replace a dead worker, and retry the rest of its job clip by clip, to find the one that it died on."""
+        job = worker.job
         assert job is not None
-        code = reader.stop()
-        if not reader.has_started:
+        code = worker.stop()
+        if not worker.has_started:
             self._failed_starts += 1
             if self._failed_starts == _MAX_FAILED_STARTS:
                 raise MachineError(
                     f"{_MAX_FAILED_STARTS} decode workers in a row ended before they started (exit code {code}): "
-                    "give fewer "
-                    "decode_workers=, or decode_workers=0"
+                    "give fewer decode_workers=, or decode_workers=0"
                 )
-            self._replace_worker(reader)
+            self._replace_worker(worker)
             jobs.appendleft(job)
             return
-        self._replace_worker(reader)
-        if reader.num_received == len(job.clips):
+        self._replace_worker(worker)
+        if worker.num_received == len(job.clips):
             return
         if job.is_retry:
             reason = self._skip_reason(code)
-            if code == -signal.SIGALRM:  # the other clips of a file would take as long, one by one
+            if code == -signal.SIGALRM:  # the other clips of the file would take as long, one by one
                 self._slow_files[job.clips[0].clip.path] = reason
             yield DecodedBatch(job.shard, job.first, [reason], job.embed_only)
         else:
-            jobs.extendleft(job.single_clip(i) for i in reversed(range(reader.num_received, len(job.clips))))
+            jobs.extendleft(job.single_clip(i) for i in reversed(range(worker.num_received, len(job.clips))))
 
     def _skip_reason(self, code: int | None) -> Skipped:
         if code == -signal.SIGALRM:
-            return Skipped(
-                f"too slow: reading it took more than decode_timeout={self._how.timeout:g}, twice", retry=True
-            )
+            limit = f"decode_timeout={self._options.timeout:g}"
+            return Skipped(f"too slow: reading it took more than {limit}, twice", retry=True)
         if code == -signal.SIGKILL:
             killed = "the process that decodes it was killed twice, as by a machine out of memory"
             return Skipped(f"unreadable: {killed}", retry=True)
-        return Skipped(
-            f"unreadable: it ends the process that decodes it (exit code {code})", retry=code not in CRASH_EXIT_CODES
-        )
+        reason = f"unreadable: it ends the process that decodes it (exit code {code})"
+        return Skipped(reason, retry=code not in CRASH_EXIT_CODES)
 
     def close(self) -> None:
         """End the processes."""
-        for reader in self._workers:
-            reader.process.kill()
-            reader.stop()
+        for worker in self._workers:
+            worker.process.kill()
+            worker.stop()

@@ -1,4 +1,4 @@
-"""Decoded clips in, codes and prompts out: what a process does that owns a device.
+"""From decoded clips to codes and prompts: the encoder that owns one device, and the loop of its process.
 
 Letters: B clips, K codebooks, T frames, S samples, D prompt width.
 """
@@ -27,17 +27,18 @@ if TYPE_CHECKING:
     from pipeline.audio.codecs.base import Codec
     from pipeline.audio.embedders.base import Embedder
 
-MAX_BATCH_SECONDS = {"cpu": 32, "cuda": 640}  # of audio in a batch, whatever its count of clips: bounds the memory
-NEXT_JOB = "want"  # a worker's word for: give me a job
-DONE = "done"  # ... and for: all of mine are through
+MAX_BATCH_SECONDS = {"cpu": 32, "cuda": 640}  # of audio in a batch, which bounds the memory
+NEXT_JOB = "next job"  # the message by which an encoder asks for a job
+DONE = "done"  # its last message, after the results of all its jobs
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedClip:
-    """A clip as numbers. codes: uint16 [K, T], None where they were not asked for; prompt: float16 [D].
+    """An encoded clip.
 
-    note: how its sound is not as its file has it.
+    codes: uint16 [K, T], or None if only the prompt was asked for. prompt: float16 [D]. note: how the audio differs
+    from its file.
     """
 
     codes: np.ndarray | None
@@ -49,7 +50,7 @@ class EncodedClip:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Items of a shard from number `first` on, as numbers, or why they are not."""
+    """Encoded clips of a shard from number `first` on, or why they are skipped."""
 
     shard: str
     first: int
@@ -58,7 +59,7 @@ class EncodedBatch:
 
 @dataclass(frozen=True)
 class WorkerError:
-    """Why a worker stopped. kind: the name of the exception."""
+    """Why an encoder stopped. kind: the name of the exception."""
 
     kind: str
     text: str
@@ -70,45 +71,49 @@ class Encoder:
     def __init__(self, codec: Codec, embedder: Embedder) -> None:
         self.codec, self.embedder = codec, embedder
 
-    def encode(self, part: DecodedBatch) -> EncodedBatch:
-        """Encode a part's clips in batches of equal length. Which clips share a batch follows from the part alone."""
-        return self.encode_async(part)()
+    def encode(self, batch: DecodedBatch) -> EncodedBatch:
+        """Encode clips in groups of equal length. Which clips share a group depends on the batch alone."""
+        return self.encode_async(batch)()
 
-    def encode_async(self, part: DecodedBatch) -> Callable[[], EncodedBatch]:
-        """Begin to encode a part. What is returned waits for the numbers: a GPU may have the next part by then."""
-        wavs = [(i, heard) for i, heard in enumerate(part.clips) if not isinstance(heard, Skipped)]
-        batches = [
-            ([i for i, _ in batch], self._encode_batch([wav for _, wav in batch], frames, part.embed_only))
-            for frames, batch in self._group_by_length(wavs)
+    def encode_async(self, batch: DecodedBatch) -> Callable[[], EncodedBatch]:
+        """Start to encode a batch. The returned function waits for the result, so a GPU can start the next batch."""
+        wavs = [(i, clip) for i, clip in enumerate(batch.clips) if not isinstance(clip, Skipped)]
+        groups = [
+            ([i for i, _ in group], self._encode_group([wav for _, wav in group], frames, batch.embed_only))
+            for frames, group in self._group_by_length(wavs)
         ]
 
         def finish() -> EncodedBatch:
-            found: dict[int, EncodedClip | Skipped] = {i: h for i, h in enumerate(part.clips) if isinstance(h, Skipped)}
-            for rows, finish_batch in batches:
-                found |= zip(rows, finish_batch(), strict=True)
-            for i, note in part.notes.items():
-                if isinstance(numbers := found[i], EncodedClip):
-                    found[i] = replace(numbers, note=note)
-            return EncodedBatch(part.shard, part.first, [found[i] for i in range(len(part.clips))])
+            clips: dict[int, EncodedClip | Skipped] = {
+                i: clip for i, clip in enumerate(batch.clips) if isinstance(clip, Skipped)
+            }
+            for indices, finish_group in groups:
+                clips |= zip(indices, finish_group(), strict=True)
+            for i, note in batch.notes.items():
+                if isinstance(clip := clips[i], EncodedClip):
+                    clips[i] = replace(clip, note=note)
+            return EncodedBatch(batch.shard, batch.first, [clips[i] for i in range(len(batch.clips))])
 
         return finish
 
     def _group_by_length(
         self, wavs: list[tuple[int, np.ndarray]]
     ) -> Iterator[tuple[int, list[tuple[int, np.ndarray]]]]:
-        def frames(wav: tuple[int, np.ndarray]) -> int:
+        """Groups of clips with the same number of frames, which is yielded first."""
+
+        def num_frames(wav: tuple[int, np.ndarray]) -> int:
             return self.codec.num_frames(len(wav[1]))
 
-        for count, same in groupby(sorted(wavs, key=frames), key=frames):
+        for frames, same in groupby(sorted(wavs, key=num_frames), key=num_frames):
             group = list(same)
-            most = max(1, int(MAX_BATCH_SECONDS[self.codec.device.type] * self.codec.frame_rate / count))
-            for start in range(0, len(group), most):
-                yield count, group[start : start + most]
+            size = max(1, int(MAX_BATCH_SECONDS[self.codec.device.type] * self.codec.frame_rate / frames))
+            for start in range(0, len(group), size):
+                yield frames, group[start : start + size]
 
-    def _encode_batch(
+    def _encode_group(
         self, wavs: list[np.ndarray], frames: int, embed_only: bool
     ) -> Callable[[], Iterator[EncodedClip | Skipped]]:
-        """Clips of as many frames each; none has a part in another's numbers, whatever it holds."""
+        """Start to encode clips of `frames` frames each. No clip affects the results of another."""
         import torch
 
         on_gpu = self.codec.device.type == "cuda"
@@ -122,15 +127,14 @@ class Encoder:
 
         def finish() -> Iterator[EncodedClip | Skipped]:
             vectors = prompts.cpu().numpy().astype(np.float16)
-            numbers = None if codes is None else self._validate_codes(codes.cpu().numpy(), frames)
+            codes_uint16 = None if codes is None else self._validate_codes(codes.cpu().numpy(), frames)
             for row, wav in enumerate(wavs):
                 if not np.isfinite(vectors[row]).all():
                     yield Skipped("not finite: its embedding has NaN or infinite values")
                     continue
                 seconds = len(wav) / self.codec.sample_rate
-                yield EncodedClip(
-                    None if numbers is None else numbers[row], vectors[row], seconds, audio_io.is_silent(wav)
-                )
+                clip_codes = None if codes_uint16 is None else codes_uint16[row]
+                yield EncodedClip(clip_codes, vectors[row], seconds, audio_io.is_silent(wav))
 
         return finish
 
@@ -153,77 +157,79 @@ def load_encoder(codec: dict[str, Any], embedder: dict[str, Any], device: str, t
     return Encoder(load_codec(**codec, device=device), load_embedder(**embedder, device=device))
 
 
-def encoder_loop(conn: Connection, load: Callable[[], Encoder], readers: int, how: DecodeOptions) -> None:
-    """Work on the jobs that come through `conn` until there are no more; say there what comes of them."""
-    speaking = threading.Lock()
+def encoder_loop(conn: Connection, load: Callable[[], Encoder], decode_workers: int, options: DecodeOptions) -> None:
+    """Decode and encode the jobs that come through `conn` until there are no more, and send back the results."""
+    lock = threading.Lock()
 
-    def say(message: Any) -> None:
-        with speaking:  # `want` is said by the thread that reads ahead
+    def send(message: Any) -> None:
+        with lock:  # jobs are requested by the thread that prefetches
             conn.send(message)
 
-    crew = DecodeWorkerPool(readers, how)
+    pool = DecodeWorkerPool(decode_workers, options)
     try:
         encoder = load()
-        with closing(prefetch(crew.decode(conn, lambda: say(NEXT_JOB)))) as heard:
+        with closing(prefetch(pool.decode(conn, lambda: send(NEXT_JOB)))) as batches:
             finish: Callable[[], EncodedBatch] | None = None
-            for part in heard:
-                launched = encoder.encode_async(part)
+            for batch in batches:
+                finish_next = encoder.encode_async(batch)
                 if finish:
-                    say(finish())
-                finish = launched
+                    send(finish())
+                finish = finish_next
             if finish:
-                say(finish())
-        say(DONE)
+                send(finish())
+        send(DONE)
     except (BrokenPipeError, EOFError, ConnectionResetError):
-        pass  # whoever gave us the jobs is gone
+        pass  # the process that sends the jobs has ended
     except MachineError as error:
-        say(WorkerError("MachineError", str(error)))
+        send(WorkerError("MachineError", str(error)))
     except Exception as error:
-        say(WorkerError(type(error).__name__, f"{error}\n{traceback.format_exc()}"))
+        send(WorkerError(type(error).__name__, f"{error}\n{traceback.format_exc()}"))
     finally:
-        crew.close()
+        pool.close()
         conn.close()
 
 
-def run_encoder_process(conn: Connection, load: Callable[[], Encoder], readers: int, how: DecodeOptions) -> None:
-    """`serve`, in a process that ends with the one that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends us
+def run_encoder_process(
+    conn: Connection, load: Callable[[], Encoder], decode_workers: int, options: DecodeOptions
+) -> None:
+    """`encoder_loop` in a process that ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends this process
     exit_with_parent()
-    encoder_loop(conn, load, readers, how)
+    encoder_loop(conn, load, decode_workers, options)
 
 
 def prefetch(items: Iterator[_T], depth: int = 2) -> Generator[_T, None, None]:
-    """The same items, taken from their iterator by a thread that keeps up to `depth` in hand."""
-    hand: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    stopped = threading.Event()
+    """The same items, read from their iterator by a thread that is up to `depth` items ahead."""
+    buffer: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    is_stopped = threading.Event()
 
     def put(row: tuple[bool, Any]) -> None:
-        while not stopped.is_set():
+        while not is_stopped.is_set():
             with suppress(queue.Full):
-                hand.put(row, timeout=0.1)
+                buffer.put(row, timeout=0.1)
                 return
 
-    def take() -> None:
+    def read_ahead() -> None:
         try:
             for item in items:
                 put((True, item))
-                if stopped.is_set():
+                if is_stopped.is_set():
                     return
             put((False, None))
         except Exception as error:
             put((False, error))
 
-    thread = threading.Thread(target=take, daemon=True)
+    thread = threading.Thread(target=read_ahead, daemon=True)
     thread.start()
     try:
         while True:
-            more, item = hand.get()
-            if more:
+            is_item, item = buffer.get()
+            if is_item:
                 yield item
             elif item is None:
                 return
             else:
                 raise item
     finally:
-        stopped.set()
+        is_stopped.set()
         thread.join(timeout=1)

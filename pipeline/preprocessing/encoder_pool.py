@@ -1,6 +1,6 @@
-"""The encoders of one machine: a process a device, or a thread of ours where there is one CPU worker only.
+"""The encoders of one machine: a process for each device, or a thread of this process for a single CPU encoder.
 
-Jobs are handed out as they are asked for, so a slow job never holds up the other encoders.
+Each encoder gets its next job when it asks for one, so a slow job does not hold up the other encoders.
 """
 
 from __future__ import annotations
@@ -27,57 +27,59 @@ from pipeline.preprocessing.encoder import (
     run_encoder_process,
 )
 
-_EXIT_GRACE_SECONDS = 5.0  # seconds
-MAX_DECODE_WORKERS = 16  # of one encoder: more do not make a GPU wait less
+_EXIT_GRACE_SECONDS = 5.0
+MAX_DECODE_WORKERS = 16  # for each encoder; more do not make a GPU wait less
 
 
 class EncoderPool:
-    """Encoders at work: one on each device, loaded by `load(device=...)`, each with so many readers."""
+    """Running encoders: one on each device, loaded by `load(device=...)`, each with its decode workers."""
 
-    def __init__(self, load: Callable[..., Encoder], names: list[str], readers: int, how: DecodeOptions) -> None:
+    def __init__(
+        self, load: Callable[..., Encoder], devices: list[str], decode_workers: int, options: DecodeOptions
+    ) -> None:
         self._conns: list[Connection] = []
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
         self._thread: threading.Thread | None = None
         context = multiprocessing.get_context("spawn")
-        for name in names:
-            ours, theirs = context.Pipe()
-            self._conns.append(ours)
-            work = (theirs, partial(load, device=name), readers, how)
-            if names == ["cpu"]:
-                self._thread = threading.Thread(target=encoder_loop, args=work, daemon=True)
+        for device in devices:
+            conn, encoder_end = context.Pipe()
+            self._conns.append(conn)
+            arguments = (encoder_end, partial(load, device=device), decode_workers, options)
+            if devices == ["cpu"]:
+                self._thread = threading.Thread(target=encoder_loop, args=arguments, daemon=True)
                 self._thread.start()
-            else:  # a GPU also has a process that does nothing else: whoever writes shards would make it wait
-                process = context.Process(target=run_encoder_process, args=work)
+            else:  # also a single GPU has its own process: in this one, writing shards would make it wait
+                process = context.Process(target=run_encoder_process, args=arguments)
                 try:
                     process.start()
                 except OSError as error:
                     self.__exit__(type(error), error, None)
                     hint = "give fewer encoder_workers=, and run the same command again"
                     raise MachineError(f"an encoder process cannot be started ({error.strerror}): {hint}") from error
-                theirs.close()
-                self._processes[ours] = process
+                encoder_end.close()
+                self._processes[conn] = process
 
     def imap_unordered(self, jobs: Iterator[Job]) -> Iterator[EncodedBatch]:
-        """What comes of the jobs, in any order.
+        """The encoded batches of all jobs, in any order.
 
         Raises:
-            InputError: a device is out of memory.
-            MachineError: an encoder was killed, or its readers cannot work.
+            InputError: A device is out of memory.
+            MachineError: An encoder was killed, or its decode workers cannot work.
         """
-        at_work = list(self._conns)
-        while at_work:
-            for ready in wait(at_work):
+        working = list(self._conns)
+        while working:
+            for ready in wait(working):
                 conn = cast(Connection, ready)
                 message = self._receive(conn)
                 if isinstance(message, EncodedBatch):
                     yield message
                 elif message == NEXT_JOB:
                     job = next(jobs, None)
-                    with suppress(ConnectionError):  # an encoder that died is heard of next
+                    with suppress(ConnectionError):  # a dead encoder is noticed when its next message is read
                         conn.send(job)
                 else:
                     assert message == DONE
-                    at_work.remove(conn)
+                    working.remove(conn)
 
     def _receive(self, conn: Connection) -> Any:
         try:
@@ -85,23 +87,20 @@ class EncoderPool:
         except (EOFError, OSError) as error:  # maybe in the middle of a message
             process = self._processes.get(conn)
             if process is None:
-                raise RuntimeError("the encoder ended without a word") from error
+                raise RuntimeError("the encoder ended without a message") from error
             process.join(_EXIT_GRACE_SECONDS)
+            is_killed = process.exitcode == -9
             raise MachineError(
                 f"an encoder process ended with exit code {process.exitcode}"
-                + (
-                    " (killed, as by a machine out of memory: give fewer encoder_workers=)"
-                    if process.exitcode == -9
-                    else ""
-                )
-                + "; what is whole stays: run the same command again"
+                + (" (killed, as by a machine out of memory: give fewer encoder_workers=)" if is_killed else "")
+                + "; finished shards are kept: run the same command again"
             ) from error
         if isinstance(message, WorkerError):
             if message.kind == "MachineError":
                 raise MachineError(message.text)
             if message.kind == "OutOfMemoryError":
-                first = first_line(message.text)
-                raise InputError(f"the device is out of memory ({first}): give a smaller batch= or max_seconds=")
+                reason = first_line(message.text)
+                raise InputError(f"the device is out of memory ({reason}): give a smaller batch= or max_seconds=")
             raise RuntimeError(f"an encoder failed: {message.text}")
         return message
 
@@ -112,29 +111,35 @@ class EncoderPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for conn in self._conns:
-            conn.close()  # a thread of ours ends when nobody listens
+            conn.close()  # which also ends the thread
         for process in self._processes.values():
             if kind is not None:
                 process.kill()
             process.join()
         if self._thread:
-            self._thread.join()  # a thread that is still in torch when Python ends takes it down
+            self._thread.join()  # a thread that is inside torch when Python exits crashes it
 
 
-def resolve_devices(setting: str | list[str], workers: str | int) -> list[str]:
-    """The device of each encoder that is to work.
+def resolve_devices(setting: str | list[str], encoder_workers: str | int) -> list[str]:
+    """The device of each encoder.
 
-    setting: "auto" for all GPUs, else the CPU; "cpu"; "cuda:0"; or a list of GPUs. workers: processes on a CPU, "auto"
-    for one a core. Raises InputError for a device that is not there.
+    Args:
+        setting: "auto" for all GPUs, else the CPU; "cpu"; "cuda:0"; or a list of GPUs.
+        encoder_workers: Encoder processes on a CPU; "auto" for one per core.
+
+    Raises:
+        InputError: A device does not exist, or a value is not valid.
     """
-    names = _resolve_device_names(setting)
-    if workers != "auto" and (not isinstance(workers, int) or workers < 1):
-        raise InputError(f"encoder_workers={workers}: expected a number of processes of 1 or more, or auto")
-    return ["cpu"] * (num_cores() if workers == "auto" else int(workers)) if names == ["cpu"] else names
+    devices = _resolve_device_names(setting)
+    if encoder_workers != "auto" and (not isinstance(encoder_workers, int) or encoder_workers < 1):
+        raise InputError(f"encoder_workers={encoder_workers}: expected a number of processes of 1 or more, or auto")
+    if devices != ["cpu"]:
+        return devices
+    return ["cpu"] * (num_cores() if encoder_workers == "auto" else int(encoder_workers))
 
 
-def resolve_decode_workers(setting: str | int, names: list[str]) -> int:
-    """Reader processes of each encoder: one on a CPU, where encoding takes all the time; a GPU's share of the cores.
+def resolve_decode_workers(setting: str | int, devices: list[str]) -> int:
+    """Decode workers of each encoder; "auto" is one on a CPU, where encoding is slow, and a GPU's share of the cores.
 
     Raises InputError for a setting that is neither a number of processes nor auto.
     """
@@ -142,25 +147,25 @@ def resolve_decode_workers(setting: str | int, names: list[str]) -> int:
         if not isinstance(setting, int) or setting < 0:
             raise InputError(f"decode_workers={setting}: expected a number of processes for each encoder, or auto")
         return setting
-    return 1 if names[0] == "cpu" else max(1, min(MAX_DECODE_WORKERS, (num_cores() - 1) // len(names)))
+    return 1 if devices[0] == "cpu" else max(1, min(MAX_DECODE_WORKERS, (num_cores() - 1) // len(devices)))
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _resolve_device_names(setting: str | list[str]) -> list[str]:
     import torch
 
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
     if setting == "auto":
-        return [f"cuda:{i}" for i in range(there)] or ["cpu"]
-    names = [setting] if isinstance(setting, str) else list(setting)
-    names = [f"cuda:{i}" for i in range(there)] if names == ["cuda"] else names
-    for name in names:
-        if name not in ("cpu", *(f"cuda:{i}" for i in range(there))):
-            raise InputError(f"devices={name}: there is no such device; this machine has cpu and {there} GPUs")
-    if not names or len(set(names)) < len(names) or ("cpu" in names and len(names) > 1):
+        return gpus or ["cpu"]
+    devices = [setting] if isinstance(setting, str) else list(setting)
+    devices = gpus if devices == ["cuda"] else devices
+    for device in devices:
+        if device not in ("cpu", *gpus):
+            raise InputError(f"devices={device}: there is no such device; this machine has cpu and {len(gpus)} GPUs")
+    if not devices or len(set(devices)) < len(devices) or ("cpu" in devices and len(devices) > 1):
         raise InputError(f"devices={setting}: expected auto, cpu, or GPUs, each once")
-    return names
+    return devices

@@ -1,4 +1,4 @@
-"""What a run says to its user: the plan first, the outcome last."""
+"""What the command prints: the plan first, the result last."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from pipeline.preprocessing.partition import Partition
 from pipeline.preprocessing.progress import Progress
 
 DEFAULT_CODEC = {"name": "encodec_24khz", "codebooks": 8, "weights_dir": None}  # conf/exp/delay_gpt2.yaml's codec
-MAX_NAMED = 5  # skipped inputs that are named on the screen, or one of each kind; the manifest names them all
+MAX_NAMED = 5  # skipped inputs that are printed, or one of each kind; the manifest names all
 
 
-def print_plan(store: Storage, plan: BuildPlan, share: Partition, done: int, total: int, devices: list[str]) -> None:
-    """Before the work."""
+def print_plan(
+    store: Storage, plan: BuildPlan, partition: Partition, done: int, total: int, devices: list[str]
+) -> None:
+    """Print the size of the plan, and which part of it this process builds."""
     part = (
-        "" if share.count == 1 else f", of which part {share.number}/{share.count} (by {share.source}): {total:,} clips"
+        ""
+        if partition.count == 1
+        else f", of which part {partition.number}/{partition.count} (by {partition.source}): {total:,} clips"
     )
     print(f"{store.display_path()}: {plan.clips:,} clips in {len(plan.shards):,} shards{part}")
     if done:
@@ -34,37 +38,43 @@ def print_plan(store: Storage, plan: BuildPlan, share: Partition, done: int, tot
 
 
 def print_speed(progress: Progress) -> None:
-    """How fast it went."""
+    """Print how much audio was encoded, and how fast."""
     hours, minutes = progress.seconds / 3600, progress.wall / 60
     print(f"this run: {hours:.2f} h of audio in {minutes:.1f} min, {progress.speed:,.1f} x real time")
 
 
-def print_unfinished(store: Storage, share: Partition, missing: list[str]) -> None:
-    """A part is done, the whole is not."""
+def print_unfinished(store: Storage, partition: Partition, missing: list[str]) -> None:
+    """Print that this part is finished while others are not."""
     print(
-        f"part {share.number}/{share.count} is finished; {len(missing):,} shards of other parts are not yet; "
+        f"part {partition.number}/{partition.count} is finished; {len(missing):,} shards of other parts are not yet; "
         f"the last part to finish writes the manifest of {store.display_path()}"
     )
 
 
 def print_summary(store: Storage, manifest: Manifest, codec: Mapping[str, Any]) -> int:
-    """What a finished cache holds, and what may be done with it; the exit code: 1 for a cache without any clip.
+    """Print what a finished dataset contains and the command that trains on it.
 
-    codec: the settings, as they were given.
+    Args:
+        store: The dataset's storage.
+        manifest: Its manifest.
+        codec: The settings of the codec.
+
+    Returns:
+        The exit code: 1 for a dataset without any clip.
     """
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     hours = {split: manifest.hours(split) for split in manifest.splits}
     clips = sum(shard.samples for shard in shards)
     print(
-        f"{store.display_path()}: {sum(hours.values()):.2f} h in {clips:,} clips ({_listed(hours)}), "
+        f"{store.display_path()}: {sum(hours.values()):.2f} h in {clips:,} clips ({_format_hours(hours)}), "
         f"{len(shards):,} shards, {sum(shard.bytes for shard in shards) / 1e6:,.1f} MB"
     )
     if manifest.silent:
-        print(f"silent, and kept: {manifest.silent:,} clips")
-    _named("adjusted", manifest.adjusted)
-    _named("skipped", manifest.skipped)
+        print(f"silent, but kept: {manifest.silent:,} clips")
+    _print_examples("adjusted", manifest.adjusted)
+    _print_examples("skipped", manifest.skipped)
     if retried := sum("retry" in row for row in manifest.skipped):
-        print(f"not read for reasons of the machine: {retried:,} of these; run the same command again to retry them")
+        print(f"could not be read for now: {retried:,} of these; run the same command again to retry them")
     if not clips:
         print(
             f"error: {store.display_path()} has no clip to train on: every input was skipped for the reasons above; "
@@ -76,9 +86,9 @@ def print_summary(store: Storage, manifest: Manifest, codec: Mapping[str, Any]) 
     return 0
 
 
-def _named(what: str, rows: list[dict[str, Any]]) -> None:
-    """Print the inputs that were skipped, or adjusted: how many of each kind, and some by name, one of each kind."""
-    clips: Counter[tuple[str, str]] = Counter()  # of each file and kind: a file of many clips is one line
+def _print_examples(what: str, rows: list[dict[str, Any]]) -> None:
+    """Print how many inputs were skipped or adjusted, and the names of some, at least one of each kind."""
+    clips: Counter[tuple[str, str]] = Counter()  # per file and kind: a file of many clips is one line
     reasons: dict[tuple[str, str], str] = {}
     for row in rows:
         file = row["path"] or row["key"], row["reason"].partition(":")[0]
@@ -97,47 +107,48 @@ def _named(what: str, rows: list[dict[str, Any]]) -> None:
 
 
 def training_command(shards: str, codec: Mapping[str, Any]) -> str:
-    """The command that trains on shards of a codec of these settings."""
+    """The command that trains on shards of a codec with these settings."""
     other = {
         "codec" if name == "name" else f"codec.{name}": codec[name]
         for name in DEFAULT_CODEC
         if codec[name] != DEFAULT_CODEC[name]
     }
-    if codec["name"] == "encodec_embedded":  # what cannot fetch a codec has no pretrained GPT-2 either
+    if codec["name"] == "encodec_embedded":  # a machine that cannot download a codec has no pretrained GPT-2 either
         other["model"] = "tiny"
-    words = [format_override(name, value) for name, value in {**other, "shards": shards}.items()]
-    return shlex.join(["deepspeed", "pipeline/train.py", "+exp=delay_gpt2", *words])
+    overrides = [format_override(name, value) for name, value in {**other, "shards": shards}.items()]
+    return shlex.join(["deepspeed", "pipeline/train.py", "+exp=delay_gpt2", *overrides])
 
 
-def _listed(hours: dict[str, float]) -> str:
+def _format_hours(hours: dict[str, float]) -> str:
     return ", ".join(f"{split} {value:.2f} h" for split, value in hours.items())
 
 
 def print_machine_error(error: MachineError) -> int:
-    """The machine kept the run from its work; the exit code."""
+    """Print an error that the machine caused. Returns the exit code."""
     print_error(str(error))
     return 1
 
 
-def print_unreadable(store: Storage, root: str, shards: Mapping[str, str], whole: int) -> int:
-    """Shards none of whose clips the machine could read, each with a reason, are not written; the exit code."""
+def print_unreadable(store: Storage, root: str, shards: Mapping[str, str], num_finished: int) -> int:
+    """Print the shards of which no clip could be read, with a reason. Returns the exit code."""
     name, reason = next(iter(shards.items()))
     more = f" and of {len(shards) - 1:,} other shards" if len(shards) > 1 else ""
     print(
         f"error: {store.display_path()}: no clip of {name}{more} could be read ({reason}): check that data.root={root} "
-        f"is there and can be read, and run the same command again; {whole} shards are whole and stay",
+        f"is there and can be read, and run the same command again; {num_finished} finished shards are kept",
         file=sys.stderr,
     )
     return 1
 
 
-def print_write_error(store: Storage, error: OSError, whole: int, missing: list[str]) -> int:
-    """A full disk, or one that fails: what is there stays; the exit code."""
-    why = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+def print_write_error(store: Storage, error: OSError, num_finished: int, missing: list[str]) -> int:
+    """Print that writing failed, as on a full disk. Returns the exit code."""
+    reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
     print(
-        f"error: writing to {store.display_path()} failed: {why}; {whole} shards are whole and stay, not written: "
-        f"{', '.join(missing[:MAX_NAMED]) or 'manifest.json'}{more}; make room and run the same command again",
+        f"error: writing to {store.display_path()} failed: {reason}; {num_finished} finished shards are kept; "
+        f"not written: {', '.join(missing[:MAX_NAMED]) or 'manifest.json'}{more}; make room and run the same command "
+        "again",
         file=sys.stderr,
     )
     return 1

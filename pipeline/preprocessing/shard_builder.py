@@ -1,7 +1,7 @@
-"""Shards cut into jobs, and what comes of these put together into shards again.
+"""Shards cut into jobs, and encoded clips assembled into shards again.
 
-Jobs go out in the order of the plan and come back in any; a shard is written when its last clip is there, by a thread
-of its own, so that the encoders do not wait for a disk.
+Jobs are handed out in the order of the plan, and their results arrive in any order. A shard is written as soon as its
+last clip has arrived, by a background thread, so that the encoders do not wait for a disk.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from pipeline.preprocessing.decode import Job, Skipped
 from pipeline.preprocessing.encoder import EncodedBatch, EncodedClip
 from pipeline.preprocessing.shard_planner import ClipSpool, PlannedClip, printable_path
 
-JOB_CLIPS = 16  # clips, or a few more: some seconds of work
+JOB_CLIPS = 16  # clips of a job, or a few more: some seconds of work
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to be made. embed_only: its codes stand in the cache already, only its prompts are new."""
+    """A shard to write. embed_only: the dataset has its codes already, and only its prompts are new."""
 
     planned: PlannedShard
     embed_only: bool = False
 
 
 class JobIterator:
-    """The jobs of a list of tasks, in order. Bytes of clips in archives are put into files in `folder` for readers."""
+    """The jobs of a list of tasks, in order. Clips in archives are copied to files in `folder` for the workers."""
 
     def __init__(self, tasks: Iterable[ShardTask], spool: ClipSpool, folder: Path, batch: int) -> None:
         self._tasks, self._spool, self._folder = tasks, spool, folder
         self._size = max(JOB_CLIPS, batch) // batch * batch
         self._queue: deque[Clip] = deque()
         self._contents = load(iter(self._queue.popleft, None))  # one pass over each archive, whatever is skipped
-        self._last = ("", b"")
+        self._last_content = ("", b"")  # path and bytes
 
     def __iter__(self) -> Iterator[Job]:
         for task in self._tasks:
-            items = self._spool.read_shard(task.planned.name)
-            for first, stretch in group_by_recording(items, self._size):
-                job = Job(task.planned.name, first, stretch, embed_only=task.embed_only)
-                yield self._with_contents(job) if any(item.clip.span for item in stretch) else job
+            clips = self._spool.read_shard(task.planned.name)
+            for first, group in group_by_recording(clips, self._size):
+                job = Job(task.planned.name, first, group, embed_only=task.embed_only)
+                yield self._with_contents(job) if any(clip.clip.span for clip in group) else job
 
     def _with_contents(self, job: Job) -> Job:
-        folder = self._folder / job.shard  # goes when the shard is written
+        folder = self._folder / job.shard  # deleted when the shard is written
         try:
             return self._write_contents(job, folder)
         except OSError as error:
@@ -67,48 +67,58 @@ class JobIterator:
 
     def _write_contents(self, job: Job, folder: Path) -> Job:
         spans: list[tuple[int, int] | None] = []
-        place = ("", (0, 0))
+        last_path, last_span = "", (0, 0)
         folder.mkdir(exist_ok=True)
         with (folder / str(job.first)).open("wb") as file:
-            for item in job.clips:
-                if item.clip.span is None:
+            for clip in job.clips:
+                if clip.clip.span is None:
                     spans.append(None)
                     continue
-                if item.clip.path != place[0]:
-                    content = self._read_content(item.clip)
-                    place = item.clip.path, (file.tell(), len(content))
+                if clip.clip.path != last_path:
+                    content = self._read_content(clip.clip)
+                    last_path, last_span = clip.clip.path, (file.tell(), len(content))
                     file.write(content)
-                spans.append(place[1])
+                spans.append(last_span)
         return replace(job, contents_file=file.name, spans=tuple(spans))
 
     def _read_content(self, clip: Clip) -> bytes:
-        if clip.path != self._last[0]:
+        if clip.path != self._last_content[0]:
             self._queue.append(clip)
             content = next(self._contents).content
             assert content is not None
-            self._last = clip.path, content
-        return self._last[1]
+            self._last_content = clip.path, content
+        return self._last_content[1]
 
 
-def group_by_recording(items: list[PlannedClip], size: int) -> Iterator[tuple[int, list[PlannedClip]]]:
-    """Items cut into stretches of `size`, or more where a recording goes on: it is decoded once."""
+def group_by_recording(clips: list[PlannedClip], size: int) -> Iterator[tuple[int, list[PlannedClip]]]:
+    """Groups of `size` consecutive clips, each with the index of its first clip.
+
+    A group is larger where it would split a recording, so that each recording is decoded once.
+    """
     first = 0
-    for end in range(1, len(items) + 1):
-        here, there = items[end - 1].clip.path, items[end].clip.path if end < len(items) else None
-        if end == len(items) or (end - first >= size and here != there):
-            yield first, items[first:end]
+    for end in range(1, len(clips) + 1):
+        path, next_path = clips[end - 1].clip.path, clips[end].clip.path if end < len(clips) else None
+        if end == len(clips) or (end - first >= size and path != next_path):
+            yield first, clips[first:end]
             first = end
 
 
 class ShardAssembler:
-    """Shards in the making. `add` what the encoders give; finished shards are written in the background.
+    """Collects encoded clips, and writes each complete shard in the background.
 
-    A shard none of whose clips could be read is not written where that is the machine's fault: what was there before
-    stays, and `unread` names it with a reason.
+    A shard of which no clip could be read is not written if the machine is the cause: an older shard stays, and
+    `unreadable` has its name with a reason.
 
-    made: the settings of the plan; folder: where `Jobs` puts the bytes of clips in archives; wrote: told the name of
-    each shard that is complete. Use it as a context manager: it waits for the writing. Whatever stops the writing
-    (OSError for a full disk) comes out of `add` or the end of the block.
+    Use it as a context manager: it waits for the writing. An error that stops the writing (OSError for a full disk) is
+    raised by `add` or at the end of the block.
+
+    Args:
+        store: The dataset's storage.
+        tasks: The shards to write.
+        spool: The clips of the plan.
+        settings: The settings of the plan, with the identities of codec and embedder.
+        folder: Where `JobIterator` writes the bytes of clips in archives.
+        on_written: Receives the name of each shard that is complete.
     """
 
     def __init__(
@@ -116,70 +126,72 @@ class ShardAssembler:
         store: Storage,
         tasks: Iterable[ShardTask],
         spool: ClipSpool,
-        made: dict[str, Any],
+        settings: dict[str, Any],
         folder: Path,
-        wrote: Callable[[str], None],
+        on_written: Callable[[str], None],
     ) -> None:
         self._store, self._spool, self._folder = store, spool, folder
         self._tasks = {task.planned.name: task for task in tasks}
-        self._made, self._codes = build_state.settings_digest(made), build_state.codes_digest(made)
+        self._settings_digest = build_state.settings_digest(settings)
+        self._codes_digest = build_state.codes_digest(settings)
         self.unreadable: dict[str, str] = {}
-        self._found: dict[str, list[EncodedClip | Skipped | None]] = {}
-        self._left: dict[str, int] = {}
+        self._clips: dict[str, list[EncodedClip | Skipped | None]] = {}
+        self._num_missing: dict[str, int] = {}
         self._writing: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1)
-        self._wrote = wrote
+        self._on_written = on_written
 
     def add(self, encoded: EncodedBatch) -> None:
-        """Take some clips of a shard; with its last ones it is written."""
+        """Add clips of a shard, which is written when it is complete."""
         name = encoded.shard
-        if name not in self._found:
-            self._found[name] = [None] * self._tasks[name].planned.clips
-            self._left[name] = len(self._found[name])
-        self._found[name][encoded.first : encoded.first + len(encoded.clips)] = encoded.clips
-        self._left[name] -= len(encoded.clips)
-        if not self._left[name]:
-            del self._left[name]
-            self._writing.append(self._pool.submit(self._write, self._tasks[name], self._found.pop(name)))
+        if name not in self._clips:
+            self._clips[name] = [None] * self._tasks[name].planned.clips
+            self._num_missing[name] = len(self._clips[name])
+        self._clips[name][encoded.first : encoded.first + len(encoded.clips)] = encoded.clips
+        self._num_missing[name] -= len(encoded.clips)
+        if not self._num_missing[name]:
+            del self._num_missing[name]
+            self._writing.append(self._pool.submit(self._write, self._tasks[name], self._clips.pop(name)))
         while self._writing and (self._writing[0].done() or len(self._writing) > 2):
             self._writing.popleft().result()
 
-    def _write(self, task: ShardTask, found: list[EncodedClip | Skipped | None]) -> None:
+    def _write(self, task: ShardTask, encoded: list[EncodedClip | Skipped | None]) -> None:
         name = task.planned.name
-        items = self._spool.read_shard(name)
-        codes = self._existing_codes(name) if task.embed_only else {}
-        good: list[Sample] = []
-        aside: list[dict[str, Any]] = []
+        existing_codes = self._existing_codes(name) if task.embed_only else {}
+        samples: list[Sample] = []
+        skipped: list[dict[str, Any]] = []
         adjusted: list[dict[str, Any]] = []
-        silent = 0
-        for item, numbers in zip(items, found, strict=True):
-            assert numbers is not None, f"{name}: {item.clip.key} never came back"
-            if isinstance(numbers, EncodedClip) and task.embed_only and item.clip.key not in codes:
-                numbers = Skipped("not in the cache whose codes are kept")
-            if isinstance(numbers, Skipped):
-                aside.append(skipped_row(printable_path(item.path), item.clip.key, numbers.reason, numbers.retry))
+        num_silent = 0
+        for planned, clip in zip(self._spool.read_shard(name), encoded, strict=True):
+            key, path = planned.clip.key, printable_path(planned.path)
+            assert clip is not None, f"{name}: {key} was not encoded"
+            if isinstance(clip, EncodedClip) and task.embed_only and key not in existing_codes:
+                clip = Skipped("not in the cache whose codes are kept")
+            if isinstance(clip, Skipped):
+                skipped.append(skipped_row(path, key, clip.reason, clip.retry))
                 continue
-            silent += numbers.silent
-            if numbers.note:
-                adjusted.append(skipped_row(printable_path(item.path), item.clip.key, numbers.note))
-            good.append(_build_sample(item, numbers, codes.get(item.clip.key)))
+            num_silent += clip.silent
+            if clip.note:
+                adjusted.append(skipped_row(path, key, clip.note))
+            samples.append(_build_sample(planned, clip, existing_codes.get(key)))
         shutil.rmtree(self._folder / name, ignore_errors=True)
-        retried = [row["reason"] for row in aside if "retry" in row]
-        if retried and not good:
-            self.unreadable[name] = retried[0]
+        retry_reasons = [row["reason"] for row in skipped if "retry" in row]
+        if retry_reasons and not samples:
+            self.unreadable[name] = retry_reasons[0]
             return
         build_state.delete_record(self._store, name)
         shard = None
-        if good:
+        if samples:
             with ShardWriter(self._store, name) as writer:
-                for sample in good:
+                for sample in samples:
                     writer.add(sample)
             shard = writer.info
         else:
             build_state.delete_shard(self._store, name)
-        record = ShardRecord(task.planned.inputs, self._made, self._codes, shard, silent, aside, adjusted)
+        inputs = task.planned.inputs
+        record = ShardRecord(inputs, self._settings_digest, self._codes_digest, shard, num_silent, skipped, adjusted)
         record.save(self._store, name)
-        self._wrote(name)
+        self._on_written(name)
 
     def _existing_codes(self, name: str) -> dict[str, np.ndarray]:
         if self._store.size(name) is None:
@@ -197,15 +209,15 @@ class ShardAssembler:
             self._writing.popleft().result()
 
 
-def _build_sample(item: PlannedClip, numbers: EncodedClip, kept: np.ndarray | None) -> Sample:
-    clip = item.clip
-    codes = numbers.codes if kept is None else kept
+def _build_sample(planned: PlannedClip, encoded: EncodedClip, existing_codes: np.ndarray | None) -> Sample:
+    clip = planned.clip
+    codes = encoded.codes if existing_codes is None else existing_codes
     assert codes is not None
-    info = {
-        "path": printable_path(item.path),
+    metadata = {
+        "path": printable_path(planned.path),
         "start": clip.start,
-        "duration": round(numbers.seconds, 6),
+        "duration": round(encoded.seconds, 6),
         "split": clip.split,
         "labels": clip.labels,
     }
-    return Sample(clip.key, codes, numbers.prompt, info)
+    return Sample(clip.key, codes, encoded.prompt, metadata)

@@ -1,8 +1,9 @@
-"""From a corpus to the plan of a cache: which clips go into which shard, and the fingerprint of each shard's inputs.
+"""The plan of a dataset: which clips go into which shard, and a fingerprint of each shard's inputs.
 
-Clips are taken in the corpus's own order, split by split, and cut into shards at places that the keys themselves
-choose. So a clip added or removed moves the cuts around it only, and every other shard keeps its clips, its
-fingerprint and its bytes. The clips of a plan wait in a temporary file: memory does not grow with the corpus.
+Clips are read in the corpus's own order and cut into shards, each split on its own. The keys of the clips decide where
+a shard ends. So a clip that is added or removed changes the shards around it only, and every other shard keeps its
+clips, its fingerprint and its bytes. The clips of a plan are kept in a temporary file: memory does not grow with the
+corpus.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.common.errors import InputError, MachineError
-from pipeline.corpora import UNREADABLE, Clip, fingerprint
+from pipeline.corpora import UNREADABLE, Clip, SkippedInput, fingerprint
 from pipeline.data.build_state import BuildPlan, PlannedShard
 from pipeline.data.manifest import skipped_row
 from pipeline.data.shard import KEY_PATTERN
@@ -30,7 +31,7 @@ SPLIT = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class PlannedClip:
-    """A clip of a plan and what its input looked like then. path: the clip's, from the corpus folder on."""
+    """A clip of a plan. path: relative to the corpus folder. fingerprint: of its file when the plan was made."""
 
     clip: Clip
     path: str
@@ -38,7 +39,10 @@ class PlannedClip:
 
 
 class ClipSpool:
-    """The clips of planned shards, in a temporary file. Lines of JSON: also what a shard's fingerprint is made of."""
+    """The clips of planned shards, in a temporary file.
+
+    Each clip is a line of JSON; the fingerprint of a shard is the hash of its lines.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
@@ -48,37 +52,37 @@ class ClipSpool:
         self._spans: dict[str, tuple[int, int]] = {}
 
     def encode_clip(self, clip: Clip) -> bytes:
-        """All that a sample depends on, but for the settings."""
+        """The line of a clip: everything that its sample depends on, except the settings."""
         inside = clip.path.startswith(self._root)
         path = clip.path[len(self._root) :] if inside else clip.path
         row = [clip.key, path, inside, clip.split, clip.start, clip.duration, clip.labels, clip.span, fingerprint(clip)]
         return json.dumps(row).encode() + b"\n"
 
     def write_shard(self, shard: str, rows: bytes) -> None:
-        """Keep the rows of a shard."""
+        """Append the lines of a shard."""
         with _explain_disk_errors():
             self._spans[shard] = (self._file.seek(0, os.SEEK_END), len(rows))
             self._file.write(rows)
 
     def rename_shards(self, names: Mapping[str, str]) -> None:
-        """Give the shards their names; the spool is complete."""
+        """Give the shards their final names, after the last one was written."""
         with _explain_disk_errors():
             self._file.flush()
-        self._spans = {names[name]: place for name, place in self._spans.items()}
+        self._spans = {names[name]: span for name, span in self._spans.items()}
 
     def read_shard(self, shard: str) -> list[PlannedClip]:
-        """The clips of a shard, in order; any thread may ask."""
+        """The clips of a shard, in order. Any thread may call this."""
         start, size = self._spans[shard]
         return [self._decode_clip(line) for line in os.pread(self._file.fileno(), size, start).splitlines()]
 
     def _decode_clip(self, line: bytes) -> PlannedClip:
-        key, path, inside, split, start, duration, labels, span, seen = json.loads(line)
+        key, path, inside, split, start, duration, labels, span, seen_as = json.loads(line)
         full = self._root + path if inside else path
-        return PlannedClip(Clip(key, full, split, start, duration, labels, span and tuple(span)), path, seen)
+        return PlannedClip(Clip(key, full, split, start, duration, labels, span and tuple(span)), path, seen_as)
 
     def close(self) -> None:
-        """Let go of the file, which has no name: its bytes are gone with it."""
-        with suppress(OSError):  # of bytes that found no room
+        """Close the file, which deletes it: it has no name."""
+        with suppress(OSError):  # a full disk, whose bytes are not needed any more
             self._file.close()
 
 
@@ -88,7 +92,7 @@ def _explain_disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise MachineError(
-            f"the plan of the cache cannot be written to a temporary file ({error.strerror}): make room in "
+            f"the plan of the dataset cannot be written to a temporary file ({error.strerror}): make room in "
             f"{os.environ.get('TMPDIR', '/tmp')}, or set TMPDIR to a folder with more, and run the same command again"
         ) from error
 
@@ -98,36 +102,46 @@ def plan_shards(
     spool: ClipSpool,
     samples_per_shard: int,
     old: BuildPlan | None,
-    blank: BuildPlan,
-    set_aside: Callable[[], Iterable[Any]],
+    empty_plan: BuildPlan,
+    skipped_inputs: Callable[[], Iterable[SkippedInput]],
 ) -> BuildPlan:
-    """Cut a corpus into shards of at most `samples_per_shard` clips, and keep their clips in the spool.
+    """Cut a corpus into shards.
 
-    old: the plan that the cache was made by, whose shards keep their names where their clips are the same;
-    blank: the plan but for its shards; set_aside: what the corpus left out, asked for when all clips are listed.
-    Clips whose key is no key, or is another clip's, are set aside. Raises InputError for a corpus without any clip.
+    Clips with an invalid key, or with the key of another clip, are skipped.
+
+    Args:
+        clips: The clips of the corpus, in its order.
+        spool: Where the clips are kept.
+        samples_per_shard: The largest number of clips in a shard.
+        old: The plan of the existing dataset. Shards with the same clips keep their names.
+        empty_plan: The plan without its shards.
+        skipped_inputs: Returns the inputs that the corpus skipped; called after the last clip.
+
+    Returns:
+        The plan with its shards.
+
+    Raises:
+        InputError: The corpus has no clip.
     """
-    aside: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
     open_shards: dict[str, _OpenShard] = {}
     planned: list[PlannedShard] = []
-    seen: set[int] = set()  # of digests: a million keys are 60 MB, not 200
+    seen: set[int] = set()  # hashes of keys: a million take 60 MB instead of 200
     for clip in clips:
-        mark = int.from_bytes(hashlib.blake2b(clip.key.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
-        reason = (
-            "another clip has the same key"
-            if mark in seen
-            else ""
-            if KEY_PATTERN.fullmatch(clip.key)
-            else "no valid key"
+        key_hash = int.from_bytes(
+            hashlib.blake2b(clip.key.encode(errors="surrogatepass"), digest_size=8).digest(), "big"
         )
-        if reason:
-            aside.append(skipped_row(printable_path(clip.path), clip.key, reason))
+        if key_hash in seen:
+            skipped.append(skipped_row(printable_path(clip.path), clip.key, "another clip has the same key"))
+            continue
+        if not KEY_PATTERN.fullmatch(clip.key):
+            skipped.append(skipped_row(printable_path(clip.path), clip.key, "no valid key"))
             continue
         assert SPLIT.fullmatch(clip.split), clip.split
-        seen.add(mark)
+        seen.add(key_hash)
         shard = open_shards.setdefault(clip.split, _OpenShard())
         shard.rows.append(spool.encode_clip(clip))
-        if _is_last_of_shard(len(shard.rows), mark, samples_per_shard):
+        if _is_last_of_shard(len(shard.rows), key_hash, samples_per_shard):
             planned.append(shard.close(clip.split, spool))
     planned += [shard.close(split, spool) for split, shard in open_shards.items() if shard.rows]
     if not planned:
@@ -136,12 +150,14 @@ def plan_shards(
     names = _assign_names(planned, old.shards if old else [])
     spool.rename_shards(names)
     planned = [replace(shard, name=names[shard.name]) for shard in planned]
-    aside += [skipped_row(printable_path(a.path), a.key, a.reason, UNREADABLE in a.reason) for a in set_aside()]
-    return replace(blank, shards=planned, skipped=aside)
+    skipped += [
+        skipped_row(printable_path(row.path), row.key, row.reason, UNREADABLE in row.reason) for row in skipped_inputs()
+    ]
+    return replace(empty_plan, shards=planned, skipped=skipped)
 
 
 class _OpenShard:
-    """A shard that still takes clips; it gets a passing name, its place among the shards of its split."""
+    """A shard that is being filled. Its temporary name is its index among the shards of its split."""
 
     def __init__(self) -> None:
         self.rows: list[bytes] = []
@@ -155,47 +171,46 @@ class _OpenShard:
         return shard
 
 
-def _is_last_of_shard(count: int, mark: int, most: int) -> bool:
-    """Whether a shard of `count` clips ends here: when it is full, or past its half where the last key says so."""
-    return count >= most or (2 * count >= most and mark % max(2, most // 4) == 0)
+def _is_last_of_shard(count: int, key_hash: int, max_clips: int) -> bool:
+    """Whether a shard of `count` clips ends here: it is full, or half full and the hash of its last key ends it."""
+    return count >= max_clips or (2 * count >= max_clips and key_hash % max(2, max_clips // 4) == 0)
 
 
 def _assign_names(planned: list[PlannedShard], old: list[PlannedShard]) -> dict[str, str]:
-    """The file name of every planned shard: its old one where its clips are the same, else the lowest free number."""
-    kept = {(shard.split, shard.inputs): shard.name for shard in old}
-    names = {s.name: kept[s.split, s.inputs] for s in planned if (s.split, s.inputs) in kept}
-    taken, numbers = set(names.values()), dict.fromkeys((s.split for s in planned), 0)
+    """The file name of each planned shard: the old one if its clips are the same, else the lowest free number."""
+    old_names = {(shard.split, shard.inputs): shard.name for shard in old}
+    names = {s.name: old_names[s.split, s.inputs] for s in planned if (s.split, s.inputs) in old_names}
+    used, numbers = set(names.values()), dict.fromkeys((s.split for s in planned), 0)
     for shard in planned:
         while shard.name not in names:
             name = f"{shard.split}-{numbers[shard.split]:06d}.tar"
             numbers[shard.split] += 1
-            if name not in taken:
+            if name not in used:
                 names[shard.name] = name
     return names
 
 
 def tree_fingerprint(root: str | Path, *more: str | Path) -> str:
-    """A fingerprint of every file under a folder, and of `more` files or folders: names, sizes, times of change.
+    """A fingerprint of all files under a folder, and of `more` files or folders: names, sizes, modification times.
 
-    Links are followed, and each folder is seen once. It answers "is anything new?" without listing the corpus: a
-    million files take about three seconds.
+    Links are followed, and each folder is visited once. It shows whether a corpus has changed without listing its
+    clips: a million files take about three seconds.
     """
     total = hashlib.sha256()
     visited: set[tuple[int, int]] = set()
-    places = [str(place) for place in (root, *more)]
-    for place in places:
-        folders = [place]
+    for start in [str(path) for path in (root, *more)]:
+        folders = [start]
         while folders:
             folder = folders.pop()
             rows, inner = _list_folder(folder, visited)
             rows.sort()
-            total.update(os.fsencode("\n".join([os.path.relpath(folder, place), *rows])) + b"\0")
+            total.update(os.fsencode("\n".join([os.path.relpath(folder, start), *rows])) + b"\0")
             folders += sorted((os.path.join(folder, name) for name in inner), reverse=True)  # noqa: PTH118
     return total.hexdigest()
 
 
 def _list_folder(folder: str, visited: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
-    """What a folder's files look like, and the names of its folders; of a file itself, what that looks like."""
+    """A line for each file of a folder, and the names of its folders; for a path of a file, one line for it."""
     try:
         status = os.stat(folder)  # noqa: PTH116
         if not stat.S_ISDIR(status.st_mode):
@@ -209,9 +224,9 @@ def _list_folder(folder: str, visited: set[tuple[int, int]]) -> tuple[list[str],
 
 
 def _scan_folder(folder: str) -> tuple[list[str], list[str]]:
-    """What a folder's files look like, and its folders."""
+    """A line for each file of a folder, and the names of its folders."""
     rows, inner = [], []
-    descriptor = os.open(folder, os.O_RDONLY)  # names are looked up from here: a tenth faster than whole paths
+    descriptor = os.open(folder, os.O_RDONLY)  # 10 % faster than looking up complete paths
     try:
         with os.scandir(descriptor) as entries:
             for entry in entries:
@@ -221,7 +236,7 @@ def _scan_folder(folder: str) -> tuple[list[str], list[str]]:
                 try:
                     status = entry.stat()
                     rows.append(f"{entry.name}\0{status.st_size}\0{status.st_mtime_ns}")
-                except OSError:  # a link to nowhere
+                except OSError:  # a dangling link
                     rows.append(f"{entry.name}\0?")
     finally:
         os.close(descriptor)
@@ -229,5 +244,5 @@ def _scan_folder(folder: str) -> tuple[list[str], list[str]]:
 
 
 def printable_path(path: str) -> str:
-    """A path as JSON can hold it: a name that is not UTF-8 keeps its odd bytes as escapes."""
+    """A path that JSON can store: bytes that are not UTF-8 become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

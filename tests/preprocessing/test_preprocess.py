@@ -170,7 +170,7 @@ def test_what_can_be_read_is_and_what_cannot_is_set_aside_by_name(
         assert aside[name].startswith(word), (name, aside[name])
     assert manifest.silent == 1 and [*verify(LocalStorage(tmp_path / "out"))] == []
     told = capsys.readouterr().out
-    assert f"skipped: {len(bad)} inputs" in told and "silent, and kept: 1 clips" in told
+    assert f"skipped: {len(bad)} inputs" in told and "silent, but kept: 1 clips" in told
 
 
 @pytest.mark.parametrize("value", [1e29, 3e38])

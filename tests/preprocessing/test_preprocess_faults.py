@@ -79,7 +79,7 @@ def test_what_is_away_for_a_moment_is_read_by_the_next_run(
     rows = Manifest.load(out).skipped
     assert [row["path"] for row in rows] == lost
     assert all(row["retry"] is True and row["reason"].startswith("missing") for row in rows)
-    told = f"not read for reasons of the machine: {len(lost)} of these; run the same command again"
+    told = f"could not be read for now: {len(lost)} of these; run the same command again"
     assert told in capsys.readouterr().out
     assert make("folder", corpus, out, *SETTINGS, ONE_SHARD) == 0
     assert "nothing to do" not in capsys.readouterr().out
@@ -140,5 +140,5 @@ def test_readers_that_cannot_pass_on_what_they_decoded_end_the_run_and_blame_no_
     process = start(MODULE, *arguments, preexec_fn=limit_file_size)
     _, error = process.communicate(timeout=240)
     assert process.returncode == 1 and error.count("\n") == 1, error
-    assert error.startswith("error: decoded sound cannot be passed on from a reader process (File too large)")
+    assert error.startswith("error: a decode worker cannot send the audio that it decoded (File too large)")
     assert "decode_workers=0" in error and not [*out.glob("*.done.json")]

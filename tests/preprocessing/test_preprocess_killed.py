@@ -138,7 +138,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tm
     assert wait_for(lambda: any(left.glob("preprocess-*/*/*")), process)
     os.killpg(process.pid, signal.SIGTERM)
     _, error = process.communicate()
-    assert (process.returncode, error) == (143, "terminated: what is whole stays; run the same command again\n")
+    assert (process.returncode, error) == (143, "terminated: finished shards are kept; run the same command again\n")
     assert not [path for path in left.rglob("*") if path.is_file()] and not [*left.glob("preprocess-*")]
     assert not [*(tmp_path / "out").glob(".*")]
 
