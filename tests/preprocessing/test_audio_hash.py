@@ -37,8 +37,8 @@ def test_a_reader_finds_the_same(tmp_path: Path, readers: int) -> None:
 
 def stuck(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
     """As a decoder that never comes back from one file."""
-    real = audio_io._opened
-    audio_io._opened = lambda source, keep: time.sleep(600) if "stuck" in str(source) else real(source, keep)  # type: ignore[assignment]
+    real = audio_io._open
+    audio_io._open = lambda source, keep: time.sleep(600) if "stuck" in str(source) else real(source, keep)  # type: ignore[assignment]
     return hash_job(job, how)
 
 

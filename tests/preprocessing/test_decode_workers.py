@@ -232,7 +232,7 @@ def stuck(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
             ctypes.PyDLL(None).sleep(600)
         return real(source, keep)  # type: ignore[arg-type]
 
-    audio_io._opened = opened  # type: ignore[assignment]
+    audio_io._open = opened  # type: ignore[assignment]
     return decode_job(job, how)
 
 
