@@ -44,7 +44,7 @@ def rows(ranks: int, batch: int, seconds: float, pattern: str) -> list[list[str]
         cells = []
         for settings in choices.values():
             sharding = parse_zero_config(settings, True, hardware)
-            mode = "compiled" if zero_patches.should_compile("auto", sharding.stage, cuda=True) else "eager"
+            mode = "compiled" if zero_patches.should_compile("auto", sharding.stage, is_cuda=True) else "eager"
             totals = [estimate_memory(config, sharding, batch, frames, m).total for m in (mode, "checkpointed")]
             cells.append("{:.1f} ({:.1f})".format(*(total / 2**30 for total in totals)))
         table.append([size, f"{model_stats.num_parameters(config) / 1e6:,.0f} M", *cells])

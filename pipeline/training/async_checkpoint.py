@@ -1,4 +1,4 @@
-"""The writer of checkpoint files: with a checksum of each, and on request while training goes on."""
+"""DeepSpeed's checkpoint engine with checksums, which can write in the background while training continues."""
 
 from __future__ import annotations
 
@@ -15,59 +15,59 @@ from pipeline.common.files import sha256_file
 
 
 class AsyncCheckpointEngine(TorchCheckpointEngine):
-    """Writes DeepSpeed's own files of one checkpoint, one after another, in a thread of each rank.
+    """Writes the files of one checkpoint, in order, in one thread per rank.
 
-    In the background, a rank's share of the state is copied to its machine's memory until it is written; the next step
-    waits for the copy alone. DeepSpeed's decoupled engine does the like through a process of its own and an extension
-    to be compiled.
+    In the background, the state of the rank is copied to host memory first; the next step waits only for this
+    copy. DeepSpeed's decoupled engine does something similar with a process and an extension that must be compiled.
     """
 
     def __init__(self, background: bool = True) -> None:
-        """background: whether `save` returns before the file is written."""
+        """Create an engine for one checkpoint; background: whether `save` returns before the file is written."""
         super().__init__()
         self._background = background
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: list[tuple[str, Future[str]]] = []  # file name, sha256
+        self._pending: list[tuple[str, Future[str]]] = []  # file name, sha256
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write a file; in the background, copy its state and return: `wait` raises what could not be written."""
+        """Write a file. In the background, return after the state is copied; `wait` raises the errors of writing."""
         if self._background:
             state_dict = copy_to_cpu(state_dict, {})
         self._submit(path, _save, state_dict, path)
 
     def add_checksum(self, path: Path) -> None:
-        """Take the checksum of a file that another function has written."""
+        """Compute the checksum of a file that was written by another function."""
         self._submit(str(path), sha256_file, path)
 
     def _submit(self, path: str, function: Any, *arguments: Any) -> None:
         future = self._pool.submit(function, *arguments)
-        self._writing.append((Path(path).name, future))
+        self._pending.append((Path(path).name, future))
         if not self._background:
             future.result()
 
     @property
     def busy(self) -> bool:
-        """Whether something is still to be written."""
-        return not all(future.done() for _, future in self._writing)
+        """Whether files are still being written."""
+        return not all(future.done() for _, future in self._pending)
 
     def wait(self) -> dict[str, str]:
-        """Wait until all files are written, and return the sha256 of each by its name.
+        """Wait until all files are written, and return the sha256 of each by name.
 
-        Raises OSError for a file that could not be written, for a full disk for instance.
+        Raises:
+            OSError: a file could not be written, for example because the disk is full.
         """
-        writing, self._writing = self._writing, []
+        pending, self._pending = self._pending, []
         try:
-            return {name: future.result() for name, future in writing}
+            return {name: future.result() for name, future in pending}
         finally:
             self._pool.shutdown(wait=False)
 
 
 class _HashedFile:
-    """A binary file that is written from start to end, and hashed on the way."""
+    """A binary file that is written sequentially and hashed at the same time."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.digest = file, hashlib.sha256()
-        self.error: OSError | None = None  # that ended the writing: PyTorch raises a RuntimeError in its place
+        self.error: OSError | None = None  # the error that ended the writing, for which PyTorch raises a RuntimeError
 
     def write(self, data: Any) -> int:
         try:
@@ -83,7 +83,7 @@ class _HashedFile:
 
 
 def _save(state: Any, path: str) -> str:
-    """Write a state as PyTorch does, in the format that can be mapped, and return the sha256 of the file."""
+    """Write a state with `torch.save`, in the format that can be memory-mapped, and return the sha256 of the file."""
     try:
         with Path(path).open("wb") as file:
             hashed = _HashedFile(file)
@@ -96,17 +96,19 @@ def _save(state: Any, path: str) -> str:
     return hashed.digest.hexdigest()
 
 
-def copy_to_cpu(state: Any, known: dict[int, torch.Tensor]) -> Any:
-    """The same containers around copies of their tensors, in this machine's memory.
+def copy_to_cpu(state: Any, copies: dict[int, torch.Tensor]) -> Any:
+    """Copy containers and their tensors to host memory.
 
-    known: the copies by the tensors' identity, so that what is shared stays so.
+    Args:
+        state: a tensor, a container of states, or any other object, which is not copied.
+        copies: the copies made so far, by the id of the tensor, so that shared tensors stay shared.
     """
     if isinstance(state, torch.Tensor):
-        if id(state) not in known:
-            known[id(state)] = torch.empty_like(state, device="cpu").copy_(state.detach())
-        return known[id(state)]
+        if id(state) not in copies:
+            copies[id(state)] = torch.empty_like(state, device="cpu").copy_(state.detach())
+        return copies[id(state)]
     if isinstance(state, Mapping):
-        return type(state)((name, copy_to_cpu(value, known)) for name, value in state.items())  # type: ignore[call-arg]
+        return type(state)((name, copy_to_cpu(value, copies)) for name, value in state.items())  # type: ignore[call-arg]
     if type(state) in (list, tuple):
-        return type(state)(copy_to_cpu(value, known) for value in state)
+        return type(state)(copy_to_cpu(value, copies) for value in state)
     return state

@@ -1,4 +1,4 @@
-"""What the settings of training may be: looked at before anything is read or built."""
+"""Validation of the training settings, before anything is read or built."""
 
 from __future__ import annotations
 
@@ -11,79 +11,84 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline.common.errors import InputError
 from pipeline.training import schedules
 
-Limit = tuple[str, Callable[[Any], bool]]  # what is expected, and whether a value is that
 
-_ONE: Limit = ("a whole number of 1 or more", lambda value: _whole(value) and value >= 1)
-_COUNT: Limit = ("a whole number of 0 or more", lambda value: _whole(value) and value >= 0)
-_ABOVE: Limit = ("a number above 0", lambda value: _number(value) and value > 0)
-_POSITIVE: Limit = ("a number of 0 or more", lambda value: _number(value) and value >= 0)
-_FRACTION_EXCLUSIVE: Limit = ("a number of 0 or more and below 1", lambda value: _number(value) and 0 <= value < 1)
-_FRACTION: Limit = ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1)
-_BETAS: Limit = (
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
+
+
+Range = tuple[str, Callable[[Any], bool]]  # what is expected, and whether a value is valid
+
+_COUNT_FROM_1: Range = ("a whole number of 1 or more", lambda value: _is_int(value) and value >= 1)
+_COUNT: Range = ("a whole number of 0 or more", lambda value: _is_int(value) and value >= 0)
+_POSITIVE: Range = ("a number above 0", lambda value: _is_number(value) and value > 0)
+_NON_NEGATIVE: Range = ("a number of 0 or more", lambda value: _is_number(value) and value >= 0)
+_FRACTION: Range = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+_FRACTION_EXCLUSIVE: Range = ("a number of 0 or more and below 1", lambda value: _is_number(value) and 0 <= value < 1)
+_BETAS: Range = (
     "two numbers of 0 or more and below 1",
     lambda value: isinstance(value, list) and len(value) == 2 and all(map(_FRACTION_EXCLUSIVE[1], value)),
 )
-_EACH_POSITIVE: Limit = (
+_NON_NEGATIVE_LIST: Range = (
     "a list of numbers of 0 or more",
-    lambda value: isinstance(value, list) and bool(value) and all(map(_POSITIVE[1], value)),
+    lambda value: isinstance(value, list) and bool(value) and all(map(_NON_NEGATIVE[1], value)),
 )
 
-RANGES: dict[str, Limit] = {
+RANGES: dict[str, Range] = {
     "seed": _COUNT,
-    "data.seconds": _ABOVE,
-    "data.shuffle_shards": _ONE,
-    "data.interleave": _ONE,
+    "data.seconds": _POSITIVE,
+    "data.shuffle_shards": _COUNT_FROM_1,
+    "data.interleave": _COUNT_FROM_1,
     "data.max_padding": _FRACTION,
     "data.max_lost_fraction": _FRACTION,
-    "data.threads": _ONE,
-    "data.cache_gib": _ABOVE,
-    "model.width": _ONE,
-    "model.layers": _ONE,
-    "model.heads": _ONE,
+    "data.threads": _COUNT_FROM_1,
+    "data.cache_gib": _POSITIVE,
+    "model.width": _COUNT_FROM_1,
+    "model.layers": _COUNT_FROM_1,
+    "model.heads": _COUNT_FROM_1,
     "model.dropout": _FRACTION_EXCLUSIVE,
     "model.prompt_dropout": _FRACTION,
-    "optim.lr": _POSITIVE,
+    "optim.lr": _NON_NEGATIVE,
     "optim.betas": _BETAS,
-    "optim.eps": _ABOVE,
-    "optim.weight_decay": _POSITIVE,
-    "trainer.steps": _ONE,
-    "trainer.compute_budget_pflop": _ABOVE,
-    "trainer.micro_batch": _ONE,
-    "trainer.gradient_accumulation_steps": _ONE,
-    "trainer.max_grad_norm": _POSITIVE,
-    "trainer.log_every": _ONE,
+    "optim.eps": _POSITIVE,
+    "optim.weight_decay": _NON_NEGATIVE,
+    "trainer.steps": _COUNT_FROM_1,
+    "trainer.compute_budget_pflop": _POSITIVE,
+    "trainer.micro_batch": _COUNT_FROM_1,
+    "trainer.gradient_accumulation_steps": _COUNT_FROM_1,
+    "trainer.max_grad_norm": _NON_NEGATIVE,
+    "trainer.log_every": _COUNT_FROM_1,
     "trainer.val_every": _COUNT,
     "trainer.save_every": _COUNT,
     "trainer.keep": _COUNT,
     "trainer.keep_every": _COUNT,
-    "trainer.watchdog_seconds": _ABOVE,
-    "trainer.max_skipped_steps": _ONE,
+    "trainer.watchdog_seconds": _POSITIVE,
+    "trainer.max_skipped_steps": _COUNT_FROM_1,
     "trainer.ema": _FRACTION_EXCLUSIVE,
     "trainer.label_smoothing": _FRACTION_EXCLUSIVE,
     "audio_samples.clips": _COUNT,
-    "audio_samples.seconds": _ABOVE,
-    "audio_samples.temperatures": _EACH_POSITIVE,
+    "audio_samples.seconds": _POSITIVE,
+    "audio_samples.temperatures": _NON_NEGATIVE_LIST,
     "audio_samples.top_k": _COUNT,
 }
-_MAY_BE_NULL = {"data.seconds", "trainer.compute_budget_pflop"}
+_NULLABLE = {"data.seconds", "trainer.compute_budget_pflop"}
 
 
 def validate(cfg: DictConfig) -> None:
-    """Raises InputError for a setting of training that no run could have, naming it and what is expected."""
-    for name, (expected, holds) in RANGES.items():
+    """Check the training settings.
+
+    Raises:
+        InputError: a setting is not valid; the message names it and what is expected.
+    """
+    for name, (expected, is_valid) in RANGES.items():
         value = OmegaConf.select(cfg, name)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        if not (value is None and name in _MAY_BE_NULL) and not holds(value):
+        if not (value is None and name in _NULLABLE) and not is_valid(value):
             raise InputError(f"{name}={value}: expected {expected}")
     schedule: Any = OmegaConf.to_container(cfg.optim.schedule, resolve=True)
     schedules.check_schedule(schedule)
     if cfg.mixture_weights is not None and isinstance(cfg.shards, str):
-        raise InputError("mixture_weights= shares steps out among several caches, and shards= names one: leave it out")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return (_whole(value) or isinstance(value, float)) and math.isfinite(value)
+        raise InputError("mixture_weights= mixes several datasets, but shards= names one: remove mixture_weights=")

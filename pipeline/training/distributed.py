@@ -1,4 +1,4 @@
-"""One rank among others: starting, agreeing, and falling silent on all but the first."""
+"""Process-group setup and small collectives."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ import torch.distributed as dist
 
 from pipeline.common.errors import InputError
 
+_SHUTDOWN_SECONDS = 0.2
+_gloo_groups: list[dist.ProcessGroup] = []  # the one group, once there are several ranks
+
 
 @dataclass(frozen=True)
 class World:
-    """The number of this rank (0-based), how many there are, and the device it computes on."""
+    """Rank of this process (0-based), number of ranks, and device of this rank."""
 
     rank: int
     world_size: int
@@ -30,11 +33,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank speaks and writes for all."""
+        """Whether this rank logs and writes for all."""
         return self.rank == 0
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """The sums of some numbers over all ranks, the same on each; a meeting point of all ranks."""
+        """The sum of each number over all ranks, on all ranks. A barrier."""
         if self.world_size == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64)
@@ -42,7 +45,7 @@ class World:
         return summed.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """A small value of each rank, by rank, on all of them; a barrier."""
+        """A small object of each rank, in the order of ranks, on all ranks. A barrier."""
         values = [value]
         if self.world_size > 1:
             values = [None] * self.world_size
@@ -50,88 +53,86 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks have called this."""
         if self.world_size > 1:
             dist.barrier(group=_gloo_group())
 
 
-_group: list[dist.ProcessGroup] = []
-_LET_GO = 0.2  # seconds
-
-
 def _gloo_group() -> dist.ProcessGroup:
-    """A group for a few numbers on the host: GPUs need not stop for it."""
-    return _group[0]
+    """A group for a few numbers in host memory, so that GPUs need not be synchronized."""
+    return _gloo_groups[0]
 
 
 def init_distributed(timeout: float) -> World:
-    """Join the ranks that a launcher started (deepspeed, torchrun, Kubeflow, srun with RANK...), or be the only one.
+    """Join the ranks of a launcher (deepspeed, torchrun, Kubeflow, srun with RANK...), or be the only rank.
 
-    timeout: seconds after which a rank that waits for another gives up. Raises InputError where a launcher sets some of
-    the variables that it takes, and not all.
+    Args:
+        timeout: seconds after which a rank stops waiting for another.
+
+    Raises:
+        InputError: the launcher sets only some of the variables that are needed.
     """
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's to mend
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # caused by DeepSpeed
     if "RANK" not in os.environ:
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
-    rank, ranks, local, here = _numbers()
+        single_rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(single_rank, MASTER_PORT=str(_free_port()))
+    rank, world_size, local_rank, local_world_size = _read_environment()
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        device = torch.device("cuda", local % torch.cuda.device_count())
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        if "OMP_NUM_THREADS" not in os.environ:  # ranks of one machine share its cores
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
-        with contextlib.suppress(AttributeError, KeyError):  # else built on a fresh machine for 85 s, and never used
+        if "OMP_NUM_THREADS" not in os.environ:  # the ranks of a machine share its cores
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
+        with contextlib.suppress(AttributeError, KeyError):  # it would be compiled for 85 s, but is not used
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    limit = timedelta(seconds=timeout)
     if dist.is_initialized():  # by an earlier run of a sweep in this process
-        return World(rank, ranks, device)
-    deepspeed.init_distributed(
-        "nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, timeout=limit, verbose=False
-    )
+        return World(rank, world_size, device)
+    backend, limit = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
     atexit.register(_shutdown)
-    if ranks > 1:
+    if world_size > 1:
         group = dist.new_group(backend="gloo", timeout=limit)
         assert isinstance(group, dist.ProcessGroup), "every rank is a member"
-        _group[:] = [group]
-    return World(rank, ranks, device)
+        _gloo_groups[:] = [group]
+    return World(rank, world_size, device)
 
 
-def _numbers() -> tuple[int, int, int, int]:
-    """The number of this rank, how many there are, its number on this machine, and how many are there.
+def _read_environment() -> tuple[int, int, int, int]:
+    """Rank, number of ranks, rank on this machine, and number of ranks on this machine.
 
-    Without LOCAL_RANK (Kubeflow sets none) each rank is taken to have a machine, or a GPU, of its own.
+    Without LOCAL_RANK (Kubeflow does not set it) each rank is assumed to have its own machine or GPU.
     """
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise InputError(
-            f"RANK is set and {', '.join(missing)} not: unset RANK for one rank alone, or set what is missing"
+            f"RANK is set but {', '.join(missing)} are not: unset RANK to run a single rank, or set the missing ones"
         )
-    on_its_own = not os.environ.get("LOCAL_RANK")
+    is_alone = not os.environ.get("LOCAL_RANK")
     try:
-        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        if on_its_own:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if is_alone:
             os.environ["LOCAL_RANK"] = str(rank % max(1, torch.cuda.device_count()))  # DeepSpeed reads it too
-        local = int(os.environ["LOCAL_RANK"])
-        here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or (1 if on_its_own else ranks))
+        local_rank = int(os.environ["LOCAL_RANK"])
+        local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+        local_world_size = int(local_size or (1 if is_alone else world_size))
     except ValueError as error:
         raise InputError(f"RANK, WORLD_SIZE, LOCAL_RANK: expected whole numbers ({error})") from None
-    return rank, ranks, local, here
+    return rank, world_size, local_rank, local_world_size
 
 
 def _shutdown() -> None:
-    """Leave the other ranks.
+    """Leave the process group.
 
-    A thread of gloo that lets go of a tensor while Python ends takes the process with it (SIGABRT): so died 2 of 26
-    runs of two ranks that ended right after a word with each other.
+    A gloo thread that frees a tensor while Python shuts down aborts the process (SIGABRT): this happened to 2 of 26
+    runs of two ranks that ended right after a collective.
     """
-    _group.clear()
+    _gloo_groups.clear()
     dist.destroy_process_group()
-    time.sleep(_LET_GO)  # DeepSpeed's groups have threads too, and nobody to join them
+    time.sleep(_SHUTDOWN_SECONDS)  # DeepSpeed's groups have threads too, and nothing joins them
 
 
 def _free_port() -> int:

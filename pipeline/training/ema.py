@@ -1,4 +1,4 @@
-"""A running mean of the weights: often sounds better than the last step, and costs one copy on the first rank."""
+"""Exponential moving average of the weights: often sounds better than the last step, and costs one copy of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FILE = "ema.safetensors"
 
 
 class Ema:
-    """mean <- decay * mean + (1 - decay) * weights, in fp32, with the decay ramped up over the first steps.
+    """mean <- decay * mean + (1 - decay) * weights, in fp32, on the first rank.
 
-    Early means would else be of the fresh weights: at step n the decay is at most (1 + n) / (10 + n).
+    The decay is at most (1 + n) / (10 + n) at step n, so that early means do not consist of the initial weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -26,25 +26,26 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         weights = {name: p.detach().float() for name, p in model.named_parameters()}
         torch._foreach_lerp_([self.mean[name] for name in weights], [*weights.values()], 1 - decay)
 
     def save(self, folder: Path) -> Path:
-        """Write the mean beside a checkpoint's other files, and return the path of its file."""
+        """Write the mean to the folder of a checkpoint, and return the path of its file."""
         save_tensors({**self.mean, "updates": torch.tensor(self.updates)}, folder / FILE)
         return folder / FILE
 
     def load(self, folder: Path) -> None:
-        """Read it back; a checkpoint without one leaves the mean at the weights that were loaded.
+        """Read the mean of a checkpoint; without one, it stays at the weights.
 
-        Raises InputError where it is not of these weights.
+        Raises:
+            InputError: the file has no mean of some weight.
         """
         if (folder / FILE).exists():
-            found = load_file(folder / FILE)
-            if unset := self.mean.keys() - found.keys():
-                raise InputError(f"{folder / FILE} has no mean of {min(unset)}: give another checkpoint")
-            self.updates = int(found.pop("updates"))
-            self.mean = {name: value.to(self.mean[name].device) for name, value in found.items()}
+            mean = load_file(folder / FILE)
+            if missing := self.mean.keys() - mean.keys():
+                raise InputError(f"{folder / FILE} has no mean of {min(missing)}: give another checkpoint")
+            self.updates = int(mean.pop("updates"))
+            self.mean = {name: value.to(self.mean[name].device) for name, value in mean.items()}

@@ -1,4 +1,4 @@
-"""A lock that keeps a second training out of a run folder while the first one lives."""
+"""A lock that prevents two trainings in the same run folder."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from pipeline.training.distributed import World
 
 log = logging.getLogger(__name__)
 NAME = ".lock"
-RENEW = 15.0  # seconds between two signs of life
-STALE = 60.0  # seconds without one after which a lock of another machine no longer counts
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 60.0  # without a heartbeat, after which the lock of another machine is replaced
 
 
 class RunLock:
-    """An exclusive lock on `RUN/.lock`, which the system releases when its process ends, however it ends.
+    """An exclusive lock on `RUN/.lock`, which the operating system releases when its process ends, however it ends.
 
-    A network filesystem may keep the lock of a machine that crashed. So the owner renews the file's time now and then;
-    a lock of another machine that is not renewed is replaced.
+    A network file system may keep the lock of a machine that crashed. So the owner updates the file's modification time
+    regularly (the heartbeat), and a lock of another machine without a heartbeat is replaced.
     """
 
-    def __init__(self, run: Path, renew: float = RENEW, stale: float = STALE) -> None:
-        self.path, self._renew, self._stale = run / NAME, renew, stale
+    def __init__(self, run: Path, heartbeat: float = HEARTBEAT_SECONDS, stale: float = STALE_SECONDS) -> None:
+        self.path, self._heartbeat, self._stale = run / NAME, heartbeat, stale
         self._file = -1
         self._done = threading.Event()
 
     def acquire(self) -> None:
-        """Take the lock; the folder exists. Raises InputError, naming the owner, while another process has it."""
-        while not self._lock():
-            owner = self._owner()
-            if owner.get("host") == socket.gethostname() or self._is_renewed():
-                who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+        """Acquire the lock; the folder exists. Raises InputError, naming the owner, if another process has it."""
+        while not self._try_lock():
+            owner = self._read_owner()
+            if owner.get("host") == socket.gethostname() or self._has_heartbeat():
+                process = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
                 raise InputError(
-                    f"run={self.path.parent}: {who} is training in it; wait until it has ended, stop it, or give "
+                    f"run={self.path.parent}: {process} is training in it; wait until it has ended, stop it, or give "
                     "another run=DIR"
                 )
-            log.warning("%s is not renewed by %s any more, and replaced", self.path, owner.get("host"))
+            log.warning("%s has no heartbeat of %s any more and is replaced", self.path, owner.get("host"))
             self.path.unlink(missing_ok=True)
         os.truncate(self._file, 0)
         os.pwrite(self._file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
-        threading.Thread(target=self._keep_alive, name="run-lock", daemon=True).start()
+        threading.Thread(target=self._beat, name="run-lock", daemon=True).start()
 
     def __enter__(self) -> RunLock:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._done.set()
         if self._file >= 0:
             self.path.unlink(missing_ok=True)
             os.close(self._file)
             self._file = -1
 
-    def _lock(self) -> bool:
-        """Whether the lock is ours now."""
+    def _try_lock(self) -> bool:
+        """Whether this process has locked the file."""
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,56 +69,57 @@ class RunLock:
             os.close(file)
             return False
         except OSError as error:
-            log.warning("%s cannot be locked (%s): two trainings in one folder go unnoticed", self.path, error)
+            log.warning("%s cannot be locked (%s): two trainings in one folder would not be noticed", self.path, error)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), self.path.stat()):
                 self._file = file
                 return True
         os.close(file)  # its owner has just removed it
-        return self._lock()
+        return self._try_lock()
 
-    def _owner(self) -> dict[str, str | int]:
+    def _read_owner(self) -> dict[str, str | int]:
         try:
-            found = json.loads(self.path.read_text())
-            return found if isinstance(found, dict) else {}
+            owner = json.loads(self.path.read_text())
+            return owner if isinstance(owner, dict) else {}
         except (OSError, ValueError, RecursionError):
             return {}
 
-    def _is_renewed(self) -> bool:
-        """Whether the lock is renewed while we wait; the clocks of machines are not compared."""
-        first, end = self._renewed_at(), time.monotonic() + self._stale
-        log.info("%s belongs to another machine: waiting %.0f s for a sign of life", self.path, self._stale)
+    def _has_heartbeat(self) -> bool:
+        """Whether the modification time changes while we wait; the clocks of machines are not compared."""
+        first, end = self._modified_at(), time.monotonic() + self._stale
+        log.info("%s belongs to another machine: waiting %.0f s for its heartbeat", self.path, self._stale)
         while time.monotonic() < end:
             time.sleep(min(1.0, self._stale / 10))
-            if (now := self._renewed_at()) != first:
+            if (now := self._modified_at()) != first:
                 return now > 0
         return False
 
-    def _renewed_at(self) -> int:
-        """The time of the lock's file in ns; 0 if it has been given back."""
+    def _modified_at(self) -> int:
+        """The modification time of the file in ns; 0 if it has been released."""
         try:
-            with self.path.open("rb") as file:  # to open it makes a network filesystem look again
+            with self.path.open("rb") as file:  # opening it makes a network file system update its metadata
                 return os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return 0
 
-    def _keep_alive(self) -> None:
-        while not self._done.wait(self._renew):
+    def _beat(self) -> None:
+        while not self._done.wait(self._heartbeat):
             with suppress(OSError):
                 os.utime(self._file)
 
 
 def lock_run(run: Path, world: World) -> RunLock:
-    """Lock a run folder for all ranks, until the lock's `with` block ends: the first one has it. All ranks meet here.
+    """Lock a run folder on the first rank, until the `with` block of the lock ends. A barrier.
 
-    Raises InputError on every rank while another training has it.
+    Raises:
+        InputError: another training has the lock; on every rank.
     """
-    lock, problem = RunLock(run), ""
+    lock, message = RunLock(run), ""
     if world.is_main:
         try:
             lock.acquire()
         except InputError as error:
-            problem = str(error)
-    if world.all_reduce_sum([bool(problem)])[0]:
-        raise InputError(problem or f"run={run}: another training has it")
+            message = str(error)
+    if world.all_reduce_sum([bool(message)])[0]:
+        raise InputError(message or f"run={run}: another training has it")
     return lock

@@ -1,4 +1,4 @@
-"""The log of a training: to the terminal and to log.txt, without secrets."""
+"""The log of a training run: terminal and log.txt, without secrets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.common.errors import redact
 
 
 def open_log(file: Path | None) -> None:
-    """Send the log to the terminal and a file, both in place of earlier ones; without a file, only warnings are shown.
+    """Send the log to the terminal and to a file instead of earlier ones.
 
     Args:
-        file: log.txt of the run, on the first rank.
+        file: log.txt of the run, on the first rank; None on the others, which log only warnings.
     """
     root = logging.getLogger()
     root.setLevel(logging.WARNING if file is None else logging.INFO)
@@ -22,19 +22,19 @@ def open_log(file: Path | None) -> None:
         return
     root.handlers.clear()  # of an earlier run of a sweep in this process
     formatter = RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S")
-    to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
-    for handler in (_TerminalHandler(sys.stdout), to_file):
+    file_handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    for handler in (_TerminalHandler(sys.stdout), file_handler):
         handler.setFormatter(formatter)
         root.addHandler(handler)
-    for noisy in ("httpx", "DeepSpeed", "huggingface_hub"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in ("httpx", "DeepSpeed", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class _TerminalHandler(logging.StreamHandler[TextIO]):
-    """Writes to standard output until its reader or terminal has gone; log.txt has every line."""
+    """Writes to standard output until its reader or terminal is closed; log.txt has every line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called where a record could not be written."""
+        """Stop writing to the terminal after an OSError."""
         if isinstance(sys.exc_info()[1], OSError):
             logging.getLogger().removeHandler(self)
         else:
@@ -42,7 +42,7 @@ class _TerminalHandler(logging.StreamHandler[TextIO]):
 
 
 class RedactingFormatter(logging.Formatter):
-    """Lines of the log, without secrets."""
+    """Formats log lines without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

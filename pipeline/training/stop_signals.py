@@ -1,8 +1,8 @@
 """Requests to stop a training: signals, and the end of the launcher that started it.
 
-Before training there is nothing to save, so a request ends the process with `EXIT_REQUEUE` at once, whatever its main
-thread is waiting for. While it trains, the trainer's own handlers save first. `pipeline/train.py` calls `install`
-before its slow imports, so this module imports nothing slow itself.
+Before training there is nothing to save, so a request ends the process immediately with `EXIT_REQUEUE`, whatever its
+main thread is waiting for. During training, the handlers of the trainer save first. `pipeline/train.py` calls `install`
+before its slow imports, so this module must not import anything slow.
 """
 
 from __future__ import annotations
@@ -22,53 +22,54 @@ from pipeline.common.exit_codes import EXIT_REQUEUE
 if TYPE_CHECKING:
     from psutil import Process
 
-_INTERVAL = 1.0  # seconds between two looks at the launcher
+_POLL_SECONDS = 1.0  # between two checks of the launcher
 _LAUNCHERS = {
     "deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run",
     "torch.distributed.launch",
 }  # fmt: skip
-_starting = threading.Event()
+_is_starting = threading.Event()
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask to stop: SIGHUP, of a terminal that goes, only where `nohup` does not have it ignored."""
-    asked = [signal.SIGUSR1, signal.SIGTERM]
-    return asked if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*asked, signal.SIGHUP]
+    """The signals that request a stop; SIGHUP, sent when the terminal is closed, only if `nohup` does not ignore it."""
+    signals = [signal.SIGUSR1, signal.SIGTERM]
+    return signals if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*signals, signal.SIGHUP]
 
 
 def install() -> None:
     """Exit with `EXIT_REQUEUE` on a stop signal, or when the launcher ends, until `begin_training` is called."""
-    _starting.set()
+    _is_starting.set()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in stop_signals():
-        signal.signal(number, _ignore)  # a handler of Python's, so that the number reaches the pipe
+        signal.signal(number, _ignore)  # a Python handler is needed for the number to reach the pipe
     threading.Thread(target=_watch, args=(reader,), name="stop-signals", daemon=True).start()
 
 
 def begin_start() -> None:
-    """From now on there is nothing to save: a stop request exits at once, if `install` was called."""
-    _starting.set()
+    """From now on there is nothing to save: a stop request exits immediately, if `install` was called."""
+    _is_starting.set()
 
 
 def begin_training() -> None:
-    """From now on the handlers of the trainer answer stop requests."""
-    _starting.clear()
+    """From now on the handlers of the trainer process stop requests."""
+    _is_starting.clear()
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """The thread of `_watch` answers."""
+    """The thread of `_watch` processes the signal."""
 
 
 def _watch(reader: int) -> None:
+    """Wait for stop signals and for the end of the launcher."""
     launchers = _find_launchers()
     if launchers is None:
         _stop()
     while True:
-        ready, _, _ = select.select([reader], [], [], _INTERVAL)
+        ready, _, _ = select.select([reader], [], [], _POLL_SECONDS)
         numbers = os.read(reader, 4096) if ready else b""
-        if _starting.is_set() and set(numbers) & set(stop_signals()):
+        if _is_starting.is_set() and set(numbers) & set(stop_signals()):
             _stop()
         if launchers and not all(map(_is_alive, launchers)):
             launchers = []
@@ -76,20 +77,20 @@ def _watch(reader: int) -> None:
 
 
 def _stop() -> None:
-    """End a process that has nothing to save; ask one that trains to save."""
-    if not _starting.is_set():
+    """Exit if there is nothing to save; otherwise send SIGTERM to the trainer."""
+    if not _is_starting.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
         return
     if os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(OSError):  # the terminal may have gone
+        with contextlib.suppress(OSError):  # the terminal may be closed
             os.write(2, b"stopped on request before training began\n")
     os._exit(EXIT_REQUEUE)  # the main thread may be waiting for other ranks, in code that no exception reaches
 
 
 def _find_launchers() -> list[Process] | None:
-    """The launchers above this process, nearest first; None if the uppermost has ended already.
+    """The launchers among the parents of this process, nearest first; None if the outermost has already ended.
 
-    The `deepspeed` command starts `deepspeed.launcher.launch`, which starts the ranks. Neither ends with the other.
+    The `deepspeed` command starts `deepspeed.launcher.launch`, which starts the ranks. None ends when its parent ends.
     """
     import psutil
 
@@ -101,7 +102,7 @@ def _find_launchers() -> list[Process] | None:
 
 
 def _command(process: Process) -> list[str]:
-    """The command line of a process; empty where another user's is not shown."""
+    """The command line of a process; empty if it belongs to another user and cannot be read."""
     import psutil
 
     try:
@@ -113,24 +114,26 @@ def _command(process: Process) -> list[str]:
 def _is_orphan(launcher: Process) -> bool:
     """Whether the `deepspeed` command that started a launcher has ended.
 
-    A child of a shell or of ssh is none: that is in its parent's process group, or has the number of its machine.
+    A launcher that was started by a shell or by ssh is not an orphan: the former is in the process group of its parent,
+    the latter has a `--node_rank`.
     """
-    command, above = _command(launcher), launcher.parent()
-    if _program(command) != "deepspeed.launcher.launch" or any(word.startswith("--node_rank") for word in command):
+    command, parent = _command(launcher), launcher.parent()
+    has_node_rank = any(argument.startswith("--node_rank") for argument in command)
+    if _program(command) != "deepspeed.launcher.launch" or has_node_rank:
         return False
-    return above is None or os.getpgid(above.pid) != os.getpgid(launcher.pid)
+    return parent is None or os.getpgid(parent.pid) != os.getpgid(launcher.pid)
 
 
 def _program(command: Sequence[str]) -> str:
-    """The script or module that a Python process runs."""
+    """The script or module that a Python process runs; empty for another process."""
     if not command or not PurePath(command[0]).name.startswith("python"):
         return ""
-    words = iter(command[1:])
-    for word in words:
-        if word == "-m":
-            return next(words, "")
-        if not word.startswith("-"):
-            return PurePath(word).name
+    arguments = iter(command[1:])
+    for argument in arguments:
+        if argument == "-m":
+            return next(arguments, "")
+        if not argument.startswith("-"):
+            return PurePath(argument).name
     return ""
 
 

@@ -1,7 +1,7 @@
-"""DeepSpeed's step at ZeRO-1 and 2, without a launch for each weight and without making the host wait more than once.
+"""Faster gradient norm, clipping and overflow check for DeepSpeed at ZeRO-1 and ZeRO-2.
 
-A GPU is fed by its host: what a step does weight by weight, or reads back from the GPU on the way, is time in which the
-GPU has nothing to do. The results are DeepSpeed's own, but for the rounding of the norm.
+The host launches the work of a GPU: whatever a step does weight by weight, or reads back from the GPU, is time in which
+the GPU is idle. The results are those of DeepSpeed, except for rounding in the norm.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def should_compile(asked: bool | str, stage: int, cuda: bool) -> bool:
-    """Whether trainer.compile=asked (true, false or auto) compiles: auto does on a GPU, but at ZeRO-3.
+def should_compile(setting: bool | str, stage: int, is_cuda: bool) -> bool:
+    """Whether `trainer.compile` (true, false or auto) compiles: auto does on a GPU, except at ZeRO-3.
 
-    There DeepSpeed's hooks break each layer's graph into several, which cost more than they save.
+    There DeepSpeed's hooks break the graph of each layer into several, which cost more than they save.
     """
-    return asked is True or (asked == "auto" and cuda and stage < 3)
+    return setting is True or (setting == "auto" and is_cuda and stage < 3)
 
 
 def patch_zero_optimizer(engine: Any) -> None:
-    """Replace, in the optimizer of an engine at stage 1 or 2, how gradients are looked at.
+    """Replace how the optimizer of an engine at stage 1 or 2 checks and clips gradients.
 
-    Overflow is told by the norm of all gradients, the one number that the host reads; it is taken in fp32 by a handful
-    of launches; and they are clipped without asking first whether they must be.
+    The norm of all gradients is computed in fp32 by a few launches, and is the only number that the host reads: it also
+    shows overflow. Clipping is applied without reading first whether it is needed.
     """
     zero = engine.optimizer
     if engine.zero_optimization_stage() not in (1, 2) or not getattr(zero, "compute_grad_norm", False):
         return
-    zero.check_overflow = lambda partition_gradients: None  # what is not finite in a gradient is so in the norm of all
+    zero.check_overflow = lambda partition_gradients: None  # a non-finite gradient makes the norm non-finite
     if zero.cpu_offload:
         return
 
-    def norm_of_all(norm_type: int = 2) -> Tensor:
-        mine = [gradient for group in zero.averaged_gradients.values() for gradient in group]
-        squared = torch.stack(torch._foreach_norm(mine, 2, dtype=torch.float32)).square().sum()
+    def global_norm(norm_type: int = 2) -> Tensor:
+        gradients = [gradient for group in zero.averaged_gradients.values() for gradient in group]
+        squared = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum()
         dist.all_reduce(squared, group=zero.dp_process_group)
         return squared.sqrt()
 
@@ -44,4 +44,4 @@ def patch_zero_optimizer(engine: Any) -> None:
         if zero.clip_grad:
             torch._foreach_mul_(gradients, 1 / ((norm + 1e-6) / zero.clip_grad).clamp(min=1))
 
-    zero.scaled_global_norm, zero.unscale_and_clip_grads = norm_of_all, clip
+    zero.scaled_global_norm, zero.unscale_and_clip_grads = global_norm, clip

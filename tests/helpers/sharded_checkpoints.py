@@ -2,8 +2,7 @@
 
     torchrun --nproc_per_node 2 -m tests.helpers.sharded_checkpoints DIR
 
-DIR/{kind}/checkpoints/step-2 is what the trainer writes, and truth.safetensors beside it the fp32
-weights as the running engine tells them.
+DIR/{kind}/checkpoints/step-2 is what the trainer writes; truth.safetensors has the fp32 weights of the engine.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from safetensors.torch import save_file
 
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.training import checkpoint, distributed
-from pipeline.training import optimizer as optim
 from pipeline.training.distributed import World
 from pipeline.training.ema import Ema
+from pipeline.training.optimizer import build_adamw
 from tests.helpers.models import tiny
 
 ODD = {"width": 33, "heads": 3, "positions": 65}  # sizes that do not divide by two ranks
@@ -38,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def train(zero: dict[str, Any], bf16: bool, world: World) -> Any:
-    """An engine after two steps; prompts are standardised, so that buffers say something."""
+    """An engine after two steps; prompts are normalized, so that the buffers are not trivial."""
     import deepspeed
 
     model = tiny(**ODD)
@@ -52,32 +51,32 @@ def train(zero: dict[str, Any], bf16: bool, world: World) -> Any:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
-    optimizer = optim.build_adamw(model, groups, world.device)
+    optimizer = build_adamw(model, groups, world.device)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
     random = torch.Generator().manual_seed(world.rank)
     for _ in range(2):
         codes, prompt = torch.randint(0, 1024, (2, 4, 12), generator=random), torch.randn(2, 12, generator=random)
-        nats, cells = engine(codes, None, prompt)
-        engine.backward(nats.sum() / cells.sum())
+        loss_sums, num_tokens = engine(codes, None, prompt)
+        engine.backward(loss_sums.sum() / num_tokens.sum())
         engine.step()
     return engine
 
 
 def truth(engine: Any, stage: int, bf16: bool) -> dict[str, torch.Tensor]:
-    """The weights that the optimizer updates, gathered by DeepSpeed itself."""
+    """The weights that the optimizer updates, gathered by DeepSpeed."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     model: CodecGPT = engine.module
-    told = dict(model.named_buffers())
+    weights = dict(model.named_buffers())
     if stage:
-        told |= {name: safe_get_full_fp32_param(p) for name, p in model.named_parameters()}
+        weights |= {name: safe_get_full_fp32_param(p) for name, p in model.named_parameters()}
     elif not bf16:
-        told |= dict(model.named_parameters())
+        weights |= dict(model.named_parameters())
     else:
         names = {id(p): name for name, p in model.named_parameters()}
         for low, high in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True):
-            told |= {names[id(p)]: value for p, value in zip(low, high, strict=True)}
-    return {name: value.detach().float().contiguous() for name, value in told.items() if name != "offsets"}
+            weights |= {names[id(p)]: value for p, value in zip(low, high, strict=True)}
+    return {name: value.detach().float().contiguous() for name, value in weights.items() if name != "offsets"}
 
 
 def main(out: Path) -> None:
@@ -87,11 +86,11 @@ def main(out: Path) -> None:
         engine = train(zero, bf16, world)
         mean = Ema(engine.module, 0.5) if zero["stage"] == 1 else None
         state = {"step": 2, "place": 8, "seed": 0}
-        saving = checkpoint.start_save(engine, run, world, state, mean if world.is_main else None)
-        checkpoint.commit(world, saving, checkpoint.RetentionPolicy(0, False, 0))
-        found = truth(engine, zero["stage"], bf16)
+        pending = checkpoint.start_save(engine, run, world, state, mean if world.is_main else None)
+        checkpoint.commit(world, pending, checkpoint.RetentionPolicy(0, False, 0))
+        weights = truth(engine, zero["stage"], bf16)
         if world.is_main:
-            save_file(found, run / "truth.safetensors")
+            save_file(weights, run / "truth.safetensors")
 
 
 if __name__ == "__main__":

@@ -26,74 +26,74 @@ CONVERTED = [(choice, "fp32") for choice in CHOICES] + [("zero1", "bf16"), ("zer
 CLIPS, BEFORE, AFTER = 4, 3, 2
 
 
-def build(choice: str, precision: str, world: World, found: Path | None = None) -> Any:
-    """An engine as `pipeline.train` sets it up."""
-    words = [
+def build(choice: str, precision: str, world: World, path: Path | None = None) -> Any:
+    """An engine as `pipeline.train` builds it; path: the checkpoint that it is going to load."""
+    overrides = [
         f"deepspeed={choice}",
         f"trainer.precision={precision}",
         f"trainer.micro_batch={CLIPS // world.world_size}",
     ]
-    cfg = compose("train", [*words, "trainer.async_checkpoint=false", "optim.lr=0.01"])
-    return build_engine(cfg, tiny(), world, found is not None and checkpoint.needs_universal(found, world))
+    cfg = compose("train", [*overrides, "trainer.async_checkpoint=false", "optim.lr=0.01"])
+    return build_engine(cfg, tiny(), world, path is not None and checkpoint.needs_universal(path, world))
 
 
 def losses(engine: Any, world: World, steps: range) -> list[float]:
-    """The mean loss over the clips of all ranks at each step, which are the same whatever the number of ranks."""
-    found = []
+    """The mean loss of each step over the clips of all ranks; these are the same for any number of ranks."""
+    means = []
     for step in steps:
         random = torch.Generator().manual_seed(step % 2)
         codes = torch.randint(0, 1024, (CLIPS, 4, 12), generator=random)
         prompt = torch.randn(CLIPS, 12, generator=random)
-        mine = slice(world.rank, None, world.world_size)
-        nats, cells = engine(codes[mine], None, prompt[mine])
-        loss = nats.sum() / cells.sum()
+        local = slice(world.rank, None, world.world_size)
+        loss_sums, num_tokens = engine(codes[local], None, prompt[local])
+        loss = loss_sums.sum() / num_tokens.sum()
         engine.backward(loss)
         engine.step()
-        found.append(world.all_reduce_sum([loss.item()])[0] / world.world_size)
-    return found
+        means.append(world.all_reduce_sum([loss.item()])[0] / world.world_size)
+    return means
 
 
-def begin(folder: Path, choice: str, precision: str, world: World) -> list[float]:
-    """Losses of all steps, with a checkpoint among them where one rank is to go on from it."""
+def train_two_ranks(folder: Path, choice: str, precision: str, world: World) -> list[float]:
+    """Losses of all steps; saves a checkpoint on the way if one rank is going to resume it."""
     engine = build(choice, precision, world)
-    found = losses(engine, world, range(BEFORE))
+    before = losses(engine, world, range(BEFORE))
     if (choice, precision) in CONVERTED:
-        saving = checkpoint.start_save(engine, folder / f"{choice}-{precision}", world, {"step": BEFORE})
-        checkpoint.commit(world, saving, checkpoint.RetentionPolicy(1, False, 0))
-    return found + losses(engine, world, range(BEFORE, BEFORE + AFTER))
+        pending = checkpoint.start_save(engine, folder / f"{choice}-{precision}", world, {"step": BEFORE})
+        checkpoint.commit(world, pending, checkpoint.RetentionPolicy(1, False, 0))
+    return before + losses(engine, world, range(BEFORE, BEFORE + AFTER))
 
 
-def go_on(folder: Path, choice: str, precision: str, world: World) -> list[float]:
-    """Losses of the steps behind the checkpoint; the optimizer's settings are those of now."""
-    (found,) = checkpoint.list_checkpoints(folder / f"{choice}-{precision}")
-    engine = build(choice, precision, world, found)
-    asked = [{**group, "params": None} for group in engine.optimizer.param_groups]
-    checkpoint.load(engine, found, world, found.parents[1])
-    assert [{**group, "params": None} for group in engine.optimizer.param_groups] == asked
+def resume_one_rank(folder: Path, choice: str, precision: str, world: World) -> list[float]:
+    """Losses of the steps after the checkpoint; the settings of the optimizer stay those of the engine."""
+    (path,) = checkpoint.list_checkpoints(folder / f"{choice}-{precision}")
+    engine = build(choice, precision, world, path)
+    settings = [{**group, "params": None} for group in engine.optimizer.param_groups]
+    checkpoint.load(engine, path, world, path.parents[1])
+    assert [{**group, "params": None} for group in engine.optimizer.param_groups] == settings
     return losses(engine, world, range(BEFORE, BEFORE + AFTER))
 
 
-def norm_of_shares(world: World) -> list[float]:
-    """The squared norm of all weights as shared out at ZeRO-3, and as they were: some do not divide by two."""
+def norm_of_shards(world: World) -> list[float]:
+    """The squared norm of all weights, sharded at ZeRO-3 and unsharded; some sizes are not multiples of two."""
     model = tiny(codebooks=1, width=36)
-    wanted = float(sum(p.detach().square().sum() for p in model.parameters()))
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills memory that nobody wrote with nan
+    expected = float(sum(p.detach().square().sum() for p in model.parameters()))
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialized memory with NaN
     engine = build_engine(compose("train", ["deepspeed=zero3", "trainer.async_checkpoint=false"]), model, world)
     torch.use_deterministic_algorithms(False)
     assert any(p.ds_numel % world.world_size for p in model.parameters())
-    return [world.all_reduce_sum([local_param_sq_norm(engine, world)])[0], wanted]
+    return [world.all_reduce_sum([local_param_sq_norm(engine, world)])[0], expected]
 
 
 def main(folder: Path, *checkpoints: str) -> None:
     world = distributed.init_distributed(60)
     if world.world_size == 2:
-        told = {f"{c} {p}": begin(folder, c, p, world) for c in CHOICES for p in ("fp32", "bf16")}
-        told["norm of shares"] = norm_of_shares(world)
+        results = {f"{c} {p}": train_two_ranks(folder, c, p, world) for c in CHOICES for p in ("fp32", "bf16")}
+        results["norm of shards"] = norm_of_shards(world)
     else:
         pairs = [name.split("-") for name in checkpoints]
-        told = {f"{c} {p}": go_on(folder, c, p, world) for c, p in pairs}
+        results = {f"{c} {p}": resume_one_rank(folder, c, p, world) for c, p in pairs}
     if world.is_main:
-        (folder / f"{world.world_size}.json").write_text(json.dumps(told))
+        (folder / f"{world.world_size}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the settings of training may be, said in one line before anything is read."""
+"""Training settings that are not valid are refused in one line before anything is read."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from pipeline.training import config
 from pipeline.training.schedules import lr_multiplier
 
 
-def numbers(node: object, prefix: str = "") -> set[str]:
-    """The names of all settings that are numbers."""
+def number_settings(node: object, prefix: str = "") -> set[str]:
+    """Names of all settings that are numbers."""
     if isinstance(node, dict):
-        return {name for key, value in node.items() for name in numbers(value, f"{prefix}.{key}" if prefix else key)}
+        return {
+            name for key, value in node.items() for name in number_settings(value, f"{prefix}.{key}" if prefix else key)
+        }
     return {prefix} if isinstance(node, (int, float)) and not isinstance(node, bool) else set()
 
 
 @pytest.mark.parametrize("exp", sorted(file.stem for file in (CONF / "exp").glob("*.yaml")))
-def test_the_defaults_are_within_the_limits(exp: str) -> None:
+def test_defaults_are_valid(exp: str) -> None:
     config.validate(compose("train", [f"+exp={exp}"]))
 
 
-def test_a_sequence_of_schedules_is_given_in_one_word() -> None:
+def test_sequence_schedule_fits_one_argument() -> None:
     parts = "{name: linear, steps: 1000, warmup: 100, floor: 0.1}, {name: constant, scale: 0.1}"
     cfg = compose("train", [f"optim.schedule={{name: sequence, parts: [{parts}]}}"])
     config.validate(cfg)
@@ -34,23 +36,23 @@ def test_a_sequence_of_schedules_is_given_in_one_word() -> None:
     )
 
 
-def test_every_number_of_training_has_a_limit() -> None:
-    told = numbers(OmegaConf.to_container(compose("train")))
-    groups = {
-        name for name in told if name.split(".")[0] in ("seed", "data", "model", "optim", "trainer", "audio_samples")
+def test_every_number_setting_has_a_range() -> None:
+    names = number_settings(OmegaConf.to_container(compose("train")))
+    validated = {
+        name for name in names if name.split(".")[0] in ("seed", "data", "model", "optim", "trainer", "audio_samples")
     }
-    assert {name for name in groups if not name.startswith("optim.schedule.")} <= set(config.RANGES)
+    assert {name for name in validated if not name.startswith("optim.schedule.")} <= set(config.RANGES)
 
 
-def test_every_limit_is_of_a_setting_and_refuses_something() -> None:
+def test_every_range_has_a_setting_and_can_refuse() -> None:
     cfg = compose("train")
-    for name, (expected, holds) in config.RANGES.items():
+    for name, (expected, is_valid) in config.RANGES.items():
         OmegaConf.select(cfg, name, throw_on_missing=True)
-        assert not holds(-1) and not holds("much") and not holds(float("nan")) and not holds(True), (name, expected)
+        assert not any(map(is_valid, (-1, "much", float("nan"), True))), (name, expected)
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("override", "message"),
     [
         ("trainer.steps=0", r"trainer\.steps=0: expected a whole number of 1 or more"),
         ("trainer.steps=1.5", r"trainer\.steps=1\.5: expected a whole number"),
@@ -62,10 +64,10 @@ def test_every_limit_is_of_a_setting_and_refuses_something() -> None:
         ("optim.schedule.name=cosin", r"optim\.schedule\.name=cosin: expected one of"),
         (
             "mixture_weights={nsynth: 1}",
-            r"mixture_weights= shares steps out among several caches, and shards= names one",
+            r"mixture_weights= mixes several datasets, but shards= names one",
         ),
     ],
 )
-def test_what_no_run_could_have_is_named_with_what_is_expected(word: str, message: str) -> None:
+def test_bad_setting_is_named_with_the_expected_value(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        config.validate(compose("train", [word]))
+        config.validate(compose("train", [override]))

@@ -1,4 +1,4 @@
-"""The variables that launchers set for a rank."""
+"""The environment variables that launchers set for a rank."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.training import distributed
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def test_a_rank_without_local_rank_has_a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Kubeflow starts it: RANK and WORLD_SIZE, one process a pod."""
-    distributed.init_distributed(60)  # one rank of a launcher of its own, as for every test of this process
+def test_local_rank_is_0_if_the_launcher_sets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubeflow sets RANK and WORLD_SIZE only, and starts one process per pod."""
+    distributed.init_distributed(60)  # the process group that all tests of this process share
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LOCAL_RANK")
@@ -25,11 +25,11 @@ def test_a_rank_without_local_rank_has_a_machine_of_its_own(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"RANK": "0"}, "RANK is set and WORLD_SIZE, MASTER_ADDR, MASTER_PORT not: unset RANK"),
+        ({"RANK": "0"}, "RANK is set but WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not: unset RANK"),
         ({"RANK": "a", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "expected whole numbers"),
     ],
 )
-def test_variables_that_make_no_rank_are_refused(
+def test_incomplete_or_invalid_variables_are_refused(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
     for name, value in variables.items():

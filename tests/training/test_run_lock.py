@@ -1,4 +1,4 @@
-"""One training a run folder: the lock is held while its process lives, however that ends, and no longer."""
+"""The lock of a run folder exists exactly as long as its process runs, however that ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.training.run_lock import NAME, RunLock, lock_run
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def test_a_second_training_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+def test_second_training_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     with lock_run(tmp_path, ALONE):
         message = rf"run=\S+: process {os.getpid()} on {socket.gethostname()} is training in it; .*another run=DIR"
         with pytest.raises(InputError, match=message):
@@ -34,7 +34,7 @@ def test_a_second_training_is_refused_while_the_first_lives(tmp_path: Path) -> N
         assert (tmp_path / NAME).exists()
 
 
-def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     code = f"""
 import fcntl, os, time
 file = os.open({str(tmp_path / NAME)!r}, os.O_RDWR | os.O_CREAT)
@@ -56,7 +56,7 @@ time.sleep(60)
 
 @contextmanager
 def locked_elsewhere(run: Path) -> Iterator[int]:
-    """What a network filesystem shows of another machine's lock."""
+    """The lock of another machine, as a network file system shows it."""
     file = os.open(run / NAME, os.O_RDWR | os.O_CREAT)
     fcntl.flock(file, fcntl.LOCK_EX)
     os.write(file, json.dumps({"host": "node7", "pid": 7}).encode())
@@ -64,8 +64,8 @@ def locked_elsewhere(run: Path) -> Iterator[int]:
     os.close(file)
 
 
-def test_the_lock_of_a_machine_that_crashed_is_replaced(tmp_path: Path) -> None:
-    """A requeue on another node must not be blocked for ever by a lock that nobody gives back."""
+def test_lock_of_a_crashed_machine_is_replaced(tmp_path: Path) -> None:
+    """A requeue on another node must not be blocked forever by a lock that is never released."""
     with locked_elsewhere(tmp_path):
         lock = RunLock(tmp_path, stale=0.3)
         lock.acquire()
@@ -75,15 +75,15 @@ def test_the_lock_of_a_machine_that_crashed_is_replaced(tmp_path: Path) -> None:
                 RunLock(tmp_path).acquire()
 
 
-def test_the_lock_of_another_machine_counts_while_it_is_renewed(tmp_path: Path) -> None:
+def test_lock_with_a_heartbeat_is_respected(tmp_path: Path) -> None:
     with locked_elsewhere(tmp_path) as file:
         done = threading.Event()
 
-        def renew() -> None:
+        def beat() -> None:
             while not done.wait(0.05):
                 os.utime(file)
 
-        thread = threading.Thread(target=renew)
+        thread = threading.Thread(target=beat)
         thread.start()
         with pytest.raises(InputError, match="process 7 on node7 is training in it"):
             RunLock(tmp_path, stale=5).acquire()
@@ -91,8 +91,8 @@ def test_the_lock_of_another_machine_counts_while_it_is_renewed(tmp_path: Path) 
         thread.join()
 
 
-def test_the_owner_renews_its_lock(tmp_path: Path) -> None:
-    lock = RunLock(tmp_path, renew=0.05)
+def test_owner_updates_its_heartbeat(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path, heartbeat=0.05)
     lock.acquire()
     with lock:
         os.utime(tmp_path / NAME, (0, 0))

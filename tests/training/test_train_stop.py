@@ -1,4 +1,4 @@
-"""A request to stop ends a training with 75, whenever it comes and whoever sends it."""
+"""A stop request ends a training with exit code 75, at any time and from any sender."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MESSAGE = "stopped on request before training began\n"
 
 
 def wait_for_handlers(pid: int) -> None:
-    """Until a process catches SIGTERM: Python itself has started, and little else."""
+    """Wait until a process catches SIGTERM, which is shortly after Python has started."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -34,16 +34,16 @@ def wait_for_handlers(pid: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
-def test_a_signal_during_the_imports_ends_with_75(tmp_path: Path, name: str) -> None:
+def test_signal_during_the_imports_exits_with_75(tmp_path: Path, name: str) -> None:
     process = subprocess.Popen(TRAIN, cwd=tmp_path, env=fresh_env(tmp_path), stderr=subprocess.PIPE, text=True)
     wait_for_handlers(process.pid)
     process.send_signal(getattr(signal, name))
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (EXIT_REQUEUE, MESSAGE)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (EXIT_REQUEUE, MESSAGE)
 
 
-def test_the_end_of_the_launcher_ends_a_rank_that_starts(tmp_path: Path) -> None:
-    """The launcher is any Python program of that name; its rank waits for one that never comes."""
+def test_rank_that_starts_exits_with_its_launcher(tmp_path: Path) -> None:
+    """The launcher is a Python program of that name; its rank waits for another rank that never starts."""
     launcher = tmp_path / "deepspeed"
     launcher.write_text("import subprocess, sys\nsubprocess.run(sys.argv[1:])\n")
     alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -57,11 +57,11 @@ def test_the_end_of_the_launcher_ends_a_rank_that_starts(tmp_path: Path) -> None
     wait_for_handlers(int(children.read_text()))
     time.sleep(0.5)  # until it has looked at its launcher
     process.kill()
-    said, _ = process.communicate(timeout=60)
-    assert said == MESSAGE
+    stdout, _ = process.communicate(timeout=60)
+    assert stdout == MESSAGE
 
 
-def test_nohup_keeps_its_meaning() -> None:
+def test_nohup_ignores_sighup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert signal.SIGHUP not in stop_signals()
@@ -71,13 +71,13 @@ def test_nohup_keeps_its_meaning() -> None:
 
 
 @pytest.mark.slow
-def test_a_terminal_that_goes_stops_a_training_with_75(tmp_path: Path) -> None:
-    """A window is closed: SIGHUP comes, and nothing can be printed any more."""
+def test_closed_terminal_stops_a_training_with_75(tmp_path: Path) -> None:
+    """SIGHUP arrives, and nothing can be printed any more."""
     cache, run = write_cache(tmp_path / "cache"), tmp_path / "run"
-    words = [f"shards={cache}", f"run={run}", *SMALL, "trainer.steps=100000", "trainer.val_every=0"]
+    overrides = [f"shards={cache}", f"run={run}", *SMALL, "trainer.steps=100000", "trainer.val_every=0"]
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [*TRAIN, *words, "trainer.save_every=0"], cwd=tmp_path, env=fresh_env(tmp_path), stdin=child, stdout=child,
+        [*TRAIN, *overrides, "trainer.save_every=0"], cwd=tmp_path, env=fresh_env(tmp_path), stdin=child, stdout=child,
         stderr=child, start_new_session=True, preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
     )  # fmt: skip
     os.close(child)

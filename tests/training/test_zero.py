@@ -1,4 +1,4 @@
-"""Every choice of conf/deepspeed trains, offload included, and each learns the same from the same clips."""
+"""Every choice of conf/deepspeed, including offload, has the same losses on the same clips."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Losses = dict[str, list[float]]
 QUICK = [("zero0", "fp32"), ("zero1", "bf16"), ("zero3", "fp32")]  # one of each kind of checkpoint
 
 
-def on(ranks: int, folder: Path, *checkpoints: str) -> Losses:
-    """The losses of a number of ranks; of one rank, from these checkpoints."""
+def run_ranks(ranks: int, folder: Path, *checkpoints: str) -> Losses:
+    """Losses on a number of ranks; on one rank, resumed from these checkpoints."""
     command = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
     env = {**fresh_env(folder / "extensions"), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "-m", "tests.helpers.zero_choices", folder, *checkpoints],
         env=env,
         capture_output=True,
         text=True,
         timeout=280,
     )
-    assert done.returncode == 0, done.stderr
-    assert not list(folder.rglob("*.so"))  # nothing had to be compiled
-    found: Losses = json.loads((folder / f"{ranks}.json").read_text())
-    return found
+    assert process.returncode == 0, process.stderr
+    assert not list(folder.rglob("*.so"))  # nothing was compiled
+    losses: Losses = json.loads((folder / f"{ranks}.json").read_text())
+    return losses
 
 
 @pytest.fixture(scope="module")
@@ -42,33 +42,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Losses:
-    return on(2, folder)
+    return run_ranks(2, folder)
 
 
 @pytest.fixture(scope="module")
 def quick(two: Losses, folder: Path) -> Losses:
-    """One rank, from a checkpoint of two ranks of each kind."""
-    return on(1, folder, *("-".join(pair) for pair in QUICK))
+    """One rank, resumed from checkpoints of two ranks, one of each kind."""
+    return run_ranks(1, folder, *("-".join(pair) for pair in QUICK))
 
 
 @pytest.fixture(scope="module")
 def rest(two: Losses, folder: Path) -> Losses:
-    """One rank, from all other checkpoints of two ranks."""
-    return on(1, folder, *("-".join(pair) for pair in CONVERTED if pair not in QUICK))
+    """One rank, resumed from all other checkpoints of two ranks."""
+    return run_ranks(1, folder, *("-".join(pair) for pair in CONVERTED if pair not in QUICK))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_all_learn_the_same(two: Losses, choice: str) -> None:
+def test_all_choices_have_the_same_losses(two: Losses, choice: str) -> None:
     assert two[f"{choice} fp32"] == pytest.approx(two["zero0 fp32"], abs=1e-5)
     bf16 = two[f"{choice} bf16"]
     assert bf16[0] > bf16[2] > bf16[4]
-    if choice != "zero0":  # whose first step is DeepSpeed's own
+    if choice != "zero0":  # whose first step in bf16 has no gradients
         assert bf16 == pytest.approx(two["zero0 fp32"], abs=0.03)
 
 
-def test_the_norm_of_all_weights_is_that_of_their_shares(two: Losses) -> None:
-    found, wanted = two["norm of shares"]
-    assert found == pytest.approx(wanted, rel=1e-5)
+def test_norm_of_the_shards_is_that_of_the_weights(two: Losses) -> None:
+    norm, expected = two["norm of shards"]
+    assert norm == pytest.approx(expected, rel=1e-5)
 
 
 def check_losses(two: Losses, one: Losses, choice: str, precision: str) -> None:
@@ -78,13 +78,13 @@ def check_losses(two: Losses, one: Losses, choice: str, precision: str) -> None:
 
 @pytest.mark.parametrize(("choice", "precision"), QUICK)
 def test_resume_on_another_number_of_ranks(two: Losses, quick: Losses, choice: str, precision: str) -> None:
-    """Moments, counts of steps and weight decay included."""
+    """Including moments, step counts and weight decay."""
     check_losses(two, quick, choice, precision)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("choice", "precision"), [pair for pair in CONVERTED if pair not in QUICK])
-def test_resume_of_all_others_on_another_number_of_ranks(
+def test_resume_of_the_others_on_another_number_of_ranks(
     two: Losses, rest: Losses, choice: str, precision: str
 ) -> None:
     check_losses(two, rest, choice, precision)
