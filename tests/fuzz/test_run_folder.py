@@ -1,4 +1,4 @@
-"""What a run folder holds, damaged: settings, checkpoints' notes, sidecars of sounds, evaluations, exports."""
+"""Damaged files of a run folder: settings, checkpoint metadata, sidecars, evaluations, exports."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ ROWS = [{"step": step, "train/loss": 6.0, "val/loss": 6.5, "train/clips": 4, "sp
         for step in range(3)]  # fmt: skip
 
 
-def put(path: Path, seed: int, told: Any) -> Path:
-    """A damaged value as JSON (which is YAML), or its damaged bytes."""
+def write_damaged(path: Path, seed: int, value: Any) -> Path:
+    """Write a damaged value as JSON (which is YAML), or damaged bytes of it."""
     as_bytes = seed % 3 == 0
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
-        damaged(seed, [json.dumps(told, indent=1).encode(), yaml.safe_dump(told).encode()])
+        damaged(seed, [json.dumps(value, indent=1).encode(), yaml.safe_dump(value).encode()])
         if as_bytes
-        else text_of(damaged_json(seed, told)).encode()
+        else text_of(damaged_json(seed, value)).encode()
     )
     return path
 
@@ -57,11 +57,11 @@ def put(path: Path, seed: int, told: Any) -> Path:
 @some(25)
 @given(seed=seeds)
 def test_damaged_settings(tmp_path: Path, seed: int) -> None:
-    """Of the cache that they name, only a local one is looked at."""
+    """Only a local dataset that they name is opened."""
     (tmp_path / "cache").mkdir(exist_ok=True)
     (tmp_path / "cache" / "manifest.json").touch()
     settings = {"shards": f"{tmp_path}/cache", "data": {"seconds": 1.0, "train": "train"}, "codec": {"name": "x"}}
-    put(tmp_path / "config.yaml", seed, settings)
+    write_damaged(tmp_path / "config.yaml", seed, settings)
     with refused_or_right(str(tmp_path)):
         assert not is_remote(run_folder.training_shards(tmp_path))
 
@@ -69,30 +69,30 @@ def test_damaged_settings(tmp_path: Path, seed: int) -> None:
 @pytest.fixture(scope="module")
 def settings() -> dict[str, Any]:
     """All settings of training."""
-    found: Any = OmegaConf.to_container(compose("train", ["+exp=delay_gpt2", "shards=gone"]), resolve=True)
-    return found
+    settings: Any = OmegaConf.to_container(compose("train", ["+exp=delay_gpt2", "shards=gone"]), resolve=True)
+    return settings
 
 
 @some(12)
 @given(seed=seeds)
-def test_a_card_of_damaged_settings(tmp_path: Path, settings: dict[str, Any], export: Path, seed: int) -> None:
-    found = tmp_path / "checkpoints" / "step-3"
-    found.mkdir(parents=True, exist_ok=True)
+def test_model_card_of_damaged_settings(tmp_path: Path, settings: dict[str, Any], export: Path, seed: int) -> None:
+    path = tmp_path / "checkpoints" / "step-3"
+    path.mkdir(parents=True, exist_ok=True)
     state = {**STATE, "model": json.loads((export / CONFIG).read_text())}
     state["model"]["embedder"] = state["model"]["codec"] = IDENTITY
-    (found / checkpoint.COMPLETE).write_text(json.dumps(state))
-    put(tmp_path / "config.yaml", seed, settings)
-    put(tmp_path / "evaluation" / "evaluate.json", seed, EVALUATION)
-    put(tmp_path / "metrics.jsonl", seed, ROWS[0])
+    (path / checkpoint.COMPLETE).write_text(json.dumps(state))
+    write_damaged(tmp_path / "config.yaml", seed, settings)
+    write_damaged(tmp_path / "evaluation" / "evaluate.json", seed, EVALUATION)
+    write_damaged(tmp_path / "metrics.jsonl", seed, ROWS[0])
     with refused_or_right(str(tmp_path)):
-        text = model_card.card(found, export)
+        text = model_card.card(path, export)
         assert "<" not in text and text.startswith("---\ntags: [")
 
 
 @some(80)
 @given(seed=seeds)
-def test_a_damaged_log_gives_the_rows_that_are_whole(tmp_path: Path, seed: int) -> None:
-    """It can be drawn, compared and resumed from, which loses no row before the step."""
+def test_damaged_log_yields_its_intact_rows(tmp_path: Path, seed: int) -> None:
+    """It can be plotted, compared, and resumed without losing a row before the step."""
     log = tmp_path / base.METRICS
     log.write_bytes(
         b"".join(text_of(damaged_json(seed + i, ROWS[0])).encode() + b"\n" for i in range(2))
@@ -112,33 +112,33 @@ def test_a_damaged_log_gives_the_rows_that_are_whole(tmp_path: Path, seed: int) 
 
 @some(150)
 @given(seed=seeds)
-def test_a_damaged_evaluation(tmp_path: Path, seed: int) -> None:
-    """It is refused, or a page can be made of it whose only script is ours."""
-    path = put(tmp_path / "evaluate.json", seed, EVALUATION)
+def test_damaged_evaluation(tmp_path: Path, seed: int) -> None:
+    """It is refused, or the report of it has no script but ours."""
+    path = write_damaged(tmp_path / "evaluate.json", seed, EVALUATION)
     with refused_or_right(str(tmp_path)):
-        found = run_folder.read_evaluation(path)
-        text = report_html.render_report("a run", {}, [], 24_000, ROWS, found, "a hint")
+        evaluation = run_folder.read_evaluation(path)
+        text = report_html.render_report("a run", {}, [], 24_000, ROWS, evaluation, "a hint")
         assert text.count("<script") == 1 and "nan" not in text.partition("<script")[0].partition("</style>")[2]
 
 
 @some(100)
 @given(seed=seeds)
-def test_a_damaged_note_of_a_checkpoint(tmp_path: Path, seed: int) -> None:
-    put(tmp_path / "checkpoints" / "step-3" / checkpoint.COMPLETE, seed, STATE)
+def test_damaged_checkpoint_metadata(tmp_path: Path, seed: int) -> None:
+    write_damaged(tmp_path / "checkpoints" / "step-3" / checkpoint.COMPLETE, seed, STATE)
     config = ModelConfig(2, "delay", 4, 16, 1, 2, 16, 0.0, 0.0, False)
     with inside(tmp_path), refused_or_right(str(tmp_path)):
-        found = checkpoint.list_checkpoints(tmp_path)
-        checkpoint.best_of(found)
-        resume_check.check_model(found[0], config)
+        checkpoints = checkpoint.list_checkpoints(tmp_path)
+        checkpoint.best_of(checkpoints)
+        resume_check.check_model(checkpoints[0], config)
 
 
 @some(150)
 @given(seed=seeds)
-def test_a_damaged_sidecar(tmp_path: Path, seed: int) -> None:
-    """A source that it names is opened only to take its hash."""
+def test_damaged_sidecar(tmp_path: Path, seed: int) -> None:
+    """A source that it names is opened only to compute its hash."""
     source = tmp_path / "a.wav"
     source.write_bytes(b"sound")
-    told = {
+    content = {
         "format": sidecar.FORMAT,
         "sound": "b.wav",
         "codes_sha256": "00",
@@ -149,11 +149,11 @@ def test_a_damaged_sidecar(tmp_path: Path, seed: int) -> None:
         "versions": {"torch": "2"},
         "device": "cpu",
     }
-    path = put(tmp_path / "b.json", seed, told)
+    path = write_damaged(tmp_path / "b.json", seed, content)
     with refused_or_right("b.json"):
-        found = sidecar.read(path)
-        assert found["batch"]["row"] < found["batch"]["rows"]
-        sidecar.check_run(path, found, INSTRUMENT)
+        record = sidecar.read(path)
+        assert record["batch"]["row"] < record["batch"]["rows"]
+        sidecar.check_run(path, record, INSTRUMENT)
 
 
 class _Instrument:
@@ -173,16 +173,16 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz") / "export"
     CodecGPT(config).save_pretrained(folder)
     CodecGPT.from_pretrained(folder)
-    found = json.loads((folder / CONFIG).read_text())  # of an older version: with checksums nothing else would be read
-    del found["sha256"], found["files"]
-    (folder / CONFIG).write_text(json.dumps(found))
+    config_json = json.loads((folder / CONFIG).read_text())
+    del config_json["sha256"], config_json["files"]  # as in older versions: with checksums, all damage is found early
+    (folder / CONFIG).write_text(json.dumps(config_json))
     return folder
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 @some(60)
 @given(seed=seeds)
-def test_a_damaged_export(export: Path, name: str, seed: int) -> None:
+def test_damaged_export(export: Path, name: str, seed: int) -> None:
     whole = (export / name).read_bytes()
     if name == CONFIG and seed % 3:
         (export / name).write_text(text_of(damaged_json(seed, json.loads(whole))))

@@ -1,4 +1,4 @@
-"""Caches of made-up codes that a tiny model can learn, in real shards."""
+"""Datasets of synthetic codes that a tiny model can learn, in real shards."""
 
 from pathlib import Path
 
@@ -18,9 +18,15 @@ def write_cache(
     per_shard: int = 16,
     broken: tuple[str, ...] = (),
 ) -> Path:
-    """Clips whose prompt says which of eight melodies they hold, three quarters to train on, the rest to validate.
+    """Write clips whose prompt says which of eight melodies they are; three quarters are for training.
 
-    broken: keys of clips whose prompt is not finite.
+    Args:
+        folder: where to write.
+        clips: number of clips.
+        lengths: frames of the clips, in turn.
+        codec: name of the codec.
+        per_shard: clips per shard.
+        broken: keys of clips whose prompt is not finite.
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -36,6 +42,6 @@ def write_cache(
             splits.setdefault(split, []).append(shard.info)
     identity = {"name": codec, "weights": "0" * 64, "sample_rate": 24000, "frame_rate": 75, "codebooks": K}
     identity |= {"codebook_size": 1024, "dtype": "float32"}
-    embedder = {"name": "made up", "weights": "1" * 64, "sample_rate": 24000, "dim": P}
-    Manifest(identity, embedder, {"name": "made up"}, splits).save(folder)
+    embedder = {"name": "synthetic", "weights": "1" * 64, "sample_rate": 24000, "dim": P}
+    Manifest(identity, embedder, {"name": "synthetic"}, splits).save(folder)
     return folder

@@ -151,7 +151,7 @@ def test_the_card_tells_data_model_training_and_licences(run: Path, tmp_path: Pa
     assert "encodec_embedded" in head["tags"]
     config = CodecGPT.from_pretrained(tmp_path / "out")
     assert f"| parameters | {sum(p.numel() for p in config.parameters()):,} (backbone " in text
-    assert "| made up, train | 0.002 hours in 45 clips |" in text and "| made up, valid | " in text
+    assert "| synthetic, train | 0.002 hours in 45 clips |" in text and "| synthetic, valid | " in text
     assert "| steps | 6 of 6 |" in text and "| clips seen | 24, 4 a step on 1 ranks |" in text
     assert "| weights | running mean with decay 0.9 |" in text
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

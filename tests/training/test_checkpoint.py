@@ -1,4 +1,4 @@
-"""Checkpoints and exports whose bytes went bad: passed over or refused, never trained on; and what a full disk says."""
+"""Damaged checkpoints and exports are skipped or refused, never used; and errors of a full disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.training.test_train import SMALL, rows
 
 ALONE = World(0, 1, torch.device("cpu"))
 WEIGHTS = "mp_rank_00_model_states.pt"
-SHARE = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+OPTIMIZER = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cache(tmp_path_factory.mktemp("caches") / "cache")
 
 
-def train(cache: Path, run: Path, *words: str) -> None:
+def train(cache: Path, run: Path, *overrides: str) -> None:
     """`python -m pipeline.train` in this process."""
-    names = ["+exp=delay_gpt2", f"shards={cache}", f"run={run}", *SMALL, "trainer.val_every=0", *words]
-    assert main.task(compose("train", names)) == 0  # type: ignore[attr-defined]
+    arguments = ["+exp=delay_gpt2", f"shards={cache}", f"run={run}", *SMALL, "trainer.val_every=0", *overrides]
+    assert main.task(compose("train", arguments)) == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of nine steps with three checkpoints; nothing may be changed in it."""
+    """A run of nine steps with three checkpoints; tests must not change it."""
     handlers = logging.getLogger().handlers[:]
     run = tmp_path_factory.mktemp("runs") / "run"
     train(cache, run, "trainer.steps=9", "trainer.save_every=3", "trainer.keep=3", "trainer.ema=0.9")
@@ -61,24 +61,24 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def flip(file: Path, share: float = 0.5) -> None:
+def flip(file: Path, position: float = 0.5) -> None:
     """Flip one bit."""
     data = bytearray(file.read_bytes())
-    data[int(share * len(data))] ^= 4
+    data[int(position * len(data))] ^= 4
     file.write_bytes(data)
 
 
-def cut(file: Path) -> None:
-    """Cut a file short."""
+def truncate(file: Path) -> None:
+    """Truncate a file."""
     file.write_bytes(file.read_bytes()[:-100])
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "one bit of the weights": (WEIGHTS, flip),
-    "one bit of the moments": (SHARE, flip),
+    "one bit of the moments": (OPTIMIZER, flip),
     "one bit of the mean": ("ema.safetensors", flip),
-    "truncated": (SHARE, cut),
-    "a rank's file is missing": (SHARE, Path.unlink),
+    "truncated": (OPTIMIZER, truncate),
+    "a rank's file is missing": (OPTIMIZER, Path.unlink),
     "one digit of complete.json": (
         "complete.json",
         lambda file: file.write_text(file.read_text().replace('"place": 3', '"place": 7')),
@@ -87,13 +87,13 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_or_refused(run: Path, name: str) -> None:
-    """resume=auto takes the one before it and names it in one line; resume=PATH and export refuse it."""
+def test_damaged_checkpoint_is_skipped_or_refused(run: Path, name: str) -> None:
+    """resume=auto uses the one before and logs one line; resume=PATH and export refuse it."""
     file, damage = DAMAGES[name]
     bad = run / "checkpoints" / "step-9"
     damage(bad / file)
-    found, skipped = checkpoint.resolve_resume(run, "auto", ALONE)
-    assert found == run / "checkpoints" / "step-6"
+    path, skipped = checkpoint.resolve_resume(run, "auto", ALONE)
+    assert path == run / "checkpoints" / "step-6"
     assert len(skipped) == 1 and f"{bad} is damaged and skipped" in skipped[0] and file in skipped[0]
     assert [line for part in range(3) for line in checkpoint.damage(bad, part, 3)] == checkpoint.damage(bad) * (
         3 if file == "complete.json" else 1
@@ -104,22 +104,22 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused(run: Path, name: str) ->
         export.main.task(compose("export", [f"run='{run}'"]))  # type: ignore[attr-defined]
 
 
-def test_training_continues_from_the_checkpoint_before(here: None, cache: Path, trained: Path, run: Path) -> None:
-    """The losses are those of the run that nobody damaged, and the line is in the log."""
+def test_training_resumes_from_the_checkpoint_before(here: None, cache: Path, trained: Path, run: Path) -> None:
+    """The losses are those of the undamaged run, and the log has a line."""
     flip(run / "checkpoints" / "step-9" / WEIGHTS)
     before = {file: file.read_bytes() for file in (run / "checkpoints" / "step-6").iterdir()}
-    words = ("trainer.save_every=4", "trainer.keep=2", "trainer.ema=0.9")
-    train(cache, run, "trainer.steps=8", *words)
+    overrides = ("trainer.save_every=4", "trainer.keep=2", "trainer.ema=0.9")
+    train(cache, run, "trainer.steps=8", *overrides)
     text = (run / "log.txt").read_text()
     assert text.count("is damaged and skipped") == 1 and "resuming at step 6 of 8" in text
     assert rows(run) == pytest.approx({step: loss for step, loss in rows(trained).items() if step <= 8}, abs=1e-6)
-    assert {file: file.read_bytes() for file in before} == before  # newest of those that are intact
+    assert {file: file.read_bytes() for file in before} == before  # the newest intact one is kept
     assert (run / "checkpoints" / "latest").read_text() == "step-8"
     assert CodecGPT.from_pretrained(run / "export").config.layers == 2
 
 
 def test_no_intact_checkpoint_is_an_error(run: Path) -> None:
-    """Training does not start from scratch beside checkpoints that may be restored."""
+    """Training does not start from scratch in a folder whose checkpoints may be restored."""
     for folder in checkpoint.list_checkpoints(run):
         flip(folder / WEIGHTS)
     with pytest.raises(InputError, match=r"step-9 is damaged.*no intact checkpoint is left"):
@@ -127,7 +127,7 @@ def test_no_intact_checkpoint_is_an_error(run: Path) -> None:
 
 
 def test_checkpoints_without_checksums_are_read(run: Path) -> None:
-    """As older versions wrote them."""
+    """Older versions wrote none."""
     import json
 
     folder = run / "checkpoints" / "step-9"
@@ -138,7 +138,7 @@ def test_checkpoints_without_checksums_are_read(run: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
-def test_a_damaged_export_is_refused(run: Path, file: str) -> None:
+def test_damaged_export_is_refused(run: Path, file: str) -> None:
     path = run / "export" / file
     if file == "config.json":
         path.write_text(path.read_text().replace('"heads": 4', '"heads": 2'))
@@ -148,10 +148,8 @@ def test_a_damaged_export_is_refused(run: Path, file: str) -> None:
         CodecGPT.from_pretrained(run / "export")
 
 
-def test_another_runs_last_checkpoint_leaves_nothing_to_train(
-    here: None, cache: Path, trained: Path, tmp_path: Path
-) -> None:
-    """resume=OLD run=NEW: refused in one line where NEW would not make a step; else NEW alone is written to."""
+def test_resume_of_another_run_needs_more_steps(here: None, cache: Path, trained: Path, tmp_path: Path) -> None:
+    """resume=OLD run=NEW is refused if NEW would make no step; otherwise only NEW is written to."""
     before = {file: file.stat().st_mtime_ns for file in trained.rglob("*")}
     with pytest.raises(InputError, match=r"trainer\.steps=9: .*step-9 is already at step 9; set more steps"):
         train(cache, tmp_path / "run", f"resume={trained}", "trainer.steps=9", "trainer.ema=0.9")
@@ -176,8 +174,8 @@ def test_files_have_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_a_full_disk_is_an_error_of_the_system(background: bool) -> None:
-    """Not one of PyTorch's C++: the file and the reason are named."""
+def test_full_disk_raises_an_oserror(background: bool) -> None:
+    """It arguments the file and the reason, unlike the error of PyTorch's C++ code."""
     writer = AsyncCheckpointEngine(background)
     with pytest.raises(OSError, match=r"No space left on device: '/dev/full'") as caught:
         writer.save({"weight": torch.zeros(100_000)}, "/dev/full")
@@ -187,24 +185,24 @@ def test_a_full_disk_is_an_error_of_the_system(background: bool) -> None:
 
 @pytest.fixture
 def small_files() -> Iterator[int]:
-    """The largest file that may be written, in bytes: as on a disk that is nearly full."""
+    """A limit of the file size in bytes, as on a disk that is nearly full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     yield 100_000
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_one_line_of_a_command(
+def test_full_disk_ends_export_with_one_line(
     run: Path, small_files: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And what was there before stays."""
+    """And existing files stay."""
     before = (run / "export" / "model.safetensors").read_bytes()
     monkeypatch.setattr(sys, "argv", ["pipeline.export", f"run='{run}'"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         export.main()
-    said = capsys.readouterr().err.strip()
-    assert ended.value.code == 1 and said.startswith(f"error: {run}/export/model.safetensors: File too large")
-    assert "\n" not in said and (run / "export" / "model.safetensors").read_bytes() == before
+    stderr = capsys.readouterr().err.strip()
+    assert exit_info.value.code == 1 and stderr.startswith(f"error: {run}/export/model.safetensors: File too large")
+    assert "\n" not in stderr and (run / "export" / "model.safetensors").read_bytes() == before
     assert not [*(run / "export").glob(".*")]
     with pytest.raises(OSError, match="File too large"):
         save_tensors({"weight": torch.zeros(small_files)}, run / "weights.safetensors")

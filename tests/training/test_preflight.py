@@ -1,4 +1,4 @@
-"""Before training: one table that tells what it will take, and a refusal, with its arithmetic, where it cannot be."""
+"""The preflight: a table of estimates, and a refusal with its arithmetic if the run does not fit."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(cache: Path, *overrides: str) -> tuple[DictConfig, ModelConfig, TrainData]:
     """Settings, model and data, as `pipeline.train` passes them to the preflight."""
-    words = ["codec=encodec_embedded", "codec.codebooks=4", f"shards='{cache}'", "model=tiny", *overrides]
-    cfg = compose("train", words)
+    overrides = ["codec=encodec_embedded", "codec.codebooks=4", f"shards='{cache}'", "model=tiny", *overrides]
+    cfg = compose("train", overrides)
     data = open_datasets(cfg)
     return cfg, model_config(cfg, data), data
 
@@ -47,33 +47,33 @@ def check(cache: Path, run: Path, *overrides: str) -> bool:
     return preflight.run_preflight(*settings(cache, f"run='{run}'", *overrides), ALONE)
 
 
-def test_the_table_tells_what_the_run_will_do(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = (
+def test_table_has_the_estimates(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = (
         "trainer.steps=90",
         "trainer.micro_batch=4",
         "trainer.gradient_accumulation_steps=2",
         "trainer.save_every=10",
     )
-    assert check(cache, tmp_path / "run", *words) is False
-    told = " ".join(capsys.readouterr().out.split())
-    parameters = sum(p.numel() for p in CodecGPT(settings(cache, *words)[1]).parameters())
-    assert f"model {parameters:,} parameters" in told
-    assert "300 frames (4.00 s, the longest clip) of 4 codebooks are 303 steps under pattern delay, of 1024" in told
-    assert "8 clips = 4 micro_batch x 2 gradient_accumulation_steps x 1 ranks" in told
-    assert "45 clips, 5.6 steps; 0.05 h of training audio, 0.0167 h of validation audio" in told
-    assert "90 steps are 16.0 epochs" in told
-    assert f"{cache}/: encodec_embedded at 75 Hz, 4 of 4 codebooks" in told.replace(f"{cache}:", f"{cache}/:")
-    assert re.search(r"zero0 .*zero1 <- .*zero2 .*zero3 .*zero2_offload .*zero3_offload ", told)
-    assert "5 checkpoints of" in told and not (tmp_path / "run").exists()
+    assert check(cache, tmp_path / "run", *overrides) is False
+    output = " ".join(capsys.readouterr().out.split())
+    parameters = sum(p.numel() for p in CodecGPT(settings(cache, *overrides)[1]).parameters())
+    assert f"model {parameters:,} parameters" in output
+    assert "300 frames (4.00 s, the longest clip) of 4 codebooks are 303 steps under pattern delay, of 1024" in output
+    assert "8 clips = 4 micro_batch x 2 gradient_accumulation_steps x 1 ranks" in output
+    assert "45 clips, 5.6 steps; 0.05 h of training audio, 0.0167 h of validation audio" in output
+    assert "90 steps are 16.0 epochs" in output
+    assert f"{cache}/: encodec_embedded at 75 Hz, 4 of 4 codebooks" in output.replace(f"{cache}:", f"{cache}/:")
+    assert re.search(r"zero0 .*zero1 <- .*zero2 .*zero3 .*zero2_offload .*zero3_offload ", output)
+    assert "5 checkpoints of" in output and not (tmp_path / "run").exists()
 
 
-def test_only_the_table_is_printed_once_by_real_ranks_and_nothing_is_begun(cache: Path, tmp_path: Path) -> None:
+def test_preflight_only_prints_one_table_on_two_ranks(cache: Path, tmp_path: Path) -> None:
     out = train_ranks(cache, tmp_path / "run", "trainer.preflight=only")
     assert out.count("preflight: delay_gpt2") == 1 and "estimate for a rank of 2 in fp32" in out
     assert not (tmp_path / "run").exists()
 
 
-def test_it_can_be_left_out(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preflight_can_be_skipped(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(cache, tmp_path, "trainer.preflight=false", "trainer.micro_batch=100000000") is False
     assert capsys.readouterr().out == ""
     assert check(cache, tmp_path, "trainer.preflight=only") is True
@@ -82,9 +82,9 @@ def test_it_can_be_left_out(cache: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("deepspeed", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
-def test_every_choice_of_deepspeed_is_known_to_the_table(cache: Path, deepspeed: str) -> None:
-    found = estimate(cache, f"deepspeed={deepspeed}")
-    assert found.sharding_choices()[deepspeed] == found.sharding and len(found.sharding_choices()) == 6
+def test_table_has_every_choice_of_deepspeed(cache: Path, deepspeed: str) -> None:
+    run = estimate(cache, f"deepspeed={deepspeed}")
+    assert run.sharding_choices()[deepspeed] == run.sharding and len(run.sharding_choices()) == 6
     zero = "++deepspeed.zero_optimization"
     changed = estimate(
         cache, f"deepspeed={deepspeed}", f"{zero}.reduce_bucket_size=7", f"{zero}.contiguous_gradients=true"
@@ -92,44 +92,44 @@ def test_every_choice_of_deepspeed_is_known_to_the_table(cache: Path, deepspeed:
     assert changed.sharding_choices()["yours"] == changed.sharding
 
 
-def test_what_a_gpu_cannot_hold_is_refused_with_the_sum_and_a_way_out(cache: Path) -> None:
-    words = ("model=xl", "trainer.micro_batch=256", "trainer.compile=false", "deepspeed=zero1")
-    (message,) = preflight.find_blockers(estimate(cache, *words))
-    told = re.match(r"a rank needs at least ([\d.]+) GiB \((.*?)\) but has ([\d.]+) GiB of H100", message)
-    assert told
-    needed, parts, has = told.groups()
+def test_too_little_memory_is_refused_with_sum_and_fix(cache: Path) -> None:
+    overrides = ("model=xl", "trainer.micro_batch=256", "trainer.compile=false", "deepspeed=zero1")
+    (message,) = preflight.find_blockers(estimate(cache, *overrides))
+    match = re.match(r"a rank needs at least ([\d.]+) GiB \((.*?)\) but has ([\d.]+) GiB of H100", message)
+    assert match
+    needed, parts, has = match.groups()
     summed = sum(float(n) * {"GiB": 1, "MiB": 1 / 1024}[u] for n, u in re.findall(r"([\d.]+) ([GM]iB)", parts))
     assert float(needed) == pytest.approx(summed, abs=0.2) and float(needed) > float(has) == 79.0
     (fitting,) = re.findall(r"trainer\.micro_batch=(\d+)", message)
-    assert not preflight.find_blockers(estimate(cache, *words, f"trainer.micro_batch={fitting}"))
-    assert preflight.find_blockers(estimate(cache, *words, f"trainer.micro_batch={int(fitting) + 1}"))
+    assert not preflight.find_blockers(estimate(cache, *overrides, f"trainer.micro_batch={fitting}"))
+    assert preflight.find_blockers(estimate(cache, *overrides, f"trainer.micro_batch={int(fitting) + 1}"))
     assert "trainer.activation_checkpointing=true" in message and message.endswith("preflight=false to try it anyway")
-    assert not preflight.find_blockers(estimate(cache, *words, "trainer.activation_checkpointing=true"))
+    assert not preflight.find_blockers(estimate(cache, *overrides, "trainer.activation_checkpointing=true"))
 
 
-def test_states_that_do_not_fit_are_shared_out_further(cache: Path) -> None:
+def test_more_sharding_is_suggested(cache: Path) -> None:
     small = replace(H100, memory=16 * GIB)
-    words = ("model=xl", "trainer.micro_batch=1")
-    (message,) = preflight.find_blockers(estimate(cache, *words, "deepspeed=zero0", hardware=small))
+    overrides = ("model=xl", "trainer.micro_batch=1")
+    (message,) = preflight.find_blockers(estimate(cache, *overrides, "deepspeed=zero0", hardware=small))
     assert re.search(r"optimizer 16\.\d GiB", message) and "deepspeed=zero1," in message
-    assert not preflight.find_blockers(estimate(cache, *words, "deepspeed=zero1", hardware=small))
-    (message,) = preflight.find_blockers(estimate(cache, *words, hardware=replace(small, memory=GIB // 8)))
+    assert not preflight.find_blockers(estimate(cache, *overrides, "deepspeed=zero1", hardware=small))
+    (message,) = preflight.find_blockers(estimate(cache, *overrides, hardware=replace(small, memory=GIB // 8)))
     assert "no setting fits: use more ranks, shorter clips" in message
 
 
-def test_a_disk_that_is_short_is_refused_before_it_is_full(cache: Path, tmp_path: Path) -> None:
-    words = ("model=small", "trainer.keep=3", "trainer.keep_best=true", "trainer.keep_every=0", f"run='{tmp_path}'")
-    found = estimate(cache, *words)
-    (size, count), needed = found.checkpoints, found.disk_bytes
-    assert count == 5 and needed > 5 * size  # three newest, the best, and the one being written
-    (message,) = preflight.find_blockers(estimate(cache, *words, hardware=replace(H100, disk=2 * GIB)))
+def test_too_little_disk_is_refused(cache: Path, tmp_path: Path) -> None:
+    overrides = ("model=small", "trainer.keep=3", "trainer.keep_best=true", "trainer.keep_every=0", f"run='{tmp_path}'")
+    run = estimate(cache, *overrides)
+    (size, count), needed = run.checkpoints, run.disk_bytes
+    assert count == 5 and needed > 5 * size  # the three newest, the best, and the one being written
+    (message,) = preflight.find_blockers(estimate(cache, *overrides, hardware=replace(H100, disk=2 * GIB)))
     assert re.match(r"5 checkpoints of 1\.\d GiB and the export need \d\.\d GiB more at .*2\.0 GiB are free", message)
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-1" / "shard").write_bytes(bytes(10**7))
-    assert estimate(cache, *words).disk_bytes == needed - 10**7  # what is there already is not counted twice
+    assert estimate(cache, *overrides).disk_bytes == needed - 10**7  # existing checkpoints are not counted twice
 
 
-def test_offload_that_the_machine_cannot_take_is_refused(cache: Path) -> None:
+def test_too_little_host_memory_for_offload_is_refused(cache: Path) -> None:
     (message,) = preflight.find_blockers(
         estimate(cache, "model=xl", "deepspeed=zero3_offload", hardware=replace(H100, host=20 * GIB))
     )
@@ -137,7 +137,7 @@ def test_offload_that_the_machine_cannot_take_is_refused(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["trainer.precision=fp16"], r"trainer\.precision=fp16: expected auto, bf16 or fp32"),
         (["+deepspeed.fp16.enabled=true"], r"deepspeed\.fp16 .* set trainer\.precision"),
@@ -146,31 +146,31 @@ def test_offload_that_the_machine_cannot_take_is_refused(cache: Path) -> None:
         (["deepspeed=zero0", "+deepspeed.zero_optimization.offload_optimizer.device=cpu"], "only from stage 1 on"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(
-    cache: Path, tmp_path: Path, words: list[str], message: str
-) -> None:
+def test_contradicting_settings_are_refused(cache: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check(cache, tmp_path, *words)
+        check(cache, tmp_path, *overrides)
 
 
-def test_what_is_allowed_and_odd_is_said(cache: Path) -> None:
-    def told(*words: str, **changes: int) -> str:
-        found = estimate(cache, *words, hardware=replace(H100, **{k: v for k, v in changes.items() if k != "done"}))
-        return " ".join(preflight.find_warnings(replace(found, resumed_step=changes.get("done", 0))))
+def test_warnings(cache: Path) -> None:
+    def warnings(*overrides: str, **changes: int) -> str:
+        changed = estimate(
+            cache, *overrides, hardware=replace(H100, **{k: v for k, v in changes.items() if k != "done"})
+        )
+        return " ".join(preflight.find_warnings(replace(changed, resumed_step=changes.get("done", 0))))
 
-    assert told() == "an epoch has 45 clips but a step takes 128: clips repeat within a step"
-    assert told("trainer.micro_batch=1") == ""
-    assert "data.valid=test: no validation loss" in told("data.valid=test")
-    assert "at step 7 of 5" in told("trainer.steps=5", done=7)
-    assert "no gradients in its first step: zero1 does" in told("deepspeed=zero0")
+    assert warnings() == "an epoch has 45 clips but a step takes 128: clips repeat within a step"
+    assert warnings("trainer.micro_batch=1") == ""
+    assert "data.valid=test: no validation loss" in warnings("data.valid=test")
+    assert "at step 7 of 5" in warnings("trainer.steps=5", done=7)
+    assert "no gradients in its first step: zero1 does" in warnings("deepspeed=zero0")
     need = estimate(cache, "model=small").memory(estimate(cache, "model=small").sharding, "compiled", 16)
-    assert "memory is tight" in told("model=small", memory=(need.least + need.total) // 2)
+    assert "memory is tight" in warnings("model=small", memory=(need.least + need.total) // 2)
     assert not preflight.find_blockers(estimate(cache, "model=small", hardware=replace(H100, memory=need.least)))
 
 
-def test_a_run_that_goes_on_says_what_is_done(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = tmp_path / "checkpoints" / "step-30"
-    found.mkdir(parents=True)
-    (found / checkpoint.COMPLETE).write_text('{"step": 30, "ranks": 1, "stage": 1, "model": {}}')
-    preflight.run_preflight(*settings(cache, f"run='{tmp_path}'", "trainer.steps=90"), ALONE, found)
+def test_resumed_run_shows_its_step(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "checkpoints" / "step-30"
+    path.mkdir(parents=True)
+    (path / checkpoint.COMPLETE).write_text('{"step": 30, "ranks": 1, "stage": 1, "model": {}}')
+    preflight.run_preflight(*settings(cache, f"run='{tmp_path}'", "trainer.steps=90"), ALONE, path)
     assert "30 are done" in capsys.readouterr().out

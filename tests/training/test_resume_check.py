@@ -1,4 +1,4 @@
-"""A run is known by its settings: what would change its training is refused or accepted on resume, never ignored."""
+"""Settings that change a training are refused or explicitly accepted on resume, never ignored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.training_caches import write_cache
 from tests.training.test_train import rows, train_here
 
 pytestmark = pytest.mark.usefixtures("here")
-WORDS = ("trainer.steps=2", "trainer.val_every=0", "trainer.preflight=false")
+OVERRIDES = ("trainer.steps=2", "trainer.val_every=0", "trainer.preflight=false")
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(cache: Path, tmp_path: Path, finished: list[Path]) -> Path:
-    """A copy of a run that has taken its two steps."""
+    """A copy of a finished run of two steps."""
     if not finished:
         folder = tmp_path / "finished"
-        train_here(cache, folder, *WORDS)
+        train_here(cache, folder, *OVERRIDES)
         finished.append(folder)
     shutil.copytree(finished[0], tmp_path / "run")
     return tmp_path / "run"
@@ -39,15 +39,15 @@ def finished() -> list[Path]:
     return []
 
 
-def recorded(run: Path) -> dict[str, object]:
-    """The settings in the newest checkpoint."""
-    found = checkpoint.read_metadata(checkpoint.list_checkpoints(run)[-1])["settings"]
-    assert isinstance(found, dict)
-    return found
+def recorded_settings(run: Path) -> dict[str, object]:
+    """The settings that the newest checkpoint records."""
+    settings = checkpoint.read_metadata(checkpoint.list_checkpoints(run)[-1])["settings"]
+    assert isinstance(settings, dict)
+    return settings
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["optim.lr=3e-4"], r"run=\S+/run was .*optim\.lr was 0\.01, is now 0\.0003.*resume=\S+/run to resume"),
         (["seed=1", "data.shuffle_shards=8"], r"seed was 0, is now 1; data\.shuffle_shards was 256, is now 8"),
@@ -61,67 +61,72 @@ def recorded(run: Path) -> dict[str, object]:
         (["trainer.steps=1"], r"trainer\.steps=1: \S+step-2 is already at step 2; set 2 or more"),
     ],
 )
-def test_changed_settings_are_refused_and_named(cache: Path, run: Path, words: list[str], message: str) -> None:
-    """Of a finished run too; its folder stays as it is, so that config.yaml never claims what was not trained."""
+def test_changed_settings_are_refused_and_named(cache: Path, run: Path, overrides: list[str], message: str) -> None:
+    """The folder of the run stays unchanged, so that config.yaml has the settings of its checkpoints."""
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=message):
-        train_here(cache, run, *WORDS, *words)
+        train_here(cache, run, *OVERRIDES, *overrides)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_resume_of_the_run_by_name_accepts_changes(cache: Path, run: Path) -> None:
-    """They are logged, recorded in the next checkpoint, and what `resume=auto` compares with from then on."""
+    """Changes are logged, recorded in the next checkpoint, and compared by `resume=auto` from then on."""
     changed = ("optim.lr=3e-4", "trainer.steps=3")
-    train_here(cache, run, *WORDS, *changed, f"resume={run}")
-    assert rows(run, "train/lr")[3] == 3e-4 and recorded(run)["optim.lr"] == 3e-4
+    train_here(cache, run, *OVERRIDES, *changed, f"resume={run}")
+    assert rows(run, "train/lr")[3] == 3e-4 and recorded_settings(run)["optim.lr"] == 3e-4
     assert "note: resumed with a changed setting: optim.lr was 0.01, is now 0.0003" in (run / "log.txt").read_text()
-    train_here(cache, run, *WORDS, *changed)
+    train_here(cache, run, *OVERRIDES, *changed)
     with pytest.raises(InputError, match=r"optim\.lr was 0\.0003, is now 0\.01"):
-        train_here(cache, run, *WORDS, "trainer.steps=3")
+        train_here(cache, run, *OVERRIDES, "trainer.steps=3")
 
 
-def test_what_changes_no_training_goes_through(cache: Path, run: Path, tmp_path: Path) -> None:
-    """More steps, other intervals, the same clips a step in smaller parts, and the same shards in another folder."""
+def test_settings_without_effect_on_training_may_change(cache: Path, run: Path, tmp_path: Path) -> None:
+    """More steps, other intervals, the same clips per step in micro-batches, and the same shards in another folder."""
     shutil.copytree(cache, tmp_path / "moved")
-    words = ("trainer.steps=4", "trainer.log_every=2", "trainer.save_every=1", "trainer.keep=9")
+    overrides = ("trainer.steps=4", "trainer.log_every=2", "trainer.save_every=1", "trainer.keep=9")
     train_here(
-        tmp_path / "moved", run, *WORDS, *words, "trainer.micro_batch=2", "trainer.gradient_accumulation_steps=2"
+        tmp_path / "moved",
+        run,
+        *OVERRIDES,
+        *overrides,
+        "trainer.micro_batch=2",
+        "trainer.gradient_accumulation_steps=2",
     )
     assert max(rows(run)) == 4
 
 
-def test_other_contents_of_the_shards_are_refused(run: Path, tmp_path: Path) -> None:
+def test_other_shard_contents_are_refused(run: Path, tmp_path: Path) -> None:
     other = write_cache(tmp_path / "other", clips=64)
     message = r"shards was 'contents [0-9a-f]{12}', is now 'contents [0-9a-f]{12}'; data\.valid was 'contents"
     with pytest.raises(InputError, match=message):
-        train_here(other, run, *WORDS)
+        train_here(other, run, *OVERRIDES)
 
 
-def test_ranks_may_change_with_clips_a_step_or_clips_a_rank() -> None:
-    """Elastic training keeps one of the two; the other change is another batch."""
-    then = {"ranks": 4, "clips a rank and step": 8}
+def test_ranks_may_change_at_equal_clips_per_step_or_rank() -> None:
+    """Elastic training keeps one of the two; otherwise the batch is another."""
+    old = {"ranks": 4, "clips a rank and step": 8}
     for ranks, clips in ((4, 8), (2, 16), (8, 4), (2, 8), (1, 8)):
-        assert not changed_settings(then, {"ranks": ranks, "clips a rank and step": clips})
-    (change,) = changed_settings(then, {"ranks": 2, "clips a rank and step": 4})
+        assert not changed_settings(old, {"ranks": ranks, "clips a rank and step": clips})
+    (change,) = changed_settings(old, {"ranks": 2, "clips a rank and step": 4})
     assert change == "clips per step (micro_batch x gradient_accumulation_steps x ranks) was 32, is now 8"
 
 
 @pytest.mark.parametrize(("name", "notes"), [("constant", 0), ("cosine", 1)])
-def test_a_longer_schedule_is_reported(run: Path, name: str, notes: int) -> None:
-    """More steps are always accepted; where the learning rate jumps by it, both rates are said."""
+def test_longer_schedule_is_reported(run: Path, name: str, notes: int) -> None:
+    """More steps are always accepted; if the learning rate jumps, both rates are logged."""
     newest = checkpoint.list_checkpoints(run)[-1]
-    now = {**recorded(run), "optim.schedule.name": name, "optim.schedule.warmup": 0, "trainer.steps": 4}
-    found = [note for note in check_settings(newest, now, str(run), run) if note.startswith("trainer.steps")]
-    assert len(found) == notes
+    now = {**recorded_settings(run), "optim.schedule.name": name, "optim.schedule.warmup": 0, "trainer.steps": 4}
+    lines = [note for note in check_settings(newest, now, str(run), run) if note.startswith("trainer.steps")]
+    assert len(lines) == notes
     if notes:
-        assert found[0].startswith("trainer.steps=4, 2 before: the cosine schedule is stretched, and at step 2")
-        assert found[0].endswith("is 0.5 of its peak instead of 0")
+        assert lines[0].startswith("trainer.steps=4, 2 before: the cosine schedule is stretched, and at step 2")
+        assert lines[0].endswith("is 0.5 of its peak instead of 0")
 
 
-def test_a_checkpoint_without_a_record_is_resumed_and_says_so(cache: Path, run: Path) -> None:
+def test_checkpoint_without_settings_is_resumed_with_a_note(cache: Path, run: Path) -> None:
     file = checkpoint.list_checkpoints(run)[-1] / checkpoint.COMPLETE
     state = json.loads(file.read_text())
     del state["settings"], state["sha256"]  # as it was written by an older version
     file.write_text(json.dumps(state))
-    train_here(cache, run, *WORDS, "trainer.steps=3", "optim.lr=1e-3")
+    train_here(cache, run, *OVERRIDES, "trainer.steps=3", "optim.lr=1e-3")
     assert "records no settings, so none are compared" in (run / "log.txt").read_text()

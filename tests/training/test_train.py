@@ -1,4 +1,4 @@
-"""Training as its user starts it: the literal commands, real DeepSpeed ranks, real shards, real interruptions."""
+"""Training by the commands that users type: real DeepSpeed ranks, real shards, real interruptions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 def fresh_env(extensions: Path) -> dict[str, str]:
-    """A fresh shell: nothing on PYTHONPATH, this environment's programs first, no extension built yet."""
+    """The environment of a fresh shell: no PYTHONPATH, the programs of this environment first, no extension built."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return {
         **env,
@@ -53,12 +53,12 @@ def fresh_env(extensions: Path) -> dict[str, str]:
     }
 
 
-def start(cache: Path, run: Path, *words: str, ranks: int = 1) -> subprocess.Popen[str]:
-    """`deepspeed --num_gpus N pipeline/train.py +exp=delay_gpt2 ...`, begun in a process group of its own."""
+def start(cache: Path, run: Path, *overrides: str, ranks: int = 1) -> subprocess.Popen[str]:
+    """Start `deepspeed --num_gpus N pipeline/train.py +exp=delay_gpt2 ...` in a new process group."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
     command = [*launcher, "--master_port", str(free_port()), str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2"]
     return subprocess.Popen(
-        [*command, f"shards={cache}", f"run={run}", *SMALL, *words],
+        [*command, f"shards={cache}", f"run={run}", *SMALL, *overrides],
         env=fresh_env(run.parent / "extensions"),
         cwd=run.parent,
         stdout=subprocess.PIPE,
@@ -68,23 +68,23 @@ def start(cache: Path, run: Path, *words: str, ranks: int = 1) -> subprocess.Pop
     )
 
 
-def train(cache: Path, run: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
-    """The same, to its end, with the exit code that is expected."""
-    process = start(cache, run, *words, ranks=ranks)
+def train(cache: Path, run: Path, *overrides: str, ranks: int = 1) -> str:
+    """Run the same command to its end, and return its output."""
+    process = start(cache, run, *overrides, ranks=ranks)
     out, _ = process.communicate()
-    assert process.returncode == code, out
+    assert process.returncode == 0, out
     return out
 
 
-def train_ranks(cache: Path | str, run: Path, *words: str, ranks: int = 2) -> str:
-    """Train to the end on ranks that are started as srun does, without the launcher: it costs as much as a rank."""
+def train_ranks(cache: Path | str, run: Path, *overrides: str, ranks: int = 2) -> str:
+    """Train on ranks that are started as by srun: the launcher would cost as much as a rank."""
     command = [sys.executable, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2", f"shards={cache}", f"run={run}"]
     world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env, pipes = fresh_env(run.parent / "extensions") | world, {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     processes = [
         subprocess.Popen(
-            [*command, *SMALL, *words], env={**env, "RANK": str(n), "LOCAL_RANK": str(n)}, cwd=run.parent, text=True,
-            **pipes,
+            [*command, *SMALL, *overrides], env={**env, "RANK": str(n), "LOCAL_RANK": str(n)}, cwd=run.parent,
+            text=True, **pipes,
         )
         for n in range(ranks)
     ]  # fmt: skip
@@ -94,44 +94,44 @@ def train_ranks(cache: Path | str, run: Path, *words: str, ranks: int = 2) -> st
 
 
 def rows(run: Path, name: str = "train/loss") -> dict[int, float]:
-    """A metric by step."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in found] == sorted(row["step"] for row in found)
-    return {row["step"]: row[name] for row in found if name in row}
+    """The values of a metric by step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    return {row["step"]: row[name] for row in rows if name in row}
 
 
-def kill_at(process: subprocess.Popen[str], run: Path, step: int, later: float = 0) -> None:
-    """kill -9 the launcher and its ranks as soon as a step is logged, or some seconds later."""
+def kill_at(process: subprocess.Popen[str], run: Path, step: int, delay: float = 0) -> None:
+    """Kill the launcher and its ranks with SIGKILL as soon as a step is logged, or some seconds later."""
     while process.poll() is None:
-        if (run / "metrics.jsonl").exists() and step in rows_so_far(run):
+        if (run / "metrics.jsonl").exists() and step in logged_steps(run):
             break
         time.sleep(0.02)
-    time.sleep(later)
+    time.sleep(delay)
     os.killpg(process.pid, signal.SIGKILL)
     kill_all(f"run={run} ")
     process.communicate()
 
 
 def pids(command: str) -> list[int]:
-    """The processes whose command line matches."""
+    """The processes whose command line matches a pattern."""
     return [int(n) for n in subprocess.run(["pgrep", "-f", command], capture_output=True, text=True).stdout.split()]
 
 
 def kill_all(command: str) -> None:
-    """kill -9 the processes whose command line matches."""
+    """Kill the processes whose command line matches a pattern."""
     for pid in pids(command):
-        with suppress(ProcessLookupError):  # it has just ended
+        with suppress(ProcessLookupError):  # it has already ended
             os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(autouse=True)
-def no_rank_is_left(tmp_path: Path) -> Iterator[None]:
-    """Whatever became of a test, no rank of it trains on beside the others."""
+def kill_remaining_ranks(tmp_path: Path) -> Iterator[None]:
+    """No rank of a failed test keeps training."""
     yield
     kill_all(re.escape(str(tmp_path)) + "/run")
 
 
-def rows_so_far(run: Path) -> set[int]:
+def logged_steps(run: Path) -> set[int]:
     return {int(n) for n in re.findall(r'"step": (\d+)', (run / "metrics.jsonl").read_text())}
 
 
@@ -142,14 +142,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty steps on two ranks with dropout, never interrupted."""
+    """A run of twenty steps on two ranks with dropout, never interrupted."""
     run = tmp_path_factory.mktemp("runs") / "unbroken"
     out = train(cache, run, "trainer.steps=20", "model.dropout=0.1", ranks=2)
     assert "8 clips per step = 4 micro_batch x 1 gradient_accumulation_steps x 2 ranks" in out
     return run
 
 
-def test_a_run_learns_and_leaves_its_folder(unbroken: Path) -> None:
+def test_run_learns_and_writes_its_folder(unbroken: Path) -> None:
     losses = rows(unbroken)
     assert sorted(losses) == list(range(1, 21)) and losses[20] < losses[1] - 1
     assert set(rows(unbroken, "val/loss")) == {10, 20}
@@ -163,69 +163,66 @@ def test_a_run_learns_and_leaves_its_folder(unbroken: Path) -> None:
     assert not any((unbroken.parent / "extensions").glob("**/*.so"))  # nothing is compiled on a CPU
 
 
-def test_killed_and_resumed_the_losses_are_those_of_an_unbroken_run(
-    cache: Path, unbroken: Path, tmp_path: Path
-) -> None:
-    """Dropout and dropped prompts included, to 6 decimals; the same command each time."""
-    words, run = ("trainer.steps=20", "model.dropout=0.1"), tmp_path / "run"
-    kill_at(start(cache, run, *words, ranks=2), run, 7)
-    assert "resuming at step" in train(cache, run, *words, ranks=2)
+def test_resume_matches_unbroken_run(cache: Path, unbroken: Path, tmp_path: Path) -> None:
+    """After SIGKILL, by the same command, with dropout and dropped prompts: losses are equal to 6 decimals."""
+    overrides, run = ("trainer.steps=20", "model.dropout=0.1"), tmp_path / "run"
+    kill_at(start(cache, run, *overrides, ranks=2), run, 7)
+    assert "resuming at step" in train(cache, run, *overrides, ranks=2)
     assert rows(run) == pytest.approx(rows(unbroken), abs=1e-6)
     assert rows(run, "val/loss") == pytest.approx(rows(unbroken, "val/loss"), abs=1e-6)
 
 
 @pytest.mark.slow
-def test_killed_five_times_at_random_moments_nothing_changes(cache: Path, tmp_path: Path) -> None:
-    """Anywhere: in a step, in a save, right after one; the losses are those of a run that nobody touched."""
-    words, run, whole = ("trainer.steps=60", "model.dropout=0.1"), tmp_path / "run", tmp_path / "whole"
-    train(cache, whole, *words, ranks=2)
-    draw = random.Random(0)
-    for step in sorted(draw.sample(range(2, 55), 5)):
-        kill_at(start(cache, run, *words, ranks=2), run, step, draw.uniform(0, 0.3))
-    train(cache, run, *words, ranks=2)
-    assert rows(run) == pytest.approx(rows(whole), abs=1e-6)
-    assert rows(run, "val/loss") == pytest.approx(rows(whole, "val/loss"), abs=1e-6)
-    assert rows(run, "train/clips") == rows(whole, "train/clips")
+def test_five_kills_at_random_moments_change_nothing(cache: Path, tmp_path: Path) -> None:
+    """In a step, in a save, or right after it: losses are those of an uninterrupted run."""
+    overrides, run, unbroken_run = ("trainer.steps=60", "model.dropout=0.1"), tmp_path / "run", tmp_path / "whole"
+    train(cache, unbroken_run, *overrides, ranks=2)
+    generator = random.Random(0)
+    for step in sorted(generator.sample(range(2, 55), 5)):
+        kill_at(start(cache, run, *overrides, ranks=2), run, step, generator.uniform(0, 0.3))
+    train(cache, run, *overrides, ranks=2)
+    assert rows(run) == pytest.approx(rows(unbroken_run), abs=1e-6)
+    assert rows(run, "val/loss") == pytest.approx(rows(unbroken_run, "val/loss"), abs=1e-6)
+    assert rows(run, "train/clips") == rows(unbroken_run, "train/clips")
 
 
 @pytest.mark.slow
-def test_resumed_on_another_number_of_ranks_every_clip_is_still_seen_once(
-    cache: Path, unbroken: Path, tmp_path: Path
-) -> None:
-    """From two ranks to one and back: no clip of the stream is lost or seen twice, and the losses agree."""
-    run, words = tmp_path / "run", ("trainer.steps=20", "model.prompt_dropout=0")
-    whole = tmp_path / "whole"
-    train(cache, whole, *words, ranks=2)
-    kill_at(start(cache, run, *words, ranks=2), run, 7)
-    out = train(cache, run, *words[1:], "trainer.steps=10", "trainer.micro_batch=8")
+def test_resume_on_other_ranks_sees_every_clip_once(cache: Path, unbroken: Path, tmp_path: Path) -> None:
+    """From two ranks to one and back: no clip is lost or repeated, and the losses agree."""
+    run, overrides = tmp_path / "run", ("trainer.steps=20", "model.prompt_dropout=0")
+    unbroken_run = tmp_path / "whole"
+    train(cache, unbroken_run, *overrides, ranks=2)
+    kill_at(start(cache, run, *overrides, ranks=2), run, 7)
+    out = train(cache, run, *overrides[1:], "trainer.steps=10", "trainer.micro_batch=8")
     assert "for 1 ranks" in out and "resuming at step 5 of 10" in out
-    out = train(cache, run, *words, ranks=2)
+    out = train(cache, run, *overrides, ranks=2)
     assert "for 2 ranks" in out
-    assert rows(run, "train/clips") == rows(whole, "train/clips")
-    assert rows(run) == pytest.approx(rows(whole), abs=2e-3)
+    assert rows(run, "train/clips") == rows(unbroken_run, "train/clips")
+    assert rows(run) == pytest.approx(rows(unbroken_run), abs=2e-3)
 
 
-def test_without_its_launcher_it_saves_and_the_same_command_goes_on(cache: Path, tmp_path: Path) -> None:
-    """Killed is the `deepspeed` command alone, which tells nobody; until the ranks have ended the folder is theirs."""
-    run, words = tmp_path / "run", ("trainer.steps=400", "trainer.save_every=0", "trainer.val_every=0")
-    process = start(cache, run, *words)
-    while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
+def test_killed_launcher_makes_the_ranks_save_and_stop(cache: Path, tmp_path: Path) -> None:
+    """Only the `deepspeed` command is killed; the ranks keep the lock of the folder until they end."""
+    run, overrides = tmp_path / "run", ("trainer.steps=400", "trainer.save_every=0", "trainer.val_every=0")
+    process = start(cache, run, *overrides)
+    while not ((run / "metrics.jsonl").exists() and 3 in logged_steps(run)):
         assert process.poll() is None
         time.sleep(0.02)
     (rank,) = pids(rf"train\.py --local_rank=0.*run={run} ")
     with pytest.raises(InputError, match=rf"run={run}: process {rank} on .* is training in it"):
         RunLock(run).acquire()
     process.kill()
-    out, _ = process.communicate()  # until the ranks, too, have closed their output
+    out, _ = process.communicate()  # returns when the ranks, too, have closed their output
     stopped = max(rows(run))
     assert "stopped on request" in out and "Traceback" not in out and not pids(rf"train\.py .*run={run} ")
     assert (run / "checkpoints" / f"step-{stopped}" / "complete.json").is_file()
-    out = train(cache, run, "trainer.steps=" + str(stopped + 3), *words[1:])
+    out = train(cache, run, "trainer.steps=" + str(stopped + 3), *overrides[1:])
     assert f"resuming at step {stopped}" in out and max(rows(run)) == stopped + 3
 
 
-def train_here(cache: Path, run: Path, *words: str) -> None:
-    cfg = compose("train", ["+exp=delay_gpt2", f"shards={cache}", f"run={run}", *SMALL, *words])
+def train_here(cache: Path, run: Path, *overrides: str) -> None:
+    """Train on one rank in this process."""
+    cfg = compose("train", ["+exp=delay_gpt2", f"shards={cache}", f"run={run}", *SMALL, *overrides])
     assert main.task(cfg) == 0  # type: ignore[attr-defined]
 
 
@@ -238,35 +235,35 @@ def test_every_pattern_trains(here: None, cache: Path, tmp_path: Path, name: str
 
 
 @pytest.mark.slow
-def test_an_amount_of_arithmetic_makes_fewer_steps_of_a_longer_pattern(here: None, cache: Path, tmp_path: Path) -> None:
-    taken = {}
+def test_compute_budget_gives_longer_patterns_fewer_steps(here: None, cache: Path, tmp_path: Path) -> None:
+    steps = {}
     for name in ("delay", "flatten"):
         train_here(
             cache, tmp_path / name, f"pattern={name}", "trainer.compute_budget_pflop=1e-5", "trainer.val_every=0"
         )
-        taken[name] = max(rows(tmp_path / name))
+        steps[name] = max(rows(tmp_path / name))
         config = ModelConfig(**checkpoint.read_metadata(checkpoint.list_checkpoints(tmp_path / name)[-1])["model"])
-        assert taken[name] * 4 * model_stats.training_flops(config, 12) == pytest.approx(1e10, rel=0.1)
-    assert taken["flatten"] < taken["delay"] / 1.5
+        assert steps[name] * 4 * model_stats.training_flops(config, 12) == pytest.approx(1e10, rel=0.1)
+    assert steps["flatten"] < steps["delay"] / 1.5
     with pytest.raises(InputError, match=r"trainer\.compute_budget_pflop=-1"):
         train_here(cache, tmp_path / "none", "trainer.compute_budget_pflop=-1")
 
 
-def test_accumulation_is_one_big_batch(here: None, tmp_path: Path) -> None:
-    """Clips of different lengths, so that micro-batches differ in how many cells they hold: the losses agree."""
+def test_accumulation_equals_one_large_batch(here: None, tmp_path: Path) -> None:
+    """Losses agree, also for clips of different lengths, where micro-batches differ in their number of tokens."""
     cache = write_cache(tmp_path / "cache", lengths=(12, 3, 7))
     runs = {"big": ("8", "1"), "small": ("2", "4")}
     for name, (micro, accumulate) in runs.items():
-        words = (
+        overrides = (
             f"trainer.micro_batch={micro}",
             f"trainer.gradient_accumulation_steps={accumulate}",
             "model.prompt_dropout=0",
         )
-        train_here(cache, tmp_path / name, "trainer.steps=6", *words)
+        train_here(cache, tmp_path / name, "trainer.steps=6", *overrides)
     assert rows(tmp_path / "big") == pytest.approx(rows(tmp_path / "small"), abs=1e-4)
 
 
-def test_zero_stages_agree(here: None, cache: Path, tmp_path: Path) -> None:
+def test_zero_stages_have_the_same_losses(here: None, cache: Path, tmp_path: Path) -> None:
     for stage in (0, 1, 2, 3):
         train_here(cache, tmp_path / str(stage), "trainer.steps=4", f"deepspeed=zero{stage}")
     losses = [rows(tmp_path / str(stage)) for stage in (0, 1, 2, 3)]
@@ -277,7 +274,7 @@ def test_zero_stages_agree(here: None, cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["shards=nowhere"], r"there is no cache at nowhere.*python -m pipeline\.preprocess"),
         (["codec=encodec_24khz"], r"codec\.name='encodec_embedded' where 'encodec_24khz'"),
@@ -288,15 +285,15 @@ def test_zero_stages_agree(here: None, cache: Path, tmp_path: Path) -> None:
         (["resume=elsewhere"], r"resume=elsewhere has no complete checkpoint"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_any_work(
-    here: None, cache: Path, tmp_path: Path, words: list[str], message: str
+def test_bad_input_is_refused_before_the_run_folder_exists(
+    here: None, cache: Path, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        train_here(cache, tmp_path / "run", *words)
+        train_here(cache, tmp_path / "run", *overrides)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_of_another_model_is_not_continued(here: None, cache: Path, tmp_path: Path) -> None:
+def test_run_of_another_model_is_not_resumed(here: None, cache: Path, tmp_path: Path) -> None:
     train_here(cache, tmp_path / "run", "trainer.steps=2")
     with pytest.raises(InputError, match=r"layers was 2, is now 3.*another run=DIR"):
         train_here(cache, tmp_path / "run", "trainer.steps=2", "model.layers=3")
@@ -305,7 +302,7 @@ def test_a_run_of_another_model_is_not_continued(here: None, cache: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("then", "now", "message"),
+    ("old", "new", "message"),
     [
         ("zero0 fp32", "zero1 fp32", r"step-2 has .* ZeRO stage 0 in fp32.*ZeRO stage 1 in fp32.*deepspeed=zero0 "),
         ("zero2 fp32", "zero0 fp32", r"deepspeed=zero1 or zero2 and trainer.precision=fp32"),
@@ -314,22 +311,23 @@ def test_a_run_of_another_model_is_not_continued(here: None, cache: Path, tmp_pa
         ("zero1 fp32", "zero2_offload fp32", None),
     ],
 )
-def test_an_optimizer_that_cannot_be_read_is_refused(
-    here: None, cache: Path, tmp_path: Path, then: str, now: str, message: str | None
+def test_incompatible_optimizer_state_is_refused(
+    here: None, cache: Path, tmp_path: Path, old: str, new: str, message: str | None
 ) -> None:
-    def words(how: str, steps: int) -> list[str]:
-        return [f"deepspeed={how.split()[0]}", f"trainer.precision={how.split()[1]}", f"trainer.steps={steps}"]
+    def choice(name: str, steps: int) -> list[str]:
+        zero, precision = name.split()
+        return [f"deepspeed={zero}", f"trainer.precision={precision}", f"trainer.steps={steps}"]
 
-    train_here(cache, tmp_path / "run", *words(then, 2))
+    train_here(cache, tmp_path / "run", *choice(old, 2))
     if message is None:
-        train_here(cache, tmp_path / "run", *words(now, 3))
+        train_here(cache, tmp_path / "run", *choice(new, 3))
         assert sorted(rows(tmp_path / "run")) == [1, 2, 3]
     else:
         with pytest.raises(InputError, match=message):
-            train_here(cache, tmp_path / "run", *words(now, 3))
+            train_here(cache, tmp_path / "run", *choice(new, 3))
 
 
-def test_a_torn_checkpoint_is_never_read(here: None, cache: Path, tmp_path: Path) -> None:
+def test_incomplete_checkpoint_is_never_read(here: None, cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train_here(cache, run, "trainer.steps=10")
     (run / "checkpoints" / "step-10" / "complete.json").unlink()
@@ -340,8 +338,8 @@ def test_a_torn_checkpoint_is_never_read(here: None, cache: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_clips_whose_loss_is_not_finite_are_skipped_and_named(tmp_path: Path) -> None:
-    """On all ranks, by the one that read them."""
+def test_clips_with_a_non_finite_loss_are_logged(tmp_path: Path) -> None:
+    """Their step is skipped on all ranks, and the rank that read them logs their keys."""
     cache, run = write_cache(tmp_path / "cache", broken=("train-3",)), tmp_path / "run"
     train_ranks(cache, run, "trainer.steps=24", "trainer.val_every=0")
     losses, skipped = rows(run), rows(run, "train/skipped")
@@ -351,65 +349,63 @@ def test_clips_whose_loss_is_not_finite_are_skipped_and_named(tmp_path: Path) ->
     assert {row["rank"] for row in bad} == {0, 1} and all(len(row["clips"]) == 4 for row in bad)
 
 
-def test_too_many_of_them_in_a_row_end_the_run(here: None, tmp_path: Path) -> None:
+def test_too_many_skipped_steps_end_the_run(here: None, tmp_path: Path) -> None:
     cache, run = write_cache(tmp_path / "cache", broken=tuple(f"train-{i}" for i in range(1, 45))), tmp_path / "run"
     with pytest.raises(FloatingPointError, match=r"3 consecutive steps.*pipeline\.shards verify"):
         train_here(cache, run, "trainer.steps=24", "trainer.max_skipped_steps=3", "trainer.micro_batch=8")
 
 
-def test_the_mean_of_the_weights_is_kept_and_exported(here: None, cache: Path, tmp_path: Path) -> None:
-    """Resumed, the mean is that of an unbroken run; it is not the last step's weights."""
+def test_moving_average_is_resumed_and_exported(here: None, cache: Path, tmp_path: Path) -> None:
+    """After a resume it is that of an unbroken run, and differs from the weights of the last step."""
     exported = {}
-    for name, stops in (("whole", ["12"]), ("broken", ["5", "12"]), ("none", ["12"])):
+    for name, stops in (("unbroken", ["12"]), ("resumed", ["5", "12"]), ("none", ["12"])):
         for stop in stops:
             ema = "0" if name == "none" else "0.9"
             train_here(cache, tmp_path / name, f"trainer.steps={stop}", f"trainer.ema={ema}")
         exported[name] = load_file(tmp_path / name / "export" / "model.safetensors")["head.weight"]
-    assert torch.allclose(exported["whole"], exported["broken"], atol=1e-6)
-    assert not torch.allclose(exported["whole"], exported["none"], atol=1e-4)
+    assert torch.allclose(exported["unbroken"], exported["resumed"], atol=1e-6)
+    assert not torch.allclose(exported["unbroken"], exported["none"], atol=1e-4)
 
 
-def test_the_model_is_heard_at_each_validation(here: None, cache: Path, tmp_path: Path) -> None:
-    """Prompts of validation clips, continued at every temperature; what is learned does not change by it."""
-    words = ("trainer.steps=4", "trainer.val_every=2", "model.dropout=0.1")
-    train_here(cache, tmp_path / "deaf", *words)
+def test_audio_samples_are_written_at_each_validation(here: None, cache: Path, tmp_path: Path) -> None:
+    """Generated from validation prompts at every temperature; the losses do not change."""
+    overrides = ("trainer.steps=4", "trainer.val_every=2", "model.dropout=0.1")
+    train_here(cache, tmp_path / "without", *overrides)
     train_here(
         cache,
         tmp_path / "run",
-        *words,
+        *overrides,
         "audio_samples.clips=2",
         "audio_samples.seconds=0.1",
         "audio_samples.temperatures=[0.5,1]",
     )
-    assert rows(tmp_path / "run") == rows(tmp_path / "deaf")
+    assert rows(tmp_path / "run") == rows(tmp_path / "without")
     for step in (2, 4):
-        heard = sorted(path.name for path in (tmp_path / "run" / "audio_samples" / f"step-{step}").glob("*.wav"))
-        assert len(heard) == 2 * 3 and sum("temperature-0.5" in name for name in heard) == 2, heard
+        files = sorted(path.name for path in (tmp_path / "run" / "audio_samples" / f"step-{step}").glob("*.wav"))
+        assert len(files) == 2 * 3 and sum("temperature-0.5" in name for name in files) == 2, files
 
 
-@pytest.mark.parametrize("word", ["trainer.activation_checkpointing=true", "trainer.label_smoothing=0.1"])
-def test_what_is_said_to_change_only_training_changes_no_validation(
-    here: None, cache: Path, tmp_path: Path, word: str
+@pytest.mark.parametrize("override", ["trainer.activation_checkpointing=true", "trainer.label_smoothing=0.1"])
+def test_training_only_settings_do_not_change_validation(
+    here: None, cache: Path, tmp_path: Path, override: str
 ) -> None:
-    words = ("trainer.steps=1", "optim.lr=0", "model.prompt_dropout=0")
-    train_here(cache, tmp_path / "plain", *words)
-    train_here(cache, tmp_path / "other", *words, word)
+    overrides = ("trainer.steps=1", "optim.lr=0", "model.prompt_dropout=0")
+    train_here(cache, tmp_path / "plain", *overrides)
+    train_here(cache, tmp_path / "other", *overrides, override)
     assert rows(tmp_path / "plain", "val/loss") == rows(tmp_path / "other", "val/loss")
-    assert (rows(tmp_path / "plain") == rows(tmp_path / "other")) == ("smoothing" not in word)
+    assert (rows(tmp_path / "plain") == rows(tmp_path / "other")) == ("smoothing" not in override)
 
 
-def test_checkpoints_are_thinned_out_to_the_newest_the_best_and_every_mth(
-    here: None, cache: Path, tmp_path: Path
-) -> None:
+def test_retention_keeps_newest_best_and_every_mth(here: None, cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = (
+    overrides = (
         "trainer.steps=12",
         "trainer.save_every=1",
         "trainer.val_every=1",
         "trainer.keep=2",
         "trainer.keep_every=5",
     )
-    train_here(cache, run, *words, "optim.lr=0.5")  # too high: the first steps are the best
+    train_here(cache, run, *overrides, "optim.lr=0.5")  # too high: the first steps are the best
     losses = rows(run, "val/loss")
     best = min(losses, key=lambda step: losses[step])
     kept = {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")}
@@ -417,33 +413,33 @@ def test_checkpoints_are_thinned_out_to_the_newest_the_best_and_every_mth(
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_prints_its_stacks_and_ends_the_job(cache: Path, tmp_path: Path) -> None:
-    """One of two ranks is stopped as if its machine had died: the other does not wait forever."""
+def test_watchdog_prints_stacks_and_ends_the_job(cache: Path, tmp_path: Path) -> None:
+    """One of two ranks is stopped, as if its machine had died; the other does not wait forever."""
     run = tmp_path / "run"
-    words = ("trainer.steps=100000", "trainer.watchdog_seconds=10", "trainer.save_every=0", "trainer.val_every=0")
-    process = start(cache, run, *words, ranks=2)
-    while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
+    overrides = ("trainer.steps=100000", "trainer.watchdog_seconds=10", "trainer.save_every=0", "trainer.val_every=0")
+    process = start(cache, run, *overrides, ranks=2)
+    while not ((run / "metrics.jsonl").exists() and 3 in logged_steps(run)):
         assert process.poll() is None
         time.sleep(0.02)
     waiting, stopped = (rf"train\.py --local_rank={rank}.*run={run} " for rank in (0, 1))
     os.kill(*pids(stopped), signal.SIGSTOP)
-    while pids(waiting):  # until it has printed all and ended
+    while pids(waiting):  # until it has ended
         assert process.poll() is None
         time.sleep(0.1)
-    os.kill(*pids(stopped), signal.SIGKILL)  # the launcher would give a stopped process 30 s to end
-    said, _ = process.communicate()
+    os.kill(*pids(stopped), signal.SIGKILL)  # the launcher would wait 30 s for a stopped process
+    output, _ = process.communicate()
     assert process.returncode != 0
-    assert "Timeout (0:00:10)!" in said
-    assert re.search(r'training/trainer\.py", line \d+ in train\n', said), said  # the stack says where it waited
+    assert "Timeout (0:00:10)!" in output
+    assert re.search(r'training/trainer\.py", line \d+ in train\n', output), output
 
 
-def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_refusal_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     message = r"error: there is no cache at nowhere"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2", "shards=nowhere"],
         env=fresh_env(tmp_path), cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and re.match(message, errors[0]) and "Traceback" not in done.stderr, done.stderr
+    assert process.returncode == 2, process.stderr
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and re.match(message, errors[0]) and "Traceback" not in process.stderr, process.stderr
     assert not (tmp_path / "runs").exists()

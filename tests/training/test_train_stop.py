@@ -15,7 +15,7 @@ import pytest
 from pipeline.common.exit_codes import EXIT_REQUEUE
 from pipeline.training.stop_signals import stop_signals
 from tests.helpers.training_caches import write_cache
-from tests.training.test_train import ROOT, SMALL, fresh_env, rows, rows_so_far
+from tests.training.test_train import ROOT, SMALL, fresh_env, logged_steps, rows
 
 TRAIN = [sys.executable, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2"]
 MESSAGE = "stopped on request before training began\n"
@@ -81,7 +81,7 @@ def test_closed_terminal_stops_a_training_with_75(tmp_path: Path) -> None:
         stderr=child, start_new_session=True, preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
     )  # fmt: skip
     os.close(child)
-    while not ((run / "metrics.jsonl").exists() and 3 in rows_so_far(run)):
+    while not ((run / "metrics.jsonl").exists() and 3 in logged_steps(run)):
         assert process.poll() is None, os.read(parent, 100_000)
         os.read(parent, 100_000)
     os.close(parent)
