@@ -41,7 +41,7 @@ SMALLEST = {  # each benchmark at its smallest size, for settings that the comma
     "bench_loader": "--clips 64 --rounds 1 --shards 2",
     "bench_memory": "--micro-batch 1",
     "bench_preprocess": "--files 2",
-    "bench_sampling": "--steps 2 --rounds 1 --batches 1",
+    "bench_sampling": "--steps 8 --rounds 1 --batches 1",
     "bench_train": "--steps 2 --batch 1",
 }
 

@@ -1,4 +1,4 @@
-"""Runs side by side: what they have learned, what it took, and how fast they are."""
+"""Comparison of runs: what they have learned, at what cost, and how fast they are."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 
 from pipeline.common.metrics_file import read_metrics
 from pipeline.common.settings import require_min
+from pipeline.evaluation.console_tables import format_metric
 from pipeline.evaluation.evaluator import evaluate
-from pipeline.evaluation.tables import format_metric
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun, load_run
 from pipeline.generation.sampling import SamplingParams
@@ -38,97 +39,128 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """rows: a dict a run and temperature, by the names of COLUMNS; told: evaluate.json of each run."""
+    """The result of a comparison.
+
+    Attributes:
+        rows: One per run and temperature, with the keys of `COLUMNS`.
+        evaluations: The content of each run's `evaluate.json`, by run folder.
+    """
 
     rows: list[dict[str, Any]]
     evaluations: dict[str, dict[str, Any]]
 
 
-def compare(settings: Mapping[str, Any], say: Callable[[str], None]) -> Comparison:
-    """Evaluate every run on the same clips. Raises InputError as `evaluate` does."""
+def compare(settings: Mapping[str, Any], on_status: Callable[[str], None]) -> Comparison:
+    """Evaluate several runs on the same clips.
+
+    Args:
+        settings: Those of conf/compare.yaml.
+        on_status: Gets a line about each part of the work.
+
+    Raises:
+        InputError: As of `evaluate`.
+    """
     require_min(1, settings, "benchmark_batch")
-    rows, told = [], {}
-    for run in map(Path, dict.fromkeys(settings["runs"])):
-        instrument = load_run(run, settings["device"], settings["codec_weights"], settings["embedder_weights"])
-        found = evaluate(settings, instrument, lambda line, run=run: say(f"{run}: {line}"))  # type: ignore[misc]
-        told[str(run)] = found.results
-        frames = statistics.mean(clip.codes.shape[1] for clip in found.clips)
-        longest = max(clip.codes.shape[1] for clip in found.clips)
-        made = generation_rate(instrument, longest, settings["benchmark_batch"], found.results["settings"]["sampling"])
-        learned = training_stats(run, instrument, frames)
-        for temperature, row in found.results["temperatures"].items():
+    rows, evaluations = [], {}
+    for folder in map(Path, dict.fromkeys(settings["runs"])):
+        run = load_run(folder, settings["device"], settings["codec_weights"], settings["embedder_weights"])
+        evaluation = evaluate(settings, run, lambda line, folder=folder: on_status(f"{folder}: {line}"))  # type: ignore[misc]
+        results = evaluations[str(folder)] = evaluation.results
+        frames = [clip.codes.shape[1] for clip in evaluation.clips]
+        codes_per_second = generation_rate(
+            run, max(frames), settings["benchmark_batch"], results["settings"]["sampling"]
+        )
+        stats = training_stats(folder, run, statistics.mean(frames))
+        for temperature, row in results["temperatures"].items():
             rows.append(
                 {
-                    "run": str(run),
-                    "pattern": instrument.model.config.pattern,
-                    "codec": instrument.codec.name,
-                    "codebooks": instrument.model.config.codebooks,
-                    "bits": found.results["loss"]["model"]["bits_second"],
+                    "run": str(folder),
+                    "pattern": run.model.config.pattern,
+                    "codec": run.codec.name,
+                    "codebooks": run.model.config.codebooks,
+                    "bits": results["loss"]["model"]["bits_second"],
                     "temperature": float(temperature),
                     "fidelity": row["fidelity"],
                     "pitch": row.get("pitch"),
-                    "generation": made,
-                    **learned,
+                    "generation": codes_per_second,
+                    **stats,
                 }
             )
-    return Comparison(rows, told)
+    return Comparison(rows, evaluations)
 
 
 def comparability_warning(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """What keeps runs from being compared by their figures; None where nothing does."""
-    differ = [name for name in ("codec", "codebooks") if len({row[name] for row in rows}) > 1]
-    if not differ:
+    """Why the results of the runs cannot be compared, or None if they can."""
+    differing = [name for name in ("codec", "codebooks") if len({row[name] for row in rows}) > 1]
+    if not differing:
         return None
     return (
-        f"the runs differ in {' and '.join(differ)}: bits and codes a second count the codes of all codebooks, and "
-        "fidelity and pitch have other ceilings; compare only runs of the same"
+        f"the runs differ in {' and '.join(differing)}: bits and codes per second count the codes of all codebooks, "
+        "and fidelity and pitch have other ceilings; compare only runs that have these in common"
     )
 
 
-def training_stats(run: Path, instrument: LoadedRun, frames: float) -> dict[str, float | None]:
-    """What the log of a run tells of its training: steps, arithmetic, and how fast it was; None where it does not."""
-    logged = [row for row in read_metrics(run) if "train/clips" in row and "speed/codes_per_second" in row]
-    if not logged:
+def training_stats(folder: Path, run: LoadedRun, frames: float) -> dict[str, float | None]:
+    """Steps, compute and speed of a training, from its log; None where the log does not have them.
+
+    Args:
+        folder: The run folder.
+        run: The run.
+        frames: The mean length of a clip.
+    """
+    rows = [row for row in read_metrics(folder) if "train/clips" in row and "speed/codes_per_second" in row]
+    if not rows:
         return {"steps": None, "petaflop": None, "training": None}
-    each = logged[len(logged) // 4 :]  # the first rows warm up
+    after_warmup = rows[len(rows) // 4 :]
     return {
-        "steps": logged[-1]["step"],
-        "petaflop": logged[-1]["train/clips"] * model_stats.training_flops(instrument.model.config, frames) / 1e15,
-        "training": statistics.median(row["speed/codes_per_second"] for row in each),
+        "steps": rows[-1]["step"],
+        "petaflop": rows[-1]["train/clips"] * model_stats.training_flops(run.model.config, frames) / 1e15,
+        "training": statistics.median(row["speed/codes_per_second"] for row in after_warmup),
     }
 
 
-def generation_rate(instrument: LoadedRun, frames: int, clips: int, sampling: Mapping[str, Any]) -> float:
-    """Codes a second, `clips` at once: the better of two times."""
+def generation_rate(run: LoadedRun, frames: int, clips: int, sampling: Mapping[str, Any]) -> float:
+    """Codes generated per second with this many clips at once: the better of two measurements."""
     best = float("inf")
-    chosen = SamplingParams(1.0, sampling["top_k"], sampling["top_p"], sampling["min_p"], sampling["guidance"])
-    prompts = torch.zeros(clips, instrument.model.config.prompt_dim)
+    params = SamplingParams(1.0, sampling["top_k"], sampling["top_p"], sampling["min_p"], sampling["guidance"])
+    prompts = torch.zeros(clips, run.model.config.prompt_dim)
     for _ in range(2):
         started = time.perf_counter()
-        generate(instrument.engine, prompts, frames, chosen, range(clips))
+        generate(run.engine, prompts, frames, params, range(clips))
         best = min(best, time.perf_counter() - started)
-    return clips * frames * instrument.model.config.codebooks / best
+    return clips * frames * run.model.config.codebooks / best
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table, as a README has it, and what to mind."""
+    """The table in Markdown, with a warning below it if the runs cannot be compared."""
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(format_row(row)) + " |" for row in rows]
-    note = comparability_warning(rows)
-    return "\n".join([*lines, *(["", f"Mind: {note}."] if note else [])]) + "\n"
+    warning = comparability_warning(rows)
+    return "\n".join([*lines, *(["", f"Warning: {warning}."] if warning else [])]) + "\n"
 
 
 def format_row(row: Mapping[str, Any]) -> list[str]:
-    """A row as its cells read."""
-    found = []
+    """The texts of a row's cells, in the order of `COLUMNS`."""
+    cells = []
     for name in COLUMNS:
         value = row[name]
         if value is None:
-            found.append("-")
+            cells.append("-")
         elif isinstance(value, Mapping):
-            found.append(format_metric(value, name == "pitch"))
+            cells.append(format_metric(value, name == "pitch"))
         elif isinstance(value, float):
-            found.append(f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
+            cells.append(f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
         else:
-            found.append(str(value))
-    return found
+            cells.append(str(value))
+    return cells
+
+
+def console_table(comparison: Comparison, split: str) -> Table:
+    """The table for a terminal: one column per row of the comparison, because a terminal is narrow."""
+    runs = len(comparison.evaluations)
+    clips = next(iter(comparison.evaluations.values()))["settings"]["n"]  # fewer than n= if the split is small
+    title = f"{runs} run{'s' * (runs > 1)}, {clips} clip{'s' * (clips > 1)} of {split}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    for cells in zip(COLUMNS.values(), *map(format_row, comparison.rows), strict=True):
+        table.add_row(*cells)
+    return table

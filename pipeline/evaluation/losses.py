@@ -1,4 +1,4 @@
-"""How well a model predicts codes that it has not seen, and how well two that know nothing of context do.
+"""The validation loss of a model, and of two baselines without context.
 
 Letters: B clips, K codebooks, T frames.
 """
@@ -20,7 +20,14 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class ValidationLosses:
-    """Cross-entropies in nats a code: of each codebook, in codebook order. clips: how many were read."""
+    """Mean cross-entropies in nats per code.
+
+    Attributes:
+        model: The model's, of each codebook.
+        unigram: Those of the code frequencies in training, of each codebook.
+        uniform: That of a uniform distribution, the same for each codebook.
+        clips: The number of clips that were read.
+    """
 
     model: list[float]
     unigram: list[float]
@@ -28,7 +35,7 @@ class ValidationLosses:
     clips: int
 
     def to_dict(self, frame_rate: float) -> dict[str, Any]:
-        """As JSON; bits a second count all codebooks."""
+        """The losses as JSON; bits per second are the sum over all codebooks."""
 
         def row(nats: list[float]) -> dict[str, Any]:
             mean = sum(nats) / len(nats)
@@ -48,24 +55,42 @@ class ValidationLosses:
 def measure_losses(
     model: CodecGPT, valid: ShardedDataset, train: ShardedDataset, frames: int | None, device: torch.device
 ) -> ValidationLosses:
-    """The loss over every clip of `valid` exactly once, cropped to `frames`; the unigrams are counted in `train`."""
+    """The loss over every clip of `valid`, read exactly once.
+
+    Args:
+        model: The model.
+        valid: The clips on which the losses are measured.
+        train: The clips in which the unigram baseline counts codes.
+        frames: Crop clips to this length.
+        device: The model's device.
+    """
     size, K = model.config.codebook_size, model.config.codebooks
     nats, cells = torch.zeros(2, K, dtype=torch.float64)
-    held = torch.zeros(K, size, dtype=torch.float64)
+    valid_counts = torch.zeros(K, size, dtype=torch.float64)
     for batch in iter_once(valid, _BATCH, max_frames=frames):
-        found, counted = model(*batch.to(device))
-        nats += found.double().cpu()
-        cells += counted.cpu()
-        held += count_codes(batch.codes, batch.frames, size)
-    known = torch.ones(K, size, dtype=torch.float64)  # add-one smoothing: a code never seen is not impossible
+        batch_nats, batch_cells = model(*batch.to(device))
+        nats += batch_nats.double().cpu()
+        cells += batch_cells.cpu()
+        valid_counts += count_codes(batch.codes, batch.frames, size)
+    train_counts = torch.ones(K, size, dtype=torch.float64)  # add-one smoothing, for codes that training never has
     for batch in iter_once(train, 256):
-        known += count_codes(batch.codes, batch.frames, size)
-    unigram = -(held * (known / known.sum(1, keepdim=True)).log()).sum(1) / held.sum(1)
+        train_counts += count_codes(batch.codes, batch.frames, size)
+    log_probabilities = (train_counts / train_counts.sum(1, keepdim=True)).log()
+    unigram = -(valid_counts * log_probabilities).sum(1) / valid_counts.sum(1)
     return ValidationLosses((nats / cells).tolist(), unigram.tolist(), math.log(size), len(valid))
 
 
 def count_codes(codes: Tensor, frames: Tensor, size: int) -> Tensor:
-    """Codes [B, K, T] with `frames` [B] real frames -> counts float64 [K, size]."""
-    real = torch.arange(codes.shape[2]) < frames[:, None]  # [B, T]
-    flat = codes.transpose(0, 1)[:, real].long()  # [K, N]
+    """How often each code occurs.
+
+    Args:
+        codes: [B, K, T].
+        frames: The frames of each clip [B]; what follows is padding.
+        size: The size of a codebook.
+
+    Returns:
+        Counts, float64 [K, size].
+    """
+    is_real = torch.arange(codes.shape[2]) < frames[:, None]  # [B, T]
+    flat = codes.transpose(0, 1)[:, is_real].long()  # [K, N]
     return torch.stack([torch.bincount(row, minlength=size) for row in flat]).double()

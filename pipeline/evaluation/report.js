@@ -1,4 +1,4 @@
-// A spectrogram plays its sound when pressed, one at a time; without scripts the browser's own players show.
+// A spectrogram plays its sound when it is clicked, one at a time; without JavaScript the browser's own players are shown.
 document.documentElement.classList.add("scripted");
 for (const sound of document.querySelectorAll(".sound")) {
   const audio = sound.querySelector("audio"), line = sound.querySelector("i");

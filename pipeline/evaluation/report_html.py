@@ -1,4 +1,4 @@
-"""The listening page: one HTML file with its sounds inside, which any browser plays offline."""
+"""The report as one HTML file that contains its sounds, so that any browser plays it offline."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import soundfile
 from markupsafe import Markup
 
 from pipeline.audio.spectrogram import spectrogram
-from pipeline.evaluation import tables
+from pipeline.evaluation import console_tables
+from pipeline.evaluation.html_templates import render
 from pipeline.evaluation.report_sections import ReportSection
 from pipeline.evaluation.svg_plots import Curve, plot
-from pipeline.evaluation.templates import render
 
 STYLE = Markup((Path(__file__).parent / "report.css").read_text())
 SCRIPT = Markup((Path(__file__).parent / "report.js").read_text())
@@ -29,16 +29,19 @@ def render_report(
     metrics: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None, hint: str,
 ) -> str:  # fmt: skip
-    """The whole page.
+    """Render the report.
 
     Args:
-        title: the run's name.
-        facts: what is listed at its head.
-        sections: its sections of sounds.
-        rate: of the sounds, in Hz.
-        metrics: rows of metrics.jsonl.
-        evaluation: figures of pipeline.evaluate.
-        hint: how to get these, where there are none.
+        title: The run's name.
+        facts: Facts at the head of the page, by title.
+        sections: The sections of sounds.
+        rate: The sample rate of the sounds, in Hz.
+        metrics: The rows of metrics.jsonl.
+        evaluation: The content of evaluate.json, or None.
+        hint: Shown if there is no evaluation: how to run it.
+
+    Returns:
+        The page's HTML.
     """
     return render(
         "report.html", title=title, facts=facts, sections=sections, rate=rate, plots=_plots(metrics, evaluation),
@@ -47,54 +50,61 @@ def render_report(
     )  # fmt: skip
 
 
-def _plots(metrics: Sequence[Mapping[str, Any]], told: Mapping[str, Any] | None) -> list[Markup]:
-    """Training's curves, and the figures of an evaluation where there are any."""
+def _plots(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None) -> list[Markup]:
+    """The training curves, and the metrics of an evaluation by temperature."""
     plots = []
     curves = []
     for name in ("train/loss", "val/loss"):
         points = [(row["step"], row[name]) for row in metrics if row.get(name) is not None]
         curves += [Curve(name, points)] if points else []
     if curves:
-        levels = [("unigram", told["loss"]["unigram"]["nats"])] if told else []
-        plots.append(plot("Loss (nats a code)", "step", curves, levels))
-    if told is not None:
-        names = {**tables.PROMPT_METRICS, **tables.SET_METRICS}
-        plots += [_by_temperature(names[name], name, told) for name in names if name in _known(told)]
+        levels = [("unigram", evaluation["loss"]["unigram"]["nats"])] if evaluation else []
+        plots.append(plot("Loss (nats per code)", "step", curves, levels))
+    if evaluation is not None:
+        measured = _measured(evaluation)
+        titles = {**console_tables.PROMPT_METRICS, **console_tables.SET_METRICS}
+        plots += [_plot_metric(titles[name], name, evaluation) for name in titles if name in measured]
     return plots
 
 
-def _known(told: Mapping[str, Any]) -> set[str]:
-    """The figures that were measured at some temperature, and of the codec's reconstructions."""
-    return set(told["ceiling"]) & set().union(*told["temperatures"].values())
+def _measured(evaluation: Mapping[str, Any]) -> set[str]:
+    """The metrics that were measured at some temperature and on the codec's reconstructions."""
+    return set(evaluation["ceiling"]) & set().union(*evaluation["temperatures"].values())
 
 
-def _by_temperature(title: str, name: str, told: Mapping[str, Any]) -> Markup:
-    scale = 100 if name in tables.PERCENT_METRICS else 1
-    rows = [(float(t), row[name]) for t, row in told["temperatures"].items() if name in row]
-    found = sorted(rows, key=lambda row: row[0])
-    points = [(t, scale * row["mean"]) for t, row in found]
-    intervals = [(scale * row["interval"][0], scale * row["interval"][1]) for _, row in found if "interval" in row]
+def _plot_metric(title: str, name: str, evaluation: Mapping[str, Any]) -> Markup:
+    """A metric by temperature, with its floor and its ceiling."""
+    scale = 100 if name in console_tables.PERCENT_METRICS else 1
+    rows = [(float(temperature), row[name]) for temperature, row in evaluation["temperatures"].items() if name in row]
+    rows = sorted(rows, key=lambda row: row[0])
+    points = [(temperature, scale * value["mean"]) for temperature, value in rows]
+    intervals = [(scale * v["interval"][0], scale * v["interval"][1]) for _, v in rows if "interval" in v]
     levels = [
-        (label, scale * told[label][name]["mean"]) for label in ("floor", "ceiling") if name in told.get(label, {})
+        (label, scale * evaluation[label][name]["mean"])
+        for label in ("floor", "ceiling")
+        if name in evaluation.get(label, {})
     ]
     return plot(title, "temperature", [Curve("", points, intervals)], levels)
 
 
 def flac_data_uri(wav: np.ndarray, rate: int) -> Markup:
-    """A sound as a data URI: FLAC, which every browser of these years plays, half the size of WAV and as exact."""
+    """A sound as a data URI in FLAC, which is lossless, half the size of WAV, and supported by all current browsers."""
     content = io.BytesIO()
     soundfile.write(content, wav.clip(-1, 1), rate, format="FLAC")
     return Markup("data:audio/flac;base64," + base64.b64encode(content.getvalue()).decode())
 
 
-def png_data_uri(picture: np.ndarray) -> Markup:
-    """A picture uint8 [H, W, 3] as a data URI."""
-    height, width = picture.shape[:2]
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, width * 3)], 1)  # no filter
+def png_data_uri(image: np.ndarray) -> Markup:
+    """An image, uint8 [H, W, 3], as a data URI in PNG."""
+    height, width = image.shape[:2]
+    # each line starts with its filter type, 0 for none
+    scanlines = np.concatenate(
+        [np.zeros((height, 1), np.uint8), image.reshape(height, width * 3)], 1
+    )  # filter type 0: none
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)) + chunk(b"IEND", b"")
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(scanlines.tobytes(), 9)) + chunk(b"IEND", b"")
     return Markup("data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + content).decode())

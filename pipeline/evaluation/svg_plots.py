@@ -1,4 +1,4 @@
-"""Curves as inline SVG, in the colours of the page around them."""
+"""Plots as inline SVG, in the colours of the page around them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.evaluation.templates import render
+from pipeline.evaluation.html_templates import render
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 420, 240, 46, 34, 12, 12
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y), and where known their intervals (low, high)."""
+    """Points (x, y), and their intervals (low, high) or none."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -23,7 +23,17 @@ class Curve:
 
 
 def plot(title: str, x_label: str, curves: Sequence[Curve], levels: Sequence[tuple[str, float]] = ()) -> Markup:
-    """An SVG of curves; levels: names of horizontal lines and where they lie."""
+    """Render a plot.
+
+    Args:
+        title: The title.
+        x_label: The label of the x axis.
+        curves: The curves.
+        levels: Horizontal lines: their names and y values.
+
+    Returns:
+        The SVG in a figure.
+    """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points] + [y for _, y in levels]
     ys += [edge for curve in curves for interval in curve.intervals for edge in interval]
@@ -45,18 +55,19 @@ def plot(title: str, x_label: str, curves: Sequence[Curve], levels: Sequence[tup
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Some four to eight round numbers from low to high."""
-    rough = (high - low) / 5
-    scale = 10.0 ** math.floor(math.log10(rough))
-    step = scale * min((s for s in (1, 2, 5, 10) if s * scale >= rough), default=10)
+    """About four to eight round numbers from low to high."""
+    min_step = (high - low) / 5
+    scale = 10.0 ** math.floor(math.log10(min_step))
+    step = scale * min((s for s in (1, 2, 5, 10) if s * scale >= min_step), default=10)
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
+    """The lowest and the highest value, with a margin, a fraction of their difference, on both sides."""
     low, high = min(values), max(values)
-    room = (high - low) * margin or abs(high) * 0.1 or 1.0
-    return low - room, high + room
+    padding = (high - low) * margin or abs(high) * 0.1 or 1.0
+    return low - padding, high + padding
 
 
 def _short(x: float) -> str:

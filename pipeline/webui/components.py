@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.audio.spectrogram import spectrogram
+from pipeline.evaluation.html_templates import macros
 from pipeline.evaluation.report_html import flac_data_uri, png_data_uri
 from pipeline.evaluation.report_sections import LabeledAudio
-from pipeline.evaluation.templates import macros
 
 COLUMNS = 240  # of a waveform
 _CARDS = macros("cards.html")

@@ -13,7 +13,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.sound_files import UNSUPPORTED, unsupported
 from pipeline.data.dataloader import ShardedDataset
 from pipeline.evaluation import run_folder
-from pipeline.evaluation.evaluator import check_dataset, max_frames, sample_reference_clips
+from pipeline.evaluation.reference_clips import check_dataset, max_frames, sample_reference_clips
 from pipeline.generation import prompts
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.webui.file_store import FileStore

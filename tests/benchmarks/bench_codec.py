@@ -1,12 +1,12 @@
-"""How fast the codecs and embedders are, beside the encodec package, and whether the codes are the same.
+"""Speed of codecs and embedders, compared with the encodec package, and whether the codes are equal.
 
     python -m tests.benchmarks.bench_codec                     the table: about a minute on 2 cores
     python -m tests.benchmarks.bench_codec --threads 1
     python -m tests.benchmarks.bench_codec --device cuda       on a GPU
 
-Four-second clips that lie ready in memory; EnCodec's 24 kHz architecture and EnCodecMAE v1 base with random weights,
-8 codebooks unless the row says otherwise. Each row is run --rounds times, in turns with all others, and its best
-time counts: audio-seconds a second. A whole preprocessing, files to shards, is measured by bench_preprocess.py.
+Four-second clips in memory; EnCodec's 24 kHz architecture and EnCodecMAE v1 base with random weights,
+8 codebooks unless the row says otherwise. Each row is run --rounds times, alternating with all others, and its
+best time counts: audio-seconds per second. Preprocessing from files to shards is measured by bench_preprocess.py.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SECONDS, RATE, CODEBOOKS = 4.0, 24_000, 8
 def clips(count: int) -> Tensor:
     """Chords and noise: [B, 1, S]."""
     random = torch.Generator().manual_seed(0)
-    t = torch.arange(round(SECONDS * RATE)) / RATE
+    seconds = torch.arange(round(SECONDS * RATE)) / RATE
     pitches = 110 * 2 ** (torch.rand(count, 3, 1, generator=random) * 4)
-    noise = torch.randn(count, len(t), generator=random)
-    return (0.2 * (torch.sin(2 * torch.pi * pitches * t).sum(1) * torch.exp(-t)) + 0.01 * noise)[:, None]
+    noise = torch.randn(count, len(seconds), generator=random)
+    return (0.2 * (torch.sin(2 * torch.pi * pitches * seconds).sum(1) * torch.exp(-seconds)) + 0.01 * noise)[:, None]
 
 
 def encode(model: EncodecModel, wav: Tensor, bandwidth: float) -> Tensor:
-    """Codes as the package gives them, a clip at a time: [B, K, T]."""
+    """The package's codes [B, K, T], encoded clip by clip."""
     model.set_target_bandwidth(bandwidth)
     return torch.cat([model.encode(row)[0][0] for row in wav.split(1)])
 
@@ -52,12 +52,12 @@ def base_embedder(device: str) -> EncodecMaeEmbedder:
 
 
 def contenders(device: str, count: int) -> tuple[dict[str, Callable[[], object]], float]:
-    """What to time, each on `count` clips, and the share of our codes that equal the package's."""
+    """The functions to time, each on `count` clips, and the fraction of our codes that equal the package's."""
     package, ours = untrained_encodec().to(device), untrained_codec(CODEBOOKS, device)
     embedded = load_codec("encodec_embedded", CODEBOOKS, device=device)
     tiny, base = load_embedder("encodecmae_tiny", device=device), base_embedder(device)
     wav = clips(count).to(device)
-    with full_precision(torch.device(device)):  # PyTorch lets convolutions take TF32: 2 % of the codes change
+    with full_precision(torch.device(device)):  # else PyTorch uses TF32 in convolutions, and 2 % of the codes differ
         codes = encode(package, wav, 6.0)
     same = (ours.encode(wav) == codes).float().mean().item()
 
@@ -83,7 +83,7 @@ def contenders(device: str, count: int) -> tuple[dict[str, Callable[[], object]]
 
 @torch.inference_mode()
 def main() -> None:
-    """Time everything in turns and print the table."""
+    """Time all functions and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

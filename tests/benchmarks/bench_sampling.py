@@ -1,28 +1,28 @@
-"""How fast codes are made: milliseconds a step and times real time, GPT-2 small's shape, delay pattern, 8 codebooks.
+"""Speed of generation, in ms per step and multiples of real time: GPT-2 small's shape, delay pattern, 8 codebooks.
 
-    python -m tests.benchmarks.bench_sampling                      batches of 1 and 16: some two minutes on 2 cores
-    python -m tests.benchmarks.bench_sampling --steps 300 --again  and, alone, the way without a cache
+    python -m tests.benchmarks.bench_sampling                      batches of 1 and 16: about two minutes on 2 cores
+    python -m tests.benchmarks.bench_sampling --steps 300 --again  also without a cache
     python -m tests.benchmarks.bench_sampling --device cuda        on a GPU
-    python -m tests.benchmarks.bench_sampling --music              with transformers' MusicGen decoder
+    python -m tests.benchmarks.bench_sampling --music              also transformers' MusicGen decoder
 
 Rows, with random weights in fp32:
-  article    the article's loop: transformers' GPT-2 with its own cache, one multinomial a codebook
-  again      the whole sequence anew at each step, without a cache
+  article    the article's loop: transformers' GPT-2 with its own cache, one multinomial per codebook
+  again      the whole sequence is read again at each step, without a cache
   MusicGen   transformers' MusicGen decoder of the same width, layers and codebooks, with its own `generate`
-  ours       `Take`; exact: the same bits in any batch; fast: a plain matrix-vector product for a row alone
-  limit      the sum of every matrix of the model: its weights read from memory once, as any step must
-Each row is run --rounds times, in turns with the others, and its best time counts. 75 steps a second are real time.
+  ours       `Generation`; exact: batch-invariant; fast: a plain matrix-vector product for a single row
+  limit      the sum of every matrix of the model, because any step must read its weights from memory once
+Each row is run --rounds times, alternating with the others, and its best time counts. Real time is 75 steps per second.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import Generation, GenerationSpec
@@ -33,7 +33,7 @@ WIDTH, LAYERS, HEADS, CODEBOOKS, PROMPT, RATE = 768, 12, 12, 8, 768, 75
 TEMPERATURE = 0.7
 
 
-def small() -> CodecGPT:
+def untrained_model() -> CodecGPT:
     """GPT-2 small's shape over 8 codebooks, with random weights."""
     config = ModelConfig(
         codebooks=CODEBOOKS, pattern="delay", prompt_dim=PROMPT, width=WIDTH, layers=LAYERS, heads=HEADS,
@@ -42,35 +42,40 @@ def small() -> CodecGPT:
     return CodecGPT(config).eval()
 
 
-def drawn(logits: Tensor) -> Tensor:
-    """Logits [B, K, C] -> tokens [B, K]: one multinomial a codebook, as in the article."""
-    each = [torch.multinomial((logits[:, k] / TEMPERATURE).softmax(-1), 1) for k in range(CODEBOOKS)]
-    return torch.cat(each, 1)
+def sample(logits: Tensor) -> Tensor:
+    """Tokens [B, K] from logits [B, K, C] by one multinomial per codebook, as in the article."""
+    tokens = [torch.multinomial((logits[:, k] / TEMPERATURE).softmax(-1), 1) for k in range(CODEBOOKS)]
+    return torch.cat(tokens, 1)
 
 
 @torch.inference_mode()
 def article(model: CodecGPT, prompts: Tensor, steps: int) -> None:
-    """One step after the other, with the cache of transformers."""
-    cache, inputs = DynamicCache(config=model.backbone.config), model.condition(prompts, len(prompts))
+    """One step after the other with transformers' GPT-2 and its cache, as in the article."""
+    from transformers.cache_utils import DynamicCache
+
+    backbone, cache = model.backbone, DynamicCache(config=model.backbone.config)
+    is_renamed = "cache" in inspect.signature(type(backbone).forward).parameters  # transformers 5.24 and later
+    cache_argument = {"cache" if is_renamed else "past_key_values": cache}
+    inputs = model.condition(prompts, len(prompts))
     for _ in range(steps):
-        tokens = drawn(model.head_logits(model.backbone_forward(inputs, cache)[:, -1:])[:, 0])
-        inputs = model.embed(tokens[:, :, None])
+        hidden = backbone(inputs_embeds=inputs, use_cache=True, **cache_argument).last_hidden_state
+        inputs = model.embed(sample(model.head_logits(hidden[:, -1:])[:, 0])[:, :, None])
 
 
 @torch.inference_mode()
-def again(model: CodecGPT, prompts: Tensor, steps: int) -> None:
-    """The whole sequence anew at each step."""
+def without_cache(model: CodecGPT, prompts: Tensor, steps: int) -> None:
+    """The whole sequence is read again at each step."""
     inputs = model.condition(prompts, len(prompts))
     for _ in range(steps):
-        tokens = drawn(model.head_logits(model.backbone_forward(inputs)[:, -1:])[:, 0])
+        tokens = sample(model.head_logits(model.backbone_forward(inputs)[:, -1:])[:, 0])
         inputs = torch.cat([inputs, model.embed(tokens[:, :, None])], 1)
 
 
-def ours(player: InferenceEngine, prompts: Tensor, steps: int) -> None:
-    """`Take`, in as many steps."""
+def ours(engine: InferenceEngine, prompts: Tensor, steps: int) -> None:
+    """`Generation` of as many frames as give this number of steps."""
     rows = range(len(prompts))
-    plan = GenerationSpec(steps - CODEBOOKS + 1, rows, [SamplingParams(TEMPERATURE)] * len(rows), [(0, prompts)])
-    for _ in Generation(player, plan).chunks():
+    spec = GenerationSpec(steps - CODEBOOKS + 1, rows, [SamplingParams(TEMPERATURE)] * len(rows), [(0, prompts)])
+    for _ in Generation(engine, spec).chunks():
         pass
 
 
@@ -90,9 +95,9 @@ def musicgen(device: str) -> Callable[[Tensor, int], None]:
     @torch.inference_mode()
     def run(prompts: Tensor, steps: int) -> None:
         start = torch.full((len(prompts) * CODEBOOKS, 1), 1024, device=device)
-        seen = torch.zeros(len(prompts), 1, WIDTH, device=device)  # its prompt comes through cross-attention
+        encoded = torch.zeros(len(prompts), 1, WIDTH, device=device)  # MusicGen reads its prompt by cross-attention
         model.generate(
-            inputs=start, encoder_hidden_states=seen, do_sample=True, temperature=TEMPERATURE, guidance_scale=1,
+            inputs=start, encoder_hidden_states=encoded, do_sample=True, temperature=TEMPERATURE, guidance_scale=1,
             max_length=steps + 1, top_k=0, use_cache=True,
         )  # fmt: skip
 
@@ -101,17 +106,17 @@ def musicgen(device: str) -> Callable[[Tensor, int], None]:
 
 @torch.inference_mode()
 def limit(model: CodecGPT) -> None:
-    """Each matrix once, added up."""
+    """Read each matrix once, by summing it."""
     for block in model.backbone.h:
         for part in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
             part.weight.sum()
     model.head.weight.sum()
 
 
-def timed(rows: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
-    """Best seconds of each row."""
+def best_seconds(rows: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
+    """The best time of each row."""
     best: dict[str, float] = {}
-    for turn in range(rounds + 1):  # the first one sets up
+    for turn in range(rounds + 1):  # the first is a warm-up
         for name, run in rows.items():
             start = time.perf_counter()
             run()
@@ -125,7 +130,7 @@ def timed(rows: dict[str, Callable[[], None]], rounds: int, device: str) -> dict
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=100, help="8, the number of codebooks, or more")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--threads", type=int, default=0)
@@ -133,13 +138,15 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--music", action="store_true")
     args = parser.parse_args()
+    if args.steps < CODEBOOKS:
+        parser.error(f"--steps {args.steps}: give {CODEBOOKS} or more")
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(0)
-    model = small().to(args.device)
+    model = untrained_model().to(args.device)
     exact, fast = InferenceEngine(model), InferenceEngine(model, batch_invariant=False)
     music = musicgen(args.device) if args.music else None
     print(f"{args.device}, {torch.get_num_threads()} threads, {args.steps} steps, torch {torch.__version__}")
-    print(f"{'':18}{'batch':>6}{'ms a step':>12}{'x real time':>13}{'clips: x article alone':>24}")
+    print(f"{'':18}{'batch':>6}{'ms per step':>12}{'x real time':>13}{'clips: x article alone':>24}")
     alone = 0.0
     for batch in args.batches:
         prompts = torch.randn(batch, PROMPT, device=args.device)
@@ -149,14 +156,14 @@ def main() -> None:
             rows["ours, fast"] = lambda p=prompts: ours(fast, p, args.steps)
         if music is not None:
             rows["MusicGen"] = lambda p=prompts: music(p, args.steps)
-        if args.again and batch == 1:  # for more it takes an hour
-            rows["again"] = lambda p=prompts: again(model, p, args.steps)
-        found = timed(rows, args.rounds, args.device)
-        found = {name: seconds / args.steps for name, seconds in found.items()}
+        if args.again and batch == 1:  # larger batches take an hour
+            rows["again"] = lambda p=prompts: without_cache(model, p, args.steps)
+        best = best_seconds(rows, args.rounds, args.device)
+        per_step = {name: seconds / args.steps for name, seconds in best.items()}
         if batch == 1:
-            found["limit"] = timed({"": lambda: limit(model)}, 10, args.device)[""]
-            alone = found["article"]
-        for name, seconds in found.items():
+            per_step["limit"] = best_seconds({"": lambda: limit(model)}, 10, args.device)[""]
+            alone = per_step["article"]
+        for name, seconds in per_step.items():
             faster = f"{alone * batch / seconds:.1f}" if alone else "-"
             print(f"{name:18}{batch:6}{seconds * 1e3:12.2f}{batch / seconds / RATE:13.2f}{faster:>24}", flush=True)
 

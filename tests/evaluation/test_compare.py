@@ -1,4 +1,4 @@
-"""`python -m pipeline.compare`: runs on the same clips, with what their logs tell."""
+"""`python -m pipeline.compare`: runs on the same clips, with the speed and compute from their logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.models import model_stats
 from tests.helpers.trained_run import FRAMES, Workspace, run_command
 
 
-def test_a_row_a_run_with_its_log_and_the_same_clips(
+def test_rows_have_log_and_metrics_of_each_run(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [workspace.run("delay"), workspace.run("flatten", positions=128)]
@@ -23,33 +23,33 @@ def test_a_row_a_run_with_its_log_and_the_same_clips(
     (runs[1] / "metrics.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 50, "val/loss": 1}])
     )
-    words = (
+    overrides = (
         f"runs=[{runs[0]},{runs[1]}]",
         f"shards={workspace.dataset}",
         "n=2",
         f"out={tmp_path}",
         "benchmark_batch=2",
     )
-    run_command("compare", *words)
-    found = json.loads((tmp_path / "compare.json").read_text())
-    first, second = found["rows"]
+    run_command("compare", *overrides)
+    comparison = json.loads((tmp_path / "compare.json").read_text())
+    first, second = comparison["rows"]
     assert set(first) == set(COLUMNS) and (first["pattern"], second["pattern"]) == ("delay", "flatten")
     assert first["steps"] is None and second["steps"] == 50 and second["training"] == 1003.5
     assert second["petaflop"] == pytest.approx(
         400 * model_stats.training_flops(load_run(runs[1], "cpu").model.config, FRAMES) / 1e15
     )
-    assert first["bits"] == found["evaluations"][str(runs[0])]["loss"]["model"]["bits_second"]
+    assert first["bits"] == comparison["evaluations"][str(runs[0])]["loss"]["model"]["bits_second"]
     assert first["generation"] > 0 and second["generation"] > 0
     lines = (tmp_path / "compare.md").read_text().splitlines()
-    assert len(lines) == 4 and "Mind" not in lines[-1] and all(line.count("|") == len(COLUMNS) + 1 for line in lines)
-    told = capsys.readouterr().out
-    assert "flatten" in told and "compare.md" in told and "2 runs, 2 clips of valid" in told
+    assert len(lines) == 4 and "Warning" not in lines[-1] and all(line.count("|") == len(COLUMNS) + 1 for line in lines)
+    out = capsys.readouterr().out
+    assert "flatten" in out and "compare.md" in out and "2 runs, 2 clips of valid" in out
 
 
-def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
+def test_runs_with_other_codebooks_give_a_warning(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One codebook costs fewer bits a second than two, and is no better for it."""
+    """One codebook has fewer bits per second than two, but is not better: the table and the terminal warn."""
     runs = [workspace.run("delay"), workspace.run("delay", codebooks=1)]
     run_command(
         "compare",
@@ -59,18 +59,18 @@ def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
         f"out={tmp_path}",
         "benchmark_batch=1",
     )
-    found = json.loads((tmp_path / "compare.json").read_text())
-    rows, clips = found["rows"], Manifest.load(workspace.dataset).samples("valid")
-    assert [told["settings"]["n"] for told in found["evaluations"].values()] == [clips, clips] and clips < 64
+    comparison = json.loads((tmp_path / "compare.json").read_text())
+    rows, clips = comparison["rows"], Manifest.load(workspace.dataset).num_samples("valid")
+    assert [results["settings"]["n"] for results in comparison["evaluations"].values()] == [clips, clips] and clips < 64
     assert [row["codebooks"] for row in rows] == [2, 1] and rows[0]["codec"] == rows[1]["codec"] == "encodec_embedded"
     out = capsys.readouterr().out
-    assert f"2 runs, {clips} clips of valid" in out, "the clips that there are, not those asked for"
-    for said in (out, (tmp_path / "compare.md").read_text()):
-        assert "the runs differ in codebooks: bits and codes a second count the codes of all codebooks" in said
+    assert f"2 runs, {clips} clips of valid" in out, "the number of clips that exist, not of those requested"
+    for text in (out, (tmp_path / "compare.md").read_text()):
+        assert "the runs differ in codebooks: bits and codes per second count the codes of all codebooks" in text
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["benchmark_batch=0"], "benchmark_batch=0: give 1 or more"),
         (["batch=0"], "batch=0: give 1 or more"),
@@ -78,12 +78,12 @@ def test_runs_that_count_other_codes_are_marked_in_the_table_and_by_a_warning(
         (["temperatures=-1"], r"temperatures=\[-1\]: give 0 or more"),
     ],
 )
-def test_numbers_that_measure_nothing_are_refused(
-    workspace: Workspace, tmp_path: Path, words: list[str], message: str
+def test_settings_out_of_range_are_refused(
+    workspace: Workspace, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         run_command(
-            "compare", f"runs={workspace.run()}", f"shards={workspace.dataset}", f"out={tmp_path / 'o'}", *words
+            "compare", f"runs={workspace.run()}", f"shards={workspace.dataset}", f"out={tmp_path / 'o'}", *overrides
         )
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Figures that a reader may rely on: known cases, and a published tool's results."""
+"""Metrics against known cases and against the results of a published tool."""
 
 import numpy as np
 import pytest
@@ -14,64 +14,64 @@ from pipeline.evaluation import metrics
         (64, 191, 192, 1.3, 60253.72957806423),
     ],
 )
-def test_frechet_distance_is_that_of_the_package_frechet_audio_distance(
+def test_frechet_matches_the_frechet_audio_distance_package(
     n: int, m: int, D: int, scale: float, published: float
 ) -> None:
-    """Version 0.3.4 on the same embeddings, of full rank and (the last) not."""
+    """Version 0.3.4 on the same embeddings; those of the last case do not have full rank."""
     r = np.random.default_rng(D)
     a, b = r.normal(size=(n, D)) @ r.normal(size=(D, D)) * scale, r.normal(size=(m, D)) * scale + 0.3
     assert metrics.frechet(a, b) == pytest.approx(published, rel=1e-6)
 
 
-def test_frechet_distance_of_a_set_to_itself_is_nothing_and_of_a_shift_its_square() -> None:
+def test_frechet_of_shifted_set_is_shift_squared() -> None:
     a = np.random.default_rng(0).normal(size=(50, 8))
     assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-6)
     assert metrics.frechet(a, a + 2) == pytest.approx(8 * 4)
 
 
-def test_an_interval_holds_the_true_mean_as_often_as_it_says() -> None:
+def test_interval_covers_true_mean_in_95_percent() -> None:
     rng = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for trial in range(200):
-        found = metrics.bootstrap_mean(rng.normal(size=50), 500, trial)
-        assert found.low <= found.mean <= found.high and found.n == 50
-        held += found.low <= 0 <= found.high
-    assert 0.88 <= held / 200 <= 0.99
+        interval = metrics.bootstrap_mean(rng.normal(size=50), 500, trial)
+        assert interval.low <= interval.mean <= interval.high and interval.n == 50
+        covered += interval.low <= 0 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
 
 
-def test_a_note_is_right_within_half_a_semitone() -> None:
+def test_pitch_is_correct_within_half_a_semitone() -> None:
     labels = np.array([60.0, 60, 60, 60, 60])
-    found = np.array([60.4, 59.6, 60.6, 72.2, np.nan])
-    assert metrics.pitch_correct(found, labels).tolist() == [1, 1, 0, 0, 0]
-    assert metrics.pitch_correct(found, labels, octaves=True).tolist() == [1, 1, 0, 1, 0]
+    pitches = np.array([60.4, 59.6, 60.6, 72.2, np.nan])
+    assert metrics.pitch_correct(pitches, labels).tolist() == [1, 1, 0, 0, 0]
+    assert metrics.pitch_correct(pitches, labels, octaves=True).tolist() == [1, 1, 0, 1, 0]
 
 
-def test_chance_is_the_share_of_other_clips_labels_that_would_be_right() -> None:
-    found, labels = np.array([60.0, 60, 64]), np.array([60.0, 62, 60])
-    assert metrics.pitch_chance(found, labels).tolist() == [0.5, 1.0, 0.0]
+def test_pitch_chance_uses_labels_of_other_clips() -> None:
+    pitches, labels = np.array([60.0, 60, 64]), np.array([60.0, 62, 60])
+    assert metrics.pitch_chance(pitches, labels).tolist() == [0.5, 1.0, 0.0]
 
 
-def test_floor_compares_a_prompt_with_all_other_clips() -> None:
+def test_mismatched_similarity_uses_other_clips() -> None:
     prompts = np.eye(3)
     assert metrics.fidelity(prompts, prompts).tolist() == [1, 1, 1]
     assert metrics.mismatched_similarity(prompts, prompts).tolist() == [0, 0, 0]
     assert metrics.mismatched_similarity(prompts, np.ones((3, 3))) == pytest.approx(1 / 3**0.5)
 
 
-def test_different_sounds_are_counted() -> None:
+def test_vendi_score_counts_different_sounds() -> None:
     assert metrics.vendi_score(np.eye(7)) == pytest.approx(7)
     assert metrics.vendi_score(np.ones((7, 4))) == pytest.approx(1)
     assert metrics.vendi_score(np.repeat(np.eye(3), 5, axis=0)) == pytest.approx(3)
 
 
-def test_silence_at_the_end_counts_where_the_clip_itself_goes_on() -> None:
+def test_silent_end_counts_if_reference_has_sound() -> None:
     tone = np.sin(np.arange(8000) / 9)
     faded = np.where(np.arange(8000) < 5900, tone, 0)
     assert metrics.falls_silent(faded, tone)
     assert not metrics.falls_silent(faded, faded) and not metrics.falls_silent(tone, tone)
 
 
-def test_a_loop_is_one_period_in_all_codebooks_over_the_last_half() -> None:
+def test_loop_needs_one_period_in_all_codebooks() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 1024, (4, 80))
     assert not metrics.is_looping(codes)
@@ -83,9 +83,9 @@ def test_a_loop_is_one_period_in_all_codebooks_over_the_last_half() -> None:
     assert metrics.is_looping(np.repeat(codes[:, :1], 80, 1))
 
 
-def test_pitches_of_tones_are_heard() -> None:
+def test_pitches_of_tones_are_tracked() -> None:
     time = np.arange(24_000) / 24_000
     notes = np.array([57.0, 69, 76.5])
     tones = [np.sin(2 * np.pi * 440 * 2 ** ((note - 69) / 12) * time).astype(np.float32) * 0.3 for note in notes]
-    found = metrics.track_pitches([*tones, np.zeros(24_000, np.float32)], 24_000)
-    assert found[:3] == pytest.approx(notes, abs=0.2) and np.isnan(found[3])
+    pitches = metrics.track_pitches([*tones, np.zeros(24_000, np.float32)], 24_000)
+    assert pitches[:3] == pytest.approx(notes, abs=0.2) and np.isnan(pitches[3])

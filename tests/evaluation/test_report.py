@@ -1,4 +1,4 @@
-"""The listening page: self-contained, every player plays, and what it shows is what was measured."""
+"""The report: self-contained, every player plays, and its numbers are those of the evaluation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def report(workspace: Workspace, nsynth_folder: Path) -> Path:
 
 
 class Reader(HTMLParser):
-    """The addresses of a page, its figures' captions, and whether its tags match."""
+    """The addresses in a page, and whether its tags match."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -67,15 +67,15 @@ class Reader(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_it_holds_all_it_needs_and_its_tags_match(report: Path) -> None:
+def test_page_is_self_contained_and_tags_match(report: Path) -> None:
     reader = Reader(report.read_text())
     assert not reader.open
-    # each clip: its recording and 1, 2, 4, 8 codebooks; its prompt and two temperatures. Then a tone, then a strip
+    # each clip: its recording, and 1, 2, 4, 8 codebooks; its prompt, and two temperatures; a tone; an interpolation
     assert len([s for s in reader.sources if s.startswith("data:audio/flac;base64,")]) == 2 * (1 + 4) + 2 * 3 + 3 + 3
     assert all(source.startswith("data:") for source in reader.sources)
 
 
-def test_its_sounds_and_pictures_decode(report: Path) -> None:
+def test_sounds_and_images_decode(report: Path) -> None:
     sources = Reader(report.read_text()).sources
     lengths = []
     for source in sources:
@@ -87,61 +87,66 @@ def test_its_sounds_and_pictures_decode(report: Path) -> None:
             lengths.append(len(wav))
         else:
             assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    strip = 3 * 9_600 - 2 * 1_200
-    assert set(lengths) == {9_600, 12_000, strip}  # clips, the tone, the strip of three clips with two fades
+    interpolation = 3 * 9_600 - 2 * 1_200  # three clips, two crossfades
+    assert set(lengths) == {9_600, 12_000, interpolation}  # clips, the tone, the interpolation
 
 
-def test_it_shows_what_was_measured(report: Path) -> None:
+def test_page_shows_evaluation_results(report: Path) -> None:
     text = report.read_text()
-    told = json.loads((report.parent / "evaluation" / "evaluate.json").read_text())
+    results = json.loads((report.parent / "evaluation" / "evaluate.json").read_text())
     for name in ("model", "unigram", "uniform"):
-        assert f"<th>{name}<td>{told['loss'][name]['nats']:.3f}" in text
-    for title in ("Loss (nats a code)", "prompt fidelity", "pitch (%)", "Bit rate", "Temperature", "Interpolation"):
+        assert f"<th>{name}<td>{results['loss'][name]['nats']:.3f}" in text
+    for title in ("Loss (nats per code)", "prompt fidelity", "pitch (%)", "Bit rate", "Temperature", "Interpolation"):
         assert title in text
     assert "0.75 kbit/s, 1 codebook" in text and "1.5 kbit/s, 2 codebooks, the model&#39;s" in text
-    assert "temperature 0.01" in text and "recording" in text and "take 2" in text
+    assert "temperature 0.01" in text and "recording" in text and "generation 2" in text
 
 
-def test_without_recordings_evaluation_or_log_it_tells_what_would_add_them(workspace: Workspace) -> None:
+def test_page_without_evaluation_names_the_command(workspace: Workspace) -> None:
     run = workspace.run("flatten")
     run_command("report", f"run={run}", "num_interpolations=0", "n=1", "temperatures=[1]", "codebooks=[1,2,4]")
     text = (run / "report.html").read_text()
     assert f"python -m pipeline.evaluate run={run} shards={workspace.dataset}" in text
     assert "recording" not in text and "Interpolation" not in text
-    assert len(Reader(text).sources) == 2 * (2 + 2)  # no more codebooks than the cache holds
+    assert len(Reader(text).sources) == 2 * (2 + 2)  # no more codebooks than the dataset has
 
 
-def test_figures_of_another_export_are_left_out_with_the_command_that_measures_anew(
+def test_results_of_another_export_are_left_out(
     workspace: Workspace, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model was trained on since: what was measured before says nothing of it."""
-    told = json.loads((report.parent / "evaluation" / "evaluate.json").read_text())
+    """If the model was trained further, older results are left out, with the command that evaluates again."""
+    results = json.loads((report.parent / "evaluation" / "evaluate.json").read_text())
     stale = tmp_path / "evaluate.json"
-    stale.write_text(json.dumps({**told, "export": {**told["export"], "sha256": "0" * 64}}))
-    words = (f"run={report.parent}", "n=1", "num_interpolations=0", "temperatures=[1]", "codebooks=[1]")
-    for figures, shown in ((stale, False), (report.parent / "evaluation" / "evaluate.json", True)):
-        run_command("report", *words, f"evaluation={figures}", f"out={tmp_path / 'r.html'}")
-        text, said = (tmp_path / "r.html").read_text(), capsys.readouterr().out
-        assert (f"<th>model<td>{told['loss']['model']['nats']:.3f}" in text) == shown
-        for place in (text, said):
-            assert ("are of another export, and left out; anew: python -m pipeline.evaluate" in place) != shown
+    stale.write_text(json.dumps({**results, "export": {**results["export"], "sha256": "0" * 64}}))
+    overrides = (f"run={report.parent}", "n=1", "num_interpolations=0", "temperatures=[1]", "codebooks=[1]")
+    for evaluation, is_shown in ((stale, False), (report.parent / "evaluation" / "evaluate.json", True)):
+        run_command("report", *overrides, f"evaluation={evaluation}", f"out={tmp_path / 'r.html'}")
+        text, printed = (tmp_path / "r.html").read_text(), capsys.readouterr().out
+        assert (f"<th>model<td>{results['loss']['model']['nats']:.3f}" in text) == is_shown
+        for output in (text, printed):
+            assert (
+                "are of another export and are left out; run again: python -m pipeline.evaluate" in output
+            ) != is_shown
 
 
-def test_the_same_again_is_the_same_page(
-    workspace: Workspace, report: Path, nsynth_folder: Path, tmp_path: Path
-) -> None:
-    words = (f"corpus_root={nsynth_folder}", f"prompts=[{workspace.tones[0]}]", f"out={tmp_path / 'r.html'}", *SMALL)
-    run_command("report", f"run={report.parent}", *words)
+def test_page_is_reproducible(workspace: Workspace, report: Path, nsynth_folder: Path, tmp_path: Path) -> None:
+    overrides = (
+        f"corpus_root={nsynth_folder}",
+        f"prompts=[{workspace.tones[0]}]",
+        f"out={tmp_path / 'r.html'}",
+        *SMALL,
+    )
+    run_command("report", f"run={report.parent}", *overrides)
     assert (tmp_path / "r.html").read_bytes() == report.read_bytes()
 
 
-def test_a_browser_plays_every_player_offline(report: Path) -> None:
+def test_browser_plays_every_sound_offline(report: Path) -> None:
     with browser() as window:
         window.open(report.as_uri())
         durations = window.run("""
-            Promise.all([...document.querySelectorAll("audio")].map((audio) => new Promise((found) => {
-              audio.onloadedmetadata = () => found(audio.duration);
-              audio.onerror = () => found(audio.error.message);
+            Promise.all([...document.querySelectorAll("audio")].map((audio) => new Promise((resolve) => {
+              audio.onloadedmetadata = () => resolve(audio.duration);
+              audio.onerror = () => resolve(audio.error.message);
               audio.preload = "metadata"; audio.load();
             }))).then(done)""")
         assert len(durations) == 22 and all(isinstance(d, float) and 0.39 < d < 1.2 for d in durations), durations
@@ -161,41 +166,41 @@ def test_a_browser_plays_every_player_offline(report: Path) -> None:
         assert unseen == 0
 
 
-def test_names_cannot_break_the_page() -> None:
+def test_names_are_escaped_in_the_page() -> None:
     text = report_html.render_report("<run>&", {"clips": "<b>"}, [], 24_000, [], None, "<script>")
     assert "<run>" not in text and "<b>" not in text and text.count("<script>") == 1
 
 
-def hostile(workspace: Workspace, run: Path, **changes: object) -> dict[str, Any]:
-    """A valid evaluate.json of this very export, by somebody who would like to run a script."""
+def malicious(workspace: Workspace, run: Path, **changes: object) -> dict[str, Any]:
+    """A valid evaluate.json of this export with a script in every text."""
     figure = {"mean": 0.5, "interval": [0.4, 0.6]}
     loss = {"nats": 1.0, "nats_codebook": [1.0, 1.0], "bits_second": 75.0}
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "loss": {"clips": 3, "model": loss, "unigram": loss, "uniform": loss},
         "temperatures": {"1": {"fidelity": figure}}, "ceiling": {"fidelity": figure}, "floor": {},
         "settings": {"n": 3, "split": SCRIPT_TAG, "sampling": {"guidance": 1.0}},
         "distance": {"embedding": {"name": SCRIPT_TAG}, "n": 3},
         "export": {"sha256": hashlib.sha256((run / "export/model.safetensors").read_bytes()).hexdigest()},
     }  # fmt: skip
-    return {**told, **changes}
+    return {**results, **changes}
 
 
-def test_nothing_of_a_run_folder_becomes_html(workspace: Workspace, tmp_path: Path) -> None:
-    """Texts are shown as texts; what must be a number and is none is refused."""
+def test_texts_of_a_run_folder_are_escaped(workspace: Workspace, tmp_path: Path) -> None:
+    """Texts are escaped; a text in the place of a number is refused."""
     run = workspace.run("parallel")
-    figures = tmp_path / "evaluate.json"
-    words = (f"run={run}", f"evaluation={figures}", f"out={tmp_path / 'r.html'}", *SMALL)
-    figures.write_text(json.dumps(hostile(workspace, run)))
-    run_command("report", *words, "n=1", "num_interpolations=0", "codebooks=[1]", "temperatures=[1]")
+    file = tmp_path / "evaluate.json"
+    overrides = (f"run={run}", f"evaluation={file}", f"out={tmp_path / 'r.html'}", *SMALL)
+    file.write_text(json.dumps(malicious(workspace, run)))
+    run_command("report", *overrides, "n=1", "num_interpolations=0", "codebooks=[1]", "temperatures=[1]")
     text = (tmp_path / "r.html").read_text()
     assert "<img" in text and SCRIPT_TAG not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
-    losses = {**hostile(workspace, run)["loss"], "clips": SCRIPT_TAG}
-    figures.write_text(json.dumps(hostile(workspace, run, loss=losses)))
-    with pytest.raises(InputError, match=r"not what pipeline\.evaluate writes .*loss\.clips"):
-        run_command("report", *words)
+    losses = {**malicious(workspace, run)["loss"], "clips": SCRIPT_TAG}
+    file.write_text(json.dumps(malicious(workspace, run, loss=losses)))
+    with pytest.raises(InputError, match=r"not a file that pipeline\.evaluate writes .*loss\.clips"):
+        run_command("report", *overrides)
 
 
-def test_names_cannot_break_the_cards_of_the_demo() -> None:
+def test_names_are_escaped_in_the_demo() -> None:
     sound = LabeledAudio("<b>\"x' http://u:Hidden0Value@h", np.zeros(480, np.float32))
     for text in (
         components.row("<b>", [sound], 24_000),
@@ -208,8 +213,8 @@ def test_names_cannot_break_the_cards_of_the_demo() -> None:
 
 
 @pytest.fixture
-def asked() -> Iterator[tuple[str, list[str]]]:
-    """The address of a web server, and what it was asked for."""
+def recording_server() -> Iterator[tuple[str, list[str]]]:
+    """The address of a web server, and the paths that were requested."""
     paths: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -220,7 +225,7 @@ def asked() -> Iterator[tuple[str, list[str]]]:
         do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
-            """Silence."""
+            """Log nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -229,25 +234,25 @@ def asked() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def test_a_run_folder_does_not_decide_what_is_fetched(
-    workspace: Workspace, asked: tuple[str, list[str]], tmp_path: Path
+def test_addresses_in_a_run_folder_are_not_opened(
+    workspace: Workspace, recording_server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
-    """Of the addresses in a run folder none is opened, by report, the page and a card; of those that are typed, all."""
+    """Report, demo and model card open no address from a run folder, but those from the command line."""
     pytest.importorskip("aiohttp")
-    address, paths = asked
+    address, paths = recording_server
     run = tmp_path / "run"
     shutil.copytree(workspace.run(), run)
     for shards in (address, {"a": address}, "ssh://127.0.0.1:9/cache", "memory://cache", f"simplecache::{address}"):
         OmegaConf.save(OmegaConf.create({"shards": shards}), run / "config.yaml")
-        with pytest.raises(InputError, match=r"shards=auto: .*a remote cache.*give shards=ADDRESS"):
+        with pytest.raises(InputError, match=r"shards=auto: .*a remote dataset.*give shards=ADDRESS"):
             run_command("report", f"run={run}", *SMALL)
-    instrument = load_run(run, "cpu")
-    assert examples("auto", "valid", 2, str(run), instrument, tmp_path / "examples") == {}
-    told = json.loads((run / "export/config.json").read_text())
-    del told["sha256"]
+    loaded = load_run(run, "cpu")
+    assert examples("auto", "valid", 2, str(run), loaded, tmp_path / "examples") == {}
+    config = json.loads((run / "export/config.json").read_text())
+    del config["sha256"]
     for name in ("encodecmae_base/evil/weights", "encodecmae_tiny/evil/weights", "encodecmae_package/evil/weights"):
-        told["embedder"]["name"] = name
-        (run / "export/config.json").write_text(json.dumps(told))
+        config["embedder"]["name"] = name
+        (run / "export/config.json").write_text(json.dumps(config))
         with pytest.raises(InputError, match="there is no embedder 'encodecmae_"):
             load_run(run, "cpu")
     assert paths == []
@@ -256,26 +261,28 @@ def test_a_run_folder_does_not_decide_what_is_fetched(
     assert paths
 
 
-def test_a_copied_run_folder_says_what_to_give(workspace: Workspace, tmp_path: Path) -> None:
-    """The cache stayed on the other machine: it is named, not made again."""
+def test_copied_run_folder_asks_for_shards(workspace: Workspace, tmp_path: Path) -> None:
+    """If the dataset stayed on the other machine, the message names it."""
     shutil.copytree(workspace.run(), tmp_path / "run")
     OmegaConf.save(OmegaConf.create({"shards": "shards/nsynth"}), tmp_path / "run" / "config.yaml")
-    with pytest.raises(InputError, match=r"names shards/nsynth, where there is no cache on this machine.*shards=DIR"):
+    with pytest.raises(
+        InputError, match=r"names shards/nsynth, but there is no dataset at this path on this machine.*shards=DIR"
+    ):
         run_command("report", f"run={tmp_path / 'run'}", *SMALL)
 
 
-def test_rows_of_others_are_drawn_where_they_are_numbers(workspace: Workspace, tmp_path: Path) -> None:
+def test_only_valid_rows_of_a_log_are_plotted(workspace: Workspace, tmp_path: Path) -> None:
     shutil.copytree(workspace.run(), tmp_path / "run")
     rows = ['{"step": "x", "train/loss": 1}', '{"train/loss": 1}', '{"step": 1, "train/loss": NaN}', "[" * 99_999]
     rows += ['{"step": 2, "train/loss": "<b>", "train/clips": 3}', '{"step": 1e400}', '{"step": 3, "train/loss": 7}']
     (tmp_path / "run" / "metrics.jsonl").write_bytes("\n".join(rows).encode() + b"\n\xff\xfe")
     run_command("report", f"run={tmp_path / 'run'}", "n=1", "num_interpolations=0", "codebooks=[1]", "temperatures=[1]")
-    drawn = re.findall(r'points="([^"]*)"', (tmp_path / "run" / "report.html").read_text())
-    assert [len(points.split()) for points in drawn] == [1]
+    plotted = re.findall(r'points="([^"]*)"', (tmp_path / "run" / "report.html").read_text())
+    assert [len(points.split()) for points in plotted] == [1]
     assert comparison.training_stats(tmp_path / "run", load_run(workspace.run(), "cpu"), 30)["training"] is None
 
 
-def test_a_typed_login_is_not_in_what_is_written(
+def test_login_in_shards_is_redacted_everywhere(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("aiohttp")
@@ -283,13 +290,13 @@ def test_a_typed_login_is_not_in_what_is_written(
     shutil.copytree(workspace.run(), run)
     with served(workspace.dataset) as host:
         address = f"shards='http://user:Hidden0Value@{host}/cache?sig=Hidden1Value/c'"
-        words = (f"run={run}", address, "n=2", "temperatures=[1]")
-        run_command("evaluate", *words, "resamples=10", "pitch=false")
-        run_command("report", *words, "num_interpolations=0", "codebooks=[1]")
+        overrides = (f"run={run}", address, "n=2", "temperatures=[1]")
+        run_command("evaluate", *overrides, "resamples=10", "pitch=false")
+        run_command("report", *overrides, "num_interpolations=0", "codebooks=[1]")
         run_command(
             "compare",
             f"runs=[{run}]",
-            *words[1:],
+            *overrides[1:],
             f"out={run}/compare",
             "resamples=10",
             "pitch=false",
@@ -300,31 +307,31 @@ def test_a_typed_login_is_not_in_what_is_written(
     assert f"http://***@{host}/cache?sig=***" in (run / "report.html").read_text()
 
 
-def test_a_picture_is_a_png_of_its_pixels() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    data = base64.b64decode(report_html.png_data_uri(picture).partition(",")[2])
+def test_png_has_the_pixels_of_the_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    data = base64.b64decode(report_html.png_data_uri(image).partition(",")[2])
     width, height = struct.unpack(">II", data[16:24])
     size = struct.unpack(">I", data[33:37])[0]
     lines = np.frombuffer(zlib.decompress(data[41 : 41 + size]), np.uint8).reshape(height, 1 + 3 * width)
-    assert (height, width) == (5, 7) and np.array_equal(lines[:, 1:].reshape(5, 7, 3), picture)
+    assert (height, width) == (5, 7) and np.array_equal(lines[:, 1:].reshape(5, 7, 3), image)
 
 
 @pytest.mark.parametrize("points", [[(0.0, 0.0)], [(1.0, 5.0), (2.0, 5.0)], [(0.01, 1e-6), (2.0, 3e5)]])
-def test_a_plot_has_its_points_inside(points: list[tuple[float, float]]) -> None:
+def test_plot_points_are_inside_the_plot(points: list[tuple[float, float]]) -> None:
     text = svg_plots.plot("t", "x", [Curve("c", points, [(y, y) for _, y in points])], [("level", points[0][1])])
-    places = [tuple(map(float, pair.split(","))) for pair in re.findall(r'points="([^"]*)"', text)[0].split()]
-    assert len(places) == len(points)
-    assert all(0 <= x <= svg_plots.WIDTH and 0 <= y <= svg_plots.HEIGHT for x, y in places)
+    coordinates = [tuple(map(float, pair.split(","))) for pair in re.findall(r'points="([^"]*)"', text)[0].split()]
+    assert len(coordinates) == len(points)
+    assert all(0 <= x <= svg_plots.WIDTH and 0 <= y <= svg_plots.HEIGHT for x, y in coordinates)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 7), (1e-9, 3e-9), (0.3, 0.31), (0, 123_456)])
-def test_ticks_are_few_round_and_within(low: float, high: float) -> None:
-    found = svg_plots.ticks(low, high)
-    assert 3 <= len(found) <= 9 and low - 1e-12 <= min(found) and max(found) <= high + 1e-12
+def test_ticks_are_few_and_within_the_range(low: float, high: float) -> None:
+    ticks = svg_plots.ticks(low, high)
+    assert 3 <= len(ticks) <= 9 and low - 1e-12 <= min(ticks) and max(ticks) <= high + 1e-12
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["n=1"], "an interpolation needs two clips"),
         (["codebooks=[1,0]"], r"codebooks=\[1, 0\]: give 1 or more"),
@@ -334,12 +341,12 @@ def test_ticks_are_few_round_and_within(low: float, high: float) -> None:
         (["shards=/nowhere"], "there is no cache at"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(workspace: Workspace, words: list[str], message: str) -> None:
+def test_invalid_settings_are_refused(workspace: Workspace, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        run_command("report", f"run={workspace.run()}", *words)
+        run_command("report", f"run={workspace.run()}", *overrides)
 
 
-def test_figures_that_are_none_are_refused(workspace: Workspace, tmp_path: Path) -> None:
+def test_invalid_evaluation_file_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text('{"loss": 3}')
-    with pytest.raises(InputError, match="not what pipeline.evaluate writes"):
+    with pytest.raises(InputError, match="not a file that pipeline.evaluate writes"):
         run_command("report", f"run={workspace.run()}", f"evaluation={tmp_path / 'e.json'}", *SMALL)

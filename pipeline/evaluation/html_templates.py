@@ -1,4 +1,4 @@
-"""HTML pages from Jinja2 templates, which escape and redact every value that is put into them."""
+"""HTML from Jinja2 templates, which escape every value and redact secrets in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> Markup:
-    """Fill in a template of `FOLDER`. Only values of the type `Markup` are taken as HTML."""
+    """Render a template of `FOLDER`. Only values of type `Markup` are inserted as HTML."""
     return Markup(_ENVIRONMENT.get_template(template).render(values))
 
 
@@ -23,11 +23,11 @@ def macros(template: str) -> Any:
     return _ENVIRONMENT.get_template(template).module
 
 
-def _redacted(value: Any) -> Any:
+def _redact_text(value: Any) -> Any:
     return redact(value) if type(value) is str else value
 
 
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    finalize=_redacted,
+    finalize=_redact_text,
 )  # fmt: skip

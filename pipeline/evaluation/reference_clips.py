@@ -1,0 +1,73 @@
+"""Clips of a dataset on which a model is evaluated.
+
+Letters: K codebooks, T frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.common.errors import InputError
+from pipeline.data.dataloader import ShardedDataset
+from pipeline.data.random_clips import sample_clips
+from pipeline.data.shard import Sample
+from pipeline.generation.loaded_run import LoadedRun
+
+
+@dataclass(frozen=True)
+class ReferenceClip:
+    """A clip of a dataset.
+
+    Attributes:
+        sample: The clip as stored in its shard.
+        codes: Its codes [K, T], with the model's number of codebooks and at most its number of frames.
+    """
+
+    sample: Sample
+    codes: Tensor
+
+    @property
+    def pitch(self) -> float:
+        """The clip's pitch label, or NaN if it has none."""
+        pitch = self.sample.metadata.get("labels", {}).get("pitch")
+        return float("nan") if pitch is None else float(pitch)
+
+
+def check_dataset(split: ShardedDataset, run: LoadedRun) -> None:
+    """Check that a split has clips with the model's codec and embedder, and select the model's codebooks.
+
+    Raises:
+        InputError: The split is empty, or was encoded with another codec or embedder; names what differs.
+    """
+    config, manifest = run.model.config, split.manifest
+    if not len(split):
+        raise InputError(f"{manifest.path} has no clips in {split.split}: it has {', '.join(manifest.splits)}")
+    manifest.check_codec(config.codec, config.codebooks)
+    manifest.check_embedder(config.embedder)
+    split.codebooks = config.codebooks
+
+
+def max_frames(run: LoadedRun) -> int:
+    """The frames of the longest clip for which the model has positions, or of the longest training clip if known."""
+    config, pattern = run.model.config, run.model.pattern
+    low, high = 0, config.positions
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = pattern.num_steps(middle + config.end_of_audio) <= config.positions
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return min(low, run.trained_frames or low)
+
+
+def sample_reference_clips(
+    split: ShardedDataset, n: int, seed: int, run: LoadedRun, frames: int
+) -> list[ReferenceClip]:
+    """n random clips of a split, cropped to `frames`. Raises InputError if n is less than 1."""
+    if n < 1:
+        raise InputError(f"n={n}: give 1 or more")
+    K = run.model.config.codebooks
+    samples = sample_clips(split.store, split.manifest, n, seed, split.split)
+    return [ReferenceClip(sample, torch.from_numpy(sample.codes[:K, :frames].astype(np.int64))) for sample in samples]
