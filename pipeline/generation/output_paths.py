@@ -33,7 +33,7 @@ def check_output(out: str) -> None:
 def is_folder(out: str) -> bool:
     """Whether the setting `out` means a folder: it is one, ends in a slash, or has no suffix.
 
-    A suffix of digits is none: `sounds-0.7` is a folder.
+    Digits are not a suffix: `sounds-0.7` is a folder.
     """
     suffix = Path(out).suffix[1:]
     return out.endswith("/") or not suffix or suffix.isdigit() or Path(out).is_dir()

@@ -1,4 +1,4 @@
-"""Packages that other packages import, and that this one does not need."""
+"""Packages that dependencies import, but that are not needed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.helpers.preprocess_runs import command
 from tests.helpers.trained_run import Workspace
 
 
-def test_broken_torchaudio_and_torchvision_do_not_matter(workspace: Workspace, tmp_path: Path) -> None:
-    """Builds for another torch fail on import; encodec and transformers import them where they are installed."""
+def test_broken_torchaudio_and_torchvision_are_ignored(workspace: Workspace, tmp_path: Path) -> None:
+    """Builds for another torch fail on import; encodec and transformers import them if they are installed."""
     for package in ("torchaudio", "torchvision"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise RuntimeError('compiled with another CUDA version')\n")
-    words = (f"run={workspace.run()}", f"prompt={workspace.tones[0]}", f"out={tmp_path / 'b.wav'}")
+    overrides = (f"run={workspace.run()}", f"prompt={workspace.tones[0]}", f"out={tmp_path / 'b.wav'}")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", str(tmp_path))
-        done = command("pipeline.generate", *words)
+        done = command("pipeline.generate", *overrides)
     assert done.returncode == 0 and (tmp_path / "b.wav").exists() and "CUDA" not in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""Where the commands of listening write: never over what is somebody else's, and looked at before any work."""
+"""Output paths: checked before any work, and never over other files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("overrides", "message"),
     [
         (["prompt={0}", "out={0}"], "a.wav is a source of the sound"),
         (["prompt={0}/b.wav", "out={0}/b.wav"], "b.wav is a source of the sound"),
@@ -45,35 +45,31 @@ def contents(folder: Path) -> dict[str, bytes]:
         ),
     ],
 )
-def test_sources_and_what_others_wrote_are_never_replaced(
-    workspace: Workspace, prompts: Path, words: list[str], named: str
+def test_sources_and_other_files_are_never_replaced(
+    workspace: Workspace, prompts: Path, overrides: list[str], message: str
 ) -> None:
     (prompts / "link.wav").symlink_to(prompts / "b.wav")
     before = contents(prompts)
-    with pytest.raises(InputError, match=named):
-        run_command("generate", f"run={workspace.run()}", SHORT, *[word.format(prompts) for word in words])
+    with pytest.raises(InputError, match=message):
+        run_command("generate", f"run={workspace.run()}", SHORT, *[override.format(prompts) for override in overrides])
     assert contents(prompts) == before
 
 
-def test_what_it_wrote_itself_is_made_anew_unless_it_has_been_changed_since(
-    workspace: Workspace, prompts: Path, tmp_path: Path
-) -> None:
+def test_generated_files_are_replaced_if_unchanged(workspace: Workspace, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.wav"
-    words = (f"run={workspace.run()}", SHORT, f"prompt={prompts}/a.wav", f"out={out}")
-    assert run_command("generate", *words) == 0
+    overrides = (f"run={workspace.run()}", SHORT, f"prompt={prompts}/a.wav", f"out={out}")
+    assert run_command("generate", *overrides) == 0
     first = out.read_bytes()
-    assert run_command("generate", *words, "seed=1") == 0 and out.read_bytes() != first
-    with pytest.raises(InputError, match=r"o\.json exists already"):  # which tells how o.wav was made
-        run_command("generate", *words[:-1], f"out={tmp_path / 'o.flac'}")
+    assert run_command("generate", *overrides, "seed=1") == 0 and out.read_bytes() != first
+    with pytest.raises(InputError, match=r"o\.json exists already"):  # the sidecar of o.wav
+        run_command("generate", *overrides[:-1], f"out={tmp_path / 'o.flac'}")
     out.write_bytes(first)
     with pytest.raises(InputError, match=r"o\.wav exists already"):
-        run_command("generate", *words)
+        run_command("generate", *overrides)
     assert out.read_bytes() == first
 
 
-def test_prompts_of_one_stem_get_sounds_and_sidecars_of_their_own(
-    workspace: Workspace, prompts: Path, tmp_path: Path
-) -> None:
+def test_prompts_with_the_same_stem_get_numbers(workspace: Workspace, prompts: Path, tmp_path: Path) -> None:
     import soundfile
 
     soundfile.write(prompts / "b.flac", *soundfile.read(workspace.tones[2]))
@@ -83,7 +79,7 @@ def test_prompts_of_one_stem_get_sounds_and_sidecars_of_their_own(
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "message"),
+    ("name", "overrides", "message"),
     [
         ("generate", ["out={0}/late.xyz"], r"'\.xyz' is not a supported format.* out=.*late\.xyz/"),
         ("generate", ["out={0}/late.raw", "stream=true"], r"'\.raw' is not a supported format"),
@@ -97,25 +93,25 @@ def test_prompts_of_one_stem_get_sounds_and_sidecars_of_their_own(
         ("dashboard", ["dry_run=true", "out={0}/file/d.json"], "cannot be written to"),
     ],
 )
-def test_a_place_that_takes_no_file_is_refused_before_the_work(
-    prompts: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: list[str], message: str
+def test_unwritable_output_is_refused_before_work(
+    prompts: Path, monkeypatch: pytest.MonkeyPatch, name: str, overrides: list[str], message: str
 ) -> None:
     (prompts / "file").touch()
     before = contents(prompts)
-    run = [] if name in ("compare", "reconstruct", "dashboard") else ["run=a_run_that_would_be_looked_for_next"]
+    run = [] if name in ("compare", "reconstruct", "dashboard") else ["run=missing_run"]
     with pytest.raises(InputError, match=message):
-        run_command(name, *run, *[word.format(prompts) for word in words])
+        run_command(name, *run, *[override.format(prompts) for override in overrides])
     assert contents(prompts) == before
 
 
-def test_a_folder_is_what_is_one_what_ends_in_a_slash_and_what_has_no_suffix(tmp_path: Path) -> None:
+def test_folder_is_existing_or_has_slash_or_no_suffix(tmp_path: Path) -> None:
     (tmp_path / "exist.dir").mkdir()
-    for text in ("heard", "heard-0.7", "b.wav/", "v1.2/", str(tmp_path / "exist.dir")):
+    for text in ("sounds", "sounds-0.7", "b.wav/", "v1.2/", str(tmp_path / "exist.dir")):
         assert output_paths.output_files(text, ["x"]) == [Path(text) / "x.wav"]
-    for text in ("b.wav", "take-0.7.flac"):
+    for text in ("b.wav", "sound-0.7.flac"):
         assert output_paths.output_files(text, ["x"]) == [Path(text)]
 
 
-def test_a_folder_that_is_looked_at_is_not_left_behind(tmp_path: Path) -> None:
+def test_check_leaves_no_folder_behind(tmp_path: Path) -> None:
     output_paths.check_output(str(tmp_path / "a" / "b" / "c.wav"))
     assert not list(tmp_path.iterdir())

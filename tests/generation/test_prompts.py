@@ -1,8 +1,7 @@
-"""Sound files as prompts: which files of a folder are taken, and what becomes of those that cannot be used."""
+"""Sound files as prompts: which files of a folder are used, and how unusable prompts are handled."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +9,11 @@ import pytest
 import soundfile
 
 from pipeline.common.errors import InputError
-from tests.helpers.trained_run import Workspace, run_command
+from tests.helpers.trained_run import Workspace, generate, sidecar
 
 
-def generate(*words: str) -> int:
-    return run_command("generate", *words)
-
-
-def sidecar(wav: Path) -> dict:
-    return json.loads(wav.with_suffix(".json").read_text())
-
-
-def test_a_prompt_folder_lists_what_a_corpus_does(workspace: Workspace, tmp_path: Path) -> None:
-    """The same suffixes, without hidden files; a glob passes these over, too."""
+def test_prompt_folder_lists_the_files_of_a_corpus(workspace: Workspace, tmp_path: Path) -> None:
+    """The same suffixes, without hidden files, which a glob also ignores."""
     from pipeline.generation.prompts import find_prompts
 
     prompts = tmp_path / "prompts"
@@ -34,10 +25,10 @@ def test_a_prompt_folder_lists_what_a_corpus_does(workspace: Workspace, tmp_path
     assert [path.name for path in find_prompts(f"{prompts}/._*").values()] == ["._a.wav"]
 
 
-def test_a_prompt_above_full_scale_is_scaled_and_named(
+def test_prompt_above_full_scale_is_scaled_and_named(
     workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its sound is that of the same prompt at full scale; a spike of 1e29 is refused by the file's name."""
+    """The sound equals that of the prompt at full scale; a spike of 1e29 is refused with the file's name."""
     wav = soundfile.read(workspace.tones[0], dtype="float32")[0]
     full = wav / np.abs(wav).max()
     soundfile.write(tmp_path / "full.wav", full, 24_000, subtype="FLOAT")
@@ -54,7 +45,7 @@ def test_a_prompt_above_full_scale_is_scaled_and_named(
 
 
 def test_numbered_outputs_keep_their_numbers(workspace: Workspace, tmp_path: Path) -> None:
-    """A prompt that is skipped leaves a gap: its sound has this number once the prompt is mended."""
+    """A skipped prompt leaves a gap: its sound gets this number once the prompt is repaired."""
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"no sound")
     prompts = f"prompt=[{bad},{workspace.tones[0]}]"

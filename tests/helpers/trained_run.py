@@ -1,8 +1,9 @@
-"""A run to listen to: an untrained model of a real codec and embedder, on a real cache, small enough for seconds."""
+"""Small runs for tests: an untrained model with a real codec, embedder and dataset, which generates in seconds."""
 
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,20 +22,26 @@ from pipeline.models.patterns import Pattern
 from tests.helpers.demo_server import LIMITS, Server, serving, spoil
 from tests.helpers.preprocess_runs import make
 
-FRAMES = 30  # of the clips of training
+FRAMES = 30  # of the training clips
 LENGTH = FRAMES / 75  # seconds
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where the tests of listening play. cache: of the clips of training; tones: sound files to prompt with."""
+    """Runs, a dataset and sounds.
+
+    Attributes:
+        root: The folder that contains all of them.
+        dataset: The training dataset.
+        tones: Sound files to use as prompts.
+    """
 
     root: Path
     dataset: Path
     tones: list[Path]
 
     def run(self, pattern: str = "delay", **changes: Any) -> Path:
-        """A run folder, the same for the same arguments."""
+        """A run folder; created once for each set of arguments. changes: fields of `ModelConfig`."""
         name = "-".join([pattern, *(f"{key}{value}" for key, value in changes.items())])
         folder = self.root / "runs" / name
         if not folder.exists():
@@ -48,39 +55,56 @@ class Workspace:
             model = CodecGPT(replace(config, **changes))
             torch.nn.init.normal_(model.head.weight, std=0.2)
             model.save_pretrained(folder / "export")
-            told = {"shards": str(self.dataset), "data": {"seconds": FRAMES / 75, "train": "train"}}
-            OmegaConf.save(OmegaConf.create(told), folder / "config.yaml")
+            settings = {"shards": str(self.dataset), "data": {"seconds": FRAMES / 75, "train": "train"}}
+            OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
         return folder
 
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> Workspace:
-    """A cache of the beginnings of 24 notes, with their pitch, and 5 tones of 0.5 s."""
+    """A dataset of the first 0.4 s of 24 notes, with pitch labels, and 5 tones of 0.5 s."""
     root = tmp_path_factory.mktemp("trained")
-    cache = root / "cache"
-    assert make("nsynth", nsynth_folder, cache, f"data.seconds={FRAMES / 75}") == 0
+    dataset = root / "cache"
+    assert make("nsynth", nsynth_folder, dataset, f"data.seconds={FRAMES / 75}") == 0
     (root / "tones").mkdir()
     time = np.arange(12_000) / 24_000
     for i in range(5):
         tone = 0.4 * np.sin(2 * np.pi * 220 * 2 ** (i / 3) * time) * np.exp(-3 * time)
         soundfile.write(root / "tones" / f"tone{i}.wav", tone, 24_000)
-    return Workspace(root, cache, sorted((root / "tones").iterdir()))
+    return Workspace(root, dataset, sorted((root / "tones").iterdir()))
 
 
-def run_command(name: str, *words: str) -> Any:
-    """What an entry point returns for a command line, in this process."""
-    return importlib.import_module(f"pipeline.{name}").main.task(compose(name, list(words)))
+def run_command(name: str, *overrides: str) -> Any:
+    """Run a command in this process; returns what its `main` returns."""
+    return importlib.import_module(f"pipeline.{name}").main.task(compose(name, list(overrides)))
+
+
+def generate(*overrides: str) -> int:
+    """Run `pipeline.generate` in this process; returns its exit code."""
+    return run_command("generate", *overrides)
+
+
+def sidecar(wav: Path) -> dict:
+    """The content of a sound's sidecar."""
+    return json.loads(wav.with_suffix(".json").read_text())
+
+
+def count_samples(wav: Path) -> int:
+    """The length of a mono sound file at 24 kHz."""
+    sound = soundfile.info(wav)
+    assert sound.samplerate == 24_000 and sound.channels == 1
+    return sound.frames
 
 
 @pytest.fixture(scope="session")
 def server(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The page of pipeline.demo, with two models of two patterns and the tones as examples."""
+    """A server of pipeline.demo with two models with different patterns, and the tones as examples."""
     runs = [workspace.run(), workspace.run("parallel")]
-    with serving(runs, tmp_path_factory.mktemp("demo"), f"examples={workspace.tones[0].parent}", *LIMITS) as found:
-        yield found
+    with serving(runs, tmp_path_factory.mktemp("demo"), f"examples={workspace.tones[0].parent}", *LIMITS) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """Files that are no prompts, and what the page says of each."""
+    """Files that cannot be used as prompts, and the demo's message about each."""
     return spoil(tmp_path_factory.mktemp("spoiled"))
