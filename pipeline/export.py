@@ -33,17 +33,19 @@ def main(cfg: DictConfig) -> int:
     if cfg.weights not in ("auto", "last"):
         raise InputError(f"weights={cfg.weights}: expected auto or last")
     if cfg.push:
-        upload.check(cfg.push)
+        upload.check_upload(cfg.push)
     path, out = checkpoint.select_checkpoint(Path(cfg.run), str(cfg.checkpoint)), Path(cfg.out)
     check_output_folder("out", out)
-    if (out / model_card.NAME).exists() and not (out / WEIGHTS).exists():
-        raise InputError(f"out={out}: its {model_card.NAME} is not a model card; give a folder for the export only")
+    if (out / model_card.FILE_NAME).exists() and not (out / WEIGHTS).exists():
+        raise InputError(
+            f"out={out}: its {model_card.FILE_NAME} is not a model card; give a folder for the export only"
+        )
     checkpoint.export(path, out, use_ema=cfg.weights == "auto")
-    model_card.write(path, out)
+    model_card.write_model_card(path, checkpoint.read_metadata(path), out)
     print(f"exported {path} to {out}")
     if cfg.push:
         try:
-            print(f"pushed to {upload.push(out, cfg.push, cfg.private)}")
+            print(f"pushed to {upload.upload_export(out, cfg.push, cfg.private)}")
         except upload.HubUploadError as error:
             print_error(str(error))
             return 1

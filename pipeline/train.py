@@ -50,7 +50,13 @@ def main(cfg: DictConfig) -> int:
             on_log = run.make_log_callback(cfg, tracker, trainer, dataset)
             code = trainer.train(on_log, lambda folder: tracker.log_artifact("checkpoint", folder))
             if world.is_main:
-                run.export_newest(trainer, tracker, lambda path: model_card.write(path, caches=dataset.folders))
+                run.export_newest(
+                    trainer,
+                    tracker,
+                    lambda path: model_card.write_model_card(
+                        path, checkpoint.read_metadata(path), datasets=dataset.folders
+                    ),
+                )
         finally:
             tracker.close(code)
     return code

@@ -191,7 +191,8 @@ sys.modules["deepspeed"] = None  # as if it were not installed
 from tests.helpers.trained_run import run_command
 run, cache, out, prompt = sys.argv[1:]
 assert run_command("generate", f"run={run}", f"prompt={prompt}", f"out={out}/b.wav", "seconds=0.2") == 0
-run_command("evaluate", f"run={run}", f"shards={cache}", "n=2", "resamples=10", "temperatures=[1.0]", f"out={out}/evaluation")
+small = ["n=2", "resamples=10", "temperatures=[1.0]"]
+run_command("evaluate", f"run={run}", f"shards={cache}", f"out={out}/evaluation", *small)
 import pipeline.webui.server, pipeline.webui.service, pipeline.demo, pipeline.hub.upload
 """
 

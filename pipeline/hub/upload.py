@@ -1,22 +1,26 @@
-"""The way to the hub (huggingface.co, or what HF_ENDPOINT names)."""
+"""Upload to the Hugging Face Hub (huggingface.co, or the server that HF_ENDPOINT names)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pipeline.common.errors import InputError, one_line
-from pipeline.hub.model_card import NAME
+from pipeline.hub.model_card import FILE_NAME
 from pipeline.models.codec_gpt import CONFIG, WEIGHTS
 
-FILES = [WEIGHTS, CONFIG, NAME]
+FILES = [WEIGHTS, CONFIG, FILE_NAME]
 
 
 class HubUploadError(RuntimeError):
-    """The hub did not take what was sent; the message says why, and how to send it again."""
+    """The upload failed; the message says why, and how to repeat it."""
 
 
-def check(repository: str) -> None:
-    """Raises InputError, before any work, for what is no OWNER/NAME, and where there is no token to write with."""
+def check_upload(repository: str) -> None:
+    """Check, before any work, that an upload is possible.
+
+    Raises:
+        InputError: The repository is not OWNER/NAME, the hub is set to offline, or there is no token to write with.
+    """
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -25,15 +29,22 @@ def check(repository: str) -> None:
     except HFValidationError as error:
         raise InputError(f"push={repository}: {error}") from error
     if repository.count("/") != 1:
-        raise InputError(f"push={repository}: give OWNER/NAME")
+        raise InputError(f"push={repository}: expected OWNER/NAME")
     if constants.HF_HUB_OFFLINE:
-        raise InputError(f"push={repository}: HF_HUB_OFFLINE is set; unset it, or push from where there is a network")
+        raise InputError(f"push={repository}: HF_HUB_OFFLINE is set; unset it, or push from a machine with a network")
     if not get_token():
         raise InputError(f"push={repository}: there is no token for the hub; run `hf auth login`, or set HF_TOKEN")
 
 
-def push(folder: Path, repository: str, private: bool) -> str:
-    """Upload an export in one commit, making the repository if need be; its address. Raises Unreached."""
+def upload_export(folder: Path, repository: str, private: bool) -> str:
+    """Upload an export in one commit, creating the repository if necessary.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        HubUploadError: The hub cannot be reached, or refuses the upload.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -42,9 +53,9 @@ def push(folder: Path, repository: str, private: bool) -> str:
         api.upload_folder(
             repo_id=repository, folder_path=folder, allow_patterns=FILES, commit_message="codec-audio-lm: export"
         )
-    except Exception as error:  # each layer below has errors of its own: HTTP, TLS, sockets, Xet
-        reason = one_line(error)
+    except Exception as error:  # HTTP, TLS, sockets and Xet raise different errors
         raise HubUploadError(
-            f"the hub did not take it ({reason:.300}); it lies at {folder}: `hf upload {repository} {folder}` sends it"
+            f"the upload failed ({one_line(error):.300}); the export is in {folder}: upload it by "
+            f"`hf upload {repository} {folder}`"
         ) from error
     return str(address)
