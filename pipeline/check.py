@@ -10,6 +10,7 @@ The settings of each command are composed and checked as the command does before
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,6 +34,13 @@ def validate_sampling(cfg: DictConfig) -> None:
     parse_sampling(OmegaConf.to_container(cfg.sampling, resolve=True))  # type: ignore[arg-type]
 
 
+def check_settings(command: str, overrides: Sequence[str]) -> str | None:
+    """The first problem of the settings of a command, in one line; None if there is no problem."""
+    validators = [validate_train] if command == "train" else []
+    validators += [validate_sampling] if any("sampling" in override for override in overrides) else []
+    return find_problem(command, overrides, validators)
+
+
 def main() -> None:
     """Check the commands of the command line, and exit with 2 if any has a problem."""
     arguments = sys.argv[1:]
@@ -41,9 +49,7 @@ def main() -> None:
         return
     code = 0
     for command, *overrides in split_commands(arguments):
-        validators = [validate_train] if command == "train" else []
-        validators += [validate_sampling] if any("sampling" in override for override in overrides) else []
-        if problem := find_problem(command, overrides, validators):
+        if problem := check_settings(command, overrides):
             code = EXIT_USAGE
             print_error(f"{command}: {problem}")
     if code:

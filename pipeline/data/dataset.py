@@ -32,7 +32,6 @@ from pipeline.common.errors import InputError
 from pipeline.data.external_shards import ExternalSource, index_external_shards, is_glob
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.data.shard import (
-    BLOCK,
     CODES_DTYPE,
     NPY_HEADER_BYTES,
     PROMPT_DTYPE,
@@ -47,6 +46,7 @@ from pipeline.data.shard import (
 from pipeline.data.shard_cache import LocalShardCache
 from pipeline.data.sigbus import report_sigbus
 from pipeline.data.storage import LocalStorage, RemoteStorage, Storage, open_storage
+from pipeline.data.tar_headers import BLOCK
 
 log = logging.getLogger(__name__)
 ALIGN = 128  # arrays in a shard begin at multiples of this

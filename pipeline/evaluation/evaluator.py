@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.common.settings import require_min
-from pipeline.data.dataloader import ShardedDataset, iter_once
+from pipeline.data.dataloader import iter_once
+from pipeline.data.dataset import ShardedDataset
 from pipeline.evaluation import metrics
 from pipeline.evaluation.losses import measure_losses
 from pipeline.evaluation.reference_clips import ReferenceClip, check_dataset, max_frames, sample_reference_clips

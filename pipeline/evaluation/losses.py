@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data.dataloader import ShardedDataset, iter_once
+from pipeline.data.dataloader import iter_once
+from pipeline.data.dataset import ShardedDataset
 from pipeline.models.codec_gpt import CodecGPT
 
 _BATCH = 16

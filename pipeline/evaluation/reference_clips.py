@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import InputError
-from pipeline.data.dataloader import ShardedDataset
+from pipeline.data.dataset import ShardedDataset
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample
 from pipeline.generation.loaded_run import LoadedRun

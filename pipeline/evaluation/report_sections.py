@@ -19,7 +19,7 @@ from pipeline.audio.codecs.base import Codec
 from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
 from pipeline.common.settings import require_min
-from pipeline.data.dataloader import ShardedDataset
+from pipeline.data.dataset import ShardedDataset
 from pipeline.evaluation.evaluator import generate_all
 from pipeline.evaluation.reference_clips import ReferenceClip, check_dataset, max_frames, sample_reference_clips
 from pipeline.generation import interpolation

@@ -14,7 +14,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from pipeline.common.files import sha256_file
 
 
-class AsyncCheckpointEngine(TorchCheckpointEngine):
+class AsyncCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]  # it has no types
     """Writes the files of one checkpoint, in order, in one thread per rank.
 
     In the background, the state of the rank is copied to host memory first; the next step waits only for this

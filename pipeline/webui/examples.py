@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.audio import audio_io
 from pipeline.common.errors import InputError
 from pipeline.common.sound_files import UNSUPPORTED, unsupported
-from pipeline.data.dataloader import ShardedDataset
+from pipeline.data.dataset import ShardedDataset
 from pipeline.evaluation import run_folder
 from pipeline.evaluation.reference_clips import check_dataset, max_frames, sample_reference_clips
 from pipeline.generation import prompts

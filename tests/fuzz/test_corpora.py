@@ -14,7 +14,7 @@ from hypothesis import given
 
 from pipeline.corpora import load, open_corpus, tar_archive
 from pipeline.corpora.download.http import RemoteFile
-from pipeline.corpora.download.sources import files_of
+from pipeline.corpora.download.sources import list_remote_files
 from pipeline.corpora.nsynth import iter_json_entries
 from tests.helpers.damage import damaged, damaged_json, inside, mended_tar, refused_or_right, seeds, some, text_of
 
@@ -169,5 +169,5 @@ def test_a_damaged_list_of_checksums(tmp_path: Path, seed: int) -> None:
 
     (tmp_path / "raw_30s_audio_sha256_tars.txt").unlink(missing_ok=True)
     with inside(tmp_path), refused_or_right():
-        for remote in files_of(cfg, get):
+        for remote in list_remote_files(cfg, get):
             assert tmp_path in remote.path.parents and ".." not in remote.path.parts

@@ -50,7 +50,7 @@ class AudioError(InputError):
         self.reason = reason
 
 
-class _ForwardReader(soundfile.SoundFile):
+class _ForwardReader(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
     """A sequential reader: soundfile's seek after each block of a seekable file fails if the length is unknown."""
 
     def seekable(self) -> bool:
