@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034
-# What every job begins with. Needs REPO, the repository; gives PYTHON, say and requeue.
+# Sourced by every job. Needs REPO (the repository); defines PYTHON, log and requeue.
 
 # shellcheck source=/dev/null
 source "${SITE:-$REPO/jobs/site.env}"
@@ -16,16 +16,16 @@ elif [[ -n ${VENV:-} || -d $REPO/.venv ]]; then
     export PATH="${VENV:-$REPO/.venv}/bin:$PATH"
 fi
 export PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONUNBUFFERED=1 # a job's log is read while it runs
+export PYTHONUNBUFFERED=1 # so that a job's log is complete while it runs
 
-say() { printf '%(%F %T)T %s: %s\n' -1 "$(uname -n)" "$*"; }
+log() { printf '%(%F %T)T %s: %s\n' -1 "$(uname -n)" "$*"; }
 
-# Have Slurm run this job again from its start; does not come back.
+# Make Slurm run this job again from its start. Does not return.
 requeue() {
-    say "$*: requeued"
-    # one task of an array bears the number of the array, which would requeue all of them
+    log "$*: requeued"
+    # the job id of an array would requeue all of its tasks
     scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
     sleep 300 # Slurm ends this job within seconds
-    say "not ended by Slurm, which requeues no job of this kind"
+    log "Slurm does not requeue this kind of job"
     exit 75
 }

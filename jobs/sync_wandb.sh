@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Upload what W&B was told offline, from where there is a network (a login node):
+# Upload offline W&B runs from a machine with a network, such as a login node:
 #
 #   jobs/sync_wandb.sh runs                  every run below runs/
 #   jobs/sync_wandb.sh runs/delay_gpt2       one run
 #
-# A run that was stopped and requeued becomes one W&B run. What was uploaded before is not sent again, so this may be
-# called again and again while training goes on (from cron, say). Needs `wandb login`, or WANDB_API_KEY.
+# A run that was stopped and requeued becomes one W&B run. Only new data is sent, so this can run repeatedly during
+# training, for example from cron. Needs `wandb login`, or WANDB_API_KEY.
 set -euo pipefail
 
 if (($# == 0)); then
@@ -17,7 +17,7 @@ while IFS= read -r -d '' folder; do
     folders+=("$folder")
 done < <(find "$@" -type d -name wandb -exec sh -c 'set -- "$1"/*run-*-*; [ -e "$1" ]' _ {} \; -prune -print0)
 if ((${#folders[@]} == 0)); then
-    echo "no W&B runs below $*"
+    echo "no W&B runs in $*"
     exit 0
 fi
 status=0

@@ -1,4 +1,4 @@
-"""What can be told of the jobs without a cluster: they are clean shell, and submit.sh hands on every word as it is."""
+"""The Slurm jobs without a cluster: clean shell scripts, and a submit.sh that passes every setting on unchanged."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def test_shellcheck_finds_nothing() -> None:
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script.suffix == ".sbatch"], ids=lambda s: s.name)
-def test_a_job_stops_at_its_first_error_and_says_how_it_is_run(script: Path) -> None:
+def test_job_stops_at_an_error_and_shows_its_command(script: Path) -> None:
     text = script.read_text()
     assert "\nset -euo pipefail\n" in text and re.search(r"^#   sbatch .*" + re.escape(script.name), text, re.MULTILINE)
 
 
-def dry(tmp_path: Path, *words: str) -> dict[str, list[str]]:
-    """What `submit.sh --dry-run` would hand to sbatch, by the script's name, from another folder."""
-    command = ["bash", str(ROOT / "jobs" / "submit.sh"), *words, "--dry-run"]
+def dry_run(tmp_path: Path, *arguments: str) -> dict[str, list[str]]:
+    """The sbatch commands of `submit.sh --dry-run`, by the name of the script; run in another folder."""
+    command = ["bash", str(ROOT / "jobs" / "submit.sh"), *arguments, "--dry-run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
-    return {Path(word).stem: line for line in lines for word in line if word.endswith(".sbatch")}
+    return {Path(part).stem: line for line in lines for part in line if part.endswith(".sbatch")}
 
 
-def test_words_reach_their_step_as_they_are(tmp_path: Path) -> None:
-    words = [
+def test_settings_reach_their_step_unchanged(tmp_path: Path) -> None:
+    arguments = [
         "--generate",
         "prompt=['a b.wav',c.wav]",
         "seconds=10",
@@ -48,35 +48,36 @@ def test_words_reach_their_step_as_they_are(tmp_path: Path) -> None:
         "optim.betas=[0.9, 0.95]",
         "trainer.steps=5",
     ]
-    found = dry(tmp_path, "delay_gpt2", "codec.codebooks=4", "--preprocess", "data=jamendo", *words)
-    assert list(found) == ["preprocess", "merge", "train", "generate", "evaluate"]
-    assert {"prompt=['a b.wav',c.wav]", "seconds=10"} < set(found["generate"])
+    commands = dry_run(tmp_path, "delay_gpt2", "codec.codebooks=4", "--preprocess", "data=jamendo", *arguments)
+    assert list(commands) == ["preprocess", "merge", "train", "generate", "evaluate"]
+    assert {"prompt=['a b.wav',c.wav]", "seconds=10"} < set(commands["generate"])
     assert {"optim.betas=[0.9, 0.95]", "codec.codebooks=4", "+exp=delay_gpt2", "shards='shards/jamendo'"} < set(
-        found["train"]
+        commands["train"]
     )
-    assert {"data=jamendo", "codec.codebooks=4", "out='shards/jamendo'", "--array=0-3"} < set(found["preprocess"])
-    assert "data=jamendo" not in found["train"] and "shards/jamendo" in found["merge"]
+    assert {"data=jamendo", "codec.codebooks=4", "out='shards/jamendo'", "--array=0-3"} < set(commands["preprocess"])
+    assert "data=jamendo" not in commands["train"] and "shards/jamendo" in commands["merge"]
     assert not [*tmp_path.iterdir()], "a dry run leaves nothing behind"
 
 
-def test_each_step_waits_for_the_one_before(tmp_path: Path) -> None:
-    found = dry(tmp_path, "delay_gpt2")
+def test_each_step_waits_for_the_step_before(tmp_path: Path) -> None:
+    commands = dry_run(tmp_path, "delay_gpt2")
     waits = {
-        name: [w.split(":")[1] for w in line if w.startswith("--dependency=afterok:")] for name, line in found.items()
+        name: [w.split(":")[1] for w in line if w.startswith("--dependency=afterok:")]
+        for name, line in commands.items()
     }
     assert waits.pop("preprocess") == [] and waits.pop("merge") == ["<preprocess>"]
     assert waits == {"train": ["<merge>"], "generate": ["<train>"], "evaluate": ["<train>"]}
-    assert all("--kill-on-invalid-dep=yes" in found[name] for name in waits)
+    assert all("--kill-on-invalid-dep=yes" in commands[name] for name in waits)
 
 
-def test_folders_with_spaces_and_quotes_are_hydra_s_to_read(tmp_path: Path) -> None:
-    found = dry(tmp_path, "delay_gpt2", "--run", "/my runs/it's", "--shards", "my shards")
-    assert "run='/my runs/it\\'s'" in found["train"] and "shards='my shards'" in found["evaluate"]
-    assert "--output=/my runs/it's/slurm/%x-%j.log" in found["train"]
+def test_folders_with_spaces_and_quotes_are_quoted(tmp_path: Path) -> None:
+    commands = dry_run(tmp_path, "delay_gpt2", "--run", "/my runs/it's", "--shards", "my shards")
+    assert "run='/my runs/it\\'s'" in commands["train"] and "shards='my shards'" in commands["evaluate"]
+    assert "--output=/my runs/it's/slurm/%x-%j.log" in commands["train"]
 
 
 @pytest.mark.parametrize(
-    ("words", "way_out"),
+    ("arguments", "hint"),
     [
         (["run=runs/x"], "--run DIR"),
         (["--generate", "run=runs/x"], "--run DIR"),
@@ -85,23 +86,21 @@ def test_folders_with_spaces_and_quotes_are_hydra_s_to_read(tmp_path: Path) -> N
         (["--preprocess", "out=x"], "--shards DIR"),
     ],
 )
-def test_settings_that_break_the_chain_are_refused_with_the_way_out(
-    tmp_path: Path, words: list[str], way_out: str
-) -> None:
-    command = ["bash", str(ROOT / "jobs" / "submit.sh"), "delay_gpt2", *words, "--dry-run"]
+def test_settings_that_separate_the_steps_are_refused(tmp_path: Path, arguments: list[str], hint: str) -> None:
+    command = ["bash", str(ROOT / "jobs" / "submit.sh"), "delay_gpt2", *arguments, "--dry-run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith(f"error: {words[-1]}: ") and way_out in done.stderr
+    assert done.stderr.startswith(f"error: {arguments[-1]}: ") and hint in done.stderr
 
 
-def test_every_step_s_settings_are_checked_before_anything_is_submitted(tmp_path: Path) -> None:
-    """The first problem of each step, with the nearest name that exists; a broken value as well as a typo."""
-    words = ["--preprocess", "data.root=x", "sampels_per_shard=3", "--train", "model=meduim", "optim.rl=3"]
-    words += ["--generate", "seconds=long", "--evaluate", "N=3"]
+def test_settings_are_validated_before_submission(tmp_path: Path) -> None:
+    """The first problem of each step is reported, with the most similar existing name."""
+    arguments = ["--preprocess", "data.root=x", "sampels_per_shard=3", "--train", "model=meduim", "optim.rl=3"]
+    arguments += ["--generate", "seconds=long", "--evaluate", "N=3"]
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho submitted\n")
     (tmp_path / "sbatch").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    command = ["bash", str(ROOT / "jobs" / "submit.sh"), "delay_gpt2", *words]
+    command = ["bash", str(ROOT / "jobs" / "submit.sh"), "delay_gpt2", *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout and not (tmp_path / "runs").exists()
     assert [line.partition(";")[0] for line in done.stderr.splitlines()] == [
@@ -109,13 +108,13 @@ def test_every_step_s_settings_are_checked_before_anything_is_submitted(tmp_path
         "error: train: model=meduim: there is no such choice",
         "error: generate: seconds=long: expected auto or a number",
         "error: evaluate: there is no setting 'N' (--help lists them)",
-        "error: nothing is submitted",
+        "error: nothing was submitted",
     ]
     assert "did you mean 'medium'?" in done.stderr and "did you mean 'samples_per_shard'?" in done.stderr
 
 
-def test_a_login_node_without_the_package_is_told_so(tmp_path: Path) -> None:
-    """Not by a traceback alone: which setting names its Python, and how to submit without the check."""
+def test_login_node_without_the_package(tmp_path: Path) -> None:
+    """The error names the setting for the Python, and the option to submit without validation."""
     site = tmp_path / "site.env"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
@@ -130,7 +129,7 @@ def test_a_login_node_without_the_package_is_told_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("arguments", "problem"),
     [
         ("train optim.rl=3", "error: train: there is no setting 'optim.rl'; did you mean 'optim.lr'?"),
         ("train optim.schedule.name=cosin", "error: train: optim.schedule.name=cosin: expected one of"),
@@ -142,10 +141,10 @@ def test_a_login_node_without_the_package_is_told_so(tmp_path: Path) -> None:
         ("preprocess -- train +exp=delay_gpt2 -- shards action=verify shards=x", ""),
     ],
 )
-def test_settings_are_checked_without_running(
-    words: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_check_validates_without_running(
+    arguments: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["check", *words.split()])
+    monkeypatch.setattr("sys.argv", ["check", *arguments.split()])
     if problem:
         with pytest.raises(SystemExit, match="2"):
             check.main()
@@ -154,12 +153,12 @@ def test_settings_are_checked_without_running(
     assert capsys.readouterr().err.startswith(problem)
 
 
-def test_where_the_sounds_go_is_free(tmp_path: Path) -> None:
-    found = dry(tmp_path, "delay_gpt2", "--generate", "out=heard", "--evaluate", "out=figures", "shards=other")
-    assert found["generate"][-1] == "out=heard" and found["evaluate"][-2:] == ["out=figures", "shards=other"]
+def test_output_folders_can_be_set(tmp_path: Path) -> None:
+    commands = dry_run(tmp_path, "delay_gpt2", "--generate", "out=decoded", "--evaluate", "out=figures", "shards=other")
+    assert commands["generate"][-1] == "out=decoded" and commands["evaluate"][-2:] == ["out=figures", "shards=other"]
 
 
-def test_help_is_its_head() -> None:
+def test_help_is_the_comment_at_the_top() -> None:
     submit = ROOT / "jobs" / "submit.sh"
     done = subprocess.run(["bash", str(submit), "--help"], capture_output=True, text=True)
     head = submit.read_text().partition("\nset -")[0].splitlines()[1:]
@@ -168,19 +167,19 @@ def test_help_is_its_head() -> None:
     ]
 
 
-def test_a_later_start_skips_what_is_done(tmp_path: Path) -> None:
-    found = dry(tmp_path, "delay_gpt2", "--from", "train")
-    assert list(found) == ["train", "generate", "evaluate"] and not any("dependency" in w for w in found["train"])
+def test_from_skips_earlier_steps(tmp_path: Path) -> None:
+    commands = dry_run(tmp_path, "delay_gpt2", "--from", "train")
+    assert list(commands) == ["train", "generate", "evaluate"] and not any("dependency" in w for w in commands["train"])
 
 
-def test_a_site_file_says_what_the_site_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_site_file_sets_the_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "jobs" / "site.env").read_text()
     for name, value in (("PARTITION", "gpu"), ("ACCOUNT", "lab"), ("GPU_TYPE", "h100"), ("TRAIN_NODES", "8")):
         text, count = re.subn(rf"^{name}=\S*", f"{name}={value}", text, flags=re.MULTILINE)
         assert count == 1
     (tmp_path / "mine.env").write_text(text)
     monkeypatch.setenv("SITE", str(tmp_path / "mine.env"))
-    found = dry(tmp_path, "delay_gpt2")["train"]
+    command = dry_run(tmp_path, "delay_gpt2")["train"]
     assert {"--partition=gpu", "--account=lab", "--gpus-per-node=h100:4", "--nodes=8", "--ntasks-per-node=4"} < set(
-        found
+        command
     )

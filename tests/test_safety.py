@@ -103,7 +103,7 @@ def test_jobs_print_no_environment_and_no_arguments() -> None:
     for file in (ROOT / "jobs").iterdir():
         lines = [line.strip() for line in file.read_text().splitlines()]
         assert not [line for line in lines if line in ("env", "set", "printenv", "set -x", "export -p")], file
-        printed = [line for line in lines if line.startswith("say ") and file.suffix == ".sbatch"]
+        printed = [line for line in lines if line.startswith("log ") and file.suffix == ".sbatch"]
         assert not [line for line in printed if "$*" in line or "$@" in line], file
 
 

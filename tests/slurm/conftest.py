@@ -1,4 +1,4 @@
-"""The cluster, and the cache that its jobs make."""
+"""A Slurm cluster for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.slurm_cluster import Cluster
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("slurm"))
-    yield made
-    made.script("stop_cluster.sh")
-    made.root.parent.rmdir()
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    cluster.run_script("stop_cluster.sh")
+    cluster.root.parent.rmdir()

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Start a throw-away Slurm test cluster on this one host: no systemd, no cgroups, no accounting
+# Start a temporary Slurm test cluster on this host: no systemd, no cgroups, no accounting
 # database, loopback addresses only. Idempotent: a cluster left over in $ROOT is stopped first.
 # Needs root and Debian's slurmctld slurmd slurm-client munge (installed here when missing).
 #   SLURM_TEST_ROOT   state, logs, config               (default $TMPDIR/slurm-test-cluster)
@@ -15,15 +15,15 @@ CTLD_PORT=${SLURM_TEST_CTLD_PORT:-16817}
 SLURMD_PORT=${SLURM_TEST_SLURMD_PORT:-16818}
 
 unable() {
-    echo "no Slurm to test with: $*" >&2
+    echo "no Slurm cluster to test with: $*" >&2
     exit 77 # the tests are skipped
 }
 
-# ---- packages (some 10 s, the first time) -----------------------------------------------------
-[ "$(id -u)" = 0 ] || unable "it takes root to start one"
+# ---- packages (about 10 s the first time) -----------------------------------------------------
+[ "$(id -u)" = 0 ] || unable "only root can start one"
 for name in slurmctld slurmd sbatch munged; do
     command -v "$name" >/dev/null && continue
-    command -v apt-get >/dev/null || unable "$name is missing, and there is no apt-get to install it"
+    command -v apt-get >/dev/null || unable "$name is missing, and apt-get is not available to install it"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q >&2 || unable "apt-get update fails"
     apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge >&2 || unable "apt-get install fails"
@@ -36,10 +36,10 @@ install -d -m 0755 "$ROOT" "$ROOT"/{state,log,run,spool,gpu}
 : > "$ROOT/slurm-test-cluster"     # stop_cluster.sh deletes only a folder with this mark
 echo "$MODE" > "$ROOT/mode"
 install -d -m 0700 "$ROOT/munge"
-chmod 0755 "$ROOT/munge"          # munged wants its socket's folder traversable by all
+chmod 0755 "$ROOT/munge"          # munged requires that all users can enter the folder of its socket
 
 # ---- node names -------------------------------------------------------------------------------
-# All are 127.0.0.1 (each slurmd has its own port). Not 127.0.1.1, 127.0.1.2, ...: NoInAddrAny makes
+# All are 127.0.0.1, and each slurmd has its own port. Not 127.0.1.1, 127.0.1.2, ...: NoInAddrAny makes
 # slurmd and srun listen on the address of their own hostname, but the kernel sends loopback traffic
 # from 127.0.0.1, which is where slurmstepd then calls srun back: every srun in a batch job hangs.
 # (sed -i would rename over /etc/hosts, which fails where it is a bind mount: rewrite in place)
@@ -93,12 +93,12 @@ ReturnToService=2
 JobRequeue=1
 # finished jobs stay visible to scontrol show job for this long
 MinJobAge=3600
-# believe the sizes below, whatever the machine has
+# use the sizes below, whatever the machine has
 SlurmdParameters=config_overrides
 NodeName=node[1-$N] NodeAddr=127.0.0.1 Port=[$SLURMD_PORT-$((SLURMD_PORT+N-1))] CPUs=64 Sockets=2 CoresPerSocket=32 ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:8 State=UNKNOWN
 PartitionName=test Nodes=node[1-$N] Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 CONF
-for i in 0 1 2 3 4 5 6 7; do mknod "$ROOT/gpu/fake$i" c 1 3; done   # gres.conf takes device files only
+for i in 0 1 2 3 4 5 6 7; do mknod "$ROOT/gpu/fake$i" c 1 3; done   # gres.conf accepts device files only
 echo "NodeName=node[1-$N] Name=gpu File=$ROOT/gpu/fake[0-7]" > "$ROOT/gres.conf"
 cat > "$ROOT/env.sh" <<ENV
 export SLURM_CONF=$ROOT/slurm.conf

@@ -6,8 +6,8 @@ ROOT=${SLURM_TEST_ROOT:-${TMPDIR:-/tmp}/slurm-test-cluster}
 MODE=${SLURM_TEST_MODE:-ns}
 mkdir -p "$ROOT/spool/$node"
 if [ "$MODE" = ns ]; then
-    # own hostname and own pids: `hostname` in a job says node1, and killing the namespace's first
-    # process kills everything on that "node" at once, as a crash of a node does
+    # a hostname and process ids for each node: `hostname` in a job prints node1, and killing the first
+    # process of the namespace kills all processes of the node, like a crash
     # shellcheck disable=SC2016  # the inner shell expands it
     setsid unshare --uts --mount --pid --ipc --fork --kill-child --mount-proc \
         sh -c 'hostname "$1" && exec slurmd -D -N "$1" -f "$2"' sh "$node" "$ROOT/slurm.conf" \

@@ -1,4 +1,4 @@
-"""The jobs on a real Slurm: two nodes of two CPU ranks, from sounds to wavs, whatever happens on the way."""
+"""The jobs on a real Slurm cluster, two nodes of two CPU ranks: from audio files to generated audio, with failures."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ EXPERIMENT = "delay_gpt2"
 
 
 def losses(run: Path) -> dict[int, float]:
-    """The training loss of each step that was logged; no step twice."""
+    """The logged training loss of each step; no step is logged twice."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
-    assert len(dict(found)) == len(found)
-    return dict(found)
+    pairs = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
 
 
-def reached(run: Path) -> int:
-    """The last step that was logged."""
+def last_step(run: Path) -> int:
+    """The last logged step."""
     rows = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
     return int(json.loads(rows[-1])["step"]) if rows else 0
 
 
-def train_again(cluster: Cluster, run: str, *words: str) -> str:
-    """The training of the chain once more, in another run folder; its job."""
+def submit_training(cluster: Cluster, run: str) -> str:
+    """Submit the training of the chain again with another run folder, and return the job id."""
     shards = ("--shards", "shards of tones", "--from", "train", "--run", run)
-    jobs = cluster.submit(EXPERIMENT, *SMALL, *shards, *TRAIN, *words)
+    jobs = cluster.submit(EXPERIMENT, *SMALL, *shards, *TRAIN)
     cluster.call("scancel", jobs["generate"], jobs["evaluate"])
     return jobs["train"]
 
 
 @pytest.fixture(scope="module")
-def whole(cluster: Cluster) -> Path:
-    """The run of the whole chain, from a folder of sounds to wavs; one of its encoders is killed and requeued."""
+def complete_run(cluster: Cluster) -> Path:
+    """The run folder of a complete chain of jobs, in which one encoder is killed and requeued."""
     tones(cluster.work.parent / "sounds", 48, 0.6)
-    place = f"data.root='{cluster.work.parent / 'sounds'}'"
+    data_root = f"data.root='{cluster.work.parent / 'sounds'}'"
     jobs = cluster.submit(
-        EXPERIMENT, *SMALL, "--shards", "shards of tones", "--run", "runs/whole", "--preprocess", *PREPROCESS, place,
-        "data.min_seconds=0.01", *TRAIN, "--generate", "n=2", "seconds=0.5", "sampling.top_k=50",
+        EXPERIMENT, *SMALL, "--shards", "shards of tones", "--run", "runs/complete", "--preprocess", *PREPROCESS,
+        data_root, "data.min_seconds=0.01", *TRAIN, "--generate", "n=2", "seconds=0.5", "sampling.top_k=50",
         "--evaluate", "n=4", "temperatures=[0.7,1.0]", "resamples=10", "pitch=false",
     )  # fmt: skip
     assert list(jobs) == ["preprocess", "merge", "train", "generate", "evaluate"]
@@ -68,64 +68,71 @@ def whole(cluster: Cluster) -> Path:
     for step, job in jobs.items():
         ended = cluster.wait(job)
         assert ended["JobState"] == "COMPLETED", f"{step}: {ended}\n{cluster.logs()}"
-    starts = sorted(task.get("Restarts") for task in cluster.look(jobs["preprocess"]))
+    starts = sorted(task.get("Restarts") for task in cluster.job_info(jobs["preprocess"]))
     assert starts == ["0", "1"]
-    return cluster.work / "runs/whole"
+    return cluster.work / "runs/complete"
 
 
-def test_the_whole_chain_ends_in_wavs(whole: Path, cluster: Cluster) -> None:
-    assert [file.name for file in sorted((whole / "generated").glob("*.wav"))] == ["clip-1.wav", "clip-2.wav"]
-    assert [*(whole / "evaluation").rglob("*.wav")] and (whole / "evaluation" / "evaluate.json").is_file()
-    assert max(losses(whole)) == STEPS and (whole / "export" / "model.safetensors").is_file()
+def test_chain_of_jobs_generates_and_evaluates(complete_run: Path, cluster: Cluster) -> None:
+    assert [file.name for file in sorted((complete_run / "generated").glob("*.wav"))] == ["clip-1.wav", "clip-2.wav"]
+    assert [*(complete_run / "evaluation").rglob("*.wav")] and (complete_run / "evaluation" / "evaluate.json").is_file()
+    assert max(losses(complete_run)) == STEPS and (complete_run / "export" / "model.safetensors").is_file()
 
 
-def test_a_cache_of_parts_one_of_them_killed_is_one_made_alone(whole: Path, cluster: Cluster, tmp_path: Path) -> None:
-    words = [*SMALL, *PREPROCESS, f"data.root='{cluster.work.parent / 'sounds'}'", "data.min_seconds=0.01"]
-    command = [sys.executable, "-m", "pipeline.preprocess", *words, f"out='{tmp_path / 'alone'}'", "encoder_workers=1"]
+def test_dataset_of_parts_equals_one_encoded_alone(complete_run: Path, cluster: Cluster, tmp_path: Path) -> None:
+    overrides = [*SMALL, *PREPROCESS, f"data.root='{cluster.work.parent / 'sounds'}'", "data.min_seconds=0.01"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.preprocess",
+        *overrides,
+        f"out='{tmp_path / 'alone'}'",
+        "encoder_workers=1",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=env, cwd=cluster.work, capture_output=True, timeout=120)
     alone = {file.name: file.read_bytes() for file in (tmp_path / "alone").iterdir()}
     assert {file.name: file.read_bytes() for file in (cluster.work / "shards of tones").iterdir()} == alone
 
 
-def test_preempted_and_requeued_it_learns_the_same(whole: Path, cluster: Cluster) -> None:
-    """USR1, as Slurm sends it before the time is up: saved, requeued, in the same run folder and W&B run."""
+def test_preempted_training_matches_unbroken_run(complete_run: Path, cluster: Cluster) -> None:
+    """USR1, which Slurm sends before the time limit: training saves and resumes in the same run folder and W&B run."""
     run = cluster.work / "runs" / "preempted"
-    job = train_again(cluster, str(run))
-    cluster.until(lambda: reached(run) >= 60, 120, "step 60")
+    job = submit_training(cluster, str(run))
+    cluster.until(lambda: last_step(run) >= 60, 120, "step 60")
     assert cluster.call("scancel", "--signal=USR1", job).returncode == 0
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
-    assert losses(run) == losses(whole)
+    assert losses(run) == losses(complete_run)
     log = next((run / "slurm").glob("train-*.log")).read_text()
     assert "stopped on request: requeued" in log and "resuming at step" in log
-    number = (run / "wandb_id").read_text().strip()
-    told = [row for file in wandb_log.files(run, number) for row in wandb_log.rows(file)]
-    steps = [row["trainer/step"] for row in told]
-    assert len(wandb_log.files(run, number)) == 2 and steps == sorted(steps)
-    assert {row["trainer/step"]: row["train/loss"] for row in told if "train/loss" in row} == losses(run)
+    run_id = (run / "wandb_id").read_text().strip()
+    rows = [row for file in wandb_log.files(run, run_id) for row in wandb_log.rows(file)]
+    steps = [row["trainer/step"] for row in rows]
+    assert len(wandb_log.files(run, run_id)) == 2 and steps == sorted(steps)
+    assert {row["trainer/step"]: row["train/loss"] for row in rows if "train/loss" in row} == losses(run)
     if importlib.util.find_spec("wandb_workspaces"):
-        assert shown(2) <= {name for row in told for name in row}, "all that the dashboard names is in W&B's own file"
+        assert shown(2) <= {name for row in rows for name in row}, "the log of W&B has all metrics of the dashboard"
     assert not [*cluster.work.glob(".train-*")]
 
 
-def test_a_node_that_dies_is_survived(whole: Path, cluster: Cluster) -> None:
+def test_training_resumes_after_a_node_failure(complete_run: Path, cluster: Cluster) -> None:
     run = cluster.work / "runs" / "node died"
     if (cluster.root / "mode").read_text().strip() != "ns":
-        pytest.skip("nodes have no processes of their own here, so none can die as a whole")
-    job = train_again(cluster, str(run))
-    cluster.until(lambda: reached(run) >= 60, 120, "step 60")
+        pytest.skip("the nodes share one process namespace, so no node can be killed")
+    job = submit_training(cluster, str(run))
+    cluster.until(lambda: last_step(run) >= 60, 120, "step 60")
     cluster.kill_node("node2")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"], ended["NodeList"]) == ("COMPLETED", "1", "node[1,3]"), cluster.logs()
-    assert losses(run) == losses(whole)
+    assert losses(run) == losses(complete_run)
 
 
-def test_a_rank_that_dies_fails_the_job_and_cancels_what_waits_for_it(whole: Path, cluster: Cluster) -> None:
+def test_dead_rank_fails_the_job_and_cancels_the_next(complete_run: Path, cluster: Cluster) -> None:
     run = cluster.work / "runs" / "rank died"
     shards = ("--shards", "shards of tones", "--from", "train", "--run", str(run))
     jobs = cluster.submit(EXPERIMENT, *SMALL, *shards, *TRAIN)
-    cluster.until(lambda: reached(run) >= 10, 120, "step 10")
+    cluster.until(lambda: last_step(run) >= 10, 120, "step 10")
     ranks = cluster.processes("pipeline/train.py", "RANK=3", f"SLURM_JOB_ID={jobs['train']}")
     os.kill(ranks[0], signal.SIGKILL)
     ended = cluster.wait(jobs["train"])
@@ -134,25 +141,28 @@ def test_a_rank_that_dies_fails_the_job_and_cancels_what_waits_for_it(whole: Pat
         assert cluster.wait(jobs[step])["JobState"] == "CANCELLED"
 
 
-def test_cancelled_it_saves_and_stays_so(whole: Path, cluster: Cluster) -> None:
+def test_cancelled_training_saves_and_is_not_requeued(complete_run: Path, cluster: Cluster) -> None:
     run = cluster.work / "runs" / "cancelled"
-    job = train_again(cluster, str(run))
-    cluster.until(lambda: reached(run) >= 10, 120, "step 10")
+    job = submit_training(cluster, str(run))
+    cluster.until(lambda: last_step(run) >= 10, 120, "step 10")
     assert cluster.call("scancel", job).returncode == 0
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), cluster.logs()
     steps = [int(file.parent.name.removeprefix("step-")) for file in run.glob("checkpoints/*/complete.json")]
-    assert steps and max(steps) < STEPS, "saved where it was told to stop"
+    assert steps and max(steps) < STEPS, "saved at the step at which it was cancelled"
 
 
-def test_an_experiment_that_is_none_and_a_step_that_is_none_are_refused(cluster: Cluster) -> None:
-    for words, said in ((("nothing",), "no conf/exp/nothing.yaml"), ((EXPERIMENT, "--from", "here"), "--from here")):
-        done = cluster.call("bash", str(ROOT / "jobs" / "submit.sh"), *words)
-        assert done.returncode == 2 and said in done.stdout
+def test_unknown_experiment_and_step_are_refused(cluster: Cluster) -> None:
+    for arguments, message in (
+        (("nothing",), "no conf/exp/nothing.yaml"),
+        ((EXPERIMENT, "--from", "here"), "--from here"),
+    ):
+        done = cluster.call("bash", str(ROOT / "jobs" / "submit.sh"), *arguments)
+        assert done.returncode == 2 and message in done.stdout
 
 
-def test_input_that_is_refused_is_not_tried_again(cluster: Cluster) -> None:
-    words = (
+def test_refused_input_is_not_retried(cluster: Cluster) -> None:
+    arguments = (
         "--array=0",
         "--partition=test",
         str(ROOT / "jobs" / "preprocess.sbatch"),
@@ -160,21 +170,21 @@ def test_input_that_is_refused_is_not_tried_again(cluster: Cluster) -> None:
         "data.root=nowhere",
     )
     cluster.env["REPO"] = str(ROOT)
-    job = cluster.call("sbatch", "--parsable", *words).stdout.strip()
+    job = cluster.call("sbatch", "--parsable", *arguments).stdout.strip()
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
 
 
-def test_a_sweep_is_an_array_of_jobs(whole: Path, cluster: Cluster) -> None:
+def test_sweep_is_an_array_of_jobs(complete_run: Path, cluster: Cluster) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
     launcher = [
-        f"hydra.launcher.{word}" for word in ("partition=test", "cpus_per_task=1", "mem_gb=2", "gpus_per_node=1")
+        f"hydra.launcher.{setting}" for setting in ("partition=test", "cpus_per_task=1", "mem_gb=2", "gpus_per_node=1")
     ]
     small = [*SMALL, *MODEL, "trainer.steps=2", "trainer.log_every=1", "trainer.micro_batch=2", "tracking=none"]
     sweep = ["shards='shards of tones'", "optim.lr=1e-4,3e-4", "run=runs/lr-${optim.lr}"]
-    words = ("-m", "pipeline.train", "-m", "hydra/launcher=slurm", *launcher, *small, *sweep)
+    command = ("-m", "pipeline.train", "-m", "hydra/launcher=slurm", *launcher, *small, *sweep)
     cluster.env["PYTHONPATH"] = str(ROOT)
-    done = cluster.call(sys.executable, *words, seconds=180)
+    done = cluster.call(sys.executable, *command, seconds=180)
     assert done.returncode == 0, done.stdout
     runs = [cluster.work / "runs" / f"lr-{lr}" for lr in ("0.0001", "0.0003")]
     cluster.until(lambda: all((run / "export" / "config.json").exists() for run in runs), 60, "both runs")
