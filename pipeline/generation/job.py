@@ -95,7 +95,7 @@ class GenerationJob:
             )
         return generate_files(
             self.run, self.requests, self.sampling, self.window, self.batch, on_status, original.get("batch"),
-            stop_frames=original.get("frames"),
+            stop_frames=original.get("frames") or None,
         )  # fmt: skip
 
 

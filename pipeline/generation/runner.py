@@ -97,7 +97,7 @@ def generate_files(
         on_status: Gets a line about the progress every `progress_frames` frames.
         batch_slot: {"rows": R, "row": r}: generate a single clip as row r of a batch of R, as it was the first time.
         on_codes: Gets the new codes every `progress_frames` frames.
-        progress_frames: See above.
+        progress_frames: Frames between two calls of these.
         stop_frames: Where to stop each clip of a single request: regenerates a sound that was interrupted.
 
     Yields:
@@ -105,25 +105,23 @@ def generate_files(
     """
     jobs = [(r, c) for r, request in enumerate(requests) for c in range(len(request.clips))]
     jobs = jobs[: len(stop_frames)] if stop_frames else jobs
-    codes: dict[Job, Tensor] = {}
-    rate = run.codec.frame_rate
-    first = 1  # the number of a batch's first clip
+    codes, first = dict[Job, Tensor](), 1  # first: the number of a batch's first clip
     for jobs_of_batch in _batches(requests, jobs, batch):
-        clips, last = [requests[r].clips[c] for r, c in jobs_of_batch], first + len(jobs_of_batch) - 1
-        label = f"clip {first}" if first == last else f"clips {first}-{last}"
+        clips = [requests[r].clips[c] for r, c in jobs_of_batch]
+        label = f"clip {first}" if len(clips) == 1 else f"clips {first}-{first + len(clips) - 1}"
         rows, row = (batch_slot["rows"], batch_slot["row"]) if batch_slot and len(clips) == 1 else (len(clips), 0)
-        samples = requests[jobs_of_batch[0][0]].samples
-        generation = start_generation(run, clips * (rows // len(clips)), samples, sampling, window)
         of_batch = list(dict.fromkeys(r for r, _ in jobs_of_batch))  # the requests with a clip in this batch
-        stop = max(stop_frames[c] for _, c in jobs_of_batch) if stop_frames else generation.spec.frames
+        generation = start_generation(
+            run, clips * (rows // len(clips)), requests[of_batch[0]].samples, sampling, window
+        )
+        stop = max(stop_frames[c] for _, c in jobs_of_batch) if stop_frames else None
         slots = {r: {"rows": rows, "row": row + [q for q, _ in jobs_of_batch].index(r)} for r in of_batch}
         try:
             for new_codes in generation.chunks(progress_frames):
                 if on_codes is not None:
                     on_codes(new_codes)
-                seconds, total = generation.complete_frames / rate, generation.spec.frames / rate
-                on_status(f"{label} of {len(jobs)}: {seconds:.1f} s of {total:.1f} s")
-                if stop_frames and generation.complete_frames >= stop:
+                on_status(f"{label} of {len(jobs)}: {_progress(run, generation)}")
+                if stop is not None and generation.complete_frames >= stop:
                     break
         except BaseException as error:  # write what is generated so far
             codes |= _codes_by_job(generation, jobs_of_batch, row)
@@ -133,11 +131,17 @@ def generate_files(
                     yield file
             raise
         codes |= _codes_by_job(generation, jobs_of_batch, row, stop_frames)
-        first = last + 1
+        first += len(clips)
         for r in of_batch:
             clip_codes = _codes_of_request(codes, r)
             if len(clip_codes) == len(stop_frames or requests[r].clips):
                 yield _write_file(run, requests[r], clip_codes, slots[r], is_complete=stop_frames is None)
+
+
+def _progress(run: LoadedRun, generation: Generation) -> str:
+    """The length that is generated so far, and that of the whole."""
+    rate = run.codec.frame_rate
+    return f"{generation.complete_frames / rate:.1f} s of {generation.spec.frames / rate:.1f} s"
 
 
 def _codes_by_job(

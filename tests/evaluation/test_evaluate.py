@@ -16,7 +16,8 @@ from pipeline.audio import metrics
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.embedders import load_embedder
 from pipeline.common.errors import InputError
-from pipeline.data.dataloader import ShardedDataset, iter_once
+from pipeline.data.dataloader import iter_once
+from pipeline.data.dataset import ShardedDataset
 from pipeline.data.manifest import Manifest
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.storage import open_storage
