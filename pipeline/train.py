@@ -21,7 +21,7 @@ if __name__ == "__main__":  # before the slow imports: a stop request may come a
     stop_signals.install()
 from omegaconf import DictConfig
 
-from pipeline.config.cli import hydra_command
+from pipeline.config.cli import hydra_command, overridden_settings
 
 
 @hydra_command("train")
@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> int:
     if preflight.run_preflight(cfg, model_config, dataset, world, resume_from):
         return 0
     model = engine.build_model(cfg, model_config, dataset, from_pretrained=resume_from is None)
-    with run.init_run_dir(cfg, run_dir, world):
+    with run.init_run_dir(cfg, run_dir, world, overridden_settings()):
         trainer = run.build_trainer(cfg, model, dataset, world, settings, resume_from)
         run.log_run_summary(cfg, trainer, dataset, skipped, changes)
         tracker, code = run.start_tracker(cfg, dataset, trainer), 1

@@ -1,4 +1,4 @@
-"""Work done aside: jobs for a thread of their own, so that whoever hands them over never waits and never fails."""
+"""Background worker: a thread that runs jobs. `submit` never blocks and never raises."""
 
 from __future__ import annotations
 
@@ -10,43 +10,60 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from pipeline.common.errors import one_line
+
 log = logging.getLogger(__name__)
 Target = TypeVar("Target")
 
 
 class BackgroundWorker(Generic[Target]):
-    """A thread that opens something slow and fallible (`open()`), and does jobs with it: quick ones first.
+    """A thread that opens a slow or unreliable target, and runs jobs with it, quick ones first.
 
-    What goes wrong is logged once for each kind of error; what does not fit the queue is dropped, and that logged once.
+    Each kind of error is logged once. Jobs that do not fit into the queue are dropped, which is also logged once.
     """
 
     def __init__(
-        self, name: str, open: Callable[[], Target], depth: int, watch: Callable[[], None], every: float
+        self,
+        name: str,
+        open_target: Callable[[], Target],
+        max_jobs: int,
+        on_idle: Callable[[], None],
+        idle_seconds: float,
     ) -> None:
-        """name: for messages. depth: jobs that may wait. watch: called in between, some `every` seconds."""
-        self.name, self._open, self._watch, self._every = name, open, watch, every
-        self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[Target], None] | None]] = queue.PriorityQueue(depth)
+        """Start the thread.
+
+        Args:
+            name: A name for messages.
+            open_target: Returns the target; called once, in the thread.
+            max_jobs: The number of jobs that may wait.
+            on_idle: Called between jobs, and every `idle_seconds` while there are none.
+            idle_seconds: See `on_idle`.
+        """
+        self.name, self._open_target, self._on_idle, self._idle_seconds = name, open_target, on_idle, idle_seconds
+        self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[Target], None] | None]] = queue.PriorityQueue(
+            max_jobs
+        )
         self._count = itertools.count()
-        self._said: set[str] = set()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._logged: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @property
     def had_errors(self) -> bool:
-        """Whether anything went wrong."""
-        return bool(self._said)
+        """Whether an error was logged."""
+        return bool(self._logged)
 
     def submit(self, job: Callable[[Target], None], slow: bool = False) -> None:
-        """Have a job done sometime, a slow one when no other waits; returns at once."""
+        """Queue a job and return at once. Slow jobs run when no others wait."""
         try:
             self._jobs.put_nowait((int(slow), next(self._count), job))
         except queue.Full:
-            self._once("behind", f"{self.name} is too slow to follow: some of what was meant for it is left out")
+            self._log_once("queue full", f"{self.name} is too slow: some of its data is dropped")
 
-    def close(self, last: Callable[[Target], None], seconds: float) -> bool:
-        """Do what waits and a last job; whether all of it was done within so many seconds."""
-        end = time.monotonic() + seconds
-        for job in (last, None):
+    def close(self, last_job: Callable[[Target], None], timeout: float) -> bool:
+        """Run the waiting jobs and a last one. Returns whether all finished within `timeout` seconds."""
+        end = time.monotonic() + timeout
+        for job in (last_job, None):
             try:
                 self._jobs.put((2, next(self._count), job), timeout=max(0.0, end - time.monotonic()))
             except queue.Full:
@@ -54,17 +71,17 @@ class BackgroundWorker(Generic[Target]):
         self._thread.join(max(0.0, end - time.monotonic()))
         return not self._thread.is_alive()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         target: Target | None = None
         try:
-            target = self._open()
-        except BaseException as error:  # SystemExit too: a library's exit must not be ours
-            self._failed(error)
+            target = self._open_target()
+        except BaseException as error:  # also SystemExit, which must not end this process
+            self._log_error(error)
         while True:
             try:
-                _, _, job = self._jobs.get(timeout=self._every)
+                _, _, job = self._jobs.get(timeout=self._idle_seconds)
             except queue.Empty:
-                self._watch()
+                self._on_idle()
                 continue
             if job is None:
                 return
@@ -72,14 +89,14 @@ class BackgroundWorker(Generic[Target]):
                 try:
                     job(target)
                 except BaseException as error:
-                    self._failed(error)
-            self._watch()
+                    self._log_error(error)
+            self._on_idle()
 
-    def _failed(self, error: BaseException) -> None:
-        said = " ".join(str(error).split()) or "no reason given"
-        self._once(type(error).__name__, f"{self.name} failed, training goes on: {type(error).__name__}: {said:.300}")
+    def _log_error(self, error: BaseException) -> None:
+        kind = type(error).__name__
+        self._log_once(kind, f"{self.name} failed, training continues: {kind}: {one_line(error):.300}")
 
-    def _once(self, kind: str, message: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
+    def _log_once(self, kind: str, message: str) -> None:
+        if kind not in self._logged:
+            self._logged.add(kind)
             log.warning("%s", message)

@@ -1,7 +1,7 @@
-"""Where metrics go: the run folder's `metrics.jsonl` always, Weights & Biases beside it where it is asked for.
+"""Trackers of metrics: `metrics.jsonl` in the run folder, and Weights & Biases where it is turned on.
 
-Only the first rank tracks; the others hold a Tracker that does nothing, so callers need not ask. Nothing here stops or
-slows training: what goes wrong is logged once, and W&B is talked to from a thread of its own.
+Only the first rank tracks. The other ranks have a `Tracker` that does nothing, so callers need no condition. Tracking
+never stops or slows training: each kind of error is logged once, and a background thread talks to W&B.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import InputError
 from pipeline.common.exit_codes import EXIT_REQUEUE
 from pipeline.common.metrics_file import METRICS, cut_metrics
-from pipeline.config.cli import overridden_settings
-from pipeline.tracking import wandb_media
 from pipeline.tracking.background_worker import BackgroundWorker
 from pipeline.tracking.wandb_environment import mode_from_environment, settings_from_environment
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from pipeline.tracking.wandb_media import NamedAudio
     from pipeline.tracking.wandb_run import WandbRun
 
 log = logging.getLogger(__name__)
@@ -33,30 +32,30 @@ _LOSSES = ("train/loss", "val/loss")
 
 
 class Tracker:
-    """Does nothing: the tracker of all ranks but the first."""
+    """The interface of trackers. This one records nothing: it is used on all ranks except the first."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record numbers at a step."""
+        """Record metrics at a step."""
 
-    def log_audio(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
-        """Record sounds at a step: for each clip its name, and its wavs [S] of `rate` Hz by what they are."""
+    def log_audio(self, step: int, clips: Sequence[NamedAudio], rate: int) -> None:
+        """Record audio at a step. clips: the name of each clip, and its wavs [S] of `rate` Hz by their names."""
 
     def alert(self, title: str, text: str) -> None:
-        """Call for attention."""
+        """Log a warning, and notify the user where the tracker can."""
 
-    def log_artifact(self, kind: str, place: str | Path) -> None:
-        """Record what the run reads (a `cache`) or has made (a `checkpoint`, the `export`), and where it lies."""
+    def log_artifact(self, kind: str, path: str | Path) -> None:
+        """Record the path of an input (kind `cache`) or output (`checkpoint`, `export`) of the run."""
 
     def close(self, code: int = 0) -> None:
-        """Flush, and say how the run ended: 0 well, 75 to go on later, else badly."""
+        """Flush, and record the exit code: 0 for success, EXIT_REQUEUE for a run that will be resumed."""
 
 
 class JsonlTracker(Tracker):
-    """A row a logged step in `metrics.jsonl`, and sounds as wavs in `audio_samples/step-{n}/`."""
+    """Writes a row for each logged step to `metrics.jsonl`, and audio to wavs in `audio_samples/step-{n}/`."""
 
     def __init__(self, run: Path, step: int) -> None:
-        """Open the file of a run that goes on at `step`: rows of later steps, lost in a crash, go."""
-        self.run, self._broken = run, False
+        """Open the file of a run that starts or resumes at `step`; rows of later steps are removed."""
+        self.run, self._has_failed = run, False
         cut_metrics(run, step)
         self._file = (run / METRICS).open("a", buffering=1)
 
@@ -65,18 +64,18 @@ class JsonlTracker(Tracker):
         try:
             self._file.write(json.dumps({"step": step, **row}) + "\n")
         except OSError as error:
-            self._lost(error)
+            self._warn_once(error)
 
-    def log_audio(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
+    def log_audio(self, step: int, clips: Sequence[NamedAudio], rate: int) -> None:
         from pipeline.audio import audio_io
 
         try:
-            for clip, sounds in heard:
-                for name, wav in sounds.items():
+            for clip, wavs in clips:
+                for name, wav in wavs.items():
                     file = f"{clip} {name}.wav".replace("/", "_").replace(" ", "-")
                     audio_io.write(self.run / "audio_samples" / f"step-{step}" / file, wav, rate)
         except (OSError, InputError) as error:
-            self._lost(error)
+            self._warn_once(error)
 
     def alert(self, title: str, text: str) -> None:
         log.warning("%s: %s", title, text)
@@ -85,92 +84,105 @@ class JsonlTracker(Tracker):
         try:
             self._file.close()
         except OSError as error:
-            self._lost(error)
+            self._warn_once(error)
 
-    def _lost(self, error: OSError | InputError) -> None:
-        if not self._broken:
-            log.warning("%s cannot be written, and training goes on without: %s", self.run, error)
-        self._broken = True
+    def _warn_once(self, error: OSError | InputError) -> None:
+        if not self._has_failed:
+            log.warning("%s cannot be written, training continues: %s", self.run, error)
+        self._has_failed = True
 
 
 class WandbTracker(JsonlTracker):
-    """The same to Weights & Biases as well, in one run over all restarts; with alerts of what goes wrong."""
+    """Also sends everything to one W&B run, which restarts continue, with alerts for failures."""
 
     def __init__(self, run: Path, step: int, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         super().__init__(run, step)
-        self._settings, self._last, self._row_at, self._odd = settings, step, time.monotonic(), False
+        self._settings, self._last_step, self._last_row_time = settings, step, time.monotonic()
+        self._was_nonfinite = False
 
-        def open_session() -> WandbRun:
+        def open_run() -> WandbRun:
             from pipeline.tracking.wandb_run import WandbRun
 
             return WandbRun(run, name, config, settings)
 
-        self._aside = BackgroundWorker(
-            "W&B", open_session, settings["queue"], self._watch, settings["stall_alert_seconds"] / 4
+        self._worker = BackgroundWorker(
+            "W&B", open_run, settings["queue"], self._check_stall, settings["stall_alert_seconds"] / 4
         )
-        self._aside.submit(lambda session: session.save_sources(), slow=True)
+        self._worker.submit(lambda wandb_run: wandb_run.save_sources(), slow=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         super().log(step, metrics)
         row = dict(metrics)
-        self._aside.submit(lambda session: session.log(step, row))
-        self._last, self._row_at = step, time.monotonic()
-        odd = [name for name in metrics if name in _LOSSES and not math.isfinite(row[name])]
-        if odd and not self._odd:
-            self.alert("The loss is not finite", f"{odd[0]} is {row[odd[0]]} at step {step} of {self.run}")
-        self._odd = bool(odd)
+        self._worker.submit(lambda wandb_run: wandb_run.log(step, row))
+        self._last_step, self._last_row_time = step, time.monotonic()
+        nonfinite = [name for name in metrics if name in _LOSSES and not math.isfinite(row[name])]
+        if nonfinite and not self._was_nonfinite:
+            name = nonfinite[0]
+            self.alert("The loss is not finite", f"{name} is {row[name]} at step {step} of {self.run}")
+        self._was_nonfinite = bool(nonfinite)
 
-    def log_audio(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
-        super().log_audio(step, heard, rate)
-        kept = list(heard)
-        self._aside.submit(lambda session: session.log_audio(step, kept, rate), slow=True)
+    def log_audio(self, step: int, clips: Sequence[NamedAudio], rate: int) -> None:
+        super().log_audio(step, clips, rate)
+        queued = list(clips)
+        self._worker.submit(lambda wandb_run: wandb_run.log_audio(step, queued, rate), slow=True)
 
     def alert(self, title: str, text: str) -> None:
         super().alert(title, text)
-        self._aside.submit(lambda session: session.alert(title, text))
+        self._worker.submit(lambda wandb_run: wandb_run.alert(title, text))
 
-    def log_artifact(self, kind: str, place: str | Path) -> None:
-        self._aside.submit(lambda session: session.log_artifact(kind, str(place)), slow=True)
+    def log_artifact(self, kind: str, path: str | Path) -> None:
+        self._worker.submit(lambda wandb_run: wandb_run.log_artifact(kind, str(path)), slow=True)
 
     def close(self, code: int = 0) -> None:
         from pipeline.tracking.wandb_run import kill_service
 
         super().close(code)
-        patience = self._settings["timeout_seconds"] * (
-            1 if code == EXIT_REQUEUE else 3
-        )  # who asked us to stop will not wait long
-        done = self._aside.close(lambda session: session.close(code), patience)
+        is_requeue = code == EXIT_REQUEUE  # a job that must stop has little time
+        timeout = self._settings["timeout_seconds"] * (1 if is_requeue else 3)
+        done = self._worker.close(lambda wandb_run: wandb_run.close(code), timeout)
         if not done:
-            log.warning("W&B is not done after %d s, and ended; what it has not sent is kept", patience)
-        if not done or self._aside.had_errors:  # of a process that has died W&B would print a traceback as we end
+            log.warning("W&B was stopped after %d s; what it has not sent is kept in the run folder", timeout)
+        if not done or self._worker.had_errors:  # else W&B prints a traceback when this process exits
             kill_service()
         unsent = [f for f in self.run.glob("wandb/offline-run-*") if not [*f.glob("*.synced")]]
         if unsent or not done:
+            folder = shlex.quote(str(self.run.absolute() / "wandb"))
             online = "" if done else " --include-online"
-            log.info("to upload it from where there is a network: wandb sync --yes%s %s", online, self._quoted())
+            log.info("to upload it from a machine with a network: wandb sync --yes%s %s", online, folder)
 
-    def _quoted(self) -> str:
-        return shlex.quote(str(self.run.absolute() / "wandb"))
-
-    def _watch(self) -> None:
-        """Called now and then from the thread aside."""
-        silent = time.monotonic() - self._row_at
-        if silent > self._settings["stall_alert_seconds"]:
-            self._row_at = math.inf  # one alert a stall: the next row sets it back
-            self.alert("Training stalls", f"no row for {silent / 60:.0f} minutes after step {self._last} of {self.run}")
+    def _check_stall(self) -> None:
+        """Send an alert if no row was logged for a long time. The background thread calls this regularly."""
+        seconds = time.monotonic() - self._last_row_time
+        if seconds > self._settings["stall_alert_seconds"]:
+            self._last_row_time = math.inf  # one alert per stall: the next row resets it
+            text = f"no row for {seconds / 60:.0f} minutes after step {self._last_step} of {self.run}"
+            self.alert("Training stalls", text)
 
 
-def apply_environment(cfg: DictConfig) -> None:
-    """Put what W&B's environment variables say into the settings of training that were not typed."""
+def apply_environment(cfg: DictConfig, overridden: Collection[str]) -> None:
+    """Set the settings of W&B from its environment variables, except those on the command line.
+
+    Args:
+        cfg: The settings of training, which are changed.
+        overridden: The dotted names of the settings on the command line.
+    """
     if cfg.tracking.name == "wandb":
-        cfg.tracking.update(settings_from_environment(overridden_settings()))
+        cfg.tracking.update(settings_from_environment(overridden))
 
 
 def build_tracker(run: Path, step: int, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Tracker:
-    """The tracker that `conf/tracking` asks for, of a run that goes on at `step`."""
+    """The tracker that the settings of `conf/tracking` describe.
+
+    Args:
+        run: The run folder.
+        step: The step at which the run starts or resumes.
+        name: The name of the experiment, by which W&B groups runs.
+        config: All settings of the run, which W&B shows.
+        settings: Those of `tracking`.
+    """
     if settings["name"] == "none":
         return JsonlTracker(run, step)
     if mode_from_environment(settings) == "disabled":
-        log.info("W&B is off (tracking.mode, WANDB_MODE or WANDB_DISABLED says so): metrics go to %s alone", METRICS)
+        log.info("W&B is off (by tracking.mode, WANDB_MODE or WANDB_DISABLED): metrics go to %s only", METRICS)
         return JsonlTracker(run, step)
     return WandbTracker(run, step, name, config, settings)

@@ -1,4 +1,4 @@
-"""What a run is made of and makes: the cache it reads, its checkpoints, its export; as W&B's artifacts."""
+"""W&B artifacts for the inputs and outputs of a run: the dataset, checkpoints, the export."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ from typing import Any
 KINDS = {"cache": "dataset", "checkpoint": "checkpoint", "export": "model"}  # W&B's types
 
 
-def artifact_metadata(kind: str, place: str, keep: Path, weights: bool) -> tuple[dict[str, Any], list[Path]]:
-    """What is worth telling of a cache, a checkpoint or an export, and its files that are worth keeping.
+def artifact_metadata(kind: str, path: str, data_dir: Path, include_weights: bool) -> tuple[dict[str, Any], list[Path]]:
+    """The metadata of a dataset, checkpoint or export, and the files to upload.
 
-    keep: a folder for the manifest of a cache that lies elsewhere. weights: whether an export's weights are kept too.
+    Args:
+        kind: A key of KINDS.
+        path: The folder or address.
+        data_dir: A folder for a copy of the manifest of a remote dataset.
+        include_weights: Whether the weights of an export are uploaded.
     """
     if kind == "cache":
-        return _cache(place, keep)
-    folder = Path(place)
+        return _dataset_metadata(path, data_dir)
+    folder = Path(path)
     if kind == "checkpoint":
-        return _numbers(json.loads((folder / "complete.json").read_text())), [folder / "complete.json"]
+        return _without_long_lists(json.loads((folder / "complete.json").read_text())), [folder / "complete.json"]
     config = folder / "config.json"
-    return _numbers(json.loads(config.read_text())), [
-        config,
-        *(sorted(folder.glob("*.safetensors")) if weights else []),
-    ]
+    weights = sorted(folder.glob("*.safetensors")) if include_weights else []
+    return _without_long_lists(json.loads(config.read_text())), [config, *weights]
 
 
-def _cache(place: str, keep: Path) -> tuple[dict[str, Any], list[Path]]:
+def _dataset_metadata(path: str, data_dir: Path) -> tuple[dict[str, Any], list[Path]]:
     from pipeline.data.manifest import MANIFEST_NAME, Manifest
     from pipeline.data.storage import is_remote, open_storage
 
-    store = open_storage(place)
+    store = open_storage(path)
     manifest = Manifest.load(store)
-    file = Path(place) / MANIFEST_NAME
-    if is_remote(place):
-        file = keep / MANIFEST_NAME
-        keep.mkdir(parents=True, exist_ok=True)
+    file = Path(path) / MANIFEST_NAME
+    if is_remote(path):
+        file = data_dir / MANIFEST_NAME
+        data_dir.mkdir(parents=True, exist_ok=True)
         file.write_bytes(store.read(MANIFEST_NAME))
-    told = {"codec": manifest.codec, "embedder": manifest.embedder, "data": _numbers(manifest.data)}
+    metadata = {"codec": manifest.codec, "embedder": manifest.embedder, "data": _without_long_lists(manifest.data)}
     splits = {name: {"clips": manifest.num_samples(name), "hours": manifest.hours(name)} for name in manifest.splits}
-    return {**told, "splits": splits, "set_aside": len(manifest.skipped)}, [file]
+    return {**metadata, "splits": splits, "skipped": len(manifest.skipped)}, [file]
 
 
-def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is too long to read: W&B shows metadata as a list."""
-    return {name: value for name, value in found.items() if not isinstance(value, list) or len(value) <= 16}
+def _without_long_lists(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata without lists that are too long to read in W&B."""
+    return {name: value for name, value in metadata.items() if not isinstance(value, list) or len(value) <= 16}

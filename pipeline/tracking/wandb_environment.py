@@ -1,4 +1,4 @@
-"""W&B's own environment variables, which mean for our runs what they mean for every other program that uses W&B."""
+"""W&B's environment variables, which have the same meaning here as in other programs that use W&B."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-# of conf/tracking/wandb.yaml; WANDB_MODE is read at each start of a run, since a requeue may have a network
+# settings of conf/tracking/wandb.yaml; WANDB_MODE is read at each start, since a requeued job may have a network
 VARIABLES = {
     "entity": "WANDB_ENTITY",
     "project": "WANDB_PROJECT",
@@ -16,23 +16,23 @@ VARIABLES = {
     "notes": "WANDB_NOTES",
 }
 TAGS = "WANDB_TAGS"
-_SAME_MODE = {"dryrun": "offline", "run": "online"}  # older names
-_data_folders: set[str] = set()  # of the runs of a sweep in this process
+_OLD_MODES = {"dryrun": "offline", "run": "online"}
+_data_folders: set[str] = set()  # set by earlier runs of a sweep in this process
 _YES = {"1", "true", "yes", "on"}
 
 
 def prepare_folders(folder: Path) -> None:
-    """Name folders for what W&B writes: data that waits for a sync in `folder`, and all if home is not writable.
+    """Set the folders that W&B writes to: `folder` for data that waits for a sync, and for all else if needed.
 
-    The home of an unknown user in a container is `/`.
+    The home folder is not writable for an unknown user in a container, whose home is `/`.
     """
     try:
         Path.home()
     except RuntimeError:  # a user without a name or HOME; W&B does not start without a home
         os.environ["HOME"] = str(folder)
-    given = os.environ.get("WANDB_DATA_DIR")
-    if given and given not in _data_folders:
-        os.environ["WANDB_DATA_DIR"] = str(Path(given).absolute())
+    data_dir = os.environ.get("WANDB_DATA_DIR")
+    if data_dir and data_dir not in _data_folders:
+        os.environ["WANDB_DATA_DIR"] = str(Path(data_dir).absolute())
     else:
         os.environ["WANDB_DATA_DIR"] = str((folder / "data").absolute())
         _data_folders.add(os.environ["WANDB_DATA_DIR"])
@@ -42,28 +42,28 @@ def prepare_folders(folder: Path) -> None:
 
 
 def _is_writable(folder: str) -> bool:
-    """Whether a folder is writable, or could be made."""
+    """Whether a folder is writable or can be created."""
     path = Path(folder).expanduser()
     nearest = next(parent for parent in (path, *path.parents) if os.access(parent, os.F_OK))
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
-def settings_from_environment(typed: Collection[str]) -> dict[str, Any]:
-    """Settings of `tracking` that W&B's variables give; what was typed on the command line wins.
+def settings_from_environment(overridden: Collection[str]) -> dict[str, Any]:
+    """The settings of `tracking` from W&B's variables, except those on the command line.
 
     Args:
-        typed: dotted names of the settings on the command line.
+        overridden: The dotted names of the settings on the command line.
     """
-    found: dict[str, Any] = {name: os.environ[key] for name, key in VARIABLES.items() if os.environ.get(key)}
+    settings: dict[str, Any] = {name: os.environ[key] for name, key in VARIABLES.items() if os.environ.get(key)}
     if os.environ.get(TAGS):
-        found["tags"] = os.environ[TAGS].split(",")
-    return {name: value for name, value in found.items() if f"tracking.{name}" not in typed}
+        settings["tags"] = os.environ[TAGS].split(",")
+    return {name: value for name, value in settings.items() if f"tracking.{name}" not in overridden}
 
 
 def mode_from_environment(settings: Mapping[str, Any]) -> str:
-    """The mode of a run: auto, online, offline or disabled. `tracking.mode`, unless it is auto, wins."""
+    """The mode of a run: auto, online, offline or disabled. A `tracking.mode` other than auto has priority."""
     mode = settings.get("mode", "auto")
     if mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in _YES:
         return "disabled"
     mode = os.environ.get("WANDB_MODE") or mode if mode == "auto" else mode
-    return _SAME_MODE.get(mode, mode)
+    return _OLD_MODES.get(mode, mode)

@@ -1,4 +1,4 @@
-"""Sounds as W&B shows them: a table with a player and a spectrogram for each."""
+"""Tables of audio for W&B: each sound with a player and a spectrogram."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from pipeline.audio.spectrogram import spectrogram
 
-Sounds = Mapping[str, NDArray[np.float32]]  # by name, as "prompt" or "temperature 0.7": wav [S]
+Sounds = Mapping[str, NDArray[np.float32]]  # wavs [S] by name, such as "prompt" or "temperature 0.7"
+NamedAudio = tuple[str, Sounds]  # a clip's name and its sounds
 
 
-def audio_table(heard: Sequence[tuple[str, Sounds]], step: int, rate: int) -> Any:
-    """A `wandb.Table`: a row a clip; for each sound its player and its spectrogram."""
+def audio_table(clips: Sequence[NamedAudio], step: int, rate: int) -> Any:
+    """A `wandb.Table` with a row for each clip, and a player and a spectrogram for each of its sounds."""
     import wandb
 
-    names = list(dict.fromkeys(name for _, sounds in heard for name in sounds))
-    made = wandb.Table(columns=["step", "clip", *(f"{name}{kind}" for name in names for kind in ("", " spectrogram"))])
-    for clip, sounds in heard:
+    names = list(dict.fromkeys(name for _, sounds in clips for name in sounds))
+    table = wandb.Table(columns=["step", "clip", *(f"{name}{kind}" for name in names for kind in ("", " spectrogram"))])
+    for clip, sounds in clips:
         row: list[Any] = [step, clip]
         for name in names:
             wav = sounds.get(name)
-            row += (
-                [None, None]
-                if wav is None
-                else [wandb.Audio(wav, sample_rate=rate), wandb.Image(spectrogram(wav), file_type="png")]
-            )
-        made.add_data(*row)
-    return made
+            if wav is None:
+                row += [None, None]
+            else:
+                row += [wandb.Audio(wav, sample_rate=rate), wandb.Image(spectrogram(wav), file_type="png")]
+        table.add_data(*row)
+    return table

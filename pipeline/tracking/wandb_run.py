@@ -1,6 +1,6 @@
-"""One W&B run over all restarts of one run folder, opened without ever asking, and offline where there is no way in.
+"""One W&B run for all restarts of a run folder. It never asks for input, and is offline without a key or a network.
 
-Every function here may take long or fail: `pipeline.tracking.background_worker` calls them, never the training loop.
+All functions here may be slow or fail: `pipeline.tracking.background_worker` calls them, never the training loop.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from pipeline.tracking.wandb_environment import mode_from_environment, prepare_f
 
 log = logging.getLogger(__name__)
 SOURCES = ("pipeline/**/*.py", "conf/**/*.yaml", "jobs/*.sh", "jobs/*.sbatch")
-SOUNDS = "val/audio"
-_ALERT_AGAIN = timedelta(minutes=10)
+AUDIO_TABLE = "val/audio"
+_ALERT_INTERVAL = timedelta(minutes=10)
 
 
 class WandbRun:
     """An open W&B run."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """Open the run of a run folder, for the first time or again. settings: as `conf/tracking/wandb.yaml`."""
-        # `wandb sync` runs later and in another folder: what it uploads is kept in the run folder, by absolute paths
+        """Start or resume the W&B run of a run folder. settings: those of `conf/tracking/wandb.yaml`."""
+        # `wandb sync` runs later and elsewhere: what it uploads is in the run folder, by absolute paths
         self.folder, self.settings = folder.absolute(), redact_all(settings)
         prepare_folders(self.folder / "wandb")
         sys.argv[1:] = map(redact, sys.argv[1:])  # W&B stores the command line
         import wandb
 
         self.id = run_id(folder)
-        self.told = wandb_log.last_logged_steps(folder, self.id)
+        self.last_steps = wandb_log.last_logged_steps(folder, self.id)
         self.wandb = wandb
         wandb.setup(settings=wandb.Settings(silent=True))
-        mode = _mode(mode_from_environment(settings))
+        mode = _resolve_mode(mode_from_environment(settings))
         try:
             self.run = self._init(mode, name, config)
         except Exception as error:
             if mode == "offline":
                 raise
-            log.warning("W&B cannot be reached, so this run is kept offline: %.300s", one_line(error))
+            log.warning("W&B cannot be reached, so this run is stored offline: %.300s", one_line(error))
             self.run = self._init("offline", name, config)
         self.run.define_metric(wandb_log.STEP)
         self.run.define_metric("*", step_metric=wandb_log.STEP)
         self.run.define_metric("val/loss", step_metric=wandb_log.STEP, summary="min,last")
-        if self.told:
-            log.info("W&B goes on with run %s, told up to step %d already", self.id, max(self.told.values()))
+        if self.last_steps:
+            log.info("W&B resumes run %s, logged up to step %d", self.id, max(self.last_steps.values()))
 
     def _init(self, mode: str, name: str, config: Mapping[str, Any]) -> Any:
         s = self.settings
@@ -75,10 +75,10 @@ class WandbRun:
             notes=s["notes"],
             job_type="train",
             id=self.id,
-            resume="allow" if self.told else None,  # only a restart appends: its lines then follow those before
+            resume="allow" if self.last_steps else None,  # only a restart appends to existing rows
             dir=str(self.folder),
             mode=mode,  # type: ignore[arg-type]
-            config=flat(redact_all({key: value for key, value in config.items() if key != "tracking"})),
+            config=flatten(redact_all({key: value for key, value in config.items() if key != "tracking"})),
             settings=self.wandb.Settings(
                 console="off",
                 silent=True,
@@ -86,72 +86,72 @@ class WandbRun:
                 finish_timeout=s["timeout_seconds"],
                 git_root=str(ROOT),
                 git_remote_url=_git_remote(),
-                x_transaction_log_flush_interval=2.0,  # seconds of rows that a dying node takes along
-                x_file_stream_retry_max=1_000_000,  # outages of any length: the rest of training is sent when it ends
+                x_transaction_log_flush_interval=2.0,  # seconds of rows that are lost when a node dies
+                x_file_stream_retry_max=1_000_000,  # outages of any length
             ),
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A row of metrics; what W&B has of this step or a later one already, before a crash, is not told again."""
-        new = {name: value for name, value in metrics.items() if step > self.told.get(name, -1)}
+        """Log a row, without the metrics that were logged for this step before a crash."""
+        new = {name: value for name, value in metrics.items() if step > self.last_steps.get(name, -1)}
         if new:
             self.run.log({wandb_log.STEP: step, **new})
 
-    def log_audio(self, step: int, heard: Sequence[tuple[str, wandb_media.Sounds]], rate: int) -> None:
-        """A table of sounds."""
-        if step > self.told.get(SOUNDS, -1):
-            self.run.log({wandb_log.STEP: step, SOUNDS: wandb_media.audio_table(heard, step, rate)})
+    def log_audio(self, step: int, clips: Sequence[wandb_media.NamedAudio], rate: int) -> None:
+        """Log a table of audio."""
+        if step > self.last_steps.get(AUDIO_TABLE, -1):
+            self.run.log({wandb_log.STEP: step, AUDIO_TABLE: wandb_media.audio_table(clips, step, rate)})
 
     def alert(self, title: str, text: str) -> None:
-        """A message to whoever follows the run, at most every ten minutes under one title."""
-        self.run.alert(title, text, level="ERROR", wait_duration=_ALERT_AGAIN)
+        """Send an alert, at most one every ten minutes for each title."""
+        self.run.alert(title, text, level="ERROR", wait_duration=_ALERT_INTERVAL)
 
-    def log_artifact(self, kind: str, place: str) -> None:
-        """A cache, as the run's input; a checkpoint or an export, as its output: small files, and where the whole lies.
+    def log_artifact(self, kind: str, path: str) -> None:
+        """Log a dataset as an input, or a checkpoint or export as an output: small files, and the path of the rest.
 
-        A checkpoint's and an export's name is the run's, so that each new one is a version of the last. W&B uploads
-        copies: by the time that an offline run is synced, the checkpoint may have been deleted.
+        Checkpoints and exports are named after the run, so that each is a new version of the one before. W&B uploads
+        copies, because a checkpoint may be deleted before an offline run is synced.
         """
-        if not is_remote(place):
-            place = str(Path(place.removeprefix("file://")).absolute())
+        if not is_remote(path):
+            path = str(Path(path.removeprefix("file://")).absolute())
         metadata, files = wandb_artifacts.artifact_metadata(
-            kind, place, self.folder / "wandb" / "data", self.settings["weights"]
+            kind, path, self.folder / "wandb" / "data", self.settings["weights"]
         )
-        shown = redact(place)
-        name = f"{kind}-{_safe(Path(shown.partition('?')[0]).name) if kind == 'cache' else self.id}"
-        metadata = redact_all({**metadata, "place": shown})
-        made = self.wandb.Artifact(name, wandb_artifacts.KINDS[kind], metadata=metadata)
+        address = redact(path)
+        name = f"{kind}-{_artifact_name(Path(address.partition('?')[0]).name) if kind == 'cache' else self.id}"
+        metadata = redact_all({**metadata, "path": address})
+        artifact = self.wandb.Artifact(name, wandb_artifacts.KINDS[kind], metadata=metadata)
         for file in files:
-            made.add_file(str(file), skip_cache=True)
-        if not is_remote(place):
-            made.add_reference(Path(place).as_uri(), name="place", checksum=False)
+            artifact.add_file(str(file), skip_cache=True)
+        if not is_remote(path):
+            artifact.add_reference(Path(path).as_uri(), name="path", checksum=False)
         aliases = ["latest", *([f"step-{metadata['step']}"] if "step" in metadata else [])]
-        # `run.use_artifact` refuses to work offline and waits for the server online; this is what it does first
-        self.run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=kind == "cache")
+        # `run.use_artifact` does not work offline, and waits for the server online; it calls this first
+        self.run._log_artifact(artifact, aliases=aliases, is_user_created=True, use_after_commit=kind == "cache")
 
     def save_sources(self) -> None:
-        """What tells later how this run came about: the sources that ran, and the log."""
+        """Upload the source code of this program and the log of the run."""
         if (self.folder / "log.txt").exists():
             self.run.save(self.folder / "log.txt", base_path=self.folder, policy="live")
         if not self.settings["code"]:
             return
         sources = copy_sources(self.folder / "wandb" / "data")
-        made = self.wandb.Artifact(f"code-{_safe(ROOT.name)}", "code")
-        made.add_dir(str(sources), policy="immutable", skip_cache=True)
+        artifact = self.wandb.Artifact(f"code-{_artifact_name(ROOT.name)}", "code")
+        artifact.add_dir(str(sources), policy="immutable", skip_cache=True)
         self.run.config.update({"code.sha256": sources.name.removeprefix("code-")}, allow_val_change=True)
-        self.run._log_artifact(made, is_user_created=True, use_after_commit=True)
+        self.run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
     def close(self, code: int) -> None:
-        """Upload the rest, within `tracking.timeout_seconds`. code: 75 is a run that will go on."""
+        """Upload the rest. code: the exit code; EXIT_REQUEUE is a run that will be resumed."""
         if code == EXIT_REQUEUE:
             self.run.mark_preempting()
         self.run.finish(exit_code=code)
 
 
 def copy_sources(folder: Path) -> Path:
-    """Copy this program's sources to `folder/code-SHA256`, once for each state of them: they may change before a sync.
+    """Copy the source code to `folder/code-SHA256`, once for each version: it may change before a sync.
 
-    Site settings (`jobs/site.env`) are left out, which may hold keys.
+    Site settings (`jobs/site.env`) are left out, because they may contain keys.
     """
     files = sorted(file for pattern in SOURCES for file in ROOT.glob(pattern) if file.is_file())
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
@@ -166,19 +166,19 @@ def copy_sources(folder: Path) -> Path:
     return target
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by the names that the command line knows them by: `pattern`, `optim.lr`."""
-    found: dict[str, Any] = {}
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their names on the command line: `pattern`, `optim.lr`."""
+    result: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            result |= flatten(value, f"{prefix}{name}.")
         else:
-            found[prefix[:-1] if prefix and name == "name" else f"{prefix}{name}"] = value
-    return found
+            result[prefix[:-1] if prefix and name == "name" else f"{prefix}{name}"] = value
+    return result
 
 
 def run_id(folder: Path) -> str:
-    """The W&B id of a run folder, made once: requeues go on in the same W&B run."""
+    """The W&B id of a run folder, created once: requeued jobs resume the same W&B run."""
     path = folder / "wandb_id"
     if not path.exists():
         write_atomic(path, secrets.token_hex(4) + "\n")
@@ -186,50 +186,50 @@ def run_id(folder: Path) -> str:
 
 
 def kill_service() -> None:
-    """End the process that W&B sends from at once: left alone, it outlives us, and holds on to our output."""
+    """Kill W&B's service process, which otherwise outlives this process and keeps its output open."""
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():
             with contextlib.suppress(OSError):
                 if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
                     os.kill(int(child), signal.SIGKILL)
 
-    def forget() -> None:
-        with contextlib.suppress(Exception):  # that its process is gone; and W&B waits no more for it at exit
+    def teardown() -> None:
+        with contextlib.suppress(Exception):  # its process is gone; afterwards W&B does not wait for it at exit
             import wandb
 
             wandb.teardown(1)
 
-    last = threading.Thread(target=forget, daemon=True)
-    last.start()
-    last.join(5)
+    thread = threading.Thread(target=teardown, daemon=True)
+    thread.start()
+    thread.join(5)
 
 
-def _mode(asked: str) -> str:
-    """Online where that is not forbidden, and there is a key that the server takes; nobody is asked for one."""
+def _resolve_mode(mode: str) -> str:
+    """The mode of a run. "auto" and "online" become "offline" without a valid key; it never asks for one."""
     import wandb
 
-    if asked not in ("auto", "online"):
-        return asked
+    if mode not in ("auto", "online"):
+        return mode
     try:
         if wandb.login(prompt=False):
             return "online"
         reason = "there is no key (`wandb login`, or WANDB_API_KEY)"
     except Exception as error:
         reason = one_line(error)
-    if asked == "online" or "no key" not in reason:
-        log.warning("W&B cannot be reached, so this run is kept offline: %.300s", reason)
+    if mode == "online" or "no key" not in reason:
+        log.warning("W&B cannot be reached, so this run is stored offline: %.300s", reason)
     return "offline"
 
 
 def _git_remote() -> str | None:
-    """Where this program was cloned from, without a token that the address may hold; None where git does not say."""
+    """The address that this program was cloned from, without secrets; None where git does not know it."""
     command = ["git", "-C", str(ROOT), "config", "--get", "remote.origin.url"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+        address = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return redact(found) or None
+    return redact(address) or None
 
 
-def _safe(name: str) -> str:
+def _artifact_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-") or "unnamed"

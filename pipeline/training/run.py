@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,14 @@ log = logging.getLogger("pipeline")
 CONSOLE_METRICS = ("train/loss", "val/loss", "train/lr", "train/grad_norm", "speed/clips_per_second")
 
 
-def init_run_dir(cfg: DictConfig, run: Path, world: World) -> RunLock:
+def init_run_dir(cfg: DictConfig, run: Path, world: World, overridden: Collection[str] = ()) -> RunLock:
     """Create and lock the run folder, write `config.yaml`, and open the log on the first rank.
+
+    Args:
+        cfg: The settings of training.
+        run: The run folder.
+        world: The ranks.
+        overridden: The dotted names of the settings on the command line, which W&B's variables do not replace.
 
     Raises:
         InputError: another training uses the folder.
@@ -41,7 +47,7 @@ def init_run_dir(cfg: DictConfig, run: Path, world: World) -> RunLock:
         run.mkdir(parents=True, exist_ok=True)
     lock = lock_run(run, world)
     if world.is_main:
-        base.apply_environment(cfg)
+        base.apply_environment(cfg, overridden)
         settings = redact_all(OmegaConf.to_container(cfg, resolve=True))
         write_atomic(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
     open_log(run / "log.txt" if world.is_main else None)

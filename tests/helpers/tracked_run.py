@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from pipeline.config.cli import compose
+from pipeline.config.cli import compose, overridden_settings
 from pipeline.tracking import base
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     cfg = compose("train", [f"run='{run}'", "+exp=delay_gpt2", *sys.argv[3:at]])
     run.mkdir(parents=True, exist_ok=True)
     (run / "log.txt").write_text("a log\n")
-    base.apply_environment(cfg)
+    base.apply_environment(cfg, overridden_settings())
     settings = OmegaConf.to_container(cfg.tracking, resolve=True)
     tracker = base.build_tracker(run, step, cfg.name, OmegaConf.to_container(cfg, resolve=True), settings)  # type: ignore
     longest = 0.0

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.dashboards import ON_A_GPU, shown
+from tests.helpers.dashboards import GPU_METRICS, read_metrics, shown_metrics
 from tests.helpers.training_caches import K, write_cache
 from tests.helpers.wandb_server import Server
 
 pytest.importorskip("wandb_workspaces", reason='the dashboard needs wandb-workspaces: pip install "wandb[workspaces]"')
 
-from pipeline import dashboard
+from pipeline.tracking import dashboard
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,12 +39,12 @@ def test_it_names_only_what_a_real_run_logs_and_misses_no_loss(tmp_path: Path) -
     assert done.returncode == 0, done.stderr + done.stdout
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = {name for row in rows for name in row} - {"step"}
-    assert shown(K) <= logged
-    assert {name for name in logged if "loss" in name} <= shown(K)
+    assert shown_metrics(K) <= logged
+    assert {name for name in logged if "loss" in name} <= shown_metrics(K)
     over = [row for row in rows if "val/loss" in row]
     assert over and all(row["train/hours"] > 0 and row["train/epoch"] > 0 for row in over)
     trainer = (ROOT / "pipeline" / "training" / "trainer.py").read_text()
-    assert all(f'"{name}"' in trainer for name in ON_A_GPU)
+    assert all(f'"{name}"' in trainer for name in GPU_METRICS)
 
 
 def test_a_dry_run_writes_what_it_would_send_without_a_key(tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_a_dry_run_writes_what_it_would_send_without_a_key(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "dashboard.json").read_text())
     assert found["project"] == "mine"
-    names = dashboard.metrics(found)
+    names = read_metrics(found)
     assert "val/loss/codebook_3" in names and "val/loss/codebook_4" not in names
-    assert dashboard.SOUNDS in json.dumps(found) and '"pattern.value"' in json.dumps(found)
+    assert dashboard.AUDIO_TABLE in json.dumps(found) and '"pattern.value"' in json.dumps(found)
 
 
 def test_it_is_saved_and_renewed(tmp_path: Path) -> None:
@@ -63,13 +63,13 @@ def test_it_is_saved_and_renewed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (view,) = server.views.values()
     spec = json.loads(view["spec"])
-    assert "val/loss/codebook_2" in dashboard.metrics(spec) and view["entityName"] == "lab"
+    assert "val/loss/codebook_2" in read_metrics(spec) and view["entityName"] == "lab"
     address = done.stdout.split()[-1]
     words = (f"update_url='{address}'", "codebooks=4", "entity=lab")
     done = command("pipeline.dashboard", *words, cwd=tmp_path, **server.environment)
     assert done.returncode == 0, done.stderr
     (view,) = server.views.values()
-    assert "val/loss/codebook_4" in dashboard.metrics(json.loads(view["spec"]))
+    assert "val/loss/codebook_4" in read_metrics(json.loads(view["spec"]))
     server.shutdown()
 
 

@@ -109,7 +109,7 @@ def test_an_outage_at_the_start_leaves_an_offline_run_that_is_uploaded_later(ser
     server.down = True
     run = tmp_path / "a run"
     said = track(run, 0, "tracking.timeout_seconds=20", NO_CODE, "--", "rows:5", "finish:75", env=server.environment)
-    assert said.count("W&B cannot be reached, so this run is kept offline") == 1 and longest_call(said) < 0.5
+    assert said.count("W&B cannot be reached, so this run is stored offline") == 1 and longest_call(said) < 0.5
     server.down = False
     assert "wandb sync --yes" in said
     assert sync(server, run).returncode == 0
@@ -134,7 +134,7 @@ def test_an_outage_that_does_not_end_costs_little_and_loses_nothing(server: Serv
 
 def test_a_key_that_is_none_leaves_an_offline_run(tmp_path: Path) -> None:
     said = track(tmp_path / "run", 0, NO_CODE, "--", "rows:1", "finish:0", env={"WANDB_API_KEY": "short"})
-    assert "kept offline" in said and [*(tmp_path / "run").glob("wandb/offline-run-*")]
+    assert "stored offline" in said and [*(tmp_path / "run").glob("wandb/offline-run-*")]
 
 
 def test_offline_pieces_uploaded_as_they_come_are_one_run(server: Server, tmp_path: Path) -> None:
