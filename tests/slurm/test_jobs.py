@@ -112,7 +112,9 @@ def test_preempted_training_matches_unbroken_run(complete_run: Path, cluster: Cl
     assert len(wandb_log.files(run, run_id)) == 2 and steps == sorted(steps)
     assert {row["trainer/step"]: row["train/loss"] for row in rows if "train/loss" in row} == losses(run)
     if importlib.util.find_spec("wandb_workspaces"):
-        assert shown_metrics(2) <= {name for row in rows for name in row}, "the log of W&B has all metrics of the dashboard"
+        assert shown_metrics(2) <= {name for row in rows for name in row}, (
+            "the log of W&B has all metrics of the dashboard"
+        )
     assert not [*cluster.work.glob(".train-*")]
 
 
