@@ -118,6 +118,15 @@ print(package_versions(["codec-audio-lm", "not-installed"]))
     assert done.stdout == f"{{'codec-audio-lm': '{pipeline.__version__}'}}\n"
 
 
+def test_version_check_names_existing_tests() -> None:
+    """`make test-versions` takes too long to run here; the tests that it selects must exist."""
+    script = (ROOT / "tests" / "versions" / "check_versions.sh").read_text()
+    selected = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", script)
+    assert len(selected) > 5
+    for file, name in selected:
+        assert f"def {name}" in (ROOT / file).read_text()
+
+
 # ---- private API -----------------------------------------------------------------------------------------------------
 # By package: where it is, and which of its attributes we read, replace or override.
 PRIVATE_API: dict[str, dict[str, str]] = {
@@ -163,8 +172,8 @@ def has_attribute(owner: Any, name: str) -> bool:
 def test_private_api_is_there_and_has_an_upper_bound(package: str) -> None:
     project = PYPROJECT["project"]
     lines = [*project["dependencies"], *(line for some in project["optional-dependencies"].values() for line in some)]
-    found = [requirement for requirement in map(Requirement, lines) if requirement.name == package]
-    assert found and all("<" in str(requirement.specifier) for requirement in found)
+    bounds = [requirement for requirement in map(Requirement, lines) if requirement.name == package]
+    assert bounds and all("<" in str(requirement.specifier) for requirement in bounds)
     for owner, names in PRIVATE_API[package].items():
         assert all(has_attribute(pkgutil.resolve_name(owner), name) for name in names.split()), owner
 
@@ -198,8 +207,8 @@ import pipeline.webui.server, pipeline.webui.service, pipeline.demo, pipeline.hu
 
 
 def test_only_training_needs_deepspeed(workspace: Workspace, tmp_path: Path) -> None:
-    words = [workspace.run(), workspace.dataset, tmp_path, workspace.tones[0]]
-    command = [sys.executable, "-c", WITHOUT_DEEPSPEED, *map(str, words)]
+    arguments = [workspace.run(), workspace.dataset, tmp_path, workspace.tones[0]]
+    command = [sys.executable, "-c", WITHOUT_DEEPSPEED, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "b.wav").is_file() and [*(tmp_path / "evaluation").iterdir()]
@@ -228,9 +237,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "venv" / "bin" / "python"
 
 
-def run_installed(python: Path, *words: object) -> str:
-    """The output of `python -m words` in a folder without the repository."""
-    command = [str(python), "-m", *map(str, words)]
+def run_installed(python: Path, *arguments: object) -> str:
+    """The output of `python -m arguments` in a folder without the repository."""
+    command = [str(python), "-m", *map(str, arguments)]
     env = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
     cwd = python.parents[2] / "elsewhere"
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
@@ -267,13 +276,13 @@ def test_installed_commands_preprocess_and_generate(installed: Path, workspace: 
     corpus.mkdir()
     for tone in workspace.tones[:3]:
         shutil.copy(tone, corpus)
-    words = [f"data.root={corpus}", "data.segment_seconds=0.4", f"out={shards}"]
+    arguments = [f"data.root={corpus}", "data.segment_seconds=0.4", f"out={shards}"]
     small = ["codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tiny", "devices=cpu"]
-    run_installed(installed, "pipeline.preprocess", "data=folder", *words, *small)
+    run_installed(installed, "pipeline.preprocess", "data=folder", *arguments, *small)
     run_installed(installed, "pipeline.shards", "verify", shards)
     manifest = Manifest.load(shards)
     assert sum(manifest.num_samples(split) for split in manifest.splits) == 3
     out = tmp_path / "b.wav"
-    words = [f"run={workspace.run()}", f"prompt={corpus / workspace.tones[0].name}", f"out={out}", "seconds=0.2"]
-    run_installed(installed, "pipeline.generate", *words)
+    arguments = [f"run={workspace.run()}", f"prompt={corpus / workspace.tones[0].name}", f"out={out}", "seconds=0.2"]
+    run_installed(installed, "pipeline.generate", *arguments)
     assert soundfile.info(out).frames == 4800

@@ -68,8 +68,10 @@ def run(workspace: Workspace) -> LoadedRun:
 def test_audio_equals_that_of_the_command(run: LoadedRun, workspace: Workspace, tmp_path: Path) -> None:
     """The same settings and seed give the same samples, of several prompts in one batch too."""
     prompts = [str(path) for path in workspace.tones[:2]]
-    words = ["sampling.top_k=40", "sampling.guidance=1.5", "seconds=0.3", "seed=5", "n=2"]
-    run_command("generate", f"run={workspace.run()}", f"prompt=[{','.join(prompts)}]", f"out={tmp_path}/out", *words)
+    arguments = ["sampling.top_k=40", "sampling.guidance=1.5", "seconds=0.3", "seed=5", "n=2"]
+    run_command(
+        "generate", f"run={workspace.run()}", f"prompt=[{','.join(prompts)}]", f"out={tmp_path}/out", *arguments
+    )
     results = run.generate(prompts, n=2, seconds=0.3, seed=5, top_k=40, guidance=1.5)
     files = sorted((tmp_path / "out").glob("*.wav"))
     assert [audio.seed for audio in results] == [5, 6, 7, 8] and len(files) == 4
@@ -81,8 +83,10 @@ def test_audio_equals_that_of_the_command(run: LoadedRun, workspace: Workspace, 
 
 def test_long_audio_equals_that_of_the_command(run: LoadedRun, workspace: Workspace, tmp_path: Path) -> None:
     """mode=continue generates more than the model reads."""
-    words = ["mode=continue", "seconds=1.2", "sampling.temperature=[0.5,1.0]"]
-    run_command("generate", f"run={workspace.run()}", f"prompt={workspace.tones[0]}", f"out={tmp_path}/a.wav", *words)
+    arguments = ["mode=continue", "seconds=1.2", "sampling.temperature=[0.5,1.0]"]
+    run_command(
+        "generate", f"run={workspace.run()}", f"prompt={workspace.tones[0]}", f"out={tmp_path}/a.wav", *arguments
+    )
     run.generate(workspace.tones[0], mode="continue", seconds=1.2, temperature=[0.5, 1.0]).save(tmp_path / "b.wav")
     assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "a.wav").read_bytes()
 
@@ -185,7 +189,7 @@ def test_clips_are_cropped(dataset: open_dataset.Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 1, "rank": 2, "world_size": 2}, "rank=2"),
@@ -195,10 +199,10 @@ def test_clips_are_cropped(dataset: open_dataset.Dataset) -> None:
     ],
 )
 def test_loader_refuses_values_that_do_not_fit(
-    words: dict[str, int], message: str, dataset: open_dataset.Dataset
+    arguments: dict[str, int], message: str, dataset: open_dataset.Dataset
 ) -> None:
     with pytest.raises(InputError, match=message):
-        dataset.loader(**words)  # type: ignore[arg-type]
+        dataset.loader(**arguments)  # type: ignore[arg-type]
 
 
 def test_unknown_split_is_refused(workspace: Workspace) -> None:

@@ -1,4 +1,4 @@
-"""Imports of packages that import torchaudio or torchvision, where these are missing or cannot be imported.
+"""Imports of packages that depend on torchaudio or torchvision, if these are missing or broken.
 
 pip does not keep torch, torchaudio and torchvision consistent: a build for another version of torch or CUDA fails on
 import. `encodec` imports torchaudio, and `transformers` imports both if they are installed, for functions that are not

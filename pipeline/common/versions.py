@@ -7,16 +7,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 from pipeline import __version__
 
-OURS = "codec-audio-lm"
+THIS_PACKAGE = "codec-audio-lm"
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of installed packages, by name. This package's is known also in a clone that is not installed."""
+    """Return the version of each installed package, by name; that of this package also in a clone without installation.
+
+    Packages that are not installed are left out.
+    """
     versions = {}
     for name in names:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
-            if name == OURS:
+            if name == THIS_PACKAGE:
                 versions[name] = __version__
     return versions

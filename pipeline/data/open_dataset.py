@@ -48,7 +48,7 @@ class Dataset(ShardedDataset):
         Args:
             batch_size: The number of clips in a batch of one rank.
             epochs: The epoch after which iteration ends, counted from position 0; None: never.
-            shuffle: Whether each epoch has a random order of its own, or the order of the shards.
+            shuffle: Whether each epoch has a new random order, or all have the order of the shards.
             seed: The seed of the order, which is the same on all ranks.
             rank: The rank that reads; each reads its own clips.
             world_size: The number of ranks.

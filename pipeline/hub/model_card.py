@@ -157,7 +157,7 @@ def _data_facts(settings: Mapping[str, Any], datasets: Mapping[str, str]) -> dic
         folder_name = _escape(Path(redact(folder).partition("?")[0]).name)
         try:
             manifest = Manifest.load(folder)
-        except Exception:  # each storage raises errors of its own kind; the export must not fail for them
+        except Exception:  # each storage raises different errors, and the export must not fail for them
             facts[f"dataset `{folder_name}`"] = "not available when this card was written"
             continue
         name = _escape(str(manifest.data.get("name", folder_name)))

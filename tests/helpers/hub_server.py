@@ -1,4 +1,4 @@
-"""A hub of our own on this machine: as much of huggingface.co as an upload and a download take."""
+"""A local server with the parts of huggingface.co that an upload and a download use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ COMMIT = "0" * 40
 
 
 class Hub:
-    """Serves at `address` until closed. files: of the one repository, by name; calls: methods and paths, in order."""
+    """Serves one repository at `address` until closed.
+
+    Attributes:
+        files: The files of the repository, by name.
+        calls: The methods and paths of all requests, in order.
+    """
 
     def __init__(self, refuse: int = 0) -> None:
-        """refuse: a status that every call is answered with."""
+        """Start the server. refuse: the HTTP status of the answer to every POST request; 0 for none."""
         self.files: dict[str, bytes] = {}
         self.calls: list[str] = []
         self.tokens: set[str] = set()
@@ -40,7 +45,7 @@ class Hub:
         self.server.server_close()
 
     def commit(self, lines: list[dict[str, Any]]) -> None:
-        """Take the files of a commit: small ones stand in it, large ones were sent before."""
+        """Store the files of a commit: it contains small files, and large files were uploaded before."""
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
@@ -59,12 +64,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer({"error": "you may not write here"}, self.hub.refuse)
         path = self.path.partition("?")[0]
         if path == "/api/repos/create":
-            told = json.loads(body)
-            self.hub.private = told.get("private", told.get("visibility") == "private")
-            return self._answer({"url": f"{self.hub.address}/{told['organization']}/{told['name']}"})
-        if path == "/api/validate-yaml":  # of the card's head
-            head = yaml.safe_load(json.loads(body)["content"].split("---")[1])
-            return self._answer({"errors": [] if isinstance(head, dict) else ["no head"], "warnings": []})
+            repository = json.loads(body)
+            self.hub.private = repository.get("private", repository.get("visibility") == "private")
+            return self._answer({"url": f"{self.hub.address}/{repository['organization']}/{repository['name']}"})
+        if path == "/api/validate-yaml":  # the header of the model card
+            header = yaml.safe_load(json.loads(body)["content"].split("---")[1])
+            return self._answer({"errors": [] if isinstance(header, dict) else ["no header"], "warnings": []})
         if path.endswith("/preupload/main"):
             modes = [
                 {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith("safetensors") else "regular"}
@@ -72,9 +77,12 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             return self._answer({"files": [{**mode, "shouldIgnore": False} for mode in modes]})
         if path.endswith("/info/lfs/objects/batch"):
-            told = json.loads(body)["objects"]
-            sent = [{**o, "actions": {"upload": {"href": f"{self.hub.address}/object/{o['oid']}"}}} for o in told]
-            return self._answer({"transfer": "basic", "objects": sent})
+            objects = json.loads(body)["objects"]
+            uploads = [
+                {**item, "actions": {"upload": {"href": f"{self.hub.address}/object/{item['oid']}"}}}
+                for item in objects
+            ]
+            return self._answer({"transfer": "basic", "objects": uploads})
         if path.endswith("/commit/main"):
             self.hub.commit([json.loads(line) for line in body.splitlines() if line.strip()])
             url = f"{self.hub.address}/me/tiny/commit/{COMMIT}"
@@ -122,5 +130,5 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, *told: Any) -> None:
+    def log_message(self, *arguments: Any) -> None:
         pass

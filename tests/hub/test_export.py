@@ -197,7 +197,7 @@ def test_card_shows_evaluation_of_the_same_weights(run: Path, tmp_path: Path) ->
         "ceiling": {"fidelity": figure, "pitch": figure},
         "floor": {"fidelity": figure},
         "settings": {"n": 8, "split": "valid", "sampling": {"guidance": 1.0}},
-        "distance": {"embedding": {"name": "made up"}, "n": 8},
+        "distance": {"embedding": {"name": "synthetic"}, "n": 8},
         "export": {"sha256": hashlib.sha256((tmp_path / "run" / "export" / WEIGHTS).read_bytes()).hexdigest()},
     }
     measured = tmp_path / "run" / "evaluation" / "evaluate.json"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Run the pipeline with the lowest and with the newest versions that pyproject.toml allows.
+# Test the pipeline with the lowest and with the newest versions that pyproject.toml allows.
 #
 #   tests/versions/check_versions.sh FOLDER [lowest] [newest]
 #
-# Each set is installed by uv into FOLDER, in an environment of its own: some 6 GB of disk and 3 GB to download. pip's
-# configuration, such as constraints of this machine, does not count. `lowest` combines the lowest version of what
-# pyproject.toml names with the newest of what these depend on: its torchaudio is built for another torch.
+# uv installs each set into its own environment in FOLDER: about 6 GB of disk and 3 GB of downloads. The configuration of
+# pip, such as constraints of this machine, is ignored. `lowest` combines the lowest versions of the packages in
+# pyproject.toml with the newest versions of their dependencies; its torchaudio is built for another torch.
 set -Eeuo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -15,7 +15,7 @@ packages=(-r "$repo/pyproject.toml" --extra notes --extra demo --extra http "pyt
 cd "$repo"
 export OMP_NUM_THREADS=1 WANDB_MODE=offline
 
-run() { # a command, whose output is shown where it fails
+run() { # run a command; show its output if it fails
     echo "+ $*"
     "$@" >"$work/output.txt" 2>&1 || {
         cat "$work/output.txt"
@@ -34,8 +34,8 @@ for name in "${sets[@]}"; do
     rm -rf "$work" && mkdir -p "$work"
     run uv venv --clear --python "${PYTHON:-python3}" "$environment"
     run uv pip install --python "$environment/bin/python" --resolution "$resolution" "${packages[@]}"
-    [ "$name" = lowest ] || run uv pip install --python "$environment/bin/python" datasets # to read shards with
-    run uv pip install --python "$environment/bin/python" --no-deps "tinysoundfont>=0.3" # its playback needs PortAudio
+    [ "$name" = lowest ] || run uv pip install --python "$environment/bin/python" datasets # reads the shards
+    run uv pip install --python "$environment/bin/python" --no-deps "tinysoundfont>=0.3" # without its playback, which needs PortAudio
     uv pip list --python "$environment/bin/python" | grep -E "^(torch|torchaudio|transformers|deepspeed|numpy|wandb|gradio|webdataset) "
     export PATH="$environment/bin:$PATH"
 
@@ -50,8 +50,8 @@ assert len(rows[0]['codes.npy']) == 8 and rows[0]['json']['labels'], rows[0]"
     train=(+exp=quickstart shards="$shards" model.layers=1 trainer.micro_batch=2 trainer.val_every=2 trainer.log_every=1)
     ranks=(deepspeed --num_gpus 2 --master_port "${PORT:-29731}" pipeline/train.py)
     run "${ranks[@]}" "${train[@]}" run="$run_folder" trainer.steps=2
-    run "${ranks[@]}" "${train[@]}" run="$run_folder" trainer.steps=4 # the same ranks resume
-    for stage in zero1 zero3; do # each has its own files of a checkpoint; the last resume is on other ranks
+    run "${ranks[@]}" "${train[@]}" run="$run_folder" trainer.steps=4 # resume on the same ranks
+    for stage in zero1 zero3; do # each stage has its own checkpoint format; resume on another number of ranks
         run "${ranks[@]}" "${train[@]}" run="$run_folder-$stage" deepspeed=$stage trainer.steps=2
         run python -m pipeline.train "${train[@]}" run="$run_folder-$stage" deepspeed=$stage trainer.steps=4
     done
@@ -64,7 +64,7 @@ assert len(rows[0]['codes.npy']) == 8 and rows[0]['json']['labels'], rows[0]"
     run python -m pipeline.compare runs="[$run_folder]" shards="$shards" n=2 benchmark_batch=1 out="$work/compare"
     run python -m pytest -q -p no:cacheprovider -m "not slow" tests/models/test_codec_gpt.py tests/generation/test_sampling.py \
         tests/data/test_dataloader.py tests/data/test_external_shards.py tests/audio/test_codec.py tests/webui/test_demo.py \
-        tests/training/test_trainer.py::test_a_skipped_step_leaves_no_trace # what DeepSpeed below 0.19.8 fails
+        tests/training/test_trainer.py::test_skipped_step_changes_nothing # fails with DeepSpeed below 0.19.8
     tail -n 1 "$work/output.txt"
     rm -rf "$work"
     echo "$name versions: passed"
