@@ -117,7 +117,7 @@ def activation_bytes(
 ) -> int:
     """Bytes that a forward pass stores for the backward pass, without the logits.
 
-    Attention is a fused kernel, so nothing of size S x S is stored. In eager mode, dropout stores a byte for each
+    Attention is a fused kernel, so no S x S matrix is stored. In eager mode, dropout stores a byte for each
     number that it may drop.
 
     Args:

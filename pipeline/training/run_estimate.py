@@ -134,7 +134,7 @@ class RunEstimate:
         return memory_model.host_bytes(parameters, largest, sharding)
 
     def sharding_choices(self) -> dict[str, ShardingConfig]:
-        """Each choice of conf/deepspeed by name, and `yours` if the settings are none of them."""
+        """Each choice of conf/deepspeed by name, and `yours` if the settings are not among them."""
         choices = {
             name: parse_zero_config(settings, self.bf16, self.hardware)
             for name, settings in load_zero_choices().items()

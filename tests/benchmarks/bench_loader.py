@@ -1,13 +1,13 @@
-"""Batches of a cache, in shuffled order, for a second of CPU: our stream beside others, and a plain array's gather.
+"""Shuffled batches of a dataset per CPU-second: our loader, others, and a gather from an array in memory.
 
     python -m tests.benchmarks.bench_loader                     the table: two minutes
     python -m tests.benchmarks.bench_loader --growth            our loader against the number of shards
 
-One process, one thread, warm page cache, time of the process's CPU. The same clips for all: 8 x 300 codes, a prompt of
-768 halves, and json; what comes out are 16 clips as tensors, codes [16, 8, 300] and prompts [16, 768]. Each row is run
---rounds times in turns with the others, and its best time counts. The limit is the same gather from two arrays in
-memory, without an order to work out. Peers that are not installed are left out. They pin older versions of what they
-share with us; --no-deps leaves ours alone, and they run all the same:
+One process, one thread, warm page cache, CPU time of the process. All read the same clips (8 x 300 codes, a prompt of
+768 float16, and JSON) and return batches of 16 as tensors, codes [16, 8, 300] and prompts [16, 768]. Each loader runs
+--rounds times, alternating with the others, and its best time counts. The limit is the same gather from two arrays in
+memory, in a given order. Loaders that are not installed are skipped. They pin older versions of packages that we use
+too, but run with ours, so install them with --no-deps:
 
     pip install --no-deps litdata mosaicml-streaming torchvision lightning-utilities tifffile obstore Brotli xxhash \
         zstd python-snappy cramjam catalogue
@@ -34,7 +34,7 @@ from pipeline.data.sampler import EpochSampler
 from pipeline.data.shard import Sample, ShardWriter
 
 K, T, P, BATCH = 8, 300, 768, 16
-_GROWN = 250  # clips of a shard where the number of shards grows
+_CLIPS_PER_SHARD = 250  # with --growth
 CODEC = {"name": "x", "weights": "0", "sample_rate": 24000, "frame_rate": 75, "codebooks": K, "codebook_size": 1024}
 EMBEDDER = {"name": "x", "weights": "0", "sample_rate": 24000, "dim": P}
 
@@ -45,34 +45,34 @@ def clips(count: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 1024, (count, K, T), np.uint16), rng.normal(size=(count, P)).astype(np.float16)
 
 
-def info(n: int) -> dict:
-    """What a clip of NSynth has beside its arrays."""
+def metadata(n: int) -> dict:
+    """The metadata of a clip of NSynth."""
     labels = {"pitch": n % 128, "velocity": 100, "instrument_family": "brass", "instrument_source": "acoustic"}
     path = f"audio/brass_acoustic_{n:06d}.wav"
     return {"path": path, "start": 0.0, "duration": T / 75, "split": "train", "labels": labels}
 
 
 def write_ours(folder: Path, codes: np.ndarray, prompts: np.ndarray, shards: int) -> None:
-    """A cache, as preprocessing leaves it."""
+    """Write a dataset as preprocessing does."""
     folder.mkdir()
     infos = []
     for s, rows in enumerate(np.array_split(np.arange(len(codes)), shards)):
         with ShardWriter(folder, f"train-{s:06d}.tar") as shard:
             for n in rows.tolist():
-                shard.add(Sample(f"clip-{n}", codes[n], prompts[n], info(n)))
+                shard.add(Sample(f"clip-{n}", codes[n], prompts[n], metadata(n)))
         infos.append(shard.info)
     Manifest(CODEC, EMBEDDER, {}, {"train": infos}).save(folder)
 
 
 def ours(folder: Path) -> Callable[[], Iterator]:
-    """The stream that training reads, without its threads."""
+    """The loader of training, without its threads."""
     split = ShardedDataset(folder, "train")
     stream = ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0, 256), batch_size=BATCH, num_threads=0)
     return lambda: itertools.islice(stream.batches(), len(split) // BATCH)
 
 
 def webdataset(folder: Path, decoded: bool) -> Callable[[], Iterable]:
-    """The stock pipeline, or one that takes arrays from their bytes as they lie."""
+    """The stock pipeline, or one that reads arrays directly from their bytes."""
     import webdataset as wds
 
     urls = sorted(map(str, folder.glob("*.tar")))
@@ -92,7 +92,7 @@ def _tensors(batch: tuple) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def litdata(folder: Path, codes: np.ndarray, prompts: np.ndarray) -> Callable[[], Iterable]:
-    """Written by its own writer as arrays of fixed size; shuffled, read by its own loader."""
+    """litdata: its own writer, arrays of fixed size, shuffled, its own loader."""
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
@@ -106,7 +106,7 @@ def litdata(folder: Path, codes: np.ndarray, prompts: np.ndarray) -> Callable[[]
 
 
 def mosaic(folder: Path, codes: np.ndarray, prompts: np.ndarray) -> Callable[[], Iterable]:
-    """Written by its own writer as arrays of known shape; shuffled, read by torch's loader, as its guide does."""
+    """mosaicml-streaming: its own writer, arrays of known shape, shuffled, PyTorch's loader as in its guide."""
     from streaming import MDSWriter, StreamingDataset
     from torch.utils.data import DataLoader
 
@@ -119,15 +119,15 @@ def mosaic(folder: Path, codes: np.ndarray, prompts: np.ndarray) -> Callable[[],
 
 
 def gather(codes: np.ndarray, prompts: np.ndarray) -> Callable[[], Iterator]:
-    """Two arrays in memory, rows drawn beforehand."""
+    """Two arrays in memory, in an order that is computed beforehand."""
     codes, rows = codes.view(np.int16), np.random.default_rng(0).permutation(len(codes)).reshape(-1, BATCH)
     return lambda: (
         (torch.from_numpy(codes.take(row, 0)), torch.from_numpy(prompts.take(row, 0))) for row in rows
-    )  # take is quicker than indexing
+    )  # take is faster than indexing
 
 
 def contenders(folder: Path, count: int) -> dict[str, Callable[[], Iterable]]:
-    """All that can be run, each giving the batches of one epoch."""
+    """All loaders that are installed; each returns the batches of one epoch."""
     codes, prompts = clips(count)
     write_ours(folder / "ours", codes, prompts, max(1, count // 1000))
     rows: dict[str, Callable[[], Iterable]] = {
@@ -138,51 +138,54 @@ def contenders(folder: Path, count: int) -> dict[str, Callable[[], Iterable]]:
         try:
             rows[name] = make(folder / name, codes, prompts)
         except ImportError as error:
-            print(f"{name} is left out: {error}")
+            print(f"{name} is skipped: {error}")
     rows["ours"] = ours(folder / "ours")
     rows["two arrays in memory (the limit)"] = gather(codes, prompts)
     return rows
 
 
 def rate(epoch: Callable[[], Iterable], count: int) -> float:
-    """Clips a CPU-second of one epoch, which must come whole."""
-    began, seen = time.process_time(), 0
+    """Clips per CPU-second of one epoch, which must be complete."""
+    start, num_clips = time.process_time(), 0
     for batch in epoch():
-        found = batch.codes if hasattr(batch, "codes") else batch["codes"] if isinstance(batch, dict) else batch[0]
-        seen += len(found)
-    taken = time.process_time() - began
-    assert seen >= count - BATCH, seen
-    return seen / taken
+        codes = batch.codes if hasattr(batch, "codes") else batch["codes"] if isinstance(batch, dict) else batch[0]
+        num_clips += len(codes)
+    seconds = time.process_time() - start
+    assert num_clips >= count - BATCH, num_clips
+    return num_clips / seconds
 
 
 def compare(folder: Path, count: int, rounds: int) -> None:
-    """The table."""
+    """Print the table."""
     rows = contenders(folder, count)
     best = dict.fromkeys(rows, 0.0)
     for _ in range(rounds):
         for name, epoch in rows.items():
             best[name] = max(best[name], rate(epoch, count))
     stock = best["webdataset, .decode()"]
-    for name, found in best.items():
-        print(f"{name:36} {found:11,.0f} clips/CPU-s {found / stock:8.1f} x")
-    mine = best.pop("ours")
+    for name, clip_rate in best.items():
+        print(f"{name:36} {clip_rate:11,.0f} clips/CPU-s {clip_rate / stock:8.1f} x")
+    ours_rate = best.pop("ours")
     limit = best.pop("two arrays in memory (the limit)")
-    print(f"ours: {mine / stock:.1f} x stock webdataset, {mine / max(best.values()):.1f} x the best other, ", end="")
-    print(f"{mine / limit:.0%} of the limit")
+    print(
+        f"ours: {ours_rate / stock:.1f} x stock webdataset, {ours_rate / max(best.values()):.1f} x the best other, ",
+        end="",
+    )
+    print(f"{ours_rate / limit:.0%} of the limit")
 
 
 def grow(folder: Path, numbers: list[int], rounds: int) -> None:
-    """More and more shards of as many clips each: the first epoch, which opens them, and the best of those after it."""
-    print(f"shards of {_GROWN} clips   clips/CPU-s, first epoch   later ones   CPU-s until the first batch")
+    """Print rates for more and more shards: of the first epoch, which opens them, and the best of later epochs."""
+    print(f"shards of {_CLIPS_PER_SHARD} clips   clips/CPU-s, first epoch   later ones   CPU-s until the first batch")
     for shards in numbers:
-        count = shards * _GROWN // BATCH * BATCH
+        count = shards * _CLIPS_PER_SHARD // BATCH * BATCH
         write_ours(folder / str(shards), *clips(count), shards)
-        began = time.process_time()
+        start = time.process_time()
         next(iter(ours(folder / str(shards))()))
-        first = time.process_time() - began
+        first_batch = time.process_time() - start
         epoch = ours(folder / str(shards))
         opening, *later = (rate(epoch, count) for _ in range(1 + rounds))
-        print(f"{shards:20,} {opening:26,.0f} {max(later):12,.0f} {first:16.3f}", flush=True)
+        print(f"{shards:20,} {opening:26,.0f} {max(later):12,.0f} {first_batch:16.3f}", flush=True)
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def test_revert_sequence_inverts_build_sequence(name: str, K: int, T: int) -> No
 
 
 def test_num_steps_of_300_frames() -> None:
-    """With 8 codebooks: delay adds K - 1 steps, flatten has K times as many, Vall-E twice as many."""
+    """With 8 codebooks: delay adds K - 1 steps, flatten has K times as many, Vall-E doubles the number."""
     num_steps = {name: Pattern(name, 8).num_steps(300) for name in NAMES}
     assert num_steps == {"parallel": 300, "delay": 307, "flatten": 2400, "valle": 600}
 
