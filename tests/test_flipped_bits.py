@@ -1,4 +1,4 @@
-"""One flipped bit, at 200 random places of what a cache and a run leave on disk: found when it is read, or harmless."""
+"""One flipped bit, at 200 random positions in the files of a dataset and a run: detected on reading, or harmless."""
 
 from __future__ import annotations
 
@@ -42,46 +42,53 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with its plan, and a run of two steps with its checkpoint and export."""
-    handlers, place = logging.getLogger().handlers[:], tmp_path_factory.mktemp("flips")
-    cache = write_cache(place / "cache", per_shard=24)
+    handlers, workspace = logging.getLogger().handlers[:], tmp_path_factory.mktemp("flips")
+    cache = write_cache(workspace / "cache", per_shard=24)
     manifest, store = Manifest.load(cache), LocalStorage(cache)
     BuildPlan({"seed": 0}, {"codec": manifest.codec, "embedder": manifest.embedder}, "00", []).save(store)
     manifest.plan = plan_digest(store)
     manifest.save(cache)
-    words = ["+exp=delay_gpt2", f"shards={cache}", f"run={place / 'run'}", *SMALL, "trainer.steps=2", "trainer.ema=0.9"]
-    assert main.task(compose("train", words)) == 0  # type: ignore[attr-defined]
+    overrides = [
+        "+exp=delay_gpt2",
+        f"shards={cache}",
+        f"run={workspace / 'run'}",
+        *SMALL,
+        "trainer.steps=2",
+        "trainer.ema=0.9",
+    ]
+    assert main.task(compose("train", overrides)) == 0  # type: ignore[attr-defined]
     logging.getLogger().handlers[:] = handlers
-    return place
+    return workspace
 
 
-def read_checkpoint(place: Path) -> dict[str, Any]:
-    """All that a resume takes from it."""
-    folder = place / "run" / "checkpoints" / "step-2"
+def read_checkpoint(workspace: Path) -> dict[str, Any]:
+    """Everything that a resume reads."""
+    folder = workspace / "run" / "checkpoints" / "step-2"
     checkpoint.check_files(folder)
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != checkpoint.COMPLETE}
     return {"state": checkpoint.read_metadata(folder), "files": files}
 
 
-def read_export(place: Path) -> dict[str, Any]:
+def read_export(workspace: Path) -> dict[str, Any]:
     """The model, as generation loads it."""
-    model = CodecGPT.from_pretrained(place / "run" / "export")
+    model = CodecGPT.from_pretrained(workspace / "run" / "export")
     return {"config": model.config, **{name: value.numpy().tobytes() for name, value in model.state_dict().items()}}
 
 
-def read_cache(place: Path) -> dict[str, Any]:
-    """All that training takes from it."""
-    split = ShardedDataset(place / "cache", "train")
+def read_cache(workspace: Path) -> dict[str, Any]:
+    """Everything that training reads."""
+    split = ShardedDataset(workspace / "cache", "train")
     batches = [
         (b.codes.tolist(), b.frames.tolist(), b.prompts_fp16.view(torch.int16).tolist()) for b in iter_once(split, 8)
     ]
     return {"lengths": split.lengths().tolist(), "batches": batches, "manifest": split.manifest}
 
 
-def read_plan(place: Path) -> dict[str, Any]:
-    """What preprocessing goes by, and `shards verify` compares with the manifest."""
-    store = LocalStorage(place / "cache")
+def read_plan(workspace: Path) -> dict[str, Any]:
+    """The plan, which `shards verify` compares with the manifest."""
+    store = LocalStorage(workspace / "cache")
     faults = [line for line in verify(store) if PLAN in line]
     if faults:
         raise InputError(faults[0])
@@ -94,12 +101,12 @@ READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def test_flipped_bits_are_found_or_harmless(place: Path) -> None:
-    """What is read behind a flipped bit is what was written, or an error in one line; no other exception."""
+def test_flipped_bits_are_detected_or_harmless(workspace: Path) -> None:
+    """A flipped bit leads to the same contents or to an error in one line, never to another exception."""
     draw, counts = random.Random(0), Counter[str]()
-    files = {kind: sorted(place.glob(pattern)) for kind, pattern in KINDS.items()}
+    files = {kind: sorted(workspace.glob(pattern)) for kind, pattern in KINDS.items()}
     assert all(files.values()), files
-    whole = {kind: read(place) for kind, read in READERS.items()}
+    whole = {kind: read(workspace) for kind, read in READERS.items()}
     for number in range(FLIPS):
         kind = [*KINDS][number % len(KINDS)]
         file = draw.choice(files[kind])
@@ -107,23 +114,23 @@ def test_flipped_bits_are_found_or_harmless(place: Path) -> None:
         at, bit = draw.randrange(len(before)), draw.randrange(8)
         file.write_bytes(before[:at] + bytes([before[at] ^ 1 << bit]) + before[at + 1 :])
         try:
-            assert READERS[kind](place) == whole[kind], (
+            assert READERS[kind](workspace) == whole[kind], (
                 f"{file}: bit {bit} of byte {at} changed what is read, unnoticed"
             )
             counts[f"{kind}: harmless"] += 1
         except InputError as error:
             assert "\n" not in str(error)
-            counts[f"{kind}: found"] += 1
+            counts[f"{kind}: detected"] += 1
         finally:
             file.write_bytes(before)
     print(f"\n{FLIPS} flipped bits: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
     assert sum(counts.values()) == FLIPS and not {"checkpoint: harmless", "shard: harmless"} & counts.keys()
-    assert all(read(place) == whole[kind] for kind, read in READERS.items())
+    assert all(read(workspace) == whole[kind] for kind, read in READERS.items())
 
 
-def test_weights_behind_a_good_checksum_are_those_of_training(place: Path) -> None:
-    """What was hashed while it was written is what the weights are read from."""
-    found = consolidated_state_dict(place / "run" / "checkpoints" / "step-2")
-    theirs = load_file(place / "run" / "export" / WEIGHTS)
-    assert all(torch.equal(found[name], theirs[name]) for name in theirs)
-    assert json.loads((place / "run" / "export" / CONFIG).read_text())["files"].keys() == {WEIGHTS}
+def test_checked_weights_match_the_export(workspace: Path) -> None:
+    """The weights of a checkpoint with correct checksums are those of the export."""
+    weights = consolidated_state_dict(workspace / "run" / "checkpoints" / "step-2")
+    theirs = load_file(workspace / "run" / "export" / WEIGHTS)
+    assert all(torch.equal(weights[name], theirs[name]) for name in theirs)
+    assert json.loads((workspace / "run" / "export" / CONFIG).read_text())["files"].keys() == {WEIGHTS}

@@ -1,4 +1,4 @@
-"""No secret of an address, a setting or the environment is in any file that a run leaves, or in what it prints."""
+"""No secret of an address, a setting or the environment is in a file or the output of a run."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def served(folder: Path) -> Iterator[str]:
 
 def leaks(folder: Path, secrets: set[str]) -> dict[str, set[str]]:
     """The files below a folder whose bytes or name hold a secret, with these."""
-    found = {}
+    files = {}
     for file in folder.rglob("*"):
         content = str(file).encode() + (file.read_bytes() if file.is_file() else b"")
         if hit := {secret for secret in secrets if secret.encode() in content}:
-            found[str(file.relative_to(folder))] = hit
-    return found
+            files[str(file.relative_to(folder))] = hit
+    return files
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """All that a run may write to besides its run folder."""
+    """A home folder: all that a run may write to besides its run folder."""
     folder = tmp_path / "home"
     (folder / "tmp").mkdir(parents=True)
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -76,7 +76,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_run_leaves_no_secret(
+def test_run_leaves_no_secret(
     here: None, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Logins and signatures of addresses, settings with secret names, keys of the environment: in no file."""
@@ -87,12 +87,12 @@ def test_a_run_leaves_no_secret(
         monkeypatch.setenv(name, f"Hidden-{name}")
     with served(cache) as host:
         addresses = f"{{a: 'http://user:Hidden0Value%40@{host}', b: 'http://{host}/b?sig=Hidden1Value&x=1/c'}}"
-        words = (
+        overrides = (
             f"shards={addresses}", "+deepspeed.comet={enabled: false, api_key: Hidden2Value}",
             "tracking.notes='https://me:Hidden3Value@wiki/page'", "+deepspeed.store='AccountKey=Hidden4Value=='",
             f"run={tmp_path}/run",
         )  # fmt: skip
-        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *TINY, *words])
+        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *TINY, *overrides])
         main()
     printed = "".join(capfd.readouterr())
     assert {secret for secret in secrets if secret in printed} == set(), printed
@@ -102,7 +102,7 @@ def test_a_run_leaves_no_secret(
     assert leaks(tmp_path, secrets) == {}
 
 
-def test_a_cache_holds_no_secret(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dataset_contains_no_secret(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan, index and manifest of a cache whose address has a login."""
     monkeypatch.setenv("HF_TOKEN", "Hidden-HF_TOKEN")
     address = "memory://user:Hidden0Value@host/cache"
@@ -115,8 +115,8 @@ def test_a_cache_holds_no_secret(home: Path, tmp_path: Path, monkeypatch: pytest
     assert leaks(home, {"Hidden0Value", "Hidden-HF_TOKEN"}) == {}
 
 
-def test_a_sweep_over_addresses_names_no_folder_after_a_secret() -> None:
-    words = ["+exp=delay_gpt2", "shards='http://user:Hidden0Value@h/a'"]
-    cfg = compose("train", words)
-    sweeps.separate_outputs("train", cfg, ["shards"], words)
+def test_sweep_folder_names_contain_no_secret() -> None:
+    overrides = ["+exp=delay_gpt2", "shards='http://user:Hidden0Value@h/a'"]
+    cfg = compose("train", overrides)
+    sweeps.separate_outputs("train", cfg, ["shards"], overrides)
     assert cfg.run.startswith("runs/delay_gpt2/shards-") and "Hidden0Value" not in cfg.run

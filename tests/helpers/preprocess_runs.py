@@ -1,4 +1,4 @@
-"""Caches made by the real thing: in this process where that says as much, else by the command."""
+"""Datasets built by preprocessing: in this process, or by the command."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ HERE = ("encoder_workers=1", "decode_workers=0", "devices=cpu")  # in the callin
 
 
 def words(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:
-    """The command line that makes a small cache of a corpus; the scan cache is beside its root."""
+    """The command line that builds a small dataset of a corpus; its scan cache is next to the corpus."""
     scan_cache = f"data.scan_cache_dir='{root.parent / 'scan_cache'}'"
-    place = (f"data={data}", f"data.root='{root}'", scan_cache, f"out='{out}'")
-    return [*place, *SMALL, *overrides]
+    location = (f"data={data}", f"data.root='{root}'", scan_cache, f"out='{out}'")
+    return [*location, *SMALL, *overrides]
 
 
 def settings(*overrides: str) -> dict[str, Any]:
-    """What the entry point hands to `preprocess`."""
-    found = OmegaConf.to_container(compose("preprocess", list(overrides)), resolve=True)
-    assert isinstance(found, dict)
-    return found  # type: ignore[return-value]
+    """The settings that the command passes to `preprocess`."""
+    settings_dict = OmegaConf.to_container(compose("preprocess", list(overrides)), resolve=True)
+    assert isinstance(settings_dict, dict)
+    return settings_dict  # type: ignore[return-value]
 
 
 def make(data: str, root: Path, out: Path | str, *overrides: str) -> int:
-    """Preprocess in this process; the exit code."""
+    """Preprocess in this process, and return the exit code."""
     return preprocess(settings(*words(data, root, out, *HERE, *overrides)))
 
 
 def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """`python -m module arguments`, begun."""
+    """Start `python -m module arguments`."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen([sys.executable, "-m", module, *arguments], env=env, text=True, **pipes)
 
 
 def command(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`python -m module arguments`, to its end."""
+    """Run `python -m module arguments` to its end."""
     process = start(module, *arguments, **options)
     out, error = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
@@ -60,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def tones(root: Path, count: int, seconds: float = 0.4) -> Path:
-    """A folder of so many wavs of 24 kHz, each of its own pitch."""
+    """A folder of `count` wavs of 24 kHz with different pitches."""
     root.mkdir(parents=True, exist_ok=True)
     for i, wav in enumerate(_tones(count, seconds)):
         soundfile.write(root / f"tone{i:03d}.wav", wav, 24_000)

@@ -23,7 +23,7 @@ from pipeline.tracking import base
 
 def main() -> None:
     at = sys.argv.index("--")
-    run, step, words = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[at + 1 :]
+    run, step, actions = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[at + 1 :]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     cfg = compose("train", [f"run='{run}'", "+exp=delay_gpt2", *sys.argv[3:at]])
     run.mkdir(parents=True, exist_ok=True)
@@ -32,8 +32,8 @@ def main() -> None:
     settings = OmegaConf.to_container(cfg.tracking, resolve=True)
     tracker = base.build_tracker(run, step, cfg.name, OmegaConf.to_container(cfg, resolve=True), settings)  # type: ignore
     longest = 0.0
-    for word in words:
-        name, _, value = word.partition(":")
+    for action in actions:
+        name, _, value = action.partition(":")
         began = time.perf_counter()
         if name == "rows":
             for _ in range(int(value)):
@@ -49,7 +49,7 @@ def main() -> None:
             wav = np.sin(np.arange(12_000, dtype="f4") / 10)
             tracker.log_audio(step, [("note 1", {"prompt": wav, "temperature 0.7": wav / 2})], 24_000)
         elif name in ("cache", "checkpoint", "export"):
-            tracker.log_artifact(name, value or _made(run, name, step))
+            tracker.log_artifact(name, value or _write_output(run, name, step))
         elif name == "kill-core":
             subprocess.run(["pkill", "-9", "-P", str(os.getpid()), "wandb-core"], check=True)
         if name == "sleep":
@@ -61,14 +61,14 @@ def main() -> None:
     print(f"longest call: {longest:.3f} s")
 
 
-def _made(run: Path, kind: str, step: int) -> Path:
-    """A checkpoint or export as far as tracking looks at it."""
+def _write_output(run: Path, kind: str, step: int) -> Path:
+    """Write the files of a checkpoint or export that tracking reads."""
     folder = run / (f"checkpoints/step-{step}" if kind == "checkpoint" else "export")
     folder.mkdir(parents=True)
-    told = (
+    files = (
         {"complete.json": {"step": step, "ranks": 2}} if kind == "checkpoint" else {"config.json": {"pattern": "delay"}}
     )
-    for name, content in told.items():
+    for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     return folder
 

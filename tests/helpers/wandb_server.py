@@ -1,4 +1,4 @@
-"""A W&B server for tests: speaks as much GraphQL, file stream and uploading as `wandb` needs, and remembers it.
+"""A W&B server for tests: the GraphQL, file stream and uploads that `wandb` needs, stored in memory.
 
 `down` makes it answer 503 to everything, as an outage does.
 """
@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_: Any) -> None:
-        """`wandb` drops its connections without a word: so do we."""
+        """Ignore that `wandb` drops its connections."""
 
     @property
     def url(self) -> str:
@@ -52,27 +52,31 @@ class Server(ThreadingHTTPServer):
         """The history of a run, in the order of its lines."""
         return [json.loads(line) for _, line in sorted(self.run(name)["history"].items())]
 
-    def answer(self, operation: str, given: dict[str, Any], query: str) -> dict[str, Any]:
-        """What a GraphQL operation gets back."""
+    def answer(self, operation: str, variables: dict[str, Any], query: str) -> dict[str, Any]:
+        """The answer to a GraphQL operation."""
         self.operations.append(operation)
         known = getattr(self, f"on_{operation}", None)
-        return known(given) if known else empty(query)
+        return known(variables) if known else empty(query)
 
-    def on_Viewer(self, given: dict[str, Any]) -> dict[str, Any]:
+    def on_Viewer(self, variables: dict[str, Any]) -> dict[str, Any]:
         person = {"id": "u1", "entity": "lab", "username": "lab", "flags": "{}", "teams": {"edges": []}}
         return {"viewer": person}
 
-    def on_UpsertBucket(self, given: dict[str, Any]) -> dict[str, Any]:
-        run = self.run(given["name"])
+    def on_UpsertBucket(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = self.run(variables["name"])
         new, run["new"] = run["new"], False
         run.update(
-            {key: given[key] for key in ("displayName", "groupName", "tags", "jobType", "commit") if given.get(key)}
+            {
+                key: variables[key]
+                for key in ("displayName", "groupName", "tags", "jobType", "commit")
+                if variables.get(key)
+            }
         )
-        run["config"].update(json.loads(given.get("config") or "{}"))
+        run["config"].update(json.loads(variables.get("config") or "{}"))
         project = {"id": "p1", "name": "tests", "entity": {"id": "e1", "name": "lab"}}
         bucket = {
-            "id": "r-" + given["name"],
-            "name": given["name"],
+            "id": "r-" + variables["name"],
+            "name": variables["name"],
             "displayName": run.get("displayName"),
             "project": project,
         }
@@ -84,14 +88,14 @@ class Server(ThreadingHTTPServer):
         }
         return {"upsertBucket": {"bucket": bucket, "inserted": new}}
 
-    def on_RunResumeStatus(self, given: dict[str, Any]) -> dict[str, Any]:
-        run = self.runs.get(given["name"])
+    def on_RunResumeStatus(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs.get(variables["name"])
         if run is None or run["new"]:
             return {"model": {"id": "p1", "name": "tests", "entity": {"id": "e1", "name": "lab"}, "bucket": None}}
         lines = [line for _, line in sorted(run["history"].items())]
         bucket = {
-            "id": "r-" + given["name"],
-            "name": given["name"],
+            "id": "r-" + variables["name"],
+            "name": variables["name"],
             "historyLineCount": len(lines),
             "eventsLineCount": 0,
         }
@@ -108,68 +112,68 @@ class Server(ThreadingHTTPServer):
         }
         return {"model": {"id": "p1", "name": "tests", "entity": {"id": "e1", "name": "lab"}, "bucket": bucket}}
 
-    def on_CreateRunFiles(self, given: dict[str, Any]) -> dict[str, Any]:
-        names = given.get("files", [])
-        made = [{"name": name, "uploadUrl": f"{self.url}/upload/{given['run']}/{name}"} for name in names]
-        return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": made}}
+    def on_CreateRunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
+        names = variables.get("files", [])
+        artifact = [{"name": name, "uploadUrl": f"{self.url}/upload/{variables['run']}/{name}"} for name in names]
+        return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": artifact}}
 
-    def on_CreateArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
-        given = given.get("input", given)
+    def on_CreateArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        variables = variables.get("input", variables)
         number = f"a{len(self.artifacts)}"
-        names = given.get("artifactCollectionNames") or [given.get("artifactCollectionName")]
-        self.artifacts[number] = {**given, "name": names[0], "committed": False}
+        names = variables.get("artifactCollectionNames") or [variables.get("artifactCollectionName")]
+        self.artifacts[number] = {**variables, "name": names[0], "committed": False}
         state = {"id": number, "state": "PENDING", "artifactSequence": {"id": "s", "latestArtifact": None}}
         return {"createArtifact": {"artifact": state}}
 
-    def on_CreateArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:
-        given = given.get("input", given)
-        file = {"id": "f", "name": given["name"], "displayName": given["name"], "uploadHeaders": []}
-        file["uploadUrl"] = f"{self.url}/upload/manifest/{given['artifactID']}"
-        return {"createArtifactManifest": {"artifactManifest": {"id": "m-" + given["artifactID"], "file": file}}}
+    def on_CreateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        variables = variables.get("input", variables)
+        file = {"id": "f", "name": variables["name"], "displayName": variables["name"], "uploadHeaders": []}
+        file["uploadUrl"] = f"{self.url}/upload/manifest/{variables['artifactID']}"
+        return {"createArtifactManifest": {"artifactManifest": {"id": "m-" + variables["artifactID"], "file": file}}}
 
-    def on_UpdateArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:
-        number = given.get("artifactManifestID", "m-x").removeprefix("m-")
+    def on_UpdateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        number = variables.get("artifactManifestID", "m-x").removeprefix("m-")
         file = {"id": "f", "name": "manifest", "displayName": "manifest", "uploadHeaders": []}
         file["uploadUrl"] = f"{self.url}/upload/manifest/{number}"
         return {"updateArtifactManifest": {"artifactManifest": {"id": "m-" + number, "file": file}}}
 
-    def on_CreateArtifactFiles(self, given: dict[str, Any]) -> dict[str, Any]:
+    def on_CreateArtifactFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
         edges = []
-        for spec in given.get("artifactFiles", given.get("input", {}).get("artifactFiles", [])):
-            place = f"{self.url}/upload/artifact/{spec['artifactID']}/{spec['name']}"
+        for spec in variables.get("artifactFiles", variables.get("input", {}).get("artifactFiles", [])):
+            url_of_file = f"{self.url}/upload/artifact/{spec['artifactID']}/{spec['name']}"
             node = {
                 "id": "f",
                 "name": spec["name"],
                 "displayName": spec["name"],
-                "uploadUrl": place,
+                "uploadUrl": url_of_file,
                 "storagePath": spec["name"],
             }
             node |= {"uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": spec["artifactID"]}}
             edges.append({"node": node})
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
-    def on_CommitArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
-        given = given.get("input", given)
-        self.artifacts[given["artifactID"]]["committed"] = True
-        return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "d"}}}
+    def on_CommitArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        variables = variables.get("input", variables)
+        self.artifacts[variables["artifactID"]]["committed"] = True
+        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
 
-    def on_UseArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
-        given = given.get("input", given)
-        self.artifacts[given["artifactID"]]["used_by"] = given["runName"]
-        return {"useArtifact": {"artifact": {"id": given["artifactID"], "digest": "d"}}}
+    def on_UseArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        variables = variables.get("input", variables)
+        self.artifacts[variables["artifactID"]]["used_by"] = variables["runName"]
+        return {"useArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
 
-    def on_NotifyScriptableRunAlert(self, given: dict[str, Any]) -> dict[str, Any]:
-        self.alerts.append(given)
+    def on_NotifyScriptableRunAlert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.alerts.append(variables)
         return {"notifyScriptableRunAlert": {"success": True}}
 
-    def on_UpsertView2(self, given: dict[str, Any]) -> dict[str, Any]:
-        name = given["name"]
-        new, self.views[name] = name not in self.views, {**given, "id": f"v-{name}"}
+    def on_UpsertView2(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables["name"]
+        new, self.views[name] = name not in self.views, {**variables, "id": f"v-{name}"}
         return {"upsertView": {"view": {"id": f"v-{name}", "name": name}, "inserted": new}}
 
-    def on_View(self, given: dict[str, Any]) -> dict[str, Any]:
-        found = self.views.get(given["viewName"])
-        edges = [{"node": {key: found[key] for key in ("id", "name", "displayName", "spec")}}] if found else []
+    def on_View(self, variables: dict[str, Any]) -> dict[str, Any]:
+        view = self.views.get(variables["viewName"])
+        edges = [{"node": {key: view[key] for key in ("id", "name", "displayName", "spec")}}] if view else []
         return {"project": {"allViews": {"edges": edges}}}
 
     def stream(self, name: str, sent: dict[str, Any]) -> None:
@@ -188,7 +192,7 @@ class Server(ThreadingHTTPServer):
 
 
 def empty(query: str) -> dict[str, Any]:
-    """An answer that says nothing: each field that the operation asks for first is null."""
+    """An empty answer: the first field of the operation is null."""
     fields = re.findall(r"^\s{1,4}(\w+)", query.split("{", 1)[-1], re.MULTILINE)
     return dict.fromkeys(fields[:1])
 
@@ -225,10 +229,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         with self.server.lock:
             if path == "/graphql":
-                asked = json.loads(body)
-                found = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
-                operation = asked.get("operationName") or (found.group(1) if found else "")
-                self._send({"data": self.server.answer(operation, asked.get("variables") or {}, asked["query"])})
+                request = json.loads(body)
+                match = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+                operation = request.get("operationName") or (match.group(1) if match else "")
+                self._send({"data": self.server.answer(operation, request.get("variables") or {}, request["query"])})
             elif path.endswith("/file_stream"):
                 self.server.stream(path.split("/")[-2], json.loads(body))
                 self._send({})

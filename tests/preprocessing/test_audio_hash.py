@@ -1,4 +1,4 @@
-"""A recording has one digest whatever file holds it, and none where a decoder fails or hangs in it."""
+"""Hashes of recordings depend on the audio, not on the file; a recording that cannot be decoded has none."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job
 from tests.preprocessing.test_decode_workers import tone
 
 
-def test_the_same_sound_has_one_digest_whatever_file_holds_it(tmp_path: Path) -> None:
+def test_hash_depends_on_audio_not_on_file(tmp_path: Path) -> None:
     path = tone(tmp_path / "a.wav", 21.0)
     soundfile.write(tmp_path / "b.flac", soundfile.read(path)[0], 24_000, subtype="PCM_24")
     soundfile.write(tmp_path / "c.wav", soundfile.read(tmp_path / "b.flac")[0], 24_000, subtype="PCM_24")
@@ -24,26 +24,26 @@ def test_the_same_sound_has_one_digest_whatever_file_holds_it(tmp_path: Path) ->
     assert hash_audio(str(tmp_path / "bad.mp3")) is None
 
 
-@pytest.mark.parametrize("readers", [0, 4])
-def test_a_reader_finds_the_same(tmp_path: Path, readers: int) -> None:
+@pytest.mark.parametrize("decode_workers", [0, 4])
+def test_hash_in_worker_matches_direct_hash(tmp_path: Path, decode_workers: int) -> None:
     path = tone(tmp_path / "a.wav", 11.0)
     whole = path.read_bytes() * 2  # more than a pipe holds
-    with closing(AudioHasher(readers, 60)) as digest:
+    with closing(AudioHasher(decode_workers, 60)) as digest:
         assert digest(str(path)) == digest(whole[: len(whole) // 2]) == hash_audio(str(path))
         assert digest(b"no sound at all") is None
         with pytest.raises(OSError, match="No such file"):  # so that nothing is remembered of it
             digest(str(tmp_path / "gone.wav"))
 
 
-def stuck(job: Job, how: DecodeOptions) -> Iterator[DecodedBatch]:
-    """As a decoder that never comes back from one file."""
+def stuck(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
+    """A decoder that hangs in one file."""
     real = audio_io._open
     audio_io._open = lambda source, keep: time.sleep(600) if "stuck" in str(source) else real(source, keep)  # type: ignore[assignment]
-    return hash_job(job, how)
+    return hash_job(job, options)
 
 
-def test_a_recording_in_which_a_decoder_hangs_has_none(tmp_path: Path) -> None:
-    """The next one has its own again."""
+def test_hanging_decoder_gives_no_hash(tmp_path: Path) -> None:
+    """The next recording has a hash again."""
     path = tone(tmp_path / "a.wav")
     with closing(AudioHasher(1, 0.5, stuck)) as digest:
         assert digest(str(tone(tmp_path / "stuck.wav"))) is None

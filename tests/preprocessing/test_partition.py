@@ -1,4 +1,4 @@
-"""Who makes what, where several processes share a plan."""
+"""The shards of a plan are divided among parts."""
 
 import pytest
 
@@ -44,17 +44,17 @@ def test_every_shard_is_in_exactly_one_part() -> None:
         ),
     ],
 )
-def test_slurm_tells_the_part(env: dict[str, str], number: int, count: int) -> None:
+def test_part_comes_from_slurm(env: dict[str, str], number: int, count: int) -> None:
     share = parse_partition("auto", env)
     assert (share.number, share.count) == (number, count)
 
 
-def test_a_part_that_is_given_wins_over_slurm() -> None:
+def test_part_setting_overrides_slurm() -> None:
     share = parse_partition("3/16", {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "7"})
     assert (share.number, share.count) == (3, 16)
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2", ""])
-def test_a_part_that_is_none_is_refused(part: str) -> None:
+def test_invalid_part_is_refused(part: str) -> None:
     with pytest.raises(InputError, match="n/m"):
         parse_partition(part, {})

@@ -1,4 +1,4 @@
-"""`python -m pipeline.preprocess`: what goes in comes out as codes and prompts, and what cannot is told by name."""
+"""`python -m pipeline.preprocess` writes codes and prompts of all readable inputs, and lists the others."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def cache(nsynth_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_every_clip_is_there_with_the_codec_s_codes_and_the_embedder_s_vector(cache: Path, nsynth_folder: Path) -> None:
-    manifest, found = Manifest.load(cache), samples(cache)
+def test_dataset_has_codes_and_prompt_of_every_clip(cache: Path, nsynth_folder: Path) -> None:
+    manifest, result = Manifest.load(cache), samples(cache)
     assert [*verify(LocalStorage(cache))] == []
     codec, embedder = load_codec("encodec_embedded", 2), load_embedder("encodecmae_tiny")
     assert manifest.codec == codec.identity and manifest.embedder == embedder.identity
@@ -58,23 +58,23 @@ def test_every_clip_is_there_with_the_codec_s_codes_and_the_embedder_s_vector(ca
             path = f"nsynth-{split}/audio/{key}.wav"
             wav = torch.from_numpy(audio_io.read(nsynth_folder / path))[None]
             assert wav.shape == (1, 96_000)
-            assert np.array_equal(found[key].codes, codec.encode(wav[:, None])[0].numpy())
-            assert np.array_equal(found[key].prompt, embedder.embed(wav)[0].numpy().astype(np.float16))
-            info = found[key].metadata
+            assert np.array_equal(result[key].codes, codec.encode(wav[:, None])[0].numpy())
+            assert np.array_equal(result[key].prompt, embedder.embed(wav)[0].numpy().astype(np.float16))
+            info = result[key].metadata
             assert (info["path"], info["start"], info["duration"], info["split"]) == (path, 0.0, 4.0, split)
             assert info["labels"]["pitch"] == note["pitch"]
 
 
-def test_stock_webdataset_reads_a_cache(cache: Path) -> None:
+def test_webdataset_reads_a_dataset(cache: Path) -> None:
     urls = sorted(str(path) for path in cache.glob("train-*.tar"))
-    found = list(wds.WebDataset(urls, shardshuffle=False).decode())
+    result = list(wds.WebDataset(urls, shardshuffle=False).decode())
     ours = samples(cache)
-    assert {f["__key__"] for f in found} == {k for k, s in ours.items() if s.metadata["split"] == "train"}
-    assert all(np.array_equal(f["codes.npy"], ours[f["__key__"]].codes) for f in found)
+    assert {f["__key__"] for f in result} == {k for k, s in ours.items() if s.metadata["split"] == "train"}
+    assert all(np.array_equal(f["codes.npy"], ours[f["__key__"]].codes) for f in result)
 
 
-def test_the_literal_command_in_processes_makes_the_same_bytes(nsynth_folder: Path, tmp_path: Path) -> None:
-    """Two encoder processes with a reader each, against one thread that reads for itself."""
+def test_worker_processes_write_same_bytes(nsynth_folder: Path, tmp_path: Path) -> None:
+    """Two encoder processes with a decode worker each, compared with a single thread."""
     alone, out = tmp_path / "alone", tmp_path / "out"
     done = command("pipeline.preprocess", *words("nsynth", nsynth_folder, alone, *HERE))
     assert done.returncode == 0, done.stderr
@@ -84,23 +84,21 @@ def test_the_literal_command_in_processes_makes_the_same_bytes(nsynth_folder: Pa
     assert done.stderr == "" and "next: deepspeed pipeline/train.py" in done.stdout
 
 
-def test_a_packed_corpus_gives_the_same_samples_as_an_unpacked_one(
-    cache: Path, nsynth_folder: Path, tmp_path: Path
-) -> None:
+def test_packed_corpus_gives_same_samples(cache: Path, nsynth_folder: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed"
     packed.mkdir()
     for split in ("train", "valid", "test"):
         shutil.make_archive(str(packed / f"nsynth-{split}.jsonwav"), "gztar", nsynth_folder, f"nsynth-{split}")
     assert make("nsynth", packed, tmp_path / "out") == 0
-    found, expected = samples(tmp_path / "out"), samples(cache)
-    assert found.keys() == expected.keys()
-    for key, sample in found.items():
+    result, expected = samples(tmp_path / "out"), samples(cache)
+    assert result.keys() == expected.keys()
+    for key, sample in result.items():
         assert np.array_equal(sample.codes, expected[key].codes)
         assert np.array_equal(sample.prompt, expected[key].prompt)
         assert sample.metadata["path"].startswith(f"nsynth-{sample.metadata['split']}.jsonwav.tar.gz::")
 
 
-def test_jamendo_with_broken_files_among_it(jamendo_folder: Path, tmp_path: Path) -> None:
+def test_jamendo_skips_broken_files(jamendo_folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "jamendo"
     shutil.copytree(jamendo_folder, root)
     tracks = sorted(root.glob("*/*.mp3"))
@@ -114,16 +112,16 @@ def test_jamendo_with_broken_files_among_it(jamendo_folder: Path, tmp_path: Path
     shutil.copy(tracks[4], root / "99" / "stranger.mp3")
     assert make("jamendo", root, tmp_path / "out", "data.segment_seconds=1", "data.min_seconds=0.5") == 0
     assert [*verify(LocalStorage(tmp_path / "out"))] == []
-    found = samples(tmp_path / "out")
-    paths = {sample.metadata["path"] for sample in found.values()}
-    assert str(tracks[2].relative_to(root)) in paths, "a track with a broken frame goes on after it"
-    aside = {row["path"].removeprefix(f"{root}/"): row["reason"] for row in Manifest.load(tmp_path / "out").skipped}
+    result = samples(tmp_path / "out")
+    paths = {sample.metadata["path"] for sample in result.values()}
+    assert str(tracks[2].relative_to(root)) in paths, "a track with a broken frame is decoded after it"
+    skipped = {row["path"].removeprefix(f"{root}/"): row["reason"] for row in Manifest.load(tmp_path / "out").skipped}
     for gone in (tracks[0], tracks[1], tracks[3], root / "99" / "stranger.mp3"):
-        assert str(gone.relative_to(root)) in aside and str(gone.relative_to(root)) not in paths
+        assert str(gone.relative_to(root)) in skipped and str(gone.relative_to(root)) not in paths
 
 
 def odd_files(root: Path) -> tuple[set[str], dict[str, str]]:
-    """A folder of what people have; the names that are good, and a word of the reason for each that is not."""
+    """A folder of unusual files: the names of good ones, and the start of the reason for each bad one."""
     root.mkdir()
     rng = np.random.default_rng(0)
 
@@ -157,40 +155,38 @@ def odd_files(root: Path) -> tuple[set[str], dict[str, str]]:
     return good, {**bad, "no samples.wav": "empty", "long.wav": "too long", "gone.wav": "", "loop": ""}
 
 
-def test_what_can_be_read_is_and_what_cannot_is_set_aside_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_files_are_skipped_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = odd_files(tmp_path / "odd")
     assert make_tones(tmp_path / "odd", tmp_path / "out", "max_seconds=2") == 0
     manifest = Manifest.load(tmp_path / "out")
     assert {sample.metadata["path"] for sample in samples(tmp_path / "out").values()} == good
-    aside = {Path(row["path"]).name: row["reason"] for row in manifest.skipped}
-    assert aside.keys() == bad.keys()
-    for name, word in bad.items():
-        assert aside[name].startswith(word), (name, aside[name])
+    skipped = {Path(row["path"]).name: row["reason"] for row in manifest.skipped}
+    assert skipped.keys() == bad.keys()
+    for name, reason in bad.items():
+        assert skipped[name].startswith(reason), (name, skipped[name])
     assert manifest.silent == 1 and [*verify(LocalStorage(tmp_path / "out"))] == []
-    told = capsys.readouterr().out
-    assert f"skipped: {len(bad)} inputs" in told and "silent, but kept: 1 clips" in told
+    message = capsys.readouterr().out
+    assert f"skipped: {len(bad)} inputs" in message and "silent, but kept: 1 clips" in message
 
 
 @pytest.mark.parametrize("value", [1e29, 3e38])
-def test_a_clip_that_no_embedder_can_take_spoils_no_other(tmp_path: Path, value: float) -> None:
-    """In its batch, of whose clips each is its own."""
+def test_bad_clip_does_not_affect_others(tmp_path: Path, value: float) -> None:
+    """The other clips of its batch have the usual codes and prompts."""
     root = tones(tmp_path / "in", 6)
     make_tones(root, tmp_path / "usual")
     loud = np.zeros(9_600, np.float32)
     loud[500] = value
     soundfile.write(root / "tone002.wav", loud, 24_000, subtype="FLOAT")
     make_tones(root, tmp_path / "out")
-    found, usual = samples(tmp_path / "out"), samples(tmp_path / "usual")
+    result, usual = samples(tmp_path / "out"), samples(tmp_path / "usual")
     others = [key for key in usual if not key.startswith("tone002")]
-    assert len(others) == 5 and all(found[key].metadata == usual[key].metadata for key in others)
+    assert len(others) == 5 and all(result[key].metadata == usual[key].metadata for key in others)
     for key in others:
-        assert np.array_equal(found[key].codes, usual[key].codes)
-        assert np.array_equal(found[key].prompt, usual[key].prompt)
+        assert np.array_equal(result[key].codes, usual[key].codes)
+        assert np.array_equal(result[key].prompt, usual[key].prompt)
 
 
-def test_a_cache_without_any_clip_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dataset_without_clips_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1, one line, no "next" command; in this run and the next."""
     root = tones(tmp_path / "in", 3)
     for path in root.iterdir():
@@ -205,7 +201,7 @@ def test_a_cache_without_any_clip_is_an_error(tmp_path: Path, capsys: pytest.Cap
     assert not [*(tmp_path / "out").glob("*.tar")]
 
 
-def test_the_same_again_is_nothing_to_do_and_loads_no_model(
+def test_up_to_date_dataset_loads_no_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = tones(tmp_path / "in", 8), tmp_path / "out"
@@ -217,8 +213,8 @@ def test_the_same_again_is_nothing_to_do_and_loads_no_model(
     assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()} == before
 
 
-def test_what_could_not_be_read_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither size nor time says that a folder may be read by now."""
+def test_unreadable_folder_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and times do not show that a folder can be read again."""
     root, out = tones(tmp_path / "in", 3), tmp_path / "out"
     tones(root / "below", 2, 0.5)
     real = os.scandir
@@ -239,7 +235,7 @@ def test_what_could_not_be_read_is_looked_for_again(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("codec.codebooks=4", r"codec\.codebooks=2 \(now 4\)"),
         ("samples_per_shard=9", r"samples_per_shard=6 \(now 9\)"),
@@ -247,17 +243,17 @@ def test_what_could_not_be_read_is_looked_for_again(tmp_path: Path, monkeypatch:
         ("data.segment_seconds=1", r"data\.segment_seconds=None \(now 1\)"),
     ],
 )
-def test_changed_settings_are_refused_by_name_before_any_work(tmp_path: Path, setting: str, told: str) -> None:
+def test_changed_settings_are_refused(tmp_path: Path, setting: str, message: str) -> None:
     root, out = tones(tmp_path / "in", 3), tmp_path / "out"
     make_tones(root, out)
     before = contents(out)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         make_tones(root, out, setting)
     assert contents(out) == before
 
 
-def test_a_cache_of_another_resampler_is_refused_by_name(tmp_path: Path) -> None:
-    """Also where nothing else is to be done: its codes and prompts are not those that this version makes."""
+def test_other_resampler_is_refused(tmp_path: Path) -> None:
+    """Also if the dataset is complete: this version would write other codes and prompts."""
     root, out = tones(tmp_path / "in", 1), tmp_path / "out"
     make_tones(root, out)
     assert Manifest.load(out).data["resampler"] == "soxr HQ"
@@ -269,11 +265,11 @@ def test_a_cache_of_another_resampler_is_refused_by_name(tmp_path: Path) -> None
 
 
 def written(out: Path, since: dict[str, int]) -> set[str]:
-    """The shards whose files are not those that were there before."""
+    """The shards whose files were replaced."""
     return {path.name for path in out.glob("*.tar") if since.get(path.name) != path.stat().st_ino}
 
 
-def test_changed_added_and_removed_inputs_touch_their_own_shards_only(tmp_path: Path) -> None:
+def test_changed_inputs_rebuild_only_their_shards(tmp_path: Path) -> None:
     root, out = tones(tmp_path / "in", 40), tmp_path / "out"
     make_tones(root, out)
     shards = len([*out.glob("*.tar")])
@@ -294,9 +290,7 @@ def test_changed_added_and_removed_inputs_touch_their_own_shards_only(tmp_path: 
         shutil.rmtree(fresh)
 
 
-def test_a_cache_that_changes_has_no_manifest_until_it_is_whole_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_manifest_is_absent_during_rebuild(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = tones(tmp_path / "in", 8), tmp_path / "out"
     make_tones(root, out)
     tones(root, 1, 0.3)
@@ -310,15 +304,15 @@ def test_a_cache_that_changes_has_no_manifest_until_it_is_whole_again(
     assert seconds["tone000.wav"] == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("damage", ["shard gone", "shard cut", "index gone", "record gone", "record torn", "no plan"])
-def test_what_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["shard gone", "shard cut", "index gone", "record gone", "record cut", "no plan"])
+def test_damaged_files_are_rebuilt(tmp_path: Path, damage: str) -> None:
     root, out = tones(tmp_path / "in", 8), tmp_path / "out"
     make_tones(root, out)
     before = contents(out)
     shard, record = out / "train-000000.tar", out / "train-000000.done.json"
     if damage == "shard cut":
         shard.write_bytes(before[shard.name][:-512])
-    elif damage == "record torn":
+    elif damage == "record cut":
         record.write_bytes(before[record.name][:40])
         (out / MANIFEST).unlink()
     else:
@@ -328,7 +322,7 @@ def test_what_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     assert contents(out) == before
 
 
-def test_new_prompts_are_added_and_the_codes_kept_byte_for_byte(tmp_path: Path) -> None:
+def test_reembed_keeps_codes(tmp_path: Path) -> None:
     root, out = tones(tmp_path / "in", 8), tmp_path / "out"
     other = f"embedder.source={other_embedder(tmp_path)}"
     make_tones(root, out)
@@ -345,7 +339,7 @@ def test_new_prompts_are_added_and_the_codes_kept_byte_for_byte(tmp_path: Path) 
     assert contents(out) == contents(tmp_path / "fresh")
 
 
-def test_new_prompts_encode_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reembed_encodes_no_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.audio.codecs.base import Codec
 
     root, out = tones(tmp_path / "in", 8), tmp_path / "out"
@@ -368,14 +362,14 @@ def other_embedder(folder: Path) -> Path:
     return path
 
 
-def test_adding_prompts_to_no_cache_is_refused(tmp_path: Path) -> None:
+def test_reembed_without_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="reembed=true: there is no dataset at"):
         make_tones(tones(tmp_path / "in", 1), tmp_path / "out", "reembed=true")
     assert not (tmp_path / "out").exists()
 
 
-def test_other_notes_are_refused_before_any_is_rendered(tmp_path: Path) -> None:
-    """A cache and its notes stay as they are where a setting was forgotten."""
+def test_changed_notes_are_refused_before_rendering(tmp_path: Path) -> None:
+    """The dataset and its notes stay unchanged when a setting was forgotten."""
     root, out = tmp_path / "notes", tmp_path / "out"
     few = ("data.programs=[0]", "data.pitches=60-63", "data.velocities=[100]", "data.split_by=note", "data.seconds=0.5")
     assert make("notes", root, out, *few, "data.clips=4") == 0
@@ -390,8 +384,8 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
 
-def test_a_full_disk_leaves_a_cache_that_the_next_run_completes(tmp_path: Path) -> None:
-    """The system refuses to write more, here by a limit of its own, which is as real as a full disk."""
+def test_full_disk_is_resumed_by_next_run(tmp_path: Path) -> None:
+    """A limit on file sizes has the same effect as a full disk."""
     root = tones(tmp_path / "in", 12, 0.2)
     make_tones(root, tmp_path / "whole")
     tones(root, 3, 30.0)
@@ -407,7 +401,7 @@ def test_a_full_disk_leaves_a_cache_that_the_next_run_completes(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["data.root=/no/such/folder"], "data.root=/no/such/folder"),
         (["out=/proc/cache"], "cannot write to /proc/cache"),
@@ -421,15 +415,15 @@ def test_a_full_disk_leaves_a_cache_that_the_next_run_completes(tmp_path: Path) 
         (["codec.codebooks=9"], "codec.codebooks=9"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(tmp_path: Path, overrides: list[str], told: str) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
     root, out = tones(tmp_path / "in", 1), tmp_path / "out"
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         make_tones(root, out, *overrides)
     assert "\n" not in str(caught.value)
     assert not [*out.glob("*")]
 
 
-def test_an_empty_corpus_and_an_unknown_setting_are_one_line_and_exit_2(tmp_path: Path) -> None:
+def test_usage_errors_are_one_line_and_exit_2(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for arguments in (words("folder", tmp_path / "in", tmp_path / "out"), ["sampels_per_shard=3"]):
         done = command("pipeline.preprocess", *arguments)

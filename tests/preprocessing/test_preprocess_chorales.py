@@ -71,10 +71,10 @@ def chorales(tmp_path_factory: pytest.TempPathFactory) -> Path:
     broken(1, b"")
     broken(2, b"this is no sound\n" * 100)
     broken(3, whole)  # the very same sound under another artist
-    torn = bytearray(next(root.glob("*/1013.mp3")).read_bytes())
-    for place in range(40_000, len(torn) - 2000, 40_000):
-        torn[place : place + 700] = b"\0" * 700
-    broken(4, bytes(torn))  # frames lost on the way
+    damaged = bytearray(next(root.glob("*/1013.mp3")).read_bytes())
+    for offset in range(40_000, len(damaged) - 2000, 40_000):
+        damaged[offset : offset + 700] = b"\0" * 700
+    broken(4, bytes(damaged))  # frames lost on the way
     broken(5, next(root.glob("*/1026.mp3")).read_bytes()[:60_000], 45.0)  # cut short: its row says 45 s
     rows.append((6, 96, "00/6.mp3", 30.0, ["genre---absent"]))
     shutil.copy(next(root.glob("*/1039.mp3")), root / "00" / "7.mp3")  # a file without a row
@@ -82,16 +82,16 @@ def chorales(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_collection_with_broken_files_becomes_a_proven_cache(chorales: Path, tmp_path: Path) -> None:
+def test_collection_with_broken_files_verifies(chorales: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = words("jamendo", chorales, out, "data.segment_seconds=5", "data.valid=0.2", "data.test=0.2")
     done = command("pipeline.preprocess", *arguments)
     assert done.returncode == 0, done.stderr
     assert [*verify(LocalStorage(out))] == []
     manifest = Manifest.load(LocalStorage(out))
-    aside = {Path(row["path"]).name: row["reason"] for row in manifest.skipped}
-    assert {"1.mp3", "2.mp3", "3.mp3", "6.mp3"} <= aside.keys() <= {f"{n}.mp3" for n in range(1, 8)}, aside
-    assert "the same sound as" in aside["3.mp3"]
+    skipped = {Path(row["path"]).name: row["reason"] for row in manifest.skipped}
+    assert {"1.mp3", "2.mp3", "3.mp3", "6.mp3"} <= skipped.keys() <= {f"{n}.mp3" for n in range(1, 8)}, skipped
+    assert "the same sound as" in skipped["3.mp3"]
     split_of: dict[str, set[str]] = {}
     hours = 0.0
     for path in sorted(out.glob("*.tar")):
@@ -103,7 +103,7 @@ def test_a_collection_with_broken_files_becomes_a_proven_cache(chorales: Path, t
     assert command("pipeline.preprocess", *arguments).stdout.count("nothing to do") == 1
 
 
-def test_what_lies_in_the_cache_is_what_was_played(chorales: Path, tmp_path: Path) -> None:
+def test_codes_match_the_played_audio(chorales: Path, tmp_path: Path) -> None:
     """A clip's codes are those of its five seconds of the mp3, decoded and encoded here."""
     out = tmp_path / "out"
     done = command("pipeline.preprocess", *words("jamendo", chorales, out, "data.segment_seconds=5", "data.valid=0"))

@@ -1,4 +1,4 @@
-"""What the machine does to a run costs no clip for good: the run after it makes the cache that was to be made."""
+"""After failures of the machine, the next run writes the same dataset as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODULE = "pipeline.preprocess"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 10 clips, and in it one of 3 that come last."""
+    """A folder of 10 clips, with a subfolder of 3 that come last."""
     root = tones(tmp_path_factory.mktemp("faults") / "in", 10, 0.2)
     tones(root / "zz", 3, 0.3)  # no copies of the others
     return root
@@ -28,7 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of the cache that no fault disturbed."""
+    """The files of a dataset built without faults."""
     out = tmp_path_factory.mktemp("caches") / "whole"
     assert make("folder", corpus, out, *SETTINGS) == 0
     return contents(out)
@@ -44,7 +44,7 @@ def one_shard(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.fixture
 def after_planning(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
-    """Has something done between the planning of a run and its reading, once."""
+    """Call a function once, between planning and decoding."""
     with monkeypatch.context() as patched:
 
         def at(fault: Callable[[], object]) -> None:
@@ -60,7 +60,7 @@ def after_planning(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callab
 
 
 @pytest.mark.parametrize("gone", ["zz", "tone001.wav"])
-def test_what_is_away_for_a_moment_is_read_by_the_next_run(
+def test_missing_file_is_retried_by_next_run(
     gone: str,
     corpus: Path,
     one_shard: dict[str, bytes],
@@ -68,7 +68,7 @@ def test_what_is_away_for_a_moment_is_read_by_the_next_run(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As a mount that blinks. Neither a file's size nor its time tells the next run that it is back."""
+    """A mount that is away for a moment. Sizes and times do not show the next run that it is back."""
     out, away = tmp_path / "out", tmp_path / "away"
     lost = ["zz/tone000.wav", "zz/tone001.wav", "zz/tone002.wav"] if gone == "zz" else [gone]
     after_planning(lambda: (corpus / gone).rename(away))
@@ -79,8 +79,8 @@ def test_what_is_away_for_a_moment_is_read_by_the_next_run(
     rows = Manifest.load(out).skipped
     assert [row["path"] for row in rows] == lost
     assert all(row["retry"] is True and row["reason"].startswith("missing") for row in rows)
-    told = f"could not be read for now: {len(lost)} of these; run the same command again"
-    assert told in capsys.readouterr().out
+    message = f"could not be read for now: {len(lost)} of these; run the same command again"
+    assert message in capsys.readouterr().out
     assert make("folder", corpus, out, *SETTINGS, ONE_SHARD) == 0
     assert "nothing to do" not in capsys.readouterr().out
     assert contents(out) == one_shard
@@ -88,29 +88,29 @@ def test_what_is_away_for_a_moment_is_read_by_the_next_run(
     assert capsys.readouterr().out.startswith("nothing to do")
 
 
-def test_a_shard_all_of_whose_clips_are_away_ends_the_run_with_an_error(
+def test_shard_with_all_clips_missing_is_an_error(
     corpus: Path,
     whole: dict[str, bytes],
     after_planning: Callable[[Callable[[], object]], None],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """No empty shard stands for it."""
+    """No empty shard is written."""
     out, away = tmp_path / "out", tmp_path / "away"
     after_planning(lambda: corpus.rename(away))
     try:
         assert make("folder", corpus, out, *SETTINGS) == 1
     finally:
         away.rename(corpus)
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.startswith(f"error: {out}: no clip of train-000000.tar and of")
-    assert f"check that data.root={corpus} is there" in told and "run the same command again" in told
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and message.startswith(f"error: {out}: no clip of train-000000.tar and of")
+    assert f"check that data.root={corpus} is there" in message and "run the same command again" in message
     assert not [*out.glob("*.done.json")] and not (out / "manifest.json").exists()
     assert make("folder", corpus, out, *SETTINGS) == 0
     assert contents(out) == whole
 
 
-def test_a_clip_that_was_away_gets_its_codes_when_prompts_are_added(
+def test_reembed_encodes_clips_missing_before(
     corpus: Path,
     one_shard: dict[str, bytes],
     after_planning: Callable[[Callable[[], object]], None],
@@ -131,10 +131,8 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
 
 
-def test_readers_that_cannot_pass_on_what_they_decoded_end_the_run_and_blame_no_clip(
-    corpus: Path, tmp_path: Path
-) -> None:
-    """Under a limit of file sizes, which holds for memory that is shared as a file, too."""
+def test_send_error_ends_run_and_skips_no_clip(corpus: Path, tmp_path: Path) -> None:
+    """A limit on file sizes also applies to shared memory."""
     out = tmp_path / "out"
     arguments = words("folder", corpus, out, *SETTINGS, "encoder_workers=1", "decode_workers=1", ONE_SHARD)
     process = start(MODULE, *arguments, preexec_fn=limit_file_size)

@@ -1,4 +1,4 @@
-"""`python -m pipeline.preprocess data=folder` on folders as people have them."""
+"""`python -m pipeline.preprocess data=folder` on realistic folders."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.helpers.preprocess_runs import make
 ALL_TRAIN = ("data.valid=0", "data.test=0")
 
 
-def test_a_broken_file_of_many_clips_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The screen counts and names files, at least one of each kind; the manifest names every clip."""
+def test_broken_file_of_many_clips_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The output counts files and names at least one of each kind; the manifest lists every clip."""
     root = tmp_path / "in"
     root.mkdir()
     wav = np.full(24_000, 0.1, np.float32)
@@ -44,7 +44,7 @@ def test_a_broken_file_of_many_clips_is_one_line(tmp_path: Path, capsys: pytest.
     assert len(Manifest.load(tmp_path / "out").skipped) == 25
 
 
-def test_a_short_file_is_a_clip_and_a_short_rest_is_not(tmp_path: Path) -> None:
+def test_short_file_is_kept_short_rest_is_not(tmp_path: Path) -> None:
     """`data.min_seconds` is about the last piece of a recording, not about whole recordings."""
     root = tmp_path / "in"
     root.mkdir()
@@ -77,8 +77,10 @@ def test_copies_do_not_leak_between_splits(tmp_path: Path) -> None:
                 splits.setdefault("".join(filter(str.isdigit, sample.metadata["path"].partition(".")[0])), []).append(
                     split
                 )
-    assert len(splits) == 30 and all(len(found) == 2 and len(set(found)) == 1 for found in splits.values())
-    assert {found[0] for found in splits.values()} == {"train", "valid", "test"}
+    assert len(splits) == 30 and all(
+        len(split_list) == 2 and len(set(split_list)) == 1 for split_list in splits.values()
+    )
+    assert {split_list[0] for split_list in splits.values()} == {"train", "valid", "test"}
     reasons = [row["reason"] for row in manifest.skipped]
     assert len(reasons) == 90 and all(reason.startswith("copy: the same sound as ") for reason in reasons)
 
@@ -96,11 +98,11 @@ def bad_amplitudes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prompts_and_reasons(root: Path, out: Path, *settings: str) -> tuple[dict[str, np.ndarray], Manifest]:
     assert make("folder", root, out, *ALL_TRAIN, *settings) == 0
-    found = read_shard(out / "train-000000.tar")
-    return {Path(sample.metadata["path"]).stem: sample.prompt for sample in found}, Manifest.load(out)
+    result = read_shard(out / "train-000000.tar")
+    return {Path(sample.metadata["path"]).stem: sample.prompt for sample in result}, Manifest.load(out)
 
 
-def test_peaks_above_full_scale_are_scaled_and_named(
+def test_peaks_above_full_scale_are_scaled(
     bad_amplitudes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The default. Overshoot of a decibel is normal; a single spike makes a clip unusable, and spoils no other."""
@@ -120,7 +122,7 @@ def test_peaks_above_full_scale_are_scaled_and_named(
     assert "adjusted: 1 inputs" in capsys.readouterr().out, "a second run names it too"
 
 
-def test_the_policy_for_bad_amplitudes(bad_amplitudes: Path, tmp_path: Path) -> None:
+def test_bad_amplitude_policies(bad_amplitudes: Path, tmp_path: Path) -> None:
     prompts, manifest = prompts_and_reasons(bad_amplitudes, tmp_path / "skip", "bad_amplitude=skip")
     assert set(prompts) == {"good", "over"} and not manifest.adjusted
     reasons = {row["path"]: row["reason"] for row in manifest.skipped}
@@ -133,7 +135,7 @@ def test_the_policy_for_bad_amplitudes(bad_amplitudes: Path, tmp_path: Path) -> 
         make("folder", bad_amplitudes, tmp_path / "other", *ALL_TRAIN, "bad_amplitude=loud")
 
 
-def test_stereo_in_antiphase_is_named(tmp_path: Path) -> None:
+def test_stereo_in_antiphase_is_reported(tmp_path: Path) -> None:
     """Its first channel is used, or it is skipped, or it is the silence that its mix is."""
     root, tone = tmp_path / "in", 0.3 * np.sin(np.arange(9_600) / 9)
     root.mkdir()
@@ -149,7 +151,7 @@ def test_stereo_in_antiphase_is_named(tmp_path: Path) -> None:
     assert set(prompts) == {"good", "opposed"} and manifest.silent == 1 and not manifest.adjusted
 
 
-def test_truncated_files_are_skipped_or_kept_by_one_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_files_are_skipped_or_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever the format, a file is one row of the manifest, and segments are cut by what is really there."""
     root = tmp_path / "in"
     root.mkdir()

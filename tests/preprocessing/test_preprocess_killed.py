@@ -1,4 +1,4 @@
-"""Killed at any moment, on any part, as often as you like: the finished cache is the same, byte for byte."""
+"""After kills at any moment the finished dataset is the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ TRAIN_AND_VALID = ("data.valid=0.3", "data.test=0", "data.min_seconds=0.01")
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that a process has begun, and theirs."""
-    found = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in found.splitlines()]
+    """The child processes of a process, and theirs."""
+    listing = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listing.splitlines()]
     ours = {pid}
     while more := {child for child, parent in pairs if parent in ours} - ours:
         ours |= more
@@ -54,7 +54,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> b
 
 
 def killed_run(arguments: list[str], out: Path, draw: random.Random, work: float) -> None:
-    """Begin a run, and kill it so many seconds (at most `work`) after it has begun to encode."""
+    """Start a run, and kill it at most `work` seconds after it started to encode."""
     process = start(MODULE, *arguments)
     before = (out / PLAN).stat().st_mtime_ns if (out / PLAN).exists() else 0
     shards = len([*out.glob("*.done.json")])
@@ -71,8 +71,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tones(tmp_path_factory.mktemp("corpora") / "tones", 60, 1.0)
 
 
-def made(corpus: Path, out: Path) -> Path:
-    """The cache, by the command: a process that has computed other things may round the last bits another way."""
+def build(corpus: Path, out: Path) -> Path:
+    """Build the dataset by the command: a process that computed other things before may round differently."""
     done = command(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, *HERE))
     assert done.returncode == 0, done.stderr
     return out
@@ -81,11 +81,11 @@ def made(corpus: Path, out: Path) -> Path:
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("caches") / "whole"
-    return made(corpus, out)
+    return build(corpus, out)
 
 
 def kill_and_compare(corpus: Path, whole: Path, out: Path, kills: int, *overrides: str) -> None:
-    """Kill run after run in one folder; a cache that gets finished in spite of it is compared, and begun anew."""
+    """Kill run after run in one folder. A dataset that is finished nevertheless is compared and deleted."""
     arguments = words("folder", corpus, out, *TRAIN_AND_VALID, *overrides)
     draw = random.Random(kills)
     cut_short = 0
@@ -106,11 +106,11 @@ def test_three_kills_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_twenty_kills_of_several_processes_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_twenty_kills_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
     kill_and_compare(corpus, whole, tmp_path / "out", 20, "encoder_workers=2", "decode_workers=1")
 
 
-def test_a_killed_run_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> None:
+def test_killed_run_leaves_no_process(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=1"))
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
@@ -123,8 +123,8 @@ def test_a_killed_run_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tmp_path: Path, workers: int) -> None:
-    """SIGTERM to each of its processes, as Slurm sends it: bytes of archives wait in files of its own."""
+def test_sigterm_leaves_no_files(nsynth_folder: Path, tmp_path: Path, workers: int) -> None:
+    """SIGTERM to all processes, as Slurm sends it, while temporary files have the bytes of archives."""
     folder = nsynth_folder / "nsynth-train"
     files = {str(path.relative_to(nsynth_folder)): path for path in sorted(folder.rglob("*.*"))}
     (tmp_path / "in").mkdir()
@@ -144,21 +144,21 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(nsynth_folder: Path, tm
 
 
 @pytest.mark.slow
-def test_an_encoder_that_is_killed_is_told_and_the_next_run_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_encoder_is_reported_and_resumed(corpus: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = words("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=0")
     process = start(MODULE, *arguments)
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
     named = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(process.pid)}
-    os.kill(next(pid for pid, words_ in named.items() if "spawn_main" in words_), signal.SIGKILL)
+    os.kill(next(pid for pid, command_line in named.items() if "spawn_main" in command_line), signal.SIGKILL)
     _, error = process.communicate()
     assert process.returncode == 1 and "exit code -9" in error and "out of memory" in error
     assert command(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, *HERE)).returncode == 0
     assert contents(out) == contents(whole)
 
 
-def test_parts_in_any_order_one_of_them_killed(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    """Three machines that never talk; whoever is last writes the manifest. One dies and is started again."""
+def test_parts_finish_in_any_order(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    """Three independent machines: the last one writes the manifest. One is killed and restarted."""
     out = tmp_path / "out"
     part = [words("folder", corpus, out, *TRAIN_AND_VALID, *HERE, f"part={n}/3") for n in (1, 2, 3)]
     killed_run(part[0], out, random.Random(1), 0.02)
@@ -182,25 +182,25 @@ def test_merge_by_command(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_slurm_s_array_makes_its_parts(corpus: Path, whole: Path, tmp_path: Path, monkeypatch) -> None:
+def test_slurm_array_builds_all_parts(corpus: Path, whole: Path, tmp_path: Path, monkeypatch) -> None:
     for task in ("6", "5"):
         for name, value in {"ID": task, "MIN": "5", "COUNT": "2", "STEP": "1"}.items():
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-        made(corpus, tmp_path / "out")
+        build(corpus, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_what_a_dead_writer_left_is_swept_up(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_partial_files_are_removed(corpus: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / ".train-000000.tar.1-abc.partial").write_bytes(b"half")
-    made(corpus, out)
+    build(corpus, out)
     assert contents(out) == contents(whole)
     assert [*verify(LocalStorage(out))] == [] and Manifest.load(out).num_samples("train") > 0
 
 
-def test_readers_that_are_killed_cost_nothing(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    """As by a machine out of memory, again and again: their clips are read by others, and the cache is the same."""
+def test_killed_workers_cost_no_clip(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    """As on a machine out of memory: other workers decode their clips, and the dataset is the same."""
     out = tmp_path / "out"
     process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=1", "decode_workers=2"))
     killed: set[int] = set()
@@ -219,7 +219,7 @@ def test_readers_that_are_killed_cost_nothing(corpus: Path, whole: Path, tmp_pat
 
 
 def is_spawned(pid: int) -> bool:
-    """Whether a process is one of ours that reads, and not what keeps count of shared memory."""
+    """Whether a process is a decode worker, not Python's resource tracker."""
     try:
         return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:  # it has just ended

@@ -1,4 +1,4 @@
-"""Machines that each make a part of a cache agree on what is in it, or are told that they do not."""
+"""Machines that build parts of a dataset agree on its contents, or get an error."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.helpers.preprocess_runs import contents, tones
 from tests.preprocessing.test_preprocess import make_tones
 
 
-def test_parts_whose_files_have_other_times_are_refused_by_what_to_do(tmp_path: Path) -> None:
-    """Each would replace the other's plan, and no manifest would ever be written."""
+def test_parts_with_other_file_times_are_refused(tmp_path: Path) -> None:
+    """Each would replace the plan of the other, and no manifest would ever be written."""
     ours, theirs = tones(tmp_path / "a" / "in", 12), tmp_path / "b" / "in"
     shutil.copytree(ours, theirs, copy_function=shutil.copyfile)
     for path in theirs.iterdir():
@@ -37,9 +37,7 @@ def test_parts_whose_files_have_other_times_are_refused_by_what_to_do(tmp_path: 
     assert (out / MANIFEST).exists()
 
 
-def test_a_part_whose_plan_was_replaced_by_files_of_other_times_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replaced_plan_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = tones(tmp_path / "in", 12), tmp_path / "out"
     real = runner.build_state.merge
 
@@ -55,7 +53,7 @@ def test_a_part_whose_plan_was_replaced_by_files_of_other_times_says_so(
         make_tones(root, out, "part=1/2")
 
 
-def test_a_changed_file_is_no_matter_to_parts(tmp_path: Path) -> None:
+def test_parts_accept_a_changed_file(tmp_path: Path) -> None:
     root, out = tones(tmp_path / "in", 24), tmp_path / "out"
     for _ in range(2):
         assert [make_tones(root, out, f"part={n}/2") for n in (1, 2)] == [0, 0]

@@ -1,4 +1,4 @@
-"""Progress is one bar on a terminal and a line a minute elsewhere."""
+"""Progress is one bar on a terminal, and one line per minute elsewhere."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from pipeline.preprocessing import progress
 from pipeline.preprocessing.progress import Progress
 
 
-def test_without_a_terminal_a_line_a_minute(
+def test_one_line_per_minute_without_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
@@ -27,7 +27,7 @@ def test_without_a_terminal_a_line_a_minute(
 
 
 def read(terminal: int) -> str:
-    """Some of what was written to a terminal; nothing where whoever wrote has closed it."""
+    """Output of a terminal; empty once the writer has closed it."""
     try:
         return os.read(terminal, 4096).decode(errors="replace")
     except OSError as error:
@@ -35,7 +35,7 @@ def read(terminal: int) -> str:
         return ""
 
 
-def test_on_a_terminal_one_bar() -> None:
+def test_one_bar_on_a_terminal() -> None:
     ours, theirs = pty.openpty()
     script = """
 from pipeline.preprocessing.progress import Progress
@@ -50,7 +50,7 @@ with Progress(clips=40, done=10) as shown:
     assert "40/40" in seen and "3.00 h of audio" in seen and "x real time" in seen
 
 
-def test_time_left_counts_this_run_s_clips_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_counts_clips_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
     with Progress(clips=300, done=100) as shown:
         shown.advance(100, 400.0)

@@ -20,33 +20,35 @@ def clips(count: int, split: str = "train", prefix: str = "clip") -> list[Clip]:
     return [Clip(f"{prefix}-{i}", f"/corpus/{i}.wav", split, labels={"pitch": i}) for i in range(count)]
 
 
-def planned(found: list[Clip], most: int = 10, old: BuildPlan | None = None, aside: list[SkippedInput] | None = None):
+def planned(
+    listed: list[Clip], most: int = 10, old: BuildPlan | None = None, skipped: list[SkippedInput] | None = None
+):
     spool = ClipSpool("/corpus")
-    return plan_shards(found, spool, most, old, BLANK, lambda: aside or []), spool
+    return plan_shards(listed, spool, most, old, BLANK, lambda: skipped or []), spool
 
 
 @settings(max_examples=50)
 @given(splits=st.lists(st.sampled_from(["train", "valid", "test"]), min_size=1, max_size=120), most=st.integers(1, 40))
-def test_every_clip_is_in_one_shard_in_the_corpus_s_order(splits: list[str], most: int) -> None:
+def test_every_clip_is_in_one_shard_in_order(splits: list[str], most: int) -> None:
     given_clips = [Clip(f"k{i}", f"/corpus/{i}.wav", split) for i, split in enumerate(splits)]
     plan, spool = planned(given_clips, most)
     for split in set(splits):
         shards = [shard for shard in plan.shards if shard.split == split]
         assert [shard.name for shard in shards] == [f"{split}-{i:06d}.tar" for i in range(len(shards))]
-        found = [item.clip for shard in shards for item in spool.read_shard(shard.name)]
-        assert found == [clip for clip in given_clips if clip.split == split]
+        listed = [item.clip for shard in shards for item in spool.read_shard(shard.name)]
+        assert listed == [clip for clip in given_clips if clip.split == split]
         assert all(shard.clips == len(spool.read_shard(shard.name)) <= most for shard in shards)
         assert all(2 * shard.clips >= most for shard in shards[:-1])
 
 
-def test_a_clip_more_or_less_moves_the_cuts_around_it_only() -> None:
-    """Whatever its place, the other shards keep their clips, their fingerprints and their names."""
+def test_added_clip_changes_only_nearby_shards() -> None:
+    """The other shards keep their clips, fingerprints and names."""
     before = clips(2000)
     plan, _ = planned(before, 20)
-    for place in range(0, 2000, 97):
+    for index in range(0, 2000, 97):
         for after in (
-            [*before[:place], Clip("new", "/corpus/new.wav", "train"), *before[place:]],
-            before[:place] + before[place + 1 :],
+            [*before[:index], Clip("new", "/corpus/new.wav", "train"), *before[index:]],
+            before[:index] + before[index + 1 :],
         ):
             changed, _ = planned(after, 20, old=plan)
             fresh = {shard.inputs for shard in changed.shards} - {shard.inputs for shard in plan.shards}
@@ -56,20 +58,20 @@ def test_a_clip_more_or_less_moves_the_cuts_around_it_only() -> None:
             assert len({shard.name for shard in changed.shards}) == len(changed.shards)
 
 
-def test_a_plan_follows_from_the_corpus_alone() -> None:
+def test_plan_depends_on_corpus_alone() -> None:
     first, _ = planned(clips(300))
     again, _ = planned(clips(300), old=first)
     assert vars(again) == vars(first)
 
 
 @pytest.mark.parametrize("name", ["start", "duration", "labels", "path"])
-def test_whatever_a_sample_is_made_of_is_in_the_fingerprint(name: str) -> None:
+def test_fingerprint_covers_every_input(name: str) -> None:
     value = {"start": 1.0, "duration": 2.0, "labels": {"pitch": 1}, "path": "/corpus/b.wav"}[name]
     one, other = Clip("a", "/corpus/a.wav", "train"), Clip(**{**vars(Clip("a", "/corpus/a.wav", "train")), name: value})
     assert planned([one])[0].shards[0].inputs != planned([other])[0].shards[0].inputs
 
 
-def test_the_fingerprint_knows_a_file_s_size_and_time_but_not_where_the_corpus_lies(tmp_path: Path) -> None:
+def test_fingerprint_ignores_the_corpus_location(tmp_path: Path) -> None:
     def inputs(root: Path) -> str:
         with_file = ClipSpool(root)
         return plan_shards([Clip("a", f"{root}/a.wav", "train")], with_file, 5, None, BLANK, list).shards[0].inputs
@@ -84,9 +86,9 @@ def test_the_fingerprint_knows_a_file_s_size_and_time_but_not_where_the_corpus_l
     assert inputs(tmp_path / "here") != first
 
 
-def test_two_clips_with_one_key_and_clips_without_a_valid_key_are_set_aside() -> None:
-    found = [*clips(3), Clip("clip-1", "/corpus/other.wav", "valid"), Clip("a.b", "/corpus/dot.wav", "train")]
-    plan, _ = planned(found, aside=[SkippedInput("gone.wav", "gone", "in the index, not on disk")])
+def test_duplicate_and_invalid_keys_are_skipped() -> None:
+    listed = [*clips(3), Clip("clip-1", "/corpus/other.wav", "valid"), Clip("a.b", "/corpus/dot.wav", "train")]
+    plan, _ = planned(listed, skipped=[SkippedInput("gone.wav", "gone", "in the index, not on disk")])
     assert [(row["path"], row["reason"]) for row in plan.skipped] == [
         ("/corpus/other.wav", "another clip has the same key"),
         ("/corpus/dot.wav", "no valid key"),
@@ -108,8 +110,8 @@ def test_any_file_name_survives_the_spool(name: str) -> None:
     assert spool.read_shard(plan.shards[0].name)[0].path == f"a.tar::{name}"
 
 
-def test_threads_may_ask_a_spool_at_once() -> None:
-    """One hands out jobs while another writes shards."""
+def test_spool_is_thread_safe() -> None:
+    """One thread creates jobs while another writes shards."""
     plan, spool = planned(clips(2000), 50)
     names = [shard.name for shard in plan.shards] * 10
     expected = {name: [item.clip.key for item in spool.read_shard(name)] for name in set(names)}
@@ -118,7 +120,7 @@ def test_threads_may_ask_a_spool_at_once() -> None:
             assert [item.clip.key for item in items] == expected[name]
 
 
-def test_a_look_at_the_tree_notices_every_change_and_survives_loops(tmp_path: Path) -> None:
+def test_tree_fingerprint_notices_every_change(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     (root / "sub" / "a.wav").write_bytes(b"1")

@@ -1,4 +1,4 @@
-"""The dashboard as code: it names what training logs and nothing else, and W&B's server gets it."""
+"""The dashboard shows exactly the metrics that training logs, and is saved on W&B's server."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pipeline.tracking import dashboard
 ROOT = Path(__file__).parents[2]
 
 
-def command(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     clean |= {"PYTHONPATH": str(ROOT), "HOME": str(cwd), **env}
     return subprocess.run(
-        [sys.executable, "-m", *words], cwd=cwd, env=clean, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", *arguments], cwd=cwd, env=clean, capture_output=True, text=True, timeout=120,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_it_names_only_what_a_real_run_logs_and_misses_no_loss(tmp_path: Path) -> None:
+def test_dashboard_shows_what_a_run_logs(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache")
     small = (f"codec.codebooks={K}", "model=tiny", "model.width=32", "model.layers=1", "model.heads=2")
     few = ("codec=encodec_embedded", "trainer.steps=2", "trainer.log_every=1", "trainer.micro_batch=2", "tracking=none")
@@ -47,17 +47,17 @@ def test_it_names_only_what_a_real_run_logs_and_misses_no_loss(tmp_path: Path) -
     assert all(f'"{name}"' in trainer for name in GPU_METRICS)
 
 
-def test_a_dry_run_writes_what_it_would_send_without_a_key(tmp_path: Path) -> None:
+def test_dry_run_needs_no_key(tmp_path: Path) -> None:
     done = command("pipeline.dashboard", "dry_run=true", "codebooks=3", "project=mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "dashboard.json").read_text())
-    assert found["project"] == "mine"
-    names = read_metrics(found)
+    specification = json.loads((tmp_path / "dashboard.json").read_text())
+    assert specification["project"] == "mine"
+    names = read_metrics(specification)
     assert "val/loss/codebook_3" in names and "val/loss/codebook_4" not in names
-    assert dashboard.AUDIO_TABLE in json.dumps(found) and '"pattern.value"' in json.dumps(found)
+    assert dashboard.AUDIO_TABLE in json.dumps(specification) and '"pattern.value"' in json.dumps(specification)
 
 
-def test_it_is_saved_and_renewed(tmp_path: Path) -> None:
+def test_workspace_is_created_and_updated(tmp_path: Path) -> None:
     server = Server()
     done = command("pipeline.dashboard", "entity=lab", "codebooks=2", cwd=tmp_path, **server.environment)
     assert done.returncode == 0, done.stderr
@@ -65,15 +65,15 @@ def test_it_is_saved_and_renewed(tmp_path: Path) -> None:
     spec = json.loads(view["spec"])
     assert "val/loss/codebook_2" in read_metrics(spec) and view["entityName"] == "lab"
     address = done.stdout.split()[-1]
-    words = (f"update_url='{address}'", "codebooks=4", "entity=lab")
-    done = command("pipeline.dashboard", *words, cwd=tmp_path, **server.environment)
+    arguments = (f"update_url='{address}'", "codebooks=4", "entity=lab")
+    done = command("pipeline.dashboard", *arguments, cwd=tmp_path, **server.environment)
     assert done.returncode == 0, done.stderr
     (view,) = server.views.values()
     assert "val/loss/codebook_4" in read_metrics(json.loads(view["spec"]))
     server.shutdown()
 
 
-def test_without_a_key_or_a_server_it_says_so_in_one_line(tmp_path: Path) -> None:
+def test_missing_key_is_one_line(tmp_path: Path) -> None:
     done = command("pipeline.dashboard", "entity=lab", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: there is no W&B key")
     done = command("pipeline.dashboard", "entity=lab", cwd=tmp_path, WANDB_API_KEY="short")

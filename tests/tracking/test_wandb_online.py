@@ -1,4 +1,4 @@
-"""Tracking with a server to talk to, one that goes down and comes back, and one that is reached only later."""
+"""Tracking with a W&B server that is up, has outages, or is reached only by a later sync."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.training_caches import write_cache
 from tests.helpers.wandb_server import Server
 from tests.tracking.test_tracking import NO_CODE, ROOT, track
 
-# these wait for W&B's own processes, whose patience is measured in seconds of a machine that is not busy
+# these depend on timeouts of W&B's processes, so the machine must not be busy
 pytestmark = pytest.mark.slow
 
 SYNC = ROOT / "jobs" / "sync_wandb.sh"
@@ -29,10 +29,10 @@ SYNC = ROOT / "jobs" / "sync_wandb.sh"
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.shutdown()
-    made.server_close()
+    wandb_server = Server()
+    yield wandb_server
+    wandb_server.shutdown()
+    wandb_server.server_close()
 
 
 def steps_of(server: Server, name: str = "train/loss") -> list[int]:
@@ -42,13 +42,13 @@ def steps_of(server: Server, name: str = "train/loss") -> list[int]:
 
 
 def longest_call(said: str) -> float:
-    found = re.search(r"longest call: ([\d.]+) s", said)
-    assert found, said
-    return float(found[1])
+    match = re.search(r"longest call: ([\d.]+) s", said)
+    assert match, said
+    return float(match[1])
 
 
 def out_of_service(server: Server, refusals: float) -> None:
-    """Take the server down once it knows a run, until it has refused so many requests."""
+    """Take the server down once it has a run, until it has refused `refusals` requests."""
 
     def outage() -> None:
         while not server.runs:
@@ -65,23 +65,23 @@ def out_of_service(server: Server, refusals: float) -> None:
 def sync(server: Server, *folders: Path) -> subprocess.CompletedProcess[str]:
     """`jobs/sync_wandb.sh FOLDERS`, from elsewhere."""
     env = {**os.environ, **server.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    words = ["bash", str(SYNC), *map(str, folders)]
+    actions = ["bash", str(SYNC), *map(str, folders)]
     return subprocess.run(
-        words, env=env, cwd="/", text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=120
+        actions, env=env, cwd="/", text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=120
     )
 
 
-def test_a_run_online_and_its_requeue(server: Server, tmp_path: Path) -> None:
+def test_online_run_and_its_requeue(server: Server, tmp_path: Path) -> None:
     """One run, rows once each and in order, lineage, sounds, the log, an alert; no call waits for the server."""
     run, cache = tmp_path / "delay_gpt2", write_cache(tmp_path / "nsynth")
-    words = (f"cache:{cache}", "rows:3", "listen", "checkpoint", "nan", "finish:75")
-    said = track(run, 0, "--", *words, env=server.environment)
+    actions = (f"cache:{cache}", "rows:3", "listen", "checkpoint", "nan", "finish:75")
+    said = track(run, 0, "--", *actions, env=server.environment)
     assert longest_call(said) < 0.5
     (number,) = server.runs
-    found = server.run(number)
-    assert found["displayName"] == found["groupName"] == "delay_gpt2"
-    assert set(found["tags"]) == {"delay", "gpt2", "encodec_24khz"}
-    assert found["config"]["optim.lr"]["value"] == 1e-4 and found["ended"] == 75 and found["preempting"]
+    run_record = server.run(number)
+    assert run_record["displayName"] == run_record["groupName"] == "delay_gpt2"
+    assert set(run_record["tags"]) == {"delay", "gpt2", "encodec_24khz"}
+    assert run_record["config"]["optim.lr"]["value"] == 1e-4 and run_record["ended"] == 75 and run_record["preempting"]
     track(run, 40, "--", "rows:2", "export", "finish:0", env=server.environment)
     assert steps_of(server) == [10, 20, 30, 40, 50, 60] and server.run(number)["ended"] == 0
     assert [alert["title"] for alert in server.alerts] == ["The loss is not finite"]
@@ -96,16 +96,16 @@ def test_a_run_online_and_its_requeue(server: Server, tmp_path: Path) -> None:
     assert server.files[f"{number}/log.txt"] == b"a log\n"
 
 
-def test_an_outage_that_ends_loses_nothing(server: Server, tmp_path: Path) -> None:
+def test_outage_that_ends_loses_nothing(server: Server, tmp_path: Path) -> None:
     out_of_service(server, 3)
-    words = ("rows:100", "sleep:5", "rows:10", "finish:0")
-    said = track(tmp_path / "run", 0, NO_CODE, "--", *words, env=server.environment)
+    actions = ("rows:100", "sleep:5", "rows:10", "finish:0")
+    said = track(tmp_path / "run", 0, NO_CODE, "--", *actions, env=server.environment)
     assert server.refused >= 3 and not server.down
     assert longest_call(said) < 0.5 and "failed" not in said
     assert steps_of(server) == list(range(10, 1110, 10))
 
 
-def test_an_outage_at_the_start_leaves_an_offline_run_that_is_uploaded_later(server: Server, tmp_path: Path) -> None:
+def test_outage_at_start_leaves_an_offline_run(server: Server, tmp_path: Path) -> None:
     server.down = True
     run = tmp_path / "a run"
     said = track(run, 0, "tracking.timeout_seconds=20", NO_CODE, "--", "rows:5", "finish:75", env=server.environment)
@@ -115,14 +115,14 @@ def test_an_outage_at_the_start_leaves_an_offline_run_that_is_uploaded_later(ser
     assert sync(server, run).returncode == 0
     assert steps_of(server) == [10, 20, 30, 40, 50]
     track(run, 50, NO_CODE, "--", "rows:1", "finish:0", env=server.environment)
-    assert steps_of(server) == [10, 20, 30, 40, 50, 60], "and its requeue goes on there, online"
+    assert steps_of(server) == [10, 20, 30, 40, 50, 60], "and its requeue continues it online"
 
 
-def test_an_outage_that_does_not_end_costs_little_and_loses_nothing(server: Server, tmp_path: Path) -> None:
+def test_endless_outage_loses_nothing(server: Server, tmp_path: Path) -> None:
     out_of_service(server, math.inf)
     began, run = time.monotonic(), tmp_path / "run"
-    words = ("rows:5", "sleep:4", "rows:5", "finish:75")
-    said = track(run, 0, "tracking.timeout_seconds=3", NO_CODE, "--", *words, env=server.environment)
+    actions = ("rows:5", "sleep:4", "rows:5", "finish:75")
+    said = track(run, 0, "tracking.timeout_seconds=3", NO_CODE, "--", *actions, env=server.environment)
     assert time.monotonic() - began < 25 and server.down
     server.down = False
     command = re.search(r"wandb sync --yes --include-online .*", said)
@@ -132,12 +132,12 @@ def test_an_outage_that_does_not_end_costs_little_and_loses_nothing(server: Serv
     assert steps_of(server) == list(range(10, 110, 10))
 
 
-def test_a_key_that_is_none_leaves_an_offline_run(tmp_path: Path) -> None:
+def test_invalid_key_leaves_an_offline_run(tmp_path: Path) -> None:
     said = track(tmp_path / "run", 0, NO_CODE, "--", "rows:1", "finish:0", env={"WANDB_API_KEY": "short"})
     assert "stored offline" in said and [*(tmp_path / "run").glob("wandb/offline-run-*")]
 
 
-def test_offline_pieces_uploaded_as_they_come_are_one_run(server: Server, tmp_path: Path) -> None:
+def test_offline_restarts_sync_to_one_run(server: Server, tmp_path: Path) -> None:
     """Two runs side by side; the sync in the middle of the night, and the one the day after."""
     runs = [tmp_path / "one run", tmp_path / "another"]
     for at in (0, 20):
@@ -151,16 +151,16 @@ def test_offline_pieces_uploaded_as_they_come_are_one_run(server: Server, tmp_pa
         steps = [row["trainer/step"] for row in server.rows(number) if "train/loss" in row]
         assert steps == [10, 20, 30, 40]
         assert wandb_log.last_logged_steps(run, number)["train/loss"] == 40
-    history = {name: dict(found["history"]) for name, found in server.runs.items()}
+    history = {name: dict(run_record["history"]) for name, run_record in server.runs.items()}
     assert sync(server, *runs).returncode == 0
-    assert {name: found["history"] for name, found in server.runs.items()} == history, "nothing is sent twice"
+    assert {name: run_record["history"] for name, run_record in server.runs.items()} == history, "nothing is sent twice"
 
 
-def test_offline_artifacts_are_uploaded_from_any_folder(server: Server, tmp_path: Path) -> None:
+def test_offline_artifacts_sync_from_any_folder(server: Server, tmp_path: Path) -> None:
     """Paths were relative, and a checkpoint was deleted before the sync: every artifact is committed."""
     write_cache(tmp_path / "nsynth")
-    words = ("cache:nsynth", "rows:2", "listen", "checkpoint", "rows:1", "checkpoint", "export", "finish:0")
-    track(Path("run"), 0, "tracking.mode=offline", "--", *words, cwd=tmp_path)
+    actions = ("cache:nsynth", "rows:2", "listen", "checkpoint", "rows:1", "checkpoint", "export", "finish:0")
+    track(Path("run"), 0, "tracking.mode=offline", "--", *actions, cwd=tmp_path)
     shutil.rmtree(tmp_path / "run/checkpoints/step-20")
     assert sync(server, tmp_path / "run").returncode == 0
     states = [(artifact["name"].partition("-")[0], artifact["committed"]) for artifact in server.artifacts.values()]
@@ -170,13 +170,13 @@ def test_offline_artifacts_are_uploaded_from_any_folder(server: Server, tmp_path
     assert any(name.endswith("/log.txt") for name in server.files)
 
 
-def test_a_sync_with_nothing_to_do_or_no_runs_says_so(server: Server, tmp_path: Path) -> None:
+def test_sync_without_runs(server: Server, tmp_path: Path) -> None:
     assert sync(server).returncode == 2
     nothing = sync(server, tmp_path)
     assert nothing.returncode == 0 and "no W&B runs" in nothing.stdout
 
 
-def test_a_sync_without_a_way_to_the_server_fails(server: Server, tmp_path: Path) -> None:
+def test_sync_without_server_fails(server: Server, tmp_path: Path) -> None:
     track(tmp_path / "run", 0, "tracking.mode=offline", NO_CODE, "--", "rows:1", "finish:0")
     server.server_close()
     wrong: dict[str, Any] = {**os.environ, **server.environment, "WANDB_API_KEY": "short"}
