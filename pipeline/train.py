@@ -5,12 +5,12 @@
     deepspeed --num_gpus 2 pipeline/train.py +exp=delay_gpt2        two GPUs
     srun ... python pipeline/train.py +exp=delay_gpt2               Slurm: see jobs/train.sbatch
 
-Writes settings, metrics, checkpoints and export/ to the run folder; the same command resumes. On USR1, TERM, HUP, ^C
-or the end of the launcher it saves and exits with code 75. Main settings: +exp= shards= run= resume= model= pattern=
-deepspeed= optim.lr= trainer.steps= trainer.micro_batch= trainer.preflight=only (print estimates and exit)
+Writes everything to the run folder; the same command resumes. A stop signal makes it save and exit with code 75.
+Main settings: +exp= shards= run= model= pattern= deepspeed= optim.lr= trainer.steps= trainer.preflight=only
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # `deepspeed pipeline/train.py` puts pipeline/ first on the path, where it shadows other packages
@@ -50,13 +50,7 @@ def main(cfg: DictConfig) -> int:
             on_log = run.make_log_callback(cfg, tracker, trainer, dataset)
             code = trainer.train(on_log, lambda folder: tracker.log_artifact("checkpoint", folder))
             if world.is_main:
-                run.export_newest(
-                    trainer,
-                    tracker,
-                    lambda path: model_card.write_model_card(
-                        path, checkpoint.read_metadata(path), datasets=dataset.folders
-                    ),
-                )
+                run.export_newest(trainer, tracker, partial(model_card.write_model_card, datasets=dataset.folders))
         finally:
             tracker.close(code)
     return code

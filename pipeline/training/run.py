@@ -193,9 +193,11 @@ def make_log_callback(
     return on_log
 
 
-def export_newest(trainer: Trainer, tracker: base.Tracker, write_card: Callable[[Path], object]) -> None:
+def export_newest(
+    trainer: Trainer, tracker: base.Tracker, write_card: Callable[[Path, dict[str, Any]], object]
+) -> None:
     """Export the checkpoint that the trainer has just written, with its model card, to `RUN/export`."""
     newest = trainer.run / "checkpoints" / f"step-{trainer.step}"
     checkpoint.export(newest, trainer.run / "export")
-    write_card(newest)
+    write_card(newest, checkpoint.read_metadata(newest))
     tracker.log_artifact("export", trainer.run / "export")
