@@ -81,5 +81,5 @@ def test_the_command_prints_the_table(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert "1.50" in done.stdout and "keeps no phases" in done.stdout
+    assert "1.50" in done.stdout and "does not keep phases" in done.stdout
     assert (tmp_path / "out" / "a name.k2.wav").exists()

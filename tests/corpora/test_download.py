@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
 from pipeline.corpora import open_corpus
 from pipeline.corpora.download.http import RemoteFile
+from pipeline.corpora.download.sources import CorpusSource, list_remote_files
 from pipeline.download import main
 from tests.helpers.corpora import data, pack
 from tests.helpers.download_server import Site, serve
@@ -67,7 +69,7 @@ def test_nsynth_comes_as_archives_that_open(site: Site, tmp_path: Path, capsys: 
     told = capsys.readouterr()
     assert "3 of 3 files complete, 0 of them before" in told.out
     assert f"next: python -m pipeline.preprocess data=nsynth data.root={root}" in told.out
-    assert "read through" in told.err
+    assert "read to the end" in told.err
 
 
 def test_jamendo_comes_as_verified_tars_that_open(site: Site, tmp_path: Path) -> None:
@@ -148,7 +150,7 @@ def test_killed_at_any_moment_the_next_run_goes_on(site: Site, tmp_path: Path) -
         run.wait()
         assert not (root / "nsynth-train.jsonwav.tar.gz").exists()
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr.count("read through")) == (0, 1)
+    assert (done.returncode, done.stderr.count("read to the end")) == (0, 1)
     assert (root / "nsynth-train.jsonwav.tar.gz").read_bytes() == site.files[train]
     starts = [first for path, first in site.asked if path == train]
     assert starts == sorted(set(starts)), "each run began where the one before was killed"
@@ -159,7 +161,7 @@ def test_a_disk_too_small_is_refused_before_any_work(
 ) -> None:
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(InputError, match=r"data\.root=.* GB free, the files to come need"):
+    with pytest.raises(InputError, match=r"data\.root=.* GB free, but the missing files need"):
         download(site, "nsynth", tmp_path / "nsynth")
     assert site.asked == []
 
@@ -167,8 +169,8 @@ def test_a_disk_too_small_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("notes", (), "data=notes is not downloaded, preprocess renders it"),
-        ("folder", (), "data=folder is not downloaded"),
+        ("notes", (), "data=notes cannot be downloaded, preprocess renders it"),
+        ("folder", (), "data=folder cannot be downloaded"),
         ("nsynth", ("splits=[dev]",), r"splits=\['dev'\]: expected some of train, valid, test"),
         ("jamendo", ("quality=best",), "quality=best: expected one of audio, audio-low"),
     ],
@@ -185,16 +187,17 @@ def test_no_network_is_said_at_once(tmp_path: Path, name: str, capsys: pytest.Ca
 
 
 def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
-    from pipeline.corpora.download.sources import list_remote_files
-
     cfg = compose("download", ["data=jamendo", f"data.root={tmp_path}", "quality=audio-low", "folders=[99]"])
     lists: list[RemoteFile] = []
+
+    def source(cfg: DictConfig) -> CorpusSource:
+        return CorpusSource(cfg.splits, cfg.quality, cfg.folders, cfg.addresses)
 
     def get(remote: RemoteFile) -> None:
         lists.append(remote)
         remote.path.write_text(f"{'a' * 64} raw_30s_audio-low-99.tar\n")
 
-    metadata, tar = list_remote_files(cfg, get)
+    metadata, tar = list_remote_files("jamendo", tmp_path, source(cfg), get)
     assert tar == RemoteFile(
         "https://cdn.freesound.org/mtg-jamendo/raw_30s/audio-low/raw_30s_audio-low-99.tar",
         tmp_path / "audio-low" / "raw_30s_audio-low-99.tar",
@@ -203,7 +206,7 @@ def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
     base = "https://raw.githubusercontent.com/MTG/mtg-jamendo-dataset/master/data"
     assert lists[0].url == f"{base}/download/raw_30s_audio-low_sha256_tars.txt"
     assert metadata.url == f"{base}/raw_30s.tsv"
-    (test,) = list_remote_files(compose("download", ["splits=[test]"]), get)
+    (test,) = list_remote_files("nsynth", tmp_path, source(compose("download", ["splits=[test]"])), get)
     assert test.url == "http://download.magenta.tensorflow.org/datasets/nsynth/nsynth-test.jsonwav.tar.gz"
 
 

@@ -163,13 +163,13 @@ def test_a_torn_file_is_completed_where_the_server_s_md5_will_tell(site: Site, t
     site.md5 = True
     remote = RemoteFile(f"{site.url}/file.bin", tmp_path / "file.bin")
     remote.path.write_bytes(CONTENT[:90_000])
-    assert download(remote, HASTY) == "MD5 as the server states it"
+    assert download(remote, HASTY) == "MD5 as reported by the server"
     assert site.asked == [("/file.bin", 90_000)]
 
 
 def test_content_of_another_checksum_never_gets_the_name(site: Site, remote: RemoteFile) -> None:
     site.files["/file.bin"] = b"y" * len(CONTENT)
-    with pytest.raises(DownloadError, match=r"file\.bin: its SHA-256 is not the one that its publisher states"):
+    with pytest.raises(DownloadError, match=r"file\.bin: its SHA-256 is not the published one"):
         download(remote, HASTY)
     assert left(remote) == []
     assert len(site.asked) == HASTY.attempts
@@ -179,7 +179,7 @@ def test_the_servers_md5_stands_in_for_a_published_checksum(site: Site, tmp_path
     site.md5 = True
     site.faults["/file.bin"] = ["break 1000", "break 5000"]
     remote = RemoteFile(f"{site.url}/file.bin", tmp_path / "file.bin")
-    assert download(remote, HASTY) == "MD5 as the server states it"
+    assert download(remote, HASTY) == "MD5 as reported by the server"
     site.faults["/file.bin"] = ["claim 1000"]
     short = RemoteFile(f"{site.url}/file.bin", tmp_path / "again.bin")
     download(short, HASTY)
@@ -191,17 +191,17 @@ def test_archives_without_a_checksum_are_read_through(site: Site, tmp_path: Path
     content = pack(tmp_path / name, {"a": CONTENT, "b": b"b"}).read_bytes()
     site.files = {f"/{name}": content, f"/torn-{name}": content[:-20_000]}
     remote = RemoteFile(f"{site.url}/{name}", tmp_path / "new" / name)
-    assert download(remote, HASTY) == "read through: 2 files, no published checksum"
+    assert download(remote, HASTY) == "read to the end: 2 files, no published checksum"
     assert remote.path.read_bytes() == content
     torn = RemoteFile(f"{site.url}/torn-{name}", tmp_path / "new" / f"torn-{name}")
-    with pytest.raises(DownloadError, match="the archive is torn"):
+    with pytest.raises(DownloadError, match="the archive is truncated"):
         download(torn, HASTY)
     assert left(remote) == [name]
 
 
 def test_a_page_in_place_of_the_file_is_refused_at_its_first_bytes(site: Site, tmp_path: Path) -> None:
     site.files["/x.tar.gz"] = b"<html>Please log in</html>"
-    with pytest.raises(DownloadError, match=r"x\.tar\.gz sends something else: it starts with b'<html>Please log'"):
+    with pytest.raises(DownloadError, match=r"x\.tar\.gz sends another file: it starts with b'<html>Please log'"):
         download(RemoteFile(f"{site.url}/x.tar.gz", tmp_path / "x.tar.gz", magic=b"\x1f\x8b"), HASTY)
     assert len(site.asked) == 1
 

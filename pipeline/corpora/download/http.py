@@ -1,6 +1,7 @@
-"""Large files over HTTP: resumed where they broke off, verified, and never under their own name before they are whole.
+"""Downloads large files over HTTP, with resume and verification.
 
-A file grows as `.partial.NAME`, beside a note of what the server said of it; both go when it takes its name.
+A file is downloaded as `.partial.NAME`, with the server's metadata in `.partial.NAME.json`. It is renamed when it is
+complete and verified.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from pipeline.common.files import hash_file
 from pipeline.corpora.tar_archive import TruncatedArchive, iter_members
 
 CHUNK = 1 << 20
-RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}  # HTTP: try again later
+RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses of temporary failures
 MAX_PAUSE = 60.0  # seconds
 _COUNT = re.compile(r"[0-9]{1,18}")
-_HEADERS = {"Accept-Encoding": "identity"}  # else a server may pack what is packed, and its offsets mean nothing
+_HEADERS = {"Accept-Encoding": "identity"}  # with compression, byte offsets would be wrong
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch. path: where it goes; sha256: as its publisher states it; starts: its first bytes."""
+    """A file to download to `path`. sha256: as published; magic: its first bytes."""
 
     url: str
     path: Path
@@ -41,7 +42,13 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """attempts: in a row without a byte gained; timeout: seconds of silence; pause: seconds before the first retry."""
+    """When to retry.
+
+    Attributes:
+        attempts: Attempts without progress before a download fails.
+        timeout: Seconds without data before a connection is considered lost.
+        pause: Seconds before the first retry; doubled before each further one.
+    """
 
     attempts: int
     timeout: float
@@ -49,14 +56,14 @@ class RetryPolicy:
 
 
 class DownloadError(Exception):
-    """A file that could not be fetched; the message names its address, without a login, and what is wrong."""
+    """A file could not be downloaded; the message names its address, without credentials, and the reason."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))
 
 
 class _RetryableError(Exception):
-    """Worth another attempt. after: seconds that the server asked to wait."""
+    """A failure that may be temporary. after: seconds to wait, as the server requests."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -65,7 +72,7 @@ class _RetryableError(Exception):
 
 @dataclass
 class _ServerMetadata:
-    """What a server said of a file: its bytes, its version (ETag or date) and its MD5 in hex."""
+    """What a server reports about a file: size in bytes, version (ETag or date) and MD5 in hex."""
 
     size: int | None = None
     version: str | None = None
@@ -73,50 +80,50 @@ class _ServerMetadata:
 
 
 class _PartialFile:
-    """A file on its way."""
+    """A file that is being downloaded, and the server's metadata."""
 
     def __init__(self, path: Path) -> None:
         self.target = path
         self.path = self.path_of(path)
-        self._parse_metadata = path.with_name(f".partial.{path.name}.json")
+        self._metadata_path = path.with_name(f".partial.{path.name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def adopt(self, note: _ServerMetadata) -> None:
-        """Take what another program left under the file's name for its beginning."""
+    def adopt(self, metadata: _ServerMetadata) -> None:
+        """Use the file that another program left at the target as the beginning."""
         self.target.replace(self.path)
-        self.note = note
+        self.metadata = metadata
 
     @staticmethod
     def path_of(target: Path) -> Path:
-        return target.with_name(f".partial.{target.name}")  # keeps the ending, which says how to read an archive
+        return target.with_name(f".partial.{target.name}")  # keeps the suffix, which determines how an archive is read
 
     @property
     def size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
     @property
-    def note(self) -> _ServerMetadata:
+    def metadata(self) -> _ServerMetadata:
         with contextlib.suppress(OSError, ValueError, TypeError):
-            return _ServerMetadata(**json.loads(self._parse_metadata.read_text()))
+            return _ServerMetadata(**json.loads(self._metadata_path.read_text()))
         return _ServerMetadata()
 
-    @note.setter
-    def note(self, note: _ServerMetadata) -> None:
-        self._parse_metadata.write_text(json.dumps(vars(note)))
+    @metadata.setter
+    def metadata(self, metadata: _ServerMetadata) -> None:
+        self._metadata_path.write_text(json.dumps(vars(metadata)))
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
-        self._parse_metadata.unlink(missing_ok=True)
+        self._metadata_path.unlink(missing_ok=True)
 
     def finish(self) -> None:
         with self.path.open("rb+") as file:
             os.fsync(file.fileno())
         self.path.replace(self.target)
-        self._parse_metadata.unlink(missing_ok=True)
+        self._metadata_path.unlink(missing_ok=True)
 
 
 def bytes_on_disk(remote: RemoteFile) -> int:
-    """How many bytes of a file lie here already."""
+    """Return the number of bytes of a file that are on disk."""
     for path in (_PartialFile.path_of(remote.path), remote.path):
         if path.exists():
             return path.stat().st_size
@@ -124,10 +131,10 @@ def bytes_on_disk(remote: RemoteFile) -> int:
 
 
 def remote_size(remote: RemoteFile, timeout: float) -> int | None:
-    """Bytes, as the server tells without sending them; None where it does not.
+    """Return the size of a file in bytes without downloading it, or None if the server does not report it.
 
     Raises:
-        FetchError: there is no such server, or no way to it.
+        DownloadError: The server cannot be reached.
     """
     try:
         return _request_metadata(remote, timeout).size
@@ -138,68 +145,72 @@ def remote_size(remote: RemoteFile, timeout: float) -> int | None:
 
 
 def _request_metadata(remote: RemoteFile, timeout: float) -> _ServerMetadata:
-    """What the server says of a file without sending it."""
-    answer = requests.head(remote.url, headers=_HEADERS, timeout=timeout, allow_redirects=True)
-    return _parse_metadata(answer, 0) if answer.status_code == 200 else _ServerMetadata()
+    """Request the metadata of a file without downloading it."""
+    response = requests.head(remote.url, headers=_HEADERS, timeout=timeout, allow_redirects=True)
+    return _parse_metadata(response, 0) if response.status_code == 200 else _ServerMetadata()
 
 
 def download(
     remote: RemoteFile,
-    patience: RetryPolicy,
-    at: Callable[[int], None] = lambda position: None,
+    policy: RetryPolicy,
+    on_progress: Callable[[int], None] = lambda position: None,
     stop: threading.Event | None = None,
 ) -> str:
-    """Fetch a file whole, or go on with it; returns how it was verified.
+    """Download a file, or resume its download, and return how it was verified.
 
-    What another program left under its name is gone on with where a checksum will prove the whole; else it stays there
-    until the new file is whole.
+    If another program left an incomplete file at the target, the download resumes from it if a checksum can verify the
+    result; otherwise that file stays until the new one is complete.
 
-    at: told how many bytes are there. stop: set it to give up; what has come stays for the next run.
+    Args:
+        remote: The file.
+        policy: When to retry.
+        on_progress: Receives the number of bytes on disk.
+        stop: Set this event to stop the download; the next run resumes it.
 
     Raises:
-        FetchError: it is not there, cannot be written, or stays broken after `patience.attempts`.
+        DownloadError: The file does not exist, cannot be written, or failed `policy.attempts` times without progress.
     """
     stop = stop or threading.Event()
     try:
         partial = _PartialFile(remote.path)
-        _adopt_existing(remote, partial, patience.timeout)
-        best, left = partial.size, patience.attempts
+        _adopt_existing(remote, partial, policy.timeout)
+        best, left = partial.size, policy.attempts
         while True:
             try:
-                at(partial.size)
-                if partial.note.size is None or partial.size != partial.note.size:
-                    _transfer(remote, partial, patience.timeout, at, stop)
+                on_progress(partial.size)
+                if partial.metadata.size is None or partial.size != partial.metadata.size:
+                    _transfer(remote, partial, policy.timeout, on_progress, stop)
                 how = _verify_partial(remote, partial)
                 partial.finish()
                 return how
             except _RetryableError as error:
-                left = patience.attempts if partial.size > best else left - 1
+                left = policy.attempts if partial.size > best else left - 1
                 best = max(best, partial.size)
                 if left == 0 or stop.is_set():
                     raise DownloadError(f"{remote.url}: {error}") from error
-                stop.wait(error.after or min(MAX_PAUSE, patience.pause * 2 ** (patience.attempts - left - 1)))
+                stop.wait(error.after or min(MAX_PAUSE, policy.pause * 2 ** (policy.attempts - left - 1)))
     except OSError as error:
         raise DownloadError(f"{remote.path} cannot be written: {error.strerror or error}") from error
 
 
 def _adopt_existing(remote: RemoteFile, partial: _PartialFile, timeout: float) -> None:
-    """Go on with what another program began, if a checksum will tell: it may be the beginning of another version."""
+    """Resume the download of another program if a checksum can verify it; it may be of another version of the file."""
     if partial.size:
-        if partial.note == _ServerMetadata() and not remote.sha256:
+        if partial.metadata == _ServerMetadata() and not remote.sha256:
             partial.discard()
         return
     if not remote.path.exists():
         return
-    stated = _ServerMetadata()
+    reported = _ServerMetadata()
     if not remote.sha256:
         with contextlib.suppress(requests.RequestException):
-            stated = _request_metadata(remote, timeout)
-    if remote.sha256 or stated.md5:
-        partial.adopt(_ServerMetadata(md5=stated.md5))
+            reported = _request_metadata(remote, timeout)
+    if remote.sha256 or reported.md5:
+        partial.adopt(_ServerMetadata(md5=reported.md5))
 
 
 def verify_file(remote: RemoteFile) -> str:
-    """Verify a file that lies there already; returns how. Raises FetchError where it is not what was published."""
+    """Verify a complete file and return how; raise DownloadError if it differs from the published file."""
     try:
         return _verify(remote, remote.path, None)
     except _VerificationError as error:
@@ -207,77 +218,83 @@ def verify_file(remote: RemoteFile) -> str:
 
 
 def _verify_partial(remote: RemoteFile, partial: _PartialFile) -> str:
-    """How the whole file was found to be right; what is wrong is thrown away and fetched anew."""
+    """Verify a complete partial file and return how; discard it and raise _RetryableError if it is wrong."""
     try:
-        return _verify(remote, partial.path, partial.note.md5)
+        return _verify(remote, partial.path, partial.metadata.md5)
     except _VerificationError as error:
         partial.discard()
         raise _RetryableError(str(error)) from error
 
 
 def _transfer(
-    remote: RemoteFile, partial: _PartialFile, timeout: float, at: Callable[[int], None], stop: threading.Event
+    remote: RemoteFile,
+    partial: _PartialFile,
+    timeout: float,
+    on_progress: Callable[[int], None],
+    stop: threading.Event,
 ) -> None:
-    """Bring the partial file to the size that the server states; raises _Again where that broke off."""
-    offset, before = partial.size, partial.note
+    """Download the rest of a partial file; raise _RetryableError if the connection breaks."""
+    offset, before = partial.size, partial.metadata
     headers = dict(_HEADERS)
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if before.version:
             headers["If-Range"] = before.version
     try:
-        with requests.get(remote.url, headers=headers, timeout=timeout, stream=True) as answer:
-            skip = _reconcile(remote, partial, answer, offset)
-            if answer.ok:
-                _receive(remote, partial, answer.raw, skip, at, stop)
+        with requests.get(remote.url, headers=headers, timeout=timeout, stream=True) as response:
+            skip = _reconcile(remote, partial, response, offset)
+            if response.ok:
+                _receive(remote, partial, response.raw, skip, on_progress, stop)
     except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
-        if isinstance(error, ValueError):  # an address that is none
+        if isinstance(error, ValueError):  # an invalid address
             raise DownloadError(f"{remote.url}: {error}") from error
         raise _RetryableError(f"the connection broke after {partial.size:,} bytes ({type(error).__name__})") from error
-    size = partial.note.size
+    size = partial.metadata.size
     if size is not None and partial.size < size:
         raise _RetryableError(f"the connection broke after {partial.size:,} of {size:,} bytes")
 
 
-def _reconcile(remote: RemoteFile, partial: _PartialFile, answer: requests.Response, offset: int) -> int:
-    """Note what the server said and make the partial file fit it; returns how many of the bytes to come are here."""
-    if answer.status_code in RETRY_STATUSES:
-        wait = answer.headers.get("Retry-After", "")
+def _reconcile(remote: RemoteFile, partial: _PartialFile, response: requests.Response, offset: int) -> int:
+    """Store the server's metadata, discard a partial file that does not match, and return the bytes to skip."""
+    if response.status_code in RETRY_STATUSES:
+        wait = response.headers.get("Retry-After", "")
         raise _RetryableError(
-            f"HTTP {answer.status_code} {answer.reason}", min(float(wait), 3600) if _COUNT.fullmatch(wait) else 0.0
+            f"HTTP {response.status_code} {response.reason}", min(float(wait), 3600) if _COUNT.fullmatch(wait) else 0.0
         )
-    if answer.status_code == 416 and answer.headers.get("Content-Range") == f"bytes */{offset}":
-        partial.note = replace(partial.note, size=offset)  # it is whole: the size stated before was wrong
+    if response.status_code == 416 and response.headers.get("Content-Range") == f"bytes */{offset}":
+        partial.metadata = replace(partial.metadata, size=offset)  # it is complete: the size reported before was wrong
         return 0
-    if answer.status_code == 416 or (answer.status_code == 206 and not _range_matches(answer, partial.note, offset)):
+    if response.status_code == 416 or (
+        response.status_code == 206 and not _range_matches(response, partial.metadata, offset)
+    ):
         partial.discard()
-        raise _RetryableError("what lies here does not fit the file there")
-    if answer.status_code not in (200, 206):
-        raise DownloadError(f"{remote.url}: HTTP {answer.status_code} {answer.reason}")
-    now = _parse_metadata(answer, offset if answer.status_code == 206 else 0)
-    if answer.status_code == 206:
-        partial.note = replace(now, md5=now.md5 or partial.note.md5)
+        raise _RetryableError("the partial file does not match the file on the server")
+    if response.status_code not in (200, 206):
+        raise DownloadError(f"{remote.url}: HTTP {response.status_code} {response.reason}")
+    now = _parse_metadata(response, offset if response.status_code == 206 else 0)
+    if response.status_code == 206:
+        partial.metadata = replace(now, md5=now.md5 or partial.metadata.md5)
         return 0
-    same = now.version is not None and now.version == partial.note.version and now.size == partial.note.size
-    if not same:  # the server sends all of it: what is here belongs to it only if it is the same version
+    is_same = now.version is not None and now.version == partial.metadata.version and now.size == partial.metadata.size
+    if not is_same:  # the server sends the complete file; a partial file of another version is useless
         partial.discard()
-    partial.note = now
+    partial.metadata = now
     return partial.size
 
 
-def _range_matches(answer: requests.Response, before: _ServerMetadata, offset: int) -> bool:
-    extent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("Content-Range", ""))
+def _range_matches(response: requests.Response, before: _ServerMetadata, offset: int) -> bool:
+    extent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
     if not extent or int(extent[1]) != offset:
         return False
     return before.size is None or extent[3] in ("*", str(before.size))
 
 
-def _parse_metadata(answer: requests.Response, offset: int) -> _ServerMetadata:
-    length = answer.headers.get("Content-Length", "")
+def _parse_metadata(response: requests.Response, offset: int) -> _ServerMetadata:
+    length = response.headers.get("Content-Length", "")
     size = offset + int(length) if _COUNT.fullmatch(length) else None
-    md5 = re.search(r"md5=([A-Za-z0-9+/]{22}==)", answer.headers.get("x-goog-hash", ""))  # Google's storage
-    version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-    if version and version.startswith("W/"):  # says "alike", not "the same bytes"
+    md5 = re.search(r"md5=([A-Za-z0-9+/]{22}==)", response.headers.get("x-goog-hash", ""))  # Google's storage
+    version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    if version and version.startswith("W/"):  # a weak ETag: equivalent, but not the same bytes
         version = None
     return _ServerMetadata(size, version, base64.b64decode(md5[1]).hex() if md5 else None)
 
@@ -287,10 +304,10 @@ def _receive(
     partial: _PartialFile,
     stream: urllib3.response.BaseHTTPResponse,
     skip: int,
-    at: Callable[[int], None],
+    on_progress: Callable[[int], None],
     stop: threading.Event,
 ) -> None:
-    """Append what comes, but for the first `skip` bytes."""
+    """Append the response to the partial file, without its first `skip` bytes."""
     with partial.path.open("ab") as file:
         for chunk in stream.stream(CHUNK, decode_content=False):
             if stop.is_set():
@@ -298,32 +315,32 @@ def _receive(
             new = chunk[skip:]
             skip -= len(chunk) - len(new)
             if new and file.tell() == 0 and not new.startswith(remote.magic[: len(new)]):
-                raise DownloadError(f"{remote.url} sends something else: it starts with {new[:16]!r}")
+                raise DownloadError(f"{remote.url} sends another file: it starts with {new[:16]!r}")
             file.write(new)
-            at(file.tell())
+            on_progress(file.tell())
 
 
 class _VerificationError(Exception):
-    """A whole file that is not the one that was published."""
+    """A complete file differs from the published one."""
 
 
 def _verify(remote: RemoteFile, path: Path, md5: str | None) -> str:
-    """How a file was found to be right, by the best means there is."""
+    """Verify a complete file by the best available method and return which."""
     with path.open("rb") as file:
         if not file.read(len(remote.magic)) == remote.magic:
-            raise _VerificationError("it is something else by its first bytes")
+            raise _VerificationError("its first bytes are those of another file type")
     if remote.sha256:
         if hash_file(path, "sha256") != remote.sha256:
-            raise _VerificationError("its SHA-256 is not the one that its publisher states")
+            raise _VerificationError("its SHA-256 is not the published one")
         return "SHA-256 as published"
     if md5:
         if hash_file(path, "md5") != md5:
-            raise _VerificationError("its MD5 is not the one that the server states")
-        return "MD5 as the server states it"
+            raise _VerificationError("its MD5 is not the one that the server reports")
+        return "MD5 as reported by the server"
     if path.name.endswith((".tar", ".tar.gz")):
         try:
             count = sum(1 for _ in iter_members(path))
         except TruncatedArchive as error:
-            raise _VerificationError(f"the archive is torn: {error}") from error
-        return f"read through: {count:,} files, no published checksum"
+            raise _VerificationError(f"the archive is truncated: {error}") from error
+        return f"read to the end: {count:,} files, no published checksum"
     return "size only: no published checksum"

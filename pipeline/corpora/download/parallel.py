@@ -1,4 +1,4 @@
-"""Many files at a time, and how far they are: bars on a terminal, else a line a minute."""
+"""Downloads files in parallel and shows the progress."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ Work = Callable[[RemoteFile, Callable[[int], None], threading.Event], str]
 
 
 def download_all(remotes: Mapping[RemoteFile, int | None], work: Work, parallel: int) -> int:
-    """Do `work` for every file, `parallel` at a time, tell how each ended, and return how many failed.
+    """Run `work` for every file, `parallel` at a time, log the result of each, and return how many failed.
 
-    remotes: their sizes in bytes, None where unknown. work: gets a file, what to tell how many bytes are there, and
-    the event that ends it; returns how the file was verified, or raises FetchError.
+    Args:
+        remotes: The files and their sizes in bytes, None if unknown.
+        work: Receives a file, a function to report the bytes on disk to, and an event that stops it. Returns how the
+            file was verified, or raises DownloadError.
+        parallel: The number of files at a time.
     """
     if not remotes:
         return 0
@@ -28,14 +31,14 @@ def download_all(remotes: Mapping[RemoteFile, int | None], work: Work, parallel:
         try:
             for job in as_completed(jobs):
                 try:
-                    board.say(f"{jobs[job].path}: {job.result()}")
+                    board.log(f"{jobs[job].path}: {job.result()}")
                 except DownloadError as error:
                     failed += 1
-                    board.say(f"error: {error}")
+                    board.log(f"error: {error}")
                 board.close(jobs[job])
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # first: a worker that ends would begin another file
-            stop.set()  # running transfers end at their next bytes, and keep them
+            pool.shutdown(wait=False, cancel_futures=True)  # first, or a worker that ends would start another file
+            stop.set()  # running downloads stop after their next chunk and can be resumed
             raise
     return failed
 
@@ -76,7 +79,7 @@ class _Board:
         """Remove the bar of a file."""
         self._display.remove(remote)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print a line at once."""
         self._display.log(line)
 
