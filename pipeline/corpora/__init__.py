@@ -1,7 +1,7 @@
-"""What there is to encode: lists clips, decodes nothing.
+"""Corpora: list the clips to encode, without decoding them.
 
-`open_corpus(settings).clips()` is the plan. `load(clips)` fills in the bytes of those that lie in archives, and
-`fingerprint(clip)` says cheaply whether an input is still the same.
+`open_corpus(settings).clips()` lists the clips. `load(clips)` reads the bytes of those in archives, and
+`fingerprint(clip)` detects cheaply whether an input has changed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from pipeline.corpora.tar_archive import load as load
 def open_corpus(
     data: Mapping[str, Any], digest: AudioDigest | None = None, durations: Durations | None = None
 ) -> Corpus:
-    """The corpus that `data` (a choice of conf/data) describes, found and ready to list.
+    """Open a corpus.
 
-    digest: a hash of the decoded sound of a file (its path or its bytes), or None where it cannot be decoded. Jamendo
-    and folders ask it whether files that differ in their bytes are the same sound; without it, they are not.
-    durations: measures the files that a folder cuts into segments; without it, their headers are trusted.
+    Args:
+        data: The settings of one of conf/data.
+        digest: Returns a hash of the decoded audio of a file, given by its path or its bytes; None if it cannot be
+            decoded. Jamendo and folders use it to find files with the same audio; by default only equal bytes count.
+        durations: Measures the files that a folder cuts into segments; by default their headers are trusted.
 
     Raises:
-        InputError: there is no such corpus, or its folder is missing.
+        InputError: The corpus is unknown, or its folder is missing.
     """
-    data = dict(data)  # a plain one: looking into a DictConfig for every clip of a million takes a minute
+    data = dict(data)  # a plain dict: a million look-ups in a DictConfig take a minute
     name = data["name"]
     if name == "nsynth":
         from pipeline.corpora.nsynth import NSynth
@@ -51,4 +53,4 @@ def open_corpus(
         from pipeline.corpora.jamendo import Jamendo
 
         return Jamendo(data, digest)
-    raise InputError(f"data.name={name} is no corpus: choose nsynth, notes, folder or jamendo")
+    raise InputError(f"data.name={name} is not a corpus: choose nsynth, notes, folder or jamendo")

@@ -1,4 +1,4 @@
-"""What every corpus offers, and what they share: keys, inputs set aside, the refusal of a missing folder."""
+"""The interface of corpora, and what they share: keys, skipped inputs, errors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.common.errors import InputError
 from pipeline.corpora.clip import Clip
 
 SPLITS = ("train", "valid", "test")
-UNREADABLE = "cannot be read"  # in the reason of what may be readable in another run
-KEY_LENGTH = 80  # a tar header holds a name of 100 bytes: key + ".codes.npy" never needs a pax header
+UNREADABLE = "cannot be read"  # part of the reasons for inputs that another run may be able to read
+KEY_LENGTH = 80  # a tar header has 100 bytes for a name: key + ".codes.npy" never needs a pax header
 
 
 class SkippedInput(NamedTuple):
-    """An input that the plan leaves out, and why. `key` is empty where the input never got one."""
+    """An input that is not encoded, and why. `key` is empty if the input has none."""
 
     path: str
     key: str
@@ -27,33 +27,36 @@ class SkippedInput(NamedTuple):
 
 
 class Durations(Protocol):
-    """Measures how long files are. kind: of its results, where they are kept."""
+    """Measures the durations of files. kind: names its results in the scan cache."""
 
     kind: str
 
     def __call__(self, path: str) -> float | None:
-        """Seconds of sound in a file; None where it cannot be used. Raises OSError where it cannot be read."""
+        """Return the seconds of audio in a file, or None if it cannot be used; raise OSError if it cannot be read."""
         ...
 
 
 class Corpus(Protocol):
-    """A corpus lists its clips and decodes nothing."""
+    """Lists the clips of a corpus without decoding them."""
 
     name: str
-    skipped: list[SkippedInput]  # filled while `clips` runs, whole when it ends, begun anew when it starts again
+    skipped: list[SkippedInput]  # filled by `clips`, which clears it first
 
     def clips(self) -> Iterator[Clip]:
-        """The plan: the same clips in the same order for the same input, segments of one recording in a row.
+        """Yield the clips: the same ones in the same order for the same input; a recording's segments are contiguous.
 
-        Members of one archive come in the order of their bytes, so that `load` reads it in a single pass.
+        Members of an archive are ordered by offset, so that `load` reads it in one pass.
         """
         ...
 
 
 def slug(name: str, of: str | None = None, length: int = KEY_LENGTH) -> str:
-    """A key for a name: the name where it may be a key, else its plain letters and a hash of all of it.
+    """Return a key for a name: the name if it is a valid key, else its ASCII letters and a hash.
 
-    of: the full name that the key stands for, where `name` is only its readable part: then the hash is always there.
+    Args:
+        name: The name, or its readable part.
+        of: The full name, if `name` is only its readable part; then the key always ends with the hash.
+        length: The maximum length of the key.
     """
     if of is None and re.fullmatch(rf"[A-Za-z0-9_-]{{1,{length}}}", name):
         return name
@@ -63,12 +66,12 @@ def slug(name: str, of: str | None = None, length: int = KEY_LENGTH) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path as it may be printed and stored: a name that is not UTF-8 keeps its odd bytes as escapes."""
+    """Return a path for messages and manifests; bytes that are not UTF-8 are escaped."""
     return encode_name(path).decode("utf-8", "backslashreplace")
 
 
 def encode_name(name: str | Path) -> bytes:
-    """A name's bytes; one from JSON may hold halves of characters, which no file's name does: these as escapes."""
+    """Return the bytes of a name; surrogates, which a name from JSON may contain, are escaped."""
     try:
         return os.fsencode(name)
     except UnicodeEncodeError:
@@ -77,26 +80,31 @@ def encode_name(name: str | Path) -> bytes:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Raises InputError where the block fails to read; path: of what, where the system does not name it."""
+    """Convert an OSError in the block into an InputError about `path`, or the path that the error names."""
     try:
         yield
     except OSError as error:
         named = printable(error.filename or path)
-        raise InputError(f"{named} {UNREADABLE} ({error.strerror or error}): mend that, and run again") from error
+        raise InputError(f"{named} {UNREADABLE} ({error.strerror or error}): fix this and run again") from error
 
 
-def require_folder(root: str | Path, looked_for: str, command: str) -> Path:
-    """The corpus folder `root`.
+def require_folder(root: str | Path, expected: str, how_to_get: str) -> Path:
+    """Return the corpus folder `root`.
+
+    Args:
+        root: The folder.
+        expected: What it should contain.
+        how_to_get: How to get it.
 
     Raises:
-        InputError: it is missing or no folder; `looked_for` says what it should hold, `command` what brings it.
+        InputError: `root` is not a folder.
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"data.root={printable(root)} is no folder: expected {looked_for}; {command}")
+        raise InputError(f"data.root={printable(root)} is not a folder: expected {expected}; {how_to_get}")
     return root
 
 
-def no_clips_error(root: Path, looked_for: str, command: str) -> InputError:
-    """The error for a folder that is there but holds nothing of the corpus."""
-    return InputError(f"data.root={printable(root)} holds no clip: expected {looked_for}; {command}")
+def no_clips_error(root: Path, expected: str, how_to_get: str) -> InputError:
+    """Return the error for a folder without any clip of the corpus."""
+    return InputError(f"data.root={printable(root)} contains no clips: expected {expected}; {how_to_get}")

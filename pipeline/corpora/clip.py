@@ -1,4 +1,4 @@
-"""What a corpus yields."""
+"""The clip of a corpus."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of one recording, not yet decoded.
+    """A segment of a recording, not decoded yet.
 
-    key: unique in the corpus; at most 80 of [A-Za-z0-9_-] (a WebDataset key ends at the first dot).
-    path: the file to decode, or `archive.tar.gz::member` when it lies in an archive.
-    split: "train", "valid" or "test".
-    start, duration: seconds into the recording; a duration of None runs to its end.
-    labels: what the corpus knows of it (NSynth: pitch, velocity, instrument...).
-    span: where the member's bytes lie in the unpacked archive, (offset, size); None for a plain file.
-    content: the member's bytes, once `pipeline.corpora.load` has read them; never filled in a plan.
+    Attributes:
+        key: Unique in the corpus; at most 80 of [A-Za-z0-9_-] (a WebDataset key ends at the first dot).
+        path: The file to decode, or `archive.tar.gz::member` in an archive.
+        split: "train", "valid" or "test".
+        start, duration: In seconds; None means to the end of the recording.
+        labels: The corpus' metadata (NSynth: pitch, velocity, instrument...).
+        span: (offset, size) of the member in the uncompressed archive; None for a plain file.
+        content: The member's bytes, once `pipeline.corpora.load` has read them.
     """
 
     key: str

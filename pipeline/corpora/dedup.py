@@ -1,9 +1,9 @@
-"""Recordings that are the same sound under several names, found without decoding them all.
+"""Finds duplicate recordings without decoding all of them.
 
-Three sieves, each for what the one before left over, each remembered from run to run:
-1. probe: a hash of 16 KiB of sound, past any tag and at one place: the same for copies, whatever their tags;
-2. frames: a hash of all bytes between the tags, for files whose probe is not alone;
-3. digest: a hash of the decoded sound, where probes agree but frames differ (an encoder's own header, say).
+Three stages, each for the candidates of the one before. The results of each are cached:
+1. probe: a hash of 16 KiB of audio at a fixed position after the tags, equal for copies with any tags.
+2. frames: a hash of all bytes between the tags, for files with the same probe.
+3. digest: a hash of the decoded audio, for files with the same probe and different frames (e.g. an encoder's header).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import BinaryIO, NamedTuple
 from pipeline.corpora.scan_cache import cached_map
 from pipeline.corpora.tar_archive import archive_of
 
-MAX_WAV_CHUNKS = 1000  # of a WAV before its data
+MAX_WAV_CHUNKS = 1000  # before the data chunk
 PROBE_OFFSET, PROBE_BYTES = 1 << 18, 1 << 14  # bytes: 6.5 s into a recording of 320 kbit/s, 0.4 s long
 
 AudioDigest = Callable[[str | bytes], str | None]
 
 
 class Recording(NamedTuple):
-    """A file or a member of a plain tar. name: its place in the order; stamp: changes when it does; size: bytes."""
+    """A file or a member of a plain tar. name: defines the order; stamp: changes with the content; size: in bytes."""
 
     name: str
     stamp: str
@@ -34,49 +34,59 @@ class Recording(NamedTuple):
 
 
 def find_duplicates(
-    recordings: list[Recording], listing: Callable[[str], Path], digest: AudioDigest | None, unreadable: dict[str, str]
+    recordings: list[Recording],
+    cache_path: Callable[[str], Path],
+    digest: AudioDigest | None,
+    unreadable: dict[str, str],
 ) -> dict[str, str]:
-    """{name: the first name of the same sound} for every recording that is not the first of its sound.
+    """Return {name: name of the first recording with the same audio} for every duplicate.
 
-    recordings: in ascending order of their names' parts. listing: the file in which a sieve's findings are remembered.
-    digest: a hash of the decoded sound of a file or its bytes, None where it cannot be decoded; without it only
-    recordings whose frames are the same bytes count as the same sound. unreadable: gets the names of those that cannot
-    be read, and why; they are copies of nothing, and tried again in the next run.
+    Args:
+        recordings: Ordered by the parts of their names.
+        cache_path: Returns the file that caches the results of a stage.
+        digest: Returns a hash of the decoded audio of a file or its bytes, None if it cannot be decoded. Without it,
+            only recordings with identical frames are duplicates.
+        unreadable: Receives the names of recordings that cannot be read, and why. They are never duplicates, and are
+            read again in the next run.
     """
-    of = {recording.name: recording for recording in recordings}
+    by_name = {recording.name: recording for recording in recordings}
 
-    def sieve(kind: str, names: Iterable[str], find: Callable[[Recording], str | None]) -> dict[str, str | None]:
-        def found(name: str) -> str | None:
+    def run_stage(
+        kind: str, names: Iterable[str], hash_recording: Callable[[Recording], str | None]
+    ) -> dict[str, str | None]:
+        def compute(name: str) -> str | None:
             try:
-                return find(of[name])
+                return hash_recording(by_name[name])
             except OSError as error:
                 unreadable[name] = error.strerror or str(error)
-                raise  # so that nothing is remembered
+                raise  # so that nothing is cached
 
-        items = ((name, of[name].stamp) for name in names if name not in unreadable)
-        return {name: value for name, _, value in cached_map(listing(kind), items, found)}
+        items = ((name, by_name[name].stamp) for name in names if name not in unreadable)
+        return {name: value for name, _, value in cached_map(cache_path(kind), items, compute)}
 
-    def alike(names: Iterable[str], by: Callable[[str], object]) -> list[list[str]]:
+    def group_by(names: Iterable[str], key: Callable[[str], object]) -> list[list[str]]:
         groups = defaultdict(list)
         for name in names:
             if name not in unreadable:
-                groups[by(name)].append(name)
+                groups[key(name)].append(name)
         return [group for group in groups.values() if len(group) > 1]
 
-    probes = sieve("probes", of, probe)
-    groups = alike(of, probes.__getitem__)
+    probes = run_stage("probes", by_name, probe)
+    groups = group_by(by_name, probes.__getitem__)
     suspects = {name for group in groups for name in group}
-    frames = sieve("frames", (name for name in of if name in suspects), _hash_frames)
+    frames = run_stage("frames", (name for name in by_name if name in suspects), _hash_frames)
     digests: dict[str, str | None] = {}
     if digest is not None:
-        doubtful = {name for group in groups if len({frames[name] for name in group}) > 1 for name in group}
-        digests = sieve("digests", (name for name in of if name in doubtful), lambda one: digest(_read_source(one)))
-    same = alike((name for name in of if name in suspects), lambda name: digests.get(name) or frames[name])
+        undecided = {name for group in groups if len({frames[name] for name in group}) > 1 for name in group}
+        digests = run_stage(
+            "digests", (name for name in by_name if name in undecided), lambda one: digest(_read_source(one))
+        )
+    same = group_by((name for name in by_name if name in suspects), lambda name: digests.get(name) or frames[name])
     return {name: first for first, *others in same for name in others}
 
 
 def probe(recording: Recording) -> str:
-    """A hash of a few bytes of a recording's sound, past its tags: the same for copies. Raises OSError."""
+    """Return a hash of a part of a recording after its tags, equal for duplicates; raise OSError if unreadable."""
     with _open(recording) as file:
         start, end = _audio_range(file, recording)
         file.seek(min(start + PROBE_OFFSET, (start + end) // 2))
@@ -110,7 +120,7 @@ def _read_source(recording: Recording) -> str | bytes:
 
 
 def _audio_range(file: BinaryIO, recording: Recording) -> tuple[int, int]:
-    """Where the sound starts and ends: MPEG frames between ID3 and APEv2 tags, FLAC frames, a WAV's data."""
+    """Return the range of the audio: MPEG frames between ID3 and APEv2 tags, FLAC frames, the data of a WAV."""
     start = recording.span[0] if recording.span else 0
     end = start + recording.size
     file.seek(start)
@@ -134,7 +144,7 @@ def _audio_range(file: BinaryIO, recording: Recording) -> tuple[int, int]:
 
 
 def _flac_audio_start(file: BinaryIO, start: int, end: int) -> int:
-    """Where the frames of a FLAC start, behind its blocks of metadata; its own start where these are malformed."""
+    """Return the offset of the first frame after the metadata blocks of a FLAC, or `start` if they are malformed."""
     at, is_last = start + 4, False
     while not is_last and at < end:
         file.seek(at)
@@ -145,7 +155,7 @@ def _flac_audio_start(file: BinaryIO, start: int, end: int) -> int:
 
 
 def _wav_audio_range(file: BinaryIO, start: int, end: int) -> tuple[int, int]:
-    """Where the samples of a WAV start and end; all of it where it has no such chunk among its first."""
+    """Return the range of the samples of a WAV, or the complete range if it has no data chunk."""
     at = start + 12
     for _ in range(MAX_WAV_CHUNKS):
         file.seek(at)

@@ -1,6 +1,6 @@
-"""Any folder of sound files, subfolders too: split by recording (or by subfolder), cut into segments.
+"""A folder of audio files with subfolders, split by recording (or by subfolder) and cut into segments.
 
-Each sound is used once, however many copies there are; versions of a recording in several formats share its split.
+Duplicates are skipped; versions of a recording in several formats share a split.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from pipeline.corpora.segments import assign_split, cut_segments, validate
 from pipeline.corpora.sound_identity import find_duplicate_files, find_versions
 
 HOW_TO_GET = "give the folder as data.root=DIR"
-MAX_FRAMES_PER_BYTE = 8192  # frames in a byte: FLAC and Opus hold silence in less, but no header that says more is true
+MAX_FRAMES_PER_BYTE = 8192  # a header that declares more is wrong; even silence in FLAC or Opus has fewer
 
 
 @dataclass
 class Folder:
-    """See `pipeline.corpora.base.Corpus`. data: the settings of conf/data/folder.yaml; digest: see `duplicates`;
-    durations: see `open_corpus`.
-    """
+    """See `pipeline.corpora.base.Corpus`. data: the settings of conf/data/folder.yaml; others: see `open_corpus`."""
 
     data: Mapping[str, Any]
     digest: AudioDigest | None = None
@@ -45,23 +43,23 @@ class Folder:
         self.suffixes = (
             sound_files.SUFFIXES if auto else tuple(f".{e.lower().lstrip('.')}" for e in self.data["extensions"])
         )
-        self.unsupported = sound_files.UNSUPPORTED if auto else ()  # who names extensions knows what is left out
-        self.expected = f"sound files ({', '.join(self.suffixes)})"
+        self.unsupported = sound_files.UNSUPPORTED if auto else ()  # named extensions ignore all other files
+        self.expected = f"audio files ({', '.join(self.suffixes)})"
         self.root = require_folder(self.data["root"], self.expected, HOW_TO_GET)
         validate(self.data)
         if self.data["split_by"] not in ("recording", "folder"):
-            raise InputError(f"data.split_by={self.data['split_by']} is neither recording nor folder")
+            raise InputError(f"data.split_by={self.data['split_by']}: expected recording or folder")
 
     def clips(self) -> Iterator[Clip]:
-        """Sorted by path, part by part."""
+        """Yield the clips, sorted by the parts of their paths."""
         self.skipped.clear()
-        copies = find_duplicate_files(self.root, self._files, self._cache_file, self.digest)
-        groups = self._linked_groups(copies)
-        found = False
+        duplicates = find_duplicate_files(self.root, self._files, self._cache_file, self.digest)
+        groups = self._linked_groups(duplicates)
+        is_empty = True
         for name, duration in self._recordings():
-            found = True
-            if name in copies:
-                reason = f"copy: the same sound as {printable(copies[name])}"
+            is_empty = False
+            if name in duplicates:
+                reason = f"duplicate: the same audio as {printable(duplicates[name])}"
                 self.skipped.append(SkippedInput(printable(f"{self.root}/{name}"), "", reason))
                 continue
             group = self._group(name)
@@ -70,20 +68,21 @@ class Folder:
             for number, (start, length) in enumerate(cut_segments(duration, self.data)):
                 part = key if self.data["segment_seconds"] is None else f"{key}-{number:05d}"
                 yield Clip(part, f"{self.root}/{name}", split, start, length)
-        if not found:
+        if is_empty:
             raise no_clips_error(self.root, self.expected, self._conversion_hint() or HOW_TO_GET)
 
     def _conversion_hint(self) -> str:
-        """How to convert the files of the folder, where all of them are of formats that are not read."""
+        """Return how to convert the files of the folder if all of them have unsupported formats, else ""."""
         suffixes = Counter(Path(left.path).suffix.lower() for left in self.skipped)
-        there = {suffix: count for suffix, count in suffixes.most_common() if suffix in self.unsupported}
-        if not there:
+        unsupported = {suffix: count for suffix, count in suffixes.most_common() if suffix in self.unsupported}
+        if not unsupported:
             return ""
-        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in there.items())
-        return f"it holds {counts}, which are not read: convert them: ffmpeg -i IN{next(iter(there))} OUT.flac"
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in unsupported.items())
+        suffix = next(iter(unsupported))
+        return f"it contains {counts}, which are not supported: convert them: ffmpeg -i IN{suffix} OUT.flac"
 
     def _recordings(self) -> Iterator[tuple[str, float | None]]:
-        """Name below the root and duration in seconds; None where it does not matter or no header says it."""
+        """Yield the name below the root and the duration in seconds, None if it is unknown or not needed."""
         files = list_files(self.root, self.suffixes, self.skipped, self.unsupported)
         if self.data["segment_seconds"] is None:
             return ((name, None) for name, _ in files)
@@ -92,7 +91,7 @@ class Folder:
         return ((name, duration) for name, _, duration in rows)
 
     def _files(self) -> Iterator[tuple[str, str]]:
-        """Name and stamp of every file once more."""
+        """Yield the name and stamp of every file again, without recording skipped inputs."""
         return list_files(self.root, self.suffixes, [])
 
     def _cache_file(self, kind: str) -> Path:
@@ -102,11 +101,11 @@ class Folder:
         return (self.durations or header_duration)(f"{self.root}/{name}")
 
     def _group(self, name: str) -> str:
-        """What falls into one split: a recording, or a subfolder."""
+        """Return the group that must stay in one split: the recording, or its subfolder."""
         return name if self.data["split_by"] == "recording" else name.rpartition("/")[0]
 
-    def _linked_groups(self, copies: Mapping[str, str]) -> dict[str, str]:
-        """{group: the group whose split it has} for groups with versions of the same recordings, or of their copies."""
+    def _linked_groups(self, duplicates: Mapping[str, str]) -> dict[str, str]:
+        """Return {group: the group whose split it shares}, for groups with versions of the same recordings."""
         linked: dict[str, str] = {}
 
         def first(group: str) -> str:
@@ -121,22 +120,26 @@ class Folder:
 
         for names in find_versions(self._files, duration):
             ours = sorted(
-                {first(self._group(copies.get(name, name))) for name in names}, key=lambda group: group.split("/")
+                {first(self._group(duplicates.get(name, name))) for name in names}, key=lambda group: group.split("/")
             )
             linked |= dict.fromkeys(ours[1:], ours[0])
         return {group: first(group) for group in linked}
 
 
 def list_files(
-    root: Path, suffixes: tuple[str, ...], set_aside: list[SkippedInput], unsupported: tuple[str, ...] = ()
+    root: Path, suffixes: tuple[str, ...], skipped: list[SkippedInput], unsupported: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, str]]:
-    """(name below the root, size and time of change) of every file with such an ending: see `sound_files.walk`.
+    """Yield (name below the root, size and modification time) of every file with one of the suffixes.
 
-    set_aside: gets what cannot be listed, and the files with an ending in `unsupported`.
+    Args:
+        root: The folder; see `sound_files.walk`.
+        suffixes: The suffixes to list.
+        skipped: Receives what cannot be listed, and the files with a suffix in `unsupported`.
+        unsupported: Suffixes of files to report as skipped.
     """
 
     def skip(path: str, reason: str) -> None:
-        set_aside.append(SkippedInput(printable(path), "", reason))
+        skipped.append(SkippedInput(printable(path), "", reason))
 
     for name, status in sound_files.walk(root, suffixes + unsupported, skip):
         if name.lower().endswith(suffixes):
@@ -147,9 +150,10 @@ def list_files(
 
 
 def header_duration(path: str) -> float | None:
-    """The duration that a sound file's header gives; None where it gives none: the decoder will say what is wrong.
+    """Return the duration in seconds that a file's header declares; None if it declares none.
 
-    Raises OSError for a file that cannot be read.
+    Raises:
+        OSError: The file cannot be read.
     """
     try:
         with open(path, "rb", buffering=0) as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as sound:  # noqa: PTH123

@@ -1,6 +1,6 @@
-"""Notes of General MIDI instruments, rendered from a soundfont into NSynth's layout, with NSynth's names and labels.
+"""Notes of General MIDI instruments, rendered from a soundfont in NSynth's layout, with NSynth's names and labels.
 
-A small corpus with true pitch, velocity and instrument that needs no network: for the quickstart and the tests.
+A small corpus with exact pitch, velocity and instrument that needs no network, for the quickstart and the tests.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipeline.corpora.base import SPLITS, printable
 from pipeline.corpora.nsynth import NSynth
 
 RATE = 16_000  # NSynth's
-RENDER_RATE = 3 * RATE  # the synthesizer interpolates without a filter: at 16 kHz high notes would alias
+RENDER_RATE = 3 * RATE  # the synthesizer has no anti-aliasing filter: at 16 kHz high notes would alias
 SECONDS, KEY_SECONDS = 4, 3
-SILENCE_PEAK = 3e-3  # of full scale, before any scaling
-SETTINGS_FILE = "notes.json"  # the settings that the folder was rendered with; says "complete" once every note is there
+SILENCE_PEAK = 3e-3  # relative to full scale, before scaling
+SETTINGS_FILE = "notes.json"  # the settings that the folder was rendered with, and whether all notes are "complete"
 FAMILIES = ["bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth_lead", "vocal"]
 SOURCES = ["acoustic", "electronic", "synthetic"]
-HOW_TO_GET = "render it anew: delete the folder and run again"
-# General MIDI's programs in NSynth's words: the first program of each stretch, and what it is up to the next.
+HOW_TO_GET = "render it again: delete the folder and run the command again"
+# NSynth's family and source of General MIDI programs, by the first program of each range.
 INSTRUMENTS = {
     **{0: "keyboard acoustic", 2: "keyboard electronic", 3: "keyboard acoustic", 4: "keyboard electronic"},
     **{6: "keyboard acoustic", 7: "keyboard electronic", 8: "mallet acoustic", 16: "organ electronic"},
@@ -42,11 +42,11 @@ INSTRUMENTS = {
     **{80: "synth_lead synthetic", 104: "guitar acoustic", 108: "mallet acoustic", 109: "reed acoustic"},
     **{110: "string acoustic", 111: "reed acoustic"},
 }
-NUM_PITCHED_PROGRAMS = 112  # programs from here on are drums and noises
+NUM_PITCHED_PROGRAMS = 112  # programs from here on are drums and effects
 
 
 class Note(NamedTuple):
-    """What is rendered: a General MIDI program (0..111), a MIDI pitch and a velocity (1..127)."""
+    """A note to render: a General MIDI program (0..111), a MIDI pitch and a velocity (1..127)."""
 
     program: int
     pitch: int
@@ -54,11 +54,11 @@ class Note(NamedTuple):
 
 
 def open_notes(data: Mapping[str, Any]) -> NSynth:
-    """The corpus of rendered notes, rendered first where `data.root` does not hold these very notes yet.
+    """Open the corpus of notes; render it first unless `data.root` contains these notes already.
 
     Raises:
-        InputError: a setting is out of range, the synthesizer or the soundfont is missing, or the folder holds other
-            notes, or what is not ours.
+        InputError: A setting is out of range, the synthesizer or the soundfont is missing, or the folder contains
+            other notes or other files.
     """
     root, soundfont = Path(data["root"]), _locate_soundfont(data["soundfont"])
     settings = {
@@ -71,7 +71,7 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
     groups = _assign_splits(settings)
     state = _read_settings(root)
     if state != {"complete": True, **settings}:
-        if state != {"complete": False, **settings}:  # else another process is at it too: it writes the same bytes
+        if state != {"complete": False, **settings}:  # equal: another process may be rendering the same bytes
             _refuse_other_notes(root, state, settings)
         synth = _Synthesizer(soundfont, settings["programs"])
         try:
@@ -80,7 +80,7 @@ def open_notes(data: Mapping[str, Any]) -> NSynth:
             _write_file(root / SETTINGS_FILE, _encode_json({"complete": True, **settings}))
         except OSError as error:
             raise InputError(
-                f"data.root={printable(root)} cannot be written ({error.strerror}): give a folder of yours"
+                f"data.root={printable(root)} cannot be written ({error.strerror}): choose another folder"
             ) from error
     return NSynth(root, Path(data["scan_cache_dir"]), name="notes", how_to_get=HOW_TO_GET, seconds=data["seconds"])
 
@@ -91,21 +91,22 @@ def _read_settings(root: Path) -> dict[str, Any]:
     try:
         return json.loads((root / SETTINGS_FILE).read_text())
     except (OSError, ValueError) as error:
-        message = f"data.root={printable(root)} holds files that data=notes did not render: give a folder of its own"
+        message = f"data.root={printable(root)} contains files that data=notes did not render: choose another folder"
         raise InputError(message) from error
 
 
 def _refuse_other_notes(root: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
     changed = [name for name in settings if state and state.get(name) != settings[name]]
     if changed:
-        told = ", ".join(f"data.{name}={state.get(name)!s:.40} (now {settings[name]!s:.40})" for name in changed)
+        differences = ", ".join(f"data.{name}={state.get(name)!s:.40} (now {settings[name]!s:.40})" for name in changed)
         raise InputError(
-            f"data.root={printable(root)} holds notes rendered with {told}: give another data.root=, or remove it"
+            f"data.root={printable(root)} contains notes rendered with {differences}: choose another data.root=,"
+            " or delete it"
         )
 
 
 def _render_all(root: Path, synth: _Synthesizer, settings: dict[str, Any], groups: dict[Any, str]) -> None:
-    """Write wavs and indices; every file is whole when it bears its name, and the same each time."""
+    """Write wavs and indices, atomically and with the same bytes each time."""
     notes = [Note(*n) for n in itertools.product(*(settings[name] for name in ("programs", "pitches", "velocities")))]
     random.Random(settings["seed"]).shuffle(notes)
     indices: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
@@ -128,21 +129,21 @@ def _render_all(root: Path, synth: _Synthesizer, settings: dict[str, Any], group
 
 
 class _Synthesizer:
-    """One voice of a soundfont's General MIDI bank."""
+    """A monophonic synthesizer with a soundfont's General MIDI bank."""
 
     def __init__(self, soundfont: Path, programs: list[int]) -> None:
         try:
             import tinysoundfont
         except ImportError as error:
             raise InputError(
-                "data=notes needs the synthesizer tinysoundfont: `pip install --no-deps tinysoundfont` (with its"
-                " dependencies it would want PortAudio, which plays sound and is not needed)"
+                "data=notes needs the synthesizer tinysoundfont: `pip install --no-deps tinysoundfont` (its dependency"
+                " PortAudio is not needed)"
             ) from error
         self.synth = tinysoundfont.Synth(samplerate=RENDER_RATE, gain=-6)
         try:
             self.font = self.synth.sfload(str(soundfont))
         except Exception as error:  # the binding raises a bare RuntimeError
-            raise InputError(f"data.soundfont={printable(soundfont)} is no soundfont: {error}") from error
+            raise InputError(f"data.soundfont={printable(soundfont)} is not a soundfont: {error}") from error
         absent = [program for program in programs if self.synth.sfpreset_name(self.font, 0, program) is None]
         if absent:
             raise InputError(
@@ -150,17 +151,17 @@ class _Synthesizer:
             )
 
     def render(self, note: Note, peak: float | None) -> np.ndarray | None:
-        """wav: float32 [SECONDS * RATE], the key held for HELD seconds; None where it is silent."""
+        """Return a note as float32 [SECONDS * RATE], or None if it is silent. The key is pressed for KEY_SECONDS."""
         import soxr
 
         self.synth.program_select(0, self.font, 0, note.program)
         self.synth.noteon(0, note.pitch, note.velocity)
-        held = bytes(self.synth.generate(KEY_SECONDS * RENDER_RATE))
+        pressed = bytes(self.synth.generate(KEY_SECONDS * RENDER_RATE))
         self.synth.noteoff(0, note.pitch)
         released = bytes(self.synth.generate((SECONDS - KEY_SECONDS) * RENDER_RATE))
         self.synth.sounds_off(0)
-        self.synth.generate(RENDER_RATE // 10)  # what still fades belongs to no note
-        stereo = np.frombuffer(held + released, np.float32).reshape(-1, 2)
+        self.synth.generate(RENDER_RATE // 10)  # let the reverberation fade before the next note
+        stereo = np.frombuffer(pressed + released, np.float32).reshape(-1, 2)
         wav = soxr.resample(stereo.mean(1), RENDER_RATE, RATE, quality="HQ")
         loudest = float(np.abs(wav).max())
         if loudest < SILENCE_PEAK:
@@ -173,13 +174,13 @@ def _split_group(note: Note, split_by: str) -> Any:
 
 
 def _assign_splits(settings: dict[str, Any]) -> dict[Any, str]:
-    """The split of every instrument, or of every pitch of every instrument: a seeded draw of exact shares."""
+    """Return the split of every instrument, or of every pitch of every instrument: a random choice of exact shares."""
     split_by = settings["split_by"]
     if split_by not in ("instrument", "note"):
-        raise InputError(f"data.split_by={split_by} is neither instrument nor note")
+        raise InputError(f"data.split_by={split_by}: expected instrument or note")
     count = len(settings["programs"]) * len(settings["pitches"]) * len(settings["velocities"])
     if settings["clips"] is not None and not 0 < settings["clips"] <= count:
-        raise InputError(f"data.clips={settings['clips']}: expected 1 to {count}, the combinations there are, or null")
+        raise InputError(f"data.clips={settings['clips']}: expected 1 to {count}, the number of combinations, or null")
     if split_by == "instrument":
         groups: list[Any] = list(settings["programs"])
     else:
@@ -188,15 +189,15 @@ def _assign_splits(settings: dict[str, Any]) -> dict[Any, str]:
     sizes = {split: max(1, round(settings[split] * len(groups))) if settings[split] else 0 for split in SPLITS[1:]}
     if min(settings["valid"], settings["test"]) < 0 or sum(sizes.values()) >= len(groups):
         raise InputError(
-            f"data.valid={settings['valid']} and data.test={settings['test']} leave none of {len(groups)} groups"
-            f" (data.split_by={split_by}) to train on: lower them or give more data.programs"
+            f"data.valid={settings['valid']} and data.test={settings['test']} leave none of the {len(groups)} groups"
+            f" (data.split_by={split_by}) to train on: lower them or set more data.programs"
         )
     valid, test = sizes["valid"], sizes["test"]
     return {g: "valid" if i < valid else "test" if i < valid + test else "train" for i, g in enumerate(groups)}
 
 
 def _parse_numbers(data: Mapping[str, Any], name: str, low: int, high: int) -> list[int]:
-    """A setting that is a list of numbers, one number, or a range as "44-85"."""
+    """Parse a setting that is a list of numbers, one number, or a range as "44-85"."""
     value = data[name]
     try:
         if isinstance(value, str):
@@ -212,7 +213,7 @@ def _parse_numbers(data: Mapping[str, Any], name: str, low: int, high: int) -> l
 
 
 def _index_entry(note: Note, number: int) -> dict[str, Any]:
-    """A note as NSynth's index describes it."""
+    """Return the entry of a note in NSynth's index."""
     family, source = INSTRUMENTS[max(first for first in INSTRUMENTS if first <= note.program)].split()
     instrument = f"{family}_{source}_{note.program:03d}"
     return {
@@ -235,18 +236,18 @@ def _index_entry(note: Note, number: int) -> dict[str, Any]:
 def _locate_soundfont(path: str | None) -> Path:
     if path is not None:
         if not Path(path).is_file():
-            raise InputError(f"data.soundfont={path} is no file: give an .sf2 file, or null for pretty_midi's")
+            raise InputError(f"data.soundfont={path} is not a file: expected an .sf2 file, or null for pretty_midi's")
         return Path(path)
-    found = importlib.util.find_spec("pretty_midi")  # found, not imported: only its soundfont is wanted
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("pretty_midi")  # not imported: only its soundfont is needed
+    if spec is None or not spec.submodule_search_locations:
         raise InputError(
             "data=notes needs a soundfont: `pip install pretty_midi` ships one, or data.soundfont=FILE.sf2"
         )
-    return Path(found.submodule_search_locations[0]) / "TimGM6mb.sf2"
+    return Path(spec.submodule_search_locations[0]) / "TimGM6mb.sf2"
 
 
 def _encode_wav(wav: np.ndarray) -> bytes:
-    """wav: float [S] at RATE, as a 16-bit wav file."""
+    """Return float [S] at RATE as the bytes of a 16-bit wav file."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setparams((1, 2, RATE, len(wav), "NONE", ""))

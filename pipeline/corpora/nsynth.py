@@ -1,6 +1,6 @@
 """NSynth (Engel et al. 2017, arXiv:1704.01279): `nsynth-{train,valid,test}`, unpacked or as the official archives.
 
-The splits are NSynth's own, by instrument; any of them may be absent.
+The splits are those of NSynth, by instrument; any of them may be missing.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ LABELS = (
     *("pitch", "velocity", "instrument", "instrument_str", "instrument_family", "instrument_family_str"),
     *("instrument_source", "instrument_source_str", "qualities_str", "note_str"),
 )
-MAX_ENTRY_LENGTH = 1 << 22  # characters: a note has 600
-NO_NOTE = "its entry in the index is no note"
+MAX_ENTRY_LENGTH = 1 << 22  # characters; a note has 600
+NO_NOTE = "its entry in the index is not a note"
 
 
 @dataclass
 class NSynth:
     """See `pipeline.corpora.base.Corpus`.
 
-    scan_cache_dir: where the members of archives are cached; seconds: only the first of each note (None: all of it).
+    scan_cache_dir: caches the members of archives; seconds: use the first seconds of each note (None: the whole note).
     """
 
     root: Path
@@ -49,7 +49,7 @@ class NSynth:
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not self.seconds > 0:
-            raise InputError(f"data.seconds={self.seconds}: expected more than 0, or null for whole notes")
+            raise InputError(f"data.seconds={self.seconds}: expected more than 0, or null for complete notes")
         require_folder(self.root, EXPECTED, self.how_to_get)
         with reading(self.root):
             self._refuse_incomplete()
@@ -60,10 +60,10 @@ class NSynth:
         for split in SPLITS:
             folder = self._folder(split)
             if folder.is_dir() and not self._has_index(split) and not self._archive(split).is_file():
-                raise InputError(f"{printable(folder)} has no examples.json, the index of its notes; {self.how_to_get}")
+                raise InputError(f"{printable(folder)} has no examples.json, the index of the notes; {self.how_to_get}")
 
     def clips(self) -> Iterator[Clip]:
-        """In the order of the index, or of the archive's bytes."""
+        """Yield the clips in the order of the index, or of the archive."""
         self.skipped.clear()
         seen: set[str] = set()
         for split in SPLITS:
@@ -95,31 +95,31 @@ class NSynth:
         return iter(())
 
     def _unpacked_rows(self, split: str) -> Iterator[list[Any]]:
-        """[key, path, span, labels, reason to set it aside] for every note in the index or on disk."""
+        """Yield [key, path, span, labels, reason to skip it or ""] for every note in the index or on disk."""
         folder = self._folder(split) / "audio"
         with reading(folder):
             on_disk = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
         on_disk = {name for name in on_disk if name.endswith(".wav") and not name.startswith(".")}
-        taken = set()
-        place = self._folder(split) / "examples.json"
-        with reading(place), place.open("rb") as index:
+        listed = set()
+        path = self._folder(split) / "examples.json"
+        with reading(path), path.open("rb") as index:
             for name, note in iter_json_entries(index, printable(index.name)):
                 wav = f"{name}.wav"
-                taken.add(wav)
+                listed.add(wav)
                 reason = (
                     NO_NOTE if not isinstance(note, dict) else "" if wav in on_disk else "in the index, not on disk"
                 )
                 yield [slug(name), f"{folder}/{wav}", None, {} if reason else _select_labels(note), reason]
-        for wav in sorted(on_disk - taken):
+        for wav in sorted(on_disk - listed):
             yield [slug(wav[:-4]), f"{folder}/{wav}", None, {}, "on disk, not in the index"]
 
     def _archive_rows(self, split: str) -> Iterator[list[Any]]:
-        """The same for an archive, whose index may come before or after the audio; its bytes are read once."""
+        """Yield the rows of an archive in one pass; its index may precede or follow the audio."""
         archive = self._archive(split)
         index: dict[str, dict[str, Any] | None] | None = None
-        early: list[Member] = []  # audio that came before the index
-        taken: set[str] = set()
-        torn = ""
+        early: list[Member] = []  # audio before the index
+        listed: set[str] = set()
+        fault = ""
 
         def row(member: Member) -> list[Any]:
             assert index is not None
@@ -127,16 +127,16 @@ class NSynth:
             labels = index.get(name)
             reason = "" if labels else NO_NOTE if name in index else "in the archive, not in the index"
             reason = f"too large: {member.size} bytes" if member.size > MAX_MEMBER_BYTES else reason
-            taken.add(name)
+            listed.add(name)
             return [slug(name), member_path(archive, member.name), [member.offset, member.size], labels or {}, reason]
 
         try:
-            for member, content in iter_members(archive, wanted="examples.json"):
+            for member, content in iter_members(archive, content_suffix="examples.json"):
                 if content is not None:
-                    found = iter_json_entries(io.BytesIO(content), member_path(archive, member.name))
+                    entries = iter_json_entries(io.BytesIO(content), member_path(archive, member.name))
                     index = {
                         name: _intern_strings(_select_labels(note)) if isinstance(note, dict) else None
-                        for name, note in found
+                        for name, note in entries
                     }
                     yield from map(row, early)
                 elif member.name.endswith(".wav") and not PurePosixPath(member.name).name.startswith("."):
@@ -145,22 +145,22 @@ class NSynth:
                     else:
                         yield row(member)
         except TruncatedArchive as error:
-            torn = f"archive torn: {error}"
+            fault = f"truncated archive: {error}"
         if index is None:
             raise InputError(
-                f"{printable(archive)} holds no examples.json, the index of its notes {torn}; {self.how_to_get}"
+                f"{printable(archive)} contains no examples.json, the index of its notes {fault}; {self.how_to_get}"
             )
-        if torn:
-            yield ["", str(archive), None, {}, torn]
-        for name in sorted(index.keys() - taken):
+        if fault:
+            yield ["", str(archive), None, {}, fault]
+        for name in sorted(index.keys() - listed):
             yield [slug(name), member_path(archive, f"{name}.wav"), None, {}, "in the index, not in the archive"]
 
 
 def iter_json_entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
-    """The entries of one JSON object, one at a time: NSynth's index is 200 MB, a gigabyte as Python's objects.
+    """Yield the entries of a JSON object one by one: NSynth's index is 200 MB, or a gigabyte of Python objects.
 
     Raises:
-        InputError: it is no JSON object, or ends too early.
+        InputError: The stream is not a JSON object, or ends too early.
     """
     reader = codecs.getreader("utf-8")(stream)
     text, at = "", 0
@@ -168,7 +168,7 @@ def iter_json_entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]
         try:
             key, value, at = _parse_entry(text, at)
         except RecursionError as error:
-            raise InputError(f"{name} is broken: an entry of it is nested too deep; fetch or make it anew") from error
+            raise InputError(f"{name} is broken: an entry is nested too deeply; download or create it again") from error
         except ValueError:
             if _CLOSE.match(text, at):
                 return
@@ -178,7 +178,7 @@ def iter_json_entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]
                 raise InputError(f"{name} is not JSON: {error}") from error
             if not more or len(text) - at > MAX_ENTRY_LENGTH:
                 raise InputError(
-                    f"{name} is broken: expected one JSON object of notes; fetch or make it anew"
+                    f"{name} is broken: expected one JSON object of notes; download or create it again"
                 ) from None
             text, at = text[at:] + more, 0
             continue
@@ -191,17 +191,17 @@ _CLOSE = re.compile(r"\s*(\{\s*)?\}")
 
 
 def _parse_entry(text: str, at: int) -> tuple[str, Any, int]:
-    """The entry at `at` and where it ends; ValueError where the text holds none whole."""
+    """Return the key, value and end of the entry at `at`; raise ValueError if the text has no complete entry."""
     key, at = _decode(text, _match_end(_OPEN, text, at))
     value, at = _decode(text, _match_end(_COLON, text, at))
     return key, value, _match_end(_NEXT, text, at)
 
 
-def _match_end(sign: re.Pattern[str], text: str, at: int) -> int:
-    found = sign.match(text, at)
-    if not found:
+def _match_end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    if not match:
         raise ValueError
-    return found.end()
+    return match.end()
 
 
 def _select_labels(note: dict[str, Any]) -> dict[str, Any]:
@@ -209,5 +209,5 @@ def _select_labels(note: dict[str, Any]) -> dict[str, Any]:
 
 
 def _intern_strings(labels: dict[str, Any]) -> dict[str, Any]:
-    """One copy of each string that 300,000 notes repeat, for an index that waits in memory."""
+    """Share equal strings, which 300,000 notes repeat, to save memory."""
     return {name: sys.intern(value) if isinstance(value, str) else value for name, value in labels.items()}

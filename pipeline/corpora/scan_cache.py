@@ -1,7 +1,6 @@
-"""Rows of JSON that took long to find, kept in a file so that a second run finds them at once.
+"""Caches the results of slow scans as rows of JSON in a file.
 
-A listing is whole or not there: it is renamed into place after the last row. Parts that run at the same time may write
-the same one.
+A cache file is written atomically, after its last row. Several processes may write the same one.
 """
 
 from __future__ import annotations
@@ -20,48 +19,56 @@ from pipeline.common.errors import InputError
 from pipeline.common.files import open_atomic
 from pipeline.corpora.base import printable
 
-FORMAT = 1  # of the rows, whoever writes them: a change makes every listing anew
+FORMAT = 1  # version of all rows; a change invalidates every cache file
 STALE_SECONDS = 86_400  # seconds
 LARGE_BYTES = 1 << 30  # bytes
 
 
-def cached_scan(folder: Path, about: Path, find: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """The rows of `find` about a file, from `folder` where they were found before and the file is still the same.
+def cached_scan(folder: Path, source: Path, scan: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """Yield the rows of `scan()` about a file, from the cache if the file has not changed.
+
+    Args:
+        folder: The cache's folder.
+        source: The file that is scanned.
+        scan: Yields rows that can be stored as JSON.
 
     Raises:
         InputError: `folder` cannot be written.
     """
-    seen = about.stat()
-    identity = [str(about.resolve()), seen.st_size, seen.st_mtime_ns]
-    file = cache_file(folder, about)
+    status = source.stat()
+    identity = [str(source.resolve()), status.st_size, status.st_mtime_ns]
+    file = cache_file(folder, source)
     rows = _read_rows(file)
     if next(rows, None) == identity:
         yield from rows
         return
-    if seen.st_size > LARGE_BYTES:
+    if status.st_size > LARGE_BYTES:
         print_log(
-            f"listing {printable(about)}: {seen.st_size / 1e9:,.0f} GB are read once; "
-            f"the result is kept in {printable(folder)}"
+            f"scanning {printable(source)}: {status.st_size / 1e9:,.0f} GB are read once; "
+            f"the result is cached in {printable(folder)}"
         )
     with _open_cache_file(file) as new:
         print(json.dumps(identity), file=new)
-        for row in find():
+        for row in scan():
             print(json.dumps(row), file=new)
             yield row
 
 
 def cached_map(
-    file: Path, items: Iterable[tuple[str, str]], find: Callable[[str], Any]
+    file: Path, items: Iterable[tuple[str, str]], compute: Callable[[str], Any]
 ) -> Iterator[tuple[str, str, Any]]:
-    """(name, stamp, `find(name)`) for (name, stamp) of paths in ascending order, as tuples of their parts.
+    """Yield (name, stamp, compute(name)) for each item, from the cache if the name's stamp has not changed.
 
-    Where `find` raises OSError it is None, and sought again in the next run.
+    Both the items and the cache are sorted, so they are merged line by line with constant memory.
 
-    What was found for a name and stamp in the run before is not sought again: both runs are in order, so they are
-    merged line by line, and memory holds one line of each.
+    Args:
+        file: The cache file.
+        items: (name, stamp) of paths, sorted by the parts of the names.
+        compute: Returns a value that can be stored as JSON. If it raises OSError, the value is None and is computed
+            again in the next run.
 
     Raises:
-        InputError: the folder of `file` cannot be written.
+        InputError: The folder of `file` cannot be written.
     """
     rows = _read_rows(file)
     row = next(rows, None)
@@ -70,7 +77,7 @@ def cached_map(
             while row is not None and row[0].split("/") < name.split("/"):
                 row = next(rows, None)
             try:
-                value = row[2] if row is not None and row[:2] == [name, stamp] else find(name)
+                value = row[2] if row is not None and row[:2] == [name, stamp] else compute(name)
             except OSError:
                 yield name, stamp, None
                 continue
@@ -78,10 +85,10 @@ def cached_map(
             yield name, stamp, value
 
 
-def cache_file(folder: Path, about: Path, kind: str = "members") -> Path:
-    """Where a listing lies: two corpora of one name in different places do not meet."""
-    mark = hashlib.sha256(os.fsencode(about.resolve())).hexdigest()[:12]
-    return folder / f"{about.name}-{mark}.{kind}.{FORMAT}.jsonl"
+def cache_file(folder: Path, source: Path, kind: str = "members") -> Path:
+    """Return the cache file for a source; sources of equal names in different folders have different files."""
+    mark = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:12]
+    return folder / f"{source.name}-{mark}.{kind}.{FORMAT}.jsonl"
 
 
 def _read_rows(file: Path) -> Iterator[Any]:
@@ -90,25 +97,25 @@ def _read_rows(file: Path) -> Iterator[Any]:
             try:
                 yield from map(json.loads, rows)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{file} is no listing of ours: delete it, and it is made anew") from error
+                raise InputError(f"{file} is not a valid cache file: delete it, and it is created again") from error
 
 
 @contextmanager
 def _open_cache_file(file: Path) -> Iterator[IO[str]]:
-    """A file to write lines to, which takes its name only if the block ends well."""
+    """Open a cache file for writing; it appears when the block ends without an exception."""
     with ExitStack() as stack:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             _delete_stale(file)
             rows = stack.enter_context(open_atomic(file, "w", shared=True, sync=True))
         except OSError as error:
-            message = f"data.scan_cache_dir={file.parent} cannot be written ({error.strerror}): give a folder of yours"
+            message = f"data.scan_cache_dir={file.parent} cannot be written ({error.strerror}): choose another folder"
             raise InputError(message) from error
         yield rows
 
 
 def _delete_stale(file: Path) -> None:
-    """Delete the partial copies of a listing that runs left behind when they were killed."""
+    """Delete the temporary files of runs that were killed."""
     for partial in file.parent.glob(f".{file.name}.*"):
         with suppress(FileNotFoundError):  # another process has just renamed it
             if time.time() - partial.stat().st_mtime > STALE_SECONDS:

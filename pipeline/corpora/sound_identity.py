@@ -1,11 +1,11 @@
-"""Files of a folder that are the same sound: copies, hard links, retagged files, and the same sound in other formats.
+"""Finds files of a folder with the same audio.
 
-1. Copies, whatever their names and tags: the bytes between the tags are equal (`duplicates`).
-2. The same samples in several lossless formats (a wav and its flac): the headers agree, and so does the decoded sound.
-3. Versions of one recording, lossy ones too (a wav and its mp3): one name, several suffixes, the same duration. Nothing
-   is compared here, so they are all used, but in one split.
+1. Duplicates with any names and tags: the bytes between the tags are equal (`dedup`).
+2. The same samples in several lossless formats (a wav and its flac): the headers and the decoded audio are equal.
+3. Versions of a recording, also lossy ones (a wav and its mp3): the same name and duration, different suffixes. Their
+   audio is not compared, so all are used, but in one split.
 
-Memory holds 8 bytes a file, and names only of files that may be the same sound as others.
+Memory holds 8 bytes per file, and the names of candidates only.
 """
 
 from __future__ import annotations
@@ -24,45 +24,49 @@ from pipeline.corpora.dedup import AudioDigest, Recording, find_duplicates, prob
 from pipeline.corpora.scan_cache import cached_map
 
 LOSSLESS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph"}
-SAME_DURATION = 0.1  # seconds: an encoder's padding, where the file does not declare it
-ListFiles = Callable[
-    [], Iterator[tuple[str, str]]
-]  # name and stamp of each file, in ascending order of the names' parts
-Row = tuple[str, str, str | None]  # name, stamp and a value; None where the file cannot be read
+SAME_DURATION = 0.1  # seconds: the padding of an encoder that does not declare it
+ListFiles = Callable[[], Iterator[tuple[str, str]]]  # yields name and stamp of each file, sorted by parts
+Row = tuple[str, str, str | None]  # name, stamp and a value, None if the file cannot be read
 
 
 def find_duplicate_files(
-    root: Path, files: ListFiles, listing: Callable[[str], Path], digest: AudioDigest | None
+    root: Path, files: ListFiles, cache_path: Callable[[str], Path], digest: AudioDigest | None
 ) -> dict[str, str]:
-    """{name: the first name of the same sound} for every file that is not the first of its sound.
+    """Return {name: name of the first file with the same audio} for every duplicate.
 
-    listing: the file in which results of a kind are kept; digest: see `duplicates`. Without it only equal bytes count.
+    Args:
+        root: The folder.
+        files: Lists its files.
+        cache_path: Returns the file that caches the results of a stage.
+        digest: See `find_duplicates`; without it only equal bytes count.
     """
 
     def recording(name: str, stamp: str) -> Recording:
         return Recording(name, stamp, int(stamp.partition("-")[0]), f"{root}/{name}", None)
 
     def probes() -> Iterator[Row]:
-        items = ((name, stamp) for name, stamp in files() if not stamp.startswith("0-"))  # empty files are no copies
-        yield from cached_map(listing("probes"), items, lambda name: probe(recording(name, _stamp(root / name))))
+        items = (
+            (name, stamp) for name, stamp in files() if not stamp.startswith("0-")
+        )  # empty files are not duplicates
+        yield from cached_map(cache_path("probes"), items, lambda name: probe(recording(name, _stamp(root / name))))
 
     suspects = [recording(name, stamp) for name, stamp, _ in _rows_with_repeated_value(probes)]
-    copies = find_duplicates(suspects, lambda kind: listing(f"copies-{kind}"), digest, {}) if suspects else {}
-    same = _find_across_formats(root, files, listing, digest, copies) if digest else {}
-    return {name: same.get(first, first) for name, first in copies.items()} | same
+    duplicates = find_duplicates(suspects, lambda kind: cache_path(f"copies-{kind}"), digest, {}) if suspects else {}
+    same = _find_across_formats(root, files, cache_path, digest, duplicates) if digest else {}
+    return {name: same.get(first, first) for name, first in duplicates.items()} | same
 
 
 def _find_across_formats(
-    root: Path, files: ListFiles, listing: Callable[[str], Path], digest: AudioDigest, copies: dict[str, str]
+    root: Path, files: ListFiles, cache_path: Callable[[str], Path], digest: AudioDigest, duplicates: dict[str, str]
 ) -> dict[str, str]:
-    """The same samples in several lossless formats."""
+    """Return {name: name of the first file} for files with the same samples in different lossless formats."""
     formats = {_suffix(name) for name, _ in files()} & LOSSLESS
     if len(formats) < 2:
         return {}
 
     def lengths() -> Iterator[Row]:
-        items = ((name, stamp) for name, stamp in files() if _suffix(name) in LOSSLESS and name not in copies)
-        yield from cached_map(listing("lengths"), items, lambda name: _read_header(f"{root}/{name}"))
+        items = ((name, stamp) for name, stamp in files() if _suffix(name) in LOSSLESS and name not in duplicates)
+        yield from cached_map(cache_path("lengths"), items, lambda name: _read_header(f"{root}/{name}"))
 
     groups = defaultdict(list)
     for name, stamp, value in _rows_with_repeated_value(lengths):
@@ -72,16 +76,16 @@ def _find_across_formats(
     suspects.sort(key=lambda item: item[0].split("/"))
     first: dict[str, str] = {}
     same: dict[str, str] = {}
-    for name, _, sound in cached_map(listing("sounds"), suspects, lambda name: digest(f"{root}/{name}")):
+    for name, _, sound in cached_map(cache_path("sounds"), suspects, lambda name: digest(f"{root}/{name}")):
         if sound is not None and first.setdefault(sound, name) != name:
             same[name] = first[sound]
     return same
 
 
 def find_versions(files: ListFiles, duration: Callable[[str], float | None]) -> list[list[str]]:
-    """Names that differ in folder and suffix only and have the same duration, several suffixes among them, in order.
+    """Return groups of files with the same stem and duration and different suffixes, each sorted.
 
-    duration: of a file by its name, in seconds; asked for these names only.
+    duration: returns the seconds of a file; it is called for candidates only.
     """
     if len({_suffix(name) for name, _ in files()}) < 2:
         return []
@@ -100,7 +104,7 @@ def find_versions(files: ListFiles, duration: Callable[[str], float | None]) -> 
 
 
 def _group_by_duration(files: list[tuple[float, str]]) -> Iterator[list[str]]:
-    """Names whose durations follow each other closely, where they have several suffixes."""
+    """Yield groups of names with nearly equal durations and more than one suffix."""
     group: list[tuple[float, str]] = []
     for seconds, name in [*sorted(files), (float("inf"), "")]:
         if group and seconds - group[-1][0] > SAME_DURATION:
@@ -112,7 +116,7 @@ def _group_by_duration(files: list[tuple[float, str]]) -> Iterator[list[str]]:
 
 
 def _rows_with_repeated_value(rows: Callable[[], Iterable[Row]]) -> list[Row]:
-    """The rows whose value other rows have too; the rows are read twice."""
+    """Return the rows whose value occurs more than once; `rows` is called twice."""
     marks = array("Q", (_hash64(value) for *_, value in rows() if value is not None))
     values, counts = np.unique(np.frombuffer(marks, np.uint64) if marks else np.zeros(0), return_counts=True)
     repeated = set(values[counts > 1].tolist())
@@ -132,7 +136,7 @@ def _suffix(name: str) -> str:
 
 
 def _read_header(path: str) -> str | None:
-    """Frames, rate and channels, as the header has them; None where there is none. Raises OSError."""
+    """Return the frames, rate and channels of a header, or None if there is none; raise OSError if unreadable."""
     try:
         with open(path, "rb", buffering=0) as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as sound:  # noqa: PTH123
             return f"{sound.frames} {sound.samplerate} {sound.channels}" if sound.frames else None

@@ -1,6 +1,6 @@
-"""Members of tar archives, listed once and read in one pass, packed or not; and the identity of any input.
+"""Lists and reads the members of tar archives, and fingerprints inputs.
 
-A `.tar` is read by seeking. A `.tar.gz` can only be read forward: clips in the order of the plan cost one pass over it.
+A `.tar` is read by seeking. A `.tar.gz` can only be read forward: clips sorted by offset take one pass.
 """
 
 from __future__ import annotations
@@ -20,17 +20,15 @@ from pipeline.corpora.base import printable, reading
 from pipeline.corpora.clip import Clip
 
 _MEMBER_PATH = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz))::", re.DOTALL)
-# tarfile's own errors, and what headers that lie make it raise besides
+# tarfile's errors, and others that it raises for invalid headers
 _READ_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, IndexError, RecursionError)
 _EXTRA = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
-_MAX_EXTRA_BYTES = 1 << 16  # bytes of what an extra header tells, which tarfile holds in memory
-MAX_MEMBER_BYTES = (
-    1 << 30
-)  # bytes of a member: it is held in memory, and a packed archive of 1 MB may promise a gigabyte
+_MAX_EXTRA_BYTES = 1 << 16  # of an extended header, which tarfile reads into memory
+MAX_MEMBER_BYTES = 1 << 30  # a member is read into memory, and a compressed archive of 1 MB may contain a gigabyte
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name and where its bytes lie, unpacked."""
+    """A file in an archive. offset, size: of its bytes in the uncompressed archive."""
 
     name: str
     offset: int
@@ -38,19 +36,20 @@ class Member(NamedTuple):
 
 
 class TruncatedArchive(Exception):
-    """An archive that ends too early or is broken inside; the members listed before it are good."""
+    """An archive is truncated or damaged; the members before the damage are intact."""
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A header as tarfile reads it, but for this: without its mark of the end an archive is torn, not done."""
+    """A tar header; unlike in tarfile, an archive without an end marker is an error."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
         try:
-            found = super().frombuf(buf, encoding, errors)
-            if found.size < 0 or (found.type in _EXTRA and found.size > _MAX_EXTRA_BYTES):  # a loop, or all memory
-                raise tarfile.ReadError(f"a header says {found.size} bytes")
-            return found
+            header = super().frombuf(buf, encoding, errors)
+            # tarfile would loop forever, or exhaust the memory
+            if header.size < 0 or (header.type in _EXTRA and header.size > _MAX_EXTRA_BYTES):
+                raise tarfile.ReadError(f"a header declares {header.size} bytes")
+            return header
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
@@ -58,41 +57,41 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def member_path(archive: Path, member: str) -> str:
-    """The path of a clip that lies in an archive."""
+    """Return the path of a clip in an archive."""
     return f"{archive}::{member}"
 
 
-def iter_members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Member, bytes | None]]:
-    """Every regular file of an archive in order, with the content of those whose name ends with `wanted`.
+def iter_members(archive: Path, content_suffix: str | None = None) -> Iterator[tuple[Member, bytes | None]]:
+    """Yield every regular file of an archive in order, with its content if its name ends with `content_suffix`.
 
     Raises:
-        InputError: the archive cannot be opened, or a member's name is absolute or climbs out of it with `..`.
-        Torn: the archive is broken; the members that it holds whole have been given.
+        InputError: The archive cannot be opened, or a member's name is absolute or contains `..`.
+        TruncatedArchive: The archive is damaged; raised after the intact members.
     """
     with _open_unpacked(archive) as stream:
         try:
             tar = tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo)  # noqa: SIM115 - the stream is closed
-            held = None  # a member is known to be whole when the next header has been read
+            pending = None  # a member is known to be complete when the next header has been read
             at = -1
             while (info := tar.next()) is not None:
-                if tar.offset <= at:  # an extended header may say a size below 0
-                    raise tarfile.ReadError("a header points back")
+                if tar.offset <= at:  # an extended header may declare a negative size
+                    raise tarfile.ReadError("a header points backwards")
                 at = tar.offset
-                tar.members.clear()  # type: ignore[attr-defined] # tarfile remembers every header: a million of them is a gigabyte
-                if held:
-                    yield held
-                held = None
+                tar.members.clear()  # type: ignore[attr-defined] # tarfile keeps all headers: a gigabyte per million
+                if pending:
+                    yield pending
+                pending = None
                 _check_member_name(archive, info.name)
                 if info.isreg() and not info.issparse():
                     content = None
-                    if wanted and info.name.endswith(wanted):
+                    if content_suffix and info.name.endswith(content_suffix):
                         if info.size > MAX_MEMBER_BYTES:
                             raise InputError(f"{printable(archive)}: {info.name!r} of {info.size} bytes is too large")
                         content = tar.extractfile(info).read()  # type: ignore[union-attr]
-                    held = Member(info.name, info.offset_data, info.size), content
-            if held:
-                yield held
-            while stream.read(1 << 16):  # to the end, where gzip keeps its checksum
+                    pending = Member(info.name, info.offset_data, info.size), content
+            if pending:
+                yield pending
+            while stream.read(1 << 16):  # to the end, where gzip verifies its checksum
                 pass
         except InputError:
             raise
@@ -101,10 +100,10 @@ def iter_members(archive: Path, wanted: str | None = None) -> Iterator[tuple[Mem
 
 
 def load(clips: Iterable[Clip]) -> Iterator[Clip]:
-    """The clips again, those in archives with their `content`; others as they are. In plan order it is one pass.
+    """Yield the clips, with `content` for those in archives; in the order of `Corpus.clips` this takes one pass.
 
     Raises:
-        InputError: an archive cannot be opened, or is not what it was when it was listed.
+        InputError: An archive cannot be opened, or has changed since it was listed.
     """
     name, stream, last, content = "", None, "", b""
     try:
@@ -112,7 +111,7 @@ def load(clips: Iterable[Clip]) -> Iterator[Clip]:
             if clip.span is None:
                 yield clip
                 continue
-            if clip.path != last:  # segments of one recording share its bytes
+            if clip.path != last:  # segments of a recording share its bytes
                 if archive_of(clip.path) != name:
                     if stream:
                         stream.close()
@@ -126,16 +125,16 @@ def load(clips: Iterable[Clip]) -> Iterator[Clip]:
 
 
 def fingerprint(clip: Clip) -> str:
-    """What changes when the clip's input does, without reading it: size, time of change, place in its archive.
+    """Return size, modification time and position in the archive of a clip's input; "" if the input is missing.
 
-    It knows nothing of `start`, `duration` and `labels`, which stand in the clip. "" for an input that is gone.
+    It does not depend on the clip's `start`, `duration` and `labels`.
     """
     try:
-        seen = os.stat(clip.path if clip.span is None else archive_of(clip.path))  # noqa: PTH116 - twice as fast
+        status = os.stat(clip.path if clip.span is None else archive_of(clip.path))  # noqa: PTH116 - twice as fast
     except OSError:
         return ""
-    place = "" if clip.span is None else f"-{clip.span[0]}-{clip.span[1]}"
-    return f"{seen.st_size}-{seen.st_mtime_ns}{place}"
+    position = "" if clip.span is None else f"-{clip.span[0]}-{clip.span[1]}"
+    return f"{status.st_size}-{status.st_mtime_ns}{position}"
 
 
 def _open_unpacked(archive: Path) -> IO[bytes]:
@@ -146,10 +145,10 @@ def _open_unpacked(archive: Path) -> IO[bytes]:
 
 
 def archive_of(path: str) -> str:
-    """The archive in which a clip lies whose path `inside` made."""
-    found = _MEMBER_PATH.match(path)
-    assert found, f"{path!r} names no archive"
-    return found.group(1)
+    """Return the archive of a path that `member_path` returned."""
+    match = _MEMBER_PATH.match(path)
+    assert match, f"{path!r} is not a path in an archive"
+    return match.group(1)
 
 
 def _read(stream: IO[bytes] | None, clip: Clip, archive: str) -> bytes:
@@ -159,12 +158,14 @@ def _read(stream: IO[bytes] | None, clip: Clip, archive: str) -> bytes:
         stream.seek(offset)
         content = stream.read(size)
     except _READ_ERRORS as error:
-        raise InputError(f"{printable(archive)} broke while it was read ({error}): mend it and run again") from error
+        raise InputError(
+            f"{printable(archive)} could not be read to the end ({error}): fix it and run again"
+        ) from error
     if len(content) < size:
-        raise InputError(f"{printable(archive)} grew shorter while it was read: mend it and run again")
+        raise InputError(f"{printable(archive)} became shorter while it was read: fix it and run again")
     return content
 
 
 def _check_member_name(archive: Path, name: str) -> None:
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise InputError(f"{printable(archive)} holds {name!r}, which points outside of it: refused; fetch it anew")
+        raise InputError(f"{printable(archive)} contains {name!r}, which points outside of it; download it again")

@@ -77,7 +77,7 @@ def test_a_folder_of_such_files_only_says_how_to_convert_them(tmp_path: Path) ->
     for name in ("a.m4a", "b.m4a", "c.ape"):
         (tmp_path / name).write_bytes(b"sound")
     with pytest.raises(
-        InputError, match=r"it holds 2 \.m4a, 1 \.ape, which are not read: .*ffmpeg -i IN\.m4a OUT\.flac"
+        InputError, match=r"it contains 2 \.m4a, 1 \.ape, which are not supported: .*ffmpeg -i IN\.m4a OUT\.flac"
     ):
         list(open_corpus(data("folder", tmp_path)).clips())
 
@@ -241,7 +241,7 @@ def test_what_is_remembered_is_what_would_be_found(tmp_path_factory, old: list, 
         (["data.valid=0.6", "data.test=0.4"], r"data\.valid=0\.6 and data\.test=0\.4"),
         (["data.segment_seconds=0"], r"data\.segment_seconds=0"),
         (["data.min_seconds=0"], r"data\.min_seconds=0"),
-        (["data.split_by=mood"], "neither recording nor folder"),
+        (["data.split_by=mood"], "expected recording or folder"),
     ],
 )
 def test_settings_out_of_range_are_named(root: Path, settings: list[str], message: str) -> None:
@@ -250,10 +250,10 @@ def test_settings_out_of_range_are_named(root: Path, settings: list[str], messag
 
 
 def test_missing_and_empty_folders_are_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.root=.*absent is no folder.*\.wav.*data\.root=DIR"):
+    with pytest.raises(InputError, match=r"data\.root=.*absent is not a folder.*\.wav.*data\.root=DIR"):
         open_corpus(data("folder", tmp_path / "absent"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"data\.root=.*empty holds no clip"):
+    with pytest.raises(InputError, match=r"data\.root=.*empty contains no clips"):
         list(open_corpus(data("folder", tmp_path / "empty")).clips())
 
 
@@ -307,7 +307,7 @@ def test_a_broken_listing_is_named(root: Path, tmp_path: Path) -> None:
     list(open_corpus(settings).clips())
     (listing,) = durations(tmp_path)
     listing.write_text("{")
-    with pytest.raises(InputError, match=r"durations.*jsonl is no listing of ours: delete it"):
+    with pytest.raises(InputError, match=r"durations.*jsonl is not a valid cache file: delete it"):
         list(open_corpus(settings).clips())
 
 

@@ -146,7 +146,7 @@ def test_a_torn_tar_gives_its_whole_tracks(root: Path, tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:-30_000])
     clips, aside = plan(folder)
     assert 4 < len(tracks(clips)) < 8
-    assert aside["raw_30s_audio-01.tar"].startswith("archive torn")
+    assert aside["raw_30s_audio-01.tar"].startswith("truncated archive")
     assert "in raw_30s.tsv, not on disk" in aside.values()
     for clip in load(clips):
         assert soundfile.info(io.BytesIO(clip.content or b"")).duration > 1
@@ -182,11 +182,11 @@ def test_rows_and_files_that_do_not_pair_up(root: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("track_1", "has 1 columns, not 5 or more"),
-        (row(1, "00/1.mp3", "soon"), "says 'soon', no duration"),
-        (row(1, "00/1.mp3", 0), "says '0', no duration"),
-        (row(1, "00/1.mp3", "nan"), "says 'nan', no duration"),
-        (row(1, "00/1.mp3", "-3"), "says '-3', no duration"),
+        ("track_1", "has 1 columns, expected 5 or more"),
+        (row(1, "00/1.mp3", "soon"), "'soon' is not a duration"),
+        (row(1, "00/1.mp3", 0), "'0' is not a duration"),
+        (row(1, "00/1.mp3", "nan"), "'nan' is not a duration"),
+        (row(1, "00/1.mp3", "-3"), "'-3' is not a duration"),
         (row(565_800, "00/1.mp3"), "repeats a track"),
         (row(1, "00/565800.mp3"), "repeats a track"),
     ],
@@ -234,7 +234,7 @@ def test_the_same_sound_under_other_names_and_tags_is_used_once(root: Path) -> N
         add_row(root, row(track, f"61/{track}.mp3", 3.7, artist=track))
     clips, aside = plan(root, *SHARES)
     assert len(tracks(clips)) == 8
-    assert aside == {f"61/{track}.mp3": "copy: the same sound as 59/566059.mp3" for track in (61, 161)}
+    assert aside == {f"61/{track}.mp3": "duplicate: the same audio as 59/566059.mp3" for track in (61, 161)}
 
 
 def test_tags_after_the_frames_hide_no_copy(root: Path) -> None:
@@ -247,7 +247,7 @@ def test_tags_after_the_frames_hide_no_copy(root: Path) -> None:
     for track in (91, 92):
         add_row(root, row(track, f"00/{track}.mp3"))
     _, aside = plan(root)
-    assert aside == {f"00/{track}.mp3": "copy: the same sound as 00/565800.mp3" for track in (91, 92)}
+    assert aside == {f"00/{track}.mp3": "duplicate: the same audio as 00/565800.mp3" for track in (91, 92)}
 
 
 def test_copies_in_tars_are_found(root: Path, tmp_path: Path) -> None:
@@ -256,7 +256,9 @@ def test_copies_in_tars_are_found(root: Path, tmp_path: Path) -> None:
     add_row(root, row(85, "85/85.mp3"))
     clips, aside = plan(packed(root, tmp_path))
     assert len(tracks(clips)) == 8
-    assert aside == {"raw_30s_audio-01.tar::85/85.mp3": "copy: the same sound as raw_30s_audio-00.tar/00/565800.mp3"}
+    assert aside == {
+        "raw_30s_audio-01.tar::85/85.mp3": "duplicate: the same audio as raw_30s_audio-00.tar/00/565800.mp3"
+    }
 
 
 def encode_audio(wav: np.ndarray) -> bytes:
@@ -294,9 +296,9 @@ def test_frames_that_differ_but_decode_to_the_same_sound_are_one(root: Path, tmp
     for track in (91, 92):
         add_row(root, row(track, f"00/{track}.mp3", 48))
     _, aside = plan(packed(root, tmp_path), digest=sound_of)
-    assert list(aside.values()) == ["copy: the same sound as raw_30s_audio-00.tar/00/91.mp3"]
+    assert list(aside.values()) == ["duplicate: the same audio as raw_30s_audio-00.tar/00/91.mp3"]
     _, aside = plan(root, digest=sound_of)
-    assert aside == {"00/92.mp3": "copy: the same sound as 00/91.mp3"}
+    assert aside == {"00/92.mp3": "duplicate: the same audio as 00/91.mp3"}
     _, aside = plan(root)
     assert aside == {}, "without a decoder, other bytes are another sound"
 
@@ -307,7 +309,7 @@ def test_unreadable_copies_do_no_harm(root: Path) -> None:
         add_row(root, row(track, f"00/{track}.mp3", 48))
     clips, aside = plan(root, digest=sound_of)
     assert len(tracks(clips)) == 8 + len({b"junk", b"no frames"})
-    assert aside["00/92.mp3"] == "copy: the same sound as 00/91.mp3"
+    assert aside["00/92.mp3"] == "duplicate: the same audio as 00/91.mp3"
 
 
 def test_audio_and_metadata_are_found_in_the_published_places(root: Path, tmp_path: Path) -> None:
@@ -332,7 +334,7 @@ def test_what_is_missing_is_named_with_the_command(root: Path, tmp_path: Path) -
     with pytest.raises(InputError, match=r"data\.audio was not found at /nowhere"):
         plan(root, "data.audio=/nowhere")
     (root / "raw_30s.tsv").write_text("id,artist\n1,2\n")
-    with pytest.raises(InputError, match=r"raw_30s\.tsv is no metadata of MTG-Jamendo"):
+    with pytest.raises(InputError, match=r"raw_30s\.tsv is not the metadata of MTG-Jamendo"):
         plan(root)
     (root / "raw_30s.tsv").write_text("TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\ntrack_1\t" + "x" * 200_000)
     with pytest.raises(InputError, match=r"raw_30s\.tsv, line 2: field larger"):

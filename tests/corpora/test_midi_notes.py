@@ -68,7 +68,7 @@ def test_notes_are_rendered_once_and_never_replaced_by_others(
     monkeypatch.setattr("pipeline.corpora.midi_notes._Synthesizer", lambda *_: pytest.fail("rendered again"))
     render_notes(root)
     with pytest.raises(
-        InputError, match=r"data\.root=.*notes holds notes rendered with data\.clips=24 \(now 10\): give"
+        InputError, match=r"data\.root=.*notes contains notes rendered with data\.clips=24 \(now 10\): choose"
     ):
         render_notes(root, "data.clips=10")
     assert tree(root) == tree(notes_folder)
@@ -114,10 +114,10 @@ def test_silent_notes_are_left_out(tmp_path: Path) -> None:
         ("data.programs=0-120", "data.programs=0-120: expected a range like 0-111"),
         ("data.pitches=high", "data.pitches=high: expected"),
         ("data.velocities=[0]", "data.velocities"),
-        ("data.split_by=colour", "neither instrument nor note"),
+        ("data.split_by=colour", "expected instrument or note"),
         ("data.clips=100000", "expected 1 to 96"),
         ("data.test=0.9", "to train on"),
-        ("data.soundfont=/nowhere.sf2", "data.soundfont=/nowhere.sf2 is no file"),
+        ("data.soundfont=/nowhere.sf2", "data.soundfont=/nowhere.sf2 is not a file"),
     ],
 )
 def test_settings_out_of_range_are_named(tmp_path: Path, setting: str, message: str) -> None:
@@ -128,7 +128,7 @@ def test_settings_out_of_range_are_named(tmp_path: Path, setting: str, message: 
 
 def test_a_file_that_is_no_soundfont_is_named(tmp_path: Path) -> None:
     (tmp_path / "no.sf2").write_bytes(b"RIFF of nothing")
-    with pytest.raises(InputError, match=r"no\.sf2 is no soundfont"):
+    with pytest.raises(InputError, match=r"no\.sf2 is not a soundfont"):
         render_notes(tmp_path / "notes", f"data.soundfont={tmp_path / 'no.sf2'}")
 
 

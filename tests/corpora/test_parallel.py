@@ -82,7 +82,7 @@ def test_a_transfer_that_is_told_to_stop_makes_no_room_for_another(monkeypatch: 
         return "as published"
 
     monkeypatch.setattr(module, "ThreadPoolExecutor", Slow)
-    monkeypatch.setattr(module._Board, "say", interrupt)
+    monkeypatch.setattr(module._Board, "log", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download_all(REMOTES, transfer, 1)
     assert len(begun) == 2

@@ -73,7 +73,7 @@ def test_all_files_of_a_sound_fall_into_one_split(eight_of_each: Path) -> None:
         assert {Path(name).suffix for name in ours} >= {".mp3", ".ogg"}, "lossy versions are used"
         for name, reason in skipped.items():
             if source_of(name) == number:
-                kept = reason.removeprefix("copy: the same sound as ")
+                kept = reason.removeprefix("duplicate: the same audio as ")
                 assert kept in ours and source_of(kept) == number
     assert set(splits.values()) == {"train", "valid", "test"}
 
@@ -125,7 +125,7 @@ def test_tags_and_empty_or_broken_files(tmp_path: Path) -> None:
     (root / "h.flac").write_bytes(b"fLaC\x00")
     (root / "i.wav").write_bytes(b"RIFF\x10\x00\x00\x00WAVE")
     splits, skipped = listed(root)
-    assert skipped == {"b.mp3": "copy: the same sound as a.mp3", "d.wav": "copy: the same sound as c.wav"}
+    assert skipped == {"b.mp3": "duplicate: the same audio as a.mp3", "d.wav": "duplicate: the same audio as c.wav"}
     assert set(splits) == {"a.mp3", "c.wav", "e.wav", "f.wav", "g.flac", "h.flac", "i.wav"}
 
 

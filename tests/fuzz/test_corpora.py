@@ -146,7 +146,7 @@ def test_the_members_of_a_damaged_archive(tmp_path: Path, seed: int) -> None:
     path.write_bytes(mended_tar(seed, damaged(seed, TARS) if seed % 2 else TARS[seed // 2 % len(TARS)]))
     with inside(tmp_path), refused_or_right(str(tmp_path)):
         try:
-            for member, content in tar_archive.iter_members(path, wanted=".json"):
+            for member, content in tar_archive.iter_members(path, content_suffix=".json"):
                 assert 0 <= member.offset <= member.offset + member.size <= path.stat().st_size
                 assert not member.name.startswith("/") and ".." not in member.name.split("/")
                 assert content is None or len(content) == member.size

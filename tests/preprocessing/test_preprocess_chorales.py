@@ -91,7 +91,7 @@ def test_collection_with_broken_files_verifies(chorales: Path, tmp_path: Path) -
     manifest = Manifest.load(LocalStorage(out))
     skipped = {Path(row["path"]).name: row["reason"] for row in manifest.skipped}
     assert {"1.mp3", "2.mp3", "3.mp3", "6.mp3"} <= skipped.keys() <= {f"{n}.mp3" for n in range(1, 8)}, skipped
-    assert "the same sound as" in skipped["3.mp3"]
+    assert "the same audio as" in skipped["3.mp3"]
     split_of: dict[str, set[str]] = {}
     hours = 0.0
     for path in sorted(out.glob("*.tar")):

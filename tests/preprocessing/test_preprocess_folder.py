@@ -82,7 +82,7 @@ def test_copies_do_not_leak_between_splits(tmp_path: Path) -> None:
     )
     assert {split_list[0] for split_list in splits.values()} == {"train", "valid", "test"}
     reasons = [row["reason"] for row in manifest.skipped]
-    assert len(reasons) == 90 and all(reason.startswith("copy: the same sound as ") for reason in reasons)
+    assert len(reasons) == 90 and all(reason.startswith("duplicate: the same audio as ") for reason in reasons)
 
 
 @pytest.fixture(scope="module")
