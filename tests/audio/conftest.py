@@ -1,4 +1,4 @@
-"""One thread: two on a busy machine wait for each other more than they work."""
+"""One thread: on a busy machine, two threads mostly wait for each other."""
 
 import torch
 

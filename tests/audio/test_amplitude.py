@@ -1,4 +1,4 @@
-"""Channels that cancel each other and peaks above full scale, as `audio.read` and the reader of clips treat them."""
+"""Channels that cancel and peaks above full scale, as handled by `audio_io.read` and `read_segments`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def write(path: Path, channels: list[np.ndarray], rate: int) -> Path:
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("gain", [-1.0, -0.9])
-def test_the_first_channel_replaces_a_mix_that_cancels(tmp_path: Path, rate: int, gain: float) -> None:
-    """The exact samples of the channel alone, by `read` and by `segments`; without `on_fault` the mix is read."""
+def test_first_channel_replaces_cancelled_mix(tmp_path: Path, rate: int, gain: float) -> None:
+    """`read` and `read_segments` return exactly the first channel; without `on_fault` they return the mix."""
     left = tone(rate)
     path = write(tmp_path / "a.wav", [left, gain * left], rate)
     alone = write(tmp_path / "alone.wav", [left], rate)
@@ -41,8 +41,8 @@ def test_the_first_channel_replaces_a_mix_that_cancels(tmp_path: Path, rate: int
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_other_sounds_are_the_mix_to_the_bit(tmp_path: Path, rate: int) -> None:
-    """Also one channel silent, uncorrelated channels, and silence."""
+def test_other_clips_equal_the_mix(tmp_path: Path, rate: int) -> None:
+    """Also with a silent channel, uncorrelated channels, or silence."""
     left, right = tone(rate), tone(rate, pitch=500)
     zero = np.zeros_like(left)
     kinds = {
@@ -58,8 +58,8 @@ def test_other_sounds_are_the_mix_to_the_bit(tmp_path: Path, rate: int) -> None:
         assert np.array_equal(checked, audio_io.read(path))
 
 
-def test_cancellation_is_found_clip_by_clip(tmp_path: Path) -> None:
-    """A recording that is in antiphase for a while."""
+def test_cancellation_is_detected_per_clip(tmp_path: Path) -> None:
+    """The recording is in antiphase for a part of its length."""
     left = tone(24_000)
     right = left.copy()
     right[24_000:48_000] *= -1
@@ -84,16 +84,16 @@ def test_cancellation_is_found_clip_by_clip(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_peak_is_scaled_to_full_scale(peak: float, policy: str, scaled: bool, reason: str) -> None:
+def test_high_peak_is_scaled_to_full_scale(peak: float, policy: str, scaled: bool, reason: str) -> None:
     wav = (tone(24_000) / 0.4).astype(np.float32)
     wav /= np.abs(wav).max()
-    found, note = amplitude.apply_policy(wav * np.float32(peak), policy)
-    assert found is not None and note == reason
-    np.testing.assert_allclose(found, wav if scaled else wav * peak, rtol=1e-6)
+    result, note = amplitude.apply_policy(wav * np.float32(peak), policy)
+    assert result is not None and note == reason
+    np.testing.assert_allclose(result, wav if scaled else wav * peak, rtol=1e-6)
 
 
-def test_one_sample_far_above_all_others_is_no_sound() -> None:
+def test_spike_is_skipped() -> None:
     wav = tone(24_000).astype(np.float32)
     wav[7] = -1e29
-    found, note = amplitude.apply_policy(wav, "scale")
-    assert found is None and note.startswith("above full scale: its peak is 1e+29")
+    result, note = amplitude.apply_policy(wav, "scale")
+    assert result is None and note.startswith("above full scale: its peak is 1e+29")

@@ -1,4 +1,4 @@
-"""Reading and writing sound: any format comes out the same; whatever is broken is told with its reason."""
+"""Reading and writing audio files: all formats give the same samples; broken files are errors with a reason."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def reason(source: audio_io.Source) -> str:
     ids=str,
 )
 @pytest.mark.parametrize("suffix", ["wav", "raw", "txt", ""])
-def test_every_format_is_read_by_its_content(tmp_path: Path, rate: int, how: dict, suffix: str) -> None:
+def test_format_is_detected_from_content(tmp_path: Path, rate: int, how: dict, suffix: str) -> None:
     stereo = np.stack([tone(2, rate), 0.5 * tone(2, rate)], axis=1)
     path = save(tmp_path / f"a.{suffix}", stereo, rate, **how)
     wav = audio_io.read(path)
@@ -71,14 +71,14 @@ def test_every_format_is_read_by_its_content(tmp_path: Path, rate: int, how: dic
     assert wav.shape == (2 * RATE,)
     expected = soxr.resample(stereo.mean(axis=1), rate, RATE, "HQ")
     assert cosine(wav, expected) > 0.99
-    found = audio_io.info(path)
-    assert (found.rate, found.channels, found.seconds) == (rate, 2, 2.0)
+    result = audio_io.info(path)
+    assert (result.rate, result.channels, result.seconds) == (rate, 2, 2.0)
     np.testing.assert_array_equal(audio_io.read(path.read_bytes()), wav)
     np.testing.assert_array_equal(audio_io.read(io.BytesIO(path.read_bytes())), wav)
 
 
-def test_sixteen_khz_becomes_twenty_four_by_one_resampling(tmp_path: Path) -> None:
-    """64,000 samples at 16 kHz, four seconds, are 96,000 at 24 kHz: 300 frames."""
+def test_16_khz_is_resampled_once_to_24_khz(tmp_path: Path) -> None:
+    """64,000 samples at 16 kHz (four seconds) are 96,000 at 24 kHz, or 300 codec frames."""
     wav = tone(4, 16_000)
     path = save(tmp_path / "a.wav", wav, 16_000, subtype="FLOAT")
     np.testing.assert_array_equal(audio_io.read(path), soxr.resample(wav, 16_000, RATE, "HQ"))
@@ -88,15 +88,15 @@ def test_sixteen_khz_becomes_twenty_four_by_one_resampling(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("rate", "format"), [(16_000, "WAV"), (44_100, "FLAC"), (44_100, "OGG"), (44_100, "MP3"), (RATE, "WAV")]
 )
-def test_a_cut_equals_the_cut_of_the_whole(tmp_path: Path, rate: int, format: str) -> None:
+def test_segment_equals_segment_of_complete_file(tmp_path: Path, rate: int, format: str) -> None:
     path = save(tmp_path / "a", tone(7, rate), rate, format=format)
     whole = audio_io.read(path)
     for start, duration in [(0.0, 1.0), (0.5, 2.0), (3.21987, 1.5), (5.9, 1.1)]:
         first = round(start * RATE)
         cut = audio_io.read(path, start=start, duration=duration)
         assert len(cut) == round(duration * RATE)
-        np.testing.assert_allclose(cut, whole[first : first + len(cut)], atol=1e-6)  # soxr's HQ counts in float32
-    assert len(audio_io.read(path, start=6.5, duration=4)) == RATE // 2  # the file ends before
+        np.testing.assert_allclose(cut, whole[first : first + len(cut)], atol=1e-6)  # soxr's HQ computes in float32
+    assert len(audio_io.read(path, start=6.5, duration=4)) == RATE // 2  # past the end of the file
 
 
 @settings(max_examples=25)
@@ -104,7 +104,7 @@ def test_a_cut_equals_the_cut_of_the_whole(tmp_path: Path, rate: int, format: st
     cuts=st.lists(st.tuples(st.floats(0, 5.9), st.floats(0.01, 3)), min_size=1, max_size=6),
     rate=st.sampled_from([16_000, 24_000, 44_100]),
 )
-def test_segments_of_one_decoding_equal_the_cuts_of_the_whole(cuts: list[tuple[float, float]], rate: int) -> None:
+def test_read_segments_equal_segments_of_complete_file(cuts: list[tuple[float, float]], rate: int) -> None:
     content = io.BytesIO()
     soundfile.write(content, tone(6, rate), rate, format="WAV", subtype="FLOAT")
     whole = audio_io.read(content.getvalue())
@@ -113,7 +113,7 @@ def test_segments_of_one_decoding_equal_the_cuts_of_the_whole(cuts: list[tuple[f
         np.testing.assert_array_equal(wav, whole[round(start * RATE) :][: round(duration * RATE)])
 
 
-def test_segments_of_a_long_file_hold_one_cut_in_memory(tmp_path: Path) -> None:
+def test_read_segments_of_long_file_in_constant_memory(tmp_path: Path) -> None:
     import tracemalloc
 
     path = save(tmp_path / "a.flac", np.tile(tone(10, RATE), 60), RATE)
@@ -122,11 +122,11 @@ def test_segments_of_a_long_file_hold_one_cut_in_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 60
-    assert peak < 15 * 10 * RATE * 4  # the whole file would be 60 cuts
+    assert peak < 15 * 10 * RATE * 4  # the complete file has 60 segments
 
 
-def test_broken_mp3_frames_are_passed_over(tmp_path: Path) -> None:
-    """A track with 4,000 bytes overwritten loses that second, not the rest; so does one that starts within a frame."""
+def test_broken_mp3_frames_are_skipped(tmp_path: Path) -> None:
+    """A track with 4,000 overwritten bytes loses that second only; a track may start within a frame."""
     early_and_late = np.concatenate([tone(10, 44_100, 440), tone(10, 44_100, 660)])
     whole = save(tmp_path / "a.mp3", early_and_late, 44_100).read_bytes()
     good = audio_io.read(whole)
@@ -136,13 +136,13 @@ def test_broken_mp3_frames_are_passed_over(tmp_path: Path) -> None:
         assert 17 * RATE < len(wav) < len(good)
         np.testing.assert_allclose(wav[: 2 * RATE], good[: 2 * RATE], atol=1e-3)
         late = np.abs(np.fft.rfft(wav[-4 * RATE : -RATE]))
-        assert late.argmax() / 3 == pytest.approx(660, abs=1)  # what follows the gap is there
+        assert late.argmax() / 3 == pytest.approx(660, abs=1)  # the audio after the gap is present
     (tmp_path / "c.mp3").write_bytes(whole[1000:])
     assert abs(len(audio_io.read(tmp_path / "c.mp3")) - len(good)) < RATE
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
-def test_a_wav_shorter_than_its_header_says_is_truncated(tmp_path: Path, subtype: str) -> None:
+def test_wav_shorter_than_declared_is_truncated(tmp_path: Path, subtype: str) -> None:
     content = save(tmp_path / "a.wav", tone(2, RATE), RATE, subtype=subtype).read_bytes()
     for share in (0.5, 0.99):
         (tmp_path / "b.wav").write_bytes(content[: int(len(content) * share)])
@@ -154,13 +154,13 @@ def test_a_wav_shorter_than_its_header_says_is_truncated(tmp_path: Path, subtype
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000, 0x7FFFEFFE, 0x80000000], ids=hex)
-def test_a_wav_written_to_a_pipe_promises_nothing(tmp_path: Path, size: int) -> None:
+def test_wav_of_unknown_length_is_read_to_its_end(tmp_path: Path, size: int) -> None:
     content = bytearray(save(tmp_path / "a.wav", tone(1, RATE), RATE, subtype="PCM_16").read_bytes())
     content[4:8] = content[40:44] = struct.pack("<I", size)
     assert len(audio_io.read(bytes(content))) == RATE
 
 
-def test_a_flac_cut_short_or_damaged_says_so(tmp_path: Path) -> None:
+def test_truncated_or_damaged_flac_is_an_error(tmp_path: Path) -> None:
     content = save(tmp_path / "a.flac", tone(5, RATE), RATE).read_bytes()
     (tmp_path / "b.flac").write_bytes(content[: len(content) // 2])
     assert reason(tmp_path / "b.flac").split()[0] in ("damaged", "truncated:")
@@ -168,7 +168,7 @@ def test_a_flac_cut_short_or_damaged_says_so(tmp_path: Path) -> None:
     assert reason(tmp_path / "c.flac").startswith("damaged")
 
 
-def test_what_holds_no_sound_is_told_by_its_reason(tmp_path: Path) -> None:
+def test_files_without_audio_are_errors_with_a_reason(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     (tmp_path / "empty.wav").write_bytes(b"")
     assert reason(tmp_path / "empty.wav").startswith("empty")
@@ -190,20 +190,20 @@ def test_what_holds_no_sound_is_told_by_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+def test_non_finite_samples_are_errors(tmp_path: Path, value: float) -> None:
     wav = tone(1, 16_000)
     wav[500] = value
     assert reason(save(tmp_path / "a.wav", wav, 16_000, subtype="FLOAT")).startswith("not finite")
 
 
-def test_silence_is_what_lies_below_eighty_decibels() -> None:
+def test_silence_is_below_minus_80_dbfs() -> None:
     assert audio_io.is_silent(np.zeros(RATE, np.float32))
     assert audio_io.is_silent(np.full(RATE, 0.25, np.float32))
     assert audio_io.is_silent(np.sign(tone(1, RATE)) / 32768)
     assert not audio_io.is_silent(1e-3 * tone(1, RATE))
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_files_are_read_back(tmp_path: Path) -> None:
     wav = tone(1, RATE)
     for name, error in [("a.wav", 4e-5), ("sub/b.flac", 4e-5)]:
         audio_io.write(tmp_path / name, wav, RATE)
@@ -215,69 +215,71 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.wav", "sub", "loud.wav"}
 
 
-def test_minutes_are_written_in_every_format(tmp_path: Path) -> None:
-    """libsndfile's Vorbis overflows the stack of who gives it minutes at once: the process dies without a word."""
-    words = (
+def test_long_files_are_written_in_every_format(tmp_path: Path) -> None:
+    """libsndfile's Vorbis overflows the stack if one call gets minutes of audio: the process crashes silently."""
+    script = (
         "import numpy as np; from pipeline.audio import audio_io; audio_io.write('a.ogg', np.zeros(3_000_000), 24_000)"
     )
-    subprocess.run([sys.executable, "-c", words], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True
+    )
     assert audio_io.info(tmp_path / "a.ogg").frames == 3_000_000
     wav = tone(10, RATE)
     audio_io.write(tmp_path / "a.flac", wav, RATE)
     whole = io.BytesIO()
     soundfile.write(whole, wav, RATE, format="FLAC")
-    assert (tmp_path / "a.flac").read_bytes() == whole.getvalue(), "the bytes of one piece"
+    assert (tmp_path / "a.flac").read_bytes() == whole.getvalue(), "as if written in one call"
 
 
-def test_a_format_without_a_header_is_not_written(tmp_path: Path) -> None:
+def test_headerless_format_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(audio_io.InputError, match="is not a format"):
         audio_io.write(tmp_path / "a.raw", tone(1, RATE), RATE)
 
 
-def test_many_channels_take_no_more_memory_than_few(tmp_path: Path) -> None:
+def test_memory_is_independent_of_channels(tmp_path: Path) -> None:
     import tracemalloc
 
     wav = np.repeat(tone(4, 8_000)[:, None], 512, axis=1)
     path = save(tmp_path / "a.wav", wav, 8_000, subtype="FLOAT")
     expected = audio_io.read(save(tmp_path / "b.wav", wav[:, 0], 8_000, subtype="FLOAT"))
     tracemalloc.start()
-    found = audio_io.read(path)
+    result = audio_io.read(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert peak < 20 << 20  # a block of 65,536 frames of these has 128 MiB
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    assert peak < 20 << 20  # 65,536 frames of these channels are 128 MiB
 
 
-def test_what_lies_before_a_stretch_is_let_go(tmp_path: Path) -> None:
+def test_audio_before_a_segment_is_dropped(tmp_path: Path) -> None:
     import tracemalloc
 
     path = save(tmp_path / "a.mp3", np.tile(tone(10, RATE), 30), RATE)
     tracemalloc.start()
-    found = audio_io.read(path, start=290.0, duration=1.0)
+    result = audio_io.read(path, start=290.0, duration=1.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(found) == RATE and peak < 60 * RATE * 4
+    assert len(result) == RATE and peak < 60 * RATE * 4
 
 
-def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_errors(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.wav")
     assert reason(tmp_path / "a.wav").startswith("not audio: it is a pipe or a device")
     assert reason("/dev/zero").startswith("not audio: it is a pipe or a device")
 
 
-def test_a_wav_of_chunks_without_end_is_damaged_soon(tmp_path: Path) -> None:
+def test_wav_with_too_many_chunks_fails_fast(tmp_path: Path) -> None:
     content = b"RIFF\xff\xff\xff\xffWAVE" + bytes(100 << 20)
     assert reason(content).startswith("damaged: 10000 chunks")
 
 
-def test_an_mp3_of_nothing_but_tags_is_truncated(tmp_path: Path) -> None:
+def test_mp3_with_only_a_tag_is_truncated(tmp_path: Path) -> None:
     stereo = np.repeat(tone(0.25, 44_100)[:, None], 2, axis=1)
     whole = save(tmp_path / "a.mp3", stereo, 44_100, subtype="MPEG_LAYER_III").read_bytes()
     assert reason(whole[:417] + whole[:30] + bytes(1600)).startswith("truncated: it holds 1 of the 11 MPEG frames")
 
 
-def test_a_wav_whose_size_wrapped_at_four_gibibytes_is_read_to_its_end(tmp_path: Path) -> None:
-    """Its header declares 20 s; the file has a hole of zeros, and a tone at the end."""
+def test_wav_larger_than_4_gib_is_read_to_its_end(tmp_path: Path) -> None:
+    """Its header declares 20 s; the file is sparse, with a tone at the end."""
     path = save(tmp_path / "a.wav", np.zeros(20 * RATE), RATE, subtype="PCM_16")
     wav = tone(2, RATE)
     with path.open("r+b") as file:
@@ -289,7 +291,7 @@ def test_a_wav_whose_size_wrapped_at_four_gibibytes_is_read_to_its_end(tmp_path:
     np.testing.assert_allclose(audio_io.read(path, start=seconds - 1), wav[RATE:], atol=1e-4)
 
 
-def test_the_sound_of_a_truncated_file_is_kept_when_asked_for(tmp_path: Path) -> None:
+def test_keep_truncated_reads_truncated_files(tmp_path: Path) -> None:
     wav = tone(4, RATE)
     for format, kind in {"WAV": {}, "AIFF": {}, "W64": {}, "FLAC": {}, "MP3": {}, "OGG": {}}.items():
         content = save(tmp_path / "a", wav, RATE, format=format, **kind).read_bytes()[
@@ -304,8 +306,8 @@ def test_the_sound_of_a_truncated_file_is_kept_when_asked_for(tmp_path: Path) ->
         assert audio_io.info(content, keep_truncated=True).frames == len(there), format
 
 
-def test_the_length_of_a_variable_rate_mp3_without_tag_is_counted(tmp_path: Path) -> None:
-    """Quiet first: the decoder's estimate by the first frames is far off."""
+def test_length_of_vbr_mp3_without_tag_is_counted(tmp_path: Path) -> None:
+    """It starts quietly, so the decoder's estimate from the first frames is far off."""
     wav = np.concatenate([tone(1, RATE) * 1e-3, *[tone(1, RATE)] * 5])
     content = io.BytesIO()
     with soundfile.SoundFile(

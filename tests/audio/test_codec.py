@@ -1,4 +1,4 @@
-"""EnCodec: the codes of the package, clip by clip, whatever the batch, the padding, the chunks and the settings."""
+"""Codecs give the codes of the `encodec` package for any batch, padding, chunk size and precision settings."""
 
 from __future__ import annotations
 
@@ -62,34 +62,34 @@ def codec(request: pytest.FixtureRequest) -> Codec:
 
 
 @pytest.mark.parametrize("samples", [320, 6 * 320, 8 * 320 - 1, 35_001])
-def test_the_codes_are_those_of_the_package(seanet: Codec, samples: int) -> None:
-    """Float ties aside."""
+def test_codes_equal_the_package(seanet: Codec, samples: int) -> None:
+    """Except for float ties."""
     package = untrained_encodec()
     package.set_target_bandwidth(6.0)
     wav = sounds(2, samples)
     with torch.inference_mode():
         ((expected, _),) = package.encode(wav)
-        assert len(expected.unique()) > min(100, samples // 320)  # else there is nothing to compare
+        assert len(expected.unique()) > min(100, samples // 320)  # otherwise there is nothing to compare
         assert share_equal(seanet.encode(wav), expected) > 0.998
         sound = package.decode([(expected, None)])
     torch.testing.assert_close(seanet.decode(expected), sound, atol=1e-5, rtol=1e-4)
 
 
-SHORT = range(1, 7 * 320, 37)  # up to the frames that a start is reflected from
-EVERY_RESIDUE = range(7 * 320, 8 * 320)  # all remainders by the strides 2, 4, 5 and 8
+SHORT = range(1, 7 * 320, 37)  # up to the frames that the start is reflected from
+EVERY_RESIDUE = range(7 * 320, 8 * 320)  # all remainders modulo the strides 2, 4, 5 and 8
 
 
 @pytest.mark.parametrize(("codebooks", "step"), [(8, 7), pytest.param(32, 1, marks=pytest.mark.slow)])
-def test_a_partial_last_frame_has_the_codes_of_the_package(codebooks: int, step: int) -> None:
-    """Of each clip of a batch by its own length: it is reflected at its end, as the package and transformers do."""
+def test_partial_last_frame_equals_the_package(codebooks: int, step: int) -> None:
+    """Each clip of a batch is reflected at its own end, as in the package and in transformers."""
     package, codec = untrained_encodec(), untrained_codec(codebooks)
     package.set_target_bandwidth(0.75 * codebooks)
     lengths = [*SHORT[::step], *EVERY_RESIDUE[::step]]
     wav = sounds(len(lengths), max(lengths)) + 0.1 * torch.randn(len(lengths), 1, max(lengths))
-    found = codec.encode(wav, torch.tensor(lengths))
+    result = codec.encode(wav, torch.tensor(lengths))
     odd = total = 0
     with torch.inference_mode():
-        for row, own, codes in zip(wav, lengths, found, strict=True):
+        for row, own, codes in zip(wav, lengths, result, strict=True):
             ((expected, _),) = package.encode(row[None, :, :own])
             assert expected.shape == (1, codebooks, -(-own // 320))
             odd += int((codes[:, : expected.shape[2]] != expected[0]).sum())
@@ -97,15 +97,15 @@ def test_a_partial_last_frame_has_the_codes_of_the_package(codebooks: int, step:
     assert odd <= 1e-3 * total
 
 
-def test_rows_encoded_together_as_on_a_gpu_are_those_of_the_package() -> None:
-    """The layers see the whole batch at once there."""
+def test_gpu_code_path_equals_the_package() -> None:
+    """On a GPU the layers process the complete batch together."""
     package, encoder = untrained_encodec().encoder, codec_named("untrained").model.encoder
     lengths = [1, 37, 321, 6 * 320 + 1, 7 * 320, 2311, 2402, 2555, 2559, 2560]
     wav = sounds(len(lengths), 2560)
     with torch.inference_mode():
         silent = wav.where(torch.arange(2560) < torch.tensor(lengths)[:, None, None], 0)
-        found = encoder._forward_batch(silent.transpose(1, 2), lengths).transpose(1, 2)  # type: ignore[operator]
-        for row, own, latents in zip(wav, lengths, found, strict=True):
+        result = encoder._forward_batch(silent.transpose(1, 2), lengths).transpose(1, 2)  # type: ignore[operator]
+        for row, own, latents in zip(wav, lengths, result, strict=True):
             expected = package(row[None, :, :own])[0]
             torch.testing.assert_close(latents[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-4)
 
@@ -122,10 +122,8 @@ ODD = {
     row=st.integers(0, 4),
     name=st.sampled_from(["untrained", "encodec_embedded"]),
 )
-def test_a_clip_s_codes_do_not_depend_on_its_neighbours(
-    neighbours: list[tuple[str, int]], own: int, row: int, name: str
-) -> None:
-    """Bit for bit, whatever samples these hold, within their length and after it."""
+def test_codes_are_independent_of_the_batch(neighbours: list[tuple[str, int]], own: int, row: int, name: str) -> None:
+    """Bit for bit, for any other clips and any padding."""
     lengths = [length for _, length in neighbours]
     row = min(row, len(lengths))
     lengths.insert(row, own)
@@ -136,13 +134,13 @@ def test_a_clip_s_codes_do_not_depend_on_its_neighbours(
     odd[row, 0, own:] = math.nan
     codec = codec_named(name)
     expected = codec.encode(usual, torch.tensor(lengths))[row, :, : codec.num_frames(own)]
-    found = codec.encode(odd, torch.tensor(lengths))[row, :, : codec.num_frames(own)]
-    assert torch.equal(found, expected)
+    result = codec.encode(odd, torch.tensor(lengths))[row, :, : codec.num_frames(own)]
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("codebooks", [1, 3, 32])
-def test_any_number_of_codebooks_is_the_first_of_all(codebooks: int) -> None:
-    """Also those between the package's bandwidths: 1.5, 3, 6, 12, 24 kbit/s are 2, 4, 8, 16, 32 codebooks."""
+def test_fewer_codebooks_are_a_prefix(codebooks: int) -> None:
+    """Also for numbers between the package's bandwidths: 1.5, 3, 6, 12, 24 kbit/s are 2, 4, 8, 16, 32 codebooks."""
     wav = sounds(1, 6400)
     codes = untrained_codec(codebooks).encode(wav)
     assert codes.shape == (1, codebooks, 20)
@@ -151,13 +149,13 @@ def test_any_number_of_codebooks_is_the_first_of_all(codebooks: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "codebooks"), [("encodec_embedded", 0), ("encodec_embedded", 9)])
-def test_too_many_codebooks_are_refused(name: str, codebooks: int) -> None:
+def test_too_many_codebooks_are_an_error(name: str, codebooks: int) -> None:
     with pytest.raises(InputError, match=f"codec.codebooks={codebooks}: encodec_embedded has 1 to 8"):
         load_codec(name, codebooks)
 
 
-def test_a_padded_batch_equals_single_encodes(codec: Codec) -> None:
-    """True frames only depend on true samples: the caller's padding may hold anything."""
+def test_padded_batch_equals_single_encodes(codec: Codec) -> None:
+    """Valid frames depend on valid samples only; padding may have any content."""
     lengths = torch.tensor([1, 320, 1000, 3 * 320, 2400, 12_345, 24_000])
     wav = sounds(len(lengths), SAMPLES)
     batch = codec.encode(wav, lengths)
@@ -173,12 +171,12 @@ def test_a_padded_batch_equals_single_encodes(codec: Codec) -> None:
     torch.testing.assert_close(codec.encode(noise, lengths), batch, rtol=0, atol=0)
 
 
-def test_half_precision_around_changes_no_code(codec: Codec) -> None:
+def test_autocast_does_not_change_codes(codec: Codec) -> None:
     wav = sounds(2, SAMPLES)
     expected = codec.encode(wav)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(codec.encode(wav), expected, rtol=0, atol=0)
-        assert torch.ones(2, 2).matmul(torch.ones(2, 2)).dtype == torch.bfloat16  # it is given back
+        assert torch.ones(2, 2).matmul(torch.ones(2, 2)).dtype == torch.bfloat16  # it is restored
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -192,7 +190,7 @@ def test_half_precision_around_changes_no_code(codec: Codec) -> None:
 @settings(max_examples=10)
 @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6))
 @pytest.mark.parametrize("name", ["untrained", "encodec_embedded"])
-def test_decoding_in_chunks_equals_decoding_the_whole(name: str, sizes: list[int]) -> None:
+def test_streamed_decoding_equals_decode(name: str, sizes: list[int]) -> None:
     codec = codec_named(name)
     codes = torch.randint(0, 1024, (2, 8, sum(sizes)), generator=torch.Generator().manual_seed(0))
     whole = codec.decode(codes)
@@ -202,8 +200,8 @@ def test_decoding_in_chunks_equals_decoding_the_whole(name: str, sizes: list[int
     torch.testing.assert_close(torch.cat(chunks, dim=-1), whole, atol=1e-5, rtol=1e-4)
 
 
-def test_the_sound_comes_as_the_codes_come(codec: Codec) -> None:
-    """After n frames at most 864 samples are still held back."""
+def test_streaming_latency_is_at_most_864_samples(codec: Codec) -> None:
+    """After n frames at most 864 samples are not decoded yet."""
     given_frames = 0
 
     def chunks() -> list[Tensor]:
@@ -219,13 +217,13 @@ def test_the_sound_comes_as_the_codes_come(codec: Codec) -> None:
     assert had == 320 * 200
 
 
-def test_fewer_codebooks_decode_too(codec: Codec) -> None:
+def test_fewer_codebooks_can_be_decoded(codec: Codec) -> None:
     codes = codec.encode(sounds(1, SAMPLES))
     assert codec.decode(codes[:, :1]).shape == (1, 1, SAMPLES)
 
 
 @pytest.mark.parametrize("code", [-1, 1024])
-def test_what_is_no_code_is_not_decoded(codec: Codec, code: int) -> None:
+def test_invalid_codes_are_errors(codec: Codec, code: int) -> None:
     codes = torch.zeros(1, 8, 10, dtype=torch.int64)
     codes[0, 3, 4] = code
     with pytest.raises(InputError, match=f"{code}.*0..1023"):
@@ -236,7 +234,7 @@ def test_what_is_no_code_is_not_decoded(codec: Codec, code: int) -> None:
         codec.decode(torch.zeros(1, codec.model.quantizer.n_q + 1, 10, dtype=torch.int64))
 
 
-def test_the_identity_names_all_that_gives_codes_their_meaning(embedded: Codec) -> None:
+def test_identity_of_the_embedded_codec(embedded: Codec) -> None:
     file = ASSETS / "encodec_embedded.safetensors"
     assert embedded.identity == {
         "name": "encodec_embedded",
@@ -251,8 +249,8 @@ def test_the_identity_names_all_that_gives_codes_their_meaning(embedded: Codec) 
     assert (embedded.hop_length, embedded.bandwidth) == (320, 750)
 
 
-def test_metas_weights_come_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of Meta's name and layout is loaded; its codes are those of the package with these weights."""
+def test_weights_are_loaded_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with Meta's name and layout is loaded; its codes equal those of the package with these weights."""
     package = untrained_encodec(seed=3)
     torch.save(package.state_dict(), tmp_path / META_FILE)
     with pytest.raises(InputError, match="its sha256 is"):
@@ -268,7 +266,7 @@ def test_metas_weights_come_from_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
         assert share_equal(codec.encode(wav), package.encode(wav)[0][0]) > 0.998
 
 
-def test_missing_weights_are_told_with_their_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_error_names_the_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=f"codec.weights_dir={tmp_path}: there is no {META_FILE}.*https://"):
         load_codec("encodec_24khz", 8, weights_dir=tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
@@ -285,7 +283,7 @@ def test_missing_weights_are_told_with_their_address(tmp_path: Path, monkeypatch
         load_codec("mp3", 8)
 
 
-def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle_with_code_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Trap:
         def __reduce__(self) -> tuple:
             return Path.touch, (tmp_path / "sprung",)

@@ -1,4 +1,4 @@
-"""On a GPU the codecs and the embedder give what they give on a CPU, float ties aside."""
+"""Codecs and embedder give the same results on a GPU as on a CPU, except for float ties."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def named(name: str, device: str) -> Codec:
 
 
 @pytest.mark.parametrize("name", ["untrained", "encodec_embedded"])
-def test_codes_and_sound_are_those_of_a_cpu(name: str) -> None:
+def test_codes_and_audio_equal_the_cpu(name: str) -> None:
     wav, lengths = sounds(6, 3), torch.tensor([72_000, 50, 1000, 35_001, 72_000, 70_000])
     cpu, gpu = named(name, "cpu"), named(name, "cuda")
     expected, codes = cpu.encode(wav, lengths), gpu.encode(wav, lengths)
@@ -41,7 +41,7 @@ def test_codes_and_sound_are_those_of_a_cpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["untrained", "encodec_embedded"])
-def test_tf32_and_half_precision_around_change_no_code(name: str) -> None:
+def test_tf32_and_autocast_do_not_change_codes(name: str) -> None:
     wav, codec = sounds(4, 2), named(name, "cuda")
     expected = codec.encode(wav)
     torch.set_float32_matmul_precision("high")
@@ -53,8 +53,8 @@ def test_tf32_and_half_precision_around_change_no_code(name: str) -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_vectors_are_those_of_a_cpu() -> None:
+def test_embeddings_equal_the_cpu() -> None:
     wav, lengths = sounds(5, 6)[:, 0], torch.tensor([144_000, 96_000, 3000, 20_000, 100_000])
     expected = load_embedder("encodecmae_tiny").embed(wav, lengths)
-    found = load_embedder("encodecmae_tiny", device="cuda").embed(wav, lengths)
-    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
+    result = load_embedder("encodecmae_tiny", device="cuda").embed(wav, lengths)
+    torch.testing.assert_close(result.cpu(), expected, atol=1e-3, rtol=1e-3)

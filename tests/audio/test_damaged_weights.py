@@ -1,4 +1,4 @@
-"""Weights of codecs and embedders that are damaged, or leave something unset: refused in one line that names them."""
+"""Damaged or incomplete weights of codecs and embedders are one-line errors that name the file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BYTES = {"empty": b"", "text": b"x" * 500, "cut": TINY.read_bytes()[:-50]}
 
 
 @pytest.mark.parametrize("name", [*CODEC, *BYTES])
-def test_a_damaged_codec_is_refused(tmp_path: Path, name: str) -> None:
+def test_damaged_codec_is_an_error(tmp_path: Path, name: str) -> None:
     file, message = tmp_path / EMBEDDED_FILE, "damaged or of another model"
     if name in BYTES:
         file.write_bytes(BYTES[name])
@@ -70,7 +70,7 @@ def test_a_damaged_codec_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*EMBEDDER, *BYTES])
-def test_a_damaged_embedder_is_refused(tmp_path: Path, name: str) -> None:
+def test_damaged_embedder_is_an_error(tmp_path: Path, name: str) -> None:
     file, message = tmp_path / "tiny.safetensors", "damaged or of another model"
     if name in BYTES:
         file.write_bytes(BYTES[name])

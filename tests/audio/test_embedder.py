@@ -1,4 +1,4 @@
-"""EnCodecMAE: what the authors' description computes, from files in their layouts, whatever the batch around a clip."""
+"""EnCodecMAE equals a naive implementation, reads the released layouts, and is independent of the batch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def encoder(version: int) -> torch.nn.Module:
 
 
 def released_state(version: int, mel: bool) -> dict[str, Tensor]:
-    """Random weights under the released names: v1 takes EnCodec's features, v2 these or a mel spectrogram."""
+    """Random weights under the released names: v1 uses EnCodec's features, v2 these or a mel spectrogram."""
     random = torch.Generator().manual_seed(version)
 
     def weight(*shape: int) -> Tensor:
@@ -74,7 +74,7 @@ def released_state(version: int, mel: bool) -> dict[str, Tensor]:
 
 
 def naive(state: dict[str, Tensor], version: int, mel: bool, wav: Tensor) -> Tensor:
-    """[S] -> [T, D] as encodecmae.md's description has it: a chunk, a layer, a head, a frame at a time."""
+    """[S] -> [T, D] as in the paper: one chunk, layer, head and frame at a time."""
     state = {k.replace("feat_projector", "wav_encoder.post_net"): v for k, v in state.items()}
     state = {re.sub("^positional_encoder", "masker.positional_encoder", k): v for k, v in state.items()}
     out = []
@@ -120,13 +120,13 @@ def naive_transformer(state: dict[str, Tensor], x: Tensor, visible: int) -> Tens
             k.split(".", 3)[3]: v for k, v in state.items() if k.startswith(f"visible_encoder.encoder_layers.{i}.")
         }
         q, k, v = (a @ layer[f"att_layer.{name}.weight"].T for name in ("wq", "wk", "wv"))
-        heard = torch.zeros_like(q)
+        head_outputs = torch.zeros_like(q)
         for h in range(HEADS):
             own = [d * HEADS + h for d in range(HEAD_DIM)]  # heads are interleaved
             scores = q[:, own] @ k[:, own].T * HEAD_DIM**-0.5
             scores[:, visible:] -= 1e9
-            heard[:, own] = scores.softmax(-1) @ v[:, own]
-        attended = heard @ layer["att_layer.wo.weight"].T
+            head_outputs[:, own] = scores.softmax(-1) @ v[:, own]
+        attended = head_outputs @ layer["att_layer.wo.weight"].T
         a = F.layer_norm(a + attended, (DIM,), layer["norm1.weight"], layer["norm1.bias"])
         hidden = (a @ layer["ff_layer.0.weight"].T + layer["ff_layer.0.bias"]).relu()
         thought = hidden @ layer["ff_layer.2.weight"].T + layer["ff_layer.2.bias"]
@@ -160,8 +160,8 @@ VARIANTS = pytest.mark.parametrize(
 
 @VARIANTS
 @pytest.mark.parametrize("seconds", [0.3, 3.9999, 4.05, 5.7])
-def test_features_equal_the_naive_computation(tmp_path: Path, version: int, mel: bool, seconds: float) -> None:
-    """From a file in the released layout; 4.05 s has a tail that v2 leaves out, v1 does not."""
+def test_features_equal_naive_implementation(tmp_path: Path, version: int, mel: bool, seconds: float) -> None:
+    """From a file in the released layout; 4.05 s has a tail that v2 drops and v1 keeps."""
     embedder = load_embedder("encodecmae_base", str(save(tmp_path, version, mel)))
     wav = sound(seconds)
     expected = naive(released_state(version, mel), version, mel, wav)
@@ -171,8 +171,8 @@ def test_features_equal_the_naive_computation(tmp_path: Path, version: int, mel:
 
 
 @VARIANTS
-def test_a_padded_batch_equals_single_clips(tmp_path: Path, version: int, mel: bool) -> None:
-    """Each row masked by its own length, its mean over its own frames only; padding may hold anything."""
+def test_padded_batch_equals_single_clips(tmp_path: Path, version: int, mel: bool) -> None:
+    """Each row is masked by its length and averaged over its frames; padding may have any content."""
     embedder = load_embedder("encodecmae_base", str(save(tmp_path, version, mel)))
     lengths = torch.tensor([5.3, 4.0, 0.05, 1.2345, 4.01]).mul(RATE).long()
     wav = torch.randn(len(lengths), int(lengths.max()), generator=torch.Generator().manual_seed(1)) * 0.3
@@ -181,8 +181,8 @@ def test_a_padded_batch_equals_single_clips(tmp_path: Path, version: int, mel: b
     batch = embedder.embed(wav, lengths)
     assert batch.shape == (len(lengths), DIM)
     assert batch.dtype == torch.float32
-    for row, length, found in zip(wav, lengths.tolist(), batch, strict=True):
-        torch.testing.assert_close(found, embedder.embed(row[None, :length])[0], atol=1e-5, rtol=1e-4)
+    for row, length, result in zip(wav, lengths.tolist(), batch, strict=True):
+        torch.testing.assert_close(result, embedder.embed(row[None, :length])[0], atol=1e-5, rtol=1e-4)
     assert (batch[0] - batch[1]).abs().max() > 1e-2
 
 
@@ -202,10 +202,10 @@ def embedder_of(version: int, mel: bool) -> EncodecMaeEmbedder:
     first=st.booleans(),
 )
 @VARIANTS
-def test_a_clip_s_vector_does_not_depend_on_its_neighbours(
+def test_embeddings_are_independent_of_the_batch(
     version: int, mel: bool, neighbours: list[tuple[float, int]], own: int, first: bool
 ) -> None:
-    """Bit for bit, whatever samples these hold, within their length and after it; some have two chunks."""
+    """Bit for bit, for any other clips and any padding; some clips have two chunks."""
     lengths = [own, *(length for _, length in neighbours)]
     usual = torch.stack([sound(99_000 / RATE, seed) for seed in range(len(lengths))])
     odd = usual.clone()
@@ -214,40 +214,40 @@ def test_a_clip_s_vector_does_not_depend_on_its_neighbours(
         row[length // 2 :] = value
     order = list(range(len(lengths))) if first else list(reversed(range(len(lengths))))
     embedder = embedder_of(version, mel)
-    expected, found = (embedder.embed(wav[order], torch.tensor(lengths)[order]) for wav in (usual, odd))
-    assert torch.equal(found[order.index(0)], expected[order.index(0)]) and found[order.index(0)].isfinite().all()
+    expected, result = (embedder.embed(wav[order], torch.tensor(lengths)[order]) for wav in (usual, odd))
+    assert torch.equal(result[order.index(0)], expected[order.index(0)]) and result[order.index(0)].isfinite().all()
 
 
 @VARIANTS
 @pytest.mark.parametrize("samples", [1, 100, 700, 2048])
-def test_the_shortest_clips_have_a_vector(tmp_path: Path, version: int, mel: bool, samples: int) -> None:
-    """Where the model needs more than 2,048 samples, silence follows."""
+def test_shortest_clips_can_be_embedded(tmp_path: Path, version: int, mel: bool, samples: int) -> None:
+    """If the model needs more than 2,048 samples, the clip is padded with silence."""
     embedder = load_embedder("encodecmae_base", str(save(tmp_path, version, mel)))
     wav = sound(1)[:samples]
-    found = embedder.embed(wav[None])
-    assert found.isfinite().all()
+    result = embedder.embed(wav[None])
+    assert result.isfinite().all()
     if version == 2:
-        torch.testing.assert_close(found, embedder.embed(F.pad(wav, (0, 2049 - samples))[None]))
+        torch.testing.assert_close(result, embedder.embed(F.pad(wav, (0, 2049 - samples))[None]))
 
 
 @pytest.mark.parametrize("samples", [637, 955, 24_000, 96_000])
-def test_the_filterbank_is_kaldis(samples: int) -> None:
+def test_filterbank_equals_kaldi(samples: int) -> None:
     wav = sound(4)[:samples]
     mel = KaldiMel(MelConfig())
-    found = mel(wav[None])[0]
-    assert len(found) == mel.num_frames(samples) == 1 + (samples - 637) // 318
-    torch.testing.assert_close(found, mel_frames(wav), atol=2e-4, rtol=1e-4)
+    result = mel(wav[None])[0]
+    assert len(result) == mel.num_frames(samples) == 1 + (samples - 637) // 318
+    torch.testing.assert_close(result, mel_frames(wav), atol=2e-4, rtol=1e-4)
 
 
-def test_half_precision_around_changes_nothing() -> None:
+def test_autocast_does_not_change_embeddings() -> None:
     embedder = load_embedder("encodecmae_tiny")
     expected = embedder.embed(sound(2)[None])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(embedder.embed(sound(2)[None]), expected, atol=0, rtol=0)
 
 
-def test_the_embedder_that_ships_tells_pitches_apart() -> None:
-    """The same note at another loudness is nearer than another note."""
+def test_embedded_embedder_separates_pitches() -> None:
+    """The same note at another loudness is closer than another note."""
     embedder = load_embedder("encodecmae_tiny")
     t = torch.arange(2 * RATE) / RATE
 
@@ -264,15 +264,15 @@ def test_the_embedder_that_ships_tells_pitches_apart() -> None:
     }
 
 
-def test_a_checkpoint_is_named_by_its_content(tmp_path: Path) -> None:
-    """The same weights from a file or its folder are the same; v1's and v2's are not."""
+def test_identity_depends_on_the_weights(tmp_path: Path) -> None:
+    """The same weights from a file or its folder have one identity; v1 and v2 have different ones."""
     first = save(tmp_path, 1, mel=False)
     a, b = load_embedder("encodecmae_base", str(first)), load_embedder("encodecmae_base", str(first / "model.pt"))
     assert a.identity == b.identity
     assert a.identity["weights"] == hashlib.sha256((first / "model.pt").read_bytes()).hexdigest()
 
 
-def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_invalid_checkpoint_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("no tensors")
     torch.save({"state_dict": {"a.weight": torch.zeros(2)}}, tmp_path / "other.pt")
     torch.save([1, 2], tmp_path / "list.pt")
@@ -295,7 +295,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_that_runs_code_is_not_opened(tmp_path: Path) -> None:
+def test_checkpoint_with_code_is_not_loaded(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple:
             return Path.touch, (tmp_path / "sprung",)
@@ -306,7 +306,7 @@ def test_a_checkpoint_that_runs_code_is_not_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_without_a_network_the_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_file_is_named_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://nowhere.invalid")
@@ -330,10 +330,8 @@ def test_without_a_network_the_missing_file_is_named(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:{port}", "127.0.0.1:{port}"])
-def test_a_hub_that_hangs_up_and_a_name_that_is_none_are_told_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str
-) -> None:
-    """What the hub's client raises then is neither an OSError nor of its own kinds."""
+def test_hub_failures_are_one_line_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str) -> None:
+    """For example if the hub closes the connection, or its address is invalid; the client then raises other classes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def hang_up() -> None:
@@ -342,10 +340,10 @@ def test_a_hub_that_hangs_up_and_a_name_that_is_none_are_told_in_one_line(
                     server.accept()[0].close()
 
         threading.Thread(target=hang_up, daemon=True).start()
-        told = {"HF_ENDPOINT": endpoint.format(port=server.getsockname()[1]), "HF_HOME": str(tmp_path)}
-        words = "from pipeline.audio.embedders import load_embedder; load_embedder('encodecmae_base', 'owner/name')"
-        env = {**os.environ, **told, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run([sys.executable, "-c", words], env=env, capture_output=True, text=True, timeout=120)
+        hub = {"HF_ENDPOINT": endpoint.format(port=server.getsockname()[1]), "HF_HOME": str(tmp_path)}
+        script = "from pipeline.audio.embedders import load_embedder; load_embedder('encodecmae_base', 'owner/name')"
+        env = {**os.environ, **hub, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
     assert done.stderr.splitlines()[-1].startswith(
         "pipeline.common.errors.InputError: embedder.source=owner/name: model.pt"
     )
@@ -353,7 +351,7 @@ def test_a_hub_that_hangs_up_and_a_name_that_is_none_are_told_in_one_line(
         load_embedder("encodecmae_base", "my models/mae")
 
 
-def test_the_hubs_cache_is_used_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_hub_cache_is_used_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
     file = save(tmp_path, 2, mel=True)
@@ -363,10 +361,8 @@ def test_the_hubs_cache_is_used_without_a_network(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("leading", [(), (1,)], ids=["v1", "v2"])
-def test_the_authors_package_is_driven_where_it_is_importable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leading: tuple[int, ...]
-) -> None:
-    """A stand-in of its interface: the generations give [T, D] and [1, T, D]."""
+def test_encodecmae_package_embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leading: tuple[int, ...]) -> None:
+    """A fake package: v1 returns [T, D] and v2 [1, T, D]."""
 
     class Model(torch.nn.Linear):
         def extract_features_from_array(self, audio: np.ndarray) -> np.ndarray:
@@ -379,8 +375,8 @@ def test_the_authors_package_is_driven_where_it_is_importable(
     embedder = load_embedder("encodecmae_package", "base")
     assert (embedder.dim, embedder.identity["name"]) == (2, "encodecmae_package/base")
     wav = torch.stack([sound(1), sound(1, seed=1)])
-    found = embedder.embed(wav, torch.tensor([3200, RATE]))
-    torch.testing.assert_close(found[0, 0], wav[0, :3200].mean(), atol=1e-6, rtol=1e-4)
+    result = embedder.embed(wav, torch.tensor([3200, RATE]))
+    torch.testing.assert_close(result[0, 0], wav[0, :3200].mean(), atol=1e-6, rtol=1e-4)
     monkeypatch.setitem(sys.modules, "encodecmae", None)
     with pytest.raises(InputError, match="github.com/habla-liaa/encodecmae"):
         load_embedder("encodecmae_package", "base")

@@ -1,4 +1,4 @@
-"""python -m pipeline.tools.fit_codec: the embedded codec's weights can be made again."""
+"""`python -m pipeline.tools.fit_codec` fits the embedded codec's weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.common.errors import InputError
 from pipeline.tools.fit_codec import SIZE, fit, main, nearest
 
 
-def test_codebooks_fitted_on_a_few_notes_are_a_codec(tmp_path: Path) -> None:
+def test_fitted_codebooks_are_a_working_codec(tmp_path: Path) -> None:
     pytest.importorskip("tinysoundfont")
     main(["--out", str(tmp_path), "--every", "88", "--clips", "30", "--held-out", "4"])
     codec = load_codec("encodec_embedded", 8, weights_dir=tmp_path)
@@ -27,8 +27,8 @@ def test_codebooks_fitted_on_a_few_notes_are_a_codec(tmp_path: Path) -> None:
     assert errors == sorted(errors, reverse=True) and errors[0] < 20
 
 
-def test_each_codebook_lowers_what_is_left() -> None:
-    """And the nearest codeword is the nearest."""
+def test_each_codebook_reduces_the_residual() -> None:
+    """`nearest` returns the nearest codeword."""
     torch.manual_seed(0)
     frames = torch.randn(4 * SIZE, 6)
     books, mean = fit(frames)

@@ -1,4 +1,4 @@
-"""Sound of formats that are not read is named by its content, whatever its name."""
+"""Unsupported formats are detected from the content, whatever the file name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEADS = {
 
 @pytest.mark.parametrize("suffix", [".mp3", ".wav"])
 @pytest.mark.parametrize("name", HEADS)
-def test_a_format_is_named_by_its_content(tmp_path: Path, name: str, suffix: str) -> None:
+def test_unsupported_format_is_named_by_content(tmp_path: Path, name: str, suffix: str) -> None:
     path = tmp_path / f"sound{suffix}"
     path.write_bytes(HEADS[name] + bytes(4000))
     with pytest.raises(audio_io.AudioError) as caught:
@@ -37,7 +37,7 @@ def test_a_format_is_named_by_its_content(tmp_path: Path, name: str, suffix: str
     assert caught.value.reason == (f"unsupported format: {name} is not read; convert it: ffmpeg -i IN{suffix} OUT.flac")
 
 
-def test_a_sound_that_can_be_read_is_not_refused_for_its_name(tmp_path: Path) -> None:
+def test_supported_content_with_wrong_suffix_is_read(tmp_path: Path) -> None:
     """A FLAC named .m4a is a FLAC."""
     soundfile.write(tmp_path / "a.m4a", np.full(2_400, 0.1), 24_000, format="FLAC")
     assert len(audio_io.read(tmp_path / "a.m4a")) == 2_400

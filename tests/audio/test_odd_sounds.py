@@ -1,4 +1,4 @@
-"""Odd but real sounds are read whole: their length and content are what ffmpeg gives, or what was put into them."""
+"""Unusual but real files are read completely: length and content equal ffmpeg's, or what was encoded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ RATE = 24_000
 
 
 def by_ffmpeg(path: Path) -> np.ndarray:
-    """What ffmpeg decodes: float32 [S], mono at RATE."""
-    words = ["ffmpeg", "-v", "error", "-i", path, "-f", "f32le", "-ar", str(RATE), "-ac", "1", "-"]
-    return np.frombuffer(subprocess.run(words, capture_output=True).stdout, np.float32)
+    """Decode a file with ffmpeg: float32 [S], mono at RATE."""
+    command = ["ffmpeg", "-v", "error", "-i", path, "-f", "f32le", "-ar", str(RATE), "-ac", "1", "-"]
+    return np.frombuffer(subprocess.run(command, capture_output=True).stdout, np.float32)
 
 
 def likeness(wav: np.ndarray, other: np.ndarray) -> float:
-    """The cosine of two sounds, where they fit best within 60 ms."""
+    """The cosine similarity of two clips at their best alignment within 60 ms."""
     size = min(len(wav), len(other)) - 6_000
     part = wav[3_000 : 3_000 + size]
     product = np.fft.irfft(np.fft.rfft(other, 1 << 18) * np.conj(np.fft.rfft(part, 1 << 18)), 1 << 18)
@@ -33,14 +33,14 @@ def likeness(wav: np.ndarray, other: np.ndarray) -> float:
 
 def check(folder: Path, sound: Odd) -> None:
     path = folder / sound.name
-    assert path.stat().st_size > 0, "not made"
+    assert path.stat().st_size > 0, "the file was not created"
     if sound.truncated:
         for use in (audio_io.info, audio_io.read):
             with pytest.raises(audio_io.AudioError, match="truncated"):
                 use(path)
     wav = audio_io.read(path, rate=RATE, keep_truncated=sound.truncated)
     info = audio_io.info(path, keep_truncated=sound.truncated)
-    assert abs(info.seconds - len(wav) / RATE) < 0.001, "one number says how long it is, and it is true"
+    assert abs(info.seconds - len(wav) / RATE) < 0.001, "info and read agree on the length"
     if sound.seconds is None:
         expected = by_ffmpeg(path)
         assert abs(len(wav) - len(expected)) / RATE < 0.06, (len(wav) / RATE, len(expected) / RATE)
@@ -57,7 +57,7 @@ def check(folder: Path, sound: Odd) -> None:
 
 
 def checked(folder: Path, sounds: list[Odd]) -> Iterator[str]:
-    """What is wrong with each sound, a line each."""
+    """Return the errors of each file, one line each."""
     for sound in sounds:
         try:
             check(folder, sound)
@@ -65,7 +65,7 @@ def checked(folder: Path, sounds: list[Odd]) -> Iterator[str]:
             yield f"{sound.name}: {str(error) or repr(error)}"
 
 
-def test_a_few_odd_sounds_are_read_whole(tmp_path: Path) -> None:
+def test_some_unusual_files_are_read_completely(tmp_path: Path) -> None:
     if lacking := missing():
         pytest.skip(f"install {lacking}")
     sources = [sound for sound in SOUNDS if sound.name in (*FEW, "lame0.mp3", "flac0.flac", "a.aiff")]
@@ -75,7 +75,7 @@ def test_a_few_odd_sounds_are_read_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_odd_sound_is_read_whole(tmp_path: Path) -> None:
+def test_all_unusual_files_are_read_completely(tmp_path: Path) -> None:
     if lacking := missing():
         pytest.skip(f"install {lacking}")
     make(tmp_path, SOUNDS)

@@ -1,4 +1,4 @@
-"""Full precision inside, and outside what the caller had set."""
+"""`full_precision` restores the caller's settings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_the_matmul_precision_of_the_caller_is_restored(precision: str) -> None:
-    """Before torch 2.9 "medium" came back as "high"."""
+def test_matmul_precision_is_restored(precision: str) -> None:
+    """Before torch 2.9 "medium" was restored as "high"."""
     torch.set_float32_matmul_precision(precision)
     x, exact = torch.randn(64, 64), torch.float64
     with full_precision(torch.device("cpu")):

@@ -1,4 +1,4 @@
-"""python -m pipeline.reconstruct: what a codec keeps at each bit rate, to hear and in figures."""
+"""`python -m pipeline.reconstruct`: audio and measurements at each bit rate."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def run(*settings: str) -> None:
     main.task(compose("reconstruct", ["codec=encodec_embedded", *settings]))
 
 
-def test_a_folder_is_reconstructed_at_each_bit_rate(tmp_path: Path) -> None:
+def test_folder_is_reconstructed_at_each_bit_rate(tmp_path: Path) -> None:
     sounds = tmp_path / "sounds"
     (sounds / "more").mkdir(parents=True)
     soundfile.write(sounds / "a.wav", tone(1.5, 440, 16_000), 16_000)
     soundfile.write(sounds / "more" / "a.flac", tone(1.01, 300, 44_100), 44_100)
     (sounds / "broken.wav").write_bytes(b"no sound")
-    (sounds / "notes.txt").write_text("not asked for")
+    (sounds / "notes.txt").write_text("ignored")
     out = tmp_path / "out"
     run(f"audio={sounds}", f"out={out}", "codebooks=[8,1]")
     for name, samples in [("a", 36_000), ("a-2", 24_240)]:
@@ -43,7 +43,7 @@ def test_a_folder_is_reconstructed_at_each_bit_rate(tmp_path: Path) -> None:
     assert [(row["codebooks"], row["kbit_s"]) for row in report["clips"]] == [(1, 0.75), (8, 6.0)] * 2
     for one, eight in zip(report["clips"][::2], report["clips"][1::2], strict=True):
         assert eight["log_spectral_distance_db"] < one["log_spectral_distance_db"] < 40
-    assert all(row["snr_db"] is None for row in report["clips"])  # it keeps no phases
+    assert all(row["snr_db"] is None for row in report["clips"])  # the embedded codec does not keep phases
     assert len(report["refused"]) == 1 and "broken.wav" in report["refused"][0]
     assert report["codec"]["name"] == "encodec_embedded"
 
@@ -59,7 +59,7 @@ def test_a_folder_is_reconstructed_at_each_bit_rate(tmp_path: Path) -> None:
         (["audio=a.wav", "device=gpu"], "device=gpu: .*; give auto, cpu or cuda:0"),
     ],
 )
-def test_what_cannot_be_done_is_told(
+def test_invalid_settings_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def test_what_cannot_be_done_is_told(
         run(*settings)
 
 
-def test_the_command_prints_the_table(tmp_path: Path) -> None:
+def test_command_prints_the_table(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a name.wav", tone(0.5, 440, 24_000), 24_000)
     settings = ["audio=a name.wav", "codebooks=2", "codec=encodec_embedded", "out=out"]
     done = subprocess.run(

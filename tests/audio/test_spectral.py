@@ -1,4 +1,4 @@
-"""The embedded codec's ends, against plain loops, and what they are for: steady codes, and pitch that comes back."""
+"""Encoder and decoder of the embedded codec equal naive loops; codes of steady tones are steady and keep the pitch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.audio.codecs.spectral import BINS, FLOOR, HOP, WINDOW, PhaseDecode
 
 
 def bands_in_loops(wav: np.ndarray) -> np.ndarray:
-    """[S] -> [T, D] in float64: a frame at a time, a band at a time."""
+    """[S] -> [T, D] in float64, one frame and one band at a time."""
     centres = [-1.0, *band_centres(), float(BINS)]
     padded = np.pad(wav.astype(np.float64), (WINDOW - HOP) // 2)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
@@ -28,7 +28,7 @@ def bands_in_loops(wav: np.ndarray) -> np.ndarray:
 
 
 def sound_in_loops(logs: np.ndarray) -> np.ndarray:
-    """[T, D] -> [320 T] in float64: a frame at a time, a bin at a time."""
+    """[T, D] -> [320 T] in float64, one frame and one bin at a time."""
     bins = np.arange(BINS)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
     out = np.zeros(len(logs) * HOP + WINDOW)
@@ -40,7 +40,7 @@ def sound_in_loops(logs: np.ndarray) -> np.ndarray:
         peaks = [k for k in range(1, BINS - 1) if height[k] > height[k - 1] and height[k] >= height[k + 1]]
         new = np.empty(BINS)
         for k in range(BINS):
-            p = min(peaks, key=lambda p: (abs(p - k), p))  # of two as near the lower
+            p = min(peaks, key=lambda p: (abs(p - k), p))  # of two equally near, the lower
             curve = height[p - 1] - 2 * height[p] + height[p + 1]
             offset = np.clip(0.5 * (height[p - 1] - height[p + 1]) / curve, -0.5, 0.5)
             new[k] = phase[p] + 2 * np.pi * (p + offset) / WINDOW * HOP
@@ -57,21 +57,21 @@ def chord(seconds: float) -> np.ndarray:
     return sum(0.2 * np.sin(2 * np.pi * f * t) * np.exp(-t) for f in (221.0, 443.7, 1318.0)).astype(np.float32)
 
 
-def test_analysis_equals_plain_loops() -> None:
+def test_encoder_equals_naive_loops() -> None:
     wav = chord(0.08)
     analysis = SpectralEncoder(torch.zeros(359))
-    found = analysis(torch.from_numpy(wav)[None, None])[0].T.numpy()
-    np.testing.assert_allclose(found, bands_in_loops(wav), atol=2e-3)
+    result = analysis(torch.from_numpy(wav)[None, None])[0].T.numpy()
+    np.testing.assert_allclose(result, bands_in_loops(wav), atol=2e-3)
 
 
-def test_synthesis_equals_plain_loops() -> None:
+def test_decoder_equals_naive_loops() -> None:
     logs = bands_in_loops(chord(0.12)).astype(np.float32)
-    found = PhaseDecoder(torch.zeros(359))(torch.from_numpy(logs.T)[None])[0, 0].numpy()
+    result = PhaseDecoder(torch.zeros(359))(torch.from_numpy(logs.T)[None])[0, 0].numpy()
     expected = sound_in_loops(logs)
-    assert np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected)
+    assert np.linalg.norm(result - expected) < 1e-2 * np.linalg.norm(expected)
 
 
-def test_a_row_does_not_depend_on_its_batch() -> None:
+def test_rows_are_independent_of_the_batch() -> None:
     synthesis = PhaseDecoder(torch.zeros(359))
     logs = torch.randn(5, 359, 40, generator=torch.Generator().manual_seed(0)) - 5
     batch = synthesis(logs)
@@ -79,8 +79,8 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
         torch.testing.assert_close(synthesis(row[None])[0], wav, atol=1e-6, rtol=1e-5)
 
 
-def test_a_steady_tone_has_steady_codes_and_keeps_its_pitch() -> None:
-    """What the codec is for: codes that a small model learns, and a sound of the same pitch."""
+def test_steady_tone_keeps_codes_and_pitch() -> None:
+    """The purpose of the codec: codes that a small model can learn, and audio of the same pitch."""
     codec = load_codec("encodec_embedded", 8)
     t = torch.arange(48_000) / 24_000
     for hz in (196.0, 261.6, 880.0):

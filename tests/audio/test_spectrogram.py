@@ -1,4 +1,4 @@
-"""The picture of a spectrogram."""
+"""Spectrograms as pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.audio.spectrogram import spectrogram
 
 
 @pytest.mark.parametrize("hertz", [110, 440, 3000])
-def test_a_spectrogram_is_bright_where_the_tone_is(hertz: float) -> None:
+def test_spectrogram_is_brightest_at_the_tone(hertz: float) -> None:
     wav = np.sin(2 * np.pi * hertz * np.arange(24_000) / 24_000).astype(np.float32)
     picture = spectrogram(wav)
     rows = np.geomspace(2, 512, 128) * 24_000 / 1024  # the frequency of each row, from below
@@ -17,6 +17,6 @@ def test_a_spectrogram_is_bright_where_the_tone_is(hertz: float) -> None:
     assert picture.shape[0] == 128 and picture.shape[2] == 3 and abs(brightest - hertz) < max(0.05 * hertz, 24)
 
 
-def test_spectrograms_of_silence_and_of_next_to_nothing_are_dark() -> None:
+def test_spectrogram_of_silence_is_dark() -> None:
     assert spectrogram(np.zeros(24_000, np.float32)).max() < 60
     assert spectrogram(np.zeros(3, np.float32)).shape[0] == 128

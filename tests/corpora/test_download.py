@@ -1,4 +1,4 @@
-"""`python -m pipeline.download` brings a corpus that opens, goes on after any end, and says what failed."""
+"""`python -m pipeline.download` downloads a corpus that can be opened, resumes, and reports failures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HASTY = ("attempts=3", "timeout=1", "pause=0.01")
 
 @pytest.fixture
 def site(nsynth_folder: Path, jamendo_folder: Path, tmp_path: Path) -> Iterator[Site]:
-    """NSynth at /nsynth, two tars of MTG-Jamendo at /jamendo, its lists at /lists."""
+    """Serve NSynth at /nsynth, two tars of MTG-Jamendo at /jamendo, and its lists at /lists."""
     files = {}
     for split in ("train", "valid", "test"):
         folder, name = nsynth_folder / f"nsynth-{split}", f"nsynth-{split}.jsonwav.tar.gz"
@@ -50,8 +50,8 @@ def site(nsynth_folder: Path, jamendo_folder: Path, tmp_path: Path) -> Iterator[
 
 def settings(site: Site, name: str, root: Path, *more: str) -> list[str]:
     addresses = [
-        f"addresses.{key}={site.url}/{place}"
-        for key, place in (("nsynth", "nsynth"), ("jamendo", "jamendo"), ("jamendo_lists", "lists"))
+        f"addresses.{key}={site.url}/{path}"
+        for key, path in (("nsynth", "nsynth"), ("jamendo", "jamendo"), ("jamendo_lists", "lists"))
     ]
     return [f"data={name}", f"data.root={root}", *addresses, *HASTY, *more]
 
@@ -60,19 +60,19 @@ def download(*args: object) -> int:
     return main.task(compose("download", settings(*args)))  # type: ignore[attr-defined]
 
 
-def test_nsynth_comes_as_archives_that_open(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nsynth_archives_are_downloaded(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "nsynth"
     site.faults = {path: ["503", "break 20000"] for path in site.files}
     assert download(site, "nsynth", root) == 0
     assert sorted(path.name for path in root.iterdir()) == sorted(Path(p).name for p in site.files if "nsynth" in p)
     assert len(list(open_corpus(data("nsynth", root)).clips())) == 24
-    told = capsys.readouterr()
-    assert "3 of 3 files complete, 0 of them before" in told.out
-    assert f"next: python -m pipeline.preprocess data=nsynth data.root={root}" in told.out
-    assert "read to the end" in told.err
+    output = capsys.readouterr()
+    assert "3 of 3 files complete, 0 of them before" in output.out
+    assert f"next: python -m pipeline.preprocess data=nsynth data.root={root}" in output.out
+    assert "read to the end" in output.err
 
 
-def test_jamendo_comes_as_verified_tars_that_open(site: Site, tmp_path: Path) -> None:
+def test_jamendo_tars_are_downloaded(site: Site, tmp_path: Path) -> None:
     root = tmp_path / "jamendo"
     assert download(site, "jamendo", root) == 0
     clips = list(open_corpus(data("jamendo", root, "data.segment_seconds=2")).clips())
@@ -80,7 +80,7 @@ def test_jamendo_comes_as_verified_tars_that_open(site: Site, tmp_path: Path) ->
     assert all("/audio/raw_30s_audio-0" in clip.path for clip in clips)
 
 
-def test_some_folders_of_jamendo(site: Site, tmp_path: Path) -> None:
+def test_selected_jamendo_folders_are_downloaded(site: Site, tmp_path: Path) -> None:
     root = tmp_path / "jamendo"
     assert download(site, "jamendo", root, "folders=[1]") == 0
     assert [path.name for path in (root / "audio").iterdir()] == ["raw_30s_audio-01.tar"]
@@ -89,18 +89,18 @@ def test_some_folders_of_jamendo(site: Site, tmp_path: Path) -> None:
         download(site, "jamendo", root, "folders=[7]")
 
 
-def test_what_is_complete_is_not_fetched_again(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_complete_files_are_not_downloaded_again(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "jamendo"
     download(site, "jamendo", root)
-    site.asked.clear()
+    site.requests.clear()
     assert download(site, "jamendo", root) == 0
-    assert site.asked == []
+    assert site.requests == []
     assert "3 of 3 files complete, 3 of them before" in capsys.readouterr().out
 
 
-def test_what_is_complete_is_verified_on_request(
-    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_complete_files_are_verified_on_request(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "jamendo"
     download(site, "jamendo", root)
     assert download(site, "jamendo", root, "verify=true") == 0
@@ -112,25 +112,27 @@ def test_what_is_complete_is_verified_on_request(
     assert "raw_30s_audio-00.tar: its SHA-256 is not" in capsys.readouterr().err
 
 
-def test_one_lost_file_does_not_keep_the_others(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_failed_file_does_not_stop_the_others(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "jamendo"
     site.faults["/jamendo/audio/raw_30s_audio-00.tar"] = ["404"]
     assert download(site, "jamendo", root) == 1
     assert (root / "audio" / "raw_30s_audio-01.tar").exists()
-    told = capsys.readouterr()
-    assert "raw_30s_audio-00.tar: HTTP 404" in told.err
-    assert "2 of 3 files complete" in told.out
+    output = capsys.readouterr()
+    assert "raw_30s_audio-00.tar: HTTP 404" in output.err
+    assert "2 of 3 files complete" in output.out
     assert download(site, "jamendo", root) == 0
 
 
-def test_a_wrong_tar_never_gets_its_name(site: Site, tmp_path: Path) -> None:
+def test_tar_with_wrong_checksum_is_not_renamed(site: Site, tmp_path: Path) -> None:
     root = tmp_path / "jamendo"
     site.files["/jamendo/audio/raw_30s_audio-00.tar"] += bytes(512)
     assert download(site, "jamendo", root) == 1
     assert [path.name for path in (root / "audio").iterdir()] == ["raw_30s_audio-01.tar"]
 
 
-def test_killed_at_any_moment_the_next_run_goes_on(site: Site, tmp_path: Path) -> None:
+def test_killed_download_is_resumed(site: Site, tmp_path: Path) -> None:
     root, train = tmp_path / "nsynth", "/nsynth/nsynth-train.jsonwav.tar.gz"
     site.faults[train] = ["slow", "slow"]
     command = [
@@ -144,7 +146,7 @@ def test_killed_at_any_moment_the_next_run_goes_on(site: Site, tmp_path: Path) -
     for kill in (30_000, 60_000):
         run = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
         while not partial.exists() or partial.stat().st_size < kill:
-            assert run.poll() is None, "it was to be killed before its end"
+            assert run.poll() is None, "the download ended before it could be killed"
             time.sleep(0.01)
         run.kill()
         run.wait()
@@ -152,18 +154,16 @@ def test_killed_at_any_moment_the_next_run_goes_on(site: Site, tmp_path: Path) -
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("read to the end")) == (0, 1)
     assert (root / "nsynth-train.jsonwav.tar.gz").read_bytes() == site.files[train]
-    starts = [first for path, first in site.asked if path == train]
-    assert starts == sorted(set(starts)), "each run began where the one before was killed"
+    starts = [first for path, first in site.requests if path == train]
+    assert starts == sorted(set(starts)), "each run resumes where the one before was killed"
 
 
-def test_a_disk_too_small_is_refused_before_any_work(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_disk_space_is_an_early_error(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(InputError, match=r"data\.root=.* GB free, but the missing files need"):
         download(site, "nsynth", tmp_path / "nsynth")
-    assert site.asked == []
+    assert site.requests == []
 
 
 @pytest.mark.parametrize(
@@ -175,18 +175,18 @@ def test_a_disk_too_small_is_refused_before_any_work(
         ("jamendo", ("quality=best",), "quality=best: expected one of audio, audio-low"),
     ],
 )
-def test_what_cannot_be_downloaded_is_refused(site: Site, tmp_path: Path, name: str, more: tuple, message: str) -> None:
+def test_invalid_download_settings_are_errors(site: Site, tmp_path: Path, name: str, more: tuple, message: str) -> None:
     with pytest.raises(InputError, match=message):
         download(site, name, tmp_path / "data", *more)
 
 
 @pytest.mark.parametrize("name", ["nsynth", "jamendo"])
-def test_no_network_is_said_at_once(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_network_fails_at_once(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert download(Site({}, url="http://127.0.0.1:9"), name, tmp_path / name, "pause=1000") == 1
     assert "cannot be reached" in capsys.readouterr().err
 
 
-def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
+def test_default_addresses_are_the_publishers(tmp_path: Path) -> None:
     cfg = compose("download", ["data=jamendo", f"data.root={tmp_path}", "quality=audio-low", "folders=[99]"])
     lists: list[RemoteFile] = []
 
@@ -211,15 +211,15 @@ def test_the_addresses_are_the_publishers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../x-00.tar", "/tmp/x-00.tar", "a/x-00.tar", "..-00.tar"])
-def test_a_list_of_files_cannot_name_one_elsewhere(site: Site, tmp_path: Path, name: str) -> None:
+def test_list_cannot_name_files_outside_the_root(site: Site, tmp_path: Path, name: str) -> None:
     site.files["/lists/download/raw_30s_audio_sha256_tars.txt"] = f"{'0' * 64} {name}\n".encode()
     with pytest.raises(InputError, match="lists 0 tars"):
         download(site, "jamendo", tmp_path / "data")
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_a_page_in_place_of_the_list_is_not_kept(site: Site, tmp_path: Path, kept: bool) -> None:
-    """Not what the server sends now, nor what lies there from another day: the next run finds the list."""
+def test_login_page_instead_of_list_is_deleted(site: Site, tmp_path: Path, kept: bool) -> None:
+    """Whether the server sends it now or it is on disk from a run before: the next run downloads the list."""
     root, name = tmp_path / "jamendo", "raw_30s_audio_sha256_tars.txt"
     path, page = f"/lists/download/{name}", b"<html>sign in</html>"
     good, site.files[path] = site.files[path], page

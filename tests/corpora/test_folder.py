@@ -1,4 +1,4 @@
-"""A folder of sound files is listed whole, in one order, each recording once and in one split."""
+"""A folder of audio files is listed completely and in order, each recording once and in one split."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.corpora import data
 
 def sound(path: Path, seconds: float = 0.5, **kind: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pitch = 200 + zlib.crc32(os.fsencode(path)) % 3000 / 10  # each file is another sound
+    pitch = 200 + zlib.crc32(os.fsencode(path)) % 3000 / 10  # each file has other audio
     tone = 0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * 16_000)) / 16_000)
     soundfile.write(path, tone, 16_000, **kind)
     return path
@@ -45,11 +45,11 @@ def names(root: Path, *settings: str) -> list[str]:
 
 
 def durations(folder: Path) -> list[Path]:
-    """The listings of durations, begun or complete."""
+    """The cache files of durations, complete or temporary."""
     return [path for path in (folder / "scan_cache").iterdir() if ".durations." in path.name]
 
 
-def test_every_sound_below_the_folder_is_listed_in_one_order(root: Path) -> None:
+def test_files_are_listed_in_order(root: Path) -> None:
     (root / "cover.jpg").write_bytes(b"no sound")
     sound(root / ".trash" / "old.wav")
     sound(root / ".hidden.wav")
@@ -59,8 +59,8 @@ def test_every_sound_below_the_folder_is_listed_in_one_order(root: Path) -> None
     assert corpus.skipped == []
 
 
-def test_sound_of_formats_that_are_not_read_is_named(root: Path) -> None:
-    """With the command that converts it; pictures, texts and a Mac's `._` files are passed over."""
+def test_unsupported_formats_are_reported(root: Path) -> None:
+    """With the command that converts them; pictures, texts and a Mac's `._` files are ignored."""
     for name in ("x.m4a", "b/Y.WMA", "z.webm", "._a.wav", "b/._one.flac", "notes.txt", "cover.jpg"):
         (root / name).write_bytes(b"\0\5\x16\7")
     corpus = open_corpus(data("folder", root))
@@ -73,7 +73,7 @@ def test_sound_of_formats_that_are_not_read_is_named(root: Path) -> None:
     assert chosen.skipped == []
 
 
-def test_a_folder_of_such_files_only_says_how_to_convert_them(tmp_path: Path) -> None:
+def test_folder_of_unsupported_files_says_how_to_convert(tmp_path: Path) -> None:
     for name in ("a.m4a", "b.m4a", "c.ape"):
         (tmp_path / name).write_bytes(b"sound")
     with pytest.raises(
@@ -85,27 +85,27 @@ def test_a_folder_of_such_files_only_says_how_to_convert_them(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "name", ["two words.wav", "Größe Ω.wav", "line\nbreak.wav", "v1.2.final.wav", "x" * 200 + ".wav"]
 )
-def test_any_name_gets_a_key_and_is_found_again(root: Path, name: str) -> None:
+def test_any_file_name_has_a_valid_key(root: Path, name: str) -> None:
     sound(root / name)
     clip = next(clip for clip in open_corpus(data("folder", root)).clips() if Path(clip.path).name == name)
     assert re.fullmatch("[A-Za-z0-9_-]{1,80}", clip.key)
     assert soundfile.info(clip.path).duration == pytest.approx(0.5)
 
 
-def test_a_name_that_is_not_unicode_is_listed(root: Path) -> None:
+def test_non_unicode_name_is_listed(root: Path) -> None:
     shutil.move(sound(root / "cafe.wav"), os.fsencode(root) + b"/caf\xe9.wav")
     clips = list(open_corpus(data("folder", root)).clips())
     assert os.fsencode(root) + b"/caf\xe9.wav" in {os.fsencode(clip.path) for clip in clips}
 
 
-def test_names_that_look_alike_have_keys_of_their_own(root: Path) -> None:
+def test_similar_names_have_different_keys(root: Path) -> None:
     for name in ("loop 1.wav", "loop-1.wav", "loop_1.wav", "loop.1.wav", "loop 1.flac", "Loop 1.wav", "loop/1.wav"):
         sound(root / name)
     keys = [clip.key for clip in open_corpus(data("folder", root)).clips()]
     assert len(set(keys)) == len(keys) == 12
 
 
-def test_links_neither_loop_nor_repeat_a_recording(root: Path, tmp_path: Path) -> None:
+def test_links_do_not_loop_or_repeat_recordings(root: Path, tmp_path: Path) -> None:
     outside = sound(tmp_path / "outside" / "far.wav").parent
     (outside / "up").symlink_to(outside)
     (root / "loop").symlink_to(root)
@@ -125,8 +125,8 @@ def test_links_neither_loop_nor_repeat_a_recording(root: Path, tmp_path: Path) -
     assert set(reasons) == {"self.wav"}
 
 
-def test_links_into_a_hidden_store_are_followed(root: Path) -> None:
-    """As git-annex and DVC keep large files."""
+def test_links_into_hidden_folders_are_followed(root: Path) -> None:
+    """git-annex and DVC store large files in hidden folders."""
     sound(root / ".store" / "ab12.wav")
     (root / "kept.wav").symlink_to(".store/ab12.wav")
     (root / "kept twice.wav").symlink_to(".store/ab12.wav")
@@ -134,12 +134,12 @@ def test_links_into_a_hidden_store_are_followed(root: Path) -> None:
     assert "kept.wav" not in names(root)
 
 
-def test_segments_of_a_recording_follow_each_other_in_one_split(root: Path) -> None:
+def test_segments_are_contiguous_and_in_one_split(root: Path) -> None:
     sound(root / "long.flac", 5.3)
     settings = ("data.segment_seconds=1", "data.min_seconds=0.25", "data.valid=0.3", "data.test=0.3")
     clips = list(open_corpus(data("folder", root, *settings)).clips())
     runs = [(path, list(run)) for path, run in groupby(clips, lambda clip: clip.path)]
-    assert len(runs) == 6, "each recording is one run"
+    assert len(runs) == 6, "the segments of a recording are contiguous"
     for path, run in runs:
         assert len({clip.split for clip in run}) == 1
         cuts = [(clip.start, clip.duration) for clip in run]
@@ -151,7 +151,7 @@ def test_segments_of_a_recording_follow_each_other_in_one_split(root: Path) -> N
 
 
 @given(st.floats(0.001, 600), st.floats(2, 60), st.floats(0.01, 2))
-def test_segments_cover_a_recording_but_for_a_short_rest(duration: float, length: float, shortest: float) -> None:
+def test_segments_cover_the_recording(duration: float, length: float, shortest: float) -> None:
     cuts = cut_segments(duration, {"segment_seconds": length, "min_seconds": shortest})
     if len(cuts) == 1 and cuts[0] == (0.0, None):
         return
@@ -162,7 +162,7 @@ def test_segments_cover_a_recording_but_for_a_short_rest(duration: float, length
     assert -1e-5 <= duration - (starts + lengths)[-1] < shortest + 1e-5
 
 
-def test_a_header_that_cannot_be_read_leaves_the_file_to_the_decoder(root: Path) -> None:
+def test_unreadable_header_gives_one_clip(root: Path) -> None:
     (root / "broken.wav").write_bytes(b"not a sound")
     (root / "empty.mp3").write_bytes(b"")
     clips = open_corpus(data("folder", root, "data.segment_seconds=0.1")).clips()
@@ -170,7 +170,7 @@ def test_a_header_that_cannot_be_read_leaves_the_file_to_the_decoder(root: Path)
     assert [(clip.start, clip.duration) for clip in broken] == [(0, None), (0, None)]
 
 
-def test_headers_are_read_once_and_again_when_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_cached_until_files_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = data("folder", root, "data.segment_seconds=0.2")
     before = list(open_corpus(settings).clips())
     opened = []
@@ -187,7 +187,7 @@ def test_headers_are_read_once_and_again_when_a_file_changes(root: Path, monkeyp
     assert Counter(clip.path for clip in after)[f"{root}/b/one.flac"] == 4
 
 
-def test_a_recording_keeps_its_split_when_others_come_and_go(root: Path) -> None:
+def test_split_is_independent_of_other_recordings(root: Path) -> None:
     shares = ("data.valid=0.3", "data.test=0.3")
     before = {clip.path: clip.split for clip in open_corpus(data("folder", root, *shares)).clips()}
     for number in range(40):
@@ -197,7 +197,7 @@ def test_a_recording_keeps_its_split_when_others_come_and_go(root: Path) -> None
     assert set(after.values()) == {"train", "valid", "test"}
 
 
-def test_files_of_one_subfolder_may_stay_together(root: Path) -> None:
+def test_split_by_folder(root: Path) -> None:
     for number in range(60):
         sound(root / f"album-{number // 6}" / f"{number}.wav", 0.01)
     settings = ("data.split_by=folder", "data.valid=0.3", "data.test=0.3")
@@ -208,7 +208,7 @@ def test_files_of_one_subfolder_may_stay_together(root: Path) -> None:
     assert len(set.union(*splits.values())) > 1
 
 
-def test_shares_are_met_and_follow_the_seed() -> None:
+def test_split_shares_and_seed() -> None:
     def count(seed: int) -> Counter:
         return Counter(assign_split(str(n), {"seed": seed, "valid": 0.1, "test": 0.2}) for n in range(10_000))
 
@@ -221,8 +221,8 @@ def test_shares_are_met_and_follow_the_seed() -> None:
     st.lists(st.tuples(st.text("ab/", min_size=1), st.integers(0, 1))),
     st.lists(st.tuples(st.text("ab/", min_size=1), st.integers(0, 1))),
 )
-def test_what_is_remembered_is_what_would_be_found(tmp_path_factory, old: list, new: list) -> None:
-    """A second run seeks exactly the names whose stamp changed, wherever names came and went."""
+def test_cached_map_computes_only_changed_items(tmp_path_factory, old: list, new: list) -> None:
+    """A second run computes exactly the items whose stamp changed, wherever items were added or removed."""
     file = tmp_path_factory.mktemp("listing") / "rows.jsonl"
 
     def items(pairs: list) -> list[tuple[str, str]]:
@@ -244,12 +244,12 @@ def test_what_is_remembered_is_what_would_be_found(tmp_path_factory, old: list, 
         (["data.split_by=mood"], "expected recording or folder"),
     ],
 )
-def test_settings_out_of_range_are_named(root: Path, settings: list[str], message: str) -> None:
+def test_settings_out_of_range_are_errors(root: Path, settings: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_corpus(data("folder", root, *settings))
 
 
-def test_missing_and_empty_folders_are_named(root: Path, tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_errors(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root=.*absent is not a folder.*\.wav.*data\.root=DIR"):
         open_corpus(data("folder", tmp_path / "absent"))
     (tmp_path / "empty").mkdir()
@@ -257,52 +257,50 @@ def test_missing_and_empty_folders_are_named(root: Path, tmp_path: Path) -> None
         list(open_corpus(data("folder", tmp_path / "empty")).clips())
 
 
-def test_a_listing_that_cannot_be_written_names_its_setting(root: Path, tmp_path: Path) -> None:
+def test_unwritable_scan_cache_names_its_setting(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     settings = data("folder", root, "data.segment_seconds=1", f"data.scan_cache_dir={tmp_path / 'file' / 'below'}")
     with pytest.raises(InputError, match=r"data\.scan_cache_dir=.*cannot be written"):
         list(open_corpus(settings).clips())
 
 
-def test_a_killed_run_leaves_no_listing_behind_for_long(root: Path, tmp_path: Path) -> None:
+def test_stale_temporary_files_are_deleted(root: Path, tmp_path: Path) -> None:
     settings = data("folder", root, "data.segment_seconds=1")
     plan = open_corpus(settings).clips()
     next(plan)
-    (begun,) = durations(tmp_path)
-    assert begun.name.startswith("."), "a listing takes its name when it is whole"
-    left = begun.with_name(f"{begun.name}0")
-    left.write_text("torn")
+    (unfinished,) = durations(tmp_path)
+    assert unfinished.name.startswith("."), "a cache file is renamed when it is complete"
+    left = unfinished.with_name(f"{unfinished.name}0")
+    left.write_text("incomplete")
     os.utime(left, (0, 0))
     plan.close()
     list(open_corpus(settings).clips())
     (whole,) = durations(tmp_path)
     assert not whole.name.startswith(".")
     (tmp_path / "usual").write_text("")
-    assert whole.stat().st_mode == (tmp_path / "usual").stat().st_mode, "others may read it as any file"
+    assert whole.stat().st_mode == (tmp_path / "usual").stat().st_mode, "it has the usual permissions"
 
 
-def test_parts_that_list_at_the_same_time_do_not_meet(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One looks for what killed runs left while the listing of another takes its name."""
+def test_concurrent_scans_do_not_conflict(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One deletes stale temporary files while another renames its cache file."""
     settings = data("folder", root, "data.segment_seconds=1")
     other = open_corpus(settings).clips()
     next(other)
-    (begun,) = durations(tmp_path)
+    (unfinished,) = durations(tmp_path)
     real = Path.glob
 
     def glob(folder: Path, pattern: str) -> Iterator[Path]:
-        found = [*real(folder, pattern)]
-        if begun in found:
+        paths = [*real(folder, pattern)]
+        if unfinished in paths:
             assert len([*other]) > 0
-        return iter(found)
+        return iter(paths)
 
     monkeypatch.setattr(Path, "glob", glob)
     assert [*open_corpus(settings).clips()]
-    assert not begun.exists()
+    assert not unfinished.exists()
 
 
-def test_a_broken_listing_is_named(root: Path, tmp_path: Path) -> None:
+def test_broken_cache_file_is_an_error(root: Path, tmp_path: Path) -> None:
     settings = data("folder", root, "data.segment_seconds=1")
     list(open_corpus(settings).clips())
     (listing,) = durations(tmp_path)
@@ -311,13 +309,13 @@ def test_a_broken_listing_is_named(root: Path, tmp_path: Path) -> None:
         list(open_corpus(settings).clips())
 
 
-def test_a_header_that_lies_about_its_length_does_not_make_a_million_segments(root: Path) -> None:
-    """FLAC's says so in 36 bits: here, of 68 billion samples."""
-    content = bytearray(sound(root / "lies.flac", 2.0, format="FLAC").read_bytes())
+def test_impossible_length_in_header_is_ignored(root: Path) -> None:
+    """FLAC declares it in 36 bits: here 68 billion samples."""
+    content = bytearray(sound(root / "wrong.flac", 2.0, format="FLAC").read_bytes())
     content[21] |= 0x0F
     content[22:26] = b"\xff" * 4
-    (root / "lies.flac").write_bytes(content)
+    (root / "wrong.flac").write_bytes(content)
     clips = [
-        c for c in open_corpus(data("folder", root, "data.segment_seconds=1")).clips() if c.path.endswith("lies.flac")
+        c for c in open_corpus(data("folder", root, "data.segment_seconds=1")).clips() if c.path.endswith("wrong.flac")
     ]
     assert len(clips) == 1 and clips[0].duration is None

@@ -1,4 +1,4 @@
-"""MTG-Jamendo: rows and files are paired or set aside, artists stay in one split, each sound is used once."""
+"""MTG-Jamendo: rows and files are matched or skipped, artists stay in one split, duplicates are skipped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def root(jamendo_folder: Path, tmp_path: Path) -> Path:
 
 
 def plan(root: Path, *settings: str, digest=None) -> tuple[list[Clip], dict[str, str]]:
-    """The clips, and the reasons of what was set aside by path below the root."""
+    """Return the clips, and the reasons of skipped inputs by path below the root."""
     corpus = open_corpus(data("jamendo", root, "data.segment_seconds=2", *settings), digest)
     clips = list(corpus.clips())
     return clips, {left.path.removeprefix(f"{root}/"): left.reason for left in corpus.skipped}
@@ -50,16 +50,16 @@ def row(track: int, path: str, seconds: float | str = 3.0, artist: int = 9) -> s
 
 
 def sound_of(source: str | bytes) -> str | None:
-    """What an entry point gives as `digest`: a hash of the decoded sound."""
+    """A `digest`: a hash of the decoded audio."""
     try:
         return hashlib.sha256(read(source).tobytes()).hexdigest()
     except AudioError:
         return None
 
 
-def test_segments_of_every_track_with_its_labels(root: Path) -> None:
-    clips, aside = plan(root)
-    assert aside == {}
+def test_segments_have_the_labels_of_the_track(root: Path) -> None:
+    clips, skipped = plan(root)
+    assert skipped == {}
     assert len(tracks(clips)) == 8
     first = next(clip for clip in clips if "565874" in clip.path)
     assert first.key == "track_0565874-00000"
@@ -75,7 +75,7 @@ def test_segments_of_every_track_with_its_labels(root: Path) -> None:
         assert read(clip.path, start=clip.start, duration=clip.duration).size == pytest.approx(
             24_000 * (clip.duration or 0), abs=24 * 60
         )
-    assert len([*groupby(clips, lambda clip: clip.path)]) == 8, "segments of a track are consecutive"
+    assert len([*groupby(clips, lambda clip: clip.path)]) == 8, "segments of a track are contiguous"
     assert plan(root)[0] == clips
 
 
@@ -96,7 +96,7 @@ def test_artists_stay_in_one_split(tmp_path: Path) -> None:
     assert set.union(*of_artist.values()) == {"train", "valid", "test"}
 
 
-def test_at_most_n_segments_of_a_track_drawn_by_the_seed(root: Path) -> None:
+def test_segments_per_track_are_sampled_by_seed(root: Path) -> None:
     every, _ = plan(root, "data.segment_seconds=1")
     some, _ = plan(root, "data.segment_seconds=1", "data.segments_per_track=2")
     other, _ = plan(root, "data.segment_seconds=1", "data.segments_per_track=2", "data.seed=1")
@@ -106,13 +106,13 @@ def test_at_most_n_segments_of_a_track_drawn_by_the_seed(root: Path) -> None:
     assert some == plan(root, "data.segment_seconds=1", "data.segments_per_track=2")[0]
 
 
-def test_excerpts_end_where_the_files_do(root: Path) -> None:
+def test_excerpt_seconds_limit_the_segments(root: Path) -> None:
     clips, _ = plan(root, "data.excerpt_seconds=3")
     assert max(clip.start + (clip.duration or 0) for clip in clips) == 3
 
 
 def packed(root: Path, tmp_path: Path, *, low: bool = False) -> Path:
-    """The tracks of a root in two published tars, each with an entry for its folder first."""
+    """Pack the tracks of a root into two tars as published, each with an entry for its folder first."""
     out = tmp_path / "packed"
     out.mkdir()
     shutil.copy(root / "raw_30s.tsv", out)
@@ -127,10 +127,10 @@ def packed(root: Path, tmp_path: Path, *, low: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("low", [False, True])
-def test_tars_give_the_clips_and_the_bytes_of_the_folders(root: Path, tmp_path: Path, low: bool) -> None:
+def test_tars_equal_folders(root: Path, tmp_path: Path, low: bool) -> None:
     clips, _ = plan(root)
-    from_tars, aside = plan(packed(root, tmp_path, low=low))
-    assert aside == {}
+    from_tars, skipped = plan(packed(root, tmp_path, low=low))
+    assert skipped == {}
     assert {clip.key: (clip.split, clip.labels, clip.start, clip.duration) for clip in from_tars} == {
         clip.key: (clip.split, clip.labels, clip.start, clip.duration) for clip in clips
     }
@@ -140,27 +140,27 @@ def test_tars_give_the_clips_and_the_bytes_of_the_folders(root: Path, tmp_path: 
     assert len({fingerprint(clip) for clip in from_tars}) == 8, "one for each track, not for each segment"
 
 
-def test_a_torn_tar_gives_its_whole_tracks(root: Path, tmp_path: Path) -> None:
+def test_truncated_tar_gives_its_complete_tracks(root: Path, tmp_path: Path) -> None:
     folder = packed(root, tmp_path)
     tar = folder / "raw_30s_audio-01.tar"
     tar.write_bytes(tar.read_bytes()[:-30_000])
-    clips, aside = plan(folder)
+    clips, skipped = plan(folder)
     assert 4 < len(tracks(clips)) < 8
-    assert aside["raw_30s_audio-01.tar"].startswith("truncated archive")
-    assert "in raw_30s.tsv, not on disk" in aside.values()
+    assert skipped["raw_30s_audio-01.tar"].startswith("truncated archive")
+    assert "in raw_30s.tsv, not on disk" in skipped.values()
     for clip in load(clips):
         assert soundfile.info(io.BytesIO(clip.content or b"")).duration > 1
 
 
 @pytest.mark.parametrize("name", ["/etc/00/1.mp3", "00/../../1.mp3"])
-def test_members_that_point_outside_are_refused(root: Path, tmp_path: Path, name: str) -> None:
+def test_members_outside_the_tar_are_errors(root: Path, tmp_path: Path, name: str) -> None:
     folder = packed(root, tmp_path)
     pack(folder / "raw_30s_audio-02.tar", {name: b"x"})
     with pytest.raises(InputError, match=r"raw_30s_audio-02\.tar.*points outside"):
         plan(folder)
 
 
-def test_rows_and_files_that_do_not_pair_up(root: Path) -> None:
+def test_rows_without_files_and_files_without_rows(root: Path) -> None:
     (root / "00" / "565800.mp3").unlink()
     (root / "11" / "999911.mp3").write_bytes(mp3(50, 1))
     shutil.copy(root / "11" / "565911.mp3", root / "11" / "565911.low.mp3")
@@ -168,9 +168,9 @@ def test_rows_and_files_that_do_not_pair_up(root: Path) -> None:
     (root / "37" / "._565837.mp3").write_bytes(b"left by another system")
     for number in range(3):
         add_row(root, row(number, f"99/{number}.mp3"))
-    clips, aside = plan(root)
+    clips, skipped = plan(root)
     assert len(tracks(clips)) == 6
-    assert aside == {
+    assert skipped == {
         "00/565800.mp3": "in raw_30s.tsv, not on disk",
         "11/999911.mp3": "on disk, not in raw_30s.tsv",
         "11/565911.mp3": f"another file of the track: {root}/11/565911.low.mp3",
@@ -191,7 +191,7 @@ def test_rows_and_files_that_do_not_pair_up(root: Path) -> None:
         (row(1, "00/565800.mp3"), "repeats a track"),
     ],
 )
-def test_rows_that_cannot_be_used_are_named_by_their_line(root: Path, line: str, reason: str) -> None:
+def test_invalid_rows_are_skipped_with_their_line(root: Path, line: str, reason: str) -> None:
     add_row(root, line)
     corpus = open_corpus(data("jamendo", root))
     assert len(tracks(list(corpus.clips()))) == 8
@@ -201,43 +201,43 @@ def test_rows_that_cannot_be_used_are_named_by_their_line(root: Path, line: str,
 
 
 @pytest.mark.parametrize("name", ["two words", "Größe Ω", "v1.2", 'quo"te', '"quoted"'])
-def test_any_name_is_found_by_its_row(root: Path, name: str) -> None:
+def test_any_name_matches_its_row(root: Path, name: str) -> None:
     path = root / "00" / f"{name}.mp3"
     path.write_bytes(mp3(60, 2.5))
     add_row(root, row(777, f"00/{name}.mp3"))
-    clips, aside = plan(root)
-    assert aside == {}
+    clips, skipped = plan(root)
+    assert skipped == {}
     clip, *_ = [clip for clip in clips if clip.labels["track"] == "track_0000777"]
     assert Path(clip.path) == path
     assert re.fullmatch("[A-Za-z0-9_-]{1,80}", clip.key)
 
 
-def test_a_quote_is_a_letter_as_any_other(root: Path) -> None:
-    """The publishers write no quotes: one that begins a tag must not run on to the next quote, lines later."""
+def test_quotes_are_ordinary_characters(root: Path) -> None:
+    """A quote at the start of a tag must not extend to the next quote, some lines later."""
     add_row(root, "\t".join(["track_1", "artist_1", "album_1", "00/1.mp3", "3.0", '"genre---quoted']))
     for track in (2, 3):
         add_row(root, row(track, f"00/{track}.mp3"))
         (root / "00" / f"{track}.mp3").write_bytes(bytes([track]) * 3000)
     (root / "00" / "1.mp3").write_bytes(bytes([1]) * 3000)
-    clips, aside = plan(root)
-    assert aside == {} and len(tracks(clips)) == 11
+    clips, skipped = plan(root)
+    assert skipped == {} and len(tracks(clips)) == 11
     assert ['"genre---quoted'] in [clip.labels["tags"] for clip in clips]
 
 
-def test_the_same_sound_under_other_names_and_tags_is_used_once(root: Path) -> None:
-    """Copies, and copies whose tags differ, by another artist: once, so in one split."""
+def test_duplicates_with_other_tags_are_skipped(root: Path) -> None:
+    """Duplicates, also with other tags and artists, are used once, and so in one split."""
     original = (root / "59" / "566059.mp3").read_bytes()
     (root / "61").mkdir()
     (root / "61" / "61.mp3").write_bytes(original)
     (root / "61" / "161.mp3").write_bytes(tagged(original, "Another Name"))
     for track in (61, 161):
         add_row(root, row(track, f"61/{track}.mp3", 3.7, artist=track))
-    clips, aside = plan(root, *SHARES)
+    clips, skipped = plan(root, *SHARES)
     assert len(tracks(clips)) == 8
-    assert aside == {f"61/{track}.mp3": "duplicate: the same audio as 59/566059.mp3" for track in (61, 161)}
+    assert skipped == {f"61/{track}.mp3": "duplicate: the same audio as 59/566059.mp3" for track in (61, 161)}
 
 
-def test_tags_after_the_frames_hide_no_copy(root: Path) -> None:
+def test_duplicates_with_apev2_tags_are_skipped(root: Path) -> None:
     original = (root / "00" / "565800.mp3").read_bytes()
     head = b"APETAGEX" + (2000).to_bytes(4, "little") + (64).to_bytes(4, "little") + (1).to_bytes(4, "little")
     tag = head + b"\0\0\0\xa0" + bytes(8) + b"Title".ljust(32) + head + b"\0\0\0\x80" + bytes(8)
@@ -246,17 +246,17 @@ def test_tags_after_the_frames_hide_no_copy(root: Path) -> None:
     (root / "00" / "92.mp3").write_bytes(tagged(original + tag, "both"))
     for track in (91, 92):
         add_row(root, row(track, f"00/{track}.mp3"))
-    _, aside = plan(root)
-    assert aside == {f"00/{track}.mp3": "duplicate: the same audio as 00/565800.mp3" for track in (91, 92)}
+    _, skipped = plan(root)
+    assert skipped == {f"00/{track}.mp3": "duplicate: the same audio as 00/565800.mp3" for track in (91, 92)}
 
 
-def test_copies_in_tars_are_found(root: Path, tmp_path: Path) -> None:
+def test_duplicates_in_tars_are_skipped(root: Path, tmp_path: Path) -> None:
     original = (root / "00" / "565800.mp3").read_bytes()
     (root / "85" / "85.mp3").write_bytes(tagged(original, "Later"))
     add_row(root, row(85, "85/85.mp3"))
-    clips, aside = plan(packed(root, tmp_path))
+    clips, skipped = plan(packed(root, tmp_path))
     assert len(tracks(clips)) == 8
-    assert aside == {
+    assert skipped == {
         "raw_30s_audio-01.tar::85/85.mp3": "duplicate: the same audio as raw_30s_audio-00.tar/00/565800.mp3"
     }
 
@@ -267,52 +267,52 @@ def encode_audio(wav: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_sounds_that_only_begin_alike_are_both_used(root: Path) -> None:
-    """Their probes agree, their frames do not: the decoded sound tells them apart."""
+def test_equal_beginnings_are_not_duplicates(root: Path) -> None:
+    """Their probes are equal, their frames differ: the decoded audio decides."""
     wav = np.tile(music(70, 2), (24, 1))
     other = wav.copy()
     other[-44_100:] = music(71, 1)
     for track, sound in ((91, wav), (92, other)):
         (root / "00" / f"{track}.mp3").write_bytes(encode_audio(sound))
         add_row(root, row(track, f"00/{track}.mp3", 48))
-    asked = []
-    clips, aside = plan(root, digest=lambda source: asked.append(source) or sound_of(source))
-    assert aside == {}
+    digested = []
+    clips, skipped = plan(root, digest=lambda source: digested.append(source) or sound_of(source))
+    assert skipped == {}
     assert {"91", "92"} <= set(tracks(clips))
-    assert sorted(Path(source).name for source in asked) == ["91.mp3", "92.mp3"]
+    assert sorted(Path(source).name for source in digested) == ["91.mp3", "92.mp3"]
     again = []
     plan(root, digest=lambda source: again.append(source))
-    assert again == [], "decoded once, and remembered"
+    assert again == [], "decoded once, then cached"
 
 
-def test_frames_that_differ_but_decode_to_the_same_sound_are_one(root: Path, tmp_path: Path) -> None:
-    """An ancillary byte in a frame's slack, say: here the encoder's delay note in its own first frame."""
+def test_duplicates_with_different_frames_are_skipped(root: Path, tmp_path: Path) -> None:
+    """The encoder's tag in the first frame differs, the decoded audio does not."""
     content = bytearray(encode_audio(np.tile(music(72, 2), (24, 1))))
     (root / "00" / "91.mp3").write_bytes(content)
-    place = content.find(b"LAME")
-    assert 0 < place < 1000
-    content[place : place + 9] = b"LAMEx.yz "
+    folder = content.find(b"LAME")
+    assert 0 < folder < 1000
+    content[folder : folder + 9] = b"LAMEx.yz "
     (root / "00" / "92.mp3").write_bytes(content)
     for track in (91, 92):
         add_row(root, row(track, f"00/{track}.mp3", 48))
-    _, aside = plan(packed(root, tmp_path), digest=sound_of)
-    assert list(aside.values()) == ["duplicate: the same audio as raw_30s_audio-00.tar/00/91.mp3"]
-    _, aside = plan(root, digest=sound_of)
-    assert aside == {"00/92.mp3": "duplicate: the same audio as 00/91.mp3"}
-    _, aside = plan(root)
-    assert aside == {}, "without a decoder, other bytes are another sound"
+    _, skipped = plan(packed(root, tmp_path), digest=sound_of)
+    assert list(skipped.values()) == ["duplicate: the same audio as raw_30s_audio-00.tar/00/91.mp3"]
+    _, skipped = plan(root, digest=sound_of)
+    assert skipped == {"00/92.mp3": "duplicate: the same audio as 00/91.mp3"}
+    _, skipped = plan(root)
+    assert skipped == {}, "without a digest only equal bytes count"
 
 
-def test_unreadable_copies_do_no_harm(root: Path) -> None:
+def test_undecodable_files_are_not_duplicates(root: Path) -> None:
     for track, content in ((91, b"junk" * 50), (92, b"junk" * 50), (93, b"ID3\x03\0\0\x7f\x7f\x7f\x7f"), (94, b"TAG")):
         (root / "00" / f"{track}.mp3").write_bytes(content)
         add_row(root, row(track, f"00/{track}.mp3", 48))
-    clips, aside = plan(root, digest=sound_of)
+    clips, skipped = plan(root, digest=sound_of)
     assert len(tracks(clips)) == 8 + len({b"junk", b"no frames"})
-    assert aside["00/92.mp3"] == "duplicate: the same audio as 00/91.mp3"
+    assert skipped["00/92.mp3"] == "duplicate: the same audio as 00/91.mp3"
 
 
-def test_audio_and_metadata_are_found_in_the_published_places(root: Path, tmp_path: Path) -> None:
+def test_audio_and_metadata_are_located(root: Path, tmp_path: Path) -> None:
     whole, _ = plan(root)
     home = tmp_path / "home"
     shutil.copytree(root, home / "raw_30s" / "audio")
@@ -320,11 +320,11 @@ def test_audio_and_metadata_are_found_in_the_published_places(root: Path, tmp_pa
     (home / "raw_30s" / "audio" / "raw_30s.tsv").rename(home / "data" / "autotagging.tsv")
     assert [clip.key for clip in plan(home)[0]] == [clip.key for clip in whole]
     (home / "data" / "autotagging.tsv").rename(tmp_path / "mine.tsv")
-    given = (f"data.metadata={tmp_path / 'mine.tsv'}", f"data.audio={home / 'raw_30s' / 'audio'}")
-    assert [clip.key for clip in plan(home, *given)[0]] == [clip.key for clip in whole]
+    names = (f"data.metadata={tmp_path / 'mine.tsv'}", f"data.audio={home / 'raw_30s' / 'audio'}")
+    assert [clip.key for clip in plan(home, *names)[0]] == [clip.key for clip in whole]
 
 
-def test_what_is_missing_is_named_with_the_command(root: Path, tmp_path: Path) -> None:
+def test_missing_files_error_names_the_command(root: Path, tmp_path: Path) -> None:
     for folder in (tmp_path / "absent", tmp_path):
         with pytest.raises(InputError, match=r"data\.(root|audio).*565800\.mp3.*pipeline\.download data=jamendo"):
             plan(folder)

@@ -1,4 +1,4 @@
-"""Rendered notes are what their labels say, are rendered once, and never end up in two splits."""
+"""Rendered notes match their labels, are rendered once, and are in one split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
 
 
-def test_every_note_is_four_seconds_in_nsynths_form(notes_folder: Path) -> None:
+def test_notes_have_the_format_of_nsynth(notes_folder: Path) -> None:
     clips = list(open_corpus(data("nsynth", notes_folder)).clips())
     assert len(clips) == 24
     for clip in clips:
@@ -32,8 +32,8 @@ def test_every_note_is_four_seconds_in_nsynths_form(notes_folder: Path) -> None:
         assert clip.key == clip.labels["note_str"] == f"{family}_{source}_{instrument:03d}-{pitch:03d}-{velocity:03d}"
 
 
-def test_a_note_sounds_at_the_pitch_of_its_label(notes_folder: Path) -> None:
-    """The strongest period of the held note, by autocorrelation, is the label's to within half a semitone."""
+def test_notes_have_the_pitch_of_their_labels(notes_folder: Path) -> None:
+    """The pitch by autocorrelation is within half a semitone of the label."""
     right = []
     for clip in open_corpus(data("nsynth", notes_folder)).clips():
         wav, rate = soundfile.read(clip.path, start=8_000, stop=16_000)
@@ -42,17 +42,17 @@ def test_a_note_sounds_at_the_pitch_of_its_label(notes_folder: Path) -> None:
         low, high = rate / 1000, rate / 100
         lags = np.arange(len(periods))
         best = np.argmax(np.where((lags >= low) & (lags <= high), periods, -np.inf))
-        heard = 69 + 12 * np.log2(rate / best / 440)
-        away = (heard - clip.labels["pitch"] + 6) % 12 - 6  # an octave is the ear's to judge, not this estimate's
+        measured = 69 + 12 * np.log2(rate / best / 440)
+        away = (measured - clip.labels["pitch"] + 6) % 12 - 6  # this estimate cannot distinguish octaves
         right.append(abs(away) < 0.6)
     assert np.mean(right) > 0.85
 
 
-def test_the_same_settings_render_the_same_bytes(notes_folder: Path, tmp_path: Path) -> None:
+def test_rendering_is_deterministic(notes_folder: Path, tmp_path: Path) -> None:
     assert tree(render_notes(tmp_path / "again")) == tree(notes_folder)
 
 
-def test_a_note_does_not_depend_on_the_notes_before_it(notes_folder: Path, tmp_path: Path) -> None:
+def test_notes_are_independent_of_each_other(notes_folder: Path, tmp_path: Path) -> None:
     other = render_notes(tmp_path / "other", "data.seed=7", "data.clips=40")
     ours = {name.rsplit("/")[-1]: wav for name, wav in tree(notes_folder).items() if name.endswith(".wav")}
     theirs = {name.rsplit("/")[-1]: wav for name, wav in tree(other).items() if name.endswith(".wav")}
@@ -61,9 +61,7 @@ def test_a_note_does_not_depend_on_the_notes_before_it(notes_folder: Path, tmp_p
     assert all(ours[name] == theirs[name] for name in both)
 
 
-def test_notes_are_rendered_once_and_never_replaced_by_others(
-    notes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_notes_are_rendered_once(notes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = shutil.copytree(notes_folder, tmp_path / "notes")
     monkeypatch.setattr("pipeline.corpora.midi_notes._Synthesizer", lambda *_: pytest.fail("rendered again"))
     render_notes(root)
@@ -74,7 +72,7 @@ def test_notes_are_rendered_once_and_never_replaced_by_others(
     assert tree(root) == tree(notes_folder)
 
 
-def test_an_interrupted_rendering_is_finished(notes_folder: Path, tmp_path: Path) -> None:
+def test_interrupted_rendering_is_resumed(notes_folder: Path, tmp_path: Path) -> None:
     root = shutil.copytree(notes_folder, tmp_path / "notes")
     done = json.loads((root / "notes.json").read_text())
     (root / "notes.json").write_text(json.dumps({**done, "complete": False}))
@@ -97,11 +95,11 @@ def test_no_group_is_in_two_splits(tmp_path: Path, split_by: str, group: list[st
         by_instrument: dict[int, set] = {}
         for (instrument, _), of in splits.items():
             by_instrument.setdefault(instrument, set()).update(of)
-        assert all("train" in of for of in by_instrument.values()), "held-out notes are of known instruments"
+        assert all("train" in of for of in by_instrument.values()), "notes of valid and test are of known instruments"
 
 
-def test_silent_notes_are_left_out(tmp_path: Path) -> None:
-    """At the lowest velocity these instruments give nothing to hear."""
+def test_silent_notes_are_dropped(tmp_path: Path) -> None:
+    """At the lowest velocity these instruments are silent."""
     root = render_notes(tmp_path / "notes", "data.velocities=[1,100]", "data.clips=null", "data.pitches=60-61")
     velocities = [clip.labels["velocity"] for clip in open_corpus(data("nsynth", root)).clips()]
     assert velocities.count(100) == 12
@@ -120,33 +118,33 @@ def test_silent_notes_are_left_out(tmp_path: Path) -> None:
         ("data.soundfont=/nowhere.sf2", "data.soundfont=/nowhere.sf2 is not a file"),
     ],
 )
-def test_settings_out_of_range_are_named(tmp_path: Path, setting: str, message: str) -> None:
+def test_settings_out_of_range_are_errors(tmp_path: Path, setting: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         render_notes(tmp_path / "notes", setting)
-    assert not (tmp_path / "notes").exists(), "refused before any work"
+    assert not (tmp_path / "notes").exists(), "an error before any work"
 
 
-def test_a_file_that_is_no_soundfont_is_named(tmp_path: Path) -> None:
+def test_invalid_soundfont_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "no.sf2").write_bytes(b"RIFF of nothing")
     with pytest.raises(InputError, match=r"no\.sf2 is not a soundfont"):
         render_notes(tmp_path / "notes", f"data.soundfont={tmp_path / 'no.sf2'}")
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match=r"data\.root=.* did not render"):
         render_notes(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_without_the_synthesizer_its_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_synthesizer_error_says_how_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tinysoundfont", None)
     with pytest.raises(InputError, match="pip install --no-deps tinysoundfont"):
         render_notes(tmp_path / "notes")
     assert not (tmp_path / "notes").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_root_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"data\.root=.*file/notes cannot be written"):
         render_notes(tmp_path / "file" / "notes")

@@ -1,4 +1,4 @@
-"""NSynth is listed as it is on disk or in its archives; what is amiss is set aside by name."""
+"""NSynth is listed from folders or archives; invalid notes are skipped with a reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def index_of(folder: Path) -> dict:
     return json.loads((folder / "examples.json").read_text())
 
 
-def test_clips_carry_splits_and_labels_of_the_index(root: Path) -> None:
+def test_clips_have_splits_and_labels_of_the_index(root: Path) -> None:
     corpus = open_corpus(data("nsynth", root))
     clips = list(corpus.clips())
     assert corpus.skipped == []
@@ -41,15 +41,15 @@ def test_clips_carry_splits_and_labels_of_the_index(root: Path) -> None:
         assert Path(clip.path).is_file()
         assert clip.content is None
     assert {clip.split for clip in clips} == {"train", "valid", "test"}
-    assert list(corpus.clips()) == clips, "the plan is the same each time"
+    assert list(corpus.clips()) == clips, "the list is the same each time"
 
 
-def test_a_subset_of_the_splits_may_be_there(root: Path) -> None:
+def test_some_splits_may_be_missing(root: Path) -> None:
     shutil.rmtree(root / "nsynth-train")
     assert {clip.split for clip in open_corpus(data("nsynth", root)).clips()} == {"valid", "test"}
 
 
-def test_index_and_disk_disagree(root: Path) -> None:
+def test_notes_missing_in_index_or_on_disk_are_skipped(root: Path) -> None:
     gone, *_ = index_of(root / "nsynth-train")
     audio = root / "nsynth-train" / "audio"
     (audio / f"{gone}.wav").rename(audio / "stray note.wav")
@@ -63,7 +63,7 @@ def test_index_and_disk_disagree(root: Path) -> None:
     assert all(re.fullmatch("[A-Za-z0-9_-]{1,80}", left.key) for left in corpus.skipped)
 
 
-def test_one_key_in_two_splits_is_used_once(root: Path) -> None:
+def test_repeated_key_is_skipped(root: Path) -> None:
     name, note = next(iter(index_of(root / "nsynth-train").items()))
     index = root / "nsynth-test" / "examples.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), name: note}))
@@ -73,7 +73,7 @@ def test_one_key_in_two_splits_is_used_once(root: Path) -> None:
     assert [(left.key, left.reason) for left in corpus.skipped] == [(name, "another clip has the same key")]
 
 
-def test_an_entry_that_is_no_note_is_set_aside(root: Path) -> None:
+def test_invalid_index_entry_is_skipped(root: Path) -> None:
     index = root / "nsynth-test" / "examples.json"
     notes = json.loads(index.read_text())
     name = next(iter(notes))
@@ -84,7 +84,7 @@ def test_an_entry_that_is_no_note_is_set_aside(root: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ['{"a": {"pitch": 60}, "b": {"pit', "[1, 2]", "", '{"a": {} x, "b": {}}', '{"a" 1}'])
-def test_a_broken_index_is_refused_by_name(root: Path, broken: str) -> None:
+def test_broken_index_is_an_error(root: Path, broken: str) -> None:
     (root / "nsynth-train" / "examples.json").write_text(broken)
     corpus = open_corpus(data("nsynth", root))
     with pytest.raises(InputError, match=r"nsynth-train/examples\.json"):
@@ -98,12 +98,12 @@ def test_a_broken_index_is_refused_by_name(root: Path, broken: str) -> None:
     st.sampled_from([None, 1]),
 )
 @settings(max_examples=40)
-def test_the_index_is_read_as_json_reads_it(value: dict, indent: int | None) -> None:
+def test_json_entries_equal_json_loads(value: dict, indent: int | None) -> None:
     text = json.dumps(value, indent=indent).encode()
     assert dict(iter_json_entries(io.BytesIO(text), "index")) == value
 
 
-def test_an_index_longer_than_any_buffer_is_read_whole() -> None:
+def test_index_longer_than_the_buffer_is_read() -> None:
     value = {f"note-{number}": {"number": number, "text": "ü" * 50} for number in range(40_000)}
     text = json.dumps(value, ensure_ascii=False).encode()
     assert len(text) > 4 << 20
@@ -111,14 +111,14 @@ def test_an_index_longer_than_any_buffer_is_read_whole() -> None:
 
 
 def files(folder: Path, *, index: str) -> dict[str, Path]:
-    """The members of an official archive, its index `first` or `last`."""
+    """The members of an official archive, with its index `first` or `last`."""
     audio = {f"{folder.name}/audio/{wav.name}": wav for wav in sorted((folder / "audio").iterdir())}
     examples = {f"{folder.name}/examples.json": folder / "examples.json"}
     return {**examples, **audio} if index == "first" else {**audio, **examples}
 
 
 @pytest.mark.parametrize("index", ["first", "last"])
-def test_archives_give_the_clips_and_the_bytes_of_the_folders(root: Path, tmp_path: Path, index: str) -> None:
+def test_archives_equal_folders(root: Path, tmp_path: Path, index: str) -> None:
     packed = tmp_path / "packed"
     packed.mkdir()
     for split in ("train", "valid", "test"):
@@ -127,17 +127,17 @@ def test_archives_give_the_clips_and_the_bytes_of_the_folders(root: Path, tmp_pa
     corpus = open_corpus(data("nsynth", packed))
     plan = list(corpus.clips())
     assert corpus.skipped == []
-    assert all(clip.content is None for clip in plan), "a plan holds no audio"
+    assert all(clip.content is None for clip in plan), "a listed clip has no content"
     assert {clip.key: (clip.split, clip.labels) for clip in plan} == {
         key: (clip.split, clip.labels) for key, clip in unpacked.items()
     }
     for clip in load(plan):
         assert clip.content == Path(unpacked[clip.key].path).read_bytes()
         assert clip.path.endswith(f".jsonwav.tar.gz::nsynth-{clip.split}/audio/{clip.key}.wav")
-    assert list(corpus.clips()) == plan, "the kept listing gives the same plan"
+    assert list(corpus.clips()) == plan, "the cached scan gives the same clips"
 
 
-def test_a_part_of_a_plan_loads_alone(root: Path, tmp_path: Path) -> None:
+def test_some_clips_can_be_loaded_alone(root: Path, tmp_path: Path) -> None:
     pack(tmp_path / "nsynth-train.jsonwav.tar.gz", files(root / "nsynth-train", index="first"))
     plan = list(open_corpus(data("nsynth", tmp_path)).clips())
     part = [plan[-1], plan[1]]
@@ -146,18 +146,18 @@ def test_a_part_of_a_plan_loads_alone(root: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_an_archive_is_searched_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_is_scanned_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="last"))
     corpus = open_corpus(data("nsynth", tmp_path))
     plan = list(corpus.clips())
-    monkeypatch.setattr("pipeline.corpora.nsynth.iter_members", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr("pipeline.corpora.nsynth.iter_members", lambda *_, **__: pytest.fail("scanned again"))
     assert list(corpus.clips()) == plan
     monkeypatch.undo()
     pack(archive, files(root / "nsynth-test", index="first"))
-    assert {clip.span for clip in corpus.clips()} != {clip.span for clip in plan}, "a changed archive is searched anew"
+    assert {clip.span for clip in corpus.clips()} != {clip.span for clip in plan}, "a changed archive is scanned again"
 
 
-def test_reading_a_large_archive_through_is_announced(
+def test_scan_of_a_large_archive_is_logged(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pipeline.corpora.scan_cache.LARGE_BYTES", 1000)
@@ -168,7 +168,7 @@ def test_reading_a_large_archive_through_is_announced(
     assert capsys.readouterr().err == ""
 
 
-def test_archive_and_index_disagree(root: Path, tmp_path: Path) -> None:
+def test_notes_missing_in_index_or_archive_are_skipped(root: Path, tmp_path: Path) -> None:
     members = files(root / "nsynth-test", index="last")
     gone = next(iter(members))
     members["nsynth-test/audio/stray.wav"] = members.pop(gone)
@@ -181,7 +181,7 @@ def test_archive_and_index_disagree(root: Path, tmp_path: Path) -> None:
     }
 
 
-def test_a_torn_archive_gives_what_is_whole_and_says_so(root: Path, tmp_path: Path) -> None:
+def test_truncated_archive_gives_its_complete_notes(root: Path, tmp_path: Path) -> None:
     archive = pack(tmp_path / "nsynth-train.jsonwav.tar.gz", files(root / "nsynth-train", index="first"))
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
@@ -190,11 +190,11 @@ def test_a_torn_archive_gives_what_is_whole_and_says_so(root: Path, tmp_path: Pa
     assert 0 < len(plan) < len(index_of(root / "nsynth-train"))
     for clip in load(plan):
         assert clip.content == (root / "nsynth-train/audio" / f"{clip.key}.wav").read_bytes()
-    assert [left for left in corpus.skipped if "torn" in left.reason and left.path == str(archive)]
+    assert [left for left in corpus.skipped if "truncated archive" in left.reason and left.path == str(archive)]
     assert len(plan) + len(corpus.skipped) - 1 == len(index_of(root / "nsynth-train"))
 
 
-def test_a_torn_archive_whose_index_is_lost_is_refused(root: Path, tmp_path: Path) -> None:
+def test_truncated_archive_without_index_is_an_error(root: Path, tmp_path: Path) -> None:
     archive = pack(tmp_path / "nsynth-train.jsonwav.tar.gz", files(root / "nsynth-train", index="last"))
     archive.write_bytes(archive.read_bytes()[:-5000])
     with pytest.raises(
@@ -203,7 +203,7 @@ def test_a_torn_archive_whose_index_is_lost_is_refused(root: Path, tmp_path: Pat
         list(open_corpus(data("nsynth", tmp_path)).clips())
 
 
-def test_an_archive_that_changes_while_it_is_read_is_named(root: Path, tmp_path: Path) -> None:
+def test_archive_changed_while_read_is_an_error(root: Path, tmp_path: Path) -> None:
     members = files(root / "nsynth-train", index="first")
     archive = pack(tmp_path / "nsynth-train.jsonwav.tar.gz", members)
     whole = archive.read_bytes()
@@ -218,13 +218,13 @@ def test_an_archive_that_changes_while_it_is_read_is_named(root: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["/etc/examples.json", "nsynth-test/../../examples.json"])
-def test_members_that_point_outside_the_archive_are_refused(tmp_path: Path, name: str) -> None:
+def test_members_outside_the_archive_are_errors(tmp_path: Path, name: str) -> None:
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", {name: b"{}"})
     with pytest.raises(InputError, match="points outside"):
         list(open_corpus(data("nsynth", tmp_path)).clips())
 
 
-def test_fingerprints_change_with_the_input_only(root: Path, tmp_path: Path) -> None:
+def test_fingerprint_changes_with_the_input_only(root: Path, tmp_path: Path) -> None:
     clip, *_ = open_corpus(data("nsynth", root)).clips()
     before = fingerprint(clip)
     assert before == fingerprint(clip)
@@ -237,12 +237,12 @@ def test_fingerprints_change_with_the_input_only(root: Path, tmp_path: Path) -> 
     assert len({fingerprint(clip) for clip in packed}) == len(packed)
 
 
-def test_a_corpus_that_there_is_not_is_named(root: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.name=nsynht is no corpus: choose nsynth, notes, folder or jamendo"):
+def test_unknown_corpus_is_an_error(root: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.name=nsynht is not a corpus: choose nsynth, notes, folder or jamendo"):
         open_corpus({"name": "nsynht", "root": str(root)})
 
 
-def test_missing_and_empty_folders_name_the_setting_and_the_command(tmp_path: Path) -> None:
+def test_missing_folder_error_names_the_command(tmp_path: Path) -> None:
     for folder in (tmp_path / "absent", tmp_path):
         with pytest.raises(InputError, match=r"data\.root=.*examples\.json.*pipeline\.download data=nsynth"):
             open_corpus(data("nsynth", folder))
@@ -254,14 +254,14 @@ def test_missing_and_empty_folders_name_the_setting_and_the_command(tmp_path: Pa
         list(open_corpus(data("nsynth", tmp_path)).clips())
 
 
-def test_notes_may_be_cut_to_their_first_seconds(nsynth_folder: Path, tmp_path: Path) -> None:
+def test_seconds_limits_the_notes(nsynth_folder: Path, tmp_path: Path) -> None:
     cut = data("nsynth", nsynth_folder, "data.seconds=1.5", f"data.scan_cache_dir={tmp_path}")
     assert {clip.duration for clip in open_corpus(cut).clips()} == {1.5}
     with pytest.raises(InputError, match=r"data\.seconds=0"):
         open_corpus({**cut, "seconds": 0})
 
 
-def test_a_name_of_half_a_character_is_set_aside(root: Path) -> None:
+def test_name_with_surrogate_is_skipped(root: Path) -> None:
     index = root / "nsynth-test" / "examples.json"
     index.write_text(json.dumps({"a\ud800b": {"pitch": 1}, **json.loads(index.read_text())}))
     corpus = open_corpus(data("nsynth", root))
@@ -270,13 +270,13 @@ def test_a_name_of_half_a_character_is_set_aside(root: Path) -> None:
     assert path.endswith("a\\ud800b.wav") and reason == "in the index, not on disk"
 
 
-def test_an_index_nested_without_end_is_refused() -> None:
+def test_deeply_nested_index_is_an_error() -> None:
     with pytest.raises(InputError, match="the index is broken: an entry is nested too deep"):
         list(iter_json_entries(io.BytesIO(b'{"a": ' + b"[" * 100_000), "the index"))
 
 
 def header(name: str, kind: bytes, size: bytes) -> bytes:
-    """A header of a tar that may say anything."""
+    """A tar header with arbitrary fields."""
     block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
     block[156:157], block[124:136] = kind, size.ljust(12, b"\0")
     block[148:156] = b" " * 8
@@ -285,7 +285,7 @@ def header(name: str, kind: bytes, size: bytes) -> bytes:
 
 
 PAX = b"20 size=-1000000000\n"
-LIES = {
+INVALID_HEADERS = {
     "a size below 0": header("a.wav", b"0", b"\xff" * 11 + b"\x00"),
     "an extended size below 0": header("x", b"x", b"%o" % len(PAX))
     + PAX.ljust(512, b"\0")
@@ -296,9 +296,9 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_headers_that_lie_tear_an_archive(name: str, tmp_path: Path) -> None:
-    """They do not hang its reader, nor take all memory."""
-    (tmp_path / "a.tar").write_bytes(LIES[name] + bytes(10_240))
+@pytest.mark.parametrize("name", INVALID_HEADERS)
+def test_invalid_tar_headers_are_errors(name: str, tmp_path: Path) -> None:
+    """The reader neither hangs nor exhausts the memory."""
+    (tmp_path / "a.tar").write_bytes(INVALID_HEADERS[name] + bytes(10_240))
     with pytest.raises(archive.TruncatedArchive):
         list(archive.iter_members(tmp_path / "a.tar", "examples.json"))

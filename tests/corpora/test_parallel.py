@@ -1,4 +1,4 @@
-"""Many files at a time: how each ended is told, and an interrupt ends them all."""
+"""Parallel downloads: each result is logged, and an interrupt stops all of them."""
 
 from __future__ import annotations
 
@@ -28,41 +28,41 @@ def work(remote: RemoteFile, at: At, stop: threading.Event) -> str:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_every_end_is_told(terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_result_is_logged(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     assert download_all(REMOTES, work, 2) == 1
-    told = capsys.readouterr().err
-    assert all(f"file-{n}: as published" in told for n in (1, 2, 4, 5))
-    assert "error: file-3 is lost" in told
+    errors = capsys.readouterr().err
+    assert all(f"file-{n}: as published" in errors for n in (1, 2, 4, 5))
+    assert "error: file-3 is lost" in errors
 
 
-def test_without_a_terminal_a_line_is_told_now_and_then(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "LINE_INTERVAL", 0)
     download_all(REMOTES, work, 1)
     assert "0.00 of 0.00 GB" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_what_runs_and_starts_nothing_more() -> None:
-    """Ctrl-C reaches the main thread; transfers see the event, keep their bytes, and no further file is begun."""
-    begun: list[RemoteFile] = []
+def test_interrupt_stops_all_downloads() -> None:
+    """Ctrl-C reaches the main thread; running downloads see the event and keep their bytes; no other file starts."""
+    started: list[RemoteFile] = []
 
     def interrupted(remote: RemoteFile, at: At, stop: threading.Event) -> str:
-        begun.append(remote)
-        if len(begun) == 1:
+        started.append(remote)
+        if len(started) == 1:
             raise KeyboardInterrupt
-        assert stop.wait(5), "it was never told to stop"
+        assert stop.wait(5), "the stop event was never set"
         raise DownloadError("stopped")
 
     with pytest.raises(KeyboardInterrupt):
         download_all(REMOTES, interrupted, 2)
-    assert len(begun) < len(REMOTES)
+    assert len(started) < len(REMOTES)
 
 
-def test_a_transfer_that_is_told_to_stop_makes_no_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files that wait are let go before those on their way are told, however slow that is."""
-    begun: list[RemoteFile] = []
+def test_interrupt_cancels_queued_files_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queued files are cancelled before running downloads are stopped, however slow those are."""
+    started: list[RemoteFile] = []
     second = threading.Event()
 
     class Slow(module.ThreadPoolExecutor):
@@ -75,8 +75,8 @@ def test_a_transfer_that_is_told_to_stop_makes_no_room_for_another(monkeypatch: 
         raise KeyboardInterrupt
 
     def transfer(remote: RemoteFile, at: At, stop: threading.Event) -> str:
-        begun.append(remote)
-        if len(begun) == 2:
+        started.append(remote)
+        if len(started) == 2:
             second.set()
             stop.wait(5)
         return "as published"
@@ -85,4 +85,4 @@ def test_a_transfer_that_is_told_to_stop_makes_no_room_for_another(monkeypatch: 
     monkeypatch.setattr(module._Board, "log", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download_all(REMOTES, transfer, 1)
-    assert len(begun) == 2
+    assert len(started) == 2

@@ -1,4 +1,4 @@
-"""The same sound under several names in a folder is used once, or all of it in one split."""
+"""Files with the same audio are used once, or are all in one split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THIRDS = ("data.valid=0.33", "data.test=0.33")
 
 
 def listed(root: Path, *settings: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The split of every recording, and why others are skipped, by names below the root."""
+    """Return the split of every recording, and the reasons of skipped ones, by names below the root."""
     corpus = open_corpus(data("folder", root, *THIRDS, *settings), hash_audio)
     splits = {os.path.relpath(clip.path, root): clip.split for clip in corpus.clips()}
     return splits, {os.path.relpath(left.path, root): left.reason for left in corpus.skipped}
@@ -28,7 +28,7 @@ def listed(root: Path, *settings: str) -> tuple[dict[str, str], dict[str, str]]:
 def music(number: int, seconds: float = 1.0) -> np.ndarray:
     rng = np.random.default_rng(number)
     wave = np.sin(np.cumsum(rng.uniform(0.02, 0.2, round(seconds * 24_000))))
-    return (9_000 * wave).astype(np.int16)  # libsndfile rounds float otherwise for FLAC than for WAV
+    return (9_000 * wave).astype(np.int16)  # libsndfile rounds floats differently for FLAC and WAV
 
 
 def write(path: Path, number: int, seconds: float = 1.0, **options: str) -> Path:
@@ -38,13 +38,13 @@ def write(path: Path, number: int, seconds: float = 1.0, **options: str) -> Path
 
 
 def retagged_flac(content: bytes) -> bytes:
-    """A FLAC with a comment, as a block of padding, behind its first block of metadata."""
+    """A FLAC with an additional padding block after its first metadata block."""
     return content[:42] + b"\x01\x00\x01\x00" + bytes(256) + content[42:]
 
 
 @pytest.fixture(scope="module")
 def eight_of_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 sounds, each as wav, renamed copy, hard link, flac, aiff, retagged flac, mp3 and ogg."""
+    """10 recordings, each as wav, renamed copy, hard link, flac, aiff, retagged flac, mp3 and ogg."""
     root = tmp_path_factory.mktemp("copies") / "in"
     for number in range(10):
         wav = write(root / f"{number}.wav", number)
@@ -64,7 +64,7 @@ def source_of(name: str) -> int:
     return number // 7 if name.startswith("links/") else number
 
 
-def test_all_files_of_a_sound_fall_into_one_split(eight_of_each: Path) -> None:
+def test_files_with_the_same_audio_share_a_split(eight_of_each: Path) -> None:
     splits, skipped = listed(eight_of_each)
     assert len(splits) == 30 and len(skipped) == 50
     for number in range(10):
@@ -78,7 +78,7 @@ def test_all_files_of_a_sound_fall_into_one_split(eight_of_each: Path) -> None:
     assert set(splits.values()) == {"train", "valid", "test"}
 
 
-def test_with_segments_and_in_another_run_it_is_the_same(eight_of_each: Path) -> None:
+def test_splits_are_the_same_in_a_second_run(eight_of_each: Path) -> None:
     splits, skipped = listed(eight_of_each)
     assert listed(eight_of_each, "data.segment_seconds=0.4") == (splits, skipped)
     corpus = open_corpus(
@@ -87,8 +87,8 @@ def test_with_segments_and_in_another_run_it_is_the_same(eight_of_each: Path) ->
     assert {os.path.relpath(clip.path, eight_of_each): clip.split for clip in corpus.clips()} == splits
 
 
-def test_folders_with_versions_of_a_recording_share_a_split(tmp_path: Path) -> None:
-    """With `split_by=folder` a subfolder stays together, and so do two that hold the same recordings."""
+def test_folders_with_versions_share_a_split(tmp_path: Path) -> None:
+    """With `split_by=folder` a subfolder shares a split, and so do two with the same recordings."""
     root = tmp_path / "in"
     for album in range(8):
         for track in range(2):
@@ -100,8 +100,8 @@ def test_folders_with_versions_of_a_recording_share_a_split(tmp_path: Path) -> N
     assert len(set(splits.values())) > 1
 
 
-def test_a_folder_without_copies_is_split_as_ever(tmp_path: Path) -> None:
-    """By a hash of each name; sounds of one name but other lengths, or of one length but other names, are no copies."""
+def test_split_without_duplicates_is_by_name(tmp_path: Path) -> None:
+    """By a hash of each name; recordings with the same name or the same length only are not duplicates."""
     root = tmp_path / "in"
     for number in range(12):
         write(root / f"kit/{number}.wav", number, 0.3)
@@ -112,8 +112,8 @@ def test_a_folder_without_copies_is_split_as_ever(tmp_path: Path) -> None:
     assert not skipped and splits == {name: assign_split(name, settings) for name in splits} and len(splits) == 36
 
 
-def test_tags_and_empty_or_broken_files(tmp_path: Path) -> None:
-    """A retagged mp3 or wav is a copy; files without sound are left to the decoder."""
+def test_retagged_empty_and_broken_files(tmp_path: Path) -> None:
+    """A retagged mp3 or wav is a duplicate; files without audio are left to the decoder."""
     root = tmp_path / "in"
     mp3 = write(root / "a.mp3", 1)
     (root / "b.mp3").write_bytes(tagged(mp3.read_bytes(), "another title"))
@@ -129,7 +129,7 @@ def test_tags_and_empty_or_broken_files(tmp_path: Path) -> None:
     assert set(splits) == {"a.mp3", "c.wav", "e.wav", "f.wav", "g.flac", "h.flac", "i.wav"}
 
 
-def test_without_a_digest_only_equal_bytes_count(tmp_path: Path) -> None:
+def test_duplicates_without_a_digest_need_equal_bytes(tmp_path: Path) -> None:
     root = tmp_path / "in"
     shutil.copy(write(root / "a.wav", 1), root / "b.wav")
     write(root / "c.flac", 1)

@@ -1,4 +1,4 @@
-"""What this user may not read is set aside or refused by name, and found again once it may be read."""
+"""Files without read permission are skipped or named in errors, and used once they are readable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A folder of a user who is not root, as whom the test goes on: root may read everything."""
+    """A folder of an unprivileged user, whose permissions the test assumes, since root may read everything."""
     folder = Path(tempfile.mkdtemp())
     try:
         yield folder
@@ -34,16 +34,16 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def lock(home: Path) -> Callable[[Path], None]:
-    """Takes a file or folder of `home` away from the user, whom the first call makes."""
+    """Removes all permissions of a file or folder of `home`; the first call changes to the unprivileged user."""
 
-    def take(path: Path) -> None:
+    def change_owner(path: Path) -> None:
         if os.geteuid() == 0:
-            for place in [home, *home.rglob("*")]:
-                os.chown(place, NOBODY, NOBODY)
+            for path_below in [home, *home.rglob("*")]:
+                os.chown(path_below, NOBODY, NOBODY)
             os.seteuid(NOBODY)
         path.chmod(0)
 
-    return take
+    return change_owner
 
 
 def listed(name: str, root: Path, *settings: str) -> tuple[list[Clip], dict[str, str]]:
@@ -52,7 +52,7 @@ def listed(name: str, root: Path, *settings: str) -> tuple[list[Clip], dict[str,
     return clips, {left.path.removeprefix(f"{root}/"): left.reason for left in corpus.skipped}
 
 
-def test_a_track_is_set_aside_until_it_can_be_read(
+def test_unreadable_track_is_skipped_until_readable(
     jamendo_folder: Path, home: Path, lock: Callable[[Path], None]
 ) -> None:
     root = shutil.copytree(jamendo_folder, home / "jamendo")
@@ -60,14 +60,14 @@ def test_a_track_is_set_aside_until_it_can_be_read(
     whole, _ = listed("jamendo", root)
     shutil.rmtree(home / "scan_cache")
     lock(track)
-    clips, aside = listed("jamendo", root)
-    assert aside == {"00/565800.mp3": "cannot be read: Permission denied"}
+    clips, skipped = listed("jamendo", root)
+    assert skipped == {"00/565800.mp3": "cannot be read: Permission denied"}
     assert clips == [clip for clip in whole if clip.path != str(track)]
     track.chmod(0o600)
     assert listed("jamendo", root) == (whole, {})
 
 
-def test_a_duration_that_could_not_be_read_is_not_remembered(home: Path, lock: Callable[[Path], None]) -> None:
+def test_unreadable_duration_is_not_cached(home: Path, lock: Callable[[Path], None]) -> None:
     sound = home / "in" / "a.wav"
     sound.parent.mkdir()
     soundfile.write(sound, [0.1] * 3000, 1000)
@@ -79,7 +79,7 @@ def test_a_duration_that_could_not_be_read_is_not_remembered(home: Path, lock: C
 
 
 @pytest.mark.parametrize("name", ["raw_30s.tsv", ""])
-def test_jamendo_s_metadata_and_folder_are_named(
+def test_unreadable_jamendo_files_are_errors(
     jamendo_folder: Path, home: Path, lock: Callable[[Path], None], name: str
 ) -> None:
     root = shutil.copytree(jamendo_folder, home / "jamendo")
@@ -89,7 +89,7 @@ def test_jamendo_s_metadata_and_folder_are_named(
 
 
 @pytest.mark.parametrize("name", ["nsynth-train/examples.json", "nsynth-train/audio", "nsynth-train", ""])
-def test_nsynth_s_index_and_folders_are_named(
+def test_unreadable_nsynth_files_are_errors(
     nsynth_folder: Path, home: Path, lock: Callable[[Path], None], name: str
 ) -> None:
     root = shutil.copytree(nsynth_folder, home / "nsynth")
@@ -98,9 +98,7 @@ def test_nsynth_s_index_and_folders_are_named(
         listed("nsynth", root)
 
 
-def test_an_archive_is_named_when_it_is_listed_and_when_it_is_read(
-    nsynth_folder: Path, home: Path, lock: Callable[[Path], None]
-) -> None:
+def test_unreadable_archive_is_an_error(nsynth_folder: Path, home: Path, lock: Callable[[Path], None]) -> None:
     folder = nsynth_folder / "nsynth-train"
     files = {str(path.relative_to(nsynth_folder)): path for path in sorted(folder.rglob("*.*"))}
     archive = pack(home / "nsynth-train.jsonwav.tar.gz", files)
@@ -109,7 +107,7 @@ def test_an_archive_is_named_when_it_is_listed_and_when_it_is_read(
         with pytest.raises(InputError, match=r"nsynth-train\.jsonwav\.tar\.gz cannot be read \(Permission denied\)"):
             load_all(home)
         archive.chmod(0o600)
-        load_all(home)  # now it is in the listing
+        load_all(home)  # now it is cached
         archive.chmod(0)
 
 

@@ -1,6 +1,6 @@
-"""Decodes damaged sound files in a process of its own: `python -m tests.fuzz.decode_damaged FIRST LAST SEED`.
+"""Decode damaged audio files in a child process: `python -m tests.fuzz.decode_damaged FIRST LAST SEED NOTE`.
 
-It says on stdout what went wrong; in the file NOTE which input it is at, for whoever finds that it died.
+It prints failures on stdout, and writes the number of the current input to the file NOTE, in case it crashes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 import soundfile
 
 from pipeline.audio import audio_io
-from pipeline.corpora.folder import seconds
+from pipeline.corpora.folder import header_duration
 from tests.helpers.damage import damaged
 
-MEMORY = 2 << 30  # bytes of addresses, all in all: Python and its libraries take a third
+MEMORY = 2 << 30  # bytes of address space, of which Python and its libraries take a third
 FORMATS = (  # format, subtype, rate, channels
     *("WAV PCM_16 16000 1", "WAV PCM_24 44100 2", "WAV FLOAT 24000 1", "WAV DOUBLE 8000 6"),
     *("WAV ULAW 8000 1", "WAV IMA_ADPCM 22050 1", "WAV MS_ADPCM 22050 2", "WAV GSM610 8000 1"),
@@ -37,12 +37,12 @@ FORMATS = (  # format, subtype, rate, channels
     *("MAT5 PCM_16 16000 1", "PVF PCM_16 16000 1", "HTK PCM_16 16000 1", "XI DPCM_16 16000 1"),
     *("WVE ALAW 8000 1", "MPC2K PCM_16 16000 1"),
 )  # fmt: skip
-MODERN = 19  # of them, that corpora are made of
+MODERN = 19  # the first of them, which are common in corpora
 
 
 @lru_cache
 def whole(number: int) -> bytes:
-    """A valid file of a quarter of a second."""
+    """A valid file of 0.25 s."""
     format, subtype, *counts = FORMATS[number].split()
     rate, channels = map(int, counts)
     wav = 0.3 * np.sin(2 * np.pi * 330 * np.arange(rate // 4) / rate)
@@ -52,7 +52,7 @@ def whole(number: int) -> bytes:
 
 
 def sound(seed: int, number: int) -> bytes:
-    """Input `number` of a run: three in four of the formats that corpora are made of."""
+    """Input `number` of a run; three in four have common formats."""
     draw = random.Random(f"{seed}:{number}")
     pick = draw.randrange(MODERN if draw.random() < 0.75 else len(FORMATS))
     head = b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) if draw.random() < 0.05 else b""
@@ -60,14 +60,14 @@ def sound(seed: int, number: int) -> bytes:
 
 
 def listen(content: bytes, path: Path) -> None:
-    """All that reads sound: of each, AudioError or numbers. Raises what should not be."""
+    """Call every function that reads audio; anything except valid results and AudioError raises."""
     path.write_bytes(content)
-    told = seconds(str(path))
-    assert told is None or 0 < told < math.inf, f"a duration of {told}"
+    declared = header_duration(str(path))
+    assert declared is None or 0 < declared < math.inf, f"a duration of {declared}"
     for read in (lambda: audio_io.info(path), lambda: audio_io.info(content)):
         try:
-            found = read()
-            assert found.channels > 0 and found.rate in audio_io.RATES and found.frames >= 0
+            info = read()
+            assert info.channels > 0 and info.rate in audio_io.RATES and info.frames >= 0
         except audio_io.AudioError as error:
             assert "\n" not in str(error), str(error)
     for read in (
@@ -83,7 +83,7 @@ def listen(content: bytes, path: Path) -> None:
 
 
 def main(first: int, last: int, seed: int, note: Path) -> None:
-    """Read them all."""
+    """Decode all inputs."""
     np.seterr(all="ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with tempfile.TemporaryDirectory() as folder, note.open("r+") as at:
@@ -91,7 +91,7 @@ def main(first: int, last: int, seed: int, note: Path) -> None:
             at.seek(0)
             at.write(f"{number:12d}")
             at.flush()
-            content, begun = sound(seed, number), time.monotonic()
+            content, start = sound(seed, number), time.monotonic()
             try:
                 listen(content, Path(folder) / ("a.mp3" if number % 7 == 0 else "a.wav"))
             except Exception as error:
@@ -101,8 +101,8 @@ def main(first: int, last: int, seed: int, note: Path) -> None:
                     flush=True,
                 )
                 gc.collect()
-            if time.monotonic() - begun > 10:
-                print(f"{number}: took {time.monotonic() - begun:.0f} s", flush=True)
+            if time.monotonic() - start > 10:
+                print(f"{number}: took {time.monotonic() - start:.0f} s", flush=True)
     print("done", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Sound files, damaged: read in a process of its own, for what a decoder does to its process is looked for too."""
+"""Damaged audio files, read in a child process, since a decoder may crash its process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 
 from tests.helpers.damage import HOME, TRIES
 
-HANG = 60  # seconds at one input
+HANG = 60  # seconds per input
 
 
 def listened(count: int, seed: int, note: Path) -> list[str]:
-    """What went wrong with so many inputs, a line each: exceptions that are none of ours, deaths, hangs."""
+    """Return the failures of `count` inputs, one line each: unexpected exceptions, crashes, hangs."""
     first, wrong = 0, []
     while first < count:
         note.write_text(f"{first:12d}")
-        words = [
+        command = [
             sys.executable,
             "-X",
             "faulthandler",
@@ -34,7 +34,7 @@ def listened(count: int, seed: int, note: Path) -> list[str]:
         env = {**os.environ, "PYTHONPATH": str(HOME)}
         with (
             (note.parent / "out").open("w+") as out,
-            subprocess.Popen(words, cwd=HOME, env=env, stdout=out, stderr=subprocess.STDOUT, text=True) as child,
+            subprocess.Popen(command, cwd=HOME, env=env, stdout=out, stderr=subprocess.STDOUT, text=True) as child,
         ):
             hangs = not _ends(child, note)
             if hangs:
@@ -51,7 +51,7 @@ def listened(count: int, seed: int, note: Path) -> list[str]:
 
 
 def _ends(child: subprocess.Popen, note: Path) -> bool:
-    """Whether the child comes to its end, rather than stay at one input."""
+    """Whether the child ends, rather than hang at one input."""
     at, since = "", time.monotonic()
     while time.monotonic() - since < HANG:
         try:
@@ -64,6 +64,6 @@ def _ends(child: subprocess.Popen, note: Path) -> bool:
 
 
 @pytest.mark.timeout(300 + TRIES // 10)
-def test_damaged_sounds(tmp_path: Path) -> None:
+def test_damaged_audio_files(tmp_path: Path) -> None:
     wrong = listened(TRIES or 300, int(os.environ.get("FUZZ_SEED", "0")), tmp_path / "note")
     assert not wrong, f"{len(wrong)} inputs:\n" + "\n".join(wrong[:20])

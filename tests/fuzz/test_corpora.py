@@ -1,4 +1,4 @@
-"""Corpora, damaged: NSynth's index, Jamendo's table, archives that lie about their members, what a server says."""
+"""Damaged corpora: NSynth's index, Jamendo's metadata, archives, and the responses of servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 
 from pipeline.corpora import load, open_corpus, tar_archive
 from pipeline.corpora.download.http import RemoteFile
-from pipeline.corpora.download.sources import list_remote_files
+from pipeline.corpora.download.sources import CorpusSource, list_remote_files
 from pipeline.corpora.nsynth import iter_json_entries
 from tests.helpers.damage import damaged, damaged_json, inside, mended_tar, refused_or_right, seeds, some, text_of
 
@@ -39,7 +39,7 @@ def jamendo(root: Path) -> dict[str, Any]:
 
 
 def use(data: dict[str, Any], most: int = 100_000) -> None:
-    """List a corpus, and read what lies in archives."""
+    """List a corpus, and read the clips in archives."""
     corpus = open_corpus(data)
     count = 0
     for clip in load(corpus.clips()):
@@ -54,7 +54,7 @@ def use(data: dict[str, Any], most: int = 100_000) -> None:
 
 @some(150)
 @given(seed=seeds)
-def test_a_damaged_index_of_notes(tmp_path: Path, seed: int) -> None:
+def test_damaged_nsynth_index(tmp_path: Path, seed: int) -> None:
     folder = tmp_path / "nsynth-train"
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for name in INDEX:
@@ -67,15 +67,15 @@ def test_a_damaged_index_of_notes(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("text", [b'{"a": "', b'{"a": [', b'{"a": {"b": ', b"{" + b" " * 100, b'{"a": ' + b"1" * 100])
-def test_an_index_without_an_end_is_refused_soon(text: bytes) -> None:
-    """50 MB that never close: read anew from their beginning with each block, they would take minutes."""
+def test_unterminated_index_fails_fast(text: bytes) -> None:
+    """50 MB without an end; parsing them from the start for each block would take minutes."""
     with refused_or_right("the index is broken"):
         assert not [*iter_json_entries(io.BytesIO(text + text[-1:] * 50_000_000), "the index")]
 
 
 @some(150)
 @given(seed=seeds)
-def test_a_damaged_table_of_tracks(tmp_path: Path, seed: int) -> None:
+def test_damaged_jamendo_metadata(tmp_path: Path, seed: int) -> None:
     (tmp_path / "00").mkdir(exist_ok=True)
     for i in range(4):
         (tmp_path / "00" / f"{i}.mp3").write_bytes(bytes([i]) * 100)
@@ -85,7 +85,7 @@ def test_a_damaged_table_of_tracks(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seconds", ["1e300", "inf", "nan", "-1", "1e9"])
-def test_a_track_of_absurd_length_is_set_aside(tmp_path: Path, seconds: str) -> None:
+def test_track_of_impossible_length_is_skipped(tmp_path: Path, seconds: str) -> None:
     (tmp_path / "00").mkdir()
     for i in range(4):
         (tmp_path / "00" / f"{i}.mp3").write_bytes(bytes([i]) * 100)
@@ -95,8 +95,8 @@ def test_a_track_of_absurd_length_is_set_aside(tmp_path: Path, seconds: str) -> 
 
 
 def tars() -> list[bytes]:
-    """Archives of every kind, with what should not be in them."""
-    made = []
+    """Archives of every kind, with unusual members."""
+    archives = []
     for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         for odd in (False, True):
             content = io.BytesIO()
@@ -114,8 +114,8 @@ def tars() -> list[bytes]:
                         link = tarfile.TarInfo("nsynth-train/audio/bass_0.wav")
                         link.type, link.linkname = kind, "../../../../etc/passwd"
                         tar.addfile(link)
-            made.append(content.getvalue())
-    return made
+            archives.append(content.getvalue())
+    return archives
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -129,8 +129,8 @@ TARS = tars()
 
 @some(150)
 @given(seed=seeds)
-def test_a_damaged_archive_of_notes(tmp_path: Path, seed: int) -> None:
-    """A header that lies; at times the packing is damaged instead."""
+def test_damaged_nsynth_archive(tmp_path: Path, seed: int) -> None:
+    """A damaged header, or sometimes damaged compression."""
     data = mended_tar(seed, damaged(seed, TARS) if seed % 2 else TARS[seed // 2 % len(TARS)])
     folded = gzip.compress(data, 1)
     data = damaged(seed, [folded]) if seed % 5 == 0 else folded
@@ -141,7 +141,7 @@ def test_a_damaged_archive_of_notes(tmp_path: Path, seed: int) -> None:
 
 @some(150)
 @given(seed=seeds)
-def test_the_members_of_a_damaged_archive(tmp_path: Path, seed: int) -> None:
+def test_damaged_archive_members(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(mended_tar(seed, damaged(seed, TARS) if seed % 2 else TARS[seed // 2 % len(TARS)]))
     with inside(tmp_path), refused_or_right(str(tmp_path)):
@@ -156,12 +156,10 @@ def test_the_members_of_a_damaged_archive(tmp_path: Path, seed: int) -> None:
 
 @some(150)
 @given(seed=seeds)
-def test_a_damaged_list_of_checksums(tmp_path: Path, seed: int) -> None:
-    """What a server lists is written below data.root, whatever it says."""
-    cfg = {
-        "data": {"name": "jamendo", "root": str(tmp_path)}, "quality": "audio", "folders": None,
-        "addresses": {"jamendo": "http://x", "jamendo_lists": "http://x"},
-    }  # fmt: skip
+def test_damaged_checksum_list(tmp_path: Path, seed: int) -> None:
+    """Whatever a server lists is written below data.root."""
+    addresses = {"jamendo": "http://x", "jamendo_lists": "http://x"}
+    source = CorpusSource(splits=(), quality="audio", folders=None, addresses=addresses)
 
     def get(remote: RemoteFile) -> None:
         lines = damaged(seed, [SUMS.encode(), SUMS.replace("raw_30s_audio", "../../../x").encode()])
@@ -169,5 +167,5 @@ def test_a_damaged_list_of_checksums(tmp_path: Path, seed: int) -> None:
 
     (tmp_path / "raw_30s_audio_sha256_tars.txt").unlink(missing_ok=True)
     with inside(tmp_path), refused_or_right():
-        for remote in list_remote_files(cfg, get):
+        for remote in list_remote_files("jamendo", tmp_path, source, get):
             assert tmp_path in remote.path.parents and ".." not in remote.path.parts

@@ -1,4 +1,4 @@
-"""Weights that are fetched or named by a setting, damaged: GPT-2's, the codec's, the embedder's."""
+"""Damaged weights of GPT-2, the codec and the embedder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.models import TINY as SIZES
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2's files, of a small size."""
+    """The files of a small GPT-2."""
     folder = tmp_path_factory.mktemp("fuzz") / "gpt2"
     config = GPT2Config(vocab_size=5, n_positions=128, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
     GPT2Model(config).save_pretrained(folder)
@@ -47,7 +47,7 @@ def test_damaged_pretrained_weights(gpt2: Path, name: str, seed: int) -> None:
 
 @some(8)
 @given(seed=seeds)
-def test_a_damaged_codec(tmp_path: Path, seed: int) -> None:
+def test_damaged_codec(tmp_path: Path, seed: int) -> None:
     (tmp_path / EMBEDDED_FILE).write_bytes(damaged(seed, [(ASSETS / EMBEDDED_FILE).read_bytes()]))
     with refused_or_right(f"codec.weights_dir={tmp_path}"):
         assert load_codec("encodec_embedded", 4, tmp_path).codebook_size == 1024
@@ -55,7 +55,7 @@ def test_a_damaged_codec(tmp_path: Path, seed: int) -> None:
 
 @some(8)
 @given(seed=seeds)
-def test_a_damaged_embedder(tmp_path: Path, seed: int) -> None:
+def test_damaged_embedder(tmp_path: Path, seed: int) -> None:
     (tmp_path / "a.safetensors").write_bytes(damaged(seed, [TINY.read_bytes()]))
     with refused_or_right(f"embedder.source={tmp_path}"):
         assert load_embedder("encodecmae_tiny", str(tmp_path / "a.safetensors")).dim

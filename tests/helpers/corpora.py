@@ -1,4 +1,4 @@
-"""Small corpora of real sound, in the layouts that their publishers use."""
+"""Small corpora of real audio, in the published layouts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipeline.corpora import open_corpus
 
 
 def data(name: str, root: Path, *overrides: str) -> Mapping:
-    """The settings `data=name data.root=root ...`, as an entry point gets them; the scan cache is beside the root."""
+    """The settings of `data=name data.root=root ...`; the scan cache is next to the root."""
     scan_cache = f"data.scan_cache_dir={root.parent / 'scan_cache'}"
     return compose("preprocess", [f"data={name}", f"data.root='{root}'", scan_cache, *overrides]).data
 
 
 def render_notes(root: Path, *overrides: str) -> Path:
-    """24 notes of 6 instruments, 4 of them to train on, in NSynth's layout."""
+    """Render 24 notes of 6 instruments, 4 of them in train, in NSynth's layout."""
     small = ["data.programs=[0,16,24,40,56,73]", "data.pitches=55-70", "data.velocities=[100]", "data.clips=24"]
     open_corpus(data("notes", root, *small, *overrides))
     return root
 
 
 def pack(archive: Path, files: Mapping[str, bytes | Path]) -> Path:
-    """A tar of files in the given order, packed by gzip where its name says so."""
+    """Write a tar of files in this order, compressed if its name ends with .gz."""
     with tarfile.open(archive, "w:gz" if archive.name.endswith("gz") else "w") as tar:
         for name, content in files.items():
             content = content if isinstance(content, bytes) else content.read_bytes()
@@ -41,7 +41,7 @@ def pack(archive: Path, files: Mapping[str, bytes | Path]) -> Path:
 
 
 def music(seed: int, seconds: float, rate: int = 44_100) -> np.ndarray:
-    """A chord every half second, strummed by an instrument of the seed's choice: float32 [S, 2]."""
+    """A chord every half second by a random instrument: float32 [S, 2]."""
     import pretty_midi
     import tinysoundfont
 
@@ -60,7 +60,7 @@ def music(seed: int, seconds: float, rate: int = 44_100) -> np.ndarray:
 
 
 def mp3(seed: int, seconds: float) -> bytes:
-    """Music as the bytes of an mp3 file."""
+    """Encode music as the bytes of an mp3 file."""
     file = io.BytesIO()
     soundfile.write(file, music(seed, seconds), 44_100, format="MP3")
     return file.getvalue()
@@ -78,7 +78,7 @@ Row = tuple[int, int, str, float | str, list[str]]  # track, artist, PATH, DURAT
 
 
 def write_metadata(file: Path, rows: Iterable[Row]) -> Path:
-    """MTG-Jamendo's TSV: tags are the last columns, as many as there are."""
+    """Write MTG-Jamendo's TSV; the last columns are tags."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="", encoding="utf-8") as out:
         write = csv.writer(out, delimiter="\t", lineterminator="\n").writerow
@@ -89,7 +89,7 @@ def write_metadata(file: Path, rows: Iterable[Row]) -> Path:
 
 
 def build_jamendo(root: Path, seconds: Sequence[float] = (3.3, 4.0, 5.2, 2.5, 3.0, 6.1, 4.4, 3.7)) -> Path:
-    """A track of each length, two by each artist, as `{id's last two digits}/{id}.mp3` and raw_30s.tsv."""
+    """Write a track of each length, two by each artist, as `{last two digits of id}/{id}.mp3`, and raw_30s.tsv."""
     rows: list[Row] = []
     for number, length in enumerate(seconds):
         track, artist = 565_800 + 37 * number, 700 + number // 2

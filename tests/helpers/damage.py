@@ -1,4 +1,4 @@
-"""Valid bytes and valid JSON, damaged; and what must hold of whoever reads them."""
+"""Damages valid bytes and JSON, and checks the code that reads them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from pipeline.common.errors import InputError
 
 TRIES = int(os.environ.get("FUZZ", "0"))
-QUICK = 150  # tries that a property has which takes milliseconds
-SECONDS = 10  # of computing that one input may take
-MEMORY = 3 << 30  # bytes of addresses that reading may add
+QUICK = 150  # examples of a property that takes milliseconds
+SECONDS = 10  # of CPU time per input
+MEMORY = 3 << 30  # bytes of address space that reading may add
 NUMBERS = (
     *(0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 511, 512, 1023, 1024, 1025, 32767, 32768, 65535, 65536),
     *(2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**33, 2**48, 2**62, 2**63 - 1, -1, -2, -512, -(2**31), -(2**63)),
@@ -40,7 +40,7 @@ VALUES = (
 
 
 def some(count: int) -> Callable[[Callable], Callable]:
-    """How a property is tried: `count` times, the same ones each time, or as often as FUZZ says (slow ones less)."""
+    """Hypothesis settings: `count` fixed examples, or as many as FUZZ says (fewer for slow tests)."""
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
     return settings(
         max_examples=TRIES * min(count, QUICK) // QUICK or count,
@@ -51,11 +51,11 @@ def some(count: int) -> Callable[[Callable], Callable]:
     )
 
 
-seeds = st.integers(0, 2**63)  # of a damage: hypothesis finds the smallest that fails
+seeds = st.integers(0, 2**63)  # hypothesis finds the smallest seed that fails
 
 
 def damaged(seed: int, whole: Sequence[bytes]) -> bytes:
-    """One of some valid files, with one to six faults."""
+    """Return one of the valid files with one to six faults."""
     draw = random.Random(seed)
     data = bytearray(draw.choice(whole))
     for _ in range(draw.randint(1, 6)):
@@ -63,24 +63,24 @@ def damaged(seed: int, whole: Sequence[bytes]) -> bytes:
     return bytes(data)
 
 
-def _place(draw: random.Random, data: bytearray) -> int:
-    """Anywhere, but often near the beginning, where headers are."""
+def _random_offset(draw: random.Random, data: bytearray) -> int:
+    """A random offset, often near the beginning, where headers are."""
     return draw.randrange(1 + (min(len(data), 256) if draw.random() < 0.5 else len(data)))
 
 
 def _flip(draw: random.Random, data: bytearray, whole: Sequence[bytes]) -> None:
     if data:
-        data[min(_place(draw, data), len(data) - 1)] ^= 1 << draw.randrange(8)
+        data[min(_random_offset(draw, data), len(data) - 1)] ^= 1 << draw.randrange(8)
 
 
 def _put(draw: random.Random, data: bytearray, whole: Sequence[bytes]) -> None:
-    at = _place(draw, data)
+    at = _random_offset(draw, data)
     data[at : at + draw.randint(0, 8)] = draw.randbytes(draw.randint(0, 8))
 
 
 def _number(draw: random.Random, data: bytearray, whole: Sequence[bytes]) -> None:
-    """A number where there may be another: bytes in either order, 10 bits of a float, octal digits."""
-    at, number = _place(draw, data), draw.choice(NUMBERS)
+    """Overwrite a number: bytes in either order, 10 bits of a float, octal digits."""
+    at, number = _random_offset(draw, data), draw.choice(NUMBERS)
     kind = draw.choice("BHIQ")
     size = struct.calcsize(kind)
     new = struct.pack(draw.choice("<>") + kind, number % 256**size)
@@ -90,40 +90,40 @@ def _number(draw: random.Random, data: bytearray, whole: Sequence[bytes]) -> Non
 
 
 def _cut(draw: random.Random, data: bytearray, whole: Sequence[bytes]) -> None:
-    del data[_place(draw, data) :]
+    del data[_random_offset(draw, data) :]
 
 
 def _drop(draw: random.Random, data: bytearray, whole: Sequence[bytes]) -> None:
-    at = _place(draw, data)
+    at = _random_offset(draw, data)
     del data[at : at + draw.choice((1, 2, 16, 128, 512, 1024))]
 
 
 def _double(draw: random.Random, data: bytearray, whole: Sequence[bytes]) -> None:
-    at, size = _place(draw, data), draw.choice((1, 4, 128, 512, 1024, 2048))
+    at, size = _random_offset(draw, data), draw.choice((1, 4, 128, 512, 1024, 2048))
     data[at:at] = data[at : at + size]
 
 
 def _swap(draw: random.Random, data: bytearray, whole: Sequence[bytes]) -> None:
     size = draw.choice((4, 8, 64, 128, 512))
-    one, other = (_place(draw, data) // size * size for _ in range(2))
+    one, other = (_random_offset(draw, data) // size * size for _ in range(2))
     if one + size <= len(data) and other + size <= len(data):
         data[one : one + size], data[other : other + size] = data[other : other + size], data[one : one + size]
 
 
 def _mix(draw: random.Random, data: bytearray, whole: Sequence[bytes]) -> None:
-    """The rest from another file."""
+    """Replace the rest by that of another file."""
     other = draw.choice(whole)
-    data[_place(draw, data) :] = other[_place(draw, bytearray(other)) :]
+    data[_random_offset(draw, data) :] = other[_random_offset(draw, bytearray(other)) :]
 
 
 _FAULTS = (_flip, _flip, _put, _number, _number, _number, _cut, _drop, _double, _swap, _mix)
 
 
 def mended_tar(seed: int, data: bytes) -> bytes:
-    """Damaged fields of a tar's headers, and the sums of the headers set right again, so that they are believed."""
-    draw, found = random.Random(seed), bytearray(data)
-    for at in range(0, len(found) - 511, 512):
-        if found[at + 257 : at + 262] == b"ustar" and draw.random() < 0.5:
+    """Damage fields of a tar's headers and correct the header checksums, so that they are accepted."""
+    draw, value = random.Random(seed), bytearray(data)
+    for at in range(0, len(value) - 511, 512):
+        if value[at + 257 : at + 262] == b"ustar" and draw.random() < 0.5:
             start, size = draw.choice(((0, 100), (100, 8), (124, 12), (124, 12), (156, 1), (157, 100), (345, 155)))
             kinds = (
                 b"%o" % draw.randrange(4096),
@@ -152,21 +152,21 @@ def mended_tar(seed: int, data: bytes) -> bytes:
                 b"6",
             )
             new = draw.choice(kinds if start == 124 else names)[:size].ljust(size, b"\0")
-            found[at + start : at + start + size] = new
-        if found[at + 257 : at + 262] == b"ustar" and draw.random() < 0.9:
-            found[at + 148 : at + 156] = b" " * 8
-            found[at + 148 : at + 156] = b"%06o\0 " % sum(found[at : at + 512])
-    return bytes(found)
+            value[at + start : at + start + size] = new
+        if value[at + 257 : at + 262] == b"ustar" and draw.random() < 0.9:
+            value[at + 148 : at + 156] = b" " * 8
+            value[at + 148 : at + 156] = b"%06o\0 " % sum(value[at : at + 512])
+    return bytes(value)
 
 
 def damaged_json(seed: int, whole: Any) -> Any:
-    """A JSON value with one to three of its parts replaced, removed, doubled, or put elsewhere."""
-    draw, found = random.Random(seed), copy.deepcopy(whole)
+    """Return a JSON value with one to three parts replaced, removed, duplicated or moved."""
+    draw, value = random.Random(seed), copy.deepcopy(whole)
     for _ in range(draw.randint(1, 3)):
-        places = [*_places(found)]
-        if not places:
+        locations = [*_locations(value)]
+        if not locations:
             return draw.choice(VALUES)
-        inside, key = draw.choice(places)
+        inside, key = draw.choice(locations)
         act = draw.randrange(8)
         if act == 0:
             del inside[key]
@@ -175,50 +175,50 @@ def damaged_json(seed: int, whole: Any) -> Any:
         elif act == 2 and isinstance(inside, dict):
             inside[draw.choice([text for text in TEXTS if text != "\ud800"])] = inside.pop(key)
         elif act == 3:
-            other, name = draw.choice(places)
+            other, name = draw.choice(locations)
             with contextlib.suppress(LookupError):
                 inside[key] = copy.deepcopy(other[name])
         elif act == 4:
             inside[key] = _deep(draw.choice((50, 500, 3000)))
         else:
             inside[key] = draw.choice(VALUES)
-    return draw.choice(VALUES) if draw.random() < 0.03 else found
+    return draw.choice(VALUES) if draw.random() < 0.03 else value
 
 
-def _places(found: Any) -> Iterator[tuple[Any, Any]]:
-    for key in [*found] if isinstance(found, dict) else range(len(found)) if isinstance(found, list) else ():
-        yield found, key
-        if not isinstance(found[key], _Raw):
-            yield from _places(found[key])
+def _locations(value: Any) -> Iterator[tuple[Any, Any]]:
+    for key in [*value] if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        if not isinstance(value[key], _Raw):
+            yield from _locations(value[key])
 
 
 class _Raw(str):
-    """Text of JSON as it stands."""
+    """Literal JSON text."""
 
 
 def _deep(depth: int) -> _Raw:
     return _Raw("[" * depth + "]" * depth)
 
 
-def text_of(found: Any) -> str:
-    """JSON, in which numbers need not be finite, and what no encoder would nest so deep is nested."""
-    if isinstance(found, _Raw):
-        return found
-    if isinstance(found, dict):
-        return "{" + ",".join(f"{_quoted(str(key))}:{text_of(value)}" for key, value in found.items()) + "}"
-    if isinstance(found, list):
-        return "[" + ",".join(map(text_of, found)) + "]"
-    return _quoted(found)
+def text_of(value: Any) -> str:
+    """Encode a value as JSON; numbers may be infinite, and `_Raw` text may be nested too deeply for an encoder."""
+    if isinstance(value, _Raw):
+        return value
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_quoted(str(key))}:{text_of(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(text_of, value)) + "]"
+    return _quoted(value)
 
 
-def _quoted(found: Any) -> str:
+def _quoted(value: Any) -> str:
 
-    return json.dumps(found)
+    return json.dumps(value)
 
 
 @contextlib.contextmanager
 def refused_or_right(name: str = "") -> Iterator[None]:
-    """Whatever the block reads, it raises nothing but InputError, of one line that holds `name`; in time and memory."""
+    """Check that the block raises only one-line InputErrors with `name`, within limits of time and memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = signal.signal(signal.SIGVTALRM, _hangs)
@@ -255,13 +255,13 @@ LIBRARIES = (sys.prefix, sys.base_prefix, "/usr/lib", "/proc/", "/dev/null", str
 
 @contextlib.contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """The block opens, makes and removes nothing but what is below a folder (and Python's own); it starts nothing."""
+    """Check that the block accesses and changes only files below a folder (or Python's), and starts no process."""
     global _seen
     seen = _seen = []
     try:
         yield
     finally:
         _seen = None
-    places = (str(folder.resolve()), *LIBRARIES)
-    left = [name for name in seen if "\0" not in name and not os.path.realpath(name).startswith(places)]
+    locations = (str(folder.resolve()), *LIBRARIES)
+    left = [name for name in seen if "\0" not in name and not os.path.realpath(name).startswith(locations)]
     assert not left, left

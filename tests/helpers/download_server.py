@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine, which fails in the ways that servers do."""
+"""A local HTTP server with the faults of real servers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Site:
-    """files: contents by path. faults: what goes wrong with the next GETs of a path, in turn, then nothing.
+    """files: contents by path. faults: the faults of the next GETs of a path, one each; later ones succeed.
 
     Faults: "503", "503 after 1" (Retry-After), "404", "break N" (the connection ends after N bytes of the body),
-    "whole" (ranges are ignored), "no length", "claim N" (states N bytes), "hang" (silence), "gone range" (416),
+    "whole" (ranges are ignored), "no length", "claim N" (declares N bytes), "hang" (silence), "gone range" (416),
     "slow" (10 kB at a time).
-    ranges, etags, md5: whether the server supports them at all. asked: every GET, as (path, first byte asked for).
+    ranges, etags, md5: whether the server supports them. requests: every GET, as (path, first byte).
     """
 
     files: dict[str, bytes]
@@ -27,7 +27,7 @@ class Site:
     ranges: bool = True
     etags: bool = True
     md5: bool = False
-    asked: list[tuple[str, int]] = field(default_factory=list)
+    requests: list[tuple[str, int]] = field(default_factory=list)
     url: str = ""
 
     def etag(self, path: str) -> str:
@@ -63,9 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         site = self.site
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        first = int(asked[1]) if asked else 0
-        site.asked.append((self.path, first))
+        byte_range = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        first = int(byte_range[1]) if byte_range else 0
+        site.requests.append((self.path, first))
         faults = site.faults.get(self.path, [])
         fault, _, number = (faults.pop(0) if faults else "").partition(" ")
         content = site.files.get(self.path)
@@ -75,12 +75,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404)
         stale = self.headers.get("If-Range", site.etag(self.path)) != site.etag(self.path)
         if not site.ranges or fault == "whole" or stale:
-            asked, first = None, 0
-        if fault == "gone" or (asked and first >= len(content)):
+            byte_range, first = None, 0
+        if fault == "gone" or (byte_range and first >= len(content)):
             return self._refuse(416, {"Content-Range": f"bytes */{len(content)}"})
         body = content[first:]
-        self.send_response(206 if asked else 200)
-        if asked:
+        self.send_response(206 if byte_range else 200)
+        if byte_range:
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
         if site.etags:
             self.send_header("ETag", site.etag(self.path))
@@ -115,4 +115,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""

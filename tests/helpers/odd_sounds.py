@@ -1,7 +1,7 @@
 # ruff: noqa: E501
-"""Odd but real sounds, made by the programs that people make them with: ffmpeg, lame, flac, oggenc, opusenc, sox.
+"""Unusual but real audio files, written by common programs: ffmpeg, lame, flac, oggenc, opusenc, sox.
 
-`python -m tests.helpers.odd_sounds DIR` makes them all. Each is a shell command that reads s.wav (stereo) or m.wav
+`python -m tests.helpers.odd_sounds DIR` writes all of them. Each is a shell command that reads s.wav (stereo) or m.wav
 (mono), 3 s at 44.1 kHz, and writes OUT.
 """
 
@@ -21,7 +21,7 @@ SECONDS = 3.0
 
 
 class Odd(NamedTuple):
-    """name: of the file; command: what makes it; seconds: expected where ffmpeg reads less; truncated: so refused."""
+    """An unusual file. command: writes it; seconds: its length if ffmpeg reads less; truncated: whether it is an error."""
 
     name: str
     command: str
@@ -92,7 +92,7 @@ _PLAIN = [
 
 
 def edited(folder: Path) -> list[Odd]:
-    """Write files whose header is wrong (ffmpeg believes some of them)."""
+    """Write files with wrong headers (some of which ffmpeg trusts)."""
     wav = (folder / "m.wav").read_bytes()
     at = wav.index(b"data") + 4
     size = len(wav) - at - 4
@@ -103,7 +103,7 @@ def edited(folder: Path) -> list[Odd]:
     flac[22:26] = bytes(4)
     files["unknown.flac"] = bytes(flac)
     mp3 = (folder / "lame0.mp3").read_bytes()
-    at = min(place for tag in (b"Xing", b"Info") if (place := mp3.find(tag)) >= 0) + 8
+    at = min(offset for tag in (b"Xing", b"Info") if (offset := mp3.find(tag)) >= 0) + 8
     files["short-xing.mp3"] = mp3[:at] + struct.pack(">I", 20) + mp3[at + 4 :]
     aiff = (folder / "a.aiff").read_bytes()
     at = aiff.index(b"SSND") + 4
@@ -118,7 +118,7 @@ FEW = ("lame3.mp3", "concat.mp3", "half.mp3", "pipe.flac", "ogg.oga", "half.flac
 
 
 def missing() -> str:
-    """The packages that have to be installed first, where they cannot be; installs them where apt is."""
+    """Install the Debian packages if apt is available; return those that are missing."""
     packages = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
     if packages and shutil.which("apt-get") and os.geteuid() == 0:
         subprocess.run(["apt-get", "install", "-qq", "-y", "--no-install-recommends", *packages], capture_output=True)
@@ -127,7 +127,7 @@ def missing() -> str:
 
 
 def make(folder: Path, sounds: list[Odd]) -> None:
-    """Make sounds in a folder."""
+    """Write the files to a folder."""
     tone = "0.4*sin(2*PI*(200+300*t)*t)+0.05*random(0)|0.3*sin(2*PI*(900-100*t)*t)"
     run = f'ffmpeg -v error -y -f lavfi -i "aevalsrc={tone}:s=44100:d={SECONDS}" s.wav; {FFMPEG} s.wav -ac 1 m.wav'
     run += "".join(f"; {sound.command.replace('OUT', sound.name)}" for sound in sounds)
