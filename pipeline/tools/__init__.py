@@ -1,1 +1,1 @@
-"""Scripts behind what ships: the weights in assets/, the README's table of memory."""
+"""Scripts that create the weights in assets/ and the memory table in the documentation."""

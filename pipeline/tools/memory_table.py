@@ -1,4 +1,4 @@
-"""How much memory a GPU needs for each size of model under each choice of DeepSpeed, as Markdown.
+"""Print the memory that a GPU needs for each model size and DeepSpeed configuration, as Markdown tables.
 
   python -m pipeline.tools.memory_table
   python -m pipeline.tools.memory_table --ranks 64 --micro-batch 4 --pattern flatten
@@ -24,7 +24,7 @@ CODEBOOKS, PROMPT, FRAME_RATE = 8, 768, 75
 
 
 def shape(size: str, pattern: str, frames: int) -> ModelConfig:
-    """The model that `model=SIZE` gives for clips of so many frames."""
+    """Return the config of `model=SIZE` for clips of `frames` frames."""
     m = compose("train", [f"model={size}", f"pattern={pattern}"]).model
     return ModelConfig(
         codebooks=CODEBOOKS, pattern=pattern, prompt_dim=PROMPT, width=m.width, layers=m.layers, heads=m.heads,
@@ -34,7 +34,7 @@ def shape(size: str, pattern: str, frames: int) -> ModelConfig:
 
 
 def rows(ranks: int, batch: int, seconds: float, pattern: str) -> list[list[str]]:
-    """The header, and a row for each size: its parameters, and GiB per GPU under each choice of conf/deepspeed."""
+    """Return the header, and a row per size: its parameters, and GiB per GPU for each choice of conf/deepspeed."""
     choices = load_zero_choices()
     hardware = Hardware("GPU", True, ranks, min(ranks, 8), 0, 0, 0)
     frames = round(seconds * FRAME_RATE)
@@ -52,7 +52,7 @@ def rows(ranks: int, batch: int, seconds: float, pattern: str) -> list[list[str]
 
 
 def markdown(table: list[list[str]]) -> str:
-    """Rows, the first of which is the head."""
+    """Format rows, the first of which is the header, as a Markdown table."""
     lines = [table[0], ["---", *["---:"] * (len(table[0]) - 1)], *table[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -60,14 +60,14 @@ def markdown(table: list[list[str]]) -> str:
 def main() -> None:
     """Print a table for each number of GPUs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8], help="GPUs; a table each")
-    parser.add_argument("--micro-batch", type=int, default=16, help="clips a GPU and forward pass")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each clip")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8], help="numbers of GPUs, with a table each")
+    parser.add_argument("--micro-batch", type=int, default=16, help="clips per GPU and forward pass")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
     parser.add_argument("--pattern", choices=NAMES, default="delay")
-    told = parser.parse_args()
-    for ranks in told.ranks:
-        print(f"GiB a GPU, {ranks} GPU{'s' * (ranks > 1)}, {told.micro_batch} clips of {told.seconds:g} s each:\n")
-        print(markdown(rows(ranks, told.micro_batch, told.seconds, told.pattern)) + "\n")
+    args = parser.parse_args()
+    for ranks in args.ranks:
+        print(f"GiB per GPU, {ranks} GPU{'s' * (ranks > 1)}, {args.micro_batch} clips of {args.seconds:g} s each:\n")
+        print(markdown(rows(ranks, args.micro_batch, args.seconds, args.pattern)) + "\n")
 
 
 if __name__ == "__main__":
