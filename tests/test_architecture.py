@@ -54,7 +54,7 @@ USED_BY_LIBRARIES = {
     "ratios",  # of EnCodec's SEANet
 }  # fmt: skip
 UNUSED = {  # code that only tests use, and that is still there; to be empty
-    "untrained_codec", "lost_clips", "build_index_of", "samples_by_webdataset", "save_pretrained",
+    "lost_clips", "build_index_of", "samples_by_webdataset", "save_pretrained",
 }  # fmt: skip
 
 BANNED = {  # too vague to name anything

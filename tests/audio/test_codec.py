@@ -18,8 +18,9 @@ from torch import Tensor
 from pipeline.audio.codecs import encodec, load_codec
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.codecs.embedded import ASSETS
-from pipeline.audio.codecs.encodec import META_FILE, untrained_codec, untrained_encodec
+from pipeline.audio.codecs.encodec import META_FILE
 from pipeline.common.errors import InputError
+from tests.helpers.untrained_codec import untrained_codec, untrained_encodec
 
 SAMPLES = 24_000
 

@@ -7,8 +7,8 @@ import torch
 
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
-from pipeline.audio.codecs.encodec import untrained_codec
 from pipeline.audio.embedders import load_embedder
+from tests.helpers.untrained_codec import untrained_codec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -23,7 +23,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.audio.codecs.encodec import untrained_encodec
 from pipeline.audio.embedders import load_embedder
 from pipeline.audio.embedders.encodecmae import EncodecMaeEmbedder
 from pipeline.audio.embedders.encodecmae_checkpoint import from_state_dict
@@ -31,6 +30,7 @@ from pipeline.audio.embedders.encodecmae_model import KaldiMel, MelConfig
 from pipeline.audio.embedders.encodecmae_tiny import TINY
 from pipeline.common.errors import InputError
 from tests.helpers.preprocess_runs import ROOT
+from tests.helpers.untrained_codec import untrained_encodec
 
 RATE = 24_000
 DIM, HEADS, HEAD_DIM, FFN, LAYERS = 48, 3, 5, 64, 2  # heads x head_dim is not DIM, as in the large models

@@ -31,7 +31,6 @@ import soundfile
 import soxr
 import torch
 
-from pipeline.audio.codecs.encodec import untrained_codec, untrained_encodec
 from pipeline.corpora import Clip
 from pipeline.data.build_state import BuildPlan
 from pipeline.data.shard import read_shard
@@ -42,6 +41,7 @@ from pipeline.preprocessing.encoder import EncodedBatch, Encoder
 from pipeline.preprocessing.runner import BATCH
 from pipeline.preprocessing.shard_builder import JobIterator, ShardAssembler, ShardTask
 from pipeline.preprocessing.shard_planner import ClipSpool, plan_shards
+from tests.helpers.untrained_codec import untrained_codec, untrained_encodec
 
 CODEBOOKS, SECONDS = 8, 4.0
 

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.audio.codecs.encodec import untrained_encodec
 from pipeline.config.cli import compose
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard import Sample, ShardWriter
@@ -31,6 +30,7 @@ from pipeline.models import model_stats
 from pipeline.models.codec_gpt import GPT2Config, GPT2Model
 from pipeline.tools.memory_table import shape
 from pipeline.train import main as train
+from tests.helpers.untrained_codec import untrained_encodec
 
 K, T, P = 8, 300, 768
 

@@ -25,43 +25,22 @@ def load(codebooks: int, folder: Path | None, device: str | torch.device) -> Cod
     expected = file.stem.split("-")[1]
     if not weights.startswith(expected):
         raise InputError(f"{file}: its sha256 is {weights[:8]}..., not {expected}...; delete it and download it again")
-    model = _package_model()
+    model = create_package_model()
     with report_damage(str(file), "delete it and download it again"):
         state = torch.load(file, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
         check_finite(state)
-    return Codec("encodec_24khz", _replace_seanet(model), codebooks, weights, device, is_waveform_codec=True)
+    return Codec("encodec_24khz", replace_seanet(model), codebooks, weights, device, is_waveform_codec=True)
 
 
-def untrained_codec(codebooks: int, device: str | torch.device = "cpu", seed: int = 0) -> Codec:
-    """Return a codec of Meta's architecture with random weights, for benchmarks and tests."""
-    model = _replace_seanet(untrained_encodec(seed))
-    return Codec("untrained", model, codebooks, f"random, seed {seed}", device, is_waveform_codec=True)
-
-
-def untrained_encodec(seed: int = 0) -> EncodecModel:
-    """Return the package's 24 kHz model with random weights and codebooks that produce many different codes."""
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(seed)
-        model = _package_model()
-        for name, weight in model.named_parameters():
-            if name.endswith("weight_g"):
-                weight.mul_(1.5)  # at 1 the output hardly depends on the input
-        noise = model.encoder(torch.randn(8, 1, 24_000) * torch.rand(8, 1, 1))  # [8, 128, 75]
-        mean, spread = noise.mean((0, 2)), noise.std((0, 2))
-        for i, layer in enumerate(model.quantizer.vq.layers):
-            book = layer.get_buffer("_codebook.embed")
-            book.normal_().mul_(spread / 2 if i == 0 else spread / 4).add_(mean if i == 0 else 0)
-    return model
-
-
-def _package_model() -> EncodecModel:
+def create_package_model() -> EncodecModel:
+    """Return the package's 24 kHz model with newly initialized weights."""
     with warnings.catch_warnings():  # the package uses a weight norm that PyTorch has deprecated
         warnings.simplefilter("ignore", FutureWarning)
         return EncodecModel.encodec_model_24khz(pretrained=False)
 
 
-def _replace_seanet(model: EncodecModel) -> EncodecModel:
+def replace_seanet(model: EncodecModel) -> EncodecModel:
     """Replace the package's encoder and decoder with ours, which are faster and can stream."""
     model.encoder, model.decoder = Seanet(model.encoder), Seanet(model.decoder)  # type: ignore[assignment]
     return model
