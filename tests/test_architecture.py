@@ -45,7 +45,7 @@ KNOWN = {  # imports that the table forbids and that are still there; to be empt
 
 # Names that vulture takes for unused although a library reads or sets them.
 USED_BY_LIBRARIES = {
-    "seekable", "readinto", "__array_interface__",  # io.RawIOBase, NumPy
+    "readable", "seekable", "readinto", "__array_interface__",  # io.RawIOBase, NumPy
     "checkpoint_engine", "check_overflow", "partition_gradients", "norm_type", "scaled_global_norm",  # DeepSpeed
     "unscale_and_clip_grads",
     "closure",  # torch.optim.Optimizer.step
