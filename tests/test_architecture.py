@@ -35,16 +35,14 @@ MAY_IMPORT = {
     "tracking": {"audio", "data"},  # spectrograms of logged audio; the manifest describes a logged dataset
     "training": {"models", "data", "tracking", "generation", "audio"},  # audio: decodes the samples after a validation
     "evaluation": {"generation", "models", "audio", "data"},
-    "webui": {"generation", "evaluation", "audio"},  # audio: reads uploads, draws spectrograms
+    "webui": {"generation", "evaluation", "audio", "data"},  # audio: uploads, spectrograms; data: example prompts
     "hub": {"generation", "evaluation", "models", "data"},  # the card describes the model and its dataset
     "tools": {"config", "audio", "data", "models", "training"},  # programs of the maintainers
 }
-KNOWN = {  # imports that the table forbids and that are still there; to be empty
-    ("evaluation", "tracking"), ("hub", "training"), ("tracking", "config"), ("webui", "data"),
-}  # fmt: skip
 
 # Names that vulture takes for unused although a library reads or sets them.
 USED_BY_LIBRARIES = {
+    "readable", "__getattr__", "__dir__",  # Python: lazy attributes of the package
     "readable", "seekable", "readinto", "__array_interface__",  # io.RawIOBase, NumPy
     "checkpoint_engine", "check_overflow", "partition_gradients", "norm_type", "scaled_global_norm",  # DeepSpeed
     "unscale_and_clip_grads",
@@ -103,7 +101,7 @@ def test_folders_import_what_the_table_allows() -> None:
         for file in (PIPELINE / folder).rglob("*.py")
         for name in imported(file) - MAY_IMPORT[folder] - {folder, "common"}
     }
-    assert set(forbidden) <= KNOWN, forbidden
+    assert not forbidden
 
 
 def test_imports_have_no_circle() -> None:
@@ -185,7 +183,7 @@ def identifiers(file: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, name.strip("_")
 
 
-BANNED_LEFT = 10_000  # to be 0
+BANNED_LEFT = 228  # to be 0
 
 
 def test_no_identifier_is_too_vague() -> None:
@@ -198,7 +196,7 @@ def test_no_identifier_is_too_vague() -> None:
     assert len(banned) <= BANNED_LEFT, Counter(line.split(":")[0] for line in banned)
 
 
-LONG_NAMES_LEFT = 10_000  # to be 0
+LONG_NAMES_LEFT = 29  # to be 0
 
 
 def test_names_of_tests_are_short() -> None:
