@@ -32,6 +32,8 @@ SMALL = {  # added to a command, except for settings that it gives itself
     "reconstruct": "codec=encodec_embedded codebooks=[1,2]",
     "dashboard": "dry_run=true",
 }
+# environment variables for a process of its own
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,6 @@ class Sandbox:
 
     root: Path
     site: Site
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Environment variables for a process of its own."""
-        return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def shrink(self, command: str, settings: list[str]) -> list[str]:
         """The settings, and those that make the command small where they are not among them."""
