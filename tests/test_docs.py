@@ -40,7 +40,7 @@ SMALLEST = {  # each benchmark at its smallest size, for settings that the comma
     "bench_codec": "--clips 1 --rounds 1",
     "bench_loader": "--clips 64 --rounds 1 --shards 2 4",
     "bench_memory": "--micro-batch 1 --deepspeed zero0",
-    "bench_preprocess": "--files 2",
+    "bench_preprocess": f"--files {16 * (os.cpu_count() or 1) + 32}",  # batches of 8 on each core, after two to start
     "bench_sampling": "--steps 8 --rounds 1 --batches 1",
     "bench_train": "--steps 2 --batch 1",
 }
