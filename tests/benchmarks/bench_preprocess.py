@@ -38,7 +38,7 @@ from pipeline.data.storage import LocalStorage
 from pipeline.preprocessing import encoder_pool
 from pipeline.preprocessing.decode import DecodeOptions
 from pipeline.preprocessing.encoder import EncodedBatch, Encoder
-from pipeline.preprocessing.runner import BATCH
+from pipeline.preprocessing.runner import BATCH_SIZE
 from pipeline.preprocessing.shard_builder import JobIterator, ShardAssembler, ShardTask
 from pipeline.preprocessing.shard_planner import ClipSpool, plan_shards
 from tests.helpers.untrained_codec import untrained_codec, untrained_encodec
@@ -101,7 +101,7 @@ def ours(clips: list[Clip], out: Path, devices: list[str], readers: int) -> floa
     spool = ClipSpool(out.parent)
     plan = plan_shards(clips, spool, 1000, None, BuildPlan({}, {"codec": {}}, "", []), list)
     tasks = [ShardTask(shard) for shard in plan.shards]
-    reading = DecodeOptions(24_000, 60.0, BATCH[devices[0].partition(":")[0]], 300.0)
+    reading = DecodeOptions(24_000, 60.0, BATCH_SIZE[devices[0].partition(":")[0]], 300.0)
     marks: list[tuple[float, int]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -129,7 +129,7 @@ def timed(results: Iterator[EncodedBatch], marks: list[tuple[float, int]]) -> It
 def limit(clips: list[Clip], device: str) -> float:
     """(d): audio-seconds a second of batches that wait in memory."""
     codec = load(device).codec
-    size = BATCH[torch.device(device).type]
+    size = BATCH_SIZE[torch.device(device).type]
     wavs = [soxr.resample(soundfile.read(clip.path, dtype="float32")[0], 16_000, 24_000) for clip in clips]
     batches = [torch.from_numpy(np.stack(wavs[i : i + size]))[:, None] for i in range(0, len(wavs) - size + 1, size)]
     codec.encode(batches[0])
