@@ -101,8 +101,16 @@ def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_intact(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON object matches its own checksum; true where it has none, as in files of older versions."""
-    return SHA256 not in content or with_checksum(content)[SHA256] == content[SHA256]
+    """Whether a JSON object matches its own checksum; true where it has none, as in files of older versions.
+
+    A checksum under another key is that of an object whose key was damaged.
+    """
+    if SHA256 in content:
+        return with_checksum(content)[SHA256] == content[SHA256]
+    strings = {key: value for key, value in content.items() if isinstance(value, str) and len(value) == 64}
+    return not any(
+        value == _sha256_json({k: v for k, v in content.items() if k != key}) for key, value in strings.items()
+    )
 
 
 def _sha256_json(content: Mapping[str, Any]) -> str:

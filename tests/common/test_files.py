@@ -71,6 +71,8 @@ def test_a_changed_value_breaks_the_checksum_of_json() -> None:
     content = with_checksum({"a": (1, 2), "b": {"c": "d"}})
     assert is_intact(content) and is_intact({"a": 1})
     assert not is_intact({**content, "b": {"c": "e"}})
+    checksum = content.pop("sha256")
+    assert not is_intact({**content, "rha256": checksum}) and is_intact({**content, "other": "0" * 64})
 
 
 def test_a_folder_is_checked_and_not_created(tmp_path: Path) -> None:
