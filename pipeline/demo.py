@@ -11,8 +11,9 @@ give the same bytes as `python -m pipeline.generate`, whose command line stands 
 
 Only this machine reaches the page unless host= says otherwise (host=0.0.0.0: everybody who reaches this machine; there
 is no password). Behind a reverse proxy, name its host: allowed_hosts=[demo.example.org], and its path in root_path=.
-Uploads and results are bounded by limits.storage_mb= and limits.visitor_mb=, and deleted after keep= seconds and at the
-end. Requests name only files that were uploaded here. The page fetches nothing from the internet and tells nobody.
+Uploads and results are bounded by limits.storage_mb= and limits.visitor_mb=, and deleted after delete_after_seconds=
+and at the end. Requests name only files that were uploaded here. The page fetches nothing from the internet and
+sends nothing to anybody.
 GET /healthz answers when models are loaded. Needs: pip install -e ".[demo]"
 
 What people change: run=, host=, port=, examples=, limits.seconds=, limits.upload_mb=, sampling.temperature=, device=.
@@ -94,7 +95,7 @@ def _check(cfg: DictConfig) -> None:
     require_min(0.01, limits, "limits.upload_mb")
     require_min(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
     require_min(0.1, limits, "limits.header_seconds", "limits.body_seconds")
-    require_min(1, cfg, "keep", "count")
+    require_min(1, cfg, "delete_after_seconds", "count")
     for small, large in (("upload_mb", "visitor_mb"), ("visitor_mb", "storage_mb")):
         if cfg.limits[large] < cfg.limits[small]:
             value = cfg.limits[large]
@@ -132,7 +133,9 @@ def _build_service(cfg: DictConfig, runs: list[str], folder: Path) -> Generation
     codecs = {run: whole[instrument.codec.weights] for run, instrument in instruments.items()}
     (folder / "asked").mkdir()
     limits = Limits(**OmegaConf.to_container(cfg.limits))  # type: ignore[arg-type]
-    store = FileStore(folder / "files", round(limits.storage_mb * MB), round(limits.visitor_mb * MB), cfg.keep)
+    store = FileStore(
+        folder / "files", round(limits.storage_mb * MB), round(limits.visitor_mb * MB), cfg.delete_after_seconds
+    )
     return GenerationService(instruments, codecs, defaults, sampling, limits, cfg.chunk, folder / "asked", store)
 
 

@@ -16,7 +16,7 @@ from pipeline.common.errors import InputError
 EXTRA_TYPES: dict[str, Any] = {
     # numbers that may have a fraction
     "trainer.ema": 0.5, "trainer.label_smoothing": 0.5, "trainer.compute_budget_pflop": 0.5, "timeout": 0.5,
-    "data.cache_gib": 0.5, "limits.upload_mb": 0.5, "keep": 0.5, "window": 0.5, "window_stride": 0.5,
+    "data.cache_gib": 0.5, "limits.upload_mb": 0.5, "delete_after_seconds": 0.5, "window": 0.5, "window_stride": 0.5,
     "limits.storage_mb": 0.5, "limits.visitor_mb": 0.5,
     # whole numbers, where the default is a text
     "batch": 1, "workers": 1, "encoder_workers": 1, "decode_workers": 1, "model.positions": 1,

@@ -237,7 +237,7 @@ def test_uploads_and_results_are_deleted_after_a_while_and_examples_stay(workspa
 
     folder = tmp_path / "tmp"
     folder.mkdir()
-    words = ("keep=2", f"examples={workspace.tones[0]}")
+    words = ("delete_after_seconds=2", f"examples={workspace.tones[0]}")
     with serving([workspace.run()], folder, *words, end=signal.SIGTERM) as server:
         given = handle_file(workspace.tones[1])
         client = server.client(tmp_path / "down")
@@ -351,7 +351,7 @@ def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_told_in_one_line
         ("limits.connections=2", "limits.connections=2: give 8 or more"),
         ("limits.body_seconds=0", "limits.body_seconds=0: give 0.1 or more"),
         ("root_path=demo", "root_path=demo: give a path"),
-        ("keep=-1", "keep=-1: give 1 or more"),
+        ("delete_after_seconds=-1", "delete_after_seconds=-1: give 1 or more"),
         ("port=-1", "cannot be listened on"),
     ],
 )
