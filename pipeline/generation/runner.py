@@ -82,7 +82,7 @@ def generate_files(
     batch: int,
     on_status: Callable[[str], None],
     batch_slot: Mapping[str, int] | None = None,
-    on_codes: OnCodes | None = None,
+    on_codes: OnCodes = lambda codes: None,
     progress_frames: int = PROGRESS_FRAMES,
     stop_frames: Sequence[int] | None = None,
 ) -> Iterator[GeneratedFile]:
@@ -111,15 +111,13 @@ def generate_files(
         label = f"clip {first}" if len(clips) == 1 else f"clips {first}-{first + len(clips) - 1}"
         rows, row = (batch_slot["rows"], batch_slot["row"]) if batch_slot and len(clips) == 1 else (len(clips), 0)
         of_batch = list(dict.fromkeys(r for r, _ in jobs_of_batch))  # the requests with a clip in this batch
-        generation = start_generation(
-            run, clips * (rows // len(clips)), requests[of_batch[0]].samples, sampling, window
-        )
+        repeated, samples = clips * (rows // len(clips)), requests[of_batch[0]].samples
+        generation = start_generation(run, repeated, samples, sampling, window)
         stop = max(stop_frames[c] for _, c in jobs_of_batch) if stop_frames else None
         slots = {r: {"rows": rows, "row": row + [q for q, _ in jobs_of_batch].index(r)} for r in of_batch}
         try:
             for new_codes in generation.chunks(progress_frames):
-                if on_codes is not None:
-                    on_codes(new_codes)
+                on_codes(new_codes)
                 on_status(f"{label} of {len(jobs)}: {_progress(run, generation)}")
                 if stop is not None and generation.complete_frames >= stop:
                     break
