@@ -48,9 +48,9 @@ SMALLEST = {  # each benchmark at its smallest size, for settings that the comma
 
 def _smallest(command: str) -> str:
     """A benchmark's command at its smallest size, with its switches."""
-    words = command.split()
-    switches = [word for word in words if word in SWITCHES]
-    return " ".join([*words[:3], *switches, SMALLEST[words[2].rpartition(".")[2]]])
+    arguments = command.split()
+    switches = [argument for argument in arguments if argument in SWITCHES]
+    return " ".join([*arguments[:3], *switches, SMALLEST[arguments[2].rpartition(".")[2]]])
 
 
 @pytest.fixture(scope="module")
@@ -61,29 +61,32 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> It
 
 
 # ---- ways to run a command -------------------------------------------------------------------------------------------
-def run_command(sandbox: Sandbox, words: list[str]) -> None:
+def run_command(sandbox: Sandbox, arguments: list[str]) -> None:
     """`python -m pipeline.NAME settings`, shrunk, in this process; the file or folder of out= exists afterwards."""
-    name, settings = words[2].rpartition(".")[2], words[3:]
+    name, settings = arguments[2].rpartition(".")[2], arguments[3:]
     sandbox.run(name, sandbox.shrink(name, positional_to_overrides(settings) if name == "shards" else settings))
     for setting in settings:
         assert not setting.startswith("out=") or Path(setting.removeprefix("out=")).exists()
 
 
-def reembed(sandbox: Sandbox, words: list[str]) -> None:
+def reembed(sandbox: Sandbox, arguments: list[str]) -> None:
     """The settings compose; with the embedder that ships instead, the prompts of the dataset are computed again."""
-    compose("preprocess", words[3:])
-    run_command(sandbox, [*(word for word in words if not word.startswith("embedder=")), "embedder=encodecmae_tiny"])
+    compose("preprocess", arguments[3:])
+    run_command(
+        sandbox,
+        [*(argument for argument in arguments if not argument.startswith("embedder=")), "embedder=encodecmae_tiny"],
+    )
 
 
-def run_help(sandbox: Sandbox, words: list[str]) -> None:
+def run_help(sandbox: Sandbox, arguments: list[str]) -> None:
     """The command prints its help, or the list of commands, and exits with 0."""
-    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run([sys.executable, *arguments[1:]], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0 and "python -m pipeline" in done.stdout, done.stderr
 
 
-def run_download(sandbox: Sandbox, words: list[str]) -> None:
+def run_download(sandbox: Sandbox, arguments: list[str]) -> None:
     """NSynth comes from a server on this machine; a publisher that refuses connections ends with exit code 1."""
-    settings = [*words[3:], "pause=0.01", "data.root=downloaded"]
+    settings = [*arguments[3:], "pause=0.01", "data.root=downloaded"]
     if "data=nsynth" in settings:
         sandbox.run("download", [*settings, f"addresses.nsynth={sandbox.site.url}/nsynth"])
         assert (sandbox.root / "downloaded" / "nsynth-valid.jsonwav.tar.gz").is_file()
@@ -91,32 +94,32 @@ def run_download(sandbox: Sandbox, words: list[str]) -> None:
     assert importlib.import_module("pipeline.download").main.task(compose("download", [*settings, *closed])) == 1
 
 
-def run_export(sandbox: Sandbox, words: list[str]) -> None:
+def run_export(sandbox: Sandbox, arguments: list[str]) -> None:
     """The push is refused without a network, in one line that names it; the export itself is done."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(InputError, match="push=OWNER/NAME"):
-            sandbox.run("export", words[3:])
-    sandbox.run("export", [word for word in words[3:] if not word.startswith("push=")])
+            sandbox.run("export", arguments[3:])
+    sandbox.run("export", [argument for argument in arguments[3:] if not argument.startswith("push=")])
 
 
-def compose_demo(sandbox: Sandbox, words: list[str]) -> None:
+def compose_demo(sandbox: Sandbox, arguments: list[str]) -> None:
     """The settings compose, and the examples that they name exist."""
-    cfg = compose("demo", words[3:])
+    cfg = compose("demo", arguments[3:])
     assert cfg.run and (cfg.examples == "auto" or any((sandbox.root / cfg.examples[0]).iterdir()))
 
 
-def check_command(sandbox: Sandbox, words: list[str]) -> None:
+def check_command(sandbox: Sandbox, arguments: list[str]) -> None:
     """The settings that `pipeline.check` is given are right."""
-    assert check_settings(words[3], words[4:]) is None
+    assert check_settings(arguments[3], arguments[4:]) is None
 
 
-def compose_sweep(sandbox: Sandbox, words: list[str]) -> None:
+def compose_sweep(sandbox: Sandbox, arguments: list[str]) -> None:
     """The first combination composes, with a launcher that is installed and a run folder of its own."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    settings = words[4:]
+    settings = arguments[4:]
     on_slurm = "hydra/launcher=slurm" in settings
     if on_slurm:
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
@@ -127,11 +130,11 @@ def compose_sweep(sandbox: Sandbox, words: list[str]) -> None:
     assert on_slurm or cfg.run == f"runs/study/{cfg.pattern.name}"
 
 
-def parse_arguments(sandbox: Sandbox, words: list[str]) -> None:
+def parse_arguments(sandbox: Sandbox, arguments: list[str]) -> None:
     """The arguments of a program with argparse are parsed by its own parser, and nothing more is run."""
-    module = importlib.import_module(words[2])
+    module = importlib.import_module(arguments[2])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", words[2:])
+        patch.setattr("sys.argv", arguments[2:])
         patch.setattr("argparse.ArgumentParser.parse_args", _parse_and_stop)
         with pytest.raises(_Parsed):
             module.main()
@@ -141,42 +144,42 @@ class _Parsed(Exception):
     """Raised after arguments were parsed."""
 
 
-def _parse_and_stop(parser: Any, words: list[str] | None = None) -> None:
-    _, unknown = parser.parse_known_args(words)
+def _parse_and_stop(parser: Any, arguments: list[str] | None = None) -> None:
+    _, unknown = parser.parse_known_args(arguments)
     assert not unknown
     raise _Parsed
 
 
-def run_memory_table(sandbox: Sandbox, words: list[str]) -> None:
+def run_memory_table(sandbox: Sandbox, arguments: list[str]) -> None:
     """The tool prints the table of 8 GPUs that the benchmarks show."""
     with contextlib.redirect_stdout(io.StringIO()) as output, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", words[2:])
-        importlib.import_module(words[2]).main()
+        patch.setattr("sys.argv", arguments[2:])
+        importlib.import_module(arguments[2]).main()
     table = output.getvalue().partition("8 GPUs")[2].partition("\n\n")[2].strip()
     assert table.startswith("| model |") and table in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
-def find_tests(sandbox: Sandbox, words: list[str]) -> None:
+def find_tests(sandbox: Sandbox, arguments: list[str]) -> None:
     """The paths that pytest is given hold tests."""
-    for word in words[3:]:
-        path = ROOT / word
-        assert path.name.startswith("test_") or list(path.glob("test_*.py")), word
+    for argument in arguments[3:]:
+        path = ROOT / argument
+        assert path.name.startswith("test_") or list(path.glob("test_*.py")), argument
 
 
-def compose_deepspeed(sandbox: Sandbox, words: list[str]) -> None:
+def compose_deepspeed(sandbox: Sandbox, arguments: list[str]) -> None:
     """The settings of a training that the launcher starts compose."""
-    compose("train", words[words.index("pipeline/train.py") + 1 :])
+    compose("train", arguments[arguments.index("pipeline/train.py") + 1 :])
 
 
-def check_requirements(sandbox: Sandbox, words: list[str]) -> None:
+def check_requirements(sandbox: Sandbox, arguments: list[str]) -> None:
     """What pip installs is this package with extras that it has, or a package that one of its extras names."""
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     known = {Requirement(line).name for lines in [project["dependencies"], *extras.values()] for line in lines}
     known.add("tinysoundfont")  # not in its extra, as pyproject.toml explains
-    requirements = [word for word in words[2:] if not word.startswith("-")]
-    assert requirements and words[1] == "install"
+    requirements = [argument for argument in arguments[2:] if not argument.startswith("-")]
+    assert requirements and arguments[1] == "install"
     for requirement in requirements:
         package, _, chosen = requirement.partition("[")
         if package == ".":
@@ -185,15 +188,15 @@ def check_requirements(sandbox: Sandbox, words: list[str]) -> None:
             assert Requirement(requirement).name in known
 
 
-def check_hub_name(sandbox: Sandbox, words: list[str]) -> None:
+def check_hub_name(sandbox: Sandbox, arguments: list[str]) -> None:
     """The hub's client is installed, and the repository is one that the settings name."""
-    assert words[1] == "download" and importlib.util.find_spec("huggingface_hub.cli")
-    assert words[2] in [compose("train", []).model.pretrained, compose("preprocess", []).embedder.source]
+    assert arguments[1] == "download" and importlib.util.find_spec("huggingface_hub.cli")
+    assert arguments[2] in [compose("train", []).model.pretrained, compose("preprocess", []).embedder.source]
 
 
-def dry_run_make(sandbox: Sandbox, words: list[str]) -> None:
+def dry_run_make(sandbox: Sandbox, arguments: list[str]) -> None:
     """Make knows the target, and the settings of the commands in it compose."""
-    done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "-n", *arguments[1:]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name, rest in re.findall(r"python -m pipeline\.(\w+) (.*)", done.stdout):
         compose(name, shlex.split(rest))
@@ -201,38 +204,38 @@ def dry_run_make(sandbox: Sandbox, words: list[str]) -> None:
         compose("train", shlex.split(rest))
 
 
-def dry_run_submit(sandbox: Sandbox, words: list[str]) -> None:
+def dry_run_submit(sandbox: Sandbox, arguments: list[str]) -> None:
     """`jobs/submit.sh --dry-run` prints five jobs, whose settings compose."""
-    words = ["delay_gpt2" if word == "EXPERIMENT" else word for word in words]
-    output = run_script(sandbox, [*words, "--dry-run"])
+    arguments = ["delay_gpt2" if argument == "EXPERIMENT" else argument for argument in arguments]
+    output = run_script(sandbox, [*arguments, "--dry-run"])
     steps = [shlex.split(line) for line in output.splitlines() if line.startswith("sbatch")]
     assert len(steps) == 5
     for step in steps:
         compose_job(sandbox, step)
 
 
-def run_script(sandbox: Sandbox, words: list[str]) -> str:
+def run_script(sandbox: Sandbox, arguments: list[str]) -> str:
     """A script of jobs/, as it is; returns what it prints."""
     site = sandbox.root / "site.env"  # names this environment: another command makes an empty .venv
     site.write_text((ROOT / "jobs" / "site.env").read_text() + f"VENV={shlex.quote(sys.prefix)}\n")
     environment = {**os.environ, "SITE": str(site)}
-    done = subprocess.run(["bash", *words], cwd=sandbox.root, capture_output=True, text=True, env=environment)
+    done = subprocess.run(["bash", *arguments], cwd=sandbox.root, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def compose_job(sandbox: Sandbox, words: list[str]) -> None:
+def compose_job(sandbox: Sandbox, arguments: list[str]) -> None:
     """The job script exists, and the settings after it compose."""
-    script = next(word for word in words if word.endswith(".sbatch"))
+    script = next(argument for argument in arguments if argument.endswith(".sbatch"))
     assert (sandbox.root / script).is_file()
     if (CONF / f"{Path(script).stem}.yaml").is_file():
-        compose(Path(script).stem, words[words.index(script) + 1 :])
+        compose(Path(script).stem, arguments[arguments.index(script) + 1 :])
 
 
-def make_environment(sandbox: Sandbox, words: list[str]) -> None:
+def make_environment(sandbox: Sandbox, arguments: list[str]) -> None:
     """A virtual environment is made (without pip, which takes its time) and activated."""
-    if "venv" in words:
-        subprocess.run([sys.executable, *words[1:], "--without-pip"], cwd=sandbox.root, check=True)
+    if "venv" in arguments:
+        subprocess.run([sys.executable, *arguments[1:], "--without-pip"], cwd=sandbox.root, check=True)
     subprocess.run(["bash", "-ec", ". .venv/bin/activate && [ $VIRTUAL_ENV ]"], cwd=sandbox.root, check=True)
 
 
@@ -329,15 +332,21 @@ def test_missing_weights_are_named_without_network(
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("deepspeed ") and "+exp=" in c])
 def test_deepspeed_trains(command: str, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher starts a shrunk training, which writes an export."""
-    launcher, *words = shlex.split(command)
+    launcher, *arguments = shlex.split(command)
     monkeypatch.chdir(sandbox.root)
-    if "shards=shards/mine" in words and not (sandbox.root / "shards" / "mine").exists():
+    if "shards=shards/mine" in arguments and not (sandbox.root / "shards" / "mine").exists():
         folder = ["data=folder", "data.root=FOLDER", "data.segment_seconds=0.4", "data.min_seconds=0.1"]
         sandbox.run("preprocess", sandbox.shrink("preprocess", [*folder, "out=shards/mine"]))
-    at = words.index("pipeline/train.py")
-    words = [*words[:at], "--master_port", str(free_port()), words[at], *sandbox.shrink("train", words[at + 1 :])]
+    at = arguments.index("pipeline/train.py")
+    arguments = [
+        *arguments[:at],
+        "--master_port",
+        str(free_port()),
+        arguments[at],
+        *sandbox.shrink("train", arguments[at + 1 :]),
+    ]
     done = subprocess.run(
-        [str(Path(sys.executable).parent / launcher), *words, f"run={tmp_path / 'run'}"],
+        [str(Path(sys.executable).parent / launcher), *arguments, f"run={tmp_path / 'run'}"],
         env=fresh_env(tmp_path), cwd=sandbox.root, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
