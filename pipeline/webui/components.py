@@ -1,4 +1,4 @@
-"""Sounds as the page shows them: a spectrogram that plays when pressed, the waveform below it, and a player.
+"""HTML of sounds: a spectrogram that plays when clicked, the waveform below it, and a player.
 
 Letters: S samples.
 """
@@ -14,19 +14,22 @@ from pipeline.evaluation.html_templates import macros
 from pipeline.evaluation.report_html import flac_data_uri, png_data_uri
 from pipeline.evaluation.report_sections import LabeledAudio
 
-COLUMNS = 240  # of a waveform
+COLUMNS = 240  # points of a waveform
 _CARDS = macros("cards.html")
 
 
 def row(title: str, sounds: Sequence[LabeledAudio], rate: int, wide: bool = False) -> str:
-    """Sounds side by side, inside the text itself; wide: each as broad as the page. Nothing is left on the server."""
+    """Return the HTML of a row of sounds, with the audio as data URIs. wide: each sound is as wide as the page."""
     return str(
         _CARDS.row(title, sounds, rate, wide, lambda wav: png_data_uri(spectrogram(wav)), outline, flac_data_uri)
     )
 
 
 def outline(wav: np.ndarray) -> tuple[str, int]:
-    """The points of the outline of [S], one column a stretch: its lowest and highest sample; and how many columns."""
+    """Return the points of an SVG polygon around the waveform wav [S], and its number of columns.
+
+    Each column covers the range from the lowest to the highest of its samples.
+    """
     edges = np.linspace(0, len(wav), min(COLUMNS, len(wav)) + 1).astype(int)[:-1]
     high, low = np.maximum.reduceat(wav, edges), np.minimum.reduceat(wav, edges)
     top = [f"{x},{50 - 50 * y:.0f}" for x, y in enumerate(high.clip(-1, 1))]
@@ -34,16 +37,16 @@ def outline(wav: np.ndarray) -> tuple[str, int]:
     return " ".join(top + bottom[::-1]), len(edges)
 
 
-def on_air(name: str, seconds: float) -> str:
-    """The player of a sound that is being made."""
-    return str(_CARDS.on_air(name, seconds))
+def stream_player(name: str, seconds: float) -> str:
+    """Return the HTML of the player of a sound that is being generated."""
+    return str(_CARDS.stream_player(name, seconds))
 
 
 def command(text: str) -> str:
-    """The command line that makes the same."""
+    """Return the HTML of the command line that generates the same sounds."""
     return str(_CARDS.command(text))
 
 
 def note(text: str) -> str:
-    """A line that says something."""
+    """Return the HTML of a line of text."""
     return str(_CARDS.note(text))

@@ -1,4 +1,4 @@
-"""HTTP connections that end when a client is too slow, and whose number is bounded."""
+"""HTTP connections with time limits for slow clients, and a limited number of them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def limited_protocol(
     """Return uvicorn's HTTP protocol with limits.
 
     Args:
-        header_seconds: a connection that has sent no complete request headers by then is closed.
-        stall_seconds: so is one that has read nothing of its answer for so long.
-        connections: open at once; more are closed when they open.
-        per_address: open at once from one address.
+        header_seconds: time to receive the headers of a request before the connection is closed.
+        stall_seconds: longest time in which a client may read no data before the connection is closed.
+        connections: limit of open connections; further ones are closed when they open.
+        per_address: limit of open connections from one address.
         proxies: addresses that `per_address` does not apply to.
     """
 
@@ -35,8 +35,10 @@ def limited_protocol(
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             address = self.client[0] if self.client else None
-            same = sum(1 for other in self.connections if (getattr(other, "client", None) or (None,))[0] == address)
-            if len(self.connections) > connections or (same > per_address and address not in proxies):
+            addresses = [(getattr(other, "client", None) or (None,))[0] for other in self.connections]
+            if len(self.connections) > connections or (
+                addresses.count(address) > per_address and address not in proxies
+            ):
                 transport.abort()
                 return
             self._header_timer = self.loop.call_later(header_seconds, transport.abort)
@@ -46,7 +48,7 @@ def limited_protocol(
             if self.conn.their_state is not h11.IDLE:
                 _cancel(self._header_timer)
                 self._header_timer = None
-            elif self._header_timer is None:  # the next request of the connection has begun
+            elif self._header_timer is None:  # the connection waits for its next request
                 self._header_timer = self.loop.call_later(header_seconds, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:

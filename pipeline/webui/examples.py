@@ -1,4 +1,4 @@
-"""Sounds to pick from."""
+"""Example sounds that visitors can use as prompts."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ from pipeline.webui.file_store import FileStore
 log = logging.getLogger("pipeline")
 
 
-def examples(given: Any, split: str, count: int, run: str, instrument: LoadedRun, store: FileStore) -> dict[str, Path]:
-    """The sounds that the setting `examples` names, copied into the file store.
+def examples(setting: Any, split: str, count: int, run: str, loaded: LoadedRun, store: FileStore) -> dict[str, Path]:
+    """Copy the sounds of the setting `examples` into the file store, and return their paths by name.
 
-    `auto`: clips of a split of the cache that the run was trained on, as its codec gives them back; none where it
-    is not there. Raises InputError for files that are not.
+    With `auto` the sounds are clips of the dataset cache that the run was trained on, reconstructed by its codec; an
+    empty dict if there is no such cache. Raises InputError for files that do not exist.
     """
-    if given == "auto":
+    if setting == "auto":
         try:
-            return _of_cache(split, count, Path(run), instrument, store)
-        except InputError as error:  # an export that has left its cache behind plays as well
-            log.warning("no examples to pick from (give some: examples=FOLDER): %s", error)
+            return _from_cache(split, count, Path(run), loaded, store)
+        except InputError as error:  # the page also works with an export alone, without its dataset cache
+            log.warning("the page has no example sounds (examples=FOLDER adds some): %s", error)
             return {}
-    found = {}
-    for name, path in prompts.find_prompts(given).items():
+    files = {}
+    for name, path in prompts.find_prompts(setting).items():
         if path.name.lower().endswith(UNSUPPORTED):
-            log.warning("examples=%s: %s: %s", given, path, unsupported(path.suffix, path.suffix))
+            log.warning("examples=%s: %s: %s", setting, path, unsupported(path.suffix, path.suffix))
             continue
-        found[name] = store.add_example(path, f"{name}{path.suffix}")
-    return found
+        files[name] = store.add_example(path, f"{name}{path.suffix}")
+    return files
 
 
-def _of_cache(split: str, count: int, run: Path, instrument: LoadedRun, store: FileStore) -> dict[str, Path]:
+def _from_cache(split: str, count: int, run: Path, loaded: LoadedRun, store: FileStore) -> dict[str, Path]:
     cache = ShardedDataset(run_folder.training_shards(run), split)
-    check_dataset(cache, instrument)
-    clips = sample_reference_clips(cache, count, 0, instrument, max_frames(instrument))
-    wavs = prompts.decode_codes(instrument.codec, [clip.codes for clip in clips])
-    made = {}
+    check_dataset(cache, loaded)
+    clips = sample_reference_clips(cache, count, 0, loaded, max_frames(loaded))
+    wavs = prompts.decode_codes(loaded.codec, [clip.codes for clip in clips])
+    files = {}
     with tempfile.TemporaryDirectory() as folder:
         for clip, wav in zip(clips, wavs, strict=True):
-            name = _name(clip.sample.key, clip.sample.metadata.get("labels") or {})
+            name = _label(clip.sample.key, clip.sample.metadata.get("labels") or {})
             file = Path(folder) / f"{clip.sample.key}.wav"
-            audio_io.write(file, wav, instrument.codec.sample_rate)
-            made[name] = store.add_example(file, file.name)
-    return made
+            audio_io.write(file, wav, loaded.codec.sample_rate)
+            files[name] = store.add_example(file, file.name)
+    return files
 
 
-def _name(key: str, labels: Mapping[str, Any]) -> str:
-    told = [str(labels[part]) for part in ("instrument_family_str", "family", "pitch") if part in labels]
-    return f"{' '.join(told)} ({key})" if told else key
+def _label(key: str, labels: Mapping[str, Any]) -> str:
+    parts = [str(labels[part]) for part in ("instrument_family_str", "family", "pitch") if part in labels]
+    return f"{' '.join(parts)} ({key})" if parts else key

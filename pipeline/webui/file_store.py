@@ -1,4 +1,4 @@
-"""Files that the page keeps for its visitors: uploads, results and examples, bounded in total and per visitor.
+"""Files of the page: uploads, results and examples, limited in total and per visitor.
 
 Only these files may be named in a request, and only they are served.
 """
@@ -20,16 +20,23 @@ from pathlib import Path
 from typing import IO
 
 NOT_STORED = "a file in this request was not uploaded here, or has been deleted since: upload it again"
-SMALLEST = 64 * 1024  # bytes that a file counts as at least, so that the number of files is bounded too
+MIN_FILE_COST = 64 * 1024  # bytes; smaller files count as this, so that the number of files is limited too
 
 
 class StorageFullError(Exception):
-    """There is no space for a file within the limits; the message is for the visitor."""
+    """A file does not fit within the limits. The message is shown to the visitor."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """owner: a visitor, or None for an example, which is never deleted. created: seconds, monotonic."""
+    """A file of the store.
+
+    Attributes:
+        path: Where it is.
+        owner: The visitor; None for an example, which is never deleted.
+        size: In bytes.
+        created: Time in seconds, by the monotonic clock.
+    """
 
     path: Path
     owner: str | None
@@ -39,32 +46,32 @@ class StoredFile:
     @property
     def cost(self) -> int:
         """Bytes that the file counts as."""
-        return max(self.size, SMALLEST)
+        return max(self.size, MIN_FILE_COST)
 
 
 class FileStore:
     """Uploads, results and examples in one folder, each in a subfolder with a random name.
 
-    When a limit is reached the oldest files are deleted: a visitor's own at the visitor's limit, those of the visitor
-    with the most at the total limit. Thread-safe.
+    At the limit of a visitor the oldest files of this visitor are deleted; at the total limit the oldest files of the
+    visitor who uses the most space. Thread-safe.
 
     Args:
         folder: created if it does not exist; nothing else may write into it.
         total_bytes: limit of the sum of all uploads and results.
-        owner_bytes: limit of the sum of one visitor's.
-        keep_seconds: age at which uploads and results are deleted.
+        owner_bytes: limit of the sum for one visitor.
+        delete_after_seconds: age at which uploads and results are deleted.
     """
 
-    def __init__(self, folder: Path, total_bytes: int, owner_bytes: int, keep_seconds: float) -> None:
+    def __init__(self, folder: Path, total_bytes: int, owner_bytes: int, delete_after_seconds: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.keep_seconds = folder, keep_seconds
+        self.folder, self.delete_after_seconds = folder, delete_after_seconds
         self._total_bytes, self._owner_bytes = total_bytes, owner_bytes
         self._files: dict[str, StoredFile] = {}  # oldest first
         self._used: Counter[str] = Counter()  # bytes by owner, reservations included
         self._lock = threading.Lock()
 
     def find(self, path: str | os.PathLike[str]) -> Path | None:
-        """Return the stored file of exactly this path; None if there is none, or it is not as it was stored."""
+        """Return the stored file of exactly this path; None if it does not exist or was changed."""
         file = self._files.get(os.fspath(path))
         if file is None:
             return None
@@ -75,7 +82,7 @@ class FileStore:
         return file.path if stat.S_ISREG(status.st_mode) and status.st_size <= file.size else None
 
     def add_example(self, source: Path, name: str) -> Path:
-        """Copy a file of this machine into the store for good; it counts towards no limit."""
+        """Copy a file of this machine into the store, and return its path. Examples count towards no limit."""
         target = self._target(name)
         shutil.copyfile(source, target)
         with self._lock:
@@ -84,7 +91,7 @@ class FileStore:
 
     @contextmanager
     def reserve(self, owner: str, size: int) -> Iterator[None]:
-        """Keep bytes free while an upload arrives. Raises StorageFullError if there is no space."""
+        """Reserve space while an upload arrives. Raises StorageFullError if there is no space."""
         with self._lock:
             self._make_space(owner, size)
             self._used[owner] += size
@@ -95,7 +102,7 @@ class FileStore:
                 self._release(owner, size)
 
     def add_upload(self, owner: str, source: IO[bytes], filename: str) -> Path:
-        """Write an upload whose bytes are reserved. filename: as the client sent it."""
+        """Write an upload whose space is reserved, and return its path. filename: as the client sent it."""
         target = self._target(safe_filename(filename))
         try:
             with target.open("xb") as out:
@@ -108,8 +115,11 @@ class FileStore:
         return target
 
     def add_results(self, owner: str, files: Sequence[Path]) -> list[Path]:
-        """Move files into the store, under their own names. Raises StorageFullError if there is no space."""
-        cost = sum(max(file.stat().st_size, SMALLEST) for file in files)
+        """Move files into the store under their own names, and return their paths.
+
+        Raises StorageFullError if there is no space.
+        """
+        cost = sum(max(file.stat().st_size, MIN_FILE_COST) for file in files)
         with self._lock:
             self._make_space(owner, cost)
             targets = []
@@ -120,8 +130,8 @@ class FileStore:
         return targets
 
     def delete_expired(self) -> None:
-        """Delete uploads and results that are older than `keep_seconds`."""
-        oldest = time.monotonic() - self.keep_seconds
+        """Delete uploads and results that are older than `delete_after_seconds`."""
+        oldest = time.monotonic() - self.delete_after_seconds
         with self._lock:
             for file in [file for file in self._files.values() if file.owner is not None and file.created <= oldest]:
                 self._remove(file)
@@ -146,12 +156,12 @@ class FileStore:
             self._remove_oldest([name for name, _ in self._used.most_common()])
 
     def _remove_oldest(self, owners: Sequence[str]) -> None:
-        for owner in owners:  # who only has reservations has nothing to delete
+        for owner in owners:  # an owner with reservations only has no files to delete
             for file in self._files.values():
                 if file.owner == owner:
                     self._remove(file)
                     return
-        raise StorageFullError("too many uploads arrive at once: try again in a moment")
+        raise StorageFullError("too many uploads at the same time: try again in a moment")
 
     def _remove(self, file: StoredFile) -> None:
         _delete(file.path)

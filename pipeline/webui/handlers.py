@@ -1,6 +1,6 @@
-"""What happens when a button of the page is pressed. Each act yields what its tab shows, first and last.
+"""Handlers of the page's buttons. Each yields the new values of its tab's outputs, one or more times.
 
-Letters: B clips, K codebooks, T frames, S samples.
+Letters: B batch, K codebooks, T frames, S samples.
 """
 
 from __future__ import annotations
@@ -25,142 +25,157 @@ from pipeline.webui import components
 from pipeline.webui.service import GenerationResult, GenerationService
 from pipeline.webui.streaming import AudioStreamRegistry, stream_audio
 
-SEEDS = 1_000_000  # a seed that is drawn is below it: short enough to be read out
-Shown = tuple[Any, ...]
+MAX_RANDOM_SEED = 1_000_000  # random seeds are below this, so that they are short
+Outputs = tuple[Any, ...]
 Progress = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class GenerationControls:
-    """The settings that all tabs have, as the page hands them over."""
+    """The values of the controls that all tabs have."""
 
     temperature: float
     top_k: float
     guidance: float
     seconds: float
     seed: float | None
-    fresh: bool  # draw another seed
+    use_new_seed: bool
 
-    def asked(self) -> dict[str, Any]:
-        """As settings of pipeline.generate. Raises InputError where there is no number."""
-        given = (self.temperature, self.top_k, self.guidance, self.seconds)
-        if any(value is None for value in given) or (self.seed is None and not self.fresh):
+    def settings(self) -> dict[str, Any]:
+        """Return them as settings of pipeline.generate. Raises InputError if a number is missing."""
+        values = (self.temperature, self.top_k, self.guidance, self.seconds)
+        if any(value is None for value in values) or (self.seed is None and not self.use_new_seed):
             raise InputError("a setting has no number: give one")
         sampling = {"temperature": self.temperature, "top_k": int(self.top_k), "guidance": self.guidance}
-        seed = secrets.randbelow(SEEDS) if self.fresh else int(self.seed or 0)
+        seed = secrets.randbelow(MAX_RANDOM_SEED) if self.use_new_seed else int(self.seed or 0)
         return {"seconds": self.seconds, "seed": seed, "sampling": sampling}
 
 
 @dataclass(frozen=True)
 class Handlers:
-    """channels: where sounds are heard while they are made."""
+    """Handlers of all tabs.
 
-    desk: GenerationService
-    channels: AudioStreamRegistry
+    Attributes:
+        service: Generates the sounds.
+        streams: Sounds that play while they are generated.
+    """
+
+    service: GenerationService
+    streams: AudioStreamRegistry
 
     def generate(
         self,
         run: str,
         prompt: str | None,
         samples: float,
-        *knobs: Any,
+        *controls: Any,
         visitor: str = "",
         progress: Progress = lambda *_, **__: None,
-    ) -> Iterator[Shown]:
-        """Sounds from one prompt, or none: on air, results, files, the seed."""
-        with self._asked() as room:
-            instrument, asked = self.desk.instrument(run), GenerationControls(*knobs).asked()
-            brought = None if prompt is None else self.desk.ingest_upload(prompt, room)
-            asked = self._whole_or_long(instrument, asked) | ({} if brought is None else {"prompt": str(brought)})
-            asked |= {"n": int(samples)}
-            with self._on_air(instrument, asked) as (player, take):
-                yield player, components.note("Being made…"), None, asked["seed"]
-                answer = self.desk.generate(
-                    run, asked, room, self._watch(instrument, asked, int(samples), progress, take)
-                )
-            yield gr.skip(), self._results(instrument, answer), self._kept(visitor, answer.files), asked["seed"]
+    ) -> Iterator[Outputs]:
+        """Generate sounds from one prompt, or without a prompt.
+
+        Yields the player, the results, the files to download, and the seed.
+        """
+        with self._request_folder() as folder:
+            loaded, settings = self.service.loaded_run(run), GenerationControls(*controls).settings()
+            prompt_setting = {} if prompt is None else {"prompt": str(self.service.ingest_upload(prompt, folder))}
+            settings = self._with_mode(loaded, settings) | prompt_setting | {"n": int(samples)}
+            with self._open_stream(loaded, settings) as (player, push_codes):
+                yield player, components.note("Generating…"), None, settings["seed"]
+                on_codes = self._progress_callback(loaded, settings, int(samples), progress, push_codes)
+                result = self.service.generate(run, settings, folder, on_codes)
+            files = self._store_results(visitor, result.files)
+            yield gr.skip(), self._results_html(loaded, result), files, settings["seed"]
 
     def interpolate(
-        self, run: str, first: str | None, last: str | None, steps: float, blend: str, *knobs: Any,
+        self, run: str, first: str | None, last: str | None, steps: float, blend: str, *controls: Any,
         visitor: str = "", progress: Progress = lambda *_, **__: None,
-    ) -> Iterator[Shown]:  # fmt: skip
-        """Clips on the way from one prompt to another: results, files, the seed."""
-        with self._asked() as room:
-            instrument, asked = self.desk.instrument(run), GenerationControls(*knobs).asked()
-            ends = [str(self.desk.ingest_upload(prompt, room)) for prompt in (first, last)]
-            asked |= {"mode": "interpolate", "prompt": ends, "steps": int(steps), "blend": blend}
-            yield components.note("Being made…"), None, asked["seed"]
-            answer = self.desk.generate(run, asked, room, self._watch(instrument, asked, int(steps), progress))
-            ((piece, made),) = answer.pieces
-            rate = instrument.codec.sample_rate
+    ) -> Iterator[Outputs]:  # fmt: skip
+        """Generate clips from one prompt to another. Yields the results, the files to download, and the seed."""
+        with self._request_folder() as folder:
+            loaded, settings = self.service.loaded_run(run), GenerationControls(*controls).settings()
+            ends = [str(self.service.ingest_upload(prompt, folder)) for prompt in (first, last)]
+            settings |= {"mode": "interpolate", "prompt": ends, "steps": int(steps), "blend": blend}
+            yield components.note("Generating…"), None, settings["seed"]
+            on_codes = self._progress_callback(loaded, settings, int(steps), progress)
+            result = self.service.generate(run, settings, folder, on_codes)
+            ((request, generated),) = result.outputs
+            rate = loaded.codec.sample_rate
             start, end = (
-                LabeledAudio(name, source.wav) for name, source in zip(("from", "to"), piece.sources, strict=True)
+                LabeledAudio(name, source.wav) for name, source in zip(("from", "to"), request.sources, strict=True)
             )
-            strip = [LabeledAudio(f"step {i + 1}", wav) for i, wav in enumerate(made.clips)]
-            whole = LabeledAudio(f"all {len(strip)} steps, joined", audio_io.read(made.path, rate=rate))
-            html = components.row("The whole way", [whole], rate, wide=True) + components.row(
-                "Step by step", [start, *strip, end], rate
+            clips = [LabeledAudio(f"step {i + 1}", wav) for i, wav in enumerate(generated.clips)]
+            joined = LabeledAudio(f"all {len(clips)} steps, joined", audio_io.read(generated.path, rate=rate))
+            html = components.row("All steps", [joined], rate, wide=True) + components.row(
+                "Step by step", [start, *clips, end], rate
             )
-            yield html + components.command(answer.command), self._kept(visitor, answer.files), asked["seed"]
+            files = self._store_results(visitor, result.files)
+            yield html + components.command(result.command), files, settings["seed"]
 
     def morph(
-        self, run: str, stops: Sequence[tuple[float | None, str | None]], blend: str, *knobs: Any,
+        self, run: str, stops: Sequence[tuple[float | None, str | None]], blend: str, *controls: Any,
         visitor: str = "", progress: Progress = lambda *_, **__: None,
-    ) -> Iterator[Shown]:  # fmt: skip
-        """One piece whose prompt moves from keyframe to keyframe (seconds, sound): on air, results, files, the seed.
+    ) -> Iterator[Outputs]:  # fmt: skip
+        """Generate one sound whose prompt moves from keyframe to keyframe (seconds, sound).
 
-        Raises InputError for fewer than two keyframes, or one behind the end.
+        Yields the player, the results, the files to download, and the seed.
+
+        Raises:
+            gr.Error: if there are fewer than two keyframes, or one is after the end.
         """
-        with self._asked() as room:
-            instrument, asked = self.desk.instrument(run), GenerationControls(*knobs).asked()
-            given = sorted((float(at or 0), prompt) for at, prompt in stops if prompt is not None)
-            if len(given) < 2:
-                raise InputError("a morph goes from sound to sound: give two keyframes or more")
-            keyframes = [{"at": at, "prompt": str(self.desk.ingest_upload(prompt, room))} for at, prompt in given]
-            if given[-1][0] >= asked["seconds"]:
+        with self._request_folder() as folder:
+            loaded, settings = self.service.loaded_run(run), GenerationControls(*controls).settings()
+            points = sorted((float(at or 0), prompt) for at, prompt in stops if prompt is not None)
+            if len(points) < 2:
+                raise InputError("a morph moves between sounds: give at least two keyframes")
+            keyframes = [{"at": at, "prompt": str(self.service.ingest_upload(prompt, folder))} for at, prompt in points]
+            if points[-1][0] >= settings["seconds"]:
                 raise InputError(
-                    f"the last keyframe is at {given[-1][0]:g} s, and the piece ends at {asked['seconds']:g} s"
+                    f"the last keyframe is at {points[-1][0]:g} s, but the sound ends at {settings['seconds']:g} s"
                 )
-            asked |= {"mode": "morph", "keyframes": keyframes, "blend": blend}
-            with self._on_air(instrument, asked) as (player, take):
-                yield player, components.note("Being made…"), None, asked["seed"]
-                answer = self.desk.generate(run, asked, room, self._watch(instrument, asked, 1, progress, take))
-            ((piece, made),) = answer.pieces
-            rate = instrument.codec.sample_rate
-            sounds = [LabeledAudio(f"at {at:g} s", s.wav) for (at, _), s in zip(given, piece.sources, strict=True)]
-            whole = [LabeledAudio(f"seed {asked['seed']}", wav) for wav in made.clips]
-            html = components.row("The piece", whole, rate, wide=True) + components.row("Keyframes", sounds, rate)
-            yield gr.skip(), html + components.command(answer.command), self._kept(visitor, answer.files), asked["seed"]
+            settings |= {"mode": "morph", "keyframes": keyframes, "blend": blend}
+            with self._open_stream(loaded, settings) as (player, push_codes):
+                yield player, components.note("Generating…"), None, settings["seed"]
+                on_codes = self._progress_callback(loaded, settings, 1, progress, push_codes)
+                result = self.service.generate(run, settings, folder, on_codes)
+            ((request, generated),) = result.outputs
+            rate = loaded.codec.sample_rate
+            sources = zip(points, request.sources, strict=True)
+            sounds = [LabeledAudio(f"at {at:g} s", source.wav) for (at, _), source in sources]
+            joined = [LabeledAudio(f"seed {settings['seed']}", wav) for wav in generated.clips]
+            html = components.row("The sound", joined, rate, wide=True) + components.row("Keyframes", sounds, rate)
+            files = self._store_results(visitor, result.files)
+            yield gr.skip(), html + components.command(result.command), files, settings["seed"]
 
     def compare(
-        self, runs: Sequence[str], prompt: str | None, samples: float, *knobs: Any,
+        self, runs: Sequence[str], prompt: str | None, samples: float, *controls: Any,
         visitor: str = "", progress: Progress = lambda *_, **__: None,
-    ) -> Iterator[Shown]:  # fmt: skip
-        """The same prompt and seeds by each of several runs: results, the seed.
+    ) -> Iterator[Outputs]:  # fmt: skip
+        """Generate sounds from the same prompt and seeds with several runs. Yields the results and the seed.
 
-        Raises InputError where no model is chosen.
+        Raises:
+            gr.Error: if no model is selected.
         """
-        with self._asked() as room:
+        with self._request_folder() as folder:
             if not runs:
-                raise InputError("no model is chosen: tick one")
-            asked = GenerationControls(*knobs).asked() | {"n": int(samples)}
-            brought = {} if prompt is None else {"prompt": str(self.desk.ingest_upload(prompt, room))}
-            yield components.note("Being made…"), asked["seed"]
+                raise InputError("no model is selected: select one")
+            settings = GenerationControls(*controls).settings() | {"n": int(samples)}
+            prompt_setting = {} if prompt is None else {"prompt": str(self.service.ingest_upload(prompt, folder))}
+            yield components.note("Generating…"), settings["seed"]
             html = ""
             for i, run in enumerate(dict.fromkeys(runs)):
-                instrument = self.desk.instrument(run)
-                words, place = self._whole_or_long(instrument, asked) | brought, room / str(i)
-                place.mkdir()
-                watch = self._watch(instrument, words, int(samples), progress, label=run)
-                answer = self.desk.generate(run, words, place, watch)
-                if not i and brought:
-                    source = answer.pieces[0][0].sources[0]
-                    html = components.row(
-                        "Prompt", [LabeledAudio("original", source.wav)], instrument.codec.sample_rate
-                    )
-                title = f"{run} · {instrument.model.config.pattern}, {instrument.model.config.codebooks} codebooks"
-                html += components.row(title, _seeded(answer), instrument.codec.sample_rate)
-            yield html, asked["seed"]
+                loaded = self.service.loaded_run(run)
+                request_folder = folder / str(i)
+                request_folder.mkdir()
+                request_settings = self._with_mode(loaded, settings) | prompt_setting
+                on_codes = self._progress_callback(loaded, request_settings, int(samples), progress, label=run)
+                result = self.service.generate(run, request_settings, request_folder, on_codes)
+                if not i and prompt is not None:
+                    source = result.outputs[0][0].sources[0]
+                    html = components.row("Prompt", [LabeledAudio("original", source.wav)], loaded.codec.sample_rate)
+                title = f"{run} · {loaded.model.config.pattern}, {loaded.model.config.codebooks} codebooks"
+                html += components.row(title, _labeled_sounds(result), loaded.codec.sample_rate)
+            yield html, settings["seed"]
 
     def codec(
         self,
@@ -169,104 +184,113 @@ class Handlers:
         counts: Sequence[int],
         visitor: str = "",
         progress: Progress = lambda *_, **__: None,
-    ) -> Iterator[Shown]:
-        """A sound through the codec with 1, 2, 3... codebooks: results, files.
+    ) -> Iterator[Outputs]:
+        """Encode and decode a sound with several numbers of codebooks. Yields the results and the files to download.
 
-        Raises InputError where no number of codebooks is chosen.
+        Raises:
+            gr.Error: if no number of codebooks is selected.
         """
-        with self._asked() as room:
-            self.desk.instrument(run)
-            codec, file = self.desk.codecs[run], self.desk.ingest_upload(sound, room)
+        with self._request_folder() as folder:
+            self.service.loaded_run(run)
+            codec, file = self.service.codecs[run], self.service.ingest_upload(sound, folder)
             chosen = sorted({int(count) for count in counts if 1 <= int(count) <= codec.codebooks})
             if not chosen:
-                raise InputError("no number of codebooks is chosen: tick one")
-            wav = audio_io.read(file, duration=self.desk.limits.seconds, rate=codec.sample_rate)
+                raise InputError("no number of codebooks is selected: select one")
+            wav = audio_io.read(file, duration=self.service.limits.seconds, rate=codec.sample_rate)
             codes = codec.encode(torch.from_numpy(wav)[None, None])  # [1, K, T]
             sounds, files = [LabeledAudio("original", wav)], []
             for i, count in enumerate(chosen):
                 progress(i / len(chosen), desc=f"{count} codebooks")
-                heard = codec.decode(codes[:, :count])[0, 0, : len(wav)].cpu().numpy()
-                distance = metrics.log_spectral_distance(wav, heard)
+                decoded = codec.decode(codes[:, :count])[0, 0, : len(wav)].cpu().numpy()
+                distance = metrics.log_spectral_distance(wav, decoded)
                 label = f"Q = {count} · {count * codec.bandwidth / 1000:g} kbit/s · {distance:.1f} dB away"
-                sounds.append(LabeledAudio(label, heard))
-                files.append(room / f"{file.stem}.k{count}.wav")
-                audio_io.write(files[-1], heard, codec.sample_rate)
-            text = "dB away: log-spectral distance from the original, of which 0 is the same."
-            yield components.row("", sounds, codec.sample_rate) + components.note(text), self._kept(visitor, files)
+                sounds.append(LabeledAudio(label, decoded))
+                files.append(folder / f"{file.stem}.k{count}.wav")
+                audio_io.write(files[-1], decoded, codec.sample_rate)
+            text = "dB away: log-spectral distance from the original; 0 means that they are equal."
+            html = components.row("", sounds, codec.sample_rate) + components.note(text)
+            yield html, self._store_results(visitor, files)
 
     def check(self, upload: str | None) -> None:
-        """Say at once what is wrong with a sound that has just come in."""
+        """Check an upload as soon as it arrives. Raises gr.Error if it cannot be used; warns if it is silent."""
         if upload is None:
             return
-        with self._asked() as room:
-            file = self.desk.ingest_upload(upload, room)
-            wav = audio_io.read(file, duration=self.desk.defaults["prompt_seconds"])
+        with self._request_folder() as folder:
+            file = self.service.ingest_upload(upload, folder)
+            wav = audio_io.read(file, duration=self.service.defaults["prompt_seconds"])
             if audio_io.is_silent(wav):
-                gr.Warning(f"{file.name} is silent: expect what the model makes of silence")
+                gr.Warning(f"{file.name} is silent: the model will get silence as its prompt")
 
-    # ---- what they share ---------------------------------------------------------------------------------------
+    # ---- shared by the handlers ---------------------------------------------------------------------------------
     @contextmanager
-    def _asked(self) -> Iterator[Path]:
-        """A folder for the request; what was wrong with it is told on the page."""
+    def _request_folder(self) -> Iterator[Path]:
+        """Create a folder for the request. Its errors are shown on the page."""
         try:
-            with self.desk.request_dir() as room:
-                yield room
+            with self.service.request_folder() as folder:
+                yield folder
         except InputError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
 
-    def _whole_or_long(self, instrument: LoadedRun, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Beyond the clips of training a sound is continued by a window that moves on."""
-        frames = instrument.codec.num_frames(self.desk.samples(asked, instrument))
-        longer = instrument.trained_frames is not None and frames > instrument.trained_frames
-        return {**asked, **({"mode": "continue"} if longer else {})}
+    def _with_mode(self, loaded: LoadedRun, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings; with the mode `continue` (a sliding window) if the sound is longer than the training clips."""
+        frames = loaded.codec.num_frames(self.service.samples(settings, loaded))
+        longer = loaded.trained_frames is not None and frames > loaded.trained_frames
+        return {**settings, **({"mode": "continue"} if longer else {})}
 
     @contextmanager
-    def _on_air(
-        self, instrument: LoadedRun, asked: Mapping[str, Any]
+    def _open_stream(
+        self, loaded: LoadedRun, settings: Mapping[str, Any]
     ) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
-        """The player of what is being made, and what takes its codes [B, K, t]."""
-        samples, rate = self.desk.samples(asked, instrument), instrument.codec.sample_rate
-        name, channel = self.channels.begin(samples, rate)
-        ends = instrument.model.config.end_of_audio
-        with stream_audio(channel, instrument.codec, instrument.codec.num_frames(samples), ends) as take:
-            yield components.on_air(name, samples / rate), take
+        """The player of a sound that is being generated, and a function that receives its codes [B, K, T]."""
+        samples, rate = self.service.samples(settings, loaded), loaded.codec.sample_rate
+        name, stream = self.streams.begin(samples, rate)
+        ends = loaded.model.config.end_of_audio
+        with stream_audio(stream, loaded.codec, loaded.codec.num_frames(samples), ends) as push_codes:
+            yield components.stream_player(name, samples / rate), push_codes
 
-    def _watch(
-        self, instrument: LoadedRun, asked: Mapping[str, Any], clips: int, progress: Progress,
-        *others: Callable[[Tensor], None], label: str = "sound",
+    def _progress_callback(
+        self, loaded: LoadedRun, settings: Mapping[str, Any], clips: int, progress: Progress,
+        *listeners: Callable[[Tensor], None], label: str = "sound",
     ) -> Callable[[Tensor], None]:  # fmt: skip
-        """Moves the progress bar, and hands codes [B, K, t] on. Raises gr.Error once the page has been closed."""
-        total, made = clips * instrument.codec.num_frames(self.desk.samples(asked, instrument)), 0
+        """A function that moves the progress bar, and passes codes [B, K, T] on to the listeners.
 
-        def watch(codes: Tensor) -> None:
-            nonlocal made
-            if _client_is_gone():
+        It raises gr.Error when the visitor has closed the page.
+        """
+        total, done_frames = clips * loaded.codec.num_frames(self.service.samples(settings, loaded)), 0
+
+        def on_codes(codes: Tensor) -> None:
+            nonlocal done_frames
+            if _is_page_closed():
                 raise gr.Error("the page was closed", print_exception=False)
-            for other in others:
-                other(codes)
-            made += codes.shape[0] * codes.shape[2]
-            rate = instrument.codec.frame_rate
-            progress(min(1.0, made / total), desc=f"{label}: {made / rate:.1f} s of {total / rate:.1f} s")
+            for listener in listeners:
+                listener(codes)
+            done_frames += codes.shape[0] * codes.shape[2]
+            rate = loaded.codec.frame_rate
+            progress(min(1.0, done_frames / total), desc=f"{label}: {done_frames / rate:.1f} s of {total / rate:.1f} s")
 
-        return watch
+        return on_codes
 
-    def _kept(self, visitor: str, files: Sequence[Path]) -> list[str]:
-        """Move results into the file store, where they can be downloaded for a while."""
-        return [str(file) for file in self.desk.store.add_results(visitor, files)]
+    def _store_results(self, visitor: str, files: Sequence[Path]) -> list[str]:
+        """Move results into the file store, from which they can be downloaded until they expire."""
+        return [str(file) for file in self.service.store.add_results(visitor, files)]
 
-    def _results(self, instrument: LoadedRun, answer: GenerationResult) -> str:
-        """Original beside results."""
-        sources, rate = answer.pieces[0][0].sources, instrument.codec.sample_rate
+    def _results_html(self, loaded: LoadedRun, result: GenerationResult) -> str:
+        """The HTML of the prompt and the results."""
+        sources, rate = result.outputs[0][0].sources, loaded.codec.sample_rate
         original = [LabeledAudio("original (the prompt)", source.wav) for source in sources]
-        return components.row("", [*original, *_seeded(answer)], rate) + components.command(answer.command)
+        return components.row("", [*original, *_labeled_sounds(result)], rate) + components.command(result.command)
 
 
-def _seeded(answer: GenerationResult) -> list[LabeledAudio]:
-    return [LabeledAudio(f"seed {piece.clips[0].seed}", wav) for piece, made in answer.pieces for wav in made.clips]
+def _labeled_sounds(result: GenerationResult) -> list[LabeledAudio]:
+    return [
+        LabeledAudio(f"seed {request.clips[0].seed}", wav)
+        for request, generated in result.outputs
+        for wav in generated.clips
+    ]
 
 
-def _client_is_gone() -> bool:
-    """Whether the page that waits for the running event has been closed. Gradio sets `alive` to False then."""
+def _is_page_closed() -> bool:
+    """Whether the visitor has closed the page that started the running event. Then Gradio sets `alive` to False."""
     blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
     event = None if blocks is None else blocks._queue.event_ids_to_events.get(event_id or "")
     return event is not None and not event.alive

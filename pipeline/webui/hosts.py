@@ -1,4 +1,4 @@
-"""Which host names and origins may use the page, also behind a reverse proxy."""
+"""Check which host names and origins may use the page, also behind a reverse proxy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_SHOWN = 100  # characters of a name in a message
 class AllowedHosts:
     """Host names of this machine, IP addresses, and those of the setting `allowed_hosts`.
 
-    A page of another site that points its own name at this machine (DNS rebinding) has none of these.
+    A site that lets its own name point at this machine (DNS rebinding) uses none of these names.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -22,15 +22,15 @@ class AllowedHosts:
         self._local = {"localhost", socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
 
     def allows(self, host: str) -> bool:
-        """Whether a `Host` header names this page."""
+        """Return whether a `Host` header names this page."""
         name = hostname(host)
         return ANY in self.configured or name in self.configured | self._local or _is_address(name)
 
     def same_origin(self, origin: str, hosts: Iterable[str]) -> bool:
-        """Whether an `Origin` header is one of the hosts that the request names, or a configured one."""
+        """Return whether an `Origin` header is one of the hosts that the request names, or a configured one."""
         scheme, _, host = origin.partition("://")
         return scheme in ("http", "https") and (
-            hostname(host) in self.configured or _netloc(host) in {_netloc(one) for one in hosts}
+            hostname(host) in self.configured or _netloc(host) in {_netloc(name) for name in hosts}
         )
 
 

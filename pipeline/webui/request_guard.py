@@ -1,8 +1,8 @@
-"""What every request passes before Gradio sees it.
+"""Check every request before Gradio receives it.
 
-Only the routes that the page uses exist. Requests that change state come from the page itself, not from other sites. A
-request names no file but those in the file store, whether the file exists or not. Bodies and answers are bounded in
-size and time, and so is what one visitor does at once.
+Only the routes that the page uses exist. Requests that change state must come from the page itself, not from other
+sites. A request can name only files of the file store; the response is the same whether another file exists or not.
+Bodies are limited in size and time, and so is the number of requests that one visitor has open.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 UPLOAD, FILE, PROGRESS = "/gradio_api/upload", "/gradio_api/file=", "/gradio_api/upload_progress"
-READS = re.compile(
+GET_PATHS = re.compile(
     r"/|/healthz|/live/[\w-]+\.wav|/config/?|/theme\.css|/robots\.txt|/favicon\.ico|/manifest\.json"
     r"|/(static|assets|svelte)/.+"
     r"|/gradio_api/(theme\.css|info/?|app_id/?|startup-events|queue/(data|status)|heartbeat/\w+|call/\w+/\w+)"
 )
-CALLS = re.compile(r"/gradio_api/(queue/join|(call|run|api)/\w+/?|cancel|reset/?)")
+CALL_PATHS = re.compile(r"/gradio_api/(queue/join|(call|run|api)/\w+/?|cancel|reset/?)")
 CALL_BYTES = 256 * 1024  # of the JSON body of a call
-FORM_BYTES = 64 * 1024  # of an upload beside its file
+FORM_BYTES = 64 * 1024  # of an upload, without its file
 FORWARDED = (b"x-forwarded-", b"forwarded", b"x-gradio-server")
-# What the page may load and send: from and to this server only
+# The page may load from this server and send to it only
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
 SECURITY_HEADERS = [
     (b"content-security-policy", POLICY.encode()),
@@ -47,7 +47,7 @@ SECURITY_HEADERS = [
 
 
 class RefusedError(Exception):
-    """A request that is answered with a status and one sentence."""
+    """A request that is refused with a status and one sentence."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -61,10 +61,10 @@ class RequestGuard:
         app: the page.
         store: files that requests may name; uploads go into it.
         allowed: host names of the page.
-        prefix: path under which a reverse proxy serves the page; it may pass the prefix on or remove it.
+        prefix: path under which a reverse proxy serves the page; it may keep or remove the prefix.
         upload_bytes: limit of one uploaded file.
         body_seconds: time limit for receiving a body.
-        visitor_requests: limit of one visitor's requests at a time.
+        visitor_requests: limit of one visitor's open requests.
     """
 
     def __init__(
@@ -73,34 +73,34 @@ class RequestGuard:
     ) -> None:  # fmt: skip
         self.app, self.store, self.allowed, self.prefix = app, store, allowed, prefix
         self.upload_bytes, self.body_seconds, self.visitor_requests = upload_bytes, body_seconds, visitor_requests
-        self._open: Counter[str] = Counter()
+        self._open_requests: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer why not."""
+        """Forward a request to the page, or respond with the reason why it is refused."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         visitor, send = visitor_of(scope), _with_security_headers(send)
-        self._open[visitor] += 1
+        self._open_requests[visitor] += 1
         try:
-            if self._open[visitor] > self.visitor_requests:
-                raise RefusedError(429, "too many requests at once: try again in a moment")
-            await self._serve(scope, receive, send, visitor)
+            if self._open_requests[visitor] > self.visitor_requests:
+                raise RefusedError(429, "too many requests at the same time: try again in a moment")
+            await self._handle(scope, receive, send, visitor)
         except RefusedError as refused:
-            # the body may not be read to its end: the connection is of no more use
-            answer = JSONResponse({"detail": refused.message}, refused.status, {"connection": "close"})
-            await answer(scope, receive, send)
+            # the body may not have been read to its end, so the connection cannot be used again
+            response = JSONResponse({"detail": refused.message}, refused.status, {"connection": "close"})
+            await response(scope, receive, send)
         finally:
-            self._open[visitor] -= 1
-            if not self._open[visitor]:
-                del self._open[visitor]
+            self._open_requests[visitor] -= 1
+            if not self._open_requests[visitor]:
+                del self._open_requests[visitor]
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
         headers = Headers(scope=scope)
-        named = [
+        request_hosts = [
             value for name in ("host", "x-forwarded-host") if (value := headers.get(name, "").split(",")[0].strip())
         ]
-        for host in named:
+        for host in request_hosts:
             if not self.allowed.allows(host):
                 raise RefusedError(400, hosts.refusal(host))
         if self.prefix and scope["path"] == self.prefix:
@@ -111,40 +111,40 @@ class RequestGuard:
         if method in ("GET", "HEAD"):
             if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
                 raise RefusedError(400, "a GET request has no body")
-            await self._read(scope, receive, send, path)
-        elif method == "POST" and (path == UPLOAD or CALLS.fullmatch(path)):
-            self._refuse_other_sites(headers, named)
+            await self._handle_get(scope, receive, send, path)
+        elif method == "POST" and (path == UPLOAD or CALL_PATHS.fullmatch(path)):
+            self._check_origin(headers, request_hosts)
             if path == UPLOAD:
-                answer = JSONResponse([await self._upload(headers, receive, visitor)])
-                await answer(scope, receive, send)
+                response = JSONResponse([await self._handle_upload(headers, receive, visitor)])
+                await response(scope, receive, send)
             else:
-                await self._call(scope, receive, send)
+                await self._handle_call(scope, receive, send)
         else:
             raise RefusedError(405, "no such method here")
 
-    async def _read(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+    async def _handle_get(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         if path == PROGRESS:  # small enough to need no progress bar
             await Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
         elif path.startswith(FILE):
             if self.store.find(path[len(FILE) :]) is None:
                 raise RefusedError(404, NOT_STORED)
             await self.app(scope, receive, send)
-        elif READS.fullmatch(path):
+        elif GET_PATHS.fullmatch(path):
             await self.app(scope, receive, send)
         else:
             raise RefusedError(404, "no such page here")
 
-    def _refuse_other_sites(self, headers: Headers, named: list[str]) -> None:
+    def _check_origin(self, headers: Headers, request_hosts: list[str]) -> None:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         if origin is None and site not in ("same-origin", "none"):
             raise RefusedError(403, "requests of other sites are refused")
-        if origin is not None and not self.allowed.same_origin(origin, named):
+        if origin is not None and not self.allowed.same_origin(origin, request_hosts):
             name = hosts.hostname(origin.rpartition("//")[2])[: hosts.MAX_SHOWN]
             raise RefusedError(
                 403, f"requests of other sites are refused; if the page is served as {name!r}: allowed_hosts=[{name}]"
             )
 
-    async def _upload(self, headers: Headers, receive: Receive, visitor: str) -> str:
+    async def _handle_upload(self, headers: Headers, receive: Receive, visitor: str) -> str:
         """Store the one file of a form, and return its path."""
         if not headers.get("content-type", "").startswith("multipart/form-data"):
             raise RefusedError(400, "an upload is multipart/form-data with one file")
@@ -152,7 +152,7 @@ class RequestGuard:
         try:
             size = min(_declared_bytes(headers) or self.upload_bytes, self.upload_bytes)
             with self.store.reserve(visitor, size):
-                body = self._body(headers, receive, self.upload_bytes + FORM_BYTES)
+                body = self._read_body(headers, receive, self.upload_bytes + FORM_BYTES)
                 form = await MultiPartParser(headers, body, max_files=1, max_fields=4, max_part_size=FORM_BYTES).parse()
                 file = form.get("files")
                 if not isinstance(file, UploadFile):
@@ -165,15 +165,15 @@ class RequestGuard:
         except StorageFullError as error:
             raise RefusedError(503, str(error)) from None
         except OSError:
-            raise RefusedError(507, "the disk of this server is full: tell its owner") from None
+            raise RefusedError(507, "the disk of this server is full: contact its owner") from None
         finally:
             if form is not None:
                 await form.close()
         return str(path)
 
-    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a JSON call on, rewritten so that it names stored files only."""
-        body = b"".join([part async for part in self._body(Headers(scope=scope), receive, CALL_BYTES)])
+    async def _handle_call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward a JSON call, rewritten so that it names stored files only."""
+        body = b"".join([part async for part in self._read_body(Headers(scope=scope), receive, CALL_BYTES)])
         try:
             call = with_stored_files(json.loads(body, parse_constant=_refuse_constant), self.store)
             body = json.dumps(call, allow_nan=False).encode()
@@ -193,10 +193,10 @@ class RequestGuard:
 
         await self.app({**scope, "headers": headers}, replay, send)
 
-    async def _body(self, headers: Headers, receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:
+    async def _read_body(self, headers: Headers, receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:
         """Yield a body's parts. Raises RefusedError beyond the limit of size or time.
 
-        What is beyond the limit is read, up to as much again, so that the client sees the answer.
+        Up to twice the limit is read, so that the client receives the response.
         """
         if _declared_bytes(headers) > 2 * limit:
             raise self._too_large()
@@ -229,7 +229,7 @@ class TrustedProxies:
         self.app, self.trusted = app, trusted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on."""
+        """Forward the request."""
         if scope["type"] == "http" and (scope.get("client") or ("",))[0] not in self.trusted:
             headers = [(name, value) for name, value in scope["headers"] if not name.startswith(FORWARDED)]
             scope = {**scope, "headers": headers}
@@ -237,12 +237,12 @@ class TrustedProxies:
 
 
 def visitor_of(scope: Scope) -> str:
-    """Return the address that a visitor is counted by: of IPv6 the network, since one visitor has all of it."""
+    """Return the name that a visitor is counted by. For IPv6 it is the network, since one visitor can use all of it."""
     return visitor_name((scope.get("client") or ("",))[0])
 
 
 def visitor_name(address: str) -> str:
-    """Return an IPv4 address, an IPv6 /64 network, or another name as it is."""
+    """Return an IPv4 address, an IPv6 /64 network, or any other name unchanged."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -259,39 +259,39 @@ def with_stored_files(value: Any, store: FileStore) -> Any:
     """
     if isinstance(value, dict):
         if "path" not in value:
-            return {key: with_stored_files(one, store) for key, one in value.items()}
+            return {key: with_stored_files(item, store) for key, item in value.items()}
         path, name = value["path"], value.get("orig_name")
         if not isinstance(path, str) or store.find(path) is None:
             raise RefusedError(400, NOT_STORED)
         name = name if isinstance(name, str) else None
         return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
     if isinstance(value, list):
-        return [with_stored_files(one, store) for one in value]
+        return [with_stored_files(item, store) for item in value]
     return value
 
 
 def _without_prefix(scope: Scope, prefix: str) -> Scope:
     if not prefix or not scope["path"].startswith(f"{prefix}/"):
         return scope
-    raw = scope.get("raw_path", scope["path"].encode())
-    raw = raw[len(prefix) :] if raw.startswith(f"{prefix}/".encode()) else raw
-    return {**scope, "path": scope["path"][len(prefix) :], "raw_path": raw}
+    raw_path = scope.get("raw_path", scope["path"].encode())
+    raw_path = raw_path[len(prefix) :] if raw_path.startswith(f"{prefix}/".encode()) else raw_path
+    return {**scope, "path": scope["path"][len(prefix) :], "raw_path": raw_path}
 
 
 def _with_security_headers(send: Send) -> Send:
-    """Add the security headers; leave out those that would let other sites read an answer."""
+    """Add the security headers; remove those that let other sites read a response."""
 
-    async def marked(message: MutableMapping[str, Any]) -> None:
+    async def send_with_headers(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             kept = [pair for pair in message.get("headers", []) if not pair[0].startswith(b"access-control-")]
             message["headers"] = [*kept, *SECURITY_HEADERS]
         await send(message)
 
-    return marked
+    return send_with_headers
 
 
 def _declared_bytes(headers: Headers) -> int:
-    """Return the length of a body; 0 if it is not known before. uvicorn refuses what is not a number."""
+    """Return the length of a body; 0 if it is unknown. uvicorn refuses values that are not numbers."""
     return int(headers.get("content-length", "0"))
 
 

@@ -1,10 +1,9 @@
-"""The page served: no file of this machine but its own, nothing fetched from elsewhere, nothing told to anybody."""
+"""Serve the page. It serves no other file of this machine, loads nothing from the internet and sends nothing to it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -26,22 +25,17 @@ from pipeline.webui.streaming import AudioStreamRegistry
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
 SCRIPT = (Path(__file__).parent / "page.js").read_text()
-SESSIONS = 64  # of which Gradio remembers the last results
-
-
-def disable_telemetry() -> None:
-    """No telemetry, before gradio is loaded."""
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+MAX_SESSIONS = 64  # whose last results Gradio keeps
 
 
 def application(
-    blocks: Any, channels: AudioStreamRegistry, health: dict[str, Any], store: FileStore, limits: Limits,
+    blocks: Any, streams: AudioStreamRegistry, health: dict[str, Any], store: FileStore, limits: Limits,
     allowed_hosts: Sequence[str], root_path: str,
 ) -> RequestGuard:  # fmt: skip
-    """The page at /, sounds on air at /live/NAME.wav, and /healthz."""
+    """Return the ASGI application: the page at /, streams at /live/NAME.wav, and /healthz."""
     import gradio as gr
 
-    # what gradio refuses is told on the page, and is no fault of ours whose traceback belongs on the terminal
+    # gradio shows these errors on the page; they are no bugs, so no traceback is printed
     gr.Error.print_exception = property(lambda self: False, lambda self, value: None)
 
     @contextlib.asynccontextmanager
@@ -58,19 +52,19 @@ def application(
 
     @app.get("/live/{name}.wav")
     async def live(name: str) -> Response:
-        channel = channels.find(name)
-        if channel is None:
-            return JSONResponse({"detail": "no such sound (any more)"}, 404)
-        return StreamingResponse(channel.listen(), media_type="audio/wav", headers={"cache-control": "no-store"})
+        stream = streams.find(name)
+        if stream is None:
+            return JSONResponse({"detail": "there is no such sound, or it is no longer available"}, 404)
+        return StreamingResponse(stream.listen(), media_type="audio/wav", headers={"cache-control": "no-store"})
 
-    blocks.state_session_capacity = SESSIONS
+    blocks.state_session_capacity = MAX_SESSIONS
     upload_bytes = round(limits.upload_mb * MB)
     gr.mount_gradio_app(
         app, blocks, path="/", allowed_paths=[], show_error=False, max_file_size=upload_bytes, ssr_mode=False,
         theme=_theme(), css=STYLE, head=f"<script>{SCRIPT}</script>", footer_links=[], run_history=False,
         root_path=root_path or None,
     )  # fmt: skip
-    # Gradio's own checks of files, a second line behind the guard, are off until these are set; mounting never does it
+    # Gradio's own checks of files are off until these are set, and mounting does not set them; the guard checks first
     blocks.has_launched = blocks.is_running = True
     public = urlsplit(root_path)
     allowed = AllowedHosts([*allowed_hosts, *filter(None, [public.hostname])])
@@ -83,11 +77,11 @@ def application(
 async def _delete_expired_files(store: FileStore) -> None:
     while True:
         store.delete_expired()
-        await asyncio.sleep(min(60, store.keep_seconds / 10))
+        await asyncio.sleep(min(60, store.delete_after_seconds / 10))
 
 
 def _theme() -> Any:
-    """Calm labels, and fonts that every machine has: none is fetched."""
+    """Plain labels, and fonts that every machine has, so that none is downloaded."""
     import gradio as gr
 
     font, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
@@ -107,16 +101,16 @@ def _theme() -> Any:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at host and port; 0 takes a free one. Raises InputError where it cannot be had."""
+    """Return a socket bound to host and port; port 0: any free one. Raises InputError if that is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((host.strip("[]"), port))
+        listener.bind((host.strip("[]"), port))
     except (OSError, OverflowError) as error:
-        found.close()
-        raise InputError(f"host={host} port={port}: cannot be listened on ({error}); give another, or port=0") from None
-    return found
+        listener.close()
+        raise InputError(f"host={host} port={port}: cannot listen there ({error}); give another, or port=0") from None
+    return listener
 
 
 def http_server(app: RequestGuard, limits: Limits, proxies: Sequence[str]) -> uvicorn.Server:
@@ -133,7 +127,7 @@ def http_server(app: RequestGuard, limits: Limits, proxies: Sequence[str]) -> uv
     return uvicorn.Server(config)
 
 
-def run(server: uvicorn.Server, at: socket.socket) -> None:
+def run(server: uvicorn.Server, listener: socket.socket) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended in order by then
-        server.run(sockets=[at])
+    with contextlib.suppress(KeyboardInterrupt):  # raised again after uvicorn has shut down
+        server.run(sockets=[listener])

@@ -1,7 +1,6 @@
-"""What is asked for on the page, made by the functions behind `python -m pipeline.generate`: the same settings give the
-same bytes.
+"""Generate the sounds that visitors request, with the functions behind `python -m pipeline.generate`.
 
-Every request has a folder of its own, which is gone when it is answered.
+The same settings give the same bytes as that command. Every request has its own folder, which is deleted at its end.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from pipeline.generation.request import AudioRequest, build_requests, num_sample
 from pipeline.generation.runner import GeneratedFile, generate_files
 from pipeline.webui.file_store import NOT_STORED, FileStore, StorageFullError
 
-Watch = Callable[[Tensor], None]
+OnCodes = Callable[[Tensor], None]  # receives codes [B, K, T] of a batch
 OUT = "sound.wav"
-MB = 1 << 20  # as browsers count
+MB = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The setting `limits`."""
+    """The setting `limits` of conf/demo.yaml, which describes each item."""
 
     upload_mb: float
     upload_seconds: float
@@ -54,34 +53,50 @@ class Limits:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """pieces: what was made; files: sounds, sidecars and the prompts these name; command: makes the same."""
+    """The sounds of one request.
 
-    pieces: list[tuple[AudioRequest, GeneratedFile]]
+    Attributes:
+        outputs: Every request with its generated file.
+        files: Sounds, their .json sidecars, and the prompts that these name.
+        command: The command line that generates the same sounds.
+    """
+
+    outputs: list[tuple[AudioRequest, GeneratedFile]]
     files: list[Path]
     command: str
 
 
 @dataclass(frozen=True)
 class GenerationService:
-    """instruments: by the name of their run; codecs: theirs, with all codebooks; defaults: conf/generate.yaml.
+    """Loaded models, and the limits of what they generate for visitors.
 
-    sampling: what the page has instead of its group of that name. chunk: seconds between two looks at what is made.
-    store: the only files that a request may name.
+    Attributes:
+        loaded_runs: By the name of their run.
+        codecs: The codec of each run, with all its codebooks.
+        defaults: The settings of conf/generate.yaml.
+        sampling: The page's sampling settings, which replace those of `defaults`.
+        limits: Limits of requests.
+        chunk: Seconds of generated sound between two updates.
+        requests_folder: Contains a folder for each request that is running.
+        store: The only files that a request may name.
     """
 
-    instruments: Mapping[str, LoadedRun]
+    loaded_runs: Mapping[str, LoadedRun]
     codecs: Mapping[str, Codec]
     defaults: Mapping[str, Any]
     sampling: Mapping[str, Any]
     limits: Limits
     chunk: float
-    folder: Path
+    requests_folder: Path
     store: FileStore
 
     @contextmanager
-    def request_dir(self) -> Iterator[Path]:
-        """The folder of a request. Raises InputError for what was wrong with it, without naming the folder."""
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix="asked-") as name:
+    def request_folder(self) -> Iterator[Path]:
+        """Create the folder of a request, and delete it at the end.
+
+        Raises InputError if the request fails, without the name of the folder in its message.
+        """
+        with tempfile.TemporaryDirectory(dir=self.requests_folder, prefix="request-") as name:
             try:
                 yield Path(name)
             except InputError as error:
@@ -89,8 +104,11 @@ class GenerationService:
             except StorageFullError as error:
                 raise InputError(str(error)) from None
 
-    def ingest_upload(self, upload: str | Path | None, room: Path) -> Path:
-        """An upload as a file of the room, by a plain name of its own. Raises InputError for what cannot be used."""
+    def ingest_upload(self, upload: str | Path | None, folder: Path) -> Path:
+        """Copy an upload into the folder of a request, under a safe unique name, and return the copy's path.
+
+        Raises InputError if it is missing, too large, too long or not audio.
+        """
         if upload is None:
             raise InputError("a sound is missing: upload or record one, or pick an example")
         stored = self.store.find(upload)
@@ -99,84 +117,95 @@ class GenerationService:
         upload = stored
         stem = re.sub(r"[^A-Za-z0-9_]+", "-", upload.stem).strip("-")[:40] or "prompt"
         suffix = upload.suffix.lower() if upload.suffix[1:].isalnum() else ""
-        taken = {path.stem for path in room.iterdir()} | {Path(OUT).stem}
+        taken = {path.stem for path in folder.iterdir()} | {Path(OUT).stem}
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 99))) if n not in taken)
-        brought = room / f"{name}{suffix}"
-        check_size(upload, brought.name, self.limits)
+        target = folder / f"{name}{suffix}"
+        check_size(upload, target.name, self.limits)
         try:
-            shutil.copyfile(upload, brought)
-        except FileNotFoundError:  # deleted meanwhile, to make space
+            shutil.copyfile(upload, target)
+        except FileNotFoundError:  # deleted in the meantime, to make space
             raise InputError(NOT_STORED) from None
-        check_sound(brought, self.limits)
-        return brought
+        check_sound(target, self.limits)
+        return target
 
-    def generate(self, run: str, asked: Mapping[str, Any], room: Path, watch: Watch) -> GenerationResult:
-        """Make what is asked for: settings of pipeline.generate, the sounds among them in the room.
+    def generate(self, run: str, settings: Mapping[str, Any], folder: Path, on_codes: OnCodes) -> GenerationResult:
+        """Generate the sounds of one request.
 
-        Raises InputError for what the settings cannot mean, and beyond the limits.
+        Args:
+            run: Name of the run.
+            settings: Settings of pipeline.generate. The prompts that they name are in `folder`.
+            folder: Folder of the request.
+            on_codes: Called with the codes [B, K, T] of each step, while they are generated.
+
+        Raises:
+            InputError: if the settings are not valid or beyond the limits.
         """
-        instrument = self.instrument(run)
-        settings = self.settings(asked) | {"out": str(room / OUT)}
-        sampling = parse_sampling(settings["sampling"])
-        frames = instrument.codec.num_frames(self.samples(asked, instrument))
-        window, found = resolve_window(settings, frames, instrument), build_requests(settings, instrument)
-        batch, every = instrument.best_batch(window.frames if window else frames), self.every(instrument)
-        with _settled(instrument, sum(len(piece.clips) for piece in found)):
-            made = list(
+        loaded = self.loaded_run(run)
+        full = self.full_settings(settings) | {"out": str(folder / OUT)}
+        sampling = parse_sampling(full["sampling"])
+        frames = loaded.codec.num_frames(self.samples(settings, loaded))
+        window, requests = resolve_window(full, frames, loaded), build_requests(full, loaded)
+        batch, progress_frames = loaded.best_batch(window.frames if window else frames), self.progress_frames(loaded)
+        with _thread_limit(loaded, sum(len(request.clips) for request in requests)):
+            generated = list(
                 generate_files(
-                    instrument, found, sampling, window, batch, lambda line: None, on_codes=watch, progress_frames=every
+                    loaded, requests, sampling, window, batch, lambda line: None,
+                    on_codes=on_codes, progress_frames=progress_frames,
                 )
-            )
-        files = [path for sound in made for path in (sound.path, make_portable(sound.path, room, run))]
-        sources = {source.path for piece in found for source in piece.sources}
+            )  # fmt: skip
+        sounds = [generated_file.path for generated_file in generated]
+        files = [path for sound in sounds for path in (sound, make_portable(sound, folder, run))]
+        sources = {source.path for request in requests for source in request.sources}
         return GenerationResult(
-            list(zip(found, made, strict=True)), [*files, *sorted(sources)], self._command(run, asked, room)
+            list(zip(requests, generated, strict=True)),
+            [*files, *sorted(sources)],
+            self._command(run, settings, folder),
         )
 
-    def settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """All of conf/generate.yaml, with what is asked for.
+    def full_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all settings of conf/generate.yaml, changed by those of a request.
 
-        Raises InputError for more than the page's limits.
+        Raises InputError if they are beyond the limits.
         """
-        sampling = {**self.sampling, **asked.get("sampling", {})}
-        settings = {**self.defaults, **asked, "sampling": sampling}
-        for name, most in (("n", self.limits.samples), ("steps", self.limits.steps)):
-            if asked.get(name, 0) > most:
-                raise InputError(f"{name}={asked[name]}: this page makes {most} at most")
-        return settings
+        sampling = {**self.sampling, **settings.get("sampling", {})}
+        full = {**self.defaults, **settings, "sampling": sampling}
+        for name, limit in (("n", self.limits.samples), ("steps", self.limits.steps)):
+            if settings.get(name, 0) > limit:
+                raise InputError(f"{name}={settings[name]}: this page generates at most {limit}")
+        return full
 
-    def samples(self, asked: Mapping[str, Any], instrument: LoadedRun) -> int:
-        """Of each sound that is asked for. Raises InputError beyond the limits."""
-        samples = num_samples(self.settings(asked), instrument)
-        seconds = samples / instrument.codec.sample_rate
+    def samples(self, settings: Mapping[str, Any], loaded: LoadedRun) -> int:
+        """Return the length of each requested sound in samples. Raises InputError if it is beyond the limit."""
+        samples = num_samples(self.full_settings(settings), loaded)
+        seconds = samples / loaded.codec.sample_rate
         if seconds > self.limits.seconds:
-            raise InputError(f"seconds={seconds:g}: this page makes {self.limits.seconds:g} s at most")
+            raise InputError(f"seconds={seconds:g}: this page generates at most {self.limits.seconds:g} s")
         return samples
 
-    def instrument(self, run: str) -> LoadedRun:
-        """By name. Raises InputError where there is none."""
-        if run not in self.instruments:
-            raise InputError(f"run={run}: this page plays {', '.join(self.instruments)}")
-        return self.instruments[run]
+    def loaded_run(self, run: str) -> LoadedRun:
+        """Return the run of this name. Raises InputError if the page has no such run."""
+        if run not in self.loaded_runs:
+            raise InputError(f"run={run}: this page has {', '.join(self.loaded_runs)}")
+        return self.loaded_runs[run]
 
-    def every(self, instrument: LoadedRun) -> int:
-        """Frames between two looks at what is being made."""
-        return max(1, round(self.chunk * instrument.codec.frame_rate))
+    def progress_frames(self, loaded: LoadedRun) -> int:
+        """Return the number of generated frames between two updates."""
+        return max(1, round(self.chunk * loaded.codec.frame_rate))
 
-    def _command(self, run: str, asked: Mapping[str, Any], room: Path) -> str:
-        """The command line that makes the same, in a folder that holds the prompts."""
-        words = {"run": run, **{key: value for key, value in asked.items() if key != "sampling"}}
-        usual, sampling = self.defaults["sampling"], self.settings(asked)["sampling"]
-        words |= {f"sampling.{key}": value for key, value in sampling.items() if value != usual[key]}
-        told = [f"{key}={_word(value, f'{room}/')}" for key, value in words.items()]
-        return shlex.join(["python", "-m", "pipeline.generate", *told, f"out={OUT}"])
+    def _command(self, run: str, settings: Mapping[str, Any], folder: Path) -> str:
+        """The command line that generates the same sounds in a folder that contains the prompts."""
+        arguments = {"run": run, **{key: value for key, value in settings.items() if key != "sampling"}}
+        default_sampling, sampling = self.defaults["sampling"], self.full_settings(settings)["sampling"]
+        arguments |= {f"sampling.{key}": value for key, value in sampling.items() if value != default_sampling[key]}
+        overrides = [f"{key}={_hydra_value(value, f'{folder}/')}" for key, value in arguments.items()]
+        return shlex.join(["python", "-m", "pipeline.generate", *overrides, f"out={OUT}"])
 
 
 @contextmanager
-def _settled(instrument: LoadedRun, clips: int) -> Iterator[None]:
-    """As many threads as so many clips want; those before for whoever comes next."""
+def _thread_limit(loaded: LoadedRun, clips: int) -> Iterator[None]:
+    """Use the best number of threads for this number of clips, and restore the previous number at the end."""
     before = torch.get_num_threads()
-    limit_threads(instrument, clips)
+    limit_threads(loaded, clips)
     try:
         yield
     finally:
@@ -184,51 +213,54 @@ def _settled(instrument: LoadedRun, clips: int) -> Iterator[None]:
 
 
 def check_size(file: Path, name: str, limits: Limits) -> None:
-    """Raises InputError for a file that is gone, empty or too large."""
+    """Raises InputError if a file does not exist, is empty, or is too large."""
     try:
         size = file.stat().st_size
     except FileNotFoundError:
         raise InputError(NOT_STORED) from None
     if size == 0:
-        raise InputError(f"{name} is empty: there are 0 bytes in it")
+        raise InputError(f"{name} is empty: it has 0 bytes")
     if size > limits.upload_mb * MB:
-        raise InputError(f"{name} has {size / MB:.1f} MB: this page takes {limits.upload_mb:g} MB at most")
+        raise InputError(f"{name} has {size / MB:.1f} MB: this page accepts at most {limits.upload_mb:g} MB")
 
 
 def check_sound(file: Path, limits: Limits) -> None:
-    """Raises InputError for a file that is no sound, or too long a one."""
+    """Raises InputError if a file is not audio, or is too long."""
     try:
         info = audio_io.info(file)
     except AudioError as error:
         raise InputError(f"{file.name} cannot be played: {error.reason}") from None
     if info.seconds > limits.upload_seconds:
-        raise InputError(f"{file.name} lasts {info.seconds:.0f} s: this page takes {limits.upload_seconds:g} s at most")
+        raise InputError(
+            f"{file.name} lasts {info.seconds:.0f} s: this page accepts at most {limits.upload_seconds:g} s"
+        )
 
 
-def make_portable(sound: Path, room: Path, run: str) -> Path:
-    """The sidecar of a sound, its paths made relative: it works in whatever folder it is put with its prompts.
+def make_portable(sound: Path, folder: Path, run: str) -> Path:
+    """Make the paths in the sidecar of a sound relative, and return the sidecar's path.
 
-    Of this machine's folders it tells the run alone, by the name that the page has for it.
+    The sidecar then works in any folder that contains the prompts, and names no folder of this machine. The run has
+    the name that the page uses.
     """
     file = sound.with_suffix(".json")
-    told = _relative(json.loads(file.read_text()), f"{room}/")
-    told["export"]["folder"] = run
-    file.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    sidecar = _make_relative(json.loads(file.read_text()), f"{folder}/")
+    sidecar["export"]["folder"] = run
+    file.write_text(json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n")
     return file
 
 
-def _relative(told: Any, prefix: str) -> Any:
-    if isinstance(told, dict):
-        return {key: _relative(value, prefix) for key, value in told.items()}
-    if isinstance(told, list):
-        return [_relative(value, prefix) for value in told]
-    return told.removeprefix(prefix) if isinstance(told, str) else told
+def _make_relative(value: Any, prefix: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _make_relative(item, prefix) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_make_relative(item, prefix) for item in value]
+    return value.removeprefix(prefix) if isinstance(value, str) else value
 
 
-def _word(value: Any, prefix: str) -> str:
-    """As Hydra's command line has it."""
+def _hydra_value(value: Any, prefix: str) -> str:
+    """The text of a value on Hydra's command line. The prefix of paths is removed."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_word(one, prefix)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_hydra_value(item, prefix)}" for key, item in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ",".join(_word(one, prefix) for one in value) + "]"
+        return "[" + ",".join(_hydra_value(item, prefix) for item in value) + "]"
     return str(value).removeprefix(prefix)

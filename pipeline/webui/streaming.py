@@ -1,6 +1,6 @@
-"""Sounds heard while they are made: each grows as a wav file that a browser plays as it comes.
+"""Stream sounds while they are generated: each is a growing wav file that a browser plays while it arrives.
 
-Letters: B clips, K codebooks, T frames, S samples.
+Letters: B batch, K codebooks, T frames, S samples.
 """
 
 from __future__ import annotations
@@ -17,86 +17,95 @@ from torch import Tensor
 
 from pipeline.audio.codecs.base import Codec
 
-KEPT = 32  # sounds that can be heard again
-PAUSE = 0.05  # seconds between two looks at a sound that is being made
+MAX_STREAMS = 32  # newest streams that can still be played
+POLL_SECONDS = 0.05  # time between two checks for new audio
 
 
 class AudioStream:
-    """One sound of at most so many samples: who comes late hears it from its beginning."""
+    """One sound of at most `samples` samples. Every listener receives it from its beginning."""
 
     def __init__(self, samples: int, rate: int) -> None:
         self._parts, self._left, self._ended = [wav_header(samples, rate)], samples, False
 
     def put(self, wav: np.ndarray) -> None:
-        """Go on with [S]; what is beyond the length that was told is left out."""
+        """Append wav [S]. Samples beyond the length in the wav header are dropped."""
         wav = wav[: self._left]
         self._left -= len(wav)
         self._parts.append((wav.clip(-1, 1) * 32_767).astype("<i2").tobytes())
 
     def end(self) -> None:
-        """No more will come."""
+        """Mark the sound as complete."""
         self._ended = True
 
     async def listen(self) -> AsyncIterator[bytes]:
-        """The file from its beginning, as it grows."""
-        at = 0
+        """Yield the wav file from its beginning, until the sound is complete."""
+        index = 0
         while True:
-            if at < len(self._parts):
-                yield self._parts[at]
-                at += 1
+            if index < len(self._parts):
+                yield self._parts[index]
+                index += 1
             elif self._ended:
                 return
             else:
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(POLL_SECONDS)
 
 
 class AudioStreamRegistry:
-    """The last sounds that were begun, each by a name that cannot be guessed."""
+    """The newest streams, by names that cannot be guessed."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, AudioStream] = OrderedDict()
+        self._streams: OrderedDict[str, AudioStream] = OrderedDict()
 
     def begin(self, samples: int, rate: int) -> tuple[str, AudioStream]:
-        """A new channel and its name."""
-        name, channel = secrets.token_urlsafe(16), AudioStream(samples, rate)
-        self._open[name] = channel
-        while len(self._open) > KEPT:
-            self._open.popitem(last=False)
-        return name, channel
+        """Open a stream, and return its name and the stream."""
+        name, stream = secrets.token_urlsafe(16), AudioStream(samples, rate)
+        self._streams[name] = stream
+        while len(self._streams) > MAX_STREAMS:
+            self._streams.popitem(last=False)
+        return name, stream
 
     def find(self, name: str) -> AudioStream | None:
-        """None where there is none of that name (any more)."""
-        return self._open.get(name)
+        """Return the stream of this name; None if it is unknown or was dropped."""
+        return self._streams.get(name)
 
 
 @contextmanager
-def stream_audio(channel: AudioStream, codec: Codec, frames: int, ends: bool) -> Iterator[Callable[[Tensor], None]]:
-    """Takes codes [B, K, t] while they are made, and puts the first clip's sound, of so many frames, on a channel.
+def stream_audio(stream: AudioStream, codec: Codec, frames: int, ends: bool) -> Iterator[Callable[[Tensor], None]]:
+    """Decode the first clip of a batch while it is generated, and append it to a stream.
 
-    ends: whether clips may end early; then frames of zeros behind a clip's end are no sound.
+    The stream is marked as complete at the end, also after an error.
+
+    Args:
+        stream: Receives the sound.
+        codec: Decodes the codes.
+        frames: Length of the clip. Later frames belong to the next batch and are ignored.
+        ends: Whether clips may end early. Then frames of zeros after a clip's end are not decoded.
+
+    Yields:
+        A function that accepts the next codes [B, K, T].
     """
-    decoding, left = codec.streaming_decoder(), frames
+    decoder, left = codec.streaming_decoder(), frames
 
-    def take(codes: Tensor) -> None:
+    def push(codes: Tensor) -> None:
         nonlocal left
-        first = codes[:1, :, :left]  # behind them come those of the next batch
+        first = codes[:1, :, :left]
         left -= first.shape[2]
         if ends:
-            sounding = first[0].amax(0).nonzero()
-            first = first[:, :, : int(sounding[-1]) + 1 if len(sounding) else 0]
+            nonzero_frames = first[0].amax(0).nonzero()
+            first = first[:, :, : int(nonzero_frames[-1]) + 1 if len(nonzero_frames) else 0]
         if first.shape[2]:
-            channel.put(decoding.push(first)[0, 0].cpu().numpy())
+            stream.put(decoder.push(first)[0, 0].cpu().numpy())
 
     try:
-        yield take
-        channel.put(decoding.flush()[0, 0].cpu().numpy())
+        yield push
+        stream.put(decoder.flush()[0, 0].cpu().numpy())
     finally:
-        channel.end()
+        stream.end()
 
 
 def wav_header(samples: int, rate: int) -> bytes:
-    """Of a wav file, mono, 16 bits."""
+    """Return the header of a mono wav file with 16 bits per sample."""
     size = 2 * samples
-    form = struct.pack("<HHIIHH", 1, 1, rate, 2 * rate, 2, 16)
+    format_fields = struct.pack("<HHIIHH", 1, 1, rate, 2 * rate, 2, 16)
     head = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<I", 16)
-    return head + form + b"data" + struct.pack("<I", size)
+    return head + format_fields + b"data" + struct.pack("<I", size)

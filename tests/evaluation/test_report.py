@@ -204,7 +204,7 @@ def test_names_are_escaped_in_the_demo() -> None:
     sound = LabeledAudio("<b>\"x' http://u:Hidden0Value@h", np.zeros(480, np.float32))
     for text in (
         components.row("<b>", [sound], 24_000),
-        components.on_air("<b>", 0.5),
+        components.stream_player("<b>", 0.5),
         components.command("<b>"),
         components.note("<b>"),
     ):

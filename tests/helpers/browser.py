@@ -1,4 +1,4 @@
-"""A headless Chromium driven through chromedriver's HTTP protocol (W3C WebDriver)."""
+"""A headless Chromium, controlled through chromedriver's HTTP protocol (W3C WebDriver)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLAGS = [
 
 
 class Browser:
-    """One window."""
+    """A browser window."""
 
     def __init__(self, driver: str) -> None:
         self._driver = driver
@@ -37,23 +37,23 @@ class Browser:
         self._call("POST", f"/session/{self._session}/url", {"url": address})
 
     def run(self, script: str) -> Any:
-        """What a script `return`s, or hands to the callback `done`."""
+        """Run a script, and return the value that it passes to `done`."""
         wrapped = f"const done = arguments[arguments.length - 1]; {script}"
         return self._call("POST", f"/session/{self._session}/execute/async", {"script": wrapped, "args": []})
 
     def choose(self, selector: str, file: Path) -> None:
-        """Give a file to an <input type=file>, as its dialog does."""
-        where = {"using": "css selector", "value": selector}
-        found = self._call("POST", f"/session/{self._session}/element", where)
-        element = next(iter(found.values()))
+        """Select a file in an <input type=file>."""
+        locator = {"using": "css selector", "value": selector}
+        elements = self._call("POST", f"/session/{self._session}/element", locator)
+        element = next(iter(elements.values()))
         self._call("POST", f"/session/{self._session}/element/{element}/value", {"text": str(file)})
 
     def resize(self, width: int, height: int) -> None:
-        """The window, in pixels."""
+        """Set the size of the window in pixels."""
         self._call("POST", f"/session/{self._session}/window/rect", {"width": width, "height": height})
 
-    def picture(self) -> bytes:
-        """What the window shows, as a PNG."""
+    def screenshot(self) -> bytes:
+        """Return a screenshot of the window as PNG."""
         return base64.b64decode(self._call("GET", f"/session/{self._session}/screenshot"))
 
     def close(self) -> None:
@@ -63,21 +63,21 @@ class Browser:
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._driver + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)["value"]
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return json.load(response)["value"]
 
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser; the test is skipped where there is none."""
+    """Open a browser window. The test is skipped if Chromium is not installed."""
     driver = shutil.which("chromedriver")
     if driver is None:
         pytest.skip("no chromedriver: apt-get install chromium-driver")
     process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
-        said = iter(process.stdout)  # its last line names the port
-        port = next(found.group(1) for line in said if (found := re.search(r"successfully on port (\d+)", line)))
+        lines = iter(process.stdout)  # one line contains the port
+        port = next(match.group(1) for line in lines if (match := re.search(r"successfully on port (\d+)", line)))
         window = Browser(f"http://127.0.0.1:{port}")
         try:
             yield window
@@ -89,14 +89,14 @@ def browser() -> Iterator[Browser]:
 
 
 def until(window: Browser, condition: str, seconds: float = 25) -> Any:
-    """What a JavaScript expression gives, as soon as it is true."""
+    """Wait until a JavaScript expression is true, and return its value."""
     script = f"""
-        const start = Date.now(), look = () => {{
-          const found = (() => {{ try {{ return {condition}; }} catch (e) {{ return null; }} }})();
-          if (found || Date.now() - start > {1000 * seconds}) done(found); else setTimeout(look, 100);
-        }}; look();"""
-    found = window.run(script)
-    assert found, (
-        f"never true: {condition}; the page says: {window.run('done(document.body.innerText.slice(0, 2000))')}"
+        const start = Date.now(), poll = () => {{
+          const value = (() => {{ try {{ return {condition}; }} catch (e) {{ return null; }} }})();
+          if (value || Date.now() - start > {1000 * seconds}) done(value); else setTimeout(poll, 100);
+        }}; poll();"""
+    value = window.run(script)
+    assert value, (
+        f"never true: {condition}; text of the page: {window.run('done(document.body.innerText.slice(0, 2000))')}"
     )
-    return found
+    return value

@@ -19,7 +19,7 @@ from pipeline.config.cli import compose
 from pipeline.data.manifest import Manifest
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 from pipeline.models.patterns import Pattern
-from tests.helpers.demo_server import LIMITS, Server, serving, spoil
+from tests.helpers.demo_server import LIMITS, Server, running_demo, write_bad_prompts
 from tests.helpers.preprocess_runs import make
 
 FRAMES = 30  # of the training clips
@@ -100,11 +100,13 @@ def count_samples(wav: Path) -> int:
 def server(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of pipeline.demo with two models with different patterns, and the tones as examples."""
     runs = [workspace.run(), workspace.run("parallel")]
-    with serving(runs, tmp_path_factory.mktemp("demo"), f"examples={workspace.tones[0].parent}", *LIMITS) as server:
+    with running_demo(
+        runs, tmp_path_factory.mktemp("demo"), f"examples={workspace.tones[0].parent}", *LIMITS
+    ) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+def bad_prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
     """Files that cannot be used as prompts, and the demo's message about each."""
-    return spoil(tmp_path_factory.mktemp("spoiled"))
+    return write_bad_prompts(tmp_path_factory.mktemp("bad"))

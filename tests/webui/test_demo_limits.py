@@ -1,4 +1,4 @@
-"""What the server of pipeline.demo bounds: the disk, other sites, slow clients; and its use behind a reverse proxy."""
+"""Limits of the server of pipeline.demo: disk, other sites, slow clients; and its use behind a reverse proxy."""
 
 from __future__ import annotations
 
@@ -30,41 +30,41 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallPage]:
         yield served
 
 
-def test_the_disk_bound_holds_whatever_is_uploaded(tmp_path: Path) -> None:
+def test_uploads_never_exceed_the_disk_limits(tmp_path: Path) -> None:
     """Files on disk never exceed storage_mb, a visitor's files never visitor_mb, and the newest upload is kept."""
     with small_page(tmp_path / "files") as page:
-        most, done = 0, threading.Event()
+        max_bytes, stopped = 0, threading.Event()
 
-        def watch() -> None:
-            nonlocal most
-            while not done.is_set():
-                most = max(most, page.bytes_on_disk())
+        def measure() -> None:
+            nonlocal max_bytes
+            while not stopped.is_set():
+                max_bytes = max(max_bytes, page.bytes_on_disk())
                 time.sleep(0.01)
 
         def upload(i: int) -> tuple[int, list[str]]:
             visitor = f"10.0.0.{i % 6}"
             return page.upload(bytes(200_000), f"{visitor}-{i}.wav", **{"X-Forwarded-For": visitor})
 
-        watcher = threading.Thread(target=watch)
+        watcher = threading.Thread(target=measure)
         watcher.start()
-        with ThreadPoolExecutor(8) as crowd:
-            answers = list(crowd.map(upload, range(40)))
-        done.set()
+        with ThreadPoolExecutor(8) as pool:
+            responses = list(pool.map(upload, range(40)))
+        stopped.set()
         watcher.join()
-        assert {status for status, _ in answers} <= {200, 503}
-        assert sum(status == 200 for status, _ in answers) > 15
-        assert most <= 2 * MB and page.bytes_on_disk() > MB
+        assert {status for status, _ in responses} <= {200, 503}
+        assert sum(status == 200 for status, _ in responses) > 15
+        assert max_bytes <= 2 * MB and page.bytes_on_disk() > MB
         for visitor in range(6):
-            kept = [file for file in page.store.folder.glob("*/*") if file.name.startswith(f"10.0.0.{visitor}-")]
-            assert sum(file.stat().st_size for file in kept) <= 0.75 * MB
+            newest = [file for file in page.store.folder.glob("*/*") if file.name.startswith(f"10.0.0.{visitor}-")]
+            assert sum(file.stat().st_size for file in newest) <= 0.75 * MB
         status, (path,) = page.upload(b"new")
         assert status == 200 and page.store.find(path) == Path(path)
 
 
-def test_many_tiny_files_are_bounded_too(page: SmallPage) -> None:
+def test_number_of_small_files_is_limited(page: SmallPage) -> None:
     paths = [page.upload(b"x")[1][0] for _ in range(20)]
     assert [page.store.find(path) is not None for path in paths] == [False] * 8 + [True] * 12  # 0.75 MB of 64 KB each
-    assert len(list(page.store.folder.iterdir())) <= 12, "empty folders are left"
+    assert len(list(page.store.folder.iterdir())) <= 12, "empty folders were not deleted"
 
 
 @pytest.mark.parametrize("files", [0, 2, 20])
@@ -74,12 +74,12 @@ def test_an_upload_is_one_file(page: SmallPage, files: int) -> None:
     assert page.bytes_on_disk() <= before
 
 
-def test_uploads_too_large_or_broken_off_leave_nothing(page: SmallPage) -> None:
+def test_failed_uploads_leave_no_files(page: SmallPage) -> None:
     before = page.bytes_on_disk()
     for size in (MB // 4 + 1, MB // 2):
         body, kind = form(bytes(size))
-        status, _, answer = page.request("POST", "/gradio_api/upload", body, {"Content-Type": kind})
-        assert status == 413 and b"maximum allowed size of 0.25 MB" in answer
+        status, _, response = page.request("POST", "/gradio_api/upload", body, {"Content-Type": kind})
+        assert status == 413 and b"maximum allowed size of 0.25 MB" in response
     for declared in (2 * MB, int("1" * 30)):
         headers = {"Content-Length": str(declared), "Content-Type": kind}
         assert page.request("POST", "/gradio_api/upload", b"x", headers)[0] in (400, 413)
@@ -91,7 +91,7 @@ def test_uploads_too_large_or_broken_off_leave_nothing(page: SmallPage) -> None:
     assert page.bytes_on_disk() <= before + 4
 
 
-def test_names_of_uploads_stay_inside_the_folder(page: SmallPage) -> None:
+def test_upload_names_stay_inside_the_folder(page: SmallPage) -> None:
     for name in (
         "../../a.wav",
         "/etc/passwd",
@@ -103,17 +103,17 @@ def test_names_of_uploads_stay_inside_the_folder(page: SmallPage) -> None:
         "x" * 999 + ".wav",
         "é" * 300,
     ):
-        status, answer = page.upload(b"sound", name)
+        status, response = page.upload(b"sound", name)
         if status == 200:
-            assert Path(answer[0]).parent.parent == page.store.folder
-            assert Path(answer[0]).read_bytes() == b"sound" and Path(answer[0]).resolve() == Path(answer[0])
+            assert Path(response[0]).parent.parent == page.store.folder
+            assert Path(response[0]).read_bytes() == b"sound" and Path(response[0]).resolve() == Path(response[0])
         else:
             assert status == 400
 
 
 def test_old_files_are_deleted_and_examples_stay(tmp_path: Path) -> None:
     (tmp_path / "tone.wav").write_bytes(b"tone")
-    with small_page(tmp_path / "files", keep=0.5) as page:
+    with small_page(tmp_path / "files", delete_after_seconds=0.5) as page:
         example = page.store.add_example(tmp_path / "tone.wav", "tone.wav")
         _, (path,) = page.upload(b"sound")
         started = time.monotonic()
@@ -125,23 +125,23 @@ def test_old_files_are_deleted_and_examples_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/call/size",
                                   "/gradio_api/run/size", "/gradio_api/cancel", "/gradio_api/reset"])  # fmt: skip
-def test_other_sites_change_nothing(page: SmallPage, path: str) -> None:
+def test_other_sites_cannot_change_anything(page: SmallPage, path: str) -> None:
     body, kind = form(b"sound") if path.endswith("upload") else (CALL, "text/plain")
     for headers in (
         {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": f"http://evil.example:{page.port}"},
         {"Origin": f"http://127.0.0.1:{page.port + 1}"}, {"Origin": "http://[x"}, {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ):  # fmt: skip
-        status, answered, answer = page.request("POST", path, body, {"Content-Type": kind, **headers})
-        assert status == 403 and b"other sites are refused" in answer
-        assert not [name for name in answered if name.lower().startswith("access-control")]
+        status, response_headers, response = page.request("POST", path, body, {"Content-Type": kind, **headers})
+        assert status == 403 and b"other sites are refused" in response
+        assert not [name for name in response_headers if name.lower().startswith("access-control")]
     for headers in ({"Origin": f"http://127.0.0.1:{page.port}", "Sec-Fetch-Site": "same-origin"}, {}):
         assert page.request("POST", path, body, {"Content-Type": kind, **headers})[0] not in (403, 405)
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
         assert page.request(method, path, body)[0] == 405
 
 
-def test_other_sites_can_read_nothing(page: SmallPage) -> None:
+def test_other_sites_cannot_read_anything(page: SmallPage) -> None:
     for path in ("/config", "/gradio_api/info", "/"):
         status, headers, _ = page.request("GET", path, headers={"Origin": "http://evil.example"})
         assert status == 200 and not [name for name in headers if name.lower().startswith("access-control")]
@@ -155,30 +155,30 @@ def test_calls_that_are_not_json_are_refused(page: SmallPage) -> None:
 
 
 def test_slow_clients_are_disconnected(tmp_path: Path) -> None:
-    """Headers, a body and the reading of an answer each have their time; then the page still answers."""
+    """Headers, a body and the reading of a response have time limits; afterwards the page still works."""
     with small_page(tmp_path / "files", header_seconds=0.5, body_seconds=0.5) as page:
         clients = [socket.create_connection(("127.0.0.1", page.port), 10) for _ in range(4)]
-        _, header, kept, body = clients
+        _, header, keep_alive, body = clients
         header.sendall(b"GET / HTTP/1.1\r\nHo")
-        kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert b"200 OK" in kept.recv(65536)
-        kept.sendall(b"GET /healthz HTTP/1.1\r\nHo")
+        keep_alive.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in keep_alive.recv(65536)
+        keep_alive.sendall(b"GET /healthz HTTP/1.1\r\nHo")
         body.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         started = time.monotonic()
         assert b"408" in body.recv(65536)
         assert [_until_closed(client) for client in clients] == [True] * 4
         assert time.monotonic() - started < 5
-        with socket.socket() as lazy:
-            lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            lazy.connect(("127.0.0.1", page.port))
-            lazy.sendall(b"GET /config HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
+        with socket.socket() as slow_reader:
+            slow_reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow_reader.connect(("127.0.0.1", page.port))
+            slow_reader.sendall(b"GET /config HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
             time.sleep(2)
-            expected = 2000 * len(page.request("GET", "/config")[2])  # more than all buffers hold
-            assert _read_until_closed(lazy) < expected, "who reads nothing for long is cut off"
+            expected = 2000 * len(page.request("GET", "/config")[2])  # more than fits into all buffers
+            assert _read_until_closed(slow_reader) < expected, "a client that stops reading is disconnected"
         assert page.request("GET", "/healthz")[0] == 200
 
 
-def test_connections_are_bounded(tmp_path: Path) -> None:
+def test_number_of_connections_is_limited(tmp_path: Path) -> None:
     with small_page(tmp_path / "files", proxies=(), connections=20, visitor_connections=10) as page:
         clients = [socket.create_connection(("127.0.0.1", page.port), 10) for _ in range(15)]
         closed = [_until_closed(client, 0.2) for client in clients]
@@ -189,10 +189,12 @@ def test_connections_are_bounded(tmp_path: Path) -> None:
         assert page.request("GET", "/healthz")[0] == 200
     with small_page(tmp_path / "files", connections=12, visitor_connections=10) as page:
         clients = [socket.create_connection(("127.0.0.1", page.port), 10) for _ in range(15)]
-        assert sum(_until_closed(client, 0.2) for client in clients) == 3, "a proxy has all connections"
+        assert sum(_until_closed(client, 0.2) for client in clients) == 3, (
+            "a trusted proxy is exempt from the limit per address"
+        )
 
 
-def test_one_visitor_has_a_bounded_number_of_requests(tmp_path: Path) -> None:
+def test_requests_of_one_visitor_are_limited(tmp_path: Path) -> None:
     with small_page(tmp_path / "files", visitor_connections=8) as page:
         clients = []
         for i in range(8):
@@ -209,7 +211,7 @@ def test_one_visitor_has_a_bounded_number_of_requests(tmp_path: Path) -> None:
 
 
 def _until_closed(client: socket.socket, seconds: float = 10) -> bool:
-    """Whether the server ends the connection in this time."""
+    """Return whether the server closes the connection within this time."""
     client.settimeout(seconds)
     try:
         _read_until_closed(client)
@@ -219,7 +221,7 @@ def _until_closed(client: socket.socket, seconds: float = 10) -> bool:
 
 
 def _read_until_closed(client: socket.socket) -> int:
-    """How many bytes come."""
+    """Read until the connection is closed, and return the number of bytes."""
     size = 0
     try:
         while part := client.recv(1 << 20):
@@ -237,29 +239,29 @@ def _read_until_closed(client: socket.socket) -> int:
         ("evil.example", 400), ("demo.example.org.evil.example", 400), ("127.0.0.1.evil.example", 400), ("a[", 400),
     ],
 )  # fmt: skip
-def test_only_names_of_the_page_are_served(page: SmallPage, host: str, status: int) -> None:
+def test_only_host_names_of_the_page_are_served(page: SmallPage, host: str, status: int) -> None:
     assert page.request("GET", "/healthz", headers={"Host": host})[0] == status
     assert page.request("GET", "/healthz", headers={"X-Forwarded-Host": host})[0] == status
 
 
-def test_a_name_that_is_not_allowed_is_told_with_the_setting(page: SmallPage) -> None:
-    _, _, answer = page.request("GET", "/", headers={"Host": "music.example:8443"})
+def test_refusal_of_a_host_name_suggests_the_setting(page: SmallPage) -> None:
+    _, _, response = page.request("GET", "/", headers={"Host": "music.example:8443"})
     message = "host name 'music.example' is not allowed: start the page with allowed_hosts=[music.example]"
-    assert json.loads(answer) == {"detail": message}
+    assert json.loads(response) == {"detail": message}
     headers = {"Origin": "https://music.example", "Content-Type": "application/json"}
-    status, _, answer = page.request("POST", "/gradio_api/queue/join", CALL, headers)
-    assert status == 403 and "allowed_hosts=[music.example]" in json.loads(answer)["detail"]
+    status, _, response = page.request("POST", "/gradio_api/queue/join", CALL, headers)
+    assert status == 403 and "allowed_hosts=[music.example]" in json.loads(response)["detail"]
 
 
-def test_a_full_root_path_is_the_address_of_all_links(tmp_path: Path) -> None:
+def test_full_root_path_is_the_address_of_all_links(tmp_path: Path) -> None:
     with small_page(tmp_path / "files", root_path="https://demo.example.org/music") as page:
         for headers in ({"Host": "demo.example.org"}, {}):
             status, _, config = page.request("GET", "/music/config", headers=headers)
             assert status == 200 and json.loads(config)["root"] == "https://demo.example.org/music"
 
 
-def test_forwarding_headers_of_others_are_ignored(tmp_path: Path) -> None:
-    """Without a trusted proxy, nobody chooses another address or another public name."""
+def test_untrusted_forwarding_headers_are_ignored(tmp_path: Path) -> None:
+    """Without a trusted proxy a client can choose neither its address nor the public name."""
     forged = {
         "X-Forwarded-For": "10.1.1.1",
         "X-Forwarded-Host": "evil.example",
@@ -273,8 +275,8 @@ def test_forwarding_headers_of_others_are_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("strip", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_browser_uses_the_page_behind_a_reverse_proxy(tmp_path: Path, strip: bool) -> None:
-    """Under another host name and a path, whether the proxy removes the path or not."""
+def test_browser_uses_the_page_behind_a_reverse_proxy(tmp_path: Path, strip: bool) -> None:
+    """The page works under another host name and a path, whether the proxy removes the path or not."""
     (tmp_path / "tone.wav").write_bytes(b"RIFF" + bytes(96))
     name = "localhost" if strip else "demo.localhost"
     with (
@@ -289,7 +291,7 @@ def test_a_browser_uses_the_page_behind_a_reverse_proxy(tmp_path: Path, strip: b
         window.run("document.querySelector('#button').click(); done()")
         until(window, "document.querySelector('#size textarea')?.value === '100'")
         requests = window.run("done(performance.getEntriesByType('resource').map((r) => r.name))")
-        own = [one for one in requests if one.startswith(f"http://{name}:{port}/music/")]
-        calls = [one for one in requests if "/gradio_api/" in one or "/assets/" in one or one.endswith("/config")]
+        own = [url for url in requests if url.startswith(f"http://{name}:{port}/music/")]
+        calls = [url for url in requests if "/gradio_api/" in url or "/assets/" in url or url.endswith("/config")]
         assert len(calls) > 5 and set(calls) <= set(own)
         assert page.request("GET", "/music")[1]["location"] == "/music/"

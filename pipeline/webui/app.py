@@ -1,0 +1,99 @@
+"""Build the demo page from the settings of conf/demo.yaml, and serve it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.base import Codec
+from pipeline.common.errors import InputError
+from pipeline.common.paths import CONF
+from pipeline.common.settings import require_min
+from pipeline.generation.loaded_run import LoadedRun, load_run
+from pipeline.webui import server
+from pipeline.webui.examples import examples
+from pipeline.webui.file_store import FileStore
+from pipeline.webui.handlers import Handlers
+from pipeline.webui.layout import DemoContext, build_ui
+from pipeline.webui.service import MB, GenerationService, Limits
+from pipeline.webui.streaming import AudioStreamRegistry
+
+
+def serve_demo(cfg: DictConfig, folder: Path) -> None:
+    """Load the models, then serve the page until Ctrl-C or SIGTERM. All files of the page are in `folder`.
+
+    Raises:
+        InputError: if a setting is not valid, a run cannot be loaded, or the port cannot be used.
+    """
+    check_settings(cfg)
+    runs = [str(run) for run in cfg.run]
+    listener = server.bind(cfg.host, cfg.port)
+    service, streams = build_service(cfg, runs, folder), AudioStreamRegistry()
+    first = service.loaded_runs[runs[0]]
+    example_files = examples(cfg.examples, cfg.split, cfg["count"], runs[0], first, service.store)
+    blocks = build_ui(DemoContext(Handlers(service, streams), example_files, service.sampling))
+    health = {"models": {name: loaded.sha256 for name, loaded in service.loaded_runs.items()}}
+    app = server.application(
+        blocks, streams, health, service.store, service.limits, cfg.allowed_hosts, cfg.root_path.rstrip("/")
+    )
+    listener.listen()  # earlier, clients would wait while models are loaded
+    host, port = listener.getsockname()[:2]
+    print(f"{', '.join(runs)} on {first.device}: open http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    server.run(server.http_server(app, service.limits, cfg.proxies), listener)
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Raises InputError for numbers that the page cannot work with."""
+    limits: dict[str, Any] = {f"limits.{name}": value for name, value in cfg.limits.items()}
+    require_min(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
+    require_min(2, limits, "limits.steps")
+    require_min(0.01, limits, "limits.upload_mb")
+    require_min(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
+    require_min(0.1, limits, "limits.header_seconds", "limits.body_seconds")
+    require_min(1, cfg, "delete_after_seconds", "count")
+    for small, large in (("upload_mb", "visitor_mb"), ("visitor_mb", "storage_mb")):
+        if cfg.limits[large] < cfg.limits[small]:
+            value = cfg.limits[large]
+            raise InputError(f"limits.{large}={value}: give limits.{small}={cfg.limits[small]} or more")
+    root_path = str(cfg.root_path)
+    if root_path and not root_path.startswith(("/", "http://", "https://")):
+        raise InputError(f"root_path={root_path}: give a path (/demo) or a full address (https://example.org/demo)")
+
+
+def build_service(cfg: DictConfig, runs: list[str], folder: Path) -> GenerationService:
+    """Return the service with every model and codec loaded once."""
+    defaults = {key: value for key, value in _read_conf("generate").items() if key != "defaults"}
+    defaults["sampling"] = _read_conf("sampling/default")
+    sampling: dict[str, Any] = OmegaConf.to_container(cfg.sampling)  # type: ignore[assignment]
+    if not isinstance(sampling["temperature"], (int, float)):
+        raise InputError(
+            f"sampling.temperature={sampling['temperature']}: the page has one slider for all codebooks: give one"
+        )
+    loaded_runs = {
+        run: load_run(run, cfg.device, cfg.codec_weights, cfg.embedder_weights) for run in dict.fromkeys(runs)
+    }
+    requests = folder / "requests"
+    requests.mkdir()
+    limits = Limits(**OmegaConf.to_container(cfg.limits))  # type: ignore[arg-type]
+    total_bytes, visitor_bytes = round(limits.storage_mb * MB), round(limits.visitor_mb * MB)
+    store = FileStore(folder / "files", total_bytes, visitor_bytes, cfg.delete_after_seconds)
+    codecs = _load_full_codecs(loaded_runs, cfg.codec_weights)
+    return GenerationService(loaded_runs, codecs, defaults, sampling, limits, cfg.chunk, requests, store)
+
+
+def _load_full_codecs(loaded_runs: dict[str, LoadedRun], codec_weights: str | None) -> dict[str, Codec]:
+    """The codec of each run with all its codebooks, by the name of the run. Runs share equal codecs."""
+    codecs: dict[str, Codec] = {}  # by weights
+    for codec in (loaded.codec for loaded in loaded_runs.values()):
+        if codec.weights not in codecs:
+            codecs[codec.weights] = load_codec(codec.name, codec.model.quantizer.n_q, codec_weights, codec.device)
+    return {run: codecs[loaded.codec.weights] for run, loaded in loaded_runs.items()}
+
+
+def _read_conf(name: str) -> dict[str, Any]:
+    """A file of conf/. Hydra is already running and cannot compose a second config."""
+    return yaml.safe_load((CONF / f"{name}.yaml").read_text())
