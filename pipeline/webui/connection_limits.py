@@ -48,7 +48,7 @@ def limited_protocol(
             if self.conn.their_state is not h11.IDLE:
                 _cancel(self._header_timer)
                 self._header_timer = None
-            elif self._header_timer is None:  # the connection waits for its next request
+            elif self._header_timer is None:  # the next request has started to arrive
                 self._header_timer = self.loop.call_later(header_seconds, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:

@@ -241,7 +241,7 @@ def test_uploads_and_results_expire_and_examples_stay(workspace: Workspace, tmp_
 
     folder = tmp_path / "tmp"
     folder.mkdir()
-    overrides = ("delete_after_seconds=2", f"examples={workspace.tones[0]}")
+    overrides = ("delete_after_seconds=8", f"examples={workspace.tones[0]}")
     with running_demo([workspace.run()], folder, *overrides, stop_signal=signal.SIGTERM) as server:
         upload = handle_file(workspace.tones[1])
         client = server.client(tmp_path / "down")
