@@ -1,11 +1,11 @@
-"""How a cache gets finished: the plan of its shards, a record of each that is done, and the manifest made of both.
+"""The state of a dataset that is being built: its plan, a record of each finished shard, and finally the manifest.
 
-    plan.json                 what was asked for: settings, and every shard with the fingerprint of its inputs
-    train-000000.done.json    written after its shard: the inputs and settings that the shard was made from
-    manifest.json             written when every shard of the plan has its record, by whoever wrote the last one
+    plan.json                 the requested settings, and every shard with a fingerprint of its inputs
+    train-000000.done.json    written after its shard: the inputs and settings of the shard
+    manifest.json             written when every shard of the plan has a record, by the process that finishes last
 
-A shard is finished if its record fits the plan. So a run may be killed at any moment, and parts of a plan may be
-written by machines that never talk to each other. None of these files says when or where it was written.
+A shard is finished if its record matches the plan. A run can therefore be killed at any time, and machines that do not
+communicate can write parts of one plan. No file contains a time or a machine name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard to be: its name, its split, how many clips go into it, and the fingerprint of these."""
+    """A shard of the plan: its name, its split, its number of clips, and a fingerprint of their inputs."""
 
     name: str
     split: str
@@ -41,11 +41,14 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Everything a cache is to hold.
+    """Everything that a dataset will contain.
 
-    asked: the settings as the user gives them; made: what they came to (the identities of codec and embedder, and the
-    settings that shape the samples); tree: a fingerprint of the corpus folder; set_aside: what the corpus left out, as
-    `skipped_row` gives it.
+    Attributes:
+        requested: the settings as the user gave them.
+        resolved: identities of codec and embedder, and the settings that determine the samples.
+        source_fingerprint: of the corpus folder.
+        shards: all shards, in order.
+        skipped: inputs that the corpus skipped, as `skipped_row` returns them.
     """
 
     requested: dict[str, Any]
@@ -56,29 +59,30 @@ class BuildPlan:
 
     @property
     def clips(self) -> int:
-        """Clips in all shards."""
+        """Number of clips in all shards."""
         return sum(shard.clips for shard in self.shards)
 
     @classmethod
     def load(cls, store: Storage) -> BuildPlan | None:
-        """The plan of a cache, or None where it has none. Raises InputError for a damaged one."""
+        """Read the plan of a dataset; None if it has none. Raises InputError if it is damaged."""
         try:
-            found = json.loads(store.read(PLAN))
+            content = json.loads(store.read(PLAN))
         except FileNotFoundError:
             return None
         except InputError:
             raise
         except (ValueError, RecursionError) as error:
             raise InputError(f"{store.display_path(PLAN)} is damaged ({error}): remove it and run again") from error
-        return _parse_json(store.display_path(PLAN), found, cls._parse)
+        return _parse_json(store.display_path(PLAN), content, cls._parse)
 
     @classmethod
-    def _parse(cls, found: dict[str, Any]) -> BuildPlan:
-        shards = [PlannedShard(validate_shard_name(n), str(s), int(c), str(i)) for n, s, c, i in found["shards"]]
-        return cls(dict(found["asked"]), dict(found["made"]), str(found["tree"]), shards, list(found["set_aside"]))
+    def _parse(cls, content: dict[str, Any]) -> BuildPlan:
+        shards = [PlannedShard(validate_shard_name(n), str(s), int(c), str(i)) for n, s, c, i in content["shards"]]
+        requested, resolved = dict(content["asked"]), dict(content["made"])
+        return cls(requested, resolved, str(content["tree"]), shards, list(content["set_aside"]))
 
     def save(self, store: Storage) -> None:
-        """Write it, whole or not at all."""
+        """Write the plan atomically."""
         shards = [[s.name, s.split, s.clips, s.inputs] for s in self.shards]
         content = {
             "format": FORMAT,
@@ -93,10 +97,16 @@ class BuildPlan:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished shard; shard is None where none of its clips could be used.
+    """The record of a finished shard.
 
-    inputs: the fingerprint of its clips; made: the digest of the settings; codes: of those without the embedder;
-    adjusted: clips of the shard whose sound is not as their files have it, as dicts of path, key and reason.
+    Attributes:
+        inputs: fingerprint of its clips.
+        resolved: digest of the settings.
+        codes: digest of the settings without the embedder.
+        shard: what was written; None if no clip could be used.
+        silent: number of silent clips.
+        skipped: inputs that are not in the shard, as `skipped_row` returns them.
+        adjusted: clips whose audio differs from their files, in the form of `skipped`.
     """
 
     inputs: str
@@ -109,87 +119,96 @@ class ShardRecord:
 
     @property
     def retry(self) -> bool:
-        """Whether the machine kept some of its clips from being read: the next run makes the shard again."""
+        """Whether some clips failed for reasons of the machine, so that the next run writes the shard again."""
         return any("retry" in row for row in self.skipped)
 
     def save(self, store: Storage, name: str) -> None:
-        """Write the record of the shard `name`; its shard must be complete."""
+        """Write the record of the shard `name`, which must be complete."""
         content = asdict(self)
         content["made"], content["set_aside"] = content.pop("resolved"), content.pop("skipped")
         _write_json(store, record_name(name), content)
 
     @classmethod
-    def _parse(cls, found: dict[str, Any]) -> ShardRecord:
-        shard = None if found["shard"] is None else ShardInfo.parse(found["shard"])
-        aside = [parse_skipped(row) for row in found["set_aside"]]
-        adjusted = [parse_skipped(row) for row in found.get("adjusted", [])]
-        return cls(found["inputs"], found["made"], found["codes"], shard, int(found["silent"]), aside, adjusted)
+    def _parse(cls, content: dict[str, Any]) -> ShardRecord:
+        shard = None if content["shard"] is None else ShardInfo.parse(content["shard"])
+        skipped = [parse_skipped(row) for row in content["set_aside"]]
+        adjusted = [parse_skipped(row) for row in content.get("adjusted", [])]
+        inputs, resolved, codes = content["inputs"], content["made"], content["codes"]
+        return cls(inputs, resolved, codes, shard, int(content["silent"]), skipped, adjusted)
 
 
 def record_name(shard: str) -> str:
-    """`train-000000.tar` -> `train-000000.done.json`."""
+    """Return the name of a shard's record: `train-000000.tar` -> `train-000000.done.json`."""
     return shard.removesuffix(".tar") + ".done.json"
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """A short digest of settings."""
+    """Return a short digest of settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def codes_digest(settings: Mapping[str, Any]) -> str:
-    """A digest of the settings that codes depend on: all but the embedder."""
+    """Return a digest of the settings that determine the codes: all except the embedder."""
     return settings_digest({name: value for name, value in settings.items() if name != "embedder"})
 
 
 def load_records(store: Storage, sizes: Mapping[str, int]) -> dict[str, ShardRecord]:
-    """The records of all shards that stand complete in a cache, by the name of the shard; sizes: `store.sizes()`.
+    """Return the records of all complete shards, by the name of the shard.
 
-    A damaged record, or one without its shard, is as if it were not there: its shard is made again. So is one that
-    another part has taken away since, to write its shard anew.
+    A record is ignored, and its shard written again, if it is damaged, if its shard is incomplete, or if another
+    process has removed it to write the shard again.
+
+    Args:
+        store: of the dataset.
+        sizes: of its files, from `store.sizes()`.
     """
     names = [name.removesuffix(".done.json") + ".tar" for name in sizes if name.endswith(".done.json")]
-    texts = store.read_many([record_name(name) for name in names])
-    found = {}
+    contents = store.read_many([record_name(name) for name in names])
+    records = {}
     for name in names:
         try:
-            record = ShardRecord._parse(json.loads(texts[record_name(name)]))
+            record = ShardRecord._parse(json.loads(contents[record_name(name)]))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
         if record.shard and record.shard.name != name:
             continue
-        whole = record.shard and sizes.get(name) == record.shard.bytes and index_name(name) in sizes
-        if whole or record.shard is None:
-            found[name] = record
-    return found
+        is_complete = record.shard and sizes.get(name) == record.shard.bytes and index_name(name) in sizes
+        if is_complete or record.shard is None:
+            records[name] = record
+    return records
 
 
 def is_done(planned: PlannedShard, record: ShardRecord | None, digest: str) -> bool:
-    """Whether a record says that a planned shard is finished. made: the digest of the settings."""
+    """Return whether a record shows that a planned shard is finished. digest: of the settings."""
     return record is not None and (record.inputs, record.resolved) == (planned.inputs, digest)
 
 
 def delete_record(store: Storage, name: str) -> None:
-    """Take away the record of a shard that is about to be written anew: it must never speak of another shard."""
+    """Delete the record of a shard before the shard is written again: it must never describe another shard."""
     store.remove(record_name(name))
 
 
 def delete_shard(store: Storage, name: str) -> None:
-    """Take a shard out of a cache: its record first, so that no record is left without its shard."""
+    """Delete a shard, its record first, so that no record is left without its shard."""
     for file in (record_name(name), index_name(name), name):
         store.remove(file)
 
 
 def merge(store: Storage) -> Manifest | list[str]:
-    """Write the manifest of a cache whose shards are all finished, and remove what belongs to none of them.
+    """Write the manifest if all shards are finished, and remove files of shards that are not in the plan.
 
-    The names of the shards that are not finished, where there are any. Raises InputError where there is no plan.
+    Returns:
+        The manifest, or the names of the shards that are not finished.
+
+    Raises:
+        InputError: the dataset has no plan.
     """
     plan = BuildPlan.load(store)
     if plan is None:
-        raise InputError(f"there is no {PLAN} at {store.display_path()}: python -m pipeline.preprocess makes a cache")
+        raise InputError(f"there is no {PLAN} at {store.display_path()}: create a dataset with pipeline.preprocess")
     sizes = store.sizes()
-    found, made = load_records(store, sizes), settings_digest(plan.resolved)
-    missing = [shard.name for shard in plan.shards if not is_done(shard, found.get(shard.name), made)]
+    records, settings = load_records(store, sizes), settings_digest(plan.resolved)
+    missing = [shard.name for shard in plan.shards if not is_done(shard, records.get(shard.name), settings)]
     if missing:
         return missing
     old = stale_files(plan, sizes)
@@ -198,52 +217,55 @@ def merge(store: Storage) -> Manifest | list[str]:
     for name in old:
         store.remove(name)
     if isinstance(store, LocalStorage):
-        store.remove_partial(keep=(PLAN, MANIFEST, WRITE_TEST))  # another part may be merging too, or starting
-    manifest = _manifest(plan, found, plan_digest(store))
+        store.remove_partial(keep=(PLAN, MANIFEST, WRITE_TEST))  # another process may be starting or merging
+    manifest = _build_manifest(plan, records, plan_digest(store))
     manifest.save(store)
     return manifest
 
 
 def stale_files(plan: BuildPlan, sizes: Mapping[str, int]) -> list[str]:
-    """The files of a cache that were written for a shard that is in the plan no more, records first."""
+    """Return the files of shards that are no longer in the plan, records first."""
     names = {shard.name for shard in plan.shards}
-    ours = [name for name in sizes if _BUILD_FILE.fullmatch(name) and name.partition(".")[0] + ".tar" not in names]
-    return sorted(ours, key=lambda name: (not name.endswith(".done.json"), name))
+    stale = [name for name in sizes if _BUILD_FILE.fullmatch(name) and name.partition(".")[0] + ".tar" not in names]
+    return sorted(stale, key=lambda name: (not name.endswith(".done.json"), name))
 
 
 def plan_digest(store: Storage) -> str:
-    """What a manifest says of the plan that it was made from."""
+    """Return the digest of the plan, which the manifest records."""
     return hashlib.sha256(store.read(PLAN)).hexdigest()[:16]
 
 
-def _manifest(plan: BuildPlan, found: Mapping[str, ShardRecord], of_plan: str) -> Manifest:
+def _build_manifest(plan: BuildPlan, records: Mapping[str, ShardRecord], digest: str) -> Manifest:
     splits: dict[str, list[ShardInfo]] = {}
-    aside = list(plan.skipped)
+    skipped = list(plan.skipped)
     for planned in plan.shards:
-        record = found[planned.name]
+        record = records[planned.name]
         splits.setdefault(planned.split, [])
         if record.shard:
             splits[planned.split].append(record.shard)
-        aside += record.skipped
-    silent = sum(found[planned.name].silent for planned in plan.shards)
-    made = plan.resolved
-    data = made["data"] | {name: made[name] for name in ("bad_amplitude",) if name in made}
-    adjusted = [row for planned in plan.shards for row in found[planned.name].adjusted]
-    return Manifest(made["codec"], made["embedder"], data, splits, silent, aside, of_plan, adjusted=adjusted)
+        skipped += record.skipped
+    silent = sum(records[planned.name].silent for planned in plan.shards)
+    settings = plan.resolved
+    data = settings["data"] | {name: settings[name] for name in ("bad_amplitude",) if name in settings}
+    adjusted = [row for planned in plan.shards for row in records[planned.name].adjusted]
+    return Manifest(
+        settings["codec"], settings["embedder"], data, splits, silent, skipped, plan=digest, adjusted=adjusted
+    )
 
 
 def delete_manifest(store: Storage) -> None:
-    """Take the manifest away: the cache is about to change."""
+    """Delete the manifest before the dataset changes."""
     store.remove(MANIFEST)
 
 
-def _parse_json(where: str, found: Any, parse: Callable[[dict[str, Any]], _T]) -> _T:
+def _parse_json(path: str, content: Any, parse: Callable[[dict[str, Any]], _T]) -> _T:
     try:
-        if found["format"] == FORMAT:
-            return parse(found)
+        if content["format"] == FORMAT:
+            return parse(content)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{where} is malformed ({error!r:.200}): remove it and run again") from error
-    raise InputError(f"{where} has format {found['format']!r:.40}, and this program writes {FORMAT}: give another out=")
+        raise InputError(f"{path} is malformed ({error!r:.200}): remove it and run again") from error
+    version = f"{content['format']!r:.40}"
+    raise InputError(f"{path} has format {version}, but this version writes {FORMAT}: give another out=")
 
 
 def _write_json(store: Storage, name: str, value: dict[str, Any]) -> None:

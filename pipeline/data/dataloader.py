@@ -25,7 +25,8 @@ from torch import Tensor
 
 from pipeline.common.errors import InputError
 from pipeline.common.seeds import fold_key
-from pipeline.data.dataset import ALIGN, MAX_ITEM_BYTES, MappedShard, ShardedDataset, array_at, memory_as_array
+from pipeline.data.dataset import ShardedDataset
+from pipeline.data.mapped_shard import ALIGN, MAX_ITEM_BYTES, MappedShard, array_at, memory_as_array
 from pipeline.data.sampler import ClipLocations, Sampler, permute_indices
 from pipeline.data.shard import CODES_DTYPE
 

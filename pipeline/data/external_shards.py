@@ -1,8 +1,8 @@
-"""Shards of other people: our members in WebDataset tars, but no index and no manifest. Looked through once, and kept.
+"""External shards: WebDataset tars with our members, but without index and manifest. They are scanned once.
 
-A folder of tars, or a pattern of names in one folder (`notes-{000..127}.tar`, `notes-*.tar`), local or from afar. What
-is before the number in a shard's name is its split: `train-000.tar` is of `train`. Arrays must be as ours, uint16
-[K, T] and float16 [D], with one K and one D; which codec and embedder made them, nothing in the tars can tell.
+The address is a folder of tars, or a glob of names in one folder (`notes-{000..127}.tar`, `notes-*.tar`), local or
+remote. The part of a shard's name before its number is its split: `train-000.tar` belongs to `train`. Arrays must have
+our format, uint16 [K, T] and float16 [D], with one K and one D. The tars do not name their codec and embedder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ _SPLIT = re.compile(r"(.*?)[-_.]?\d*\.tar")
 
 @dataclass(frozen=True)
 class ExternalSource:
-    """What the user says of shards without a manifest: their codec and embedder; folder: where findings are kept."""
+    """What the user says about shards without a manifest.
+
+    Attributes:
+        codec: identity of the codec, as in a manifest, without `codebooks`.
+        embedder: identity of the embedder, as in a manifest, without `dim`.
+        index_dir: where indices and a manifest are stored.
+    """
 
     codec: Mapping[str, Any]
     embedder: Mapping[str, Any]
@@ -43,20 +49,29 @@ class ExternalSource:
     def __post_init__(self) -> None:
         for part, names in (("codec", _CODEC), ("embedder", _EMBEDDER)):
             if missing := [name for name in names if name not in getattr(self, part)]:
-                raise InputError(f"data.external.{part} must say {', '.join(names)}: {', '.join(missing)} is missing")
+                raise InputError(f"data.external.{part} needs {', '.join(names)}: {', '.join(missing)} is missing")
 
 
 def is_glob(address: str | Path) -> bool:
-    """Whether an address names shards rather than a folder."""
+    """Return whether an address names shards rather than a folder."""
     name = str(address).rpartition("/")[2]
-    return name.endswith((".tar", *_COMPRESSED)) or any(sign in name for sign in "*?[{")
+    return name.endswith((".tar", *_COMPRESSED)) or any(character in name for character in "*?[{")
 
 
 def index_external_shards(address: str | Path, external: ExternalSource) -> tuple[Storage, Manifest, LocalStorage]:
-    """Where such shards lie, a manifest of them, and where their indices are.
+    """Scan external shards, unless this was done before.
 
-    The first process that asks looks through all of them; it holds for as long as names, sizes and times stay the same.
-    Raises InputError where there are none, and for arrays that do not fit.
+    The first process scans all shards. The result is valid as long as names, sizes and modification times are the same.
+
+    Args:
+        address: folder or glob of the shards.
+        external: their codec and embedder.
+
+    Returns:
+        The storage of the shards, their manifest, and the storage of their indices.
+
+    Raises:
+        InputError: there are no shards, or their arrays do not fit.
     """
     folder, _, pattern = str(address).rpartition("/") if is_glob(address) else (str(address), "", "*.tar")
     store = open_storage(folder or ".")
@@ -65,66 +80,67 @@ def index_external_shards(address: str | Path, external: ExternalSource) -> tupl
         for name in store.sizes():
             _refuse_compressed(store, name)
         raise InputError(f"there are no shards at {address}: give a folder of tars, or a pattern of their names")
-    asked: list[Any] = [store.display_path(), sizes, dict(external.codec), dict(external.embedder)]
+    fingerprint: list[Any] = [store.display_path(), sizes, dict(external.codec), dict(external.embedder)]
     if isinstance(store, LocalStorage):
-        asked.append([(store.root / name).stat().st_mtime_ns for name in sizes])
-    kept = LocalStorage(external.index_dir / f"foreign-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}")
-    kept.check_writable()
-    with file_lock(kept.root / "making", wait=True):
-        if kept.size(MANIFEST_NAME) is None:
-            _scan_shards(store, sizes, external, kept)
-    manifest = Manifest.load(kept)
+        fingerprint.append([(store.root / name).stat().st_mtime_ns for name in sizes])
+    digest = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()[:32]
+    index_store = LocalStorage(external.index_dir / f"external-{digest}")
+    index_store.check_writable()
+    with file_lock(index_store.root / "making", wait=True):
+        if index_store.size(MANIFEST_NAME) is None:
+            _scan_shards(store, sizes, external, index_store)
+    manifest = Manifest.load(index_store)
     manifest.path = store.display_path()
-    return store, manifest, kept
+    return store, manifest, index_store
 
 
 def _matching_sizes(store: Storage, pattern: str) -> dict[str, int]:
-    """Bytes of the shards of a folder that fit a pattern, by name; shards that are named one by one must be there."""
+    """Return the bytes of the shards of a folder that match a pattern, by name. Shards named in full must exist."""
     from braceexpand import braceexpand
 
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for name in braceexpand(pattern):
-        if any(sign in name for sign in "*?["):
-            found |= {n: size for n, size in store.sizes().items() if fnmatch.fnmatch(n, name) and n.endswith(".tar")}
+        if any(character in name for character in "*?["):
+            sizes |= {n: size for n, size in store.sizes().items() if fnmatch.fnmatch(n, name) and n.endswith(".tar")}
         else:
             _refuse_compressed(store, name)
             size = store.size(name)
             if size is None:
-                raise InputError(f"{store.display_path(name)} is not there")
-            found[name] = size
-    return dict(sorted(found.items()))
+                raise InputError(f"{store.display_path(name)} does not exist")
+            sizes[name] = size
+    return dict(sorted(sizes.items()))
 
 
 def _refuse_compressed(store: Storage, name: str) -> None:
     if name.endswith(_COMPRESSED):
         raise InputError(
-            f"{store.display_path(name)} is a compressed tar: shards are read in place; unpack it (gunzip, unzstd), so "
-            "that its name ends in .tar"
+            f"{store.display_path(name)} is a compressed tar, but shards are read in place: unpack it (gunzip, "
+            "unzstd), so that its name ends in .tar"
         )
 
 
 def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSource, index_store: LocalStorage) -> None:
-    """Write an index of each shard, and then the manifest."""
-    log.info("looking through %d shards at %s, which is done once", len(sizes), store.display_path())
+    """Write the index of each shard, then the manifest."""
+    log.info("scanning %d shards at %s, once", len(sizes), store.display_path())
     shape: tuple[int, int] | None = None
     splits: dict[str, list[ShardInfo]] = {}
     for name in sizes:
         shard, where = store.view(name), store.display_path(name)
         index = build_index(shard, where)
         for sample in iter_samples(shard, index, where):
-            found = (len(sample.codes), len(sample.prompt))
-            shape = shape or found
-            if found != shape:
+            sample_shape = (len(sample.codes), len(sample.prompt))
+            shape = shape or sample_shape
+            if sample_shape != shape:
                 raise InputError(
-                    f"{where}: {sample.key} has {found[0]} codebooks and a prompt of {found[1]} values, and those "
-                    f"before it have {shape[0]} and {shape[1]}: one cache holds one shape"
+                    f"{where}: {sample.key} has {sample_shape[0]} codebooks and a prompt of {sample_shape[1]} values, "
+                    f"earlier samples have {shape[0]} and {shape[1]}: all samples of a dataset need the same shape"
                 )
             if sample.codes.max(initial=0) >= external.codec["codebook_size"] or not np.isfinite(sample.prompt).all():
                 size = external.codec["codebook_size"]
                 raise InputError(f"{where}: {sample.key} has codes of {size} or more, or a prompt that is not finite")
         with index_store.open_atomic(index_name(name)) as file:
             np.save(file, add_checksums(index, checksum(shard)), allow_pickle=False)
-        # bytes from afar are proven again each time they come
+        # remote shards are checked against their sha256 after each download
         digest = "" if isinstance(store, LocalStorage) else hashlib.sha256(shard).hexdigest()
         split = _SPLIT.fullmatch(name)
         info = ShardInfo(name, len(index), int(index[:, 1].sum()), len(shard), digest)
@@ -132,4 +148,4 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSou
     if shape is None:
         raise InputError(f"the shards at {store.display_path()} are empty")
     codec, embedder = {**external.codec, "codebooks": shape[0]}, {**external.embedder, "dim": shape[1]}
-    Manifest(codec, embedder, {"name": "foreign"}, splits).save(index_store)
+    Manifest(codec, embedder, {"name": "external"}, splits).save(index_store)

@@ -1,4 +1,4 @@
-"""The manifest of a cache: what its shards hold, made by what, from what. Written last, so that it says *done*."""
+"""The manifest of a tokenized dataset: its shards, codec, embedder and corpus. Written last, it marks completion."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from pipeline.data.shard import ShardInfo
 from pipeline.data.storage import Storage, open_storage
 
 FORMAT = 1
-_MAX_SIZES = {"codebooks": 1024, "codebook_size": 65_536, "dim": 1 << 20}  # what codes of 16 bits and a batch can hold
+_MAX_SIZES = {"codebooks": 1024, "codebook_size": 65_536, "dim": 1 << 20}  # codes have 16 bits, a batch fits in memory
 MANIFEST_NAME = "manifest.json"
 
 
 @dataclass
 class Manifest:
-    """All that `manifest.json` says.
+    """The content of `manifest.json`.
 
-    codec, embedder: their identities (name, weights' sha256, rates, sizes); data: the settings of the corpus;
-    splits: the shards of each split; silent: clips that are silence, kept; set_aside: inputs that are not in the cache,
-    as `skipped_row` gives them; plan: a digest of the plan it fulfils, for resuming; where: the folder it was
-    loaded from.
-    adjusted: clips whose sound is not as their files have it, as dicts of the same.
+    Attributes:
+        codec: its identity: name, sha256 of the weights, rates, sizes.
+        embedder: its identity.
+        data: the settings of the corpus.
+        splits: the shards of each split.
+        silent: number of clips that are silent; they are in the dataset.
+        skipped: inputs that are not in the dataset, as `skipped_row` returns them.
+        plan: digest of the build plan, for resuming.
+        adjusted: clips whose audio differs from their files, in the form of `skipped`.
+        path: of the folder that the manifest was loaded from, for messages.
     """
 
     codec: dict[str, Any]
@@ -38,54 +43,52 @@ class Manifest:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     plan: str = ""
     adjusted: list[dict[str, Any]] = field(default_factory=list, kw_only=True)
-    path: str = field(default="the cache", compare=False)
+    path: str = field(default="the dataset", compare=False)
 
     @property
     def codebooks(self) -> int:
-        """K."""
+        """Number of codebooks, K."""
         return int(self.codec["codebooks"])
 
     @property
     def prompt_dim(self) -> int:
-        """D."""
+        """Number of values of a prompt vector, D."""
         return int(self.embedder["dim"])
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second of audio."""
+        """Frames per second of audio."""
         return self.codec["frame_rate"]
 
     def num_samples(self, split: str) -> int:
-        """Clips in a split."""
+        """Return the number of clips in a split."""
         return sum(shard.samples for shard in self.splits.get(split, []))
 
     def num_frames(self, split: str) -> int:
-        """Frames in a split."""
+        """Return the number of frames in a split."""
         return sum(shard.frames for shard in self.splits.get(split, []))
 
     def hours(self, split: str) -> float:
-        """Hours of audio in a split."""
+        """Return the hours of audio in a split."""
         return self.num_frames(split) / self.frame_rate / 3600
 
     @classmethod
     def load(cls, folder: str | Path | Storage) -> Manifest:
-        """Read the manifest of a cache. Raises InputError for a missing or malformed one, or a later format."""
+        """Read the manifest of a dataset. Raises InputError if it is missing, malformed, or of another format."""
         store = open_storage(folder)
         try:
-            found = json.loads(store.read(MANIFEST_NAME))
-            if isinstance(found, dict) and found.get("format") == FORMAT and not is_intact(found):
+            content = json.loads(store.read(MANIFEST_NAME))
+            if isinstance(content, dict) and content.get("format") == FORMAT and not is_intact(content):
                 raise ValueError("its sha256 differs")
         except FileNotFoundError as error:
-            some = any(name.endswith(".tar") for name in store.sizes())
-            why = (
-                "its preprocessing has not finished: run it again" if some else "make it: python -m pipeline.preprocess"
-            )
+            has_shards = any(name.endswith(".tar") for name in store.sizes())
+            advice = "resume its preprocessing" if has_shards else "create one with python -m pipeline.preprocess"
             raise InputError(
-                f"there is no cache at {store.display_path()} ({MANIFEST_NAME} is missing): {why}"
+                f"there is no dataset at {store.display_path()} ({MANIFEST_NAME} is missing): {advice}"
             ) from error
         except OSError as error:
             raise InputError(
-                f"{store.display_path(MANIFEST_NAME)} cannot be read ({error.strerror}): give a cache's folder"
+                f"{store.display_path(MANIFEST_NAME)} cannot be read ({error.strerror}): give the folder of a dataset"
             ) from error
         except InputError:
             raise
@@ -93,38 +96,41 @@ class Manifest:
             raise InputError(
                 f"{store.display_path(MANIFEST_NAME)} is damaged ({error}): run pipeline.preprocess again"
             ) from error
-        if isinstance(found, dict) and found.get("format") != FORMAT:
-            told = f"{found.get('format')!r:.40}"
-            raise InputError(f"{store.display_path(MANIFEST_NAME)} has format {told}, and this program reads {FORMAT}")
-        try:
-            return cls._parse(found, store.display_path())
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            why = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(content, dict) and content.get("format") != FORMAT:
+            version = f"{content.get('format')!r:.40}"
             raise InputError(
-                f"{store.display_path(MANIFEST_NAME)} is malformed ({why:.200}): run pipeline.preprocess again"
+                f"{store.display_path(MANIFEST_NAME)} has format {version}, but this version reads {FORMAT}: "
+                "run pipeline.preprocess again"
+            )
+        try:
+            return cls._parse(content, store.display_path())
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(
+                f"{store.display_path(MANIFEST_NAME)} is malformed ({reason:.200}): run pipeline.preprocess again"
             ) from error
 
     @classmethod
-    def _parse(cls, found: dict[str, Any], where: str) -> Manifest:
-        splits = {str(split): [*map(ShardInfo.parse, part["shards"])] for split, part in found["splits"].items()}
+    def _parse(cls, content: dict[str, Any], path: str) -> Manifest:
+        splits = {str(split): [*map(ShardInfo.parse, part["shards"])] for split, part in content["splits"].items()}
         for split, shards in splits.items():
-            told = found["splits"][split]
-            if (told["samples"], told["frames"]) != (sum(s.samples for s in shards), sum(s.frames for s in shards)):
+            totals = content["splits"][split]
+            if (totals["samples"], totals["frames"]) != (sum(s.samples for s in shards), sum(s.frames for s in shards)):
                 raise TypeError(f"the totals of {split} do not add up")
-        codec, embedder = dict(found["codec"]), dict(found["embedder"])
+        codec, embedder = dict(content["codec"]), dict(content["embedder"])
         _validate_identity(
             codec, "codec", ("name", "weights"), ("sample_rate", "frame_rate"), ("codebooks", "codebook_size")
         )
         _validate_identity(embedder, "embedder", ("name", "weights"), ("sample_rate",), ("dim",))
-        if type(found["silent"]) is not int:
-            raise TypeError(f"silent is {found['silent']!r:.40}, no count")
-        aside = [parse_skipped(row) for row in found["set_aside"]]
-        adjusted = [parse_skipped(row) for row in found.get("adjusted", [])]
-        data, plan = dict(found["data"]), str(found.get("plan", ""))
-        return cls(codec, embedder, data, splits, found["silent"], aside, plan, where, adjusted=adjusted)
+        if type(content["silent"]) is not int:
+            raise TypeError(f"silent is {content['silent']!r:.40}, expected an integer")
+        skipped = [parse_skipped(row) for row in content["set_aside"]]
+        adjusted = [parse_skipped(row) for row in content.get("adjusted", [])]
+        data, plan = dict(content["data"]), str(content.get("plan", ""))
+        return cls(codec, embedder, data, splits, content["silent"], skipped, plan, path, adjusted=adjusted)
 
     def save(self, folder: str | Path | Storage) -> None:
-        """Write it, whole or not at all; the same contents give the same bytes."""
+        """Write the manifest atomically. The same contents give the same bytes."""
         splits = {
             split: {
                 "shards": [asdict(shard) for shard in shards],
@@ -151,41 +157,51 @@ class Manifest:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
 
     def check_codec(self, codec: Mapping[str, Any], codebooks: int) -> None:
-        """Raises InputError, naming what differs, unless a model of this codec and K <= ours can read these shards."""
-        wanted = {name: value for name, value in codec.items() if name not in ("codebooks", "dtype", "version")}
-        self._check_identity("codec", wanted)
+        """Check that a model of a codec can read these shards.
+
+        Args:
+            codec: the expected identity of the codec.
+            codebooks: number of codebooks that the model reads.
+
+        Raises:
+            InputError: the codec differs, or the shards have fewer codebooks.
+        """
+        expected = {name: value for name, value in codec.items() if name not in ("codebooks", "dtype", "version")}
+        self._check_identity("codec", expected)
         if codebooks > self.codebooks:
             raise InputError(
-                f"the model reads codec.codebooks={codebooks}, and the shards at {self.path} hold {self.codebooks}: "
-                f"preprocess again with codec.codebooks={codebooks}, or ask the model for fewer"
+                f"codec.codebooks={codebooks}: the shards at {self.path} have {self.codebooks}; give "
+                f"codec.codebooks={self.codebooks} or less, or preprocess again with codec.codebooks={codebooks}"
             )
 
     def check_embedder(self, embedder: Mapping[str, Any]) -> None:
-        """Raises InputError, naming what differs, unless the prompts are of this embedder."""
+        """Raise InputError unless the prompt vectors are of this embedder."""
         self._check_identity("embedder", embedder)
 
-    def _check_identity(self, part: str, wanted: Mapping[str, Any]) -> None:
-        ours = self.codec if part == "codec" else self.embedder
-        differ = [name for name, value in wanted.items() if ours.get(name) != value]
+    def _check_identity(self, part: str, expected: Mapping[str, Any]) -> None:
+        actual = self.codec if part == "codec" else self.embedder
+        differ = [name for name, value in expected.items() if actual.get(name) != value]
         if differ:
-            told = ", ".join(f"{part}.{name}={ours.get(name)!r} where {wanted[name]!r} is wanted" for name in differ)
-            raise InputError(f"the shards at {self.path} do not fit: they have {told}")
+            differences = ", ".join(
+                f"{part}.{name} is {actual.get(name)!r}, expected {expected[name]!r}" for name in differ
+            )
+            raise InputError(f"the shards at {self.path} do not match: {differences}")
 
 
 def skipped_row(path: str, key: str, reason: str, retry: bool = False) -> dict[str, Any]:
-    """An input that is not in a cache, as JSON; `retry` only where the next run tries it again."""
+    """Return a skipped input as JSON. retry: whether the next run tries it again."""
     return {"path": path, "key": key, "reason": reason, **({"retry": True} if retry else {})}
 
 
 def parse_skipped(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What `skipped_row` gave. Raises KeyError or TypeError for something else."""
+    """Validate what `skipped_row` returned. Raises KeyError or TypeError for anything else."""
     return skipped_row(str(row["path"]), str(row["key"]), str(row["reason"]), row.get("retry") is True)
 
 
 def _validate_identity(
     identity: Mapping[str, Any], part: str, texts: tuple[str, ...], rates: tuple[str, ...], counts: tuple[str, ...]
 ) -> None:
-    """Raises KeyError, TypeError or ValueError for an identity that no codec or embedder can have."""
+    """Raise KeyError, TypeError or ValueError for an identity that no codec or embedder can have."""
     for name in (*texts, *rates, *counts):
         value = identity[name]
         if name in texts:

@@ -1,4 +1,4 @@
-"""A shard: a plain WebDataset tar of samples, with an index of offsets beside it for reading at memory speed.
+"""A shard: a plain WebDataset tar of samples, with an index of offsets in a second file for reading at memory speed.
 
 A sample is three members of a USTAR tar, in this order:
 
@@ -6,12 +6,12 @@ A sample is three members of a USTAR tar, in this order:
     {key}.prompt.npy   float16 [D], mean over time of the embedder's features
     {key}.json         path, start, duration, split, labels
 
-Time, owner, mode and order are fixed, so the same samples give the same bytes. `{stem}.index.npy` holds int64
-[1 + N, 5]. The first row: the version, the checksum (xxh3) of the shard, that of the other rows, two zeros. Then a row
-a sample: byte offset of the codes' array data, frames T, byte offset of the prompt's array data, byte offset of the
-json text, its bytes. Shards of others have no index: `scan` makes one from their tar headers.
+Time, owner, mode and order are fixed, so the same samples give the same bytes. `{stem}.index.npy` is int64 [1 + N, 5].
+Its first row: version, checksum (xxh3) of the shard, checksum of the other rows, two zeros. Then one row per sample:
+byte offset of the codes' array data, frames T, byte offset of the prompt's array data, byte offset of the JSON text,
+bytes of the JSON text. External shards have no index: `build_index` creates one from their tar headers.
 
-Letters: N samples, K codebooks, T frames, D prompt width.
+Letters: N samples, K codebooks, T frames, D prompt dimensions.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from pipeline.common.errors import InputError
 from pipeline.data.storage import Storage, open_storage, split_path
 from pipeline.data.tar_headers import BLOCK, END, iter_members, member_name
 
-NPY_HEADER_BYTES = 128  # numpy pads the header of every small array to this
+NPY_HEADER_BYTES = 128  # NumPy pads the header of every small array to this size
 MEMBERS = ("codes.npy", "prompt.npy", "json")
 CODES_DTYPE, PROMPT_DTYPE = np.dtype("<u2"), np.dtype("<f2")
 _INDEX_DTYPE = np.dtype("<i8")
-_INDEX_VERSION = 2  # of an index; the first had no checksums, and began with a sample's row
+_INDEX_VERSION = 2  # version 1 had no row of checksums
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
-MAX_MEMBER_BYTES = 2**48  # bytes of a shard, and so the largest of all offsets and counts in it
+MAX_MEMBER_BYTES = 2**48  # limit of a shard's bytes, and of all offsets and counts in it
 _SHARD_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}|")
 _DESCR = re.compile(rb"""['"]descr['"]: *['"]([^'"]+)['"]""")
@@ -53,7 +53,14 @@ _SHAPE = re.compile(rb"""['"]shape['"]: *\(([\d, ]*)\)""")
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One clip as numbers. codes: uint16 [K, T]; prompt: float16 [D]; info: what `{key}.json` holds."""
+    """One encoded clip.
+
+    Attributes:
+        key: unique in the dataset.
+        codes: uint16 [K, T].
+        prompt: float16 [D].
+        metadata: content of `{key}.json`.
+    """
 
     key: str
     codes: np.ndarray
@@ -63,7 +70,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest says of a shard. frames: sum of T over its samples; sha256 of the tar, in hex."""
+    """What the manifest says about a shard.
+
+    Attributes:
+        name: file name.
+        samples: number of samples.
+        frames: sum of T over the samples.
+        bytes: size of the tar.
+        sha256: of the tar, in hex.
+    """
 
     name: str
     samples: int
@@ -73,33 +88,33 @@ class ShardInfo:
 
     @classmethod
     def parse(cls, row: Mapping[str, Any]) -> ShardInfo:
-        """From JSON that anybody may have written. Raises KeyError, TypeError or ValueError for what cannot be."""
+        """Validate untrusted JSON. Raises KeyError, TypeError or ValueError for impossible values."""
         name = validate_shard_name(row["name"])
         samples, frames, size = (row[name] for name in ("samples", "frames", "bytes"))
         for count in (samples, frames, size):
             if type(count) is not int:
-                raise TypeError(f"{count!r:.40} is no count")
+                raise TypeError(f"{count!r:.40} is not an integer")
         if not (0 <= samples * len(MEMBERS) * BLOCK <= size <= MAX_MEMBER_BYTES and 0 <= frames <= MAX_MEMBER_BYTES):
-            raise ValueError(f"{samples} samples of {frames} frames are not in a shard of {size} bytes")
-        if not isinstance(row["sha256"], str) or not _SHA256.fullmatch(row["sha256"]):  # it names files
-            raise ValueError(f"{row['sha256']!r:.80} is no sha256")
+            raise ValueError(f"{samples} samples of {frames} frames do not fit in a shard of {size} bytes")
+        if not isinstance(row["sha256"], str) or not _SHA256.fullmatch(row["sha256"]):  # file names contain it
+            raise ValueError(f"{row['sha256']!r:.80} is not a sha256")
         return cls(name, samples, frames, size, row["sha256"])
 
 
 def validate_shard_name(name: Any) -> str:
-    """The name of a shard, if it is one. Raises ValueError for what may lie in another folder, or is hidden."""
+    """Return the name of a shard. Raises ValueError for hidden files, and for names that leave the folder."""
     if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
-        raise ValueError(f"{name!r:.80} is no name of a shard")
+        raise ValueError(f"{name!r:.80} is not a valid shard name")
     return name
 
 
 def index_name(shard: str) -> str:
-    """`train-000000.tar` -> `train-000000.index.npy`."""
+    """Return the name of a shard's index: `train-000000.tar` -> `train-000000.index.npy`."""
     return shard.removesuffix(".tar") + ".index.npy"
 
 
 class ShardWriter:
-    """Writes one shard and its index; both appear under their names when the block ends, or not at all.
+    """Writes one shard and its index; both appear under their names when the block ends without an exception.
 
     with ShardWriter("shards/nsynth", "train-000000.tar") as shard:
         shard.add(sample)
@@ -122,11 +137,11 @@ class ShardWriter:
         return self
 
     def add(self, sample: Sample) -> None:
-        """Append a sample. Raises ValueError for a key that is no key or is there already, or a wrong array."""
+        """Append a sample. Raises ValueError for an invalid or repeated key, or arrays of another type."""
         if not KEY_PATTERN.fullmatch(sample.key) or sample.key in self._keys:
-            raise ValueError(f"the key {sample.key!r} is no key, or is in {self.name} already")
+            raise ValueError(f"the key {sample.key!r} is not valid, or is already in {self.name}")
         if sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2 or sample.prompt.dtype != PROMPT_DTYPE:
-            raise ValueError(f"{sample.key}: codes are uint16 [K, T] and a prompt is float16 [D]")
+            raise ValueError(f"{sample.key}: expected codes of uint16 [K, T] and a prompt of float16 [D]")
         self._keys.add(sample.key)
         text = json.dumps(sample.metadata, sort_keys=True, separators=(",", ":")).encode()
         codes = self._add_member(f"{sample.key}.codes.npy", _npy_bytes(sample.codes)) + NPY_HEADER_BYTES
@@ -136,7 +151,7 @@ class ShardWriter:
         self._frames += sample.codes.shape[1]
 
     def _add_member(self, name: str, data: bytes) -> int:
-        """Append a file; its data's offset."""
+        """Append a file and return the offset of its data."""
         header = tarfile.TarInfo(name)  # mode 0644, owner 0, time 0
         header.size = len(data)
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
@@ -158,7 +173,7 @@ class ShardWriter:
             return
         with self._files:
             self._write(END)
-            # an index without its shard does no harm; a shard must never stand beside the index of another
+            # an index without its shard is harmless; a shard with the index of another shard is not
             self._store.remove(index_name(self.name))
         with self._store.open_atomic(index_name(self.name)) as file:
             rows = np.array(self._index, np.int64).reshape(-1, 5)
@@ -167,30 +182,27 @@ class ShardWriter:
 
 
 def read_shard(address: str | Path) -> Iterator[Sample]:
-    """All samples of a shard in order, through its index (made on the fly where there is none).
-
-    Raises InputError for a shard that is cut short, damaged, or not of our format.
-    """
+    """Yield all samples of a shard in order. Raises InputError if it is truncated, damaged, or not of our format."""
     store, name = split_path(address)
     shard = store.view(name)
     return iter_samples(shard, load_index(store, name, shard), store.display_path(name))
 
 
 def load_index(store: Storage, name: str, shard: memoryview, sha256: str = "", where: str = "") -> np.ndarray:
-    """The index of a shard, int64 [N, 5], once the shard's bytes match their checksum.
+    """Return the index of a shard, int64 [N, 5], after comparing the shard with its checksum.
 
     Args:
-        store: where the index is.
+        store: storage of the index.
         name: the name of the shard.
         shard: its bytes.
-        sha256: what the manifest says of them: compared where there is no index, or none with a checksum.
-        where: the address of the shard, for messages; in the same folder if not given.
+        sha256: from the manifest; compared if there is no index, or an index without a checksum.
+        where: path of the shard, for messages; by default in `store`.
 
     Returns:
-        The shard's own index where it has one, else one scanned from the tar's headers.
+        The stored index if it exists, otherwise one built from the headers of the tar.
 
     Raises:
-        InputError: for a shard or an index that is damaged.
+        InputError: the shard or the index is damaged.
     """
     where, expected = where or store.display_path(name), None
     if store.size(index_name(name)) is not None:
@@ -204,7 +216,8 @@ def load_index(store: Storage, name: str, shard: memoryview, sha256: str = "", w
         intact = not sha256 or hashlib.sha256(shard).hexdigest() == sha256
     if not intact:
         raise InputError(
-            f"{where} has changed since it was written, or has the index of another (its checksum differs): restore it"
+            f"{where} has changed since it was written, or its index is of another shard (its checksum differs): "
+            "restore it"
         )
     return index
 
@@ -212,29 +225,37 @@ def load_index(store: Storage, name: str, shard: memoryview, sha256: str = "", w
 def _check_length(shard: memoryview, index: np.ndarray, where: str) -> None:
     end = int((-(-(index[:, 3] + index[:, 4]) // BLOCK) * BLOCK).max(initial=0)) + len(END)
     if len(shard) < end:
-        raise InputError(f"{where} is cut short: {len(shard)} bytes where its index needs {end}")
+        raise InputError(f"{where} is truncated: it has {len(shard)} bytes, and its index needs {end}")
 
 
 def checksum(data: memoryview | bytes) -> int:
-    """The xxh3 of bytes, as an index holds it."""
+    """Return the xxh3 of bytes as a signed number, as in an index."""
     return _to_signed(xxhash.xxh3_64_intdigest(data))
 
 
 def _to_signed(number: int) -> int:
-    """64 bits as a signed number."""
+    """Convert an unsigned 64-bit number to signed."""
     return number - (1 << 64 if number >> 63 else 0)
 
 
 def add_checksums(index: np.ndarray, of_shard: int) -> np.ndarray:
-    """What the file of an index holds: int64 [1 + N, 5], from the rows of its samples and the checksum of its shard."""
+    """Return the content of an index file, int64 [1 + N, 5], from its rows [N, 5] and the checksum of the shard."""
     first = [_INDEX_VERSION, of_shard, checksum(np.ascontiguousarray(index, _INDEX_DTYPE).tobytes()), 0, 0]
     return np.concatenate([np.array([first], _INDEX_DTYPE), index])
 
 
 def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
-    """An index, int64 [N, 5], and the checksum of its shard (None: of an older version) from the bytes of its file.
+    """Parse an index file.
 
-    Raises InputError where they are damaged.
+    Args:
+        data: its bytes.
+        where: its path, for messages.
+
+    Returns:
+        The index, int64 [N, 5], and the checksum of its shard (None in version 1).
+
+    Raises:
+        InputError: the file is damaged.
     """
     shape = _npy_shape(data[:NPY_HEADER_BYTES], _INDEX_DTYPE)
     if (
@@ -243,20 +264,22 @@ def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
         or shape[1] != 5
         or len(data) != NPY_HEADER_BYTES + shape[0] * 5 * _INDEX_DTYPE.itemsize
     ):
-        raise InputError(f"{where} is damaged, or no index of a shard: remove it, and the shard is read without it")
+        raise InputError(f"{where} is damaged or not an index: remove it, and the shard is read without it")
     index, expected = np.frombuffer(data[NPY_HEADER_BYTES:], _INDEX_DTYPE).reshape(shape), None
-    if len(index) and index[0, 0] < BLOCK:  # where no sample begins
-        version, expected, of_rows = index[0, :3].tolist()
+    if len(index) and index[0, 0] < BLOCK:  # no sample starts there: a row of checksums
+        version, expected, rows_checksum = index[0, :3].tolist()
         index = index[1:]
-        if version != _INDEX_VERSION or checksum(index.tobytes()) != of_rows:
+        if version != _INDEX_VERSION or checksum(index.tobytes()) != rows_checksum:
             raise InputError(f"{where} is damaged (its checksum differs): remove it, and the shard is read without it")
-    if index.size and not 0 <= index.min() <= index.max() <= MAX_MEMBER_BYTES:  # sums of these must not wrap around
-        raise InputError(f"{where} is damaged, for it points out of its shard: remove it, and it is made anew")
+    if index.size and not 0 <= index.min() <= index.max() <= MAX_MEMBER_BYTES:  # sums must not overflow
+        raise InputError(
+            f"{where} is damaged: it points outside its shard; remove it, and the shard is read without it"
+        )
     return index, expected
 
 
 def iter_samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample]:
-    """The samples of a shard's bytes, by its index [N, 5]. Raises InputError where the two do not agree."""
+    """Yield the samples of a shard by its index [N, 5]. Raises InputError if the two do not match."""
     _check_length(shard, index, where)
     for codes_at, frames, prompt_at, info_at, info_bytes in index.tolist():
         key = sample_key(shard, codes_at)
@@ -265,42 +288,37 @@ def iter_samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[S
             or not _is_member(shard, prompt_at - NPY_HEADER_BYTES, f"{key}.prompt.npy")
             or not _is_member(shard, info_at, f"{key}.json")
         ):
-            raise InputError(f"{where} and its index do not belong together: remove the index, or restore the shard")
+            raise InputError(f"{where} does not match its index: remove the index, or restore the shard")
         codes = _read_array(shard, codes_at, CODES_DTYPE, where, key)
         prompt = _read_array(shard, prompt_at, PROMPT_DTYPE, where, key)
         if codes.ndim != 2 or codes.shape[1] != frames or prompt.ndim != 1:
-            raise InputError(f"{where}: {key} has codes {codes.shape} where its index says {frames} frames")
+            raise InputError(f"{where}: {key} has codes {codes.shape}, and its index says {frames} frames")
         try:
             info = json.loads(bytes(shard[info_at : info_at + info_bytes]))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: {key}.json is damaged ({error})") from error
         if not isinstance(info, dict):
-            raise InputError(f"{where}: {key}.json is no JSON object, but {type(info).__name__}")
+            raise InputError(f"{where}: {key}.json is not a JSON object but {type(info).__name__}")
         yield Sample(key, codes, prompt, info)
 
 
 def sample_key(shard: memoryview, codes_at: int) -> str:
-    """The key of the sample whose codes' array data begin at an offset, from the tar header before them; "" if none."""
+    """Return the key of the sample whose codes start at an offset, from their tar header; empty if there is none."""
     name = member_name(shard, codes_at - NPY_HEADER_BYTES)
     return name.removesuffix(".codes.npy") if name.endswith(".codes.npy") else ""
 
 
 def _is_member(shard: memoryview, at: int, name: str) -> bool:
-    """Whether the member whose data begin at an offset bears a name."""
+    """Return whether the member whose data start at an offset has a name."""
     return member_name(shard, at) == name
 
 
-def build_index_of(address: str | Path) -> np.ndarray:
-    """The index of a shard, int64 [N, 5], from its tar headers alone. Raises InputError as `scan` does."""
-    store, name = split_path(address)
-    return build_index(store.view(name), store.display_path(name))
-
-
 def build_index(shard: memoryview, where: str) -> np.ndarray:
-    """The index of a shard's bytes, int64 [N, 5].
+    """Build the index of a shard from its tar headers: int64 [N, 5].
 
-    Raises InputError for a tar that is cut short or damaged, samples with a member missing, members with absolute or
-    `..` paths, and arrays that are not uint16 [K, T] and float16 [D].
+    Raises:
+        InputError: the tar is truncated or damaged, a sample lacks a member, a member has an absolute or `..` path, or
+            an array is not uint16 [K, T] or float16 [D].
     """
     groups: list[tuple[str, dict[str, tuple[int, int]]]] = []  # key, and offset and size by extension
     for name, start, size in iter_members(shard, where):
@@ -310,18 +328,18 @@ def build_index(shard: memoryview, where: str) -> np.ndarray:
         if not groups or groups[-1][0] != key:
             groups.append((key, {}))
         if not dot or extension in groups[-1][1]:
-            raise InputError(f"{where}: the member {name!r} is there twice, or belongs to no sample")
+            raise InputError(f"{where}: the member {name!r} is repeated, or belongs to no sample")
         groups[-1][1][extension] = (start, size)
-    torn = [
+    incomplete = [
         f"{key} (no {', '.join(e for e in MEMBERS if e not in g)})" for key, g in groups if not g.keys() >= {*MEMBERS}
     ]
-    if torn:
+    if incomplete:
         if dotted := _dotted_key(groups):
             raise InputError(
-                f"{where}: the key {dotted!r} has a dot in its last part, where WebDataset ends a key: write the "
-                "shards with keys without dots (folders may have them)"
+                f"{where}: the key {dotted!r} has a dot in its last part, but WebDataset ends keys at dots: write the "
+                "shards with keys without dots (folders may have dots)"
             )
-        raise InputError(f"{where}: {len(torn)} samples lack members: {', '.join(torn[:5])}")
+        raise InputError(f"{where}: {len(incomplete)} samples lack members: {', '.join(incomplete[:5])}")
     rows = np.zeros((len(groups), 5), np.int64)
     for row, (key, members) in zip(rows, groups, strict=True):
         codes_at, prompt_at = members["codes.npy"][0] + NPY_HEADER_BYTES, members["prompt.npy"][0] + NPY_HEADER_BYTES
@@ -332,32 +350,13 @@ def build_index(shard: memoryview, where: str) -> np.ndarray:
 
 
 def _dotted_key(groups: list[tuple[str, dict[str, tuple[int, int]]]]) -> str | None:
-    """The first key that was meant to have a dot: one of our members behind another extension."""
+    """Return the first key that seems to have a dot: one of our members after another extension; None if none does."""
     for key, members in groups:
         for extension in members:
             for member in MEMBERS:
                 if extension.endswith(f".{member}"):
                     return f"{key}.{extension.removesuffix(f'.{member}')}"
     return None
-
-
-def samples_by_webdataset(address: str | Path) -> Iterator[Sample]:
-    """All samples of a shard in order, through stock webdataset: slower, and blind to a missing last sample.
-
-    Raises InputError for a sample that lacks a member.
-    """
-    import webdataset as wds
-
-    store, name = split_path(address)
-    stream = [{"url": store.display_path(name), "stream": io.BytesIO(store.read(name))}]
-    for found in wds.tariterators.group_by_keys(
-        wds.tariterators.tar_file_expander(stream, handler=wds.reraise_exception)
-    ):
-        key = found["__key__"]
-        if any(member not in found for member in MEMBERS):
-            raise InputError(f"{store.display_path(name)}: {key} lacks members: it has {sorted(found)}")
-        codes, prompt = (np.load(io.BytesIO(found[member]), allow_pickle=False) for member in MEMBERS[:2])
-        yield Sample(key, codes, prompt, json.loads(found["json"]))
 
 
 def _npy_bytes(array: np.ndarray) -> bytes:
@@ -374,18 +373,18 @@ def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _npy_shape(header: bytes, dtype: np.dtype) -> tuple[int, ...] | None:
-    """The shape that an array's header of 128 bytes tells, or None if it is no header of such an array.
+    """Return the shape in an array header of 128 bytes, or None if it is not the header of an array of this type.
 
-    numpy's own reader goes through `ast`, which fails at random in threads before Python 3.12 (gh-106905).
+    NumPy's own reader uses `ast`, which fails at random in threads before Python 3.12 (gh-106905).
     """
-    told = [pattern.search(header) for pattern in (_DESCR, _FORTRAN, _SHAPE)]
+    matches = [pattern.search(header) for pattern in (_DESCR, _FORTRAN, _SHAPE)]
     if (
         header[:8] != b"\x93NUMPY\x01\x00"
         or int.from_bytes(header[8:10], "little") != NPY_HEADER_BYTES - 10
-        or None in told
+        or None in matches
     ):
         return None
-    descr, fortran, shape = (found[1].decode("latin-1") for found in told if found)
+    descr, fortran, shape = (match[1].decode("latin-1") for match in matches if match)
     if descr != dtype.str or fortran == "True":
         return None
     return tuple(int(n) for n in shape.replace(",", " ").split())
@@ -394,14 +393,14 @@ def _npy_shape(header: bytes, dtype: np.dtype) -> tuple[int, ...] | None:
 def _read_array(
     shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, size: int | None = None
 ) -> np.ndarray:
-    """The array whose data begin at an offset, copied out. size: bytes of its member, where known, to be held."""
+    """Return a copy of the array whose data start at an offset. size: bytes of its member, to be checked."""
     shape = _npy_shape(bytes(shard[at - NPY_HEADER_BYTES : at]), dtype)
     ndim = 2 if dtype == CODES_DTYPE else 1
     if shape is None or len(shape) != ndim:
-        raise InputError(f"{where}: {key} is not of our format: codes are uint16 [K, T], a prompt is float16 [D]")
+        raise InputError(f"{where}: {key}: expected codes of uint16 [K, T] and a prompt of float16 [D]")
     count = math.prod(shape)
     if at + count * dtype.itemsize > len(shard) or (
         size is not None and size != NPY_HEADER_BYTES + count * dtype.itemsize
     ):
-        raise InputError(f"{where}: {key} has an array of {shape} that does not fill its member")
+        raise InputError(f"{where}: {key} has an array of {shape} that does not fit its member")
     return np.frombuffer(shard, dtype, count, at).reshape(shape).copy()

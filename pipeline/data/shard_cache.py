@@ -1,15 +1,15 @@
-"""Shards from afar: copied whole to a folder of this machine, which all its ranks share, and mapped from there.
+"""The local cache of remote shards: a folder that all ranks of a machine share. Shards are memory-mapped from it.
 
-    {sha256}.tar                 a shard, held against its sha256 when it came; who maps it has a shared lock on it
-    {sha256}.index.npy           its index, made from its own headers
-    {sha256}-{bytes}.coming      exclusively locked by who fetches a shard,
-    {sha256}-{bytes}.data        which grows here until it is whole
-    lock                         locked while room is made, and while a shard that has come takes its name: who counts
-                                 what is here would else miss it under both
+    {sha256}.tar                 a shard, checked against its sha256 after the download; a reader keeps a shared lock
+    {sha256}.index.npy           its index, built from the headers of the shard
+    {sha256}-{bytes}.coming      exclusive lock of the process that downloads a shard
+    {sha256}-{bytes}.data        the incomplete download
+    lock                         locked while shards are evicted and while a download is renamed, so that the sum of
+                                 sizes counts every shard exactly once
 
-The system lets go of a lock when its holder ends, however it ends: so whatever nobody has locked is nobody's. What was
-coming is begun anew; of what is here, that which was opened longest ago may be removed. Locks do not reach over
-machines: the folder should lie on a disk of each machine's own.
+The system releases a lock when its process ends, however it ends, so unlocked files are not in use. An interrupted
+download starts again. Among complete shards, the least recently opened are evicted. Locks do not work across machines:
+the folder should be on a local disk of each machine.
 """
 
 from __future__ import annotations
@@ -36,28 +36,42 @@ from pipeline.data.shard import ShardInfo, add_checksums, build_index, checksum,
 from pipeline.data.storage import LocalStorage, RemoteStorage
 
 log = logging.getLogger(__name__)
-DOWNLOAD, _DATA = ".coming", ".data"
-_FETCH_THREADS = 8  # threads of a rank that fetch ahead
-_MAX_ATTEMPTS = 4  # at one shard, with pauses of 0.5, 1 and 2 s between them
-_RANK_GROUP = 16  # shards ahead that ranks share out between them
+DOWNLOAD, _DATA = ".coming", ".data"  # suffixes of the lock and the content of a download
+_FETCH_THREADS = 8  # per rank, for prefetching
+_MAX_ATTEMPTS = 4  # per shard, with pauses of 0.5, 1 and 2 s
+_RANK_GROUP = 16  # consecutive shards that ranks prefetch in different orders
 
 
 class LocalShardCache:
-    """The folder of copies; one object serves all caches of a run."""
+    """The folder of downloaded shards; one object serves all datasets of a run."""
 
     def __init__(self, folder: str | Path, gib: float) -> None:
-        """gib: what the folder may hold, over all runs that share it. It is made when it is first needed."""
+        """Prepare the cache.
+
+        Args:
+            folder: created when it is first needed.
+            gib: limit of the folder's size in GiB, over all runs that share it.
+        """
         self.local, self.folder = LocalStorage(folder), Path(folder)
         self.gib, self.max_bytes, self.reserved_bytes = gib, int(gib * 2**30), 0
-        self._queue: collections.deque[tuple[RemoteStorage, ShardInfo]] = collections.deque()  # to be fetched ahead
-        self._queued: set[str] = set()  # of these and of what is on its way, the sha256
+        self._queue: collections.deque[tuple[RemoteStorage, ShardInfo]] = collections.deque()  # to be prefetched
+        self._queued: set[str] = set()  # sha256 of shards that are queued or being prefetched
         self._num_fetchers, self._lock = 0, threading.Lock()
         self._downloads: set[Path] = set()
-        weakref.finalize(self, _abandon_downloads, self._queue, self._downloads)  # as the process ends, too
+        weakref.finalize(self, _abandon_downloads, self._queue, self._downloads)  # also when the process ends
         self._warned = False
 
     def reserve(self, shards: Sequence[ShardInfo], max_open: int, where: str) -> None:
-        """Count on room for so many shards of a cache at a time. Raises InputError where there is none."""
+        """Reserve space for the shards of a dataset that are open at the same time.
+
+        Args:
+            shards: all shards of the split.
+            max_open: number of shards that are open or prefetched at the same time.
+            where: path of the dataset, for messages.
+
+        Raises:
+            InputError: the limit of the cache is too small, or its folder cannot be used.
+        """
         self.local.check_writable()
         self._check_owner()
         largest = sorted((shard.bytes for shard in shards), reverse=True)[:max_open]
@@ -70,39 +84,43 @@ class LocalShardCache:
             )
 
     def _check_owner(self) -> None:
-        """What lies here is believed: in a folder that anybody may make, as below /tmp, it must be ours."""
-        anybodys = stat.S_ISVTX | stat.S_IWOTH
+        """Raise InputError if another user may have created the folder, as below /tmp: cached files are trusted."""
+        world_writable = stat.S_ISVTX | stat.S_IWOTH
         if (
             self.folder.stat().st_uid != os.getuid()
-            and self.folder.resolve().parent.stat().st_mode & anybodys == anybodys
+            and self.folder.resolve().parent.stat().st_mode & world_writable == world_writable
         ):
-            raise InputError(f"data.cache_dir={self.folder} belongs to another user: give a folder of your own")
+            raise InputError(f"data.cache_dir={self.folder} belongs to another user: give a folder that you own")
 
     def open(self, store: RemoteStorage, shard: ShardInfo) -> tuple[memoryview, np.ndarray]:
-        """A shard, mapped, and its index [N, 5]; fetched if it is not here. It stays here while it is mapped.
+        """Return a mapped shard and its index, int64 [N, 5]; download the shard if it is not cached.
 
-        Raises InputError for one that is not what the manifest says, OSError for one that cannot be had.
+        The shard is not evicted while it is mapped.
+
+        Raises:
+            InputError: the shard does not match the manifest.
+            OSError: the shard cannot be downloaded.
         """
         while True:
-            found = self._map(shard)
-            if found is not None:
+            view = self._map(shard)
+            if view is not None:
                 try:
-                    return found, load_index(self.local, f"{shard.sha256}.tar", found, shard.sha256)
-                except InputError as error:  # this copy went bad, not the shard
-                    log.warning("%s; it is fetched again", error)
+                    return view, load_index(self.local, f"{shard.sha256}.tar", view, shard.sha256)
+                except InputError as error:  # the copy is damaged, not the shard
+                    log.warning("%s; it is downloaded again", error)
                     self._path(shard).unlink(missing_ok=True)
                     (self.folder / index_name(f"{shard.sha256}.tar")).unlink(missing_ok=True)
             self._fetch(store, shard, wait=True)
 
     def prefetch(self, store: RemoteStorage, shards: Sequence[ShardInfo], rank: int) -> None:
-        """Begin to fetch shards in the background, the first ones first; ranks begin with different ones.
+        """Download shards in daemon threads, in this order; ranks start with different shards of each group.
 
-        Nobody waits for the threads that do so, not even a process that ends: it would for as long as a server is slow.
+        The threads are never joined, not even when the process ends: a slow server would delay it.
         """
         with self._lock:
             for first in range(0, len(shards), _RANK_GROUP):
-                some = list(shards[first : first + _RANK_GROUP])
-                for shard in some[rank % len(some) :] + some[: rank % len(some)]:
+                group = list(shards[first : first + _RANK_GROUP])
+                for shard in group[rank % len(group) :] + group[: rank % len(group)]:
                     if shard.sha256 not in self._queued and not self._path(shard).exists():
                         self._queued.add(shard.sha256)
                         self._queue.append((store, shard))
@@ -123,13 +141,18 @@ class LocalShardCache:
                 self._queued.discard(shard.sha256)
 
     def cancel(self) -> None:
-        """Fetch nothing more ahead."""
+        """Cancel prefetches that have not started."""
         with self._lock:
             self._queued -= {shard.sha256 for _, shard in self._queue}
             self._queue.clear()
 
     def get_or_create(self, name: str, create: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array that is made once and then kept here: by the first rank that asks, while the others wait."""
+        """Return an array that the first rank creates and stores here, while the other ranks wait.
+
+        Args:
+            name: of the stored array, without suffix.
+            create: returns the array.
+        """
         with file_lock(self.folder / f"{name}.making", wait=True):
             if self.local.size(f"{name}.npy") is None:
                 with self.local.open_atomic(f"{name}.npy") as file:
@@ -144,29 +167,29 @@ class LocalShardCache:
         try:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH)
-                if os.fstat(file.fileno()).st_nlink == 0:  # removed before it was locked
+                if os.fstat(file.fileno()).st_nlink == 0:  # evicted before it was locked
                     return None
-                now = time.time_ns()  # finer than the file system's own clock
+                now = time.time_ns()  # more precise than the clock of the file system
                 os.utime(path, ns=(now, now))
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # keeps the file, and its lock
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # keeps the file and its lock
         except FileNotFoundError:
             return None
 
     def _try_to_fetch(self, store: RemoteStorage, shard: ShardInfo) -> None:
         try:
             self._fetch(store, shard, wait=False)
-        except Exception as error:  # who needs the shard meets the same, and tells it
-            log.debug("%s could not be fetched ahead: %s", shard.name, error)
+        except Exception as error:  # the reader that needs the shard meets the same error and reports it
+            log.debug("%s could not be prefetched: %s", shard.name, error)
 
     def _fetch(self, store: RemoteStorage, shard: ShardInfo, wait: bool) -> None:
-        """Bring a shard here, unless it is; where another is at it, wait for that one, or leave it to it."""
-        coming = self.folder / f"{shard.sha256}-{shard.bytes}{DOWNLOAD}"
-        data = coming.with_suffix(_DATA)
-        with file_lock(coming, wait) as mine:
-            if not mine:
+        """Download a shard unless it is cached. If another process downloads it: wait for it, or return at once."""
+        marker = self.folder / f"{shard.sha256}-{shard.bytes}{DOWNLOAD}"
+        data = marker.with_suffix(_DATA)
+        with file_lock(marker, wait) as acquired:
+            if not acquired:
                 return
-            whole = False
-            self._downloads.add(coming)
+            is_complete = False
+            self._downloads.add(marker)
             try:
                 if not self._path(shard).exists():
                     self._make_room()
@@ -175,17 +198,17 @@ class LocalShardCache:
                         np.save(file, index, allow_pickle=False)
                         file.flush()
                         os.fsync(file.fileno())
-                    whole = True
+                    is_complete = True
             finally:
                 with file_lock(self.folder / "lock", wait=True):
-                    if whole:
+                    if is_complete:
                         data.rename(self._path(shard))
                     data.unlink(missing_ok=True)
-                    coming.unlink(missing_ok=True)
-                self._downloads.discard(coming)
+                    marker.unlink(missing_ok=True)
+                self._downloads.discard(marker)
 
     def _download(self, store: RemoteStorage, shard: ShardInfo, data: Path) -> np.ndarray:
-        """What the index file of a shard holds, which is now whole, and proven, under the name of its data."""
+        """Download a shard to `data`, check it against the manifest, and return the content of its index file."""
         where = store.display_path(shard.name)
         for attempt in range(_MAX_ATTEMPTS):
             try:
@@ -193,56 +216,64 @@ class LocalShardCache:
                 break
             except FileNotFoundError:
                 raise
-            except Exception as error:  # each protocol has errors of its own
-                why = one_line(error)
-                log.info("%s broke off (%s)", where, why)
+            except Exception as error:  # each protocol has its own exceptions
+                reason = one_line(error)
+                log.info("the download of %s failed (%s)", where, reason)
                 if attempt == _MAX_ATTEMPTS - 1:
-                    raise OSError(f"{where} cannot be fetched ({why})") from error
+                    raise OSError(f"{where} cannot be downloaded ({reason})") from error
                 time.sleep(0.5 * 2**attempt)
         with data.open("rb") as file:
             os.fsync(file.fileno())
-        found = self.local.view(data.name)
-        if len(found) != shard.bytes or hashlib.sha256(found).hexdigest() != shard.sha256:
-            raise InputError(f"{where} is not what its manifest says: its bytes differ (sha256)")
-        return add_checksums(build_index(found, where), checksum(found))
+        content = self.local.view(data.name)
+        if len(content) != shard.bytes or hashlib.sha256(content).hexdigest() != shard.sha256:
+            raise InputError(f"{where} does not match its manifest: its bytes differ (sha256)")
+        return add_checksums(build_index(content, where), checksum(content))
 
     def _make_room(self) -> None:
-        """Remove what was opened longest ago, until all that is here and on its way fits; never what is mapped."""
+        """Evict the least recently opened shards until the rest and all downloads fit; never those that are mapped."""
         with file_lock(self.folder / "lock", wait=True):
-            held: list[tuple[int, int, Path]] = []  # (when opened, bytes, path)
+            shards: list[tuple[int, int, Path]] = []  # (time of opening, bytes, path)
             total = 0
             for path in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     if path.suffix == DOWNLOAD:
-                        promised = path.stem.partition("-")[2]
-                        if promised.isdecimal() and not _remove_unlocked(path, path.with_suffix(_DATA)):
-                            total += int(promised)
+                        expected = path.stem.partition("-")[2]
+                        if expected.isdecimal() and not _remove_unlocked(path, path.with_suffix(_DATA)):
+                            total += int(expected)
                     elif path.suffix != _DATA:
-                        told = path.stat()
-                        total += told.st_size
+                        status = path.stat()
+                        total += status.st_size
                         if path.suffix == ".tar":
-                            held.append((told.st_mtime_ns, told.st_size, path))
-            for _, size, path in sorted(held):
+                            shards.append((status.st_mtime_ns, status.st_size, path))
+            for _, size, path in sorted(shards):
                 if total <= self.max_bytes:
                     return
                 if _remove_unlocked(path, self.folder / index_name(path.name)):
                     total -= size
             if total > self.max_bytes and not self._warned:
                 self._warned = True
-                log.warning("%s holds %.2f GiB, all in use: more than data.cache_gib", self.folder, total / 2**30)
+                log.warning("%s has %.2f GiB, all in use: more than data.cache_gib", self.folder, total / 2**30)
 
 
-def _abandon_downloads(waiting: collections.deque[tuple[RemoteStorage, ShardInfo]], coming: Iterable[Path]) -> None:
-    """Give up what is on its way, and let nothing follow; who waits for it begins anew when this process is gone."""
-    waiting.clear()
-    for path in list(coming):
+def _abandon_downloads(queue: collections.deque[tuple[RemoteStorage, ShardInfo]], downloads: Iterable[Path]) -> None:
+    """Remove unfinished downloads and clear the queue. A process that waits for one starts it again."""
+    queue.clear()
+    for path in list(downloads):
         for file in (path.with_suffix(_DATA), path):
             file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def file_lock(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold the exclusive lock of the file at a path, made if need be; False at once if another has it and not wait."""
+    """Acquire an exclusive lock on a file for the duration of the block.
+
+    Args:
+        path: of the lock file, created if it does not exist.
+        wait: block until the lock is free.
+
+    Yields:
+        Whether the lock was acquired; always True if `wait`.
+    """
     while True:
         with path.open("ab") as file:
             try:
@@ -250,7 +281,7 @@ def file_lock(path: Path, wait: bool) -> Iterator[bool]:
             except BlockingIOError:
                 yield False
                 return
-            if _is_same_file(file, path):  # else it was renamed or removed before it was locked
+            if _is_same_file(file, path):  # otherwise it was renamed or removed before it was locked
                 yield True
                 return
 
@@ -263,7 +294,7 @@ def _is_same_file(file: BinaryIO, path: Path) -> bool:
 
 
 def _remove_unlocked(path: Path, first: Path) -> bool:
-    """Remove a file, and another before it, unless somebody has a lock on it; whether it is gone."""
+    """Remove `first` and then `path`, unless `path` is locked. Returns whether `path` is removed."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

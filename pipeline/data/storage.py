@@ -1,8 +1,7 @@
-"""Where a cache lies: a local folder, or any fsspec address (s3://, gs://, memory://, http(s):// to read).
+"""Storage of a dataset: a local folder, or any fsspec address (s3://, gs://, memory://, http(s):// for reading).
 
-Both kinds answer the same few questions about flat names, and both put a file whole or not at all: locally through a
-temporary name, fsync and rename; remotely by one upload, which object stores show only when it is complete.
-The local kind goes straight to the operating system.
+Both have the same interface over a flat folder, and both write a file completely or not at all: local files through a
+temporary name, fsync and rename; remote files by one upload, which object stores show only when it is complete.
 """
 
 from __future__ import annotations
@@ -19,57 +18,54 @@ from typing import IO, Protocol
 from pipeline.common.errors import InputError, one_line, redact
 from pipeline.common.files import PARTIAL, open_atomic
 
-_BUCKET_PROTOCOLS = {
-    "s3",
-    "gs",
-    "gcs",
-    "az",
-    "abfs",
-    "oci",
-}  # have no folders to make, only buckets that nobody asked for
-WRITE_TEST = "write-test"  # a file that only tells whether files can be written
+_BUCKET_PROTOCOLS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # makedirs would create a bucket, not a folder
+WRITE_TEST = "write-test"  # name of a file that is written as a test
 
 
 class Storage(Protocol):
-    """A flat folder of files, somewhere. address: opens it again; it may hold a login."""
+    """A flat folder of files.
+
+    Attributes:
+        address: opens the folder again with `open_storage`; it may contain a login, so it is not for messages.
+    """
 
     address: str
 
     def display_path(self, name: str = "") -> str:
-        """The address of a file (or of the folder), for messages: without a login."""
+        """Return the path of a file (or of the folder) for messages, without a login."""
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every whole file by its name, sorted; none if there is no such folder."""
+        """Return the bytes of every complete file by its name, sorted; empty if the folder does not exist."""
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, or None where there is none."""
+        """Return the bytes of a file, or None if it does not exist."""
 
     def read(self, name: str) -> bytes:
-        """The whole of a file; FileNotFoundError where there is none."""
+        """Return the content of a file. Raises FileNotFoundError if it does not exist."""
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        """The whole of many small files at once, of those that are there."""
+        """Return the contents of many small files by name, in one request if possible; missing files are left out."""
 
     def view(self, name: str) -> memoryview:
-        """The whole of a file as a read-only buffer, mapped where that is possible."""
+        """Return the content of a file as a read-only buffer, memory-mapped if it is local."""
 
     def open_atomic(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A file that appears under its name when the block ends well, and leaves nothing behind when it does not."""
+        """Open a file for writing that appears under its name if the block ends without an exception."""
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
 
     def check_writable(self) -> None:
-        """InputError unless files can be written here; makes the folder."""
+        """Create the folder. Raises InputError unless files can be written to it."""
 
 
 def is_remote(address: str | Path) -> bool:
-    """Whether an address is opened over a network (or by another of fsspec's protocols) and not a path."""
+    """Return whether an address is opened by an fsspec protocol, usually over a network, and is not a local path."""
     return "://" in str(address) and not str(address).startswith("file://")
 
 
 def open_storage(address: str | Path | Storage) -> Storage:
-    """The folder at a path or address. Raises InputError for an address that fsspec cannot open."""
+    """Open the folder at a path or address. Raises InputError for an address that fsspec cannot open."""
     if not isinstance(address, (str, Path)):
         return address
     if is_remote(address):
@@ -78,7 +74,7 @@ def open_storage(address: str | Path | Storage) -> Storage:
 
 
 def split_path(address: str | Path) -> tuple[Storage, str]:
-    """The folder of a file and its name in it."""
+    """Return the storage of a file's folder, and the file's name in it."""
     folder, _, name = str(address).rpartition("/")
     if not folder and str(address).startswith("/"):
         folder = "/"
@@ -86,7 +82,7 @@ def split_path(address: str | Path) -> tuple[Storage, str]:
 
 
 class LocalStorage(Storage):
-    """A folder of this machine (or mounted on it)."""
+    """A local or mounted folder."""
 
     def __init__(self, root: str | Path) -> None:
         self.root, self.address = Path(root), str(root)
@@ -95,16 +91,16 @@ class LocalStorage(Storage):
         return str(self.root / name)
 
     def sizes(self) -> dict[str, int]:
-        found = {}
+        sizes = {}
         try:
             with os.scandir(self.root) as entries:
                 for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):  # another part may just have removed it
+                    with contextlib.suppress(FileNotFoundError):  # another process may have just removed it
                         if not entry.name.endswith(PARTIAL) and entry.is_file():
-                            found[entry.name] = entry.stat().st_size
+                            sizes[entry.name] = entry.stat().st_size
         except FileNotFoundError:
             return {}
-        return dict(sorted(found.items()))
+        return dict(sorted(sizes.items()))
 
     def size(self, name: str) -> int | None:
         try:
@@ -116,11 +112,11 @@ class LocalStorage(Storage):
         return (self.root / name).read_bytes()
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        found = {}
+        contents = {}
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                found[name] = self.read(name)
-        return found
+                contents[name] = self.read(name)
+        return contents
 
     def view(self, name: str) -> memoryview:
         with (self.root / name).open("rb") as file:
@@ -137,7 +133,11 @@ class LocalStorage(Storage):
         (self.root / name).unlink(missing_ok=True)
 
     def remove_partial(self, keep: tuple[str, ...] = ()) -> None:
-        """Remove what writers that died left behind of all files `but` some; only while nobody writes the others."""
+        """Remove incomplete files of writers that died.
+
+        Args:
+            keep: names of files that may be being written now; no other file may be.
+        """
         with os.scandir(self.root) as entries:
             for entry in entries:
                 if entry.name.endswith(PARTIAL) and not entry.name.startswith(tuple(f".{name}." for name in keep)):
@@ -156,7 +156,7 @@ class LocalStorage(Storage):
 
 
 class RemoteStorage(Storage):
-    """A folder behind fsspec. Files are spooled to local disk and uploaded whole."""
+    """A folder behind fsspec. Files are written to local disk and uploaded when they are complete."""
 
     def __init__(self, address: str) -> None:
         import fsspec
@@ -164,7 +164,7 @@ class RemoteStorage(Storage):
         self.address = address.rstrip("/")
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.address)
-        except Exception as error:  # some backends connect here, each with errors of its own
+        except Exception as error:  # some backends connect here; each has its own exceptions
             raise InputError(f"cannot open {address}: {one_line(error)}") from error
         self.root = self.root.rstrip("/")
 
@@ -173,12 +173,12 @@ class RemoteStorage(Storage):
 
     @contextlib.contextmanager
     def _reading(self, name: str = "") -> Iterator[None]:
-        """What a backend raises (no credentials, no network, no right to) as InputError, but for a missing file."""
+        """Convert exceptions of a backend (credentials, network, permissions) to InputError, except missing files."""
         try:
             yield
         except FileNotFoundError:
             raise
-        except Exception as error:  # each backend has errors of its own
+        except Exception as error:  # each backend has its own exceptions
             raise InputError(f"cannot read {self.display_path(name)} ({one_line(error)})") from error
 
     def sizes(self) -> dict[str, int]:
@@ -188,8 +188,8 @@ class RemoteStorage(Storage):
                 entries = self.fs.ls(self.root, detail=True)
         except FileNotFoundError:
             return {}
-        found = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
-        return {name: found[name] for name in sorted(found) if name}
+        sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
+        return {name: sizes[name] for name in sorted(sizes) if name}
 
     def size(self, name: str) -> int | None:
         self.fs.invalidate_cache(self.root)
@@ -205,11 +205,11 @@ class RemoteStorage(Storage):
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
         with self._reading():
-            found = self.fs.cat([f"{self.root}/{name}" for name in names], on_error="return") if names else {}
-            for content in found.values():
+            contents = self.fs.cat([f"{self.root}/{name}" for name in names], on_error="return") if names else {}
+            for content in contents.values():
                 if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                     raise content
-        return {path.rpartition("/")[2]: content for path, content in found.items() if isinstance(content, bytes)}
+        return {path.rpartition("/")[2]: content for path, content in contents.items() if isinstance(content, bytes)}
 
     def view(self, name: str) -> memoryview:
         return memoryview(self.read(name))
@@ -243,6 +243,6 @@ class RemoteStorage(Storage):
             }:
                 self.fs.makedirs(self.root, exist_ok=True)
             self.fs.pipe_file(f"{self.root}/{WRITE_TEST}", b"")
-            self.remove(WRITE_TEST)  # which another part may have done
+            self.remove(WRITE_TEST)  # another process may have done so already
         except Exception as error:
             raise InputError(f"cannot write to {self.display_path()} ({one_line(error)}): give another out=") from error

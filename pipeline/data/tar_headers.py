@@ -1,7 +1,7 @@
-"""Tar headers in mapped bytes: names, offsets and sizes of the members, found without copying their data.
+"""Tar headers in memory-mapped bytes: names, offsets and sizes of the members, without copying their data.
 
-Reads ustar, pax (records `path` and `size`) and GNU long names: all that tarfile, webdataset, GNU tar and bsdtar write
-for plain files.
+Supports ustar, pax (records `path` and `size`) and GNU long names: all that tarfile, webdataset, GNU tar and bsdtar
+write for plain files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from pipeline.common.errors import InputError
 
-BLOCK = 512  # bytes of a tar header, and the unit that data is padded to
+BLOCK = 512  # bytes of a tar header; data is padded to multiples of it
 END = b"\0" * (2 * BLOCK)
 _OCTAL = re.compile(rb"[ \0]*([0-7]+)[ \0]*")
 _MAX_EXTENSION = 16 * BLOCK  # bytes of an extended header: a name of 4,096 bytes fits
@@ -19,48 +19,48 @@ _MAX_SIZE = 2**48  # bytes of a member
 
 
 def iter_members(shard: memoryview, where: str) -> Iterator[tuple[str, int, int]]:
-    """Name, data offset and bytes of every file of a tar, up to its end mark.
+    """Yield name, data offset and bytes of every file of a tar, up to its end mark.
 
     Raises:
-        InputError: the tar is compressed, damaged or cut short, holds links or devices, or a name that leaves its
+        InputError: the tar is compressed, damaged or truncated, contains links or devices, or a name points outside its
             folder.
     """
     at = 0
     extension: dict[str, str] = {}  # of the next member
     if bytes(shard[:2]) == b"\x1f\x8b":
-        raise InputError(f"{where} is compressed by gzip: shards are read in place; unpack it with gunzip")
+        raise InputError(f"{where} is compressed with gzip, but shards are read in place: unpack it with gunzip")
     while True:
         header = bytes(shard[at : at + BLOCK])
         if len(header) < BLOCK:
-            raise InputError(f"{where} is cut short: it ends at byte {len(shard)} without an end mark")
+            raise InputError(f"{where} is truncated: it ends at byte {len(shard)} without an end mark")
         if header == END[:BLOCK]:
             return
         name, size, kind = extension.get("path") or _name(header), _size(header), header[156:157]
         if size is None:
-            raise InputError(f"{where} is damaged: no tar header at byte {at}")
+            raise InputError(f"{where} is damaged: there is no tar header at byte {at}")
         if kind not in b"xLg":
             size = _declared_size(extension, size, where)
         start, at = at + BLOCK, at + BLOCK + size + -size % BLOCK
         if start + size > len(shard):
-            raise InputError(f"{where} is cut short: {name!r} ends at byte {start + size} of {len(shard)}")
+            raise InputError(f"{where} is truncated: {name!r} ends at byte {start + size} of {len(shard)}")
         if kind in b"xL":
             extension |= _extension(kind, bytes(shard[start : start + size]), where)
             continue
         if kind in b"0\0":
             if name.startswith("/") or ".." in name.split("/"):
-                raise InputError(f"{where}: refused, for the member {name!r} points out of its folder")
+                raise InputError(f"{where}: the member {name!r} points outside its folder: refused")
             yield name, start, size
-        elif kind not in b"g5":  # global headers and folders hold nothing that is read
-            raise InputError(f"{where}: refused, for the member {name!r} is no plain file")
+        elif kind not in b"g5":  # global headers and folders are ignored
+            raise InputError(f"{where}: the member {name!r} is not a plain file: refused")
         extension = {}
 
 
 def member_name(shard: memoryview, start: int) -> str:
-    """The name of the member whose data begin at an offset, from the headers before them; "" where there is none."""
+    """Return the name of the member whose data start at an offset, from its headers; empty if there is none."""
     if start < BLOCK:
         return ""
     name = _name(bytes(shard[start - BLOCK : start]))
-    # Writers put "?" or a cut name into the plain header where an extended one before it has the true name.
+    # if an extended header has the true name, writers put "?" or a shortened name into the plain header
     if name.isascii() and "?" not in name and len(name) < 99:
         return name
     header_at = start - BLOCK
@@ -77,16 +77,16 @@ def member_name(shard: memoryview, start: int) -> str:
 
 
 def _extension(kind: bytes, content: bytes, where: str) -> dict[str, str]:
-    """What an extended header says of the next member: pax records (kind x), or its name (kind L)."""
+    """Parse an extended header, which describes the next member: pax records (kind x), or its name (kind L)."""
     if len(content) > _MAX_EXTENSION:
-        raise InputError(f"{where}: refused, for an extended tar header of {len(content)} bytes")
+        raise InputError(f"{where}: an extended tar header has {len(content)} bytes: refused")
     if kind == b"L":
         return {"path": content.partition(b"\0")[0].decode("utf-8", "replace")}
     records: dict[str, str] = {}
     while content:
         length, space, _ = content.partition(b" ")
         if not (space and length.isdigit() and len(length) < 5 and len(length) + 2 < int(length) <= len(content)):
-            raise InputError(f"{where} is damaged: a record of an extended tar header is malformed")
+            raise InputError(f"{where} is damaged: an extended tar header is malformed")
         name, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
         if name in (b"path", b"size"):
             records[name.decode()] = value.decode("utf-8", "replace")
@@ -95,11 +95,11 @@ def _extension(kind: bytes, content: bytes, where: str) -> dict[str, str]:
 
 
 def _declared_size(extension: dict[str, str], size: int, where: str) -> int:
-    """Bytes of a member: as a pax record says, else as its own header does."""
+    """Return the bytes of a member, from its pax record or else its own header."""
     if "size" not in extension:
         return size
     if not (extension["size"].isascii() and extension["size"].isdigit() and int(extension["size"]) <= _MAX_SIZE):
-        raise InputError(f"{where} is damaged: a member of {extension['size']!r:.40} bytes")
+        raise InputError(f"{where} is damaged: a member has {extension['size']!r:.40} bytes")
     return int(extension["size"])
 
 
@@ -109,7 +109,7 @@ def _name(header: bytes) -> str:
 
 
 def _size(header: bytes) -> int | None:
-    """Bytes of a member; None where these are not the bytes of a header."""
+    """Return the bytes of a member; None if `header` is not a valid header."""
     checksum, size = (_OCTAL.fullmatch(header[field]) for field in (slice(148, 156), slice(124, 136)))
     if checksum and size and int(checksum[1], 8) == sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
         return int(size[1], 8)

@@ -148,11 +148,11 @@ def test_a_clip_is_named_by_its_key(tmp_path: Path) -> None:
 def test_a_missing_shard_and_a_shard_of_another_size_are_named(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [3, 4])
     (folder / "train-000000.tar").unlink()
-    with pytest.raises(InputError, match=r"train-000000.tar is in the manifest but not there"):
+    with pytest.raises(InputError, match=r"train-000000.tar is in the manifest but does not exist"):
         next(iter_once(ShardedDataset(folder, "train"), 3))
     for end in (".tar", ".index.npy"):
         (folder / f"train-000000{end}").write_bytes((folder / f"train-000001{end}").read_bytes())
-    with pytest.raises(InputError, match=r"train-000000.tar is cut short or another's"):
+    with pytest.raises(InputError, match=r"train-000000.tar is truncated or belongs to another"):
         next(iter_once(ShardedDataset(folder, "train"), 3))
 
 

@@ -91,7 +91,7 @@ def test_a_folder_of_them_is_a_cache(theirs: Path, tmp_path: Path, caplog: pytes
     says = foreign(tmp_path / "kept")
     with caplog.at_level(logging.INFO):
         train, val = (ShardedDataset(theirs, name, external=says) for name in ("train", "val"))
-    assert caplog.text.count("looking through 5 shards") == 1
+    assert caplog.text.count("scanning 5 shards") == 1
     assert (train.manifest.codebooks, train.manifest.prompt_dim, train.manifest.num_frames("val")) == (K, P, 48)
     train.manifest.check_codec(CODEC, K)
     assert seen(train) == list(range(40)) and seen(val) == list(range(90, 97))
@@ -136,7 +136,7 @@ def test_they_are_looked_through_again_when_they_change(theirs: Path, tmp_path: 
             r"train-004.tar: some-where/clip-50 has 4 codebooks and a prompt of 5 values.*before it have 3 and 5",
         ),
         ({"P": P + 1}, r"train-004.tar: some-where/clip-50 has 3 codebooks and a prompt of 6 values"),
-        ({"dtype": "<i8"}, r"train-004.tar: some-where/clip-50 is not of our format: codes are uint16 \[K, T\]"),
+        ({"dtype": "<i8"}, r"train-004.tar: some-where/clip-50: expected codes of uint16 \[K, T\]"),
         ({"least": 1024}, r"train-004.tar: some-where/clip-50 has codes of 1024 or more"),
     ],
 )
@@ -150,13 +150,13 @@ def test_what_is_not_there_or_not_told_is_refused(theirs: Path, tmp_path: Path) 
     says = foreign(tmp_path / "kept")
     with pytest.raises(InputError, match="there are no shards at"):
         ShardedDataset(tmp_path / "nowhere", "train", external=says)
-    with pytest.raises(InputError, match="train-004.tar is not there"):
+    with pytest.raises(InputError, match="train-004.tar does not exist"):
         ShardedDataset(f"{theirs}/train-{{000..009}}.tar", "train", external=says)
-    with pytest.raises(InputError, match=r"say what made them by data.external"):
+    with pytest.raises(InputError, match=r"name their codec and embedder in data.external"):
         ShardedDataset(f"{theirs}/train-*.tar", "train")
     write(tmp_path / "numbered", "0001.tar", range(3))
     assert len(ShardedDataset(tmp_path / "numbered", "train", external=says)) == 3  # no name before the number
-    with pytest.raises(InputError, match=r"data.external.codec must say .*: frame_rate is missing"):
+    with pytest.raises(InputError, match=r"data.external.codec needs .*: frame_rate is missing"):
         ExternalSource({n: v for n, v in says.codec.items() if n != "frame_rate"}, says.embedder, tmp_path)
 
 
@@ -187,16 +187,16 @@ def test_a_compressed_tar_is_named(tmp_path: Path, pattern: str) -> None:
     with pytest.raises(InputError, match=r"train-0\.tar\.gz is a compressed tar: .*gunzip"):
         ShardedDataset(f"{tmp_path}/web{pattern}", "train", external=foreign(tmp_path / "kept"))
     (tmp_path / "web" / "train-1.tar").write_bytes(gzip.compress(plain.read_bytes()))
-    with pytest.raises(InputError, match=r"train-1\.tar is compressed by gzip.*gunzip"):
+    with pytest.raises(InputError, match=r"train-1\.tar is compressed with gzip.*gunzip"):
         ShardedDataset(f"{tmp_path}/web/train-1.tar", "train", external=foreign(tmp_path / "kept"))
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ("path=../out.codes.npy", "points out of its folder"),
-        ("path=/etc/out.codes.npy", "points out of its folder"),
-        ("size=99999999", "cut short"),
+        ("path=../out.codes.npy", "points outside its folder"),
+        ("path=/etc/out.codes.npy", "points outside its folder"),
+        ("size=99999999", "truncated"),
         ("size=-512", "damaged: a member of '-512' bytes"),
     ],
 )

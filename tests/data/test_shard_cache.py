@@ -248,7 +248,11 @@ def test_a_far_shard_that_is_bad_is_set_aside(web: Web, tmp_path: Path, caplog: 
         seen = [n for batch in itertools.islice(far.batches(), 100) for n in clip_numbers(batch)]
     assert set(seen) == {n for n in range(400) if n // 20 not in (3, 7, 11)} and len(seen) == 400
     assert far.lost_clips.count == 60 and len(caplog.records) == 3
-    for words in ("train-000003.tar is in the manifest but not there", "bytes differ (sha256)", "cannot be fetched"):
+    for words in (
+        "train-000003.tar is in the manifest but does not exist",
+        "bytes differ (sha256)",
+        "cannot be downloaded",
+    ):
         assert words in caplog.text
 
 

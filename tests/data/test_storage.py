@@ -15,10 +15,11 @@ import pytest
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
-from pipeline.data.shard import Sample, ShardWriter, read_shard, samples_by_webdataset
+from pipeline.data.shard import Sample, ShardWriter, read_shard
 from pipeline.data.storage import LocalStorage, RemoteStorage, open_storage
 from pipeline.data.verify import verify
 from tests.helpers.preprocess_runs import contents, make, tones
+from tests.helpers.shards import read_with_webdataset
 
 SETTINGS = ("data.valid=0.2", "data.test=0", "data.min_seconds=0.01")
 
@@ -104,7 +105,7 @@ def test_a_shard_is_the_same_wherever_it_is_written(address: str, tmp_path: Path
         with ShardWriter(folder, "train-000000.tar") as shard:
             shard.add(sample)
         found.append((shard.info, open_storage(folder).read("train-000000.tar")))
-        for reader in (read_shard, samples_by_webdataset):
+        for reader in (read_shard, read_with_webdataset):
             assert [s.key for s in reader(f"{folder}/train-000000.tar")] == ["a"]
     assert found[0] == found[1]
 
@@ -154,7 +155,7 @@ def test_a_cache_is_read_over_http(tmp_path: Path) -> None:
             s.key for s in read_shard(out / "train-000000.tar")
         ]
         assert [*verify(open_storage(address))] == []
-        with pytest.raises(InputError, match="there is no cache at http"):
+        with pytest.raises(InputError, match="there is no dataset at http"):
             Manifest.load(f"{address}/nowhere")
     finally:
         server.shutdown()
@@ -169,7 +170,7 @@ def test_a_cache_is_read_over_http(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_an_address_that_nothing_opens_is_refused(address: str) -> None:
     """Each backend has errors of its own, some of them as soon as it is made."""
-    with pytest.raises(InputError, match="cannot open|no cache") as caught:
+    with pytest.raises(InputError, match="cannot open|no dataset") as caught:
         Manifest.load(address)
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 

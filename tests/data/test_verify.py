@@ -79,7 +79,7 @@ def test_a_missing_shard_and_a_foreign_one_are_found(cache: Path) -> None:
 def test_a_truncated_shard_is_found(cache: Path) -> None:
     (cache / TRAIN).write_bytes((cache / TRAIN).read_bytes()[:-4096])
     assert f"{TRAIN}: " in faults(cache) and "bytes where the manifest says" in faults(cache)
-    assert "cut short" in faults(cache)
+    assert "truncated" in faults(cache)
 
 
 def test_an_index_that_is_lost_or_does_not_fit_is_found(cache: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_command_lists_the_faults_and_fails(cache: Path) -> None:
     bad = command("pipeline.shards", "verify", str(cache), "workers=1")
     assert bad.returncode == 1 and f"{TRAIN}: missing" in bad.stdout and "1 fault in" in bad.stdout
     for arguments, told in (
-        (["verify", "/no/such/cache"], "no cache at /no/such/cache"),
+        (["verify", "/no/such/cache"], "no dataset at /no/such/cache"),
         (["inspect", str(cache)], "action=inspect: expected one of verify, describe"),
         (["verify"], "shards"),
     ):

@@ -158,7 +158,7 @@ def test_dataset_of_other_codec_or_embedder_is_refused(workspace: Workspace, tmp
     manifest = Manifest.load(tmp_path / "cache")
     getattr(manifest, part)["weights"] = "f" * 64
     manifest.save(tmp_path / "cache")
-    with pytest.raises(InputError, match=f"{part}.weights='{'f' * 64}' where '.*' is wanted"):
+    with pytest.raises(InputError, match=f"{part}.weights is '{'f' * 64}', expected '.*'"):
         run_command("evaluate", f"run={workspace.run()}", f"shards={tmp_path / 'cache'}", f"out={tmp_path}", *SMALL)
 
 

@@ -256,7 +256,7 @@ def test_addresses_in_a_run_folder_are_not_opened(
         with pytest.raises(InputError, match="there is no embedder 'encodecmae_"):
             load_run(run, "cpu")
     assert paths == []
-    with pytest.raises(InputError, match="there is no cache at http"):
+    with pytest.raises(InputError, match="there is no dataset at http"):
         run_command("report", f"run={workspace.run()}", f"shards={address}", *SMALL)
     assert paths
 
@@ -338,7 +338,7 @@ def test_ticks_are_few_and_within_the_range(low: float, high: float) -> None:
         (["crossfade_seconds=-0.1"], "crossfade_seconds=-0.1: give 0 or more"),
         (["prompts=[nowhere.wav]"], "prompt=nowhere.wav"),
         (["corpus_root=/nowhere"], "missing"),
-        (["shards=/nowhere"], "there is no cache at"),
+        (["shards=/nowhere"], "there is no dataset at"),
     ],
 )
 def test_invalid_settings_are_refused(workspace: Workspace, overrides: list[str], message: str) -> None:

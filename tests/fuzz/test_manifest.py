@@ -116,7 +116,7 @@ def test_a_name_that_leads_elsewhere_is_refused_with_the_manifest(cache: Path, n
     told["splits"]["train"]["shards"][0]["name"] = name
     (cache / MANIFEST_NAME).write_text(json.dumps(told))
     try:
-        with pytest.raises(InputError, match=r"manifest\.json is malformed .*is no name of a shard"):
+        with pytest.raises(InputError, match=r"manifest\.json is malformed .*is not a valid shard name"):
             Manifest.load(cache)
     finally:
         (cache / MANIFEST_NAME).write_bytes(whole)

@@ -276,7 +276,7 @@ def test_zero_stages_have_the_same_losses(here: None, cache: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["shards=nowhere"], r"there is no cache at nowhere.*python -m pipeline\.preprocess"),
+        (["shards=nowhere"], r"there is no dataset at nowhere.*python -m pipeline\.preprocess"),
         (["codec=encodec_24khz"], r"codec\.name='encodec_embedded' where 'encodec_24khz'"),
         (["codec.codebooks=8"], r"the model reads codec\.codebooks=8.*hold 4"),
         (["data.train=training"], r"has no clips in data\.train=training.*train \(45 clips\)"),
@@ -434,7 +434,7 @@ def test_watchdog_prints_stacks_and_ends_the_job(cache: Path, tmp_path: Path) ->
 
 
 def test_refusal_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    message = r"error: there is no cache at nowhere"
+    message = r"error: there is no dataset at nowhere"
     process = subprocess.run(
         [sys.executable, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2", "shards=nowhere"],
         env=fresh_env(tmp_path), cwd=tmp_path, capture_output=True, text=True,
