@@ -82,7 +82,11 @@ class Manifest:
                 raise ValueError("its sha256 differs")
         except FileNotFoundError as error:
             has_shards = any(name.endswith(".tar") for name in store.sizes())
-            advice = "resume its preprocessing" if has_shards else "create one with python -m pipeline.preprocess"
+            advice = (
+                "its preprocessing has not finished: run it again"
+                if has_shards
+                else "create one with python -m pipeline.preprocess"
+            )
             raise InputError(
                 f"there is no dataset at {store.display_path()} ({MANIFEST_NAME} is missing): {advice}"
             ) from error

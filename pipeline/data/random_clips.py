@@ -1,4 +1,4 @@
-"""Samples drawn at random from a cache, read one by one through the indices."""
+"""Random samples of a tokenized dataset."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from pipeline.data.storage import Storage
 def sample_clips(
     store: Storage, manifest: Manifest, num_clips: int, seed: int, split: str | None = None
 ) -> Iterator[Sample]:
-    """So many samples of a split (of all splits if None), each at most once, the same for the same seed.
+    """Yield random samples, without repetition, in the order on disk.
 
-    Raises InputError for a split that the cache does not have.
+    Args:
+        store: of the dataset.
+        manifest: of the dataset.
+        num_clips: number of samples; fewer if the split is smaller.
+        seed: the same seed gives the same samples.
+        split: its name; None for all splits.
+
+    Raises:
+        InputError: the dataset does not have the split.
     """
     if split is not None and split not in manifest.splits:
         raise InputError(f"split={split}: {manifest.path} has {', '.join(manifest.splits)}")
@@ -25,10 +33,10 @@ def sample_clips(
     shards = [shard for part in parts for shard in part]
     ends = np.cumsum([shard.samples for shard in shards])
     total = int(ends[-1]) if shards else 0
-    places = np.random.default_rng(seed).choice(total, min(num_clips, total), replace=False)
-    for place in sorted(places.tolist()):
-        number = int(np.searchsorted(ends, place, side="right"))
+    positions = np.random.default_rng(seed).choice(total, min(num_clips, total), replace=False)
+    for position in sorted(positions.tolist()):
+        number = int(np.searchsorted(ends, position, side="right"))
         name = shards[number].name
         shard = store.view(name)
-        row = place - (int(ends[number]) - shards[number].samples)
+        row = position - (int(ends[number]) - shards[number].samples)
         yield from iter_samples(shard, load_index(store, name, shard)[row : row + 1], store.display_path(name))

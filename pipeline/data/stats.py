@@ -1,4 +1,4 @@
-"""What is in a cache: hours and bytes, labels, and how much of each codebook is used."""
+"""Statistics of a tokenized dataset: hours, bytes, labels, and the usage of each codebook."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.shard import iter_samples, load_index
 from pipeline.data.storage import Storage
 
-MAX_VALUES_SHOWN = 8  # values of a label, the most frequent first
-MAX_CLASSES = 1000  # a label of more values is a name, not a class
+MAX_VALUES_SHOWN = 8  # of a label, the most frequent first
+MAX_CLASSES = 1000  # a label with more distinct values is a name, not a class
 
 
 def dataset_stats(store: Storage) -> Iterator[str]:
-    """Lines about a cache. Reads every shard. Raises InputError where there is none, or a damaged one."""
+    """Yield lines about a dataset. Reads every shard. Raises InputError if it is missing or damaged."""
     manifest = Manifest.load(store)
     usage = np.zeros((manifest.codebooks, manifest.codec["codebook_size"]), np.int64)  # [K, codes]
     labels: dict[str, Counter[str]] = {}
@@ -30,18 +30,18 @@ def dataset_stats(store: Storage) -> Iterator[str]:
             for sample in iter_samples(shard, load_index(store, info.name, shard), store.display_path(info.name)):
                 if len(sample.codes) != len(usage) or sample.codes.max(initial=0) >= usage.shape[1]:
                     raise InputError(
-                        f"{store.display_path(info.name)}: {sample.key} has other codes than the manifest says: "
-                        "`python -m pipeline.shards verify` says more"
+                        f"{store.display_path(info.name)}: {sample.key} does not match the manifest: "
+                        "`python -m pipeline.shards verify` lists all faults"
                     )
                 for k, codes in enumerate(sample.codes):
                     usage[k] += np.bincount(codes, minlength=usage.shape[1])
                 seconds.append(sample.codes.shape[1] / manifest.frame_rate)
-                found = sample.metadata.get("labels")
-                _count_labels(labels, found if isinstance(found, dict) else {})
+                sample_labels = sample.metadata.get("labels")
+                _count_labels(labels, sample_labels if isinstance(sample_labels, dict) else {})
     yield from _size_lines(manifest)
     if seconds:
         shortest, middle, longest = np.quantile(seconds, [0, 0.5, 1])
-        yield f"clips last {shortest:.2f} to {longest:.2f} s, half of them {middle:.2f} s or less"
+        yield f"clips are {shortest:.2f} to {longest:.2f} s long, median {middle:.2f} s"
     yield from _label_lines(labels, len(seconds))
     yield "codebook   codes used   perplexity"
     for k, (used, perplexity) in enumerate(zip((usage > 0).sum(1), perplexities(usage), strict=True)):
@@ -50,7 +50,10 @@ def dataset_stats(store: Storage) -> Iterator[str]:
 
 
 def perplexities(usage: np.ndarray) -> np.ndarray:
-    """Of each codebook, from counts int [K, codes]: as many codes, used evenly, would say as much. float [K]."""
+    """Return the perplexity of each codebook, float [K], from counts of its codes, int [K, codes].
+
+    The perplexity is the number of codes that, used equally often, would carry the same information.
+    """
     share = usage / np.maximum(1, usage.sum(1, keepdims=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.exp(-np.nansum(share * np.log(share), axis=1))
@@ -60,7 +63,7 @@ def _size_lines(manifest: Manifest) -> Iterator[str]:
     codec, embedder = manifest.codec, manifest.embedder
     yield f"{manifest.path}"
     yield f"codec {codec['name']} ({codec['weights'][:12]}): {codec['codebooks']} codebooks at {codec['frame_rate']} Hz"
-    yield f"embedder {embedder['name']} ({embedder['weights'][:12]}): {embedder['dim']} wide"
+    yield f"embedder {embedder['name']} ({embedder['weights'][:12]}): {embedder['dim']} dimensions"
     yield "split        hours      clips   shards         MB   MB/hour"
     rows = {split: [split] for split in manifest.splits} | ({"all": [*manifest.splits]} if manifest.splits else {})
     for name, splits in rows.items():
@@ -70,13 +73,13 @@ def _size_lines(manifest: Manifest) -> Iterator[str]:
         clips = sum(shard.samples for shard in shards)
         yield f"{name:8} {hours:9.2f} {clips:10,} {len(shards):8,} {size:10,.1f} {rate:9.2f}"
     bits = codec["codebooks"] * math.log2(codec["codebook_size"]) * codec["frame_rate"]
-    yield f"the codes alone, at the codec's {bits / 1000:g} kbit/s: {bits * 3600 / 8e6:.2f} MB/hour"
+    yield f"codes without metadata, at {bits / 1000:g} kbit/s: {bits * 3600 / 8e6:.2f} MB/hour"
     skipped = len({row["path"] or row["key"] for row in manifest.skipped})  # an input of many clips is one
     yield f"silent clips: {manifest.silent:,}; inputs skipped: {skipped:,}"
 
 
-def _count_labels(labels: dict[str, Counter[str]], found: dict[str, Any]) -> None:
-    for name, value in found.items():
+def _count_labels(labels: dict[str, Counter[str]], sample_labels: dict[str, Any]) -> None:
+    for name, value in sample_labels.items():
         counter = labels.setdefault(name, Counter())
         if len(counter) <= MAX_CLASSES:
             counter.update(map(str, value) if isinstance(value, list) else [str(value)])
@@ -87,7 +90,7 @@ def _label_lines(labels: dict[str, Counter[str]], clips: int) -> Iterator[str]:
         if not counter:
             continue
         if len(counter) > MAX_CLASSES or (len(counter) > MAX_VALUES_SHOWN and len(counter) >= clips):
-            yield f"{name}: a value for each clip, or nearly"
+            yield f"{name}: a different value for nearly every clip"
             continue
         shown = ", ".join(f"{value} {count:,}" for value, count in counter.most_common(MAX_VALUES_SHOWN))
         more = f", and {len(counter) - MAX_VALUES_SHOWN:,} more values" if len(counter) > MAX_VALUES_SHOWN else ""

@@ -1,7 +1,7 @@
-"""Whether a cache is what its manifest says: every byte, every count, every key, every code.
+"""Verification of a tokenized dataset against its manifest: every byte, every count, every key, every code.
 
-Shards are read once each, by as many processes as asked for; what must hold between shards (keys are unique, no
-recording lies in two splits) is checked on what these report.
+Each shard is read once, by one of several processes. Properties across shards (keys are unique, no recording is in two
+splits) are checked on the reports of these processes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.data.shard import ShardInfo, add_checksums, build_index, checksum, index_name, iter_samples, read_index
 from pipeline.data.storage import Storage, open_storage
 
-MAX_KEYS_LISTED = 3  # faults of one kind told of one shard
+MAX_KEYS_LISTED = 3  # per shard and kind of fault
 
 
 @dataclass
 class ShardReport:
-    """What came of one shard. recordings: the paths that its clips were cut from."""
+    """The result of checking one shard.
+
+    Attributes:
+        name: of the shard.
+        split: that the manifest lists it in.
+        faults: one line each.
+        keys: of all samples.
+        recordings: paths of the audio files of its clips.
+    """
 
     name: str
     split: str
@@ -38,7 +46,15 @@ class ShardReport:
 
 
 def verify(store: Storage, workers: int = 1) -> Iterator[str]:
-    """Every fault of a cache, as a line each. Raises InputError where there is no manifest to hold it against."""
+    """Yield every fault of a dataset as a line.
+
+    Args:
+        store: of the dataset.
+        workers: number of processes.
+
+    Raises:
+        InputError: the manifest is missing or damaged.
+    """
     manifest = Manifest.load(store)
     yield from _check_plan(store, manifest)
     listed = [(split, shard) for split, shards in manifest.splits.items() for shard in shards]
@@ -58,7 +74,7 @@ def verify(store: Storage, workers: int = 1) -> Iterator[str]:
 
 
 def _check_plan(store: Storage, manifest: Manifest) -> Iterator[str]:
-    """What of the manifest is not as the plan says that it was made from; a cache may be copied without its plan."""
+    """Yield differences between the manifest and its build plan; a dataset may be copied without its plan."""
     try:
         plan = BuildPlan.load(store)
     except InputError as error:
@@ -67,12 +83,12 @@ def _check_plan(store: Storage, manifest: Manifest) -> Iterator[str]:
     if plan is None:
         return
     if manifest.plan != plan_digest(store):
-        yield f"{PLAN}: it is not the plan that {MANIFEST_NAME} was made from"
-    for part, ours in (("codec", manifest.codec), ("embedder", manifest.embedder)):
+        yield f"{PLAN}: it is not the plan that {MANIFEST_NAME} was written for"
+    for part, identity in (("codec", manifest.codec), ("embedder", manifest.embedder)):
         planned = plan.resolved.get(part, {})
-        for key in sorted({*ours, *planned}):
-            if ours.get(key) != planned.get(key):
-                yield f"{MANIFEST_NAME}: {part}.{key} is {ours.get(key)!r}, and {planned.get(key)!r} in {PLAN}"
+        for key in sorted({*identity, *planned}):
+            if identity.get(key) != planned.get(key):
+                yield f"{MANIFEST_NAME}: {part}.{key} is {identity.get(key)!r}, but {planned.get(key)!r} in {PLAN}"
 
 
 def _hash64(text: str) -> int:
@@ -80,17 +96,17 @@ def _hash64(text: str) -> int:
 
 
 def _check_files(store: Storage, names: list[str]) -> Iterator[str]:
-    there = store.sizes()
+    sizes = store.sizes()
     for name in names:
-        if name not in there:
+        if name not in sizes:
             yield f"{name}: missing"
-        elif index_name(name) not in there:
+        elif index_name(name) not in sizes:
             yield f"{name}: its index {index_name(name)} is missing"
     if len(set(names)) < len(names):
         yield "manifest.json: a shard is listed twice"
-    for name in there:
+    for name in sizes:
         if name.endswith(".tar") and name not in names:
-            yield f"{name}: foreign, the manifest does not know it"
+            yield f"{name}: unknown, the manifest does not list it"
 
 
 def _check_shards(
@@ -106,48 +122,48 @@ def _check_shards(
 
 
 def _check_shard(row: tuple[str, Manifest, str, ShardInfo]) -> ShardReport:
-    """One shard, held against what the manifest says of it."""
-    where, manifest, split, said = row
+    """Check one shard against the manifest."""
+    where, manifest, split, info = row
     store = open_storage(where)
-    report = ShardReport(said.name, split)
+    report = ShardReport(info.name, split)
     try:
-        shard = store.view(said.name)
+        shard = store.view(info.name)
     except FileNotFoundError:
-        return report  # told by the look at the folder
-    if len(shard) != said.bytes:
-        report.faults.append(f"{len(shard)} bytes where the manifest says {said.bytes}")
-    elif hashlib.sha256(shard).hexdigest() != said.sha256:
-        report.faults.append("its bytes are not those that were written (sha256 differs)")
+        return report  # reported by `_check_files`
+    if len(shard) != info.bytes:
+        report.faults.append(f"{len(shard)} bytes where the manifest says {info.bytes}")
+    elif hashlib.sha256(shard).hexdigest() != info.sha256:
+        report.faults.append("its bytes have changed since they were written (sha256 differs)")
     try:
-        _check_contents(report, store, shard, manifest, said)
+        _check_contents(report, store, shard, manifest, info)
     except InputError as error:
-        report.faults.append(str(error).removeprefix(f"{store.display_path(said.name)}: "))
+        report.faults.append(str(error).removeprefix(f"{store.display_path(info.name)}: "))
     return report
 
 
 def _check_contents(
-    report: ShardReport, store: Storage, shard: memoryview, manifest: Manifest, said: ShardInfo
+    report: ShardReport, store: Storage, shard: memoryview, manifest: Manifest, info: ShardInfo
 ) -> None:
-    index = build_index(shard, store.display_path(said.name))
-    if store.size(index_name(said.name)) is not None:
+    index = build_index(shard, store.display_path(info.name))
+    if store.size(index_name(info.name)) is not None:
         try:
-            written, expected = read_index(store.read(index_name(said.name)), said.name)
+            written, expected = read_index(store.read(index_name(info.name)), info.name)
             fits = np.array_equal(written, index) and expected in (None, checksum(shard))
         except InputError:
             fits = False
         if not fits:
-            report.faults.append(f"its index {index_name(said.name)} does not fit it")
+            report.faults.append(f"its index {index_name(info.name)} does not match it")
     counted = (len(index), int(index[:, 1].sum()))
-    if counted != (said.samples, said.frames):
-        report.faults.append(f"{counted[0]} samples of {counted[1]} frames, not {said.samples} of {said.frames}")
+    if counted != (info.samples, info.frames):
+        report.faults.append(f"{counted[0]} samples of {counted[1]} frames, not {info.samples} of {info.frames}")
     faults: dict[str, list[str]] = {}
-    for sample in iter_samples(shard, index, store.display_path(said.name)):
+    for sample in iter_samples(shard, index, store.display_path(info.name)):
         report.keys.append(sample.key)
         report.recordings.add(str(sample.metadata.get("path")))
         for fault in _sample_faults(sample.codes, sample.prompt, sample.metadata, report.split, manifest):
             faults.setdefault(fault, []).append(sample.key)
     if len(set(report.keys)) < len(report.keys):
-        report.faults.append("two samples have one key")
+        report.faults.append("two samples have the same key")
     for fault, keys in faults.items():
         more = f" and {len(keys) - MAX_KEYS_LISTED} more" if len(keys) > MAX_KEYS_LISTED else ""
         report.faults.append(f"{fault}: {', '.join(keys[:MAX_KEYS_LISTED])}{more}")
@@ -156,7 +172,7 @@ def _check_contents(
 def _sample_faults(
     codes: np.ndarray, prompt: np.ndarray, info: dict[str, Any], split: str, manifest: Manifest
 ) -> Iterator[str]:
-    """codes: uint16 [K, T]; prompt: float16 [D]."""
+    """Yield faults of one sample, without its key. codes: uint16 [K, T]; prompt: float16 [D]."""
     size = manifest.codec["codebook_size"]
     if codes.shape[0] != manifest.codebooks:
         yield f"{codes.shape[0]} codebooks where the manifest says {manifest.codebooks}"
@@ -174,11 +190,11 @@ def _sample_faults(
         or not 0 <= duration < 1e9
         or abs(math.ceil(round(duration * manifest.frame_rate, 3)) - codes.shape[1]) > 1
     ):
-        yield "another number of frames than their duration tells"
+        yield "a number of frames that does not match their duration"
 
 
 def rebuild_index(store: Storage, info: ShardInfo) -> None:
-    """Write the index of a shard again, from the shard. Raises InputError where that is not what its manifest says."""
+    """Write the index of a shard again, from the shard. Raises InputError if the shard does not match the manifest."""
     shard = store.view(info.name)
     if hashlib.sha256(shard).hexdigest() != info.sha256:
         raise InputError(

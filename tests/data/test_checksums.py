@@ -117,11 +117,11 @@ def test_verify_compares_the_manifest_with_its_plan(cache: Path) -> None:
     codec, embedder = {**manifest.codec, "weights": "f" * 64}, {**manifest.embedder, "dim": 99}
     replace(manifest, codec=codec, embedder=embedder).save(cache)
     faults = "\n".join(verify(store))
-    assert f"manifest.json: codec.weights is '{'f' * 64}', and {manifest.codec['weights']!r} in plan.json" in faults
-    assert "manifest.json: embedder.dim is 99, and" in faults
+    assert f"manifest.json: codec.weights is '{'f' * 64}', but {manifest.codec['weights']!r} in plan.json" in faults
+    assert "manifest.json: embedder.dim is 99, but" in faults
     manifest.save(cache)
     BuildPlan({"seed": 1}, {"codec": manifest.codec, "embedder": manifest.embedder}, "", []).save(store)
-    assert "plan.json: it is not the plan that manifest.json was made from" in "\n".join(verify(store))
+    assert "plan.json: it is not the plan that manifest.json was written for" in "\n".join(verify(store))
 
 
 CHILD = """
@@ -145,5 +145,5 @@ def test_a_shard_cut_short_while_it_is_mapped_is_named(tmp_path: Path) -> None:
         [sys.executable, "-c", CHILD, str(cache)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == -signal.SIGBUS
-    assert f"error: {cache}/train-000001.tar has been cut short while it was read" in done.stderr
+    assert f"error: {cache}/train-000001.tar was truncated while it was read" in done.stderr
     assert "dataloader.py" in done.stderr and "train-000000.tar" not in done.stderr

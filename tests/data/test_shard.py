@@ -202,14 +202,12 @@ def test_a_sample_with_a_member_missing_is_named(tmp_path: Path, lost: int) -> N
     path = foreign(tmp_path / "x.tar", members)
     with pytest.raises(InputError, match=r"1 samples lack members: [ab] \(no (codes.npy|prompt.npy|json)\)"):
         list(read_shard(path))
-    with pytest.raises(InputError, match="lacks members"):
-        list(read_with_webdataset(path))
 
 
 @pytest.mark.parametrize("name", ["/etc/a.json", "../a.json", "x/../../a.json"])
 def test_a_member_that_points_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
     path = foreign(tmp_path / "x.tar", [*triple(sample("a")), (name, b"{}")])
-    with pytest.raises(InputError, match="out of its folder"):
+    with pytest.raises(InputError, match="outside its folder"):
         list(read_shard(path))
 
 

@@ -67,7 +67,7 @@ def test_a_flipped_bit_anywhere_is_found(cache: Path) -> None:
         flipped = bytearray(whole)
         flipped[place] ^= 1
         (cache / TRAIN).write_bytes(bytes(flipped))
-        assert f"{TRAIN}: its bytes are not those that were written" in faults(cache), place
+        assert f"{TRAIN}: its bytes have changed since they were written" in faults(cache), place
 
 
 def test_a_missing_shard_and_a_foreign_one_are_found(cache: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_index_that_is_lost_or_does_not_fit_is_found(cache: Path) -> None:
     rows = np.load(index)
     rows[0, 1] += 1
     np.save(index, rows)
-    assert f"{TRAIN}: its index {index.name} does not fit it" in faults(cache)
+    assert f"{TRAIN}: its index {index.name} does not match it" in faults(cache)
     index.unlink()
     assert f"{TRAIN}: its index {index.name} is missing" in faults(cache)
 
@@ -112,9 +112,9 @@ def test_a_clip_in_two_splits_is_found(cache: Path) -> None:
         (lambda s: replace(s, metadata={**s.metadata, "split": "test"}), "of split 'test', in a shard of 'train'"),
         (
             lambda s: replace(s, metadata={**s.metadata, "duration": 9.0}),
-            "another number of frames than their duration",
+            "a number of frames that does not match their duration",
         ),
-        (lambda s: replace(s, metadata={}), "another number of frames than their duration"),
+        (lambda s: replace(s, metadata={}), "a number of frames that does not match their duration"),
     ],
 )
 def test_samples_that_are_not_what_the_manifest_says_are_found(cache: Path, change, told: str) -> None:
