@@ -52,7 +52,7 @@ USED_BY_LIBRARIES = {
     "ratios",  # of EnCodec's SEANet
 }  # fmt: skip
 UNUSED = {  # code that only tests use, and that is still there; to be empty
-    "lost_clips", "save_pretrained",
+    "save_pretrained",
 }  # fmt: skip
 
 BANNED = {  # too vague to name anything

@@ -76,19 +76,6 @@ class Batch:
         return codes, frames, prompts.float()
 
 
-@dataclass(frozen=True)
-class LostClips:
-    """Clips that could not be read.
-
-    Attributes:
-        count: number of clips.
-        shards: paths of their shards.
-    """
-
-    count: int
-    shards: list[str]
-
-
 class ShardDataLoader:
     """Endless batches of one rank, in the order of a sampler.
 
@@ -130,16 +117,6 @@ class ShardDataLoader:
         self.datasets, self.sampler = list(datasets), sampler
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.max_frames, self.seed, self.num_threads = max_frames, seed, num_threads
-
-    @property
-    def lost_clips(self) -> LostClips:
-        """The clips that this rank could not read so far."""
-        shards = [
-            dataset.store.display_path(dataset.shards[n].name)
-            for dataset in self.datasets
-            for n in list(dataset.lost_shards)
-        ]
-        return LostClips(sum(dataset.num_lost_clips() for dataset in self.datasets), shards)
 
     def clip_keys(self, positions: np.ndarray) -> list[str]:
         """Return the keys of the clips at stream positions [n]."""

@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
-from pipeline.data.shard import CODES_DTYPE, NPY_HEADER_BYTES, PROMPT_DTYPE, ShardInfo, iter_samples
+from pipeline.data.npy import NPY_HEADER_BYTES
+from pipeline.data.shard import CODES_DTYPE, PROMPT_DTYPE, ShardInfo, iter_samples
 from pipeline.data.tar_headers import BLOCK
 
 ALIGN = 128  # bytes; arrays in a shard start at multiples of it

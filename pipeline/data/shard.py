@@ -17,7 +17,6 @@ Letters: N samples, K codebooks, T frames, D prompt dimensions.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import re
@@ -25,7 +24,6 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,10 +32,10 @@ import numpy as np
 import xxhash
 
 from pipeline.common.errors import InputError
+from pipeline.data.npy import NPY_HEADER_BYTES, npy_bytes, npy_shape
 from pipeline.data.storage import Storage, open_storage, split_path
 from pipeline.data.tar_headers import BLOCK, END, iter_members, member_name
 
-NPY_HEADER_BYTES = 128  # NumPy pads the header of every small array to this size
 MEMBERS = ("codes.npy", "prompt.npy", "json")
 CODES_DTYPE, PROMPT_DTYPE = np.dtype("<u2"), np.dtype("<f2")
 _INDEX_DTYPE = np.dtype("<i8")
@@ -46,9 +44,6 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MAX_MEMBER_BYTES = 2**48  # limit of a shard's bytes, and of all offsets and counts in it
 _SHARD_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}|")
-_DESCR = re.compile(rb"""['"]descr['"]: *['"]([^'"]+)['"]""")
-_FORTRAN = re.compile(rb"""['"]fortran_order['"]: *(True|False)""")
-_SHAPE = re.compile(rb"""['"]shape['"]: *\(([\d, ]*)\)""")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +139,8 @@ class ShardWriter:
             raise ValueError(f"{sample.key}: expected codes of uint16 [K, T] and a prompt of float16 [D]")
         self._keys.add(sample.key)
         text = json.dumps(sample.metadata, sort_keys=True, separators=(",", ":")).encode()
-        codes = self._add_member(f"{sample.key}.codes.npy", _npy_bytes(sample.codes)) + NPY_HEADER_BYTES
-        prompt = self._add_member(f"{sample.key}.prompt.npy", _npy_bytes(sample.prompt)) + NPY_HEADER_BYTES
+        codes = self._add_member(f"{sample.key}.codes.npy", npy_bytes(sample.codes)) + NPY_HEADER_BYTES
+        prompt = self._add_member(f"{sample.key}.prompt.npy", npy_bytes(sample.prompt)) + NPY_HEADER_BYTES
         info = self._add_member(f"{sample.key}.json", text)
         self._index.append((codes, sample.codes.shape[1], prompt, info, len(text)))
         self._frames += sample.codes.shape[1]
@@ -257,7 +252,7 @@ def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
     Raises:
         InputError: the file is damaged.
     """
-    shape = _npy_shape(data[:NPY_HEADER_BYTES], _INDEX_DTYPE)
+    shape = npy_shape(data[:NPY_HEADER_BYTES], _INDEX_DTYPE)
     if (
         shape is None
         or len(shape) != 2
@@ -359,42 +354,11 @@ def _dotted_key(groups: list[tuple[str, dict[str, tuple[int, int]]]]) -> str | N
     return None
 
 
-def _npy_bytes(array: np.ndarray) -> bytes:
-    return _npy_header(array.dtype.str, array.shape) + np.ascontiguousarray(array).tobytes()
-
-
-@lru_cache(maxsize=4096)
-def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-    assert len(file.getvalue()) == NPY_HEADER_BYTES
-    return file.getvalue()
-
-
-@lru_cache(maxsize=4096)
-def _npy_shape(header: bytes, dtype: np.dtype) -> tuple[int, ...] | None:
-    """Return the shape in an array header of 128 bytes, or None if it is not the header of an array of this type.
-
-    NumPy's own reader uses `ast`, which fails at random in threads before Python 3.12 (gh-106905).
-    """
-    matches = [pattern.search(header) for pattern in (_DESCR, _FORTRAN, _SHAPE)]
-    if (
-        header[:8] != b"\x93NUMPY\x01\x00"
-        or int.from_bytes(header[8:10], "little") != NPY_HEADER_BYTES - 10
-        or None in matches
-    ):
-        return None
-    descr, fortran, shape = (match[1].decode("latin-1") for match in matches if match)
-    if descr != dtype.str or fortran == "True":
-        return None
-    return tuple(int(n) for n in shape.replace(",", " ").split())
-
-
 def _read_array(
     shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, size: int | None = None
 ) -> np.ndarray:
     """Return a copy of the array whose data start at an offset. size: bytes of its member, to be checked."""
-    shape = _npy_shape(bytes(shard[at - NPY_HEADER_BYTES : at]), dtype)
+    shape = npy_shape(bytes(shard[at - NPY_HEADER_BYTES : at]), dtype)
     ndim = 2 if dtype == CODES_DTYPE else 1
     if shape is None or len(shape) != ndim:
         raise InputError(f"{where}: {key}: expected codes of uint16 [K, T] and a prompt of float16 [D]")

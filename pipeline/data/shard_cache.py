@@ -182,7 +182,7 @@ class LocalShardCache:
             log.debug("%s could not be prefetched: %s", shard.name, error)
 
     def _fetch(self, store: RemoteStorage, shard: ShardInfo, wait: bool) -> None:
-        """Download a shard unless it is cached. If another process downloads it: wait for it, or return at once."""
+        """Download a shard unless it is cached. If another process downloads it: wait for it, or return immediately."""
         marker = self.folder / f"{shard.sha256}-{shard.bytes}{DOWNLOAD}"
         data = marker.with_suffix(_DATA)
         with file_lock(marker, wait) as acquired:

@@ -1,4 +1,4 @@
-"""Servers that hold caches: a real S3 server, and a real web server that can be slow and break off."""
+"""Servers of datasets: a real S3 server, and a real web server that can be slow and break connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.http_server import Web
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """The address of an empty bucket of an S3 server of our own."""
+    """Return the address of an empty bucket on a local S3 server."""
     server_module = pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
     import boto3
@@ -29,7 +29,7 @@ def bucket() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in known}
     os.environ.update(known)
-    s3fs.S3FileSystem.clear_instance_cache()  # of another module's server, by now gone
+    s3fs.S3FileSystem.clear_instance_cache()  # of the stopped server of another module
     boto3.client("s3").create_bucket(Bucket="tokens")
     yield "s3://tokens"
     for name, value in before.items():
@@ -42,7 +42,7 @@ def bucket() -> Iterator[str]:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
-    """A web server of the folder `tmp_path / "web"`."""
+    """Return a web server of the folder `tmp_path / "web"`."""
     pytest.importorskip("aiohttp")
     (tmp_path / "web").mkdir()
     with Web(tmp_path / "web") as server:

@@ -1,4 +1,4 @@
-"""Buckets of like length: less padding, and the law of the order all the same."""
+"""Length bucketing: less padding, and the guarantees of the sampler still hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.caches import clip_numbers, write_cache
 
 
 def lengths_of(clips: list[int], seed: int = 0) -> np.ndarray:
-    """Clips of 1 to 30 s at 75 frames a second."""
+    """Return lengths of clips of 1 to 30 s at 75 frames per second."""
     return np.random.default_rng(seed).integers(75, 2251, sum(clips)).astype(np.int32)
 
 
@@ -30,7 +30,7 @@ def lengths_of(clips: list[int], seed: int = 0) -> np.ndarray:
     st.integers(0, 3),
 )
 @settings(max_examples=20)
-def test_every_clip_once_an_epoch(clips: list[int], seed: int, window: int) -> None:
+def test_every_clip_once_per_epoch(clips: list[int], seed: int, window: int) -> None:
     order = LengthBucketedSampler(EpochSampler(clips, seed, window), [lengths_of(clips)], seed)
     seen = ids(order, np.arange(3 * order.epoch_size))
     for epoch in range(3):
@@ -40,13 +40,13 @@ def test_every_clip_once_an_epoch(clips: list[int], seed: int, window: int) -> N
 
 @given(st.lists(st.integers(0, 100_000), min_size=1, max_size=20))
 @settings(max_examples=20)
-def test_a_place_needs_none_of_those_before_it(some: list[int]) -> None:
+def test_position_alone_determines_clip(some: list[int]) -> None:
     clips = [200] * 30
     one, two = (LengthBucketedSampler(EpochSampler(clips, 3, 5), [lengths_of(clips)], 3) for _ in range(2))
-    assert ids(one, np.array(some)) == [ids(two, np.array([place]))[0] for place in some]
+    assert ids(one, np.array(some)) == [ids(two, np.array([position]))[0] for position in some]
 
 
-def test_in_a_mixture_each_source_keeps_its_own_law() -> None:
+def test_mixture_visits_each_source_once_per_epoch() -> None:
     sizes = {"a": [70] * 30, "b": [11] * 40}
     orders = {name: EpochSampler(clips, 1) for name, clips in sizes.items()}
     mixture = MixtureSampler(orders, {"a": 3, "b": 1}, 0)
@@ -54,28 +54,28 @@ def test_in_a_mixture_each_source_keeps_its_own_law() -> None:
     seen = ids(order, np.arange(40_000))
     assert sorted(seen[: bucketing.BLOCK]) == sorted(ids(mixture, np.arange(bucketing.BLOCK)))
     for source, clips in enumerate(sizes.values()):
-        own = [place for place in seen if place[0] == source]
+        own = [position for position in seen if position[0] == source]
         for start in range(0, len(own) - sum(clips), sum(clips)):
             assert len(set(own[start : start + sum(clips)])) == sum(clips)
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 1024])
 @pytest.mark.parametrize("batch", [8, 16, 24, 64])
-def test_padding_falls_from_a_half_to_a_few_percent(batch: int, ranks: int) -> None:
-    """Clips of 1 to 30 s, all lengths alike, on any number of ranks, any rank of them, in any epoch."""
+def test_padding_is_a_few_percent(batch: int, ranks: int) -> None:
+    """Clips of 1 to 30 s, uniformly distributed: on any rank of any number of ranks, in any epoch."""
     clips = [500] * 100
     plain = EpochSampler(clips, 0, 10)
     order = LengthBucketedSampler(plain, [lengths_of(clips)], 0)
     shares = []
     for law in (plain, order):
         starts = 1_234_567 + np.arange(200) * ranks * batch + (ranks - 1) * batch
-        found = law((starts[:, None] + np.arange(batch)).ravel())
-        shares.append(padding_fraction(order.lengths_of(found).reshape(-1, batch)))
+        locations = law((starts[:, None] + np.arange(batch)).ravel())
+        shares.append(padding_fraction(order.lengths_of(locations).reshape(-1, batch)))
     assert 0.4 < shares[0] < 0.5 and shares[1] < 0.1
     assert order.padding_without > 0.4 and order.padding_with < 0.03
 
 
-def test_batches_of_short_clips_do_not_all_come_first() -> None:
+def test_short_clips_are_spread_over_the_epoch() -> None:
     clips = [500] * 100
     order = LengthBucketedSampler(EpochSampler(clips, 0), [lengths_of(clips)], 0)
     means = order.lengths_of(order(np.arange(15_360))).reshape(-1, 960).mean(1)
@@ -84,7 +84,7 @@ def test_batches_of_short_clips_do_not_all_come_first() -> None:
     assert not np.allclose(means, again, atol=100)
 
 
-def test_off_where_they_would_not_pay() -> None:
+def test_no_buckets_below_max_padding() -> None:
     clips = [100] * 10
     order = EpochSampler(clips, 0)
     assert bucket_by_length(order, [np.full(1000, 300, np.int32)], 0, max_padding=0.1) is order
@@ -93,7 +93,7 @@ def test_off_where_they_would_not_pay() -> None:
     assert bucket_by_length(EpochSampler([3], 0), [np.array([1, 2, 99], np.int32)], 0, max_padding=0.99).epoch_size == 3
 
 
-def test_batches_of_real_shards_are_cut_by_length(tmp_path: Path) -> None:
+def test_batches_of_shards_have_similar_lengths(tmp_path: Path) -> None:
     split = ShardedDataset(write_cache(tmp_path / "c", [100] * 10, lengths=(4, 9, 30, 31)), "train")
     assert split.lengths().tolist() == [4, 9, 30, 31] * 250
     order = bucket_by_length(EpochSampler(split.clips_per_shard, 0), [split.lengths()], 0, max_padding=0.1)
@@ -108,13 +108,13 @@ def test_batches_of_real_shards_are_cut_by_length(tmp_path: Path) -> None:
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 40), st.integers(1, 5), st.sampled_from([0, 2]))
 @settings(max_examples=15)
-def test_first_k_plus_rest_is_all_on_any_number_of_ranks(
+def test_resume_on_other_ranks_matches_unbroken_run(
     cache: Path, ranks: int, batch: int, stop: int, ranks_after: int, threads: int
 ) -> None:
-    """With buckets too: continued on other ranks, each of 400 clips of 4 to 31 frames is seen once an epoch."""
+    """With buckets: resumed on other ranks, each of 400 clips of 4 to 31 frames is read once per epoch."""
     split = ShardedDataset(cache, "train")
 
-    def read(place: int, ranks: int, steps: int) -> list[int]:
+    def read(position: int, ranks: int, steps: int) -> list[int]:
         order = bucket_by_length(
             EpochSampler(split.clips_per_shard, 2, shuffle_shards=3), [split.lengths()], 2, max_padding=0.1
         )
@@ -122,7 +122,7 @@ def test_first_k_plus_rest_is_all_on_any_number_of_ranks(
             ShardDataLoader([split], order, batch_size=batch, rank=r, world_size=ranks, num_threads=threads)
             for r in range(ranks)
         ]
-        runs = [list(itertools.islice(stream.batches(place), steps)) for stream in streams]
+        runs = [list(itertools.islice(stream.batches(position), steps)) for stream in streams]
         return [n for step in zip(*runs, strict=True) for b in step for n in clip_numbers(b)]
 
     first = read(0, ranks, stop)

@@ -1,4 +1,4 @@
-"""Bytes of a cache that went bad are found when they are read, by checksums that the index holds."""
+"""Damaged bytes of a dataset are detected when they are read, by the checksums in the index."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def cache(tmp_path: Path) -> Path:
 
 
 def flip(file: Path, at: int) -> None:
-    """Flip one bit of a byte."""
+    """Flip one bit of the byte at an offset."""
     data = bytearray(file.read_bytes())
     data[at] ^= 1
     file.write_bytes(data)
 
 
 def codes_at(file: Path, clip: int) -> int:
-    """Where the codes of a clip begin."""
+    """Return the offset of the codes of a clip."""
     return int(np.load(file.with_name(index_name(file.name)))[1 + clip, 0])
 
 
-def read(folder: str | Path, **words: object) -> int:
-    """The clips of a training split that can be read."""
-    return sum(len(batch.frames) for batch in iter_once(ShardedDataset(folder, "train", **words), 4))  # type: ignore[arg-type]
+def read(folder: str | Path, **options: object) -> int:
+    """Return the number of clips of the training split that can be read."""
+    return sum(len(batch.frames) for batch in iter_once(ShardedDataset(folder, "train", **options), 4))  # type: ignore[arg-type]
 
 
-def test_a_flipped_bit_of_any_clip_loses_its_shard(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Logged once, with its clips counted; refused where no share of bad clips is allowed."""
+def test_flipped_bit_loses_the_shard(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Logged once with its number of clips; refused if no clips may be lost."""
     flip(cache / FIRST, codes_at(cache / FIRST, 3))
     with pytest.raises(InputError, match=rf"{FIRST} has changed since it was written.*checksum differs"):
         read(cache)
@@ -61,10 +61,8 @@ def test_a_flipped_bit_of_any_clip_loses_its_shard(cache: Path, caplog: pytest.L
 
 
 @pytest.mark.parametrize("what", ["older", "missing"])
-def test_shards_without_a_checksum_are_compared_with_the_manifest(
-    cache: Path, what: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The index of an older version is read, and `shards index` writes that of today; one that is lost is scanned."""
+def test_index_without_checksum_uses_manifest_sha256(cache: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An index of version 1 is read, and `shards index` writes the current version; a missing index is scanned."""
     index = cache / index_name(FIRST)
     whole = index.read_bytes()
     rows, at = np.load(index)[1:], codes_at(cache / FIRST, 3)
@@ -87,7 +85,7 @@ def test_shards_without_a_checksum_are_compared_with_the_manifest(
         shards.main.task(compose("shards", ["action=index", f"shards='{cache}'"]))  # type: ignore[attr-defined]
 
 
-def test_a_copy_that_went_bad_is_fetched_again(cache: Path, tmp_path: Path) -> None:
+def test_damaged_cached_copy_is_downloaded_again(cache: Path, tmp_path: Path) -> None:
     import fsspec
 
     far = fsspec.filesystem("memory")
@@ -100,15 +98,15 @@ def test_a_copy_that_went_bad_is_fetched_again(cache: Path, tmp_path: Path) -> N
     assert read("memory://checksums", shard_cache=LocalShardCache(copies, 0.1)) == 11
 
 
-def test_a_manifest_that_went_bad_is_refused(cache: Path) -> None:
+def test_damaged_manifest_is_refused(cache: Path) -> None:
     text = (cache / MANIFEST_NAME).read_text()
     (cache / MANIFEST_NAME).write_text(text.replace('"frame_rate": 75', '"frame_rate": 74'))
     with pytest.raises(InputError, match=r"manifest\.json is damaged \(its sha256 differs\): run pipeline\.preprocess"):
         Manifest.load(cache)
 
 
-def test_verify_compares_the_manifest_with_its_plan(cache: Path) -> None:
-    """A cache whose manifest names another codec or embedder than its plan is at fault."""
+def test_verify_compares_manifest_with_plan(cache: Path) -> None:
+    """A codec or embedder in the manifest that differs from the plan is a fault."""
     manifest, store = Manifest.load(cache), LocalStorage(cache)
     BuildPlan({}, {"codec": manifest.codec, "embedder": manifest.embedder}, "", []).save(store)
     manifest = replace(manifest, plan=plan_digest(store))
@@ -138,8 +136,8 @@ for n, batch in enumerate(loader.batches()):
 """
 
 
-def test_a_shard_cut_short_while_it_is_mapped_is_named(tmp_path: Path) -> None:
-    """The process ends by SIGBUS, as ever; a line names the shard, and a stack says where it was read."""
+def test_shard_truncated_while_mapped_is_named(tmp_path: Path) -> None:
+    """The process ends with SIGBUS; a line names the shard, and a stack trace shows the reader."""
     cache = write_cache(tmp_path / "cache", [60, 50])
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(cache)], cwd=ROOT, capture_output=True, text=True, timeout=120

@@ -1,7 +1,4 @@
-"""The law of the stream: first k + rest == all, whatever the ranks, threads, shards and interruptions.
-
-Real tar files throughout.
-"""
+"""The data loader: first k + rest == all, for any ranks, threads, shards and interruptions, with real tars."""
 
 import itertools
 from pathlib import Path
@@ -20,15 +17,15 @@ from tests.helpers.caches import K, clip_numbers, write_cache
 
 
 def read(
-    split: ShardedDataset, order: EpochSampler, place: int, steps: int, ranks: int, batch: int, threads: int
+    split: ShardedDataset, order: EpochSampler, position: int, steps: int, ranks: int, batch: int, threads: int
 ) -> list[list[int]]:
-    """The clips of each global batch, over all ranks, for some steps."""
+    """Return the clips of each global batch, over all ranks."""
     streams = [
         ShardDataLoader([split], order, batch_size=batch, rank=r, world_size=ranks, num_threads=threads)
         for r in range(ranks)
     ]
-    runs = [list(itertools.islice(stream.batches(place), steps)) for stream in streams]
-    assert all(b.position == place + (i + 1) * ranks * batch for run in runs for i, b in enumerate(run))
+    runs = [list(itertools.islice(stream.batches(position), steps)) for stream in streams]
+    assert all(b.position == position + (i + 1) * ranks * batch for run in runs for i, b in enumerate(run))
     return [sum((clip_numbers(run[i]) for run in runs), []) for i in range(steps)]
 
 
@@ -43,7 +40,7 @@ def read(
     threads=st.sampled_from([0, 2]),
 )
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_first_k_plus_rest_is_all(
+def test_resume_matches_unbroken_run(
     tmp_path_factory: pytest.TempPathFactory,
     shards: list[int],
     seed: int,
@@ -54,7 +51,7 @@ def test_first_k_plus_rest_is_all(
     ranks_after: int,
     threads: int,
 ) -> None:
-    """Interrupted after `stop` steps and continued on another number of ranks, every clip is seen once an epoch."""
+    """Interrupted after `stop` steps and resumed on another number of ranks, the stream is the same."""
     split = ShardedDataset(write_cache(tmp_path_factory.mktemp("cache") / "c", shards), "train")
     order, n = EpochSampler(split.clips_per_shard, seed, window), sum(shards)
     unbroken = sum(read(split, order, 0, -(-2 * n // (ranks * batch)) + 1, ranks, batch, threads), [])
@@ -66,7 +63,7 @@ def test_first_k_plus_rest_is_all(
 
 @given(shards=st.lists(st.integers(1, 9), min_size=1, max_size=5), ranks=st.integers(1, 9), batch=st.integers(1, 4))
 @settings(max_examples=20)
-def test_validation_sees_every_clip_once_over_all_ranks(
+def test_validation_reads_every_clip_once(
     tmp_path_factory: pytest.TempPathFactory, shards: list[int], ranks: int, batch: int
 ) -> None:
     split = ShardedDataset(write_cache(tmp_path_factory.mktemp("cache") / "c", shards), "train")
@@ -74,7 +71,7 @@ def test_validation_sees_every_clip_once_over_all_ranks(
     assert sorted(seen) == list(range(sum(shards)))
 
 
-def test_codes_come_back_as_written(tmp_path: Path) -> None:
+def test_codes_are_read_as_written(tmp_path: Path) -> None:
     split = ShardedDataset(write_cache(tmp_path / "c", [4, 3], lengths=(6, 4, 9)), "train")
     for batch in iter_once(split, 7):
         assert batch.codes.shape == (7, K, 9) and batch.frames.tolist() == [6, 4, 9, 6, 4, 9, 6]
@@ -84,8 +81,8 @@ def test_codes_come_back_as_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", [(0,), (0, 6)])
-def test_clips_without_a_frame_are_read_too(tmp_path: Path, lengths: tuple[int, ...]) -> None:
-    """Others' shards may hold such; a batch of nothing else has no width."""
+def test_clips_without_frames_are_read(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    """External shards may have such clips; a batch of only these has T = 0."""
     split = ShardedDataset(write_cache(tmp_path / "c", [4, 4], lengths), "train")
     order = bucket_by_length(EpochSampler(split.clips_per_shard, 0), [split.lengths()], 0, max_padding=0.1)
     for batches in (
@@ -97,7 +94,7 @@ def test_clips_without_a_frame_are_read_too(tmp_path: Path, lengths: tuple[int, 
         assert all(batch.codes.shape == (4, K, batch.frames.max()) for batch in seen)
 
 
-def test_fewer_codebooks_are_sliced(tmp_path: Path) -> None:
+def test_first_codebooks_are_read(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [5], lengths=(6, 4))
     whole, two = (next(iter_once(ShardedDataset(folder, "train", k), 5)).codes for k in (None, 2))
     assert torch.equal(two, whole[:, :2])
@@ -105,7 +102,7 @@ def test_fewer_codebooks_are_sliced(tmp_path: Path) -> None:
         ShardedDataset(folder, "train", 4)
 
 
-def test_long_clips_are_cropped_at_a_start_that_their_place_decides(tmp_path: Path) -> None:
+def test_crop_depends_on_position(tmp_path: Path) -> None:
     split = ShardedDataset(write_cache(tmp_path / "c", [40], lengths=(30, 3)), "train")
     order = EpochSampler(split.clips_per_shard, 0)
     runs = [
@@ -127,7 +124,7 @@ def test_long_clips_are_cropped_at_a_start_that_their_place_decides(tmp_path: Pa
     assert len(starts) > 15
 
 
-def test_a_mixture_reads_each_clip_from_its_own_cache(tmp_path: Path) -> None:
+def test_mixture_reads_each_clip_from_its_dataset(tmp_path: Path) -> None:
     splits = [ShardedDataset(write_cache(tmp_path / name, [n]), "train") for name, n in (("a", 10), ("b", 30))]
     mixture = MixtureSampler(
         {"a": EpochSampler(splits[0].clips_per_shard, 0), "b": EpochSampler(splits[1].clips_per_shard, 0)},
@@ -140,12 +137,12 @@ def test_a_mixture_reads_each_clip_from_its_own_cache(tmp_path: Path) -> None:
     assert all(seen.count(n) == pytest.approx(10, abs=2) for n in range(10, 30))
 
 
-def test_a_clip_is_named_by_its_key(tmp_path: Path) -> None:
+def test_clip_keys(tmp_path: Path) -> None:
     split = ShardedDataset(write_cache(tmp_path / "c", [2, 2]), "train")
     assert [split.clip_key(s, r) for s in (0, 1) for r in (0, 1)] == ["clip-0", "clip-1", "clip-2", "clip-3"]
 
 
-def test_a_missing_shard_and_a_shard_of_another_size_are_named(tmp_path: Path) -> None:
+def test_missing_and_truncated_shards_are_named(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [3, 4])
     (folder / "train-000000.tar").unlink()
     with pytest.raises(InputError, match=r"train-000000.tar is in the manifest but does not exist"):
@@ -156,7 +153,7 @@ def test_a_missing_shard_and_a_shard_of_another_size_are_named(tmp_path: Path) -
         next(iter_once(ShardedDataset(folder, "train"), 3))
 
 
-def test_a_reader_that_stops_early_leaves_no_threads(tmp_path: Path) -> None:
+def test_stopped_reader_leaves_no_threads(tmp_path: Path) -> None:
     import threading
 
     split = ShardedDataset(write_cache(tmp_path / "c", [20]), "train")

@@ -1,4 +1,4 @@
-"""Shards that are missing, cut short, unreadable or not of their index: set aside, told once, and stood in for."""
+"""Missing, truncated, unreadable and mismatched shards are skipped, logged once, and their clips replaced."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def missing(folder: Path, name: str) -> None:
     (folder / f"{name}.tar").unlink()
 
 
-def cut_short(folder: Path, name: str) -> None:
+def truncated(folder: Path, name: str) -> None:
     tar = folder / f"{name}.tar"
     data = tar.read_bytes()
     tar.unlink()
@@ -42,27 +42,27 @@ def unreadable(folder: Path, name: str) -> None:
     (folder / f"{name}.tar").mkdir()
 
 
-def not_of_its_index(folder: Path, name: str) -> None:
-    """The index of a shard of as many clips that lie elsewhere."""
+def wrong_index(folder: Path, name: str) -> None:
+    """Write the index of a shard with as many clips at other offsets."""
     other = write_cache(folder.parent / "other", [EACH], lengths=(6, 300))
     (folder / f"{name}.index.npy").write_bytes((other / "train-000000.index.npy").read_bytes())
 
 
-def not_of_its_manifest(folder: Path, name: str) -> None:
-    """Another shard, and its index, under the name of the first."""
+def another_shard(folder: Path, name: str) -> None:
+    """Write another shard with its index under this name."""
     other = write_cache(folder.parent / "other", [EACH + 1])
     for end in (".tar", ".index.npy"):
         (folder / f"{name}{end}").unlink()
         (folder / f"{name}{end}").write_bytes((other / f"train-000000{end}").read_bytes())
 
 
-def torn_index(folder: Path, name: str) -> None:
+def damaged_index(folder: Path, name: str) -> None:
     index = folder / f"{name}.index.npy"
     index.write_bytes(index.read_bytes()[:-40])
 
 
 def index_of_another(folder: Path, name: str) -> None:
-    """As many clips, of other lengths."""
+    """Write an index with as many clips of other lengths."""
     (folder / f"{name}.index.npy").unlink()
     other = write_cache(folder.parent / "other", [EACH], lengths=(9, 17))
     (folder / f"{name}.index.npy").write_bytes((other / "train-000000.index.npy").read_bytes())
@@ -80,78 +80,78 @@ def one_bit_flipped(folder: Path, name: str) -> None:
     tar.write_bytes(data)
 
 
-HARMS = [missing, cut_short, unreadable, not_of_its_index, not_of_its_manifest, torn_index, one_bit_flipped]
+DAMAGES = [missing, truncated, unreadable, wrong_index, another_shard, damaged_index, one_bit_flipped]
 
 
-def streams(folder: Path, bad_share: float, ranks: int = 1, threads: int = 0) -> list[ShardDataLoader]:
-    made = []
+def loaders(folder: Path, max_lost_fraction: float, ranks: int = 1, threads: int = 0) -> list[ShardDataLoader]:
+    result = []
     for rank in range(ranks):
-        split = ShardedDataset(folder, "train", open_shards=2, max_lost_fraction=bad_share)
+        split = ShardedDataset(folder, "train", open_shards=2, max_lost_fraction=max_lost_fraction)
         order = EpochSampler(split.clips_per_shard, seed=1, shuffle_shards=2)
-        made.append(ShardDataLoader([split], order, batch_size=5, rank=rank, world_size=ranks, num_threads=threads))
-    return made
+        result.append(ShardDataLoader([split], order, batch_size=5, rank=rank, world_size=ranks, num_threads=threads))
+    return result
 
 
-def epoch(stream: ShardDataLoader) -> list[Batch]:
-    return list(itertools.islice(stream.batches(), SHARDS * EACH // (stream.batch_size * stream.world_size)))
+def epoch(loader: ShardDataLoader) -> list[Batch]:
+    return list(itertools.islice(loader.batches(), SHARDS * EACH // (loader.batch_size * loader.world_size)))
 
 
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_shard_that_goes_bad_is_stood_in_for(
-    tmp_path: Path, harm: Callable[[Path, str], None], threads: int, caplog: pytest.LogCaptureFixture
+def test_lost_shard_is_replaced_during_a_run(
+    tmp_path: Path, damage: Callable[[Path, str], None], threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the middle of a run: batches stay full, all other clips come once an epoch, and the loss is told once."""
+    """Batches stay full, all other clips come once per epoch, and the loss is logged once."""
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
-    (stream,) = streams(folder, bad_share=0.06, threads=threads)
-    last = stream.sampler(torch.arange(SHARDS * EACH).numpy()).shard[-1]
-    batches = stream.batches()
+    (loader,) = loaders(folder, max_lost_fraction=0.06, threads=threads)
+    last = loader.sampler(torch.arange(SHARDS * EACH).numpy()).shard[-1]
+    batches = loader.batches()
     first = list(itertools.islice(batches, 2))
-    harm(folder, f"train-{last:06d}")
+    damage(folder, f"train-{last:06d}")
     with caplog.at_level(logging.WARNING):
         rest = list(itertools.islice(batches, SHARDS * EACH // 5 - 2))
     seen = Counter(n for batch in first + rest for n in clip_numbers(batch))
-    gone = set(range(last * EACH, (last + 1) * EACH))
+    lost = set(range(last * EACH, (last + 1) * EACH))
     assert all(len(batch.frames) == 5 for batch in rest)
-    assert set(seen) == set(range(SHARDS * EACH)) - gone and sum(seen.values()) == SHARDS * EACH
-    assert sum(n - 1 for n in seen.values()) == len(gone)  # only as many as are lost come twice
-    assert stream.lost_clips.count == EACH and stream.lost_clips.shards == [str(folder / f"train-{last:06d}.tar")]
+    assert set(seen) == set(range(SHARDS * EACH)) - lost and sum(seen.values()) == SHARDS * EACH
+    assert sum(n - 1 for n in seen.values()) == len(lost)  # as many clips as are lost come twice
+    assert loader.datasets[0].num_lost_clips() == EACH and set(loader.datasets[0].lost_shards) == {last}
     assert len(caplog.records) == 1 and f"train-{last:06d}" in caplog.text and "its 30 clips" in caplog.text
 
 
-def test_who_stands_in_depends_on_the_place_alone(tmp_path: Path) -> None:
-    """So every rank, and a run that goes on elsewhere, reads the same."""
+def test_replacement_depends_on_position_only(tmp_path: Path) -> None:
+    """Every rank, and a run that resumes on other ranks, reads the same clips."""
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
     missing(folder, "train-000003")
-    (alone,), pair = streams(folder, 0.1), streams(folder, 0.1, ranks=2)
-    ranks = [epoch(stream) for stream in pair]
+    (alone,), pair = loaders(folder, 0.1), loaders(folder, 0.1, ranks=2)
+    ranks = [epoch(loader) for loader in pair]
     together = [n for batches in zip(*ranks, strict=True) for batch in batches for n in clip_numbers(batch)]
     assert together == [n for batch in epoch(alone) for n in clip_numbers(batch)]
-    (resumed,) = streams(folder, 0.1)
+    (resumed,) = loaders(folder, 0.1)
     assert clip_numbers(next(resumed.batches(300))) == together[300:305]
     assert resumed.clip_keys(torch.arange(300, 305).numpy()) == [f"clip-{n}" for n in together[300:305]]
 
 
-@pytest.mark.parametrize("harm", [missing, cut_short])
-def test_at_the_start_the_same_law_holds(tmp_path: Path, harm: Callable[[Path, str], None]) -> None:
-    """What a look at the folder finds is set aside before any work, or refused where that is too much."""
+@pytest.mark.parametrize("damage", [missing, truncated])
+def test_lost_shards_at_the_start(tmp_path: Path, damage: Callable[[Path, str], None]) -> None:
+    """Faults in the listing of the folder are counted before any work, and refused if they are too many."""
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
     for name in ("train-000003", "train-000007"):
-        harm(folder, name)
-    (stream,) = streams(folder, bad_share=0.1)
-    assert stream.lost_clips.count == 60
+        damage(folder, name)
+    (loader,) = loaders(folder, max_lost_fraction=0.1)
+    assert loader.datasets[0].num_lost_clips() == 60
     for share, message in (
         (0.09, r"60 of 600 clips are lost, and data.max_lost_fraction=0.09"),
         (0.0, r"train-000003.tar is"),
     ):
         with pytest.raises(InputError, match=message):
-            streams(folder, share)
+            loaders(folder, share)
 
 
-def test_too_many_bad_shards_end_the_run(tmp_path: Path) -> None:
+def test_too_many_lost_shards_end_the_run(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
-    (stream,) = streams(folder, bad_share=0.12, threads=2)
-    batches = stream.batches()
+    (loader,) = loaders(folder, max_lost_fraction=0.12, threads=2)
+    batches = loader.batches()
     next(batches)
     for n in range(0, SHARDS, 2):
         missing(folder, f"train-{n:06d}")
@@ -161,7 +161,7 @@ def test_too_many_bad_shards_end_the_run(tmp_path: Path) -> None:
         list(itertools.islice(batches, 120))
 
 
-def test_validation_leaves_lost_clips_out(tmp_path: Path) -> None:
+def test_validation_skips_lost_clips(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
     missing(folder, "train-000003")
     split = ShardedDataset(folder, "train", max_lost_fraction=0.1)
@@ -169,34 +169,30 @@ def test_validation_leaves_lost_clips_out(tmp_path: Path) -> None:
     assert sorted(seen) == [n for n in range(SHARDS * EACH) if n // EACH != 3]
 
 
-@pytest.mark.parametrize("harm", [torn_index, index_of_another, index_missing])
-def test_all_ranks_come_to_one_order_whatever_is_wrong_with_an_index(
-    tmp_path: Path, harm: Callable[[Path, str], None]
-) -> None:
-    """The shard itself tells how long its clips are, to a machine whose own copy of the index is bad."""
+@pytest.mark.parametrize("damage", [damaged_index, index_of_another, index_missing])
+def test_order_does_not_depend_on_a_damaged_index(tmp_path: Path, damage: Callable[[Path, str], None]) -> None:
+    """A machine with a damaged copy of an index reads the lengths from the shard."""
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS, lengths=(5, 9, 17, 60, 33))
     truth = ShardedDataset(folder, "train").lengths()
-    harm(folder, "train-000007")
+    damage(folder, "train-000007")
     split = ShardedDataset(folder, "train", max_lost_fraction=0.05)
     assert (split.lengths() == truth).all() and len(truth) == SHARDS * EACH
-    assert set(split.lost_shards) == (set() if harm is index_missing else {7})
+    assert set(split.lost_shards) == (set() if damage is index_missing else {7})
 
 
-@pytest.mark.parametrize("harm", HARMS[:-1])
-def test_without_a_shard_its_index_is_enough_and_without_both_there_is_no_order(
-    tmp_path: Path, harm: Callable[[Path, str], None]
-) -> None:
-    """A rank that made up lengths would read other clips than it should, and nobody would know."""
+@pytest.mark.parametrize("damage", DAMAGES[:-1])
+def test_lengths_need_a_shard_or_its_index(tmp_path: Path, damage: Callable[[Path, str], None]) -> None:
+    """With wrong lengths, a rank would silently read other clips."""
     folder = write_cache(tmp_path / "c", [EACH] * SHARDS, lengths=(5, 9, 17, 60, 33))
     truth = ShardedDataset(folder, "train").lengths()
-    if harm in (missing, cut_short, unreadable):
-        harm(folder, "train-000007")
+    if damage in (missing, truncated, unreadable):
+        damage(folder, "train-000007")
         assert (ShardedDataset(folder, "train", max_lost_fraction=0.05).lengths() == truth).all()
         index_missing(folder, "train-000007")
     else:
-        harm(folder, "train-000007")
+        damage(folder, "train-000007")
         missing(folder, "train-000007")
-    if harm is not_of_its_index:
+    if damage is wrong_index:
         assert not (folder / "train-000007.tar").exists()
     with pytest.raises(InputError, match=r"train-000007.* its index.* is missing or damaged: restore either"):
         ShardedDataset(folder, "train", max_lost_fraction=0.05).lengths()
@@ -204,7 +200,7 @@ def test_without_a_shard_its_index_is_enough_and_without_both_there_is_no_order(
 
 @pytest.fixture
 def open_files() -> Iterator[Callable[[int], None]]:
-    """Sets how many files more this process may open."""
+    """Return a function that limits how many more files this process may open."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def allow(more: int) -> None:
@@ -215,15 +211,15 @@ def open_files() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_several_caches_ask_for_the_open_files_of_all(tmp_path: Path, open_files: Callable[[int], None]) -> None:
+def test_open_file_limit_covers_all_datasets(tmp_path: Path, open_files: Callable[[int], None]) -> None:
     folder = write_cache(tmp_path / "c", [1] * 150)
     open_files(100)
     splits = [ShardedDataset(folder, "train", open_shards=150) for _ in range(4)]
-    held = [split.get_shard(number) for split in splits for number in range(150)]
-    assert None not in held
+    opened = [split.get_shard(number) for split in splits for number in range(150)]
+    assert None not in opened
 
 
-def test_a_limit_of_open_files_is_no_shard_s_fault(tmp_path: Path, open_files: Callable[[int], None]) -> None:
+def test_open_file_limit_loses_no_shard(tmp_path: Path, open_files: Callable[[int], None]) -> None:
     folder = write_cache(tmp_path / "c", [4] * 12)
     split = ShardedDataset(folder, "train", max_lost_fraction=1.0)
     open_files(5)
@@ -235,8 +231,8 @@ def test_a_limit_of_open_files_is_no_shard_s_fault(tmp_path: Path, open_files: C
     assert not split.lost_shards
 
 
-def test_near_shards_stay_mapped_within_half_of_the_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than are asked for, but not at the cost of all else that opens files."""
+def test_local_shards_use_half_of_the_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More shards than requested stay mapped, but other files can still be opened."""
     folder = write_cache(tmp_path / "c", [1] * 60)
     gc.collect()
     for limit, kept in ((4096, 60), (600, 44), (300, 10)):
@@ -249,16 +245,16 @@ def test_near_shards_stay_mapped_within_half_of_the_open_files(tmp_path: Path, m
         gc.collect()
 
 
-def test_all_clips_lost_is_an_error(tmp_path: Path) -> None:
+def test_losing_all_clips_is_an_error(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "c", [4])
-    (stream,) = streams(folder, bad_share=1.0)
+    (loader,) = loaders(folder, max_lost_fraction=1.0)
     missing(folder, "train-000000")
     with pytest.raises(InputError, match="cannot be replaced"):
-        next(stream.batches())
+        next(loader.batches())
 
 
-def test_an_index_whose_sums_wrap_around_reads_no_foreign_memory(tmp_path: Path) -> None:
-    """Frames of which K times two bytes are 2^64, in a clip that is not among those looked at when a shard opens."""
+def test_overflowing_index_is_refused(tmp_path: Path) -> None:
+    """K x frames x 2 bytes is 2^64, in a clip that is not checked when the shard is opened."""
     folder = write_cache(tmp_path / "cache", [40])
     file = folder / "train-000000.index.npy"
     index = np.load(file)[1:]  # as older versions wrote it, without checksums
@@ -268,8 +264,8 @@ def test_an_index_whose_sums_wrap_around_reads_no_foreign_memory(tmp_path: Path)
         list(iter_once(ShardedDataset(folder, "train"), 4))
 
 
-def test_codes_that_are_none_never_reach_the_model(tmp_path: Path) -> None:
-    """Of shards without checksums: said with the cache's name, where a GPU would say "device-side assert"."""
+def test_invalid_codes_are_refused(tmp_path: Path) -> None:
+    """For shards without checksums, the message names the dataset, and not a failed assertion of the GPU."""
     folder = write_cache(tmp_path / "cache", [4])
     split = ShardedDataset(folder, "train")
     assert len(next(iter_once(split, 4)).codes) == 4

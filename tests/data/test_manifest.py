@@ -1,4 +1,4 @@
-"""The manifest says what a cache holds, and a reader that does not fit is told which setting differs."""
+"""The manifest describes a dataset; a reader that does not match is refused with the setting that differs."""
 
 import json
 import math
@@ -24,11 +24,11 @@ EMBEDDER = {"name": "encodecmae_tiny", "weights": "cd" * 32, "sample_rate": 2400
 
 def manifest() -> Manifest:
     shards = [ShardInfo(f"train-{i:06d}.tar", 100, 30000, 1_000_000, "ef" * 32) for i in range(9)]
-    aside = [{"path": "a\nb.wav", "key": "a", "reason": "is empty"}]
-    return Manifest(CODEC, EMBEDDER, {"name": "nsynth"}, {"train": shards, "valid": []}, 3, aside)
+    skipped = [{"path": "a\nb.wav", "key": "a", "reason": "is empty"}]
+    return Manifest(CODEC, EMBEDDER, {"name": "nsynth"}, {"train": shards, "valid": []}, 3, skipped)
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     manifest().save(tmp_path)
     assert Manifest.load(tmp_path) == manifest()
     assert [file.name for file in tmp_path.iterdir()] == [MANIFEST_NAME]
@@ -41,14 +41,14 @@ def test_totals() -> None:
     assert manifest().codebooks == 8 and manifest().prompt_dim == 192
 
 
-def test_the_same_manifest_is_the_same_bytes(tmp_path: Path) -> None:
+def test_same_manifest_gives_same_bytes(tmp_path: Path) -> None:
     manifest().save(tmp_path)
     first = (tmp_path / MANIFEST_NAME).read_bytes()
     Manifest.load(tmp_path).save(tmp_path)
     assert (tmp_path / MANIFEST_NAME).read_bytes() == first
 
 
-def test_a_model_that_reads_fewer_codebooks_fits(tmp_path: Path) -> None:
+def test_fewer_codebooks_are_accepted(tmp_path: Path) -> None:
     manifest().check_codec({**CODEC, "codebooks": 4}, 4)
     manifest().check_embedder(EMBEDDER)
 
@@ -57,22 +57,22 @@ def test_a_model_that_reads_fewer_codebooks_fits(tmp_path: Path) -> None:
     ("name", "value"),
     [("name", "encodec_embedded"), ("weights", "00" * 32), ("sample_rate", 48000), ("frame_rate", 50)],
 )
-def test_shards_of_another_codec_are_refused_by_name(name: str, value: object) -> None:
+def test_another_codec_is_refused(name: str, value: object) -> None:
     with pytest.raises(InputError, match=rf"codec\.{name} is .*, expected {value!r}"):
         manifest().check_codec({**CODEC, name: value}, 8)
 
 
-def test_more_codebooks_than_the_shards_hold_are_refused_with_the_setting() -> None:
+def test_more_codebooks_than_stored_are_refused() -> None:
     with pytest.raises(InputError, match=r"codec\.codebooks=16.* have 8"):
         manifest().check_codec(CODEC, 16)
 
 
-def test_prompts_of_another_embedder_are_refused_by_name() -> None:
+def test_another_embedder_is_refused() -> None:
     with pytest.raises(InputError, match=r"embedder\.dim is 192, expected 768"):
         manifest().check_embedder({**EMBEDDER, "dim": 768})
 
 
-def test_no_cache_and_an_unfinished_cache_are_told_apart(tmp_path: Path) -> None:
+def test_missing_and_unfinished_datasets_differ(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no dataset at .*python -m pipeline.preprocess"):
         Manifest.load(tmp_path / "nowhere")
     (tmp_path / "train-000000.tar").touch()
@@ -81,7 +81,7 @@ def test_no_cache_and_an_unfinished_cache_are_told_apart(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda m: "{", "damaged"),
         (lambda m: "[]", "malformed"),
@@ -96,19 +96,19 @@ def test_no_cache_and_an_unfinished_cache_are_told_apart(tmp_path: Path) -> None
         (lambda m: json.dumps({**m, "splits": []}), "malformed"),
     ],
 )
-def test_a_malformed_manifest_is_told_in_one_line(tmp_path: Path, change, told: str) -> None:
+def test_malformed_manifest_is_refused_in_one_line(tmp_path: Path, change, message: str) -> None:
     manifest().save(tmp_path)
     file = tmp_path / MANIFEST_NAME
-    found = json.loads(file.read_text())
-    del found["sha256"]  # as older versions wrote it
-    file.write_text(change(found))
-    with pytest.raises(InputError, match=told) as caught:
+    content = json.loads(file.read_text())
+    del content["sha256"]  # as older versions wrote it
+    file.write_text(change(content))
+    with pytest.raises(InputError, match=message) as caught:
         Manifest.load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("keys", "value"),
     [
         (("codec", "codebooks"), "8"), (("codec", "codebooks"), 0), (("codec", "codebooks"), 10**9),
         (("codec", "codebook_size"), 2**40), (("codec", "frame_rate"), 0), (("codec", "frame_rate"), math.nan),
@@ -121,21 +121,21 @@ def test_a_malformed_manifest_is_told_in_one_line(tmp_path: Path, change, told: 
         (("splits", "train", "shards", 0, "name"), "pipe:touch x/y.tar"),
     ],
 )  # fmt: skip
-def test_values_that_no_cache_has_are_refused_with_the_file(tmp_path: Path, place: tuple, value: object) -> None:
+def test_impossible_values_are_refused(tmp_path: Path, keys: tuple, value: object) -> None:
     manifest().save(tmp_path)
-    told = json.loads((tmp_path / MANIFEST_NAME).read_text())
-    inner = told
-    for name in place[:-1]:
+    content = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    inner = content
+    for name in keys[:-1]:
         inner = inner[name]
-    inner[place[-1]] = value
-    del told["sha256"]  # as older versions wrote it
-    (tmp_path / MANIFEST_NAME).write_text(json.dumps(told))
+    inner[keys[-1]] = value
+    del content["sha256"]  # as older versions wrote it
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"manifest\.json is malformed") as caught:
         Manifest.load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_or_nested_without_end_is_told_too(tmp_path: Path) -> None:
+def test_folders_and_deep_nesting_are_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_text("[" * 100_000)
     with pytest.raises(InputError, match="damaged"):
         Manifest.load(tmp_path)

@@ -1,4 +1,4 @@
-"""A shard is an ordinary WebDataset tar, the same bytes every time, and tells when it is damaged."""
+"""A shard is an ordinary WebDataset tar with reproducible bytes, and damage to it is detected."""
 
 import io
 import json
@@ -43,9 +43,9 @@ def write(folder: Path, samples: list[Sample], name: str = "train-000000.tar") -
     return folder / name
 
 
-def assert_same(found: list[Sample], expected: list[Sample]) -> None:
-    assert [f.key for f in found] == [e.key for e in expected]
-    for f, e in zip(found, expected, strict=True):
+def assert_same(actual: list[Sample], expected: list[Sample]) -> None:
+    assert [f.key for f in actual] == [e.key for e in expected]
+    for f, e in zip(actual, expected, strict=True):
         assert f.codes.dtype == np.uint16 and np.array_equal(f.codes, e.codes)
         assert f.prompt.dtype == np.float16 and np.array_equal(f.prompt, e.prompt)
         assert f.metadata == e.metadata
@@ -57,8 +57,8 @@ def assert_same(found: list[Sample], expected: list[Sample]) -> None:
     codebooks=st.integers(1, 32),
     width=st.integers(1, 1024),
 )
-def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, frames, codebooks, width) -> None:
-    """Through the index, the tar's headers, and stock webdataset: the same samples in the same order."""
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, frames, codebooks, width) -> None:
+    """The index, the tar headers and webdataset give the same samples in the same order."""
     samples = [sample(f"clip_{i}", t, codebooks, width) for i, t in enumerate(frames)]
     path = write(tmp_path_factory.mktemp("shard"), samples)
     assert_same(list(read_shard(path)), samples)
@@ -69,16 +69,16 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, frame
     assert_same(list(read_with_webdataset(path)), samples)
 
 
-def test_stock_webdataset_decodes_our_shards(tmp_path: Path) -> None:
+def test_webdataset_decodes_shards(tmp_path: Path) -> None:
     samples = [sample(f"clip_{i}") for i in range(5)]
     path = write(tmp_path, samples)
-    found = list(wds.WebDataset(str(path), shardshuffle=False).decode())
-    assert [f["__key__"] for f in found] == [s.key for s in samples]
-    assert all(np.array_equal(f["codes.npy"], s.codes) for f, s in zip(found, samples, strict=True))
-    assert all(f["json"] == s.metadata for f, s in zip(found, samples, strict=True))
+    actual = list(wds.WebDataset(str(path), shardshuffle=False).decode())
+    assert [f["__key__"] for f in actual] == [s.key for s in samples]
+    assert all(np.array_equal(f["codes.npy"], s.codes) for f, s in zip(actual, samples, strict=True))
+    assert all(f["json"] == s.metadata for f, s in zip(actual, samples, strict=True))
 
 
-def test_stock_tar_reads_every_member_as_a_plain_file_without_times_or_owners(tmp_path: Path) -> None:
+def test_members_are_plain_files_without_times_or_owners(tmp_path: Path) -> None:
     path = write(tmp_path, [sample("a" * 80)])
     with tarfile.open(path) as tar:
         members = tar.getmembers()
@@ -87,7 +87,7 @@ def test_stock_tar_reads_every_member_as_a_plain_file_without_times_or_owners(tm
     assert not any(m.pax_headers for m in members)
 
 
-def test_the_same_samples_give_the_same_bytes_and_the_info_says_them(tmp_path: Path) -> None:
+def test_same_samples_give_same_bytes(tmp_path: Path) -> None:
     import hashlib
 
     (tmp_path / "again").mkdir()
@@ -102,14 +102,14 @@ def test_the_same_samples_give_the_same_bytes_and_the_info_says_them(tmp_path: P
     assert shard.info.sha256 == hashlib.sha256(first.read_bytes()).hexdigest()
 
 
-def test_a_shard_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_shard(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), ShardWriter(tmp_path, "train-000000.tar") as shard:
         shard.add(sample("a"))
         raise RuntimeError("killed")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shard_written_anew_never_stands_beside_an_old_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewritten_shard_has_no_old_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, [sample("a", 7)])
     monkeypatch.setattr(np, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -118,13 +118,13 @@ def test_a_shard_written_anew_never_stands_beside_an_old_index(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("key", ["a.b", "../a", "a/b", "", "a" * 81, "é", "taken"])
-def test_a_key_that_webdataset_would_misread_is_refused(tmp_path: Path, key: str) -> None:
+def test_invalid_keys_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="key"), ShardWriter(tmp_path, "train-000000.tar") as shard:
         shard.add(sample("taken"))
         shard.add(Sample(key, *[getattr(sample("x"), field) for field in ("codes", "prompt", "metadata")]))
 
 
-def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
+def test_arrays_of_another_type_are_refused(tmp_path: Path) -> None:
     good = sample("a")
     for bad in (
         Sample("a", good.codes.astype(np.int64), good.prompt, {}),
@@ -136,8 +136,8 @@ def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("with_index", [True, False])
-def test_a_shard_cut_anywhere_is_noticed(tmp_path: Path, with_index: bool) -> None:
-    """Between two members too, where stock webdataset yields a partial sample and says nothing."""
+def test_truncated_shard_is_refused(tmp_path: Path, with_index: bool) -> None:
+    """Also between two members, where webdataset silently yields a partial sample."""
     path = write(tmp_path, [sample(f"clip_{i}") for i in range(3)])
     whole = path.read_bytes()
     if not with_index:
@@ -151,8 +151,8 @@ def test_a_shard_cut_anywhere_is_noticed(tmp_path: Path, with_index: bool) -> No
         list(read_shard(path))
 
 
-def foreign(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    """A tar as another tool would write it."""
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """Write a tar as another tool would."""
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -175,7 +175,7 @@ def triple(one: Sample) -> list[tuple[str, bytes]]:
     ]
 
 
-def test_a_shard_that_webdataset_wrote_is_read(tmp_path: Path) -> None:
+def test_shard_written_by_webdataset_is_read(tmp_path: Path) -> None:
     samples = [sample(f"clip_{i}") for i in range(4)]
     path = tmp_path / "train-000000.tar"
     with wds.TarWriter(str(path)) as tar:
@@ -187,31 +187,31 @@ def test_a_shard_that_webdataset_wrote_is_read(tmp_path: Path) -> None:
     assert_same(list(read_with_webdataset(path)), samples)
 
 
-def test_members_in_any_order_and_in_folders_are_read(tmp_path: Path) -> None:
+def test_member_order_and_folders_do_not_matter(tmp_path: Path) -> None:
     samples = [sample("a"), sample("b")]
     members = [(f"sub/{name}", data) for s in samples for name, data in reversed(triple(s))]
-    found = list(read_shard(foreign(tmp_path / "x.tar", members)))
-    assert [f.key for f in found] == ["sub/a", "sub/b"]
-    assert np.array_equal(found[1].codes, samples[1].codes)
+    actual = list(read_shard(write_tar(tmp_path / "x.tar", members)))
+    assert [f.key for f in actual] == ["sub/a", "sub/b"]
+    assert np.array_equal(actual[1].codes, samples[1].codes)
 
 
-@pytest.mark.parametrize("lost", [0, 1, 2, 3, 5])
-def test_a_sample_with_a_member_missing_is_named(tmp_path: Path, lost: int) -> None:
+@pytest.mark.parametrize("missing", [0, 1, 2, 3, 5])
+def test_incomplete_sample_is_named(tmp_path: Path, missing: int) -> None:
     members = triple(sample("a")) + triple(sample("b"))
-    del members[lost]
-    path = foreign(tmp_path / "x.tar", members)
+    del members[missing]
+    path = write_tar(tmp_path / "x.tar", members)
     with pytest.raises(InputError, match=r"1 samples lack members: [ab] \(no (codes.npy|prompt.npy|json)\)"):
         list(read_shard(path))
 
 
 @pytest.mark.parametrize("name", ["/etc/a.json", "../a.json", "x/../../a.json"])
-def test_a_member_that_points_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
-    path = foreign(tmp_path / "x.tar", [*triple(sample("a")), (name, b"{}")])
+def test_member_outside_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    path = write_tar(tmp_path / "x.tar", [*triple(sample("a")), (name, b"{}")])
     with pytest.raises(InputError, match="outside its folder"):
         list(read_shard(path))
 
 
-def test_links_in_a_shard_are_refused(tmp_path: Path) -> None:
+def test_links_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
         link = tarfile.TarInfo("a.json")
@@ -226,20 +226,20 @@ def test_links_in_a_shard_are_refused(tmp_path: Path) -> None:
     [np.zeros((8, 7), np.int64), np.zeros(7, np.uint16), np.asfortranarray(np.ones((8, 7), np.uint16)), np.array([{}])],
     ids=["int64", "flat", "fortran", "pickled"],
 )
-def test_arrays_of_another_format_are_refused_and_nothing_is_unpickled(tmp_path: Path, codes: np.ndarray) -> None:
+def test_other_array_formats_are_refused_not_unpickled(tmp_path: Path, codes: np.ndarray) -> None:
     members = [("a.codes.npy", npy(codes)), *triple(sample("a"))[1:]]
     with pytest.raises(InputError, match="uint16"):
-        list(read_shard(foreign(tmp_path / "x.tar", members)))
+        list(read_shard(write_tar(tmp_path / "x.tar", members)))
 
 
-def test_an_array_header_that_promises_more_than_its_member_holds_is_refused(tmp_path: Path) -> None:
+def test_array_larger_than_its_member_is_refused(tmp_path: Path) -> None:
     members = triple(sample("a"))
     members[0] = (members[0][0], members[0][1].replace(b"(8, 7)", b"(9, 7)"))
     with pytest.raises(InputError, match="does not fit its member"):
-        list(read_shard(foreign(tmp_path / "x.tar", members)))
+        list(read_shard(write_tar(tmp_path / "x.tar", members)))
 
 
-def test_an_index_of_another_shard_is_noticed(tmp_path: Path) -> None:
+def test_index_of_another_shard_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, [sample("a", 700), sample("b", 9)])
     other = write(tmp_path, [sample("a", 9), sample("b", 9)], "train-000001.tar")
     other.with_name(index_name(other.name)).replace(path.with_name(index_name(path.name)))
@@ -250,7 +250,7 @@ def test_an_index_of_another_shard_is_noticed(tmp_path: Path) -> None:
         list(read_shard(path))
 
 
-def test_flipped_bytes_in_headers_are_noticed(tmp_path: Path) -> None:
+def test_damaged_headers_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, [sample("a")])
     path.with_name(index_name(path.name)).unlink()
     data = bytearray(path.read_bytes())
@@ -261,7 +261,7 @@ def test_flipped_bytes_in_headers_are_noticed(tmp_path: Path) -> None:
 
 
 def with_header(tar: bytes, name: str, start: int, field: bytes) -> bytes:
-    """A tar with a field of a member's header changed, and the header's sum set right."""
+    """Return a tar with one field of a member's header changed and the checksum of the header corrected."""
     changed, at = bytearray(tar), tar.index(name.encode() + b"\0")
     changed[at + start : at + start + len(field)] = field
     changed[at + 148 : at + 156] = b" " * 8
@@ -270,8 +270,8 @@ def with_header(tar: bytes, name: str, start: int, field: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("size", [b"-1000      \0", b"-0000000777\0", b"0o000001000\0", b"1_000      \0"])
-def test_a_size_that_points_back_is_no_size(tmp_path: Path, size: bytes) -> None:
-    """Read as a number below 0 it leads to the same header again, for ever."""
+def test_negative_member_size_is_refused(tmp_path: Path, size: bytes) -> None:
+    """Read as a negative number, it would lead to the same header forever."""
     path = write(tmp_path, [sample("a"), sample("b")])
     path.write_bytes(with_header(path.read_bytes(), "b.codes.npy", 124, size))
     with pytest.raises(InputError, match="no tar header at byte"):
@@ -279,7 +279,7 @@ def test_a_size_that_points_back_is_no_size(tmp_path: Path, size: bytes) -> None
 
 
 @pytest.mark.parametrize("text", [b"[" * 5000, b'"text"', b"[1]", b"7", b"\xff"])
-def test_what_is_told_of_a_sample_is_a_json_object(tmp_path: Path, text: bytes) -> None:
+def test_metadata_must_be_a_json_object(tmp_path: Path, text: bytes) -> None:
     path = write(tmp_path, [sample("a")])
     whole = path.read_bytes()
     at = whole.index(b"a.json\0")
@@ -291,7 +291,7 @@ def test_what_is_told_of_a_sample_is_a_json_object(tmp_path: Path, text: bytes) 
 
 
 @pytest.mark.parametrize("shape", ["(8589934592, 8589934593)", "(9223372036854775807, 9)", "(8, 99999999999999999999)"])
-def test_a_shape_beyond_all_memory_does_not_wrap_around(tmp_path: Path, shape: str) -> None:
+def test_overflowing_shape_is_refused(tmp_path: Path, shape: str) -> None:
     path = write(tmp_path, [sample("a")])
     header = path.read_bytes()
     path.write_bytes(header.replace(b"(8, 7), }" + b" " * (len(shape) - 6), f"{shape}, }}".encode(), 1))
@@ -303,8 +303,8 @@ def test_a_shape_beyond_all_memory_does_not_wrap_around(tmp_path: Path, shape: s
 
 
 @pytest.mark.parametrize("row", [(2**62, 1), (-1, 1), (640, 2**62), (640, -5), (2**63 - 1, 2**63 - 1)])
-def test_an_index_that_points_out_of_any_shard_is_refused(tmp_path: Path, row: tuple[int, int]) -> None:
-    """Sums of what it says would wrap around, and look small."""
+def test_overflowing_index_is_refused(tmp_path: Path, row: tuple[int, int]) -> None:
+    """Sums of its values would overflow to small numbers."""
     index = np.load(tmp_path / index_name(write(tmp_path, [sample("a"), sample("b")]).name))[1:]
     index[1, :2] = row
     np.save(tmp_path / "train-000000.index.npy", index)

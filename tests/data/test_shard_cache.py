@@ -1,4 +1,4 @@
-"""Caches from afar, read like local ones through copies that the ranks of a machine share, in bounded room."""
+"""Remote datasets are read like local ones, through a bounded cache that the ranks of a machine share."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def stream(
     )
 
 
-def read(stream: ShardDataLoader, clips: int, place: int = 0) -> list[tuple[list[int], torch.Tensor]]:
-    batches = itertools.islice(stream.batches(place), clips // stream.batch_size)
+def read(stream: ShardDataLoader, clips: int, position: int = 0) -> list[tuple[list[int], torch.Tensor]]:
+    batches = itertools.islice(stream.batches(position), clips // stream.batch_size)
     return [(clip_numbers(batch), batch.codes) for batch in batches]
 
 
@@ -48,32 +48,34 @@ def tars(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("kind", ["http", "s3", "memory"])
-def test_far_is_read_like_near(kind: str, web: Web, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """The same batches, uneven lengths and crops included; each shard is fetched once, and no index twice."""
-    here = write_cache(web.folder, [20] * 6, lengths=(6, 40, 6, 13))
-    write_cache(here, [7, 8], split="valid", first=900)
+def test_remote_and_local_batches_are_equal(
+    kind: str, web: Web, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The same batches, with different lengths and crops; each shard is downloaded once."""
+    local = write_cache(web.folder, [20] * 6, lengths=(6, 40, 6, 13))
+    write_cache(local, [7, 8], split="valid", first=900)
     if kind == "http":
-        there = web.address
+        remote = web.address
     else:
-        there = f"{request.getfixturevalue('bucket')}/{tmp_path.name}" if kind == "s3" else f"memory://{tmp_path.name}"
-        store = open_storage(there)
-        for name, _ in LocalStorage(here).sizes().items():
+        remote = f"{request.getfixturevalue('bucket')}/{tmp_path.name}" if kind == "s3" else f"memory://{tmp_path.name}"
+        store = open_storage(remote)
+        for name, _ in LocalStorage(local).sizes().items():
             with store.open_atomic(name) as file:
-                file.write((here / name).read_bytes())
+                file.write((local / name).read_bytes())
     copies = LocalShardCache(tmp_path / "copies", ROOM)
-    for near, far in zip(read(stream(here, None), 240), read(stream(there, copies), 240), strict=True):
-        assert near[0] == far[0] and torch.equal(near[1], far[1])
-    valid = ShardedDataset(there, "valid", open_shards=2, shard_cache=copies)
+    for near, loader in zip(read(stream(local, None), 240), read(stream(remote, copies), 240), strict=True):
+        assert near[0] == loader[0] and torch.equal(near[1], loader[1])
+    valid = ShardedDataset(remote, "valid", open_shards=2, shard_cache=copies)
     assert sorted(n for batch in iter_once(valid, 4) for n in clip_numbers(batch)) == list(range(900, 915))
     assert valid.max_frames() == 6 and len(tars(tmp_path / "copies")) == 8
     if kind == "http":
-        assert {n for name, n in web.asked.items() if name.endswith(".tar")} == {1}
+        assert {n for name, n in web.requests.items() if name.endswith(".tar")} == {1}
         again = LocalShardCache(
             tmp_path / "copies", ROOM
         )  # another run of this machine: nothing comes twice but the manifest
-        asked = web.asked.copy()
-        read(stream(there, again), 240)
-        assert set(web.asked - asked) == {"manifest.json"}
+        requests = web.requests.copy()
+        read(stream(remote, again), 240)
+        assert set(web.requests - requests) == {"manifest.json"}
 
 
 ENDER = """
@@ -97,11 +99,11 @@ for shard in range(18):
 """
 
 
-def reader(address: str, folder: Path, rank: int = 0, does: str = READER) -> subprocess.Popen[str]:
-    """A process that reads the keys of a cache of 18 shards of 20 clips, or ends while they are on their way."""
+def reader(address: str, folder: Path, rank: int = 0, script: str = READER) -> subprocess.Popen[str]:
+    """Start a process that reads the keys of 18 shards of 20 clips, or ends during the downloads."""
     root = str(Path(__file__).parents[2])
     return subprocess.Popen(
-        [sys.executable, "-c", does, address, str(folder), str(rank)],
+        [sys.executable, "-c", script, address, str(folder), str(rank)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, env={**os.environ, "PYTHONPATH": root},
     )  # fmt: skip
 
@@ -112,28 +114,28 @@ def finish(process: subprocess.Popen[str]) -> list[int]:
     return [int(n) for n in out.split()]
 
 
-def test_ranks_of_a_machine_fetch_each_shard_once(web: Web, tmp_path: Path) -> None:
+def test_ranks_share_downloads(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [20] * 18)
-    web.pause = 0.05  # so that all want the same shards while they come
+    web.pause = 0.05  # so that all need the same shards during their downloads
     ranks = [reader(web.address, tmp_path / "copies", rank) for rank in range(3)]
     for process in ranks:
         assert finish(process) == list(range(360))
-    assert {name for name, n in web.asked.items() if n > 1} == {"manifest.json"}
+    assert {name for name, n in web.requests.items() if n > 1} == {"manifest.json"}
 
 
-def test_who_waits_for_a_shard_that_another_fetches_and_keeps_gets_it(web: Web, tmp_path: Path) -> None:
+def test_waiting_for_a_download_returns_the_shard(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [500])
     (shard,), web.pause = ShardedDataset(web.folder, "train").shards, 0.02
     with ThreadPoolExecutor(4) as pool:
         waiting = [
             pool.submit(LocalShardCache(tmp_path, ROOM).open, open_storage(web.address), shard) for _ in range(4)
         ]
-        held = [future.result(timeout=20) for future in waiting]
-    assert len({bytes(view) for view, _ in held}) == 1 and web.asked["train-000000.tar"] == 1
+        opened = [future.result(timeout=20) for future in waiting]
+    assert len({bytes(view) for view, _ in opened}) == 1 and web.requests["train-000000.tar"] == 1
 
 
-def test_killed_while_it_fetches_it_leaves_nothing_that_harms(web: Web, tmp_path: Path) -> None:
-    """kill -9 in the middle of shards on their way: the next reader begins these anew, and what was whole stays."""
+def test_killed_download_starts_again(web: Web, tmp_path: Path) -> None:
+    """After kill -9 the next reader starts the interrupted downloads again and keeps complete shards."""
     write_cache(web.folder, [20] * 18)
     folder, web.pause = tmp_path / "copies", 0.2
     process = reader(web.address, folder)
@@ -146,17 +148,17 @@ def test_killed_while_it_fetches_it_leaves_nothing_that_harms(web: Web, tmp_path
     process.communicate()
     whole = {path.stem for path in tars(folder)}
     assert list(folder.glob("*.coming")) and list(folder.glob("*.data"))
-    web.pause, asked = 0.0, web.asked.copy()
+    web.pause, requests = 0.0, web.requests.copy()
     assert finish(reader(web.address, folder)) == list(range(360))
-    fetched = {name for name in web.asked - asked if name.endswith(".tar")}
+    fetched = {name for name in web.requests - requests if name.endswith(".tar")}
     assert not [*folder.glob("*.coming"), *folder.glob("*.data")] and len(fetched) <= 18 - len(whole)
 
 
-def test_a_process_that_ends_waits_for_no_server(web: Web, tmp_path: Path) -> None:
-    """Nothing comes of the shards that it fetches ahead: it ends all the same, and leaves no halves of them."""
+def test_process_ends_without_waiting_for_downloads(web: Web, tmp_path: Path) -> None:
+    """The server sends nothing for its prefetches: it ends anyway, without incomplete files."""
     write_cache(web.folder, [20] * 18)
     web.stalled = {file.name for file in tars(web.folder)}
-    process = reader(web.address, tmp_path / "copies", does=ENDER)
+    process = reader(web.address, tmp_path / "copies", script=ENDER)
     try:
         assert finish(process) == []
     finally:
@@ -164,7 +166,7 @@ def test_a_process_that_ends_waits_for_no_server(web: Web, tmp_path: Path) -> No
     assert not [file for file in (tmp_path / "copies").iterdir() if file.suffix in (".coming", ".data", ".tar")]
 
 
-def test_what_the_dead_left_is_removed_when_room_is_made(web: Web, tmp_path: Path) -> None:
+def test_leftovers_are_removed_on_eviction(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [20] * 4)
     left = tmp_path / "copies" / f"{'0' * 64}-{10**12}.coming"
     left.parent.mkdir()
@@ -174,63 +176,61 @@ def test_what_the_dead_left_is_removed_when_room_is_made(web: Web, tmp_path: Pat
     assert not list(left.parent.glob("0*")) and len(tars(left.parent)) == 4
 
 
-def test_room_is_bounded(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of 24 shards never more lie here than the bound allows, in two epochs."""
+def test_cache_size_is_bounded(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of 24 shards, never more are cached than the limit allows, in two epochs."""
     write_cache(web.folder, [20] * 24)
     size = (web.folder / "train-000000.tar").stat().st_size
-    far = stream(web.address, LocalShardCache(tmp_path / "copies", 8.9 * size / 2**30), window=2)
+    loader = stream(web.address, LocalShardCache(tmp_path / "copies", 8.9 * size / 2**30), window=2)
     seen: list[int] = []
-    for batch in itertools.islice(far.batches(), 2 * 96):
+    for batch in itertools.islice(loader.batches(), 2 * 96):
         seen += clip_numbers(batch)
-        # what two looks in a row have seen was there all at once in between
+        # shards in two consecutive listings existed at the same time
         assert len({*tars(tmp_path / "copies")} & {*tars(tmp_path / "copies")}) <= 8
     assert sorted(seen) == sorted(2 * [*range(480)]) and not caplog.records
 
 
-def test_what_was_opened_longest_ago_goes_first_and_what_is_mapped_stays(
-    web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_eviction_is_lru_and_keeps_mapped_shards(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_cache(web.folder, [20] * 8)
     store, shards = open_storage(web.address), ShardedDataset(web.folder, "train").shards
     copies = LocalShardCache(tmp_path / "copies", 4.9 * shards[0].bytes / 2**30)
     copies.reserve(shards, 4, web.address)
 
-    def here() -> list[int]:
+    def local() -> list[int]:
         names = {path.stem for path in tars(copies.folder)}
         return [n for n, shard in enumerate(shards) if shard.sha256 in names]
 
-    held = [copies.open(store, shards[n]) for n in (0, 1)]
+    opened = [copies.open(store, shards[n]) for n in (0, 1)]
     for n in (2, 3, 2, 4):
         copies.open(store, shards[n])
-    assert here() == [0, 1, 2, 4]  # 3 was opened before 2 was again
-    held += [copies.open(store, shards[n]) for n in (5, 6)]
-    assert here() == [0, 1, 5, 6] and not caplog.records
-    held.append(copies.open(store, shards[7]))
-    assert here() == [0, 1, 5, 6, 7] and "all in use: more than data.cache_gib" in caplog.text
-    for (view, index), n in zip(held, (0, 1, 5, 6, 7), strict=True):
+    assert local() == [0, 1, 2, 4]  # 3 was opened before the second opening of 2
+    opened += [copies.open(store, shards[n]) for n in (5, 6)]
+    assert local() == [0, 1, 5, 6] and not caplog.records
+    opened.append(copies.open(store, shards[7]))
+    assert local() == [0, 1, 5, 6, 7] and "all in use: more than data.cache_gib" in caplog.text
+    for (view, index), n in zip(opened, (0, 1, 5, 6, 7), strict=True):
         assert bytes(view) == (web.folder / shards[n].name).read_bytes() and len(index) == 20
-    held.clear()
+    opened.clear()
     del view, index
     copies.open(store, shards[2])
-    assert len(here()) == 4 and web.asked["train-000002.tar"] == 2
+    assert len(local()) == 4 and web.requests["train-000002.tar"] == 2
 
 
-def test_a_window_that_does_not_fit_is_refused_with_the_arithmetic(web: Web, tmp_path: Path) -> None:
+def test_cache_smaller_than_a_window_is_refused(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [20] * 24)
     copies = LocalShardCache(tmp_path / "copies", 0.0003)
     with pytest.raises(InputError, match=r"data.cache_gib=0.0003 is too little: with 16 shards .* hold 0.00 GiB"):
         stream(web.address, copies, window=4)
 
 
-def test_a_connection_that_breaks_is_tried_again(web: Web, tmp_path: Path) -> None:
+def test_broken_connection_is_retried(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [20] * 3)
     web.broken["train-000001.tar"] = 2
     seen = [n for clips, _ in read(stream(web.address, LocalShardCache(tmp_path / "copies", ROOM)), 60) for n in clips]
-    assert sorted(seen) == list(range(60)) and web.asked["train-000001.tar"] == 3
+    assert sorted(seen) == list(range(60)) and web.requests["train-000001.tar"] == 3
 
 
-def test_a_far_shard_that_is_bad_is_set_aside(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One is missing, one has other bytes than its manifest says, one never comes whole."""
+def test_bad_remote_shards_are_skipped(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One is missing, one has other bytes than its manifest says, one download never completes."""
     write_cache(web.folder, [20] * 20)
     (web.folder / "train-000003.tar").unlink()
     damaged = web.folder / "train-000007.tar"
@@ -243,24 +243,22 @@ def test_a_far_shard_that_is_bad_is_set_aside(web: Web, tmp_path: Path, caplog: 
         max_lost_fraction=0.2,
         shard_cache=LocalShardCache(tmp_path / "copies", ROOM),
     )
-    far = ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0), batch_size=4, num_threads=2)
+    loader = ShardDataLoader([split], EpochSampler(split.clips_per_shard, 0), batch_size=4, num_threads=2)
     with caplog.at_level(logging.WARNING):
-        seen = [n for batch in itertools.islice(far.batches(), 100) for n in clip_numbers(batch)]
+        seen = [n for batch in itertools.islice(loader.batches(), 100) for n in clip_numbers(batch)]
     assert set(seen) == {n for n in range(400) if n // 20 not in (3, 7, 11)} and len(seen) == 400
-    assert far.lost_clips.count == 60 and len(caplog.records) == 3
-    for words in (
+    assert split.num_lost_clips() == 60 and len(caplog.records) == 3
+    for message in (
         "train-000003.tar is in the manifest but does not exist",
         "bytes differ (sha256)",
         "cannot be downloaded",
     ):
-        assert words in caplog.text
+        assert message in caplog.text
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_a_far_index_that_is_bad_or_missing_costs_no_more_than_its_shard(
-    copied: bool, web: Web, tmp_path: Path
-) -> None:
-    """With copies not even that, for these have indices of their own; the order is the same as ever."""
+def test_bad_remote_index_loses_at_most_its_shard(copied: bool, web: Web, tmp_path: Path) -> None:
+    """With a cache it loses nothing, since the cache has its own indices; the order is the same."""
     write_cache(web.folder, [20] * 20, lengths=(6, 40, 6, 13))
     truth = ShardedDataset(web.folder, "train").lengths()
     (web.folder / "train-000003.index.npy").unlink()
@@ -272,39 +270,39 @@ def test_a_far_index_that_is_bad_or_missing_costs_no_more_than_its_shard(
     assert clips == [n for n in range(400) if copied or n // 20 != 7]
 
 
-def test_shards_are_on_their_way_before_they_are_needed(web: Web, tmp_path: Path) -> None:
-    """While one window is read, the next one comes."""
+def test_next_window_is_prefetched(web: Web, tmp_path: Path) -> None:
+    """While one window is read, the next one is downloaded."""
     write_cache(web.folder, [100] * 12)
-    far = stream(web.address, LocalShardCache(tmp_path / "copies", ROOM), window=3)
-    batches = far.batches()
+    loader = stream(web.address, LocalShardCache(tmp_path / "copies", ROOM), window=3)
+    batches = loader.batches()
     next(batches)
-    now = {shard for _, shard in far.sampler.upcoming_shards(torch.arange(300).numpy())}
+    now = {shard for _, shard in loader.sampler.upcoming_shards(torch.arange(300).numpy())}
     assert 6 <= len(now) < 12
     end = time.monotonic() + 30
     while time.monotonic() < end and len(tars(tmp_path / "copies")) < 6:
         time.sleep(0.01)
     fetched = {path.stem for path in tars(tmp_path / "copies")}
-    assert len(fetched) >= 6 and fetched <= {far.datasets[0].shards[n].sha256 for n in now}
+    assert len(fetched) >= 6 and fetched <= {loader.datasets[0].shards[n].sha256 for n in now}
 
 
-def test_copies_want_a_folder_that_can_be_written(web: Web, tmp_path: Path) -> None:
+def test_cache_folder_must_be_writable(web: Web, tmp_path: Path) -> None:
     write_cache(web.folder, [3])
     (tmp_path / "file").write_bytes(b"")
     copies = LocalShardCache(tmp_path / "file" / "copies", ROOM)
     with pytest.raises(InputError, match="cannot write to"):
         ShardedDataset(web.address, "train", shard_cache=copies)
-    ShardedDataset(web.folder, "train", shard_cache=copies)  # which what is near does without
+    ShardedDataset(web.folder, "train", shard_cache=copies)  # which what is near script without
 
 
-def test_without_copies_a_far_shard_is_read_into_memory(web: Web) -> None:
+def test_remote_shard_without_cache_is_read_to_memory(web: Web) -> None:
     write_cache(web.folder, [5, 5])
     split = ShardedDataset(web.address, "train")
     assert isinstance(split.store, RemoteStorage)
     assert sorted(n for batch in iter_once(split, 3) for n in clip_numbers(batch)) == list(range(10))
 
 
-def test_a_folder_of_anothers_below_tmp_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who may put files there may put any tar in the place of a shard."""
+def test_cache_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That user could replace shards."""
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp").chmod(0o1777)
     LocalShardCache(tmp_path / "tmp" / "copies", 0.01).reserve([], 1, "x")

@@ -1,4 +1,4 @@
-"""A cache may lie anywhere that fsspec reaches: here a real S3 server, a real web server, and memory."""
+"""Storage of datasets: local folders, a real S3 server, a real web server, and memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}"
 
 
-def test_files_appear_whole_or_not_at_all(address: str) -> None:
+def test_writes_are_atomic(address: str) -> None:
     store = open_storage(address)
     assert store.sizes() == {}
     store.check_writable()
@@ -61,27 +61,25 @@ def test_files_appear_whole_or_not_at_all(address: str) -> None:
             missing()
 
 
-def test_a_file_that_goes_while_a_folder_is_looked_at_hides_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As another part's test of whether it can write does."""
+def test_file_deleted_during_listing_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write test of another process does that."""
     for name in ("a.bin", "b.bin", "c.bin"):
         (tmp_path / name).write_bytes(b"12")
     scandir = os.scandir
 
-    def looked_at_too_late(folder: Path) -> contextlib.AbstractContextManager[list[os.DirEntry[str]]]:
-        with scandir(folder) as found:
-            entries = list(found)
+    def deleted_before_stat(folder: Path) -> contextlib.AbstractContextManager[list[os.DirEntry[str]]]:
+        with scandir(folder) as listing:
+            entries = list(listing)
         (tmp_path / "b.bin").unlink(missing_ok=True)
         return contextlib.nullcontext(entries)
 
-    monkeypatch.setattr("pipeline.data.storage.os.scandir", looked_at_too_late)
+    monkeypatch.setattr("pipeline.data.storage.os.scandir", deleted_before_stat)
     assert LocalStorage(tmp_path).sizes() == {"a.bin": 2, "c.bin": 2}
 
 
 @pytest.mark.parametrize("address", ["memory"], indirect=True)
-def test_parts_that_start_at_once_do_not_take_each_other_for_refused(address: str) -> None:
-    """One removes the file by which another has just found that it can write."""
+def test_simultaneous_write_tests_do_not_fail(address: str) -> None:
+    """One process removes the test file that another has just written."""
     store = open_storage(address)
     assert isinstance(store, RemoteStorage)
     write = store.fs.pipe_file
@@ -97,50 +95,50 @@ def test_parts_that_start_at_once_do_not_take_each_other_for_refused(address: st
         store.fs.pipe_file = write
 
 
-def test_a_shard_is_the_same_wherever_it_is_written(address: str, tmp_path: Path) -> None:
+def test_shard_is_equal_in_every_storage(address: str, tmp_path: Path) -> None:
     sample = Sample("a", np.ones((2, 3), np.uint16), np.ones(4, np.float16), {"path": "a.wav"})
-    found = []
+    written = []
     for folder in (address, str(tmp_path / "here")):
         open_storage(folder).check_writable()
         with ShardWriter(folder, "train-000000.tar") as shard:
             shard.add(sample)
-        found.append((shard.info, open_storage(folder).read("train-000000.tar")))
+        written.append((shard.info, open_storage(folder).read("train-000000.tar")))
         for reader in (read_shard, read_with_webdataset):
             assert [s.key for s in reader(f"{folder}/train-000000.tar")] == ["a"]
-    assert found[0] == found[1]
+    assert written[0] == written[1]
 
 
-def test_a_whole_cache_is_made_resumed_and_verified_on_s3(bucket: str, tmp_path: Path) -> None:
-    root, here, there = tones(tmp_path / "in", 14), tmp_path / "here", f"{bucket}/cache"
-    make("folder", root, here, *SETTINGS)
-    assert make("folder", root, there, *SETTINGS, "part=2/2") == 0
+def test_preprocess_resume_and_verify_on_s3(bucket: str, tmp_path: Path) -> None:
+    root, local, remote = tones(tmp_path / "in", 14), tmp_path / "here", f"{bucket}/cache"
+    make("folder", root, local, *SETTINGS)
+    assert make("folder", root, remote, *SETTINGS, "part=2/2") == 0
     with pytest.raises(InputError, match="has not finished"):
-        Manifest.load(there)
-    assert make("folder", root, there, *SETTINGS) == 0
-    store = open_storage(there)
-    assert {name: store.read(name) for name in store.sizes()} == contents(here)
+        Manifest.load(remote)
+    assert make("folder", root, remote, *SETTINGS) == 0
+    store = open_storage(remote)
+    assert {name: store.read(name) for name in store.sizes()} == contents(local)
     assert [*verify(store)] == []
     with pytest.raises(InputError, match=r"codec\.codebooks"):
-        make("folder", root, there, *SETTINGS, "codec.codebooks=3")
+        make("folder", root, remote, *SETTINGS, "codec.codebooks=3")
     store.remove("train-000000.tar")
     assert [*verify(store)] == ["train-000000.tar: missing"]
-    assert make("folder", root, there, *SETTINGS) == 0
-    assert {name: store.read(name) for name in store.sizes()} == contents(here)
+    assert make("folder", root, remote, *SETTINGS) == 0
+    assert {name: store.read(name) for name in store.sizes()} == contents(local)
 
 
-def test_a_bucket_that_is_not_there_is_refused_before_any_work(bucket: str, tmp_path: Path) -> None:
+def test_missing_bucket_is_refused(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write to s3://nobody-s/cache"):
         make("folder", tones(tmp_path / "in", 1), "s3://nobody-s/cache", *SETTINGS)
 
 
-def test_a_server_that_cannot_be_reached_is_told_in_one_line() -> None:
+def test_unreachable_server_is_reported_in_one_line() -> None:
     pytest.importorskip("aiohttp")
     with pytest.raises(InputError, match=r"cannot read http://127\.0\.0\.1:9/x/manifest\.json") as caught:
         Manifest.load("http://127.0.0.1:9/x")
     assert "\n" not in str(caught.value)
 
 
-def test_a_cache_is_read_over_http(tmp_path: Path) -> None:
+def test_dataset_is_read_over_http(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
     out = tmp_path / "out"
     make("folder", tones(tmp_path / "in", 8), out, *SETTINGS)
@@ -168,14 +166,14 @@ def test_a_cache_is_read_over_http(tmp_path: Path) -> None:
         "zip://x::http://127.0.0.1:9/a.zip", "ftp://me:secret@127.0.0.1:9/x", "ssh://127.0.0.1:9/x", "reference://x",
     ],
 )  # fmt: skip
-def test_an_address_that_nothing_opens_is_refused(address: str) -> None:
-    """Each backend has errors of its own, some of them as soon as it is made."""
+def test_invalid_address_is_refused(address: str) -> None:
+    """Each backend has its own exceptions, some already in its constructor."""
     with pytest.raises(InputError, match="cannot open|no dataset") as caught:
         Manifest.load(address)
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
-def test_local_paths_never_pass_through_fsspec(tmp_path: Path) -> None:
+def test_local_paths_do_not_use_fsspec(tmp_path: Path) -> None:
     assert isinstance(open_storage(tmp_path), LocalStorage) and isinstance(
         open_storage(f"file://{tmp_path}"), LocalStorage
     )

@@ -1,4 +1,4 @@
-"""`python -m pipeline.shards` finds each kind of damage, says what is in a cache, and lets it be heard."""
+"""`python -m pipeline.shards` reports every kind of damage, describes a dataset, and decodes random clips."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ TRAIN, VALID = "train-000000.tar", "valid-000000.tar"
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache without a fault."""
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An intact dataset."""
     folder = tmp_path_factory.mktemp("caches")
     root = tones(folder / "in", 20)
     make("folder", root, folder / "out", "data.valid=0.3", "data.test=0", "data.min_seconds=0.01")
@@ -34,13 +34,13 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cache(sound: Path, tmp_path: Path) -> Path:
-    shutil.copytree(sound, tmp_path / "cache")
+def cache(intact: Path, tmp_path: Path) -> Path:
+    shutil.copytree(intact, tmp_path / "cache")
     return tmp_path / "cache"
 
 
 def rewrite(cache: Path, name: str, change: Callable[[Sample], Sample]) -> None:
-    """The shard with every sample changed, and a manifest that believes in it."""
+    """Change every sample of a shard, and write a manifest that matches."""
     samples = [change(sample) for sample in read_shard(cache / name)]
     with ShardWriter(cache, name) as shard:
         for sample in samples:
@@ -57,32 +57,32 @@ def faults(cache: Path) -> str:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_cache_without_a_fault_has_none(sound: Path, workers: int) -> None:
-    assert [*verify(LocalStorage(sound), workers)] == []
+def test_intact_dataset_has_no_faults(intact: Path, workers: int) -> None:
+    assert [*verify(LocalStorage(intact), workers)] == []
 
 
-def test_a_flipped_bit_anywhere_is_found(cache: Path) -> None:
+def test_flipped_bit_is_reported(cache: Path) -> None:
     whole = (cache / TRAIN).read_bytes()
-    for place in np.random.default_rng(0).integers(0, len(whole), 40):
+    for offset in np.random.default_rng(0).integers(0, len(whole), 40):
         flipped = bytearray(whole)
-        flipped[place] ^= 1
+        flipped[offset] ^= 1
         (cache / TRAIN).write_bytes(bytes(flipped))
-        assert f"{TRAIN}: its bytes have changed since they were written" in faults(cache), place
+        assert f"{TRAIN}: its bytes have changed since they were written" in faults(cache), offset
 
 
-def test_a_missing_shard_and_a_foreign_one_are_found(cache: Path) -> None:
+def test_missing_and_unknown_shards_are_reported(cache: Path) -> None:
     (cache / TRAIN).rename(cache / "train-000077.tar")
     assert f"{TRAIN}: missing" in faults(cache)
     assert "train-000077.tar: unknown" in faults(cache)
 
 
-def test_a_truncated_shard_is_found(cache: Path) -> None:
+def test_truncated_shard_is_reported(cache: Path) -> None:
     (cache / TRAIN).write_bytes((cache / TRAIN).read_bytes()[:-4096])
     assert f"{TRAIN}: " in faults(cache) and "bytes where the manifest says" in faults(cache)
     assert "truncated" in faults(cache)
 
 
-def test_an_index_that_is_lost_or_does_not_fit_is_found(cache: Path) -> None:
+def test_missing_or_wrong_index_is_reported(cache: Path) -> None:
     index = cache / index_name(TRAIN)
     rows = np.load(index)
     rows[0, 1] += 1
@@ -92,8 +92,8 @@ def test_an_index_that_is_lost_or_does_not_fit_is_found(cache: Path) -> None:
     assert f"{TRAIN}: its index {index.name} is missing" in faults(cache)
 
 
-def test_a_clip_in_two_splits_is_found(cache: Path) -> None:
-    """By its key, and by the recording that it was cut from."""
+def test_clip_in_two_splits_is_reported(cache: Path) -> None:
+    """Both by its key and by its recording."""
     theirs = next(iter(read_shard(cache / TRAIN)))
     rewrite(cache, VALID, lambda sample: replace(sample, metadata={**sample.metadata, "path": theirs.metadata["path"]}))
     assert f"{VALID}: clips of {theirs.metadata['path']!r} are in valid and in train" in faults(cache)
@@ -103,7 +103,7 @@ def test_a_clip_in_two_splits_is_found(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda s: replace(s, codes=s.codes + np.uint16(1024)), "codes of 1024 or more"),
         (lambda s: replace(s, codes=s.codes[:1]), "1 codebooks where the manifest says 2"),
@@ -117,12 +117,12 @@ def test_a_clip_in_two_splits_is_found(cache: Path) -> None:
         (lambda s: replace(s, metadata={}), "a number of frames that does not match their duration"),
     ],
 )
-def test_samples_that_are_not_what_the_manifest_says_are_found(cache: Path, change, told: str) -> None:
+def test_samples_that_differ_from_manifest_are_reported(cache: Path, change, message: str) -> None:
     rewrite(cache, TRAIN, change)
-    assert told in faults(cache)
+    assert message in faults(cache)
 
 
-def test_counts_that_do_not_agree_are_found(cache: Path) -> None:
+def test_wrong_counts_are_reported(cache: Path) -> None:
     manifest = Manifest.load(cache)
     wrong = [replace(info, samples=info.samples + 1) for info in manifest.splits["train"]]
     replace(manifest, splits={**manifest.splits, "train": wrong}).save(cache)
@@ -135,22 +135,22 @@ def test_counts_that_do_not_agree_are_found(cache: Path) -> None:
         Manifest.load(cache)
 
 
-def test_the_command_lists_the_faults_and_fails(cache: Path) -> None:
+def test_command_lists_faults_and_fails(cache: Path) -> None:
     good = command("pipeline.shards", "verify", str(cache), "workers=1")
     assert good.returncode == 0 and "no faults" in good.stdout
     (cache / TRAIN).unlink()
     bad = command("pipeline.shards", "verify", str(cache), "workers=1")
     assert bad.returncode == 1 and f"{TRAIN}: missing" in bad.stdout and "1 fault in" in bad.stdout
-    for arguments, told in (
+    for arguments, message in (
         (["verify", "/no/such/cache"], "no dataset at /no/such/cache"),
         (["inspect", str(cache)], "action=inspect: expected one of verify, describe"),
         (["verify"], "shards"),
     ):
         refused = command("pipeline.shards", *arguments)
-        assert refused.returncode == 2 and told in refused.stderr.splitlines()[-1]
+        assert refused.returncode == 2 and message in refused.stderr.splitlines()[-1]
 
 
-def test_a_description_says_hours_bytes_labels_and_dead_codebooks(cache: Path) -> None:
+def test_description(cache: Path) -> None:
     rewrite(cache, TRAIN, lambda s: replace(s, metadata={**s.metadata, "labels": {"pitch": 60, "tags": ["a", "b"]}}))
     for name in [path.name for path in cache.glob("*.tar")]:
         rewrite(cache, name, lambda s: replace(s, codes=np.stack([s.codes[0], np.full_like(s.codes[1], 7)])))
@@ -163,14 +163,14 @@ def test_a_description_says_hours_bytes_labels_and_dead_codebooks(cache: Path) -
     assert f"all      {sum(map(manifest.hours, manifest.splits)):9.2f}" in text
 
 
-def test_perplexity_is_the_number_of_codes_that_would_say_as_much() -> None:
+def test_perplexity_counts_equally_used_codes() -> None:
     usage = np.zeros((3, 1024), int)
     usage[0, :16], usage[1, 5], usage[2, :2] = 3, 100, [1, 3]
     assert perplexities(usage) == pytest.approx([16, 1, 2 ** (0.5 + 0.75 * np.log2(4 / 3))])
 
 
-def test_clips_are_drawn_each_at_most_once_and_by_the_seed(sound: Path) -> None:
-    store, manifest = LocalStorage(sound), Manifest.load(sound)
+def test_random_clips_depend_on_seed_and_do_not_repeat(intact: Path) -> None:
+    store, manifest = LocalStorage(intact), Manifest.load(intact)
     total = sum(map(manifest.num_samples, manifest.splits))
     everything = [sample.key for sample in sample_clips(store, manifest, 99, 0)]
     assert len(everything) == len(set(everything)) == total
@@ -181,8 +181,8 @@ def test_clips_are_drawn_each_at_most_once_and_by_the_seed(sound: Path) -> None:
         next(sample_clips(store, manifest, 1, 0, "dev"))
 
 
-def test_random_clips_are_decoded(sound: Path, tmp_path: Path) -> None:
-    done = command("pipeline.shards", "decode", str(sound), "clips=2", "seed=3", f"out={tmp_path}")
+def test_random_clips_are_decoded(intact: Path, tmp_path: Path) -> None:
+    done = command("pipeline.shards", "decode", str(intact), "clips=2", "seed=3", f"out={tmp_path}")
     assert done.returncode == 0, done.stderr
     files = sorted(tmp_path.glob("*.wav"))
     assert len(files) == 2
@@ -191,7 +191,7 @@ def test_random_clips_are_decoded(sound: Path, tmp_path: Path) -> None:
         assert rate == 24_000 and len(wav) == 9_600 and np.abs(wav).max() > 0.05
 
 
-def test_codes_that_the_manifest_does_not_allow_are_not_described(cache: Path) -> None:
+def test_description_refuses_invalid_codes(cache: Path) -> None:
     rewrite(cache, "train-000000.tar", lambda s: replace(s, codes=s.codes + 40_000))
     with pytest.raises(InputError, match=r"train-000000\.tar: .* does not match the manifest"):
         list(dataset_stats(LocalStorage(cache)))

@@ -1,4 +1,4 @@
-"""Manifests, plans and records of any shape: wrong types, absurd counts, names that lead elsewhere."""
+"""Fuzzing of manifests, plans and records: wrong types, impossible counts, names outside the folder."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = Manifest.load(folder)
     manifest.skipped = [{"path": "a.wav", "key": "a", "reason": "empty"}]
     manifest.save(folder)
-    told = json.loads((folder / MANIFEST_NAME).read_text())
-    del told["sha256"]  # as older versions wrote it: else nothing but that would be read of a damaged one
-    (folder / MANIFEST_NAME).write_text(json.dumps(told))
+    content = json.loads((folder / MANIFEST_NAME).read_text())
+    del content["sha256"]  # as older versions wrote it: otherwise the checksum would reject every damaged manifest
+    (folder / MANIFEST_NAME).write_text(json.dumps(content))
     shards = [PlannedShard(shard.name, "train", shard.samples, "00") for shard in manifest.splits["train"]]
-    made = {"codec": manifest.codec, "embedder": manifest.embedder, "data": {}}
-    BuildPlan({}, made, "", shards).save(LocalStorage(folder))
+    settings = {"codec": manifest.codec, "embedder": manifest.embedder, "data": {}}
+    BuildPlan({}, settings, "", shards).save(LocalStorage(folder))
     for shard in manifest.splits["train"]:
-        ShardRecord("00", build_state.settings_digest(made), "", shard).save(LocalStorage(folder), shard.name)
+        ShardRecord("00", build_state.settings_digest(settings), "", shard).save(LocalStorage(folder), shard.name)
     return folder
 
 
-def use(cache: Path, manifest: Manifest) -> None:
-    """All that reads a manifest."""
+def read_all(cache: Path, manifest: Manifest) -> None:
+    """Run everything that reads a manifest."""
     manifest.check_codec(CODEC, 2)
     for split in [*manifest.splits][:3]:
         assert manifest.hours(split) >= 0
@@ -54,8 +54,8 @@ def use(cache: Path, manifest: Manifest) -> None:
     assert len([*sample_clips(LocalStorage(cache), manifest, 2, 0)]) <= 2
 
 
-def written(cache: Path, name: str, seed: int, as_bytes: bool) -> bytes:
-    """Put a damaged file in the place of a whole one, and give what was there."""
+def write_damaged(cache: Path, name: str, seed: int, as_bytes: bool) -> bytes:
+    """Replace a file by a damaged one, and return its original content."""
     whole = (cache / name).read_bytes()
     new = damaged(seed, [whole]) if as_bytes else text_of(damaged_json(seed, json.loads(whole))).encode()
     (cache / name).write_bytes(new)
@@ -65,11 +65,11 @@ def written(cache: Path, name: str, seed: int, as_bytes: bool) -> bytes:
 @pytest.mark.parametrize("as_bytes", [False, True], ids=["values", "bytes"])
 @some(300)
 @given(seed=seeds)
-def test_a_damaged_manifest(cache: Path, as_bytes: bool, seed: int) -> None:
-    whole = written(cache, MANIFEST_NAME, seed, as_bytes)
+def test_damaged_manifest(cache: Path, as_bytes: bool, seed: int) -> None:
+    whole = write_damaged(cache, MANIFEST_NAME, seed, as_bytes)
     try:
         with inside(cache), refused_or_right(str(cache)):
-            use(cache, Manifest.load(cache))
+            read_all(cache, Manifest.load(cache))
     finally:
         (cache / MANIFEST_NAME).write_bytes(whole)
 
@@ -77,10 +77,10 @@ def test_a_damaged_manifest(cache: Path, as_bytes: bool, seed: int) -> None:
 @pytest.mark.parametrize("name", [build_state.PLAN, "train-000001.done.json"])
 @some(100)
 @given(seed=seeds)
-def test_a_damaged_plan_or_record(cache: Path, name: str, seed: int) -> None:
-    """Merged again, shards of no plan are removed: but those of the cache's folder alone."""
+def test_damaged_plan_or_record(cache: Path, name: str, seed: int) -> None:
+    """A merge removes shards that are not in the plan, but only in the folder of the dataset."""
     before = {path.name: path.read_bytes() for path in cache.iterdir()}
-    written(cache, name, seed, as_bytes=seed % 4 == 0)
+    write_damaged(cache, name, seed, as_bytes=seed % 4 == 0)
     try:
         with inside(cache), refused_or_right(str(cache)):
             build_state.merge(LocalStorage(cache))
@@ -92,16 +92,16 @@ def test_a_damaged_plan_or_record(cache: Path, name: str, seed: int) -> None:
 
 @some(20)
 @given(seed=seeds)
-def test_a_damaged_manifest_from_afar(cache: Path, tmp_path: Path, seed: int) -> None:
-    """Copies are named by what the manifest says: they lie in their own folder all the same."""
+def test_damaged_remote_manifest(cache: Path, tmp_path: Path, seed: int) -> None:
+    """Names of cached files come from the manifest, but never leave the folder of the cache."""
     import fsspec
 
-    far = fsspec.filesystem("memory")
+    remote = fsspec.filesystem("memory")
     for path in cache.iterdir():
-        far.pipe_file(f"/fuzz/{path.name}", path.read_bytes())
-    told = damaged_json(seed, json.loads((cache / MANIFEST_NAME).read_text())["splits"])
-    text = text_of({**json.loads((cache / MANIFEST_NAME).read_text()), "splits": told})
-    far.pipe_file(f"/fuzz/{MANIFEST_NAME}", text.encode())
+        remote.pipe_file(f"/fuzz/{path.name}", path.read_bytes())
+    content = damaged_json(seed, json.loads((cache / MANIFEST_NAME).read_text())["splits"])
+    text = text_of({**json.loads((cache / MANIFEST_NAME).read_text()), "splits": content})
+    remote.pipe_file(f"/fuzz/{MANIFEST_NAME}", text.encode())
     with inside(tmp_path), refused_or_right("memory://fuzz"):
         split = ShardedDataset(
             "memory://fuzz", "train", shard_cache=LocalShardCache(tmp_path / "copies", 0.01), max_lost_fraction=0.0
@@ -110,11 +110,11 @@ def test_a_damaged_manifest_from_afar(cache: Path, tmp_path: Path, seed: int) ->
 
 
 @pytest.mark.parametrize("name", ["../x.tar", "/x.tar", "a/b.tar", "a\\b.tar", "a\0.tar", ".hidden.tar", "a", "", None])
-def test_a_name_that_leads_elsewhere_is_refused_with_the_manifest(cache: Path, name: object) -> None:
+def test_invalid_shard_names_are_refused(cache: Path, name: object) -> None:
     whole = (cache / MANIFEST_NAME).read_bytes()
-    told = json.loads(whole)
-    told["splits"]["train"]["shards"][0]["name"] = name
-    (cache / MANIFEST_NAME).write_text(json.dumps(told))
+    content = json.loads(whole)
+    content["splits"]["train"]["shards"][0]["name"] = name
+    (cache / MANIFEST_NAME).write_text(json.dumps(content))
     try:
         with pytest.raises(InputError, match=r"manifest\.json is malformed .*is not a valid shard name"):
             Manifest.load(cache)

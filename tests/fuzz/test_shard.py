@@ -1,4 +1,4 @@
-"""Shards and their indices, damaged: the shard's reader, the reader of training, and the two that look after caches."""
+"""Fuzzing of shards and indices: their readers, training, and the commands that check datasets."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SHARD = "train-000000.tar"
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One shard of 12 clips: more than are looked at when a shard is opened.
+    """Write one shard of 12 clips, more than are checked when a shard is opened.
 
-    It is without checksums, as older versions wrote it: else nothing but these would be read of what is damaged.
+    It has no checksums, as in version 1: otherwise they would reject every damaged file.
     """
     folder = write_cache(tmp_path_factory.mktemp("fuzz") / "cache", [12], (2, 3))
     np.save(folder / index_name(SHARD), np.load(folder / index_name(SHARD))[1:])
@@ -40,14 +40,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(cache: Path) -> dict[str, bytes]:
+def intact(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.iterdir()}
 
 
 @some(150)
 @given(seed=seeds)
-def test_a_damaged_shard(whole: dict[str, bytes], seed: int) -> None:
-    data = memoryview(mended_tar(seed, damaged(seed, [whole[SHARD][: 3 * 3 * 1024]])))
+def test_damaged_shard(intact: dict[str, bytes], seed: int) -> None:
+    data = memoryview(mended_tar(seed, damaged(seed, [intact[SHARD][: 3 * 3 * 1024]])))
     with refused_or_right("the shard"):
         for sample in iter_samples(data, build_index(data, "the shard"), "the shard"):
             assert sample.codes.dtype == np.uint16 and sample.codes.ndim == 2
@@ -57,11 +57,11 @@ def test_a_damaged_shard(whole: dict[str, bytes], seed: int) -> None:
 
 @some(150)
 @given(seed=seeds)
-def test_a_damaged_index(whole: dict[str, bytes], seed: int) -> None:
+def test_damaged_index(intact: dict[str, bytes], seed: int) -> None:
     with refused_or_right("the"):
-        index, _ = read_index(damaged(seed, [whole[index_name(SHARD)]]), "the index")
+        index, _ = read_index(damaged(seed, [intact[index_name(SHARD)]]), "the index")
         assert index.dtype == np.int64 and index.shape[1] == 5
-        for sample in iter_samples(memoryview(whole[SHARD]), index, "the shard"):
+        for sample in iter_samples(memoryview(intact[SHARD]), index, "the shard"):
             assert sample.codes.shape[1] in (2, 3)
 
 
@@ -79,31 +79,31 @@ READERS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", [SHARD, index_name(SHARD)])
 @some(60)
 @given(seed=seeds)
-def test_a_damaged_file_of_a_cache(cache: Path, whole: dict[str, bytes], name: str, reader: str, seed: int) -> None:
-    """The bytes that the manifest tells are kept, so that no count of bytes gives the fault away."""
-    data = damaged(seed, [whole[name]])
+def test_damaged_file_of_dataset(cache: Path, intact: dict[str, bytes], name: str, reader: str, seed: int) -> None:
+    """The size of the file stays as the manifest says, so that it does not reveal the damage."""
+    data = damaged(seed, [intact[name]])
     data = mended_tar(seed, data) if name == SHARD else data
-    (cache / name).write_bytes(data[: len(whole[name])].ljust(len(whole[name]), b"\0"))
+    (cache / name).write_bytes(data[: len(intact[name])].ljust(len(intact[name]), b"\0"))
     try:
         with inside(cache), refused_or_right(str(cache)):
             READERS[reader](cache)
     finally:
-        (cache / name).write_bytes(whole[name])
+        (cache / name).write_bytes(intact[name])
 
 
 @some(60)
 @given(seed=seeds)
-def test_a_damaged_shard_of_others(cache: Path, whole: dict[str, bytes], seed: int) -> None:
-    theirs = cache.parent / "theirs"
-    theirs.mkdir(exist_ok=True)
-    (theirs / SHARD).write_bytes(mended_tar(seed, damaged(seed, [whole[SHARD][: 3 * 3 * 1024]])))
+def test_damaged_external_shard(cache: Path, intact: dict[str, bytes], seed: int) -> None:
+    external = cache.parent / "external"
+    external.mkdir(exist_ok=True)
+    (external / SHARD).write_bytes(mended_tar(seed, damaged(seed, [intact[SHARD][: 3 * 3 * 1024]])))
     codec = {name: value for name, value in CODEC.items() if name not in ("codebooks", "dtype")}
-    says = ExternalSource(
+    source = ExternalSource(
         codec, {name: value for name, value in EMBEDDER.items() if name != "dim"}, cache.parent / "kept"
     )
     with inside(cache.parent), refused_or_right():
-        [*iter_once(ShardedDataset(theirs, "train", external=says), 4)]
+        [*iter_once(ShardedDataset(external, "train", external=source), 4)]
 
 
-def test_the_cache_of_these_tests_is_whole(cache: Path) -> None:
+def test_intact_dataset_is_read(cache: Path) -> None:
     assert READERS["training"](cache) and Manifest.load(cache).num_samples("train") == 12

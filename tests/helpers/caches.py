@@ -1,4 +1,4 @@
-"""Real caches of made-up clips, each of which says which one it is."""
+"""Small datasets of synthetic clips, each of which contains its own number."""
 
 import itertools
 from pathlib import Path
@@ -20,9 +20,9 @@ EMBEDDER = {"name": "test", "weights": "1" * 64, "sample_rate": 24000, "dim": P}
 def write_cache(
     folder: Path, shards: list[int], lengths: tuple[int, ...] = (6,), split: str = "train", first: int = 0
 ) -> Path:
-    """A cache whose clip number i (from `first` on, over all shards) has its number in its first code and its prompt.
+    """Write a dataset whose clip i, counted from `first` over all shards, has its number in its first code and prompt.
 
-    Code number j of the K * T of clip i is (i + j) % 1024. A cache that is there already gets one split more.
+    Code number j of the K * T codes of clip i is (i + j) % 1024. An existing dataset gets an additional split.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number, infos = itertools.count(first), []
@@ -40,5 +40,5 @@ def write_cache(
 
 
 def clip_numbers(batch: Batch) -> list[int]:
-    """Which clips a batch holds."""
+    """Return the numbers of the clips of a batch."""
     return batch.prompts[:, 0].int().tolist()

@@ -1,4 +1,4 @@
-"""A web server of a folder that counts what it is asked for, and can be slow or break off."""
+"""A web server of a folder that counts requests, and can be slow or break connections."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from pathlib import Path
 
 
 class Web(http.server.ThreadingHTTPServer):
-    """asked: how often each file was sent or begun; pause: seconds before each 64 KiB; broken: sendings of a file that
-    are yet to be broken off half way; stalled: files of which nothing comes.
+    """The server, as a context manager.
+
+    Attributes:
+        address: of the folder.
+        requests: number of requests of each file.
+        pause: seconds before each 64 KiB.
+        broken: number of further responses for a file that break half way.
+        stalled: files for which nothing is sent.
     """
 
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.asked, self.pause = folder, Counter[str](), 0.0
+        self.folder, self.requests, self.pause = folder, Counter[str](), 0.0
         self.broken, self.stalled = Counter[str](), set[str]()
         self.address = f"http://127.0.0.1:{self.server_port}"
 
@@ -53,7 +59,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        self.server.asked[name] += 1
+        self.server.requests[name] += 1
         while name in self.server.stalled:
             time.sleep(0.01)
         if self.server.broken[name] > 0:

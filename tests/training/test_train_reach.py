@@ -35,7 +35,7 @@ def test_local_remote_and_external_shards_are_the_same(served: Web, tmp_path: Pa
     assert "clips are batched by length" in train_ranks(tmp_path / "cache", local, *OVERRIDES)
     shard_cache = (f"data.cache_dir={tmp_path / 'shard_cache'}", "data.cache_gib=0.1")
     train_ranks(served.address, remote, *OVERRIDES, *shard_cache)
-    downloads = {n for name, n in served.asked.items() if name.endswith(".tar")}
+    downloads = {n for name, n in served.requests.items() if name.endswith(".tar")}
     assert downloads == {1}, "two ranks share one cache"
     manifest = Manifest.load(tmp_path / "cache")
     codec = {name: value for name, value in manifest.codec.items() if name not in ("codebooks", "dtype")}
