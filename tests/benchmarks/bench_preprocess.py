@@ -120,7 +120,7 @@ def timed(results: Iterator[EncodedBatch], marks: list[tuple[float, int]]) -> It
     """The same results; marks gets the time and the count of clips so far, at each."""
     count = 0
     for encoded in results:
-        assert not any(isinstance(found, str) for found in encoded.clips), encoded.clips
+        assert not any(isinstance(result, str) for result in encoded.clips), encoded.clips
         count += len(encoded.clips)
         marks.append((time.perf_counter(), count))
         yield encoded
@@ -143,9 +143,9 @@ def disagreement(clips: list[Clip], out: Path, device: str) -> float:
     """The share of codes that are not the package's, computed in full precision on the first clips."""
     torch.backends.cudnn.allow_tf32 = False  # the package leaves it on, and gets 2 % other codes by it
     theirs = usual_loop(clips[:64], device)[1]
-    found = {sample.key: sample.codes for path in sorted(out.glob("*.tar")) for sample in read_shard(path)}
-    assert found.keys() == {clip.key for clip in clips}
-    return float(np.mean([(found[key] != codes[:CODEBOOKS]).mean() for key, codes in theirs.items()]))
+    result = {sample.key: sample.codes for path in sorted(out.glob("*.tar")) for sample in read_shard(path)}
+    assert result.keys() == {clip.key for clip in clips}
+    return float(np.mean([(result[key] != codes[:CODEBOOKS]).mean() for key, codes in theirs.items()]))
 
 
 def measured(function: Callable[..., float], *arguments: Any) -> tuple[float, float]:
@@ -190,8 +190,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--files", type=int, default=160)
     parser.add_argument("--memory", type=int, default=0, help="clips at which memory is measured as well")
-    given = parser.parse_args()
-    device = "cuda:0" if given.device == "cuda" else "cpu"
+    args = parser.parse_args()
+    device = "cuda:0" if args.device == "cuda" else "cpu"
     everything = (
         [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         if device != "cpu"
@@ -199,9 +199,9 @@ def main() -> None:
     )
     readers = encoder_pool.resolve_decode_workers("auto", everything)
     name = torch.cuda.get_device_name() if device != "cpu" else f"{encoder_pool.num_cores()} cores"
-    print(f"torch {torch.__version__}, {name}, {given.files} files of {SECONDS:g} s", flush=True)
+    print(f"torch {torch.__version__}, {name}, {args.files} files of {SECONDS:g} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        clips = write_files(Path(folder), given.files, SECONDS)
+        clips = write_files(Path(folder), args.files, SECONDS)
         d, _ = measured(limit, clips, device)
         print(f"(d) the encoder alone, one {'thread' if device == 'cpu' else 'GPU'}  {d:8.1f}", flush=True)
         b, peak = measured(ours, clips, Path(folder) / "b", everything[:1], readers)
@@ -211,7 +211,7 @@ def main() -> None:
         c, peak = measured(ours, clips, Path(folder) / "c", everything, readers) if len(everything) > 1 else (b, peak)
         print(f"(c) ours on all {len(everything):<4}               {c:8.1f}   {c / a:.1f} x (a), {peak:.2f} GiB")
         print(f"codes that are not the package's: {disagreement(clips, Path(folder) / 'b', device):.4%}", flush=True)
-    for count in (1000, given.memory) if given.memory else ():
+    for count in (1000, args.memory) if args.memory else ():
         with tempfile.TemporaryDirectory() as folder:
             clips = write_files(Path(folder), count, 0.25)
             _, peak = measured(ours, clips, Path(folder) / "out", everything, readers)

@@ -21,7 +21,7 @@ SMALL = ("codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tin
 HERE = ("encoder_workers=1", "decode_workers=0", "devices=cpu")  # in the calling process
 
 
-def words(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:
+def args(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:
     """The command line that builds a small dataset of a corpus; its scan cache is next to the corpus."""
     scan_cache = f"data.scan_cache_dir='{root.parent / 'scan_cache'}'"
     location = (f"data={data}", f"data.root='{root}'", scan_cache, f"out='{out}'")
@@ -37,7 +37,7 @@ def settings(*overrides: str) -> dict[str, Any]:
 
 def make(data: str, root: Path, out: Path | str, *overrides: str) -> int:
     """Preprocess in this process, and return the exit code."""
-    return preprocess(settings(*words(data, root, out, *HERE, *overrides)))
+    return preprocess(settings(*args(data, root, out, *HERE, *overrides)))
 
 
 def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:

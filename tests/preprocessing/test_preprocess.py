@@ -25,7 +25,7 @@ from pipeline.data.shard import Sample, read_shard
 from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from pipeline.preprocessing import runner
-from tests.helpers.preprocess_runs import HERE, command, contents, make, tones, words
+from tests.helpers.preprocess_runs import HERE, args, command, contents, make, tones
 
 EVERYTHING_TO_TRAIN_ON = ("data.valid=0", "data.test=0", "data.min_seconds=0.01")
 
@@ -76,9 +76,9 @@ def test_webdataset_reads_a_dataset(cache: Path) -> None:
 def test_worker_processes_write_same_bytes(nsynth_folder: Path, tmp_path: Path) -> None:
     """Two encoder processes with a decode worker each, compared with a single thread."""
     alone, out = tmp_path / "alone", tmp_path / "out"
-    done = command("pipeline.preprocess", *words("nsynth", nsynth_folder, alone, *HERE))
+    done = command("pipeline.preprocess", *args("nsynth", nsynth_folder, alone, *HERE))
     assert done.returncode == 0, done.stderr
-    done = command("pipeline.preprocess", *words("nsynth", nsynth_folder, out, "encoder_workers=2", "decode_workers=1"))
+    done = command("pipeline.preprocess", *args("nsynth", nsynth_folder, out, "encoder_workers=2", "decode_workers=1"))
     assert done.returncode == 0, done.stderr
     assert contents(out) == contents(alone)
     assert done.stderr == "" and "next: deepspeed pipeline/train.py" in done.stdout
@@ -390,7 +390,7 @@ def test_full_disk_is_resumed_by_next_run(tmp_path: Path) -> None:
     make_tones(root, tmp_path / "whole")
     tones(root, 3, 30.0)
     out = tmp_path / "out"
-    arguments = words("folder", root, out, *EVERYTHING_TO_TRAIN_ON, "encoder_workers=1", "decode_workers=0")
+    arguments = args("folder", root, out, *EVERYTHING_TO_TRAIN_ON, "encoder_workers=1", "decode_workers=0")
     full = command("pipeline.preprocess", *arguments, preexec_fn=limit_file_size)
     assert full.returncode == 1 and "Traceback" not in full.stderr
     assert "File too large" in full.stderr and "not written: train-0000" in full.stderr
@@ -425,7 +425,7 @@ def test_invalid_settings_are_refused(tmp_path: Path, overrides: list[str], mess
 
 def test_usage_errors_are_one_line_and_exit_2(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for arguments in (words("folder", tmp_path / "in", tmp_path / "out"), ["sampels_per_shard=3"]):
+    for arguments in (args("folder", tmp_path / "in", tmp_path / "out"), ["sampels_per_shard=3"]):
         done = command("pipeline.preprocess", *arguments)
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -17,7 +17,7 @@ from pipeline.data.shard import read_shard
 from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.corpora import Row, write_metadata
-from tests.helpers.preprocess_runs import command, words
+from tests.helpers.preprocess_runs import args, command
 
 pytestmark = pytest.mark.slow
 RATE, QUARTER = 44_100, 0.6  # seconds of a quarter note
@@ -84,7 +84,7 @@ def chorales(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_collection_with_broken_files_verifies(chorales: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = words("jamendo", chorales, out, "data.segment_seconds=5", "data.valid=0.2", "data.test=0.2")
+    arguments = args("jamendo", chorales, out, "data.segment_seconds=5", "data.valid=0.2", "data.test=0.2")
     done = command("pipeline.preprocess", *arguments)
     assert done.returncode == 0, done.stderr
     assert [*verify(LocalStorage(out))] == []
@@ -106,7 +106,7 @@ def test_collection_with_broken_files_verifies(chorales: Path, tmp_path: Path) -
 def test_codes_match_the_played_audio(chorales: Path, tmp_path: Path) -> None:
     """A clip's codes are those of its five seconds of the mp3, decoded and encoded here."""
     out = tmp_path / "out"
-    done = command("pipeline.preprocess", *words("jamendo", chorales, out, "data.segment_seconds=5", "data.valid=0"))
+    done = command("pipeline.preprocess", *args("jamendo", chorales, out, "data.segment_seconds=5", "data.valid=0"))
     assert done.returncode == 0, done.stderr
     sample = next(read_shard(sorted(out.glob("*.tar"))[0]))
     wav = read(chorales / sample.metadata["path"], start=sample.metadata["start"], duration=sample.metadata["duration"])

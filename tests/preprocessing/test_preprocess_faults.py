@@ -11,7 +11,7 @@ import pytest
 from pipeline.data.manifest import Manifest
 from pipeline.preprocessing import runner
 from pipeline.preprocessing.shard_planner import plan_shards
-from tests.helpers.preprocess_runs import contents, make, start, tones, words
+from tests.helpers.preprocess_runs import args, contents, make, start, tones
 
 SETTINGS = ("data.valid=0", "data.test=0", "data.min_seconds=0.01")
 ONE_SHARD = "samples_per_shard=40"
@@ -134,7 +134,7 @@ def limit_file_size() -> None:
 def test_send_error_ends_run_and_skips_no_clip(corpus: Path, tmp_path: Path) -> None:
     """A limit on file sizes also applies to shared memory."""
     out = tmp_path / "out"
-    arguments = words("folder", corpus, out, *SETTINGS, "encoder_workers=1", "decode_workers=1", ONE_SHARD)
+    arguments = args("folder", corpus, out, *SETTINGS, "encoder_workers=1", "decode_workers=1", ONE_SHARD)
     process = start(MODULE, *arguments, preexec_fn=limit_file_size)
     _, error = process.communicate(timeout=240)
     assert process.returncode == 1 and error.count("\n") == 1, error

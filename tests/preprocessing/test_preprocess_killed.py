@@ -20,7 +20,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.corpora import pack
-from tests.helpers.preprocess_runs import command, contents, start, tones, words
+from tests.helpers.preprocess_runs import args, command, contents, start, tones
 
 MODULE = "pipeline.preprocess"
 HERE = ("encoder_workers=1", "decode_workers=0")
@@ -73,7 +73,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(corpus: Path, out: Path) -> Path:
     """Build the dataset by the command: a process that computed other things before may round differently."""
-    done = command(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, *HERE))
+    done = command(MODULE, *args("folder", corpus, out, *TRAIN_AND_VALID, *HERE))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -86,7 +86,7 @@ def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def kill_and_compare(corpus: Path, whole: Path, out: Path, kills: int, *overrides: str) -> None:
     """Kill run after run in one folder. A dataset that is finished nevertheless is compared and deleted."""
-    arguments = words("folder", corpus, out, *TRAIN_AND_VALID, *overrides)
+    arguments = args("folder", corpus, out, *TRAIN_AND_VALID, *overrides)
     draw = random.Random(kills)
     cut_short = 0
     for _ in range(kills):
@@ -112,7 +112,7 @@ def test_twenty_kills_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: 
 
 def test_killed_run_leaves_no_process(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=1"))
+    process = start(MODULE, *args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=1"))
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
     children = descendants(process.pid)
     assert len(children) >= 4, "two encoders and a reader each"
@@ -131,7 +131,7 @@ def test_sigterm_leaves_no_files(nsynth_folder: Path, tmp_path: Path, workers: i
     pack(tmp_path / "in" / "nsynth-train.jsonwav.tar.gz", files)
     left = tmp_path / "left"
     left.mkdir()
-    arguments = words("nsynth", tmp_path / "in", tmp_path / "out", f"encoder_workers={workers}", "decode_workers=1")
+    arguments = args("nsynth", tmp_path / "in", tmp_path / "out", f"encoder_workers={workers}", "decode_workers=1")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TMPDIR", str(left))
         process = start(MODULE, *arguments, start_new_session=True)
@@ -146,21 +146,21 @@ def test_sigterm_leaves_no_files(nsynth_folder: Path, tmp_path: Path, workers: i
 @pytest.mark.slow
 def test_killed_encoder_is_reported_and_resumed(corpus: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = words("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=0")
+    arguments = args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=0")
     process = start(MODULE, *arguments)
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
     named = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(process.pid)}
     os.kill(next(pid for pid, command_line in named.items() if "spawn_main" in command_line), signal.SIGKILL)
     _, error = process.communicate()
     assert process.returncode == 1 and "exit code -9" in error and "out of memory" in error
-    assert command(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, *HERE)).returncode == 0
+    assert command(MODULE, *args("folder", corpus, out, *TRAIN_AND_VALID, *HERE)).returncode == 0
     assert contents(out) == contents(whole)
 
 
 def test_parts_finish_in_any_order(corpus: Path, whole: Path, tmp_path: Path) -> None:
     """Three independent machines: the last one writes the manifest. One is killed and restarted."""
     out = tmp_path / "out"
-    part = [words("folder", corpus, out, *TRAIN_AND_VALID, *HERE, f"part={n}/3") for n in (1, 2, 3)]
+    part = [args("folder", corpus, out, *TRAIN_AND_VALID, *HERE, f"part={n}/3") for n in (1, 2, 3)]
     killed_run(part[0], out, random.Random(1), 0.02)
     first = command(MODULE, *part[2])
     assert first.returncode == 0 and "the last part to finish writes the manifest" in first.stdout
@@ -202,7 +202,7 @@ def test_partial_files_are_removed(corpus: Path, whole: Path, tmp_path: Path) ->
 def test_killed_workers_cost_no_clip(corpus: Path, whole: Path, tmp_path: Path) -> None:
     """As on a machine out of memory: other workers decode their clips, and the dataset is the same."""
     out = tmp_path / "out"
-    process = start(MODULE, *words("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=1", "decode_workers=2"))
+    process = start(MODULE, *args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=1", "decode_workers=2"))
     killed: set[int] = set()
     while process.poll() is None:
         time.sleep(0.05)
