@@ -41,6 +41,7 @@ UNDECLARED = {
     "tinysoundfont": "data=notes only; its dependencies do not install without PortAudio, so make installs it alone",
 }
 NOT_IMPORTED = {
+    "webdataset": "the stock reader of the shards, for any other trainer",
     "pillow": "wandb.Image",
     "pretty_midi": "its soundfont, a file",
     "hydra-submitit-launcher": "conf/hydra/launcher/slurm.yaml",
