@@ -277,8 +277,8 @@ def test_zero_stages_have_the_same_losses(here: None, cache: Path, tmp_path: Pat
     ("overrides", "message"),
     [
         (["shards=nowhere"], r"there is no dataset at nowhere.*python -m pipeline\.preprocess"),
-        (["codec=encodec_24khz"], r"codec\.name='encodec_embedded' where 'encodec_24khz'"),
-        (["codec.codebooks=8"], r"the model reads codec\.codebooks=8.*hold 4"),
+        (["codec=encodec_24khz"], r"codec\.name is 'encodec_embedded', expected 'encodec_24khz'"),
+        (["codec.codebooks=8"], r"codec\.codebooks=8: the shards at .* have 4"),
         (["data.train=training"], r"has no clips in data\.train=training.*train \(45 clips\)"),
         (["model.positions=8"], r"clips of 12 frames are 15 steps.*model\.positions=8"),
         (["model.width=30"], r"model\.width=30 is not a multiple of model\.heads=4"),
