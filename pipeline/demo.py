@@ -37,9 +37,11 @@ def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from pipeline.common.errors import InputError
+    from pipeline.webui.demo_settings import check_settings
 
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the page needs gradio, which is not installed: pip install -e ".[demo]"')
+    check_settings(cfg)
     logging.basicConfig(format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads and results are deleted
     # set before gradio is imported

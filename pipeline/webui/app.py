@@ -12,7 +12,6 @@ from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
 from pipeline.common.paths import CONF
-from pipeline.common.settings import require_min
 from pipeline.generation.loaded_run import LoadedRun, load_run
 from pipeline.webui import server
 from pipeline.webui.examples import examples
@@ -29,7 +28,6 @@ def serve_demo(cfg: DictConfig, folder: Path) -> None:
     Raises:
         InputError: if a setting is not valid, a run cannot be loaded, or the port cannot be used.
     """
-    check_settings(cfg)
     runs = [str(run) for run in cfg.run]
     listener = server.bind(cfg.host, cfg.port)
     service, streams = build_service(cfg, runs, folder), AudioStreamRegistry()
@@ -44,24 +42,6 @@ def serve_demo(cfg: DictConfig, folder: Path) -> None:
     host, port = listener.getsockname()[:2]
     print(f"{', '.join(runs)} on {first.device}: open http://{host}:{port}  (Ctrl-C ends it)", flush=True)
     server.run(server.http_server(app, service.limits, cfg.proxies), listener)
-
-
-def check_settings(cfg: DictConfig) -> None:
-    """Raises InputError for numbers that the page cannot work with."""
-    limits: dict[str, Any] = {f"limits.{name}": value for name, value in cfg.limits.items()}
-    require_min(1, limits, "limits.upload_seconds", "limits.seconds", "limits.samples", "limits.waiting")
-    require_min(2, limits, "limits.steps")
-    require_min(0.01, limits, "limits.upload_mb")
-    require_min(8, limits, "limits.connections", "limits.visitor_connections")  # a browser opens 6
-    require_min(0.1, limits, "limits.header_seconds", "limits.body_seconds")
-    require_min(1, cfg, "delete_after_seconds", "count")
-    for small, large in (("upload_mb", "visitor_mb"), ("visitor_mb", "storage_mb")):
-        if cfg.limits[large] < cfg.limits[small]:
-            value = cfg.limits[large]
-            raise InputError(f"limits.{large}={value}: give limits.{small}={cfg.limits[small]} or more")
-    root_path = str(cfg.root_path)
-    if root_path and not root_path.startswith(("/", "http://", "https://")):
-        raise InputError(f"root_path={root_path}: give a path (/demo) or a full address (https://example.org/demo)")
 
 
 def build_service(cfg: DictConfig, runs: list[str], folder: Path) -> GenerationService:
