@@ -42,9 +42,9 @@ def main(cfg: DictConfig) -> int:
     if preflight.run_preflight(cfg, model_config, dataset, world, resume_from):
         return 0
     model = engine.build_model(cfg, model_config, dataset, from_pretrained=resume_from is None)
-    with run.init_run_dir(cfg, run_dir, world, overridden_settings()):
+    with run.init_run_dir(cfg, run_dir, world, skipped, overridden_settings()):
         trainer = run.build_trainer(cfg, model, dataset, world, settings, resume_from)
-        run.log_run_summary(cfg, trainer, dataset, skipped, changes)
+        run.log_run_summary(cfg, trainer, dataset, changes)
         tracker, code = run.start_tracker(cfg, dataset, trainer), 1
         try:
             on_log = run.make_log_callback(cfg, tracker, trainer, dataset)

@@ -31,13 +31,16 @@ log = logging.getLogger("pipeline")
 CONSOLE_METRICS = ("train/loss", "val/loss", "train/lr", "train/grad_norm", "speed/clips_per_second")
 
 
-def init_run_dir(cfg: DictConfig, run: Path, world: World, overridden: Collection[str] = ()) -> RunLock:
+def init_run_dir(
+    cfg: DictConfig, run: Path, world: World, skipped: Sequence[str] = (), overridden: Collection[str] = ()
+) -> RunLock:
     """Create and lock the run folder, write `config.yaml`, and open the log on the first rank.
 
     Args:
         cfg: The settings of training.
         run: The run folder.
         world: The ranks.
+        skipped: A line to log for each damaged checkpoint that was skipped.
         overridden: The dotted names of the settings on the command line, which W&B's variables do not replace.
 
     Raises:
@@ -51,6 +54,9 @@ def init_run_dir(cfg: DictConfig, run: Path, world: World, overridden: Collectio
         settings = redact_all(OmegaConf.to_container(cfg, resolve=True))
         write_atomic(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
     open_log(run / "log.txt" if world.is_main else None)
+    if world.is_main:
+        for line in skipped:
+            log.warning(line)
     world.barrier()
     return lock
 
@@ -112,16 +118,13 @@ def build_trainer(
     return trainer
 
 
-def log_run_summary(
-    cfg: DictConfig, trainer: Trainer, data: TrainData, skipped: Sequence[str], changes: Sequence[str]
-) -> None:
+def log_run_summary(cfg: DictConfig, trainer: Trainer, data: TrainData, changes: Sequence[str]) -> None:
     """Log what is about to be trained on which data.
 
     Args:
         cfg: the settings.
         trainer: the trainer, resumed where there is a checkpoint.
         data: the datasets.
-        skipped: a line for each damaged checkpoint that was skipped.
         changes: a line for each setting that has changed since the checkpoint.
     """
     world, t, config = trainer.world, cfg.trainer, trainer.model.config
@@ -140,9 +143,6 @@ def log_run_summary(
         log.info("clips are batched by length: %.1f %% of the frames are padding instead of %.1f %%", *percentages)
     if trainer.step:
         log.info("resuming at step %d of %d (epoch %.2f)", trainer.step, t.steps, trainer.samples_seen / epoch)
-    if world.is_main:
-        for line in skipped:
-            log.warning(line)
     for line in changes:
         log.info("note: %s", line)
 
