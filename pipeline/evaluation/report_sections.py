@@ -106,7 +106,7 @@ def bitrate_section(
         sounds = [] if original is None else [LabeledAudio("recording", original)]
         for count in settings["codebooks"]:
             if count <= codes.shape[1]:
-                wav = codec.decode(codes[:, :count])[0, 0].cpu().numpy()
+                wav = codec.decode_clip(codes[0, :count])
                 sounds.append(LabeledAudio(_bitrate_label(codec, count, run), wav))
         rows.append(AudioRow(clip.sample.key, sounds))
     text = (

@@ -129,5 +129,5 @@ def _decode(run: LoadedRun, seed: int, codes: Tensor, samples: int) -> Audio:
     """Decode a clip [K, T] alone, so that other clips of its batch do not change it."""
     wav = np.zeros(0, np.float32)
     if codes.shape[1]:
-        wav = run.codec.decode(codes[None].long())[0, 0].cpu().numpy()[:samples]
+        wav = run.codec.decode_clip(codes)[:samples]
     return Audio(wav, run.codec.sample_rate, seed, codes.numpy())

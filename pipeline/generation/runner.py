@@ -186,8 +186,7 @@ def _write_file(
     Each clip is decoded alone, so that it does not depend on the others.
     """
     rate = run.codec.sample_rate
-    wavs = [run.codec.decode(clip[None].long())[0, 0].cpu().numpy() for clip in codes if clip.shape[1]]
-    clips = [wav[: request.samples] for wav in wavs]
+    clips = [run.codec.decode_clip(clip)[: request.samples] for clip in codes if clip.shape[1]]
     wav = crossfade(clips, request.crossfade) if clips else np.zeros(0, np.float32)
     if is_complete or len(wav):
         audio_io.write(request.out, wav, rate)

@@ -95,8 +95,7 @@ def decode_clips(
     codec = load_codec(manifest.codec["name"], manifest.codebooks, codec_weights, device)
     manifest.check_codec(codec.identity, manifest.codebooks)
     for sample in sample_clips(storage, manifest, clips, seed, split):
-        codes = torch.from_numpy(sample.codes.astype("int64"))[None].to(device)  # [1, K, T]
-        wav = codec.decode(codes)[0, 0].cpu().numpy()  # [S]
+        wav = codec.decode_clip(torch.from_numpy(sample.codes.astype("int64")))
         file = out / f"{sample.key.replace('/', '_')}.wav"
         audio_io.write(file, wav, codec.sample_rate)
         source, labels = sample.metadata.get("path"), sample.metadata.get("labels")

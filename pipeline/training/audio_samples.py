@@ -105,8 +105,7 @@ class AudioSampler:
         """Codes [K, T] -> wav [S]."""
         if not codes.shape[1]:  # the clip ended immediately
             return np.zeros(self.codec.hop_length, np.float32)
-        device = getattr(self.codec, "device", "cpu")
-        return self.codec.decode(codes[None].to(device))[0, 0].float().cpu().numpy()  # [1, K, T] -> [1, 1, S] -> [S]
+        return self.codec.decode_clip(codes)
 
 
 def build_audio_sampler(

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -153,6 +154,10 @@ class Codec:
         codes = self.validate_codes(codes)
         with full_precision(self.device):
             return self.model.decode([(codes, None)])
+
+    def decode_clip(self, codes: Tensor) -> np.ndarray:
+        """Decode one clip of codes [k, T] to samples, float32 [S]."""
+        return self.decode(codes[None])[0, 0].cpu().numpy()
 
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a decoder that takes codes chunk by chunk."""
