@@ -22,12 +22,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.audio.codecs import load_codec
-    from pipeline.audio.embedders import load_embedder
-    from pipeline.data.open_dataset import open_dataset
-    from pipeline.generation.loaded_run import load_run
+    from pipeline.audio.codecs import load_codec as load_codec
+    from pipeline.audio.embedders import load_embedder as load_embedder
+    from pipeline.data.open_dataset import open_dataset as open_dataset
+    from pipeline.generation.loaded_run import load_run as load_run
 
-__all__ = ["load_codec", "load_embedder", "load_run", "open_dataset"]
+_API = ("load_codec", "load_embedder", "load_run", "open_dataset")  # no __all__: pdoc cannot resolve lazy names
 __version__ = "0.1.0"
 
 
@@ -53,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_API])

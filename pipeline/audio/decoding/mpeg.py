@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -85,7 +85,7 @@ class MpegStream:
     channels: int
     samples: int
     runs: list[list[int]] = field(default_factory=list)
-    offsets: array[int] = field(default_factory=lambda: array("Q"))
+    offsets: MutableSequence[int] = field(default_factory=lambda: array("Q"))
     declared: int | None = None
     delay: int = 0
     padding: int = 0
