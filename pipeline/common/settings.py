@@ -31,3 +31,12 @@ def require_min(low: float, settings: Mapping[str, Any], *names: str) -> None:
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, (int, float)) and item < low for item in items):
             raise InputError(f"{name}={value}: give {low:g} or more")
+
+
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names: `optim.lr`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        flat |= flatten_settings(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return flat

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.audio import amplitude
 from pipeline.audio.audio_io import RESAMPLER
 from pipeline.common.errors import InputError
+from pipeline.common.settings import flatten_settings
 from pipeline.data.build_state import BuildPlan
 from pipeline.data.storage import Storage
 
@@ -50,7 +51,7 @@ def settings_without_models(requested: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed_settings(plan: BuildPlan, settings: Mapping[str, Any]) -> list[str]:
     """The dotted names of the settings that differ from those of a plan. settings: all of them, or some."""
-    before, now = _flatten({name: plan.resolved.get(name, {}) for name in settings}), _flatten(settings)
+    before, now = flatten_settings({name: plan.resolved.get(name, {}) for name in settings}), flatten_settings(settings)
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
@@ -63,7 +64,7 @@ def check_settings_unchanged(
     """
     if plan is None:
         return
-    changed, before, now = changed_settings(plan, settings), _flatten(plan.resolved), _flatten(settings)
+    changed, before, now = changed_settings(plan, settings), flatten_settings(plan.resolved), flatten_settings(settings)
     if reembed:
         changed = [name for name in changed if not name.startswith("embedder.")]
     if changed:
@@ -84,13 +85,6 @@ def _setting_name(recorded: str) -> str:
     group, dot, name = recorded.rpartition(".")
     names = {old: new for new, old in RECORDED_NAMES.items()}
     return f"{group}{dot}{names.get(name, name)}"
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _shorten(value: Any) -> str:

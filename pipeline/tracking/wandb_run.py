@@ -25,6 +25,7 @@ from pipeline.common.errors import one_line, redact, redact_all
 from pipeline.common.exit_codes import EXIT_REQUEUE
 from pipeline.common.files import write_atomic
 from pipeline.common.paths import ROOT
+from pipeline.common.settings import flatten_settings
 from pipeline.data.storage import is_remote
 from pipeline.tracking import wandb_artifacts, wandb_log, wandb_media
 from pipeline.tracking.wandb_environment import mode_from_environment, prepare_folders
@@ -78,7 +79,7 @@ class WandbRun:
             resume="allow" if self.last_steps else None,  # only a restart appends to existing rows
             dir=str(self.folder),
             mode=mode,  # type: ignore[arg-type]
-            config=flatten(redact_all({key: value for key, value in config.items() if key != "tracking"})),
+            config=_wandb_config({key: value for key, value in config.items() if key != "tracking"}),
             settings=self.wandb.Settings(
                 console="off",
                 silent=True,
@@ -166,15 +167,9 @@ def copy_sources(folder: Path) -> Path:
     return target
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their names on the command line: `pattern`, `optim.lr`."""
-    result: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            result |= flatten(value, f"{prefix}{name}.")
-        else:
-            result[prefix[:-1] if prefix and name == "name" else f"{prefix}{name}"] = value
-    return result
+def _wandb_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their names on the command line, without secrets: `pattern` for `pattern.name`, `optim.lr`."""
+    return {name.removesuffix(".name"): value for name, value in flatten_settings(redact_all(config)).items()}
 
 
 def run_id(folder: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.errors import InputError
+from pipeline.common.settings import flatten_settings
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.training import schedules
 from pipeline.training.checkpoint import read_metadata
@@ -45,17 +46,12 @@ def training_settings(cfg: DictConfig, digests: Mapping[str, str], ranks: int) -
     record: dict[str, Any] = {}
     for name in COMPARED_SETTINGS:
         value = OmegaConf.select(cfg, name)
-        record |= _flatten(name, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
+        record |= flatten_settings(
+            {name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value}
+        )
     record |= {name: f"contents {digest[:_DIGEST_LENGTH]}" for name, digest in digests.items()}
     record |= {"ranks": ranks, CLIPS_PER_RANK: cfg.trainer.micro_batch * cfg.trainer.gradient_accumulation_steps}
     return json.loads(json.dumps({**record, "trainer.steps": cfg.trainer.steps}))
-
-
-def _flatten(name: str, value: Any) -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {key: leaf for part, each in value.items() for key, leaf in _flatten(f"{name}.{part}", each).items()}
 
 
 def check_resume(
