@@ -26,7 +26,7 @@ from tests.helpers.corpora import data
 
 def sound(path: Path, seconds: float = 0.5, **kind: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pitch = 200 + zlib.crc32(os.fsencode(path)) % 3000 / 10  # each file has other audio
+    pitch = 200 + zlib.crc32(os.fsencode(path)) / 2**32 * 300  # each file has other audio
     tone = 0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * 16_000)) / 16_000)
     soundfile.write(path, tone, 16_000, **kind)
     return path

@@ -14,7 +14,7 @@ from pipeline.generation.generator import generate
 from pipeline.generation.gumbel_noise import gumbel_noise, noise_keys
 from pipeline.generation.sampling import SamplingParams, sample_token
 from pipeline.models.patterns import NAMES, SPECIAL_TOKEN
-from tests.helpers.models import tiny
+from tests.helpers.models import tiny, train_on_clips
 
 names = st.sampled_from(NAMES)
 
@@ -182,13 +182,7 @@ def test_model_trained_to_end_ends_its_clips(name: str) -> None:
     torch.manual_seed(0)
     model = tiny(pattern=name, end_of_audio=True)
     melodies, prompts, lengths = torch.randint(0, 1024, (3, 4, 9)), torch.eye(3, 12) * 3, torch.tensor([9, 5, 2])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(120):
-        nats, cells = model(melodies, lengths, prompts)
-        loss = nats.sum() / cells.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    train_on_clips(model, melodies, lengths, prompts, steps=120)
     codes, ends = generate(InferenceEngine(model.eval()), prompts, 14, SamplingParams(0), [0, 1, 2])
     assert ends.tolist() == lengths.tolist()
     for row, melody, n in zip(codes, melodies, lengths.tolist(), strict=True):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 
@@ -23,3 +24,15 @@ def tiny(seed: int = 0, **changes: Any) -> CodecGPT:
     model = CodecGPT(replace(TINY, **changes))
     torch.nn.init.normal_(model.head.weight, std=0.2)
     return model
+
+
+def train_on_clips(model: CodecGPT, codes: Tensor, frames: Tensor | None, prompts: Tensor, steps: int) -> float:
+    """Train a model on clips [B, K, T] with prompts [B, P]; the last loss per token."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        loss_sums, num_tokens = model(codes, frames, prompts)
+        loss = loss_sums.sum() / num_tokens.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
