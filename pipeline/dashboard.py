@@ -12,29 +12,49 @@ Main settings: entity=, project=, name=, codebooks=, update_url=.
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from typing import ClassVar
 
 from pipeline.common.files import check_output_file
-from pipeline.common.settings import require_min
+from pipeline.common.setting_types import PositiveInt
+from pipeline.common.settings import CommandSettings
 from pipeline.config.cli import hydra_command
 
 
-@hydra_command("dashboard")
-def main(cfg: DictConfig) -> None:
+class DashboardSettings(CommandSettings):
+    """The settings of this command."""
+
+    command: ClassVar[str] = "dashboard"
+
+    entity: str | None
+    project: str
+    name: str
+    update_url: str | None
+    codebooks: PositiveInt
+    dry_run: bool
+    out: str
+
+
+@hydra_command(DashboardSettings)
+def main(settings: DashboardSettings) -> None:
     """Save the workspace, or write its specification to a file."""
     import json
     from pathlib import Path
 
     from pipeline.tracking import dashboard
 
-    require_min(1, cfg, "codebooks")
-    if not cfg.dry_run:
-        print(dashboard.save_workspace(cfg.entity, cfg.project, cfg.name, cfg.codebooks, cfg.update_url))
+    if not settings.dry_run:
+        print(
+            dashboard.save_workspace(
+                settings.entity, settings.project, settings.name, settings.codebooks, settings.update_url
+            )
+        )
         return
-    check_output_file("out", cfg.out)
-    workspace = dashboard.build_workspace(cfg.entity or "entity", cfg.project, cfg.name, cfg.codebooks)
-    Path(cfg.out).write_text(json.dumps(dashboard.to_json(workspace), indent=1) + "\n")
-    print(f"{cfg.out}: {len(workspace.sections)} sections, nothing was sent")
+    check_output_file("out", settings.out)
+    workspace = dashboard.build_workspace(
+        settings.entity or "entity", settings.project, settings.name, settings.codebooks
+    )
+    Path(settings.out).write_text(json.dumps(dashboard.to_json(workspace), indent=1) + "\n")
+    print(f"{settings.out}: {len(workspace.sections)} sections, nothing was sent")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,131 @@
-"""Settings as they are typed on a command line, and checks of their range."""
+"""Typed settings: their base class, reading them from plain values, and writing them as on a command line."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from pipeline.common.errors import InputError
+from pipeline.common.setting_types import coerce, describe_field
+
+
+class Settings(BaseModel):
+    """Typed settings, read from what Hydra composed. The fields have no defaults: conf/*.yaml is their one home.
+
+    Values keep their types, but for conversions whose meaning is certain; see `setting_types.coerce`. Besides fields,
+    a class may have facts of what it configures as ClassVars, and methods that build it.
+    """
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), populate_by_name=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _parse_field(cls, value: object, info: ValidationInfo) -> object:
+        name = str(info.field_name)
+        field = cls.model_fields[name]
+        setting = f"{(info.context or {}).get('prefix', '')}{field.alias or name}"
+        model = settings_class(field.annotation, tuple(field.metadata), value, setting)
+        if model is not None and isinstance(value, Mapping):
+            return parse_settings(model, value, f"{setting}.")
+        return coerce(field.annotation, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as plain data, from which `parse_settings` reads the same settings."""
+        return self.model_dump(by_alias=True, serialize_as_any=True)
+
+
+_S = TypeVar("_S", bound=Settings)
+
+
+class CommandSettings(Settings):
+    """The settings of a command, whose file in conf/ has the name `command`."""
+
+    command: ClassVar[str]
+
+    plugins: list[str]
+
+
+class SettingsRegistry(Protocol):
+    """A registry whose entries are classes of settings; see `pipeline.common.registry`."""
+
+    def get(self, name: str, setting: str) -> type[Settings]:
+        """The entry of a name. Raises InputError for an unknown name, which was given for `setting`."""
+
+
+class Choice:
+    """Metadata of a field with the settings of an extension, selected by their `name`.
+
+    `codec: Annotated[CodecSettings, Choice(CODECS)]`
+    """
+
+    def __init__(self, registry: SettingsRegistry) -> None:
+        self.registry = registry
+
+
+def settings_class(
+    annotation: object, metadata: tuple[object, ...], value: object, setting: str
+) -> type[Settings] | None:
+    """The class of nested settings, which `value["name"]` selects where the field is a choice; None for other fields.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    choice = next((item for item in metadata if isinstance(item, Choice)), None)
+    if choice is not None and isinstance(value, Mapping):
+        return choice.registry.get(str(value.get("name")), f"{setting}.name")
+    for member in (annotation, *get_args(annotation)):
+        if get_origin(member) is None and isinstance(member, type) and issubclass(member, Settings):
+            return member
+    return None
+
+
+def parse_settings(model: type[_S], values: Mapping[str, object], prefix: str = "") -> _S:
+    """Settings from plain values.
+
+    Args:
+        model: The class of the settings.
+        values: The values of all fields by name; for nested settings a dict.
+        prefix: The dotted name of these settings within those of a command, with a dot at its end: `optim.`.
+
+    Raises:
+        InputError: A value is not valid; the message has the dotted name, the value, and what is expected.
+    """
+    try:
+        return model.model_validate(dict(values), context={"prefix": prefix})
+    except ValidationError as error:
+        raise InputError(_explain(model, error, values, prefix)) from None
+
+
+def _explain(model: type[Settings], error: ValidationError, values: Mapping[str, object], prefix: str) -> str:
+    """The first problem of settings in one line."""
+    details = error.errors()[0]
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return str(cause)
+    name = str(details["loc"][0]) if details["loc"] else ""
+    setting = f"{prefix}{name}"
+    if details["type"] == "missing":
+        return f"the setting '{setting}' has no default: give {setting}=..."
+    fields = {field.alias or key: field for key, field in model.model_fields.items()}
+    if details["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+        suggestion = f"; did you mean '{prefix}{near[0]}'?" if near else ""
+        return f"there is no setting '{setting}'{suggestion} (--help lists them)"
+    expected = f"expected {describe_field(fields[name])}" if cause is None else str(cause)
+    return f"{setting}={_format_value(values.get(name))}: {expected}"
+
+
+def _format_value(value: object) -> str:
+    """A value as it is typed on a command line."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
 
 
 def hydra_quote(text: str) -> str:

@@ -13,8 +13,8 @@ import os
 import select
 import sys
 import tempfile
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,43 +23,55 @@ from pipeline.common.console import print_error
 from pipeline.common.errors import InputError, print_exception
 from pipeline.common.exit_codes import EXIT_FAILED, EXIT_OUTPUT_CLOSED, EXIT_REQUEUE, EXIT_USAGE
 from pipeline.common.paths import CONF
+from pipeline.common.registry import import_plugins, plugin_conf_folders
+from pipeline.common.settings import CommandSettings, hydra_quote, parse_settings
 from pipeline.config import sweeps
 from pipeline.config.conf_files import EXPERIMENTS, list_choices, list_groups
 from pipeline.config.hints import explain_error, missing_setting
-from pipeline.config.overrides import check_overrides, coerce_overrides
+from pipeline.config.overrides import check_overrides, coerce_overrides, keep_typed_texts
 
-Task = Callable[[DictConfig], Any]
+Task = Callable[[Any], Any]
+_S = TypeVar("_S", bound=CommandSettings)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _overridden: set[str] = set()
 
 
-def hydra_command(name: str) -> Callable[[Task], Callable[[], None]]:
-    """A decorator that makes a function of a composed config into a command, configured by `conf/{name}.yaml`.
+def hydra_command(command: str | type[CommandSettings]) -> Callable[[Task], Callable[[], None]]:
+    """A decorator that makes a function of settings into a command, configured by `conf/{command}.yaml`.
 
     The docstring of the function's module is the command's `--help`. What the function returns is the exit code (None
-    is 0). A setting that has neither a default nor a value is refused before the function is called. `command.task` is
-    the function itself, for tests.
+    is 0). A setting that has neither a default nor a value is refused before the function is called. The command's
+    `task` runs the function with the settings of a list of overrides, and its `settings` is their class.
     """
+    name = command if isinstance(command, str) else command.command
+    model = None if isinstance(command, str) else command
 
     def wrap(function: Task) -> Callable[[], None]:
-        def task(cfg: DictConfig) -> Any:
+        def task(cfg: DictConfig | list[str], overrides: Sequence[str] = ()) -> Any:
+            if isinstance(cfg, list):
+                return function(load_settings(model, cfg) if model else compose(name, cfg))
             for setting in sorted(OmegaConf.missing_keys(cfg)):
                 raise InputError(missing_setting(setting))
-            return function(cfg)
+            return function(_read_settings(model, cfg, overrides) if model else cfg)
 
-        def command() -> None:
+        def entry() -> None:
             sys.excepthook = print_exception
             _remove_local_rank_from_argv()
             with_safe_output(run)
 
         def run() -> None:
+            try:
+                _import_typed_plugins(sys.argv[1:])
+            except InputError as error:
+                _refuse(str(error))
             if {"--help", "-h"} & set(sys.argv[1:]):
                 print(_format_help(name, sys.modules[function.__module__].__doc__ or ""))
                 return
-            _run_hydra(name, task)
+            _run_hydra(name, task, model is not None)
 
-        command.task = task  # type: ignore[attr-defined]
-        return command
+        entry.task = task  # type: ignore[attr-defined]
+        entry.settings = model  # type: ignore[attr-defined]
+        return entry
 
     return wrap
 
@@ -109,9 +121,63 @@ def compose(name: str, overrides: list[str] | None = None) -> DictConfig:
 
     check_overrides(name, overrides or [])
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        cfg = hydra_compose(name, overrides or [])
+        cfg = hydra_compose(name, [*(overrides or []), *_search_path()])
     _coerce(name, cfg, overrides or [])
     return cfg
+
+
+def load_settings(model: type[_S], overrides: Sequence[str] = ()) -> _S:
+    """The settings of a command, as its command line would read them: for tests, notebooks and tools.
+
+    Args:
+        model: The class of the command's settings.
+        overrides: Settings as `name=value`, as on the command line.
+
+    Raises:
+        InputError: A setting does not exist, has no value, or a value is not valid.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    _import_typed_plugins(overrides)
+    check_overrides(model.command, overrides)
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            cfg = hydra_compose(model.command, [*overrides, *_search_path()])
+        for setting in sorted(OmegaConf.missing_keys(cfg)):
+            raise InputError(missing_setting(setting))
+        return _read_settings(model, cfg, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain_error(model.command, error)) from None
+
+
+def _read_settings(model: type[_S], cfg: DictConfig, overrides: Sequence[str]) -> _S:
+    """The typed settings of a composed config."""
+    typed = keep_typed_texts(model, cfg, overrides)
+    _overridden.clear()
+    _overridden.update(typed)
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    return parse_settings(model, {str(name): value for name, value in values.items() if name != "hydra"})
+
+
+def _import_typed_plugins(arguments: Sequence[str]) -> None:
+    """Import the plug-ins of `plugins=[A,B]`, before settings are composed: they may add choices."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for argument in arguments:
+        if argument.lstrip("+").startswith("plugins="):
+            with contextlib.suppress(HydraException):  # Hydra raises it again when it composes
+                value = OverridesParser.create().parse_override(argument).value()
+                import_plugins([str(item) for item in (value if isinstance(value, list) else [value])])
+
+
+def _search_path() -> list[str]:
+    """The override that adds the conf folders of plug-ins."""
+    folders = plugin_conf_folders()
+    return [f"hydra.searchpath=[{','.join(hydra_quote(f'file://{folder}') for folder in folders)}]"] if folders else []
 
 
 def overridden_settings() -> set[str]:
@@ -131,8 +197,8 @@ class _Job:
     Errors are caught here and not around Hydra, which would log them in its own words first.
     """
 
-    def __init__(self, name: str, task: Task, swept: list[str]) -> None:
-        self._name, self._task, self._swept = name, task, swept
+    def __init__(self, name: str, task: Callable[..., Any], swept: list[str], is_typed: bool) -> None:
+        self._name, self._task, self._swept, self._is_typed = name, task, swept, is_typed
         self.codes: list[Any] = []
         self.errors: list[str] = []
 
@@ -141,9 +207,10 @@ class _Job:
 
         try:
             overrides = list(HydraConfig.get().overrides.task)
-            _coerce(self._name, cfg, overrides)
+            if not self._is_typed:
+                _coerce(self._name, cfg, overrides)
             sweeps.separate_outputs(self._name, cfg, self._swept, overrides)
-            self.codes.append(self._task(cfg))
+            self.codes.append(self._task(cfg, overrides))
         except InputError as error:
             self.errors.append(str(error))
         except OmegaConfBaseException as error:
@@ -156,15 +223,16 @@ class _Job:
             sys.exit(EXIT_REQUEUE)
 
 
-def _run_hydra(name: str, task: Task) -> None:
+def _run_hydra(name: str, task: Callable[..., Any], is_typed: bool) -> None:
     """Compose the settings, run the task, and exit with its code."""
     import hydra
     from hydra.errors import HydraException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     swept: list[str] = []
-    job = _Job(name, task, swept)
+    job = _Job(name, task, swept, is_typed)
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    sys.argv += _search_path()
     try:
         check_overrides(name, overrides)
         with contextlib.ExitStack() as stack:

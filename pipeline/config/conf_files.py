@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.common.paths import CONF
+from pipeline.common.registry import plugin_conf_folders
 
 GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
 EXPERIMENTS = "exp"  # the group without a default, added by +exp=CHOICE
@@ -26,8 +28,12 @@ def list_groups(command: str) -> list[str]:
 
 
 def list_choices(group: str) -> list[str]:
-    """The choices of a group, sorted."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    """The choices of a group, those of plug-ins included, sorted."""
+    return sorted(file.stem for file in _choice_files(group))
+
+
+def _choice_files(group: str) -> list[Path]:
+    return [file for folder in (CONF, *plugin_conf_folders()) for file in (folder / group).glob("*.yaml")]
 
 
 @functools.cache
@@ -44,6 +50,6 @@ def default_values(command: str) -> dict[str, list[Any]]:
     root = yaml.safe_load((CONF / f"{command}.yaml").read_text()) or {}
     collect("", {key: value for key, value in root.items() if key != "defaults"})
     for group in list_groups(command):
-        for file in (CONF / group).glob("*.yaml"):
+        for file in _choice_files(group):
             collect(group, yaml.safe_load(file.read_text()) or {})
     return {key: values for key, values in defaults.items() if key}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic.fields import FieldInfo
 
 from pipeline.common.errors import InputError
+from pipeline.common.setting_types import accepts_text
+from pipeline.common.settings import CommandSettings, Settings, settings_class
 from pipeline.config import types
 from pipeline.config.conf_files import EXPERIMENTS, GROUPS, default_values, list_groups
 from pipeline.config.hints import unknown_choice, unknown_setting
@@ -65,3 +68,37 @@ def coerce_overrides(command: str, cfg: DictConfig, overrides: Sequence[str]) ->
         if coerced is not value:
             OmegaConf.update(cfg, setting, coerced)
     return set(last)
+
+
+def keep_typed_texts(model: type[CommandSettings], cfg: DictConfig, overrides: Sequence[str]) -> set[str]:
+    """Restore texts that look like numbers, in place: Hydra parses run=1e3 and run=007 as numbers.
+
+    Args:
+        model: The class of a command's settings.
+        cfg: Its composed config, which is changed.
+        overrides: The overrides from which it was composed.
+
+    Returns:
+        The dotted names of the settings on the command line.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(list(overrides))}
+    for setting, override in last.items():
+        if override.is_delete() or override.is_sweep_override() or not isinstance(override.value(), (int, float)):
+            continue
+        field = find_field(model, OmegaConf.to_container(cfg, resolve=False), setting)
+        if field is not None and accepts_text(field.annotation, override.value()):
+            OmegaConf.update(cfg, setting, (override.input_line or "").partition("=")[2].strip())
+    return set(last)
+
+
+def find_field(model: type[Settings], values: object, setting: str) -> FieldInfo | None:
+    """The field of a setting by its dotted name, with the values that select the classes of nested settings."""
+    name, _, rest = setting.partition(".")
+    field = next((field for key, field in model.model_fields.items() if name in (key, field.alias)), None)
+    if field is None or not rest:
+        return field
+    value = values.get(name) if isinstance(values, Mapping) else None
+    nested = settings_class(field.annotation, tuple(field.metadata), value, name)
+    return None if nested is None else find_field(nested, value, rest)

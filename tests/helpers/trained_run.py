@@ -15,7 +15,6 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from pipeline.config.cli import compose
 from pipeline.data.manifest import Manifest
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 from pipeline.models.patterns import Pattern
@@ -76,7 +75,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, nsynth_folder: Path) -> 
 
 def run_command(name: str, *overrides: str) -> Any:
     """Run a command in this process; returns what its `main` returns."""
-    return importlib.import_module(f"pipeline.{name}").main.task(compose(name, list(overrides)))
+    return importlib.import_module(f"pipeline.{name}").main.task(list(overrides))
 
 
 def generate(*overrides: str) -> int:
