@@ -118,13 +118,17 @@ def _explain(model: type[Settings], error: ValidationError, values: Mapping[str,
         suggestion = f"; did you mean '{prefix}{near[0]}'?" if near else ""
         return f"there is no setting '{setting}'{suggestion} (--help lists them)"
     expected = f"expected {describe_field(fields[name])}" if cause is None else str(cause)
-    return f"{setting}={_format_value(values.get(name))}: {expected}"
+    return f"{setting}={format_value(values.get(name))}: {expected}"
 
 
-def _format_value(value: object) -> str:
-    """A value as it is typed on a command line."""
+def format_value(value: object) -> str:
+    """A value as it is typed on a command line: null, true, [A, B], {NAME: VALUE}."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(format_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {format_value(item)}' for name, item in value.items())}}}"
     return str(value)
 
 

@@ -25,8 +25,8 @@ from pipeline.common.exit_codes import EXIT_FAILED, EXIT_OUTPUT_CLOSED, EXIT_REQ
 from pipeline.common.paths import CONF
 from pipeline.common.registry import import_plugins, plugin_conf_folders
 from pipeline.common.settings import CommandSettings, hydra_quote, parse_settings
-from pipeline.config import sweeps
-from pipeline.config.conf_files import EXPERIMENTS, list_choices, list_groups
+from pipeline.config import help, sweeps
+from pipeline.config.conf_files import list_groups
 from pipeline.config.hints import explain_error, missing_setting
 from pipeline.config.overrides import check_overrides, coerce_overrides, keep_typed_texts
 
@@ -60,13 +60,14 @@ def hydra_command(command: str | type[CommandSettings]) -> Callable[[Task], Call
             with_safe_output(run)
 
         def run() -> None:
+            overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
             try:
-                _import_typed_plugins(sys.argv[1:])
+                _import_typed_plugins(overrides)
+                if {"--help", "-h"} & set(sys.argv[1:]):
+                    print(_format_help(name, model, sys.modules[function.__module__].__doc__ or "", overrides))
+                    return
             except InputError as error:
                 _refuse(str(error))
-            if {"--help", "-h"} & set(sys.argv[1:]):
-                print(_format_help(name, sys.modules[function.__module__].__doc__ or ""))
-                return
             _run_hydra(name, task, model is not None)
 
         entry.task = task  # type: ignore[attr-defined]
@@ -116,12 +117,7 @@ def compose(name: str, overrides: list[str] | None = None) -> DictConfig:
     Raises:
         InputError: A value has another type than its setting, or an added setting is read by nothing.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    check_overrides(name, overrides or [])
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        cfg = hydra_compose(name, [*(overrides or []), *_search_path()])
+    cfg = _compose(name, overrides or [])
     _coerce(name, cfg, overrides or [])
     return cfg
 
@@ -136,20 +132,38 @@ def load_settings(model: type[_S], overrides: Sequence[str] = ()) -> _S:
     Raises:
         InputError: A setting does not exist, has no value, or a value is not valid.
     """
+    _import_typed_plugins(overrides)
+    cfg = _compose(model.command, overrides)
+    for setting in sorted(OmegaConf.missing_keys(cfg)):
+        raise InputError(missing_setting(setting))
+    try:
+        return _read_settings(model, cfg, overrides)
+    except OmegaConfBaseException as error:
+        raise InputError(explain_error(model.command, error)) from None
+
+
+def _compose(name: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """The config of a command, on request with Hydra's own. Raises InputError for what Hydra refuses."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
-    _import_typed_plugins(overrides)
-    check_overrides(model.command, overrides)
+    check_overrides(name, overrides)
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            cfg = hydra_compose(model.command, [*overrides, *_search_path()])
-        for setting in sorted(OmegaConf.missing_keys(cfg)):
-            raise InputError(missing_setting(setting))
-        return _read_settings(model, cfg, overrides)
+            return hydra_compose(name, [*overrides, *_search_path()], return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(explain_error(model.command, error)) from None
+        raise InputError(explain_error(name, error)) from None
+
+
+def _format_help(name: str, model: type[CommandSettings] | None, docstring: str, overrides: Sequence[str]) -> str:
+    """The help of a command, for the choices that are on its command line."""
+    cfg = _compose(name, [override for override in overrides if "=" in override], with_hydra=True)
+    choices = {group: str(cfg.hydra.runtime.choices[group]) for group in list_groups(name)}
+    values = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(values, dict)
+    shown = {str(setting): value for setting, value in values.items() if setting != "hydra"}
+    return help.format_help(name, model, docstring, shown, choices)
 
 
 def _read_settings(model: type[_S], cfg: DictConfig, overrides: Sequence[str]) -> _S:
@@ -282,13 +296,3 @@ def _remove_local_rank_from_argv() -> None:
         sys.argv.remove(arg)
         if "=" in arg:
             os.environ.setdefault("LOCAL_RANK", arg.split("=", 1)[1])
-
-
-def _format_help(name: str, docstring: str) -> str:
-    lines = [docstring.strip(), "", "Groups (group=choice):"]
-    for group in sorted([*list_groups(name), *([EXPERIMENTS] if name == "train" else [])]):
-        lines.append(f"  {'+' if group == EXPERIMENTS else ''}{group}: {', '.join(list_choices(group))}")
-    lines += ["", "Settings and their defaults (name.name=value):"]
-    lines += [f"  {line}" for line in OmegaConf.to_yaml(compose(name)).splitlines()]
-    lines += ["", "Hydra's own flags: --cfg job (show the settings of a run), -m (sweep over a=1,2,3)."]
-    return "\n".join(lines)

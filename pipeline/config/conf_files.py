@@ -32,6 +32,12 @@ def list_choices(group: str) -> list[str]:
     return sorted(file.stem for file in _choice_files(group))
 
 
+def find_file(group: str, choice: str) -> Path:
+    """The file of a choice; with an empty group, of a command. The first folder that has it counts, as for Hydra."""
+    files = [folder / group / f"{choice}.yaml" for folder in (CONF, *plugin_conf_folders())]
+    return next((file for file in files if file.is_file()), files[0])
+
+
 def _choice_files(group: str) -> list[Path]:
     return [file for folder in (CONF, *plugin_conf_folders()) for file in (folder / group).glob("*.yaml")]
 

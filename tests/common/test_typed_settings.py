@@ -90,7 +90,7 @@ def test_values_with_one_meaning_are_converted(name: str, value: object, expecte
         ({"seconds": float("nan")}, "seconds=nan: expected a number above 0 or null"),
         ({"batch": "all"}, "batch=all: expected a whole number of 1 or more or auto"),
         ({"title": None}, "title=null: expected a text"),
-        ({"files": {"a": 1}}, "files={'a': 1}: expected a list of texts, [A,B,...] or null"),
+        ({"files": {"a": 1}}, "files={a: 1}: expected a list of texts, [A,B,...] or null"),
         ({"temperatures": [0.5, -1]}, "temperatures=[0.5, -1]: expected a list, each a number of 0 or more"),
         ({"tilte": "b"}, "there is no setting 'tilte'; did you mean 'title'?"),
         ({"inner": {**VALUES["inner"], "share": 2}}, "inner.share=2: expected a number from 0 to 1"),  # type: ignore[dict-item]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.config.cli import compose
 from pipeline.config.conf_files import default_values, list_commands
+from pipeline.config.help import read_explanations
 from pipeline.shards import positional_to_overrides
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
@@ -39,8 +42,29 @@ def test_help_has_a_summary_examples_and_all_settings(
     __import__(f"pipeline.{name}", fromlist=["main"]).main()
     output = capsys.readouterr().out
     assert output.startswith(doc(name)) and doc(name).splitlines()[0].strip() and examples(name)
-    settings = output.partition("Settings and their defaults")[2]
-    assert all(re.search(rf"^ +'?{key}'?:", settings, re.MULTILINE) for key in compose(name))
+    settings = output.partition("Settings (name=default")[2]
+    assert all(re.search(rf"^ *{key}[.=]", settings, re.MULTILINE) for key in compose(name))
+    assert max(map(len, settings.splitlines())) <= 80
+
+
+def test_help_shows_the_settings_of_typed_choices() -> None:
+    command = [sys.executable, "-m", "pipeline.preprocess", "data=folder", "data.valid=0.2", "--help"]
+    output = subprocess.run(command, cwd=PIPELINE.parent, capture_output=True, text=True, check=True).stdout
+    assert "data=folder: A folder of audio files, with its subfolders." in output
+    explanation = "share of the recordings (or subfolders) for validation"
+    assert re.search(rf"^  data.valid=0.2( +\[.*\])?\n +{re.escape(explanation)}$", output, re.MULTILINE)
+
+
+def test_explanations_are_the_comments_of_conf(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "# The file,\n# in two lines.\nfirst: 1   # one\n           # line more\n"
+        "nested:    # group\n  # above\n  inner: {a: 2}\n  other: 'x'  # of other\nlast: null\n"
+    )
+    assert read_explanations(file) == {
+        "": "The file, in two lines.", "first": "one line more", "nested": "group", "nested.inner": "above",
+        "nested.other": "of other", "last": "",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
