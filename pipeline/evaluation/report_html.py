@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from markupsafe import Markup
+from PIL import Image
 
 from pipeline.audio.spectrogram import spectrogram
 from pipeline.evaluation import console_tables
@@ -96,15 +95,6 @@ def flac_data_uri(wav: np.ndarray, rate: int) -> Markup:
 
 def png_data_uri(image: np.ndarray) -> Markup:
     """An image, uint8 [H, W, 3], as a data URI in PNG."""
-    height, width = image.shape[:2]
-    # each line starts with its filter type, 0 for none
-    scanlines = np.concatenate(
-        [np.zeros((height, 1), np.uint8), image.reshape(height, width * 3)], 1
-    )  # filter type 0: none
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(scanlines.tobytes(), 9)) + chunk(b"IEND", b"")
-    return Markup("data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + content).decode())
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG", optimize=True)
+    return Markup("data:image/png;base64," + base64.b64encode(content.getvalue()).decode())
