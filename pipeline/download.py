@@ -18,32 +18,31 @@ from __future__ import annotations
 
 import shlex
 
-from omegaconf import DictConfig
-
 from pipeline.common.console import print_error
 from pipeline.common.settings import format_override
 from pipeline.config.cli import hydra_command
-from pipeline.corpora.download import corpus
-from pipeline.corpora.download.http import DownloadError, RetryPolicy
+from pipeline.corpora.download.settings import DownloadSettings
 
 
-@hydra_command("download")
-def main(cfg: DictConfig) -> int:
+@hydra_command(DownloadSettings)
+def main(settings: DownloadSettings) -> int:
     """Download the files that are missing, and return the exit code."""
-    policy = RetryPolicy(cfg.attempts, cfg.timeout, cfg.pause)
-    source = corpus.CorpusSource(cfg.splits, cfg.quality, cfg.folders, cfg.addresses)
+    from pipeline.corpora.download import corpus
+    from pipeline.corpora.download.http import DownloadError
+
+    root = settings.data.root
     try:
-        sizes = corpus.list_files_with_sizes(cfg.data.name, cfg.data.root, source, policy, cfg.parallel)
+        sizes = corpus.list_files_with_sizes(settings)
     except DownloadError as error:
         print_error(str(error))
         return 1
-    present, failed = corpus.download_missing(cfg.data.root, sizes, policy, cfg.parallel, verify_present=cfg.verify)
-    print(f"{cfg.data.root}: {len(sizes) - failed} of {len(sizes)} files complete, {present} of them before")
+    present, failed = corpus.download_missing(settings, sizes)
+    print(f"{root}: {len(sizes) - failed} of {len(sizes)} files complete, {present} of them before")
     if failed:
         print_error("run the same command again: it resumes where this run ended")
         return 1
-    root = format_override("data.root", cfg.data.root)
-    print(f"next: {shlex.join(['python', '-m', 'pipeline.preprocess', f'data={cfg.data.name}', root])}")
+    overrides = [f"data={settings.data.name}", format_override("data.root", root)]
+    print(f"next: {shlex.join(['python', '-m', 'pipeline.preprocess', *overrides])}")
     return 0
 
 

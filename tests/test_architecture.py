@@ -35,8 +35,8 @@ MAY_IMPORT = {
     "training": {"models", "data", "tracking", "generation", "audio"},  # audio: decodes the samples after a validation
     "evaluation": {"generation", "models", "audio", "data"},
     "webui": {"generation", "evaluation", "audio", "data"},  # audio: uploads, spectrograms; data: example prompts
-    "hub": {"generation", "evaluation", "models", "data"},  # the card describes the model and its dataset
-    "tools": {"config", "audio", "data", "models", "training"},  # programs of the maintainers
+    "hub": {"generation", "evaluation", "models", "data", "corpora"},  # the card describes the model and its data
+    "tools": {"config", "audio", "corpora", "data", "models", "training"},  # programs of the maintainers
 }
 
 # Names that vulture takes for unused although a library reads or sets them.

@@ -7,7 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from pipeline.common.errors import InputError
 from pipeline.common.setting_types import coerce, describe_field
@@ -24,16 +31,17 @@ class Settings(BaseModel):
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), populate_by_name=True
     )
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _parse_field(cls, value: object, info: ValidationInfo) -> object:
+    def _parse_field(cls, value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
         name = str(info.field_name)
         field = cls.model_fields[name]
         setting = f"{(info.context or {}).get('prefix', '')}{field.alias or name}"
         model = settings_class(field.annotation, tuple(field.metadata), value, setting)
         if model is not None and isinstance(value, Mapping):
-            return parse_settings(model, value, f"{setting}.")
-        return coerce(field.annotation, value)
+            return validate(parse_settings(model, value, f"{setting}."))
+        parsed = validate(coerce(field.annotation, value))
+        return value if isinstance(parsed, float) and value == parsed else parsed  # records keep 1 apart from 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """The values as plain data, from which `parse_settings` reads the same settings."""

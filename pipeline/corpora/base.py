@@ -1,17 +1,25 @@
-"""The interface of corpora, and what they share: keys, skipped inputs, errors."""
+"""The interface of corpora, and what they share: settings, keys, skipped inputs, errors."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Protocol
+
+from pydantic import AfterValidator, ValidationInfo
 
 from pipeline.common.errors import InputError
+from pipeline.common.setting_types import FractionBelow1
+from pipeline.common.settings import Settings
 from pipeline.corpora.clip import Clip
+
+if TYPE_CHECKING:
+    from pipeline.corpora.download.settings import DownloadSettings
 
 SPLITS = ("train", "valid", "test")
 UNREADABLE = "cannot be read"  # part of the reasons for inputs that another run may be able to read
@@ -36,10 +44,12 @@ class Durations(Protocol):
         ...
 
 
+AudioDigest = Callable[[str | bytes], str | None]
+
+
 class Corpus(Protocol):
     """Lists the clips of a corpus without decoding them."""
 
-    name: str
     skipped: list[SkippedInput]  # filled by `clips`, which clears it first
 
     def clips(self) -> Iterator[Clip]:
@@ -48,6 +58,80 @@ class Corpus(Protocol):
         Members of an archive are ordered by offset, so that `load` reads it in one pass.
         """
         ...
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to download to `path`. sha256: as published; magic: its first bytes."""
+
+    url: str
+    path: Path
+    sha256: str | None = None
+    magic: bytes = b""
+
+
+class CorpusSettings(Settings):
+    """The settings of a corpus, which are those of its file in conf/data, and its facts.
+
+    Attributes:
+        title, citation, licence: For people, such as the readers of a model card.
+        how_to_get: What to do if it is missing, or why it cannot be downloaded; part of errors.
+        addresses: The servers to download it from, by the names of the settings `addresses.NAME`.
+        location_settings: The settings besides `root` that say where the corpus is, not what it contains.
+        root: Its folder.
+        scan_cache_dir: A folder that caches what slow scans found.
+    """
+
+    title: ClassVar[str]
+    citation: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
+    how_to_get: ClassVar[str] = "give the folder as data.root=DIR"
+    addresses: ClassVar[Mapping[str, str]] = {}
+    location_settings: ClassVar[tuple[str, ...]] = ()
+
+    name: str
+    root: str
+    scan_cache_dir: str
+
+    def open(self, digest: AudioDigest | None = None, durations: Durations | None = None) -> Corpus:
+        """Open the corpus.
+
+        Args:
+            digest: Returns a hash of the decoded audio of a file, given by its path or its bytes; None if it cannot be
+                decoded. For finding files with the same audio; by default only equal bytes count.
+            durations: Measures files that are cut into segments; by default their headers are trusted.
+
+        Raises:
+            InputError: The folder is missing, or is not this corpus.
+        """
+        raise NotImplementedError
+
+    def remote_files(self, download: DownloadSettings, fetch: Callable[[RemoteFile], object]) -> list[RemoteFile]:
+        """The files to download.
+
+        Args:
+            download: The settings of the download.
+            fetch: Downloads a small file, such as a list of checksums, at once.
+
+        Raises:
+            InputError: The corpus cannot be downloaded, or a setting does not fit what the publisher offers.
+        """
+        raise InputError(f"data={self.name} cannot be downloaded: {self.how_to_get}")
+
+    @classmethod
+    def credit(cls) -> str:
+        """Title, citation and licence in one phrase."""
+        citation = f" ({cls.citation})" if cls.citation else ""
+        return f"{cls.title}{citation}" + (f", {cls.licence}" if cls.licence else "")
+
+
+def _check_shares(test: float, info: ValidationInfo) -> float:
+    if test + info.data.get("valid", 0) >= 1:
+        raise ValueError(f"expected less than 1 with data.valid={info.data['valid']}, which leaves some to train on")
+    return test
+
+
+TestShare = Annotated[FractionBelow1, AfterValidator(_check_shares)]  # of a class with a setting `valid`
 
 
 def slug(name: str, of: str | None = None, length: int = KEY_LENGTH) -> str:

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from pipeline.corpora.base import AudioDigest
 from pipeline.corpora.scan_cache import cached_map
 from pipeline.corpora.tar_archive import archive_of
 
 MAX_WAV_CHUNKS = 1000  # before the data chunk
 PROBE_OFFSET, PROBE_BYTES = 1 << 18, 1 << 14  # bytes: 6.5 s into a recording of 320 kbit/s, 0.4 s long
-
-AudioDigest = Callable[[str | bytes], str | None]
 
 
 class Recording(NamedTuple):

@@ -9,72 +9,94 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
 import soundfile
 
 from pipeline.common import sound_files
-from pipeline.common.errors import InputError
-from pipeline.corpora.base import KEY_LENGTH, Durations, SkippedInput, no_clips_error, printable, require_folder, slug
+from pipeline.common.setting_types import Fraction, Seconds
+from pipeline.corpora import CORPORA
+from pipeline.corpora.base import (
+    KEY_LENGTH,
+    AudioDigest,
+    CorpusSettings,
+    Durations,
+    SkippedInput,
+    TestShare,
+    no_clips_error,
+    printable,
+    require_folder,
+    slug,
+)
 from pipeline.corpora.clip import Clip
-from pipeline.corpora.dedup import AudioDigest
 from pipeline.corpora.scan_cache import cache_file, cached_map
-from pipeline.corpora.segments import assign_split, cut_segments, validate
+from pipeline.corpora.segments import assign_split, cut_segments
 from pipeline.corpora.sound_identity import find_duplicate_files, find_versions
 
-HOW_TO_GET = "give the folder as data.root=DIR"
 MAX_FRAMES_PER_BYTE = 8192  # a header that declares more is wrong; even silence in FLAC or Opus has fewer
 
 
-@dataclass
+@CORPORA.register("folder")
+class FolderSettings(CorpusSettings):
+    """Settings of a folder of audio files; see conf/data/folder.yaml."""
+
+    title: ClassVar[str] = "audio files of a local folder"
+    licence: ClassVar[str] = "whose owner decides about their licence"
+
+    extensions: Literal["auto"] | list[str]
+    segment_seconds: Seconds | None
+    min_seconds: Seconds
+    seed: int
+    split_by: Literal["recording", "folder"]
+    valid: Fraction
+    test: TestShare
+
+    def open(self, digest: AudioDigest | None = None, durations: Durations | None = None) -> Folder:
+        """Open the folder."""
+        return Folder(self, digest, durations)
+
+
 class Folder:
-    """See `pipeline.corpora.base.Corpus`. data: the settings of conf/data/folder.yaml; others: see `open_corpus`."""
+    """See `pipeline.corpora.base.Corpus`, and `CorpusSettings.open` for the arguments."""
 
-    data: Mapping[str, Any]
-    digest: AudioDigest | None = None
-    durations: Durations | None = None
-    name: str = "folder"
-    skipped: list[SkippedInput] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        auto = self.data["extensions"] == "auto"
-        self.suffixes = (
-            sound_files.SUFFIXES if auto else tuple(f".{e.lower().lstrip('.')}" for e in self.data["extensions"])
-        )
-        self.unsupported = sound_files.UNSUPPORTED if auto else ()  # named extensions ignore all other files
-        self.expected = f"audio files ({', '.join(self.suffixes)})"
-        self.root = require_folder(self.data["root"], self.expected, HOW_TO_GET)
-        validate(self.data)
-        if self.data["split_by"] not in ("recording", "folder"):
-            raise InputError(f"data.split_by={self.data['split_by']}: expected recording or folder")
+    def __init__(self, settings: FolderSettings, digest: AudioDigest | None, durations: Durations | None) -> None:
+        self._settings, self._digest, self._durations = settings, digest, durations
+        self.skipped: list[SkippedInput] = []
+        self._suffixes: tuple[str, ...] = sound_files.SUFFIXES
+        self._unsupported: tuple[str, ...] = sound_files.UNSUPPORTED
+        if settings.extensions != "auto":  # all other files are ignored
+            self._suffixes, self._unsupported = tuple(f".{e.lower().lstrip('.')}" for e in settings.extensions), ()
+        self._expected = f"audio files ({', '.join(self._suffixes)})"
+        self._root = require_folder(settings.root, self._expected, settings.how_to_get)
 
     def clips(self) -> Iterator[Clip]:
         """Yield the clips, sorted by the parts of their paths."""
+        settings = self._settings
         self.skipped.clear()
-        duplicates = find_duplicate_files(self.root, self._files, self._cache_file, self.digest)
+        duplicates = find_duplicate_files(self._root, self._files, self._cache_file, self._digest)
         groups = self._linked_groups(duplicates)
         is_empty = True
         for name, duration in self._recordings():
             is_empty = False
             if name in duplicates:
                 reason = f"duplicate: the same audio as {printable(duplicates[name])}"
-                self.skipped.append(SkippedInput(printable(f"{self.root}/{name}"), "", reason))
+                self.skipped.append(SkippedInput(printable(f"{self._root}/{name}"), "", reason))
                 continue
             group = self._group(name)
-            split = assign_split(groups.get(group, group), self.data)
+            split = assign_split(groups.get(group, group), settings.seed, settings.valid, settings.test)
             key = slug(name.rpartition(".")[0], of=name, length=KEY_LENGTH - 6)
-            for number, (start, length) in enumerate(cut_segments(duration, self.data)):
-                part = key if self.data["segment_seconds"] is None else f"{key}-{number:05d}"
-                yield Clip(part, f"{self.root}/{name}", split, start, length)
+            cuts = cut_segments(duration, settings.segment_seconds, settings.min_seconds)
+            for number, (start, length) in enumerate(cuts):
+                part = key if settings.segment_seconds is None else f"{key}-{number:05d}"
+                yield Clip(part, f"{self._root}/{name}", split, start, length)
         if is_empty:
-            raise no_clips_error(self.root, self.expected, self._conversion_hint() or HOW_TO_GET)
+            raise no_clips_error(self._root, self._expected, self._conversion_hint() or settings.how_to_get)
 
     def _conversion_hint(self) -> str:
         """Return how to convert the files of the folder if all of them have unsupported formats, else ""."""
         suffixes = Counter(Path(left.path).suffix.lower() for left in self.skipped)
-        unsupported = {suffix: count for suffix, count in suffixes.most_common() if suffix in self.unsupported}
+        unsupported = {suffix: count for suffix, count in suffixes.most_common() if suffix in self._unsupported}
         if not unsupported:
             return ""
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in unsupported.items())
@@ -83,26 +105,26 @@ class Folder:
 
     def _recordings(self) -> Iterator[tuple[str, float | None]]:
         """Yield the name below the root and the duration in seconds, None if it is unknown or not needed."""
-        files = list_files(self.root, self.suffixes, self.skipped, self.unsupported)
-        if self.data["segment_seconds"] is None:
+        files = list_files(self._root, self._suffixes, self.skipped, self._unsupported)
+        if self._settings.segment_seconds is None:
             return ((name, None) for name, _ in files)
-        kind = self.durations.kind if self.durations else "durations"
+        kind = self._durations.kind if self._durations else "durations"
         rows = cached_map(self._cache_file(kind), files, self._duration)
         return ((name, duration) for name, _, duration in rows)
 
     def _files(self) -> Iterator[tuple[str, str]]:
         """Yield the name and stamp of every file again, without recording skipped inputs."""
-        return list_files(self.root, self.suffixes, [])
+        return list_files(self._root, self._suffixes, [])
 
     def _cache_file(self, kind: str) -> Path:
-        return cache_file(Path(self.data["scan_cache_dir"]), self.root, kind)
+        return cache_file(Path(self._settings.scan_cache_dir), self._root, kind)
 
     def _duration(self, name: str) -> float | None:
-        return (self.durations or header_duration)(f"{self.root}/{name}")
+        return (self._durations or header_duration)(f"{self._root}/{name}")
 
     def _group(self, name: str) -> str:
         """Return the group that must stay in one split: the recording, or its subfolder."""
-        return name if self.data["split_by"] == "recording" else name.rpartition("/")[0]
+        return name if self._settings.split_by == "recording" else name.rpartition("/")[0]
 
     def _linked_groups(self, duplicates: Mapping[str, str]) -> dict[str, str]:
         """Return {group: the group whose split it shares}, for groups with versions of the same recordings."""

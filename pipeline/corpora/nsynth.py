@@ -11,20 +11,36 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.base import SPLITS, SkippedInput, no_clips_error, printable, reading, require_folder, slug
+from pipeline.common.setting_types import Seconds
+from pipeline.corpora import CORPORA
+from pipeline.corpora.base import (
+    SPLITS,
+    AudioDigest,
+    CorpusSettings,
+    Durations,
+    RemoteFile,
+    SkippedInput,
+    no_clips_error,
+    printable,
+    reading,
+    require_folder,
+    slug,
+)
 from pipeline.corpora.clip import Clip
 from pipeline.corpora.scan_cache import cached_scan
 from pipeline.corpora.tar_archive import MAX_MEMBER_BYTES, Member, TruncatedArchive, iter_members, member_path
 
+if TYPE_CHECKING:
+    from pipeline.corpora.download.settings import DownloadSettings
+
 EXPECTED = "nsynth-{train,valid,test}/examples.json with audio/*.wav, or nsynth-{train,valid,test}.jsonwav.tar.gz"
-HOW_TO_GET = "get it with `python -m pipeline.download data=nsynth`, or give the folder as data.root=DIR"
+GZIP = b"\x1f\x8b"
 LABELS = (
     *("pitch", "velocity", "instrument", "instrument_str", "instrument_family", "instrument_family_str"),
     *("instrument_source", "instrument_source_str", "qualities_str", "note_str"),
@@ -33,24 +49,44 @@ MAX_ENTRY_LENGTH = 1 << 22  # characters; a note has 600
 NO_NOTE = "its entry in the index is not a note"
 
 
-@dataclass
+@CORPORA.register("nsynth")
+class NSynthSettings(CorpusSettings):
+    """Settings of NSynth; see conf/data/nsynth.yaml."""
+
+    title: ClassVar[str] = "NSynth"
+    citation: ClassVar[str] = "Engel et al. 2017, arXiv:1704.01279"
+    licence: ClassVar[str] = "published under CC BY 4.0"
+    how_to_get: ClassVar[str] = "get it with `python -m pipeline.download data=nsynth`, or give data.root=DIR"
+    addresses: ClassVar[Mapping[str, str]] = {"nsynth": "http://download.magenta.tensorflow.org/datasets/nsynth"}
+
+    seconds: Seconds | None
+
+    def open(self, digest: AudioDigest | None = None, durations: Durations | None = None) -> NSynth:
+        """Open the corpus. digest, durations: not used, since no note is there twice or cut into segments."""
+        return NSynth(self.root, self.scan_cache_dir, self.seconds, self.how_to_get)
+
+    def remote_files(self, download: DownloadSettings, fetch: Callable[[RemoteFile], object]) -> list[RemoteFile]:
+        """The archives. They have no published checksums, but Google's storage reports an MD5 in each response."""
+        names = [f"nsynth-{split}.jsonwav.tar.gz" for split in download.splits]
+        return [
+            RemoteFile(f"{download.address('nsynth')}/{name}", Path(self.root) / name, magic=GZIP) for name in names
+        ]
+
+
 class NSynth:
     """See `pipeline.corpora.base.Corpus`.
 
-    scan_cache_dir: caches the members of archives; seconds: use the first seconds of each note (None: the whole note).
+    Args:
+        root: The folder.
+        scan_cache_dir: Caches the members of archives.
+        seconds: Of each note, from its start; None for the whole note.
+        how_to_get: What to do if something is missing.
     """
 
-    root: Path
-    scan_cache_dir: Path
-    name: str = "nsynth"
-    how_to_get: str = HOW_TO_GET
-    seconds: float | None = None
-    skipped: list[SkippedInput] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.seconds is not None and not self.seconds > 0:
-            raise InputError(f"data.seconds={self.seconds}: expected more than 0, or null for complete notes")
-        require_folder(self.root, EXPECTED, self.how_to_get)
+    def __init__(self, root: str, scan_cache_dir: str, seconds: float | None, how_to_get: str) -> None:
+        self.root, self.scan_cache_dir = require_folder(root, EXPECTED, how_to_get), Path(scan_cache_dir)
+        self.seconds, self.how_to_get = seconds, how_to_get
+        self.skipped: list[SkippedInput] = []
         with reading(self.root):
             self._refuse_incomplete()
 
@@ -79,10 +115,10 @@ class NSynth:
             raise no_clips_error(self.root, EXPECTED, self.how_to_get)
 
     def _folder(self, split: str) -> Path:
-        return Path(self.root) / f"nsynth-{split}"
+        return self.root / f"nsynth-{split}"
 
     def _archive(self, split: str) -> Path:
-        return Path(self.root) / f"nsynth-{split}.jsonwav.tar.gz"
+        return self.root / f"nsynth-{split}.jsonwav.tar.gz"
 
     def _has_index(self, split: str) -> bool:
         return (self._folder(split) / "examples.json").is_file()

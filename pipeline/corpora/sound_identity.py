@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipeline.corpora.base import encode_name
-from pipeline.corpora.dedup import AudioDigest, Recording, find_duplicates, probe
+from pipeline.corpora.base import AudioDigest, encode_name
+from pipeline.corpora.dedup import Recording, find_duplicates, probe
 from pipeline.corpora.scan_cache import cached_map
 
 LOSSLESS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph"}

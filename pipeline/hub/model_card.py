@@ -18,6 +18,7 @@ from pipeline.common.files import sha256_file, write_atomic
 from pipeline.common.metrics_file import read_metrics
 from pipeline.common.paths import CONF
 from pipeline.common.versions import package_versions
+from pipeline.corpora import CORPORA
 from pipeline.data.manifest import Manifest
 from pipeline.data.storage import is_remote
 from pipeline.evaluation import run_folder
@@ -28,11 +29,6 @@ log = logging.getLogger("pipeline")
 FILE_NAME = "README.md"  # as the hub expects it
 PACKAGES = ("codec-audio-lm", "torch", "transformers", "deepspeed", "encodec")
 METRIC_TITLES = {"fidelity": "prompt fidelity", "pitch": "correct pitch", "pitch_class": "correct pitch class"}
-CORPORA = {
-    "nsynth": "NSynth (Engel et al. 2017, arXiv:1704.01279), published under CC BY 4.0",
-    "jamendo": "MTG-Jamendo (Bogdanov et al. 2019), each track under the Creative Commons licence of its artist",
-    "notes": "General MIDI notes rendered from a soundfont",
-}
 CODECS = {
     "encodec_24khz": "Decoding needs Meta's EnCodec weights (Défossez et al. 2022, arXiv:2210.13438), which are not in "
     "this folder. The metadata of the `encodec` 0.1.1 package names the Creative Commons "
@@ -164,8 +160,8 @@ def _data_facts(settings: Mapping[str, Any], datasets: Mapping[str, str]) -> dic
         for split in (settings["data"]["train"], settings["data"]["valid"]):
             clips, hours = manifest.num_samples(split), manifest.hours(split)
             facts[f"{name}, {split}"] = f"{hours:,.3g} hours in {clips:,} clips"
-        if name in CORPORA:
-            facts[f"{name}, source"] = CORPORA[name]
+        if corpus := dict(CORPORA.items()).get(name):
+            facts[f"{name}, source"] = corpus.credit()
     if settings.get("mixture_weights"):
         facts["mixture weights"] = ", ".join(f"{name} {weight}" for name, weight in settings["mixture_weights"].items())
     return facts

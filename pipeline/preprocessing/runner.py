@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import InputError, MachineError
-from pipeline.corpora import open_corpus
+from pipeline.common.settings import parse_settings
+from pipeline.corpora import CORPORA
 from pipeline.data import build_state
 from pipeline.data.build_state import PLAN, BuildPlan
 from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
@@ -48,6 +49,7 @@ def preprocess(cfg: Mapping[str, Any]) -> int:
 def _preprocess(cfg: Mapping[str, Any]) -> int:
     partition = parse_partition(cfg["part"])
     build_settings.validate_settings(cfg)
+    data = parse_settings(CORPORA.get(cfg["data"]["name"], "data.name"), cfg["data"], "data.")
     store, root, reembed = open_storage(cfg["out"]), cfg["data"]["root"], cfg["reembed"]
     requested = build_settings.requested_settings(cfg)
     old = BuildPlan.load(store)
@@ -62,7 +64,7 @@ def _preprocess(cfg: Mapping[str, Any]) -> int:
     decode_workers = encoder_pool.resolve_decode_workers(cfg["decode_workers"], devices)
     hasher = AudioHasher(decode_workers, cfg["decode_timeout"])
     keep_truncated = cfg["truncated"] == "keep"
-    corpus = open_corpus(cfg["data"], hasher, MeasuredDurations(keep_truncated))
+    corpus = data.open(hasher, MeasuredDurations(keep_truncated))
     store.check_writable()
     batch = BATCH_SIZE[devices[0].partition(":")[0]] if cfg["batch"] == "auto" else cfg["batch"]
     resolved = _resolve_settings(cfg, without_models)

@@ -12,7 +12,6 @@ held-out notes. The weights in assets/ are of TimGM6mb and FluidR3, --every 2 --
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -29,10 +28,12 @@ from pipeline.audio.codecs.embedded import EMBEDDED_FILE
 from pipeline.audio.codecs.spectral import BAND_SPACING, FLOOR, HOP, WINDOW, SpectralEncoder, band_centres
 from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
+from pipeline.corpora.soundfont import Synthesizer, default_soundfont
 from pipeline.models.weights import save_tensors
 
 RATE = 24_000
 SECONDS, KEY_SECONDS = 4, 3  # of a note, and of its key being pressed
+DRUM_SECONDS = 2
 BOOKS, SIZE = 8, 1024
 ITERATIONS = 9  # of k-means
 FRAMES = 50  # of 300, sampled from each clip
@@ -41,46 +42,22 @@ VELOCITIES = (25, 50, 75, 100, 127)
 DRUMS = range(35, 82)
 
 
-class Synthesizer:
-    """A soundfont's General MIDI bank and drum kit."""
+def render_notes(synth: Synthesizer, every: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Render every `every`th pitch of each program; drop silent notes."""
+    notes = []
+    for program in range(128):
+        for pitch in range(21 + program % every, 109, every):
+            velocity = int(random.choice(VELOCITIES))
+            wav = synth.render_note(program, pitch, velocity, KEY_SECONDS, SECONDS - KEY_SECONDS)
+            if np.abs(wav[:RATE]).max() > 3e-3:
+                notes.append(normalize_peak(wav))
+    return notes
 
-    def __init__(self, soundfont: Path) -> None:
-        try:
-            import tinysoundfont
-        except ImportError as error:
-            raise InputError(f"no synthesizer ({error}): pip install --no-deps tinysoundfont") from None
-        self.synth = tinysoundfont.Synth(samplerate=RATE, gain=-6)
-        self.font = self.synth.sfload(str(soundfont))
 
-    def play(self, channel: int, key: int, velocity: int, pressed: float, released: float) -> np.ndarray:
-        """Render a note: float32 [S]. pressed, released: seconds before and after the key is released."""
-        self.synth.noteon(channel, key, velocity)
-        parts = [self._generate(pressed)]
-        self.synth.noteoff(channel, key)
-        parts.append(self._generate(released))
-        self.synth.sounds_off(channel)
-        self._generate(0.1)
-        return np.concatenate(parts)
-
-    def notes(self, every: int, random: np.random.Generator) -> list[np.ndarray]:
-        """Render every `every`th pitch of each program; drop silent notes."""
-        notes = []
-        for program in range(128):
-            self.synth.program_select(0, self.font, 0, program)
-            for pitch in range(21 + program % every, 109, every):
-                wav = self.play(0, pitch, int(random.choice(VELOCITIES)), KEY_SECONDS, SECONDS - KEY_SECONDS)
-                if np.abs(wav[:RATE]).max() > 3e-3:
-                    notes.append(normalize_peak(wav))
-        return notes
-
-    def drums(self) -> list[np.ndarray]:
-        """Render every drum at two velocities."""
-        self.synth.program_select(9, self.font, 128, 0, True)
-        hits = [self.play(9, key, velocity, 2.0, 0.0) for velocity in (60, 110) for key in DRUMS]
-        return [normalize_peak(hit) for hit in hits if np.abs(hit).max() > 1e-3]
-
-    def _generate(self, seconds: float) -> np.ndarray:
-        return np.frombuffer(bytes(self.synth.generate(round(seconds * RATE))), np.float32).reshape(-1, 2).mean(axis=1)
+def render_drums(synth: Synthesizer) -> list[np.ndarray]:
+    """Render every drum at two velocities; drop silent ones."""
+    hits = [synth.render_drum(key, velocity, DRUM_SECONDS) for velocity in (60, 110) for key in DRUMS]
+    return [normalize_peak(hit) for hit in hits if np.abs(hit).max() > 1e-3]
 
 
 def normalize_peak(wav: np.ndarray) -> np.ndarray:
@@ -194,13 +171,13 @@ def main(arguments: list[str] | None = None) -> None:
     train: list[np.ndarray] = []
     drums: list[np.ndarray] = []
     held_out: dict[str, list[np.ndarray]] = {}
-    for soundfont in args.soundfonts or [_default_soundfont()]:
-        synth = Synthesizer(soundfont)
-        notes = synth.notes(args.every, random)
+    for soundfont in args.soundfonts or [default_soundfont()]:
+        synth = Synthesizer(soundfont, RATE)
+        notes = render_notes(synth, args.every, random)
         random.shuffle(notes)
         held_out[soundfont.stem] = notes[: args.held_out]
         train += notes[args.held_out :][: args.clips]
-        drums += synth.drums()
+        drums += render_drums(synth)
         print(f"{soundfont.name}: {len(notes)} notes", flush=True)
     random.shuffle(train)
     books, mean = fit(sample_frames(mix_notes(train, drums, random)))
@@ -217,13 +194,6 @@ def main(arguments: list[str] | None = None) -> None:
     save_tensors(tensors, args.out / EMBEDDED_FILE, {name: str(value) for name, value in metadata.items()})
     rows = evaluate_codec(args.out, held_out)
     (args.out / EMBEDDED_FILE).with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def _default_soundfont() -> Path:
-    spec = importlib.util.find_spec("pretty_midi")
-    if spec is None or spec.origin is None:
-        raise InputError("no soundfont: `pip install pretty_midi` ships one, or give --soundfonts FILE.sf2")
-    return Path(spec.origin).with_name("TimGM6mb.sf2")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import soundfile
 
 from pipeline.audio.audio_io import AudioError, read
 from pipeline.common.errors import InputError
-from pipeline.corpora import fingerprint, load, open_corpus
+from pipeline.corpora import fingerprint, load
 from pipeline.corpora.clip import Clip
 from tests.helpers.corpora import Row, data, mp3, music, pack, tagged, write_metadata
 
@@ -31,7 +31,7 @@ def root(jamendo_folder: Path, tmp_path: Path) -> Path:
 
 def plan(root: Path, *settings: str, digest=None) -> tuple[list[Clip], dict[str, str]]:
     """Return the clips, and the reasons of skipped inputs by path below the root."""
-    corpus = open_corpus(data("jamendo", root, "data.segment_seconds=2", *settings), digest)
+    corpus = data("jamendo", root, "data.segment_seconds=2", *settings).open(digest)
     clips = list(corpus.clips())
     return clips, {left.path.removeprefix(f"{root}/"): left.reason for left in corpus.skipped}
 
@@ -193,7 +193,7 @@ def test_rows_without_files_and_files_without_rows(root: Path) -> None:
 )
 def test_invalid_rows_are_skipped_with_their_line(root: Path, line: str, reason: str) -> None:
     add_row(root, line)
-    corpus = open_corpus(data("jamendo", root))
+    corpus = data("jamendo", root).open()
     assert len(tracks(list(corpus.clips()))) == 8
     (left,) = corpus.skipped
     assert left.reason.startswith("line 10 of raw_30s.tsv")
@@ -334,7 +334,7 @@ def test_missing_files_error_names_the_command(root: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"data\.audio was not found at /nowhere"):
         plan(root, "data.audio=/nowhere")
     (root / "raw_30s.tsv").write_text("id,artist\n1,2\n")
-    with pytest.raises(InputError, match=r"raw_30s\.tsv is not the metadata of MTG-Jamendo"):
+    with pytest.raises(InputError, match=r"raw_30s\.tsv is not MTG-Jamendo's metadata"):
         plan(root)
     (root / "raw_30s.tsv").write_text("TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\ntrack_1\t" + "x" * 200_000)
     with pytest.raises(InputError, match=r"raw_30s\.tsv, line 2: field larger"):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
-from pipeline.corpora import fingerprint, load, open_corpus
+from pipeline.corpora import fingerprint, load
 from pipeline.corpora import tar_archive as archive
 from pipeline.corpora.nsynth import iter_json_entries
 from tests.helpers.corpora import data, pack
@@ -30,7 +30,7 @@ def index_of(folder: Path) -> dict:
 
 
 def test_clips_have_splits_and_labels_of_the_index(root: Path) -> None:
-    corpus = open_corpus(data("nsynth", root))
+    corpus = data("nsynth", root).open()
     clips = list(corpus.clips())
     assert corpus.skipped == []
     assert len(clips) == 24
@@ -46,7 +46,7 @@ def test_clips_have_splits_and_labels_of_the_index(root: Path) -> None:
 
 def test_some_splits_may_be_missing(root: Path) -> None:
     shutil.rmtree(root / "nsynth-train")
-    assert {clip.split for clip in open_corpus(data("nsynth", root)).clips()} == {"valid", "test"}
+    assert {clip.split for clip in data("nsynth", root).open().clips()} == {"valid", "test"}
 
 
 def test_notes_missing_in_index_or_on_disk_are_skipped(root: Path) -> None:
@@ -54,7 +54,7 @@ def test_notes_missing_in_index_or_on_disk_are_skipped(root: Path) -> None:
     audio = root / "nsynth-train" / "audio"
     (audio / f"{gone}.wav").rename(audio / "stray note.wav")
     (audio / "._hidden.wav").write_bytes(b"left behind by another system")
-    corpus = open_corpus(data("nsynth", root))
+    corpus = data("nsynth", root).open()
     assert len(list(corpus.clips())) == 23
     assert {(Path(left.path).name, left.reason) for left in corpus.skipped} == {
         (f"{gone}.wav", "in the index, not on disk"),
@@ -68,7 +68,7 @@ def test_repeated_key_is_skipped(root: Path) -> None:
     index = root / "nsynth-test" / "examples.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), name: note}))
     shutil.copy(root / "nsynth-train" / "audio" / f"{name}.wav", root / "nsynth-test" / "audio")
-    corpus = open_corpus(data("nsynth", root))
+    corpus = data("nsynth", root).open()
     assert [clip.split for clip in corpus.clips() if clip.key == name] == ["train"]
     assert [(left.key, left.reason) for left in corpus.skipped] == [(name, "another clip has the same key")]
 
@@ -78,7 +78,7 @@ def test_invalid_index_entry_is_skipped(root: Path) -> None:
     notes = json.loads(index.read_text())
     name = next(iter(notes))
     index.write_text(json.dumps({**notes, name: None}))
-    corpus = open_corpus(data("nsynth", root))
+    corpus = data("nsynth", root).open()
     assert name not in {clip.key for clip in corpus.clips()}
     assert [left.reason for left in corpus.skipped] == ["its entry in the index is not a note"]
 
@@ -86,7 +86,7 @@ def test_invalid_index_entry_is_skipped(root: Path) -> None:
 @pytest.mark.parametrize("broken", ['{"a": {"pitch": 60}, "b": {"pit', "[1, 2]", "", '{"a": {} x, "b": {}}', '{"a" 1}'])
 def test_broken_index_is_an_error(root: Path, broken: str) -> None:
     (root / "nsynth-train" / "examples.json").write_text(broken)
-    corpus = open_corpus(data("nsynth", root))
+    corpus = data("nsynth", root).open()
     with pytest.raises(InputError, match=r"nsynth-train/examples\.json"):
         list(corpus.clips())
 
@@ -123,8 +123,8 @@ def test_archives_equal_folders(root: Path, tmp_path: Path, index: str) -> None:
     packed.mkdir()
     for split in ("train", "valid", "test"):
         pack(packed / f"nsynth-{split}.jsonwav.tar.gz", files(root / f"nsynth-{split}", index=index))
-    unpacked = {clip.key: clip for clip in open_corpus(data("nsynth", root)).clips()}
-    corpus = open_corpus(data("nsynth", packed))
+    unpacked = {clip.key: clip for clip in data("nsynth", root).open().clips()}
+    corpus = data("nsynth", packed).open()
     plan = list(corpus.clips())
     assert corpus.skipped == []
     assert all(clip.content is None for clip in plan), "a listed clip has no content"
@@ -139,7 +139,7 @@ def test_archives_equal_folders(root: Path, tmp_path: Path, index: str) -> None:
 
 def test_some_clips_can_be_loaded_alone(root: Path, tmp_path: Path) -> None:
     pack(tmp_path / "nsynth-train.jsonwav.tar.gz", files(root / "nsynth-train", index="first"))
-    plan = list(open_corpus(data("nsynth", tmp_path)).clips())
+    plan = list(data("nsynth", tmp_path).open().clips())
     part = [plan[-1], plan[1]]
     assert [clip.content for clip in load(part)] == [
         (root / "nsynth-train/audio" / f"{clip.key}.wav").read_bytes() for clip in part
@@ -148,7 +148,7 @@ def test_some_clips_can_be_loaded_alone(root: Path, tmp_path: Path) -> None:
 
 def test_archive_is_scanned_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="last"))
-    corpus = open_corpus(data("nsynth", tmp_path))
+    corpus = data("nsynth", tmp_path).open()
     plan = list(corpus.clips())
     monkeypatch.setattr("pipeline.corpora.nsynth.iter_members", lambda *_, **__: pytest.fail("scanned again"))
     assert list(corpus.clips()) == plan
@@ -162,9 +162,9 @@ def test_scan_of_a_large_archive_is_logged(
 ) -> None:
     monkeypatch.setattr("pipeline.corpora.scan_cache.LARGE_BYTES", 1000)
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="first"))
-    list(open_corpus(data("nsynth", tmp_path)).clips())
+    list(data("nsynth", tmp_path).open().clips())
     assert "GB are read once" in capsys.readouterr().err
-    list(open_corpus(data("nsynth", tmp_path)).clips())
+    list(data("nsynth", tmp_path).open().clips())
     assert capsys.readouterr().err == ""
 
 
@@ -173,7 +173,7 @@ def test_notes_missing_in_index_or_archive_are_skipped(root: Path, tmp_path: Pat
     gone = next(iter(members))
     members["nsynth-test/audio/stray.wav"] = members.pop(gone)
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", members)
-    corpus = open_corpus(data("nsynth", tmp_path))
+    corpus = data("nsynth", tmp_path).open()
     list(corpus.clips())
     assert {(left.key, left.reason) for left in corpus.skipped} == {
         (Path(gone).stem, "in the index, not in the archive"),
@@ -185,7 +185,7 @@ def test_truncated_archive_gives_its_complete_notes(root: Path, tmp_path: Path) 
     archive = pack(tmp_path / "nsynth-train.jsonwav.tar.gz", files(root / "nsynth-train", index="first"))
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
-    corpus = open_corpus(data("nsynth", tmp_path))
+    corpus = data("nsynth", tmp_path).open()
     plan = list(corpus.clips())
     assert 0 < len(plan) < len(index_of(root / "nsynth-train"))
     for clip in load(plan):
@@ -200,14 +200,14 @@ def test_truncated_archive_without_index_is_an_error(root: Path, tmp_path: Path)
     with pytest.raises(
         InputError, match=r"nsynth-train\.jsonwav\.tar\.gz contains no examples\.json.*truncated archive.*download"
     ):
-        list(open_corpus(data("nsynth", tmp_path)).clips())
+        list(data("nsynth", tmp_path).open().clips())
 
 
 def test_archive_changed_while_read_is_an_error(root: Path, tmp_path: Path) -> None:
     members = files(root / "nsynth-train", index="first")
     archive = pack(tmp_path / "nsynth-train.jsonwav.tar.gz", members)
     whole = archive.read_bytes()
-    plan = list(open_corpus(data("nsynth", tmp_path)).clips())
+    plan = list(data("nsynth", tmp_path).open().clips())
     shorter = pack(tmp_path / "shorter.tar.gz", dict(list(members.items())[:3])).read_bytes()
     for content in (whole[: len(whole) // 2], shorter, b"no longer an archive"):
         archive.write_bytes(content)
@@ -221,11 +221,11 @@ def test_archive_changed_while_read_is_an_error(root: Path, tmp_path: Path) -> N
 def test_members_outside_the_archive_are_errors(tmp_path: Path, name: str) -> None:
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", {name: b"{}"})
     with pytest.raises(InputError, match="points outside"):
-        list(open_corpus(data("nsynth", tmp_path)).clips())
+        list(data("nsynth", tmp_path).open().clips())
 
 
 def test_fingerprint_changes_with_the_input_only(root: Path, tmp_path: Path) -> None:
-    clip, *_ = open_corpus(data("nsynth", root)).clips()
+    clip, *_ = data("nsynth", root).open().clips()
     before = fingerprint(clip)
     assert before == fingerprint(clip)
     Path(clip.path).write_bytes(Path(clip.path).read_bytes()[:-2])
@@ -233,38 +233,38 @@ def test_fingerprint_changes_with_the_input_only(root: Path, tmp_path: Path) -> 
     Path(clip.path).unlink()
     assert fingerprint(clip) == ""
     pack(tmp_path / "nsynth-test.jsonwav.tar.gz", files(root / "nsynth-test", index="first"))
-    packed = list(open_corpus(data("nsynth", tmp_path)).clips())
+    packed = list(data("nsynth", tmp_path).open().clips())
     assert len({fingerprint(clip) for clip in packed}) == len(packed)
 
 
 def test_unknown_corpus_is_an_error(root: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.name=nsynht is not a corpus: choose nsynth, notes, folder or jamendo"):
-        open_corpus({"name": "nsynht", "root": str(root)})
+    with pytest.raises(InputError, match=r"data\.name=nsynht: .* did you mean 'nsynth'\?"):
+        data("nsynth", root, "data.name=nsynht")
 
 
 def test_missing_folder_error_names_the_command(tmp_path: Path) -> None:
     for folder in (tmp_path / "absent", tmp_path):
         with pytest.raises(InputError, match=r"data\.root=.*examples\.json.*pipeline\.download data=nsynth"):
-            open_corpus(data("nsynth", folder))
+            data("nsynth", folder).open()
     (tmp_path / "nsynth-test").mkdir()
     with pytest.raises(InputError, match=r"nsynth-test has no examples\.json"):
-        open_corpus(data("nsynth", tmp_path))
+        data("nsynth", tmp_path).open()
     (tmp_path / "nsynth-test" / "examples.json").write_text("{}")
     with pytest.raises(InputError, match="contains no clips"):
-        list(open_corpus(data("nsynth", tmp_path)).clips())
+        list(data("nsynth", tmp_path).open().clips())
 
 
 def test_seconds_limits_the_notes(nsynth_folder: Path, tmp_path: Path) -> None:
     cut = data("nsynth", nsynth_folder, "data.seconds=1.5", f"data.scan_cache_dir={tmp_path}")
-    assert {clip.duration for clip in open_corpus(cut).clips()} == {1.5}
+    assert {clip.duration for clip in cut.open().clips()} == {1.5}
     with pytest.raises(InputError, match=r"data\.seconds=0"):
-        open_corpus({**cut, "seconds": 0})
+        data("nsynth", nsynth_folder, "data.seconds=0")
 
 
 def test_name_with_surrogate_is_skipped(root: Path) -> None:
     index = root / "nsynth-test" / "examples.json"
     index.write_text(json.dumps({"a\ud800b": {"pitch": 1}, **json.loads(index.read_text())}))
-    corpus = open_corpus(data("nsynth", root))
+    corpus = data("nsynth", root).open()
     assert len(list(corpus.clips())) == 24
     ((path, _, reason),) = corpus.skipped
     assert path.endswith("a\\ud800b.wav") and reason == "in the index, not on disk"

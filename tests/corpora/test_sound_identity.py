@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.corpora import open_corpus
 from pipeline.corpora.segments import assign_split
 from pipeline.preprocessing.audio_hash import hash_audio
 from tests.helpers.corpora import data, tagged
@@ -20,7 +19,7 @@ THIRDS = ("data.valid=0.33", "data.test=0.33")
 
 def listed(root: Path, *settings: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return the split of every recording, and the reasons of skipped ones, by names below the root."""
-    corpus = open_corpus(data("folder", root, *THIRDS, *settings), hash_audio)
+    corpus = data("folder", root, *THIRDS, *settings).open(hash_audio)
     splits = {os.path.relpath(clip.path, root): clip.split for clip in corpus.clips()}
     return splits, {os.path.relpath(left.path, root): left.reason for left in corpus.skipped}
 
@@ -81,9 +80,7 @@ def test_files_with_the_same_audio_share_a_split(eight_of_each: Path) -> None:
 def test_splits_are_the_same_in_a_second_run(eight_of_each: Path) -> None:
     splits, skipped = listed(eight_of_each)
     assert listed(eight_of_each, "data.segment_seconds=0.4") == (splits, skipped)
-    corpus = open_corpus(
-        data("folder", eight_of_each, *THIRDS), lambda source: pytest.fail(f"{source!r} is decoded again")
-    )
+    corpus = data("folder", eight_of_each, *THIRDS).open(lambda source: pytest.fail(f"{source!r} is decoded again"))
     assert {os.path.relpath(clip.path, eight_of_each): clip.split for clip in corpus.clips()} == splits
 
 
@@ -108,8 +105,7 @@ def test_split_without_duplicates_is_by_name(tmp_path: Path) -> None:
         write(root / f"kit/{number}.flac", 100 + number, 0.5)
         write(root / f"notes/n{number}.aiff", 200 + number, 0.3)
     splits, skipped = listed(root)
-    settings = data("folder", root, *THIRDS)
-    assert not skipped and splits == {name: assign_split(name, settings) for name in splits} and len(splits) == 36
+    assert not skipped and splits == {name: assign_split(name, 0, 0.33, 0.33) for name in splits} and len(splits) == 36
 
 
 def test_retagged_empty_and_broken_files(tmp_path: Path) -> None:
@@ -133,5 +129,5 @@ def test_duplicates_without_a_digest_need_equal_bytes(tmp_path: Path) -> None:
     root = tmp_path / "in"
     shutil.copy(write(root / "a.wav", 1), root / "b.wav")
     write(root / "c.flac", 1)
-    clips = open_corpus(data("folder", root)).clips()
+    clips = data("folder", root).open().clips()
     assert [Path(clip.path).name for clip in clips] == ["a.wav", "c.flac"]

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from pipeline.common.errors import InputError
-from pipeline.corpora import Clip, load, open_corpus
+from pipeline.corpora import Clip, load
 from tests.helpers.corpora import data, pack
 
 NOBODY = 65534
@@ -47,7 +47,7 @@ def lock(home: Path) -> Callable[[Path], None]:
 
 
 def listed(name: str, root: Path, *settings: str) -> tuple[list[Clip], dict[str, str]]:
-    corpus = open_corpus(data(name, root, *settings))
+    corpus = data(name, root, *settings).open()
     clips = list(corpus.clips())
     return clips, {left.path.removeprefix(f"{root}/"): left.reason for left in corpus.skipped}
 

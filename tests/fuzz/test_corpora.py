@@ -7,15 +7,15 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 
-from pipeline.corpora import load, open_corpus, tar_archive
-from pipeline.corpora.download.http import RemoteFile
-from pipeline.corpora.download.sources import CorpusSource, list_remote_files
+from pipeline.config.cli import load_settings
+from pipeline.corpora import CorpusSettings, RemoteFile, load, tar_archive
+from pipeline.corpora.download.settings import DownloadSettings
 from pipeline.corpora.nsynth import iter_json_entries
+from tests.helpers.corpora import data
 from tests.helpers.damage import damaged, damaged_json, inside, mended_tar, refused_or_right, seeds, some, text_of
 
 NOTE = {"pitch": 60, "velocity": 100, "instrument": 3, "instrument_str": "bass_3", "qualities_str": ["dark"], "note": 7}
@@ -26,27 +26,23 @@ TRACKS = "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\n" + "".join(
 SUMS = "".join(f"{i:064x} raw_30s_audio-0{i}.tar\n" for i in range(4))
 
 
-def nsynth(root: Path) -> dict[str, Any]:
-    return {"name": "nsynth", "root": str(root), "scan_cache_dir": str(root / "scan_cache"), "seconds": None}
+def nsynth(root: Path) -> CorpusSettings:
+    return data("nsynth", root, f"data.scan_cache_dir='{root}/scan_cache'")
 
 
-def jamendo(root: Path) -> dict[str, Any]:
-    return {
-        "name": "jamendo", "root": str(root), "audio": None, "metadata": None,
-        "scan_cache_dir": str(root / "scan_cache"), "segment_seconds": 10, "segments_per_track": None,
-        "min_seconds": 1.0, "excerpt_seconds": None, "seed": 0, "valid": 0.1, "test": 0.1,
-    }  # fmt: skip
+def jamendo(root: Path) -> CorpusSettings:
+    return data("jamendo", root, f"data.scan_cache_dir='{root}/scan_cache'")
 
 
-def use(data: dict[str, Any], most: int = 100_000) -> None:
+def use(settings: CorpusSettings, most: int = 100_000) -> None:
     """List a corpus, and read the clips in archives."""
-    corpus = open_corpus(data)
+    corpus = settings.open()
     count = 0
     for clip in load(corpus.clips()):
         count += 1
         json.dumps([clip.key, clip.path, clip.labels])
         assert clip.span is None or len(clip.content or b"") == clip.span[1]
-        assert Path(data["root"]) in Path(tar_archive.archive_of(clip.path) if clip.span else clip.path).parents
+        assert Path(settings.root) in Path(tar_archive.archive_of(clip.path) if clip.span else clip.path).parents
     assert count < most
     for path, key, reason in corpus.skipped:
         (path + key + reason).encode()
@@ -158,8 +154,7 @@ def test_damaged_archive_members(tmp_path: Path, seed: int) -> None:
 @given(seed=seeds)
 def test_damaged_checksum_list(tmp_path: Path, seed: int) -> None:
     """Whatever a server lists is written below data.root."""
-    addresses = {"jamendo": "http://x", "jamendo_lists": "http://x"}
-    source = CorpusSource(splits=(), quality="audio", folders=None, addresses=addresses)
+    settings = load_settings(DownloadSettings, ["data=jamendo", f"data.root='{tmp_path}'"])
 
     def get(remote: RemoteFile) -> None:
         lines = damaged(seed, [SUMS.encode(), SUMS.replace("raw_30s_audio", "../../../x").encode()])
@@ -167,5 +162,5 @@ def test_damaged_checksum_list(tmp_path: Path, seed: int) -> None:
 
     (tmp_path / "raw_30s_audio_sha256_tars.txt").unlink(missing_ok=True)
     with inside(tmp_path), refused_or_right():
-        for remote in list_remote_files("jamendo", tmp_path, source, get):
+        for remote in settings.data.remote_files(settings, get):
             assert tmp_path in remote.path.parents and ".." not in remote.path.parts

@@ -12,20 +12,21 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipeline.config.cli import compose
-from pipeline.corpora import open_corpus
+from pipeline.config.cli import load_settings
+from pipeline.corpora import CorpusSettings
+from pipeline.corpora.download.settings import DownloadSettings
 
 
-def data(name: str, root: Path, *overrides: str) -> Mapping:
+def data(name: str, root: Path, *overrides: str) -> CorpusSettings:
     """The settings of `data=name data.root=root ...`; the scan cache is next to the root."""
     scan_cache = f"data.scan_cache_dir={root.parent / 'scan_cache'}"
-    return compose("preprocess", [f"data={name}", f"data.root='{root}'", scan_cache, *overrides]).data
+    return load_settings(DownloadSettings, [f"data={name}", f"data.root='{root}'", scan_cache, *overrides]).data
 
 
 def render_notes(root: Path, *overrides: str) -> Path:
     """Render 24 notes of 6 instruments, 4 of them in train, in NSynth's layout."""
     small = ["data.programs=[0,16,24,40,56,73]", "data.pitches=55-70", "data.velocities=[100]", "data.clips=24"]
-    open_corpus(data("notes", root, *small, *overrides))
+    data("notes", root, *small, *overrides).open()
     return root
 
 

@@ -8,52 +8,43 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.common.errors import InputError
-from pipeline.corpora.download.http import RemoteFile, RetryPolicy, bytes_on_disk, download, remote_size, verify_file
+from pipeline.corpora.base import RemoteFile
+from pipeline.corpora.download.http import RetryPolicy, bytes_on_disk, download, remote_size, verify_file
 from pipeline.corpora.download.parallel import download_all
-from pipeline.corpora.download.sources import CorpusSource as CorpusSource
-from pipeline.corpora.download.sources import list_remote_files
+from pipeline.corpora.download.settings import DownloadSettings
 
 Sizes = Mapping[RemoteFile, int | None]  # bytes; None if the server does not report them
 
 
-def list_files_with_sizes(
-    name: str, root: str | Path, source: CorpusSource, policy: RetryPolicy, parallel: int
-) -> dict[RemoteFile, int | None]:
+def list_files_with_sizes(settings: DownloadSettings) -> dict[RemoteFile, int | None]:
     """Return the files of a corpus and their sizes in bytes, None if the server does not report it.
 
-    Args:
-        name: The corpus, as in `data=`.
-        root: The folder to download into.
-        source: Which parts of the corpus to download, and from where.
-        policy: How to retry.
-        parallel: The number of requests at a time.
-
     Raises:
-        InputError: The corpus cannot be downloaded, or a setting has an unknown value.
+        InputError: The corpus cannot be downloaded, or a setting does not fit what the publisher offers.
         DownloadError: The server cannot be reached, or a list of files cannot be downloaded.
     """
 
-    def download_list(remote: RemoteFile) -> None:
-        remote_size(remote, policy.timeout)  # fails at once without a network, whereas a download would retry
-        download(remote, policy)
+    def fetch(remote: RemoteFile) -> None:
+        remote_size(remote, settings.timeout)  # fails at once without a network, whereas a download would retry
+        download(remote, retry_policy(settings))
 
-    remotes = list_remote_files(name, Path(root), source, download_list)
-    with ThreadPoolExecutor(parallel) as pool:
-        sizes = pool.map(lambda remote: remote_size(remote, policy.timeout), remotes)
+    remotes = settings.data.remote_files(settings, fetch)
+    with ThreadPoolExecutor(settings.parallel) as pool:
+        sizes = pool.map(lambda remote: remote_size(remote, settings.timeout), remotes)
         return dict(zip(remotes, sizes, strict=True))
 
 
-def download_missing(
-    root: str | Path, sizes: Sizes, policy: RetryPolicy, parallel: int, *, verify_present: bool
-) -> tuple[int, int]:
-    """Download the files that are not complete.
+def retry_policy(settings: DownloadSettings) -> RetryPolicy:
+    """When to retry."""
+    return RetryPolicy(settings.attempts, settings.timeout, settings.pause)
+
+
+def download_missing(settings: DownloadSettings, sizes: Sizes) -> tuple[int, int]:
+    """Download the files that are not complete, and verify the others if the settings say so.
 
     Args:
-        root: The folder to download into.
+        settings: The settings.
         sizes: The files and their sizes.
-        policy: How to retry.
-        parallel: The number of files at a time.
-        verify_present: Whether to verify the files that are complete already.
 
     Returns:
         The number of files that were complete before, and the number of files that failed.
@@ -61,14 +52,15 @@ def download_missing(
     Raises:
         InputError: The disk does not have enough free space.
     """
+    policy = retry_policy(settings)
     present = [remote for remote, size in sizes.items() if _is_complete(remote, size)]
     missing = {remote: size for remote, size in sizes.items() if remote not in present}
-    _check_disk_space(Path(root), missing)
+    _check_disk_space(Path(settings.data.root), missing)
     failed = download_all(
-        missing, lambda remote, on_progress, stop: download(remote, policy, on_progress, stop), parallel
+        missing, lambda remote, on_progress, stop: download(remote, policy, on_progress, stop), settings.parallel
     )
-    if verify_present:
-        failed += download_all(dict.fromkeys(present), lambda remote, *_: verify_file(remote), parallel)
+    if settings.verify:
+        failed += download_all(dict.fromkeys(present), lambda remote, *_: verify_file(remote), settings.parallel)
     return len(present), failed
 
 

@@ -21,6 +21,7 @@ import urllib3
 
 from pipeline.common.errors import redact
 from pipeline.common.files import hash_file
+from pipeline.corpora.base import RemoteFile
 from pipeline.corpora.tar_archive import TruncatedArchive, iter_members
 
 CHUNK = 1 << 20
@@ -28,16 +29,6 @@ RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses of tempora
 MAX_PAUSE = 60.0  # seconds
 _COUNT = re.compile(r"[0-9]{1,18}")
 _HEADERS = {"Accept-Encoding": "identity"}  # with compression, byte offsets would be wrong
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file to download to `path`. sha256: as published; magic: its first bytes."""
-
-    url: str
-    path: Path
-    sha256: str | None = None
-    magic: bytes = b""
 
 
 @dataclass(frozen=True)

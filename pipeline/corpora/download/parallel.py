@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.common.console import ProgressDisplay
-from pipeline.corpora.download.http import DownloadError, RemoteFile
+from pipeline.corpora.base import RemoteFile
+from pipeline.corpora.download.http import DownloadError
 
 Work = Callable[[RemoteFile, Callable[[int], None], threading.Event], str]
 

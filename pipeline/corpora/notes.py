@@ -5,32 +5,34 @@ A small corpus with exact pitch, velocity and instrument that needs no network, 
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import itertools
 import json
 import random
 import wave
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from pydantic import AfterValidator
 
 from pipeline.common.console import print_log
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_file, write_atomic
-from pipeline.corpora.base import SPLITS, printable
+from pipeline.common.setting_types import Fraction, Positive, PositiveInt, Seconds
+from pipeline.corpora import CORPORA
+from pipeline.corpora.base import SPLITS, AudioDigest, CorpusSettings, Durations, TestShare, printable
 from pipeline.corpora.nsynth import NSynth
+from pipeline.corpora.soundfont import Synthesizer, default_soundfont
 
 RATE = 16_000  # NSynth's
-RENDER_RATE = 3 * RATE  # the synthesizer has no anti-aliasing filter: at 16 kHz high notes would alias
+RENDER_RATE = 3 * RATE  # at 16 kHz high notes would alias
 SECONDS, KEY_SECONDS = 4, 3
 SILENCE_PEAK = 3e-3  # relative to full scale, before scaling
 SETTINGS_FILE = "notes.json"  # the settings that the folder was rendered with, and whether all notes are "complete"
 FAMILIES = ["bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth_lead", "vocal"]
 SOURCES = ["acoustic", "electronic", "synthetic"]
-HOW_TO_GET = "render it again: delete the folder and run the command again"
 # NSynth's family and source of General MIDI programs, by the first program of each range.
 INSTRUMENTS = {
     **{0: "keyboard acoustic", 2: "keyboard electronic", 3: "keyboard acoustic", 4: "keyboard electronic"},
@@ -45,6 +47,58 @@ INSTRUMENTS = {
 NUM_PITCHED_PROGRAMS = 112  # programs from here on are drums and effects
 
 
+Numbers = int | str | list[int]  # one number, a range as "44-85", or a list
+
+
+def _parse_numbers(value: Numbers) -> list[int]:
+    """The numbers of a setting, sorted. Raises ValueError for a text that is not a range."""
+    if isinstance(value, str):
+        first, last = value.split("-")
+        return list(range(int(first), int(last) + 1))
+    return [value] if isinstance(value, int) else sorted(set(value))
+
+
+def _check_numbers(value: Numbers, low: int, high: int) -> Numbers:
+    try:
+        numbers = _parse_numbers(value)
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < low or numbers[-1] > high:
+        raise ValueError(f"expected a range like {low}-{high} or a list of numbers in it")
+    return value
+
+
+@CORPORA.register("notes")
+class NotesSettings(CorpusSettings):
+    """Settings of rendered notes; see conf/data/notes.yaml."""
+
+    title: ClassVar[str] = "General MIDI notes rendered from a soundfont"
+    how_to_get: ClassVar[str] = "preprocess renders it; to render it again, delete its folder"
+    location_settings: ClassVar[tuple[str, ...]] = ("soundfont",)
+
+    soundfont: str | None
+    programs: Annotated[Numbers, AfterValidator(partial(_check_numbers, low=0, high=NUM_PITCHED_PROGRAMS - 1))]
+    pitches: Annotated[Numbers, AfterValidator(partial(_check_numbers, low=0, high=127))]
+    velocities: Annotated[Numbers, AfterValidator(partial(_check_numbers, low=1, high=127))]
+    clips: PositiveInt | None
+    seed: int
+    split_by: Literal["instrument", "note"]
+    valid: Fraction
+    test: TestShare
+    peak: Positive | None
+    seconds: Seconds | None
+
+    def open(self, digest: AudioDigest | None = None, durations: Durations | None = None) -> NSynth:
+        """Open the corpus, and render it first unless `root` contains these notes already.
+
+        Raises:
+            InputError: A setting does not fit the others, the synthesizer or the soundfont is missing, or the folder
+                contains other notes or other files.
+        """
+        _render_missing(self)
+        return NSynth(self.root, self.scan_cache_dir, self.seconds, self.how_to_get)
+
+
 class Note(NamedTuple):
     """A note to render: a General MIDI program (0..111), a MIDI pitch and a velocity (1..127)."""
 
@@ -53,36 +107,32 @@ class Note(NamedTuple):
     velocity: int
 
 
-def open_notes(data: Mapping[str, Any]) -> NSynth:
-    """Open the corpus of notes; render it first unless `data.root` contains these notes already.
-
-    Raises:
-        InputError: A setting is out of range, the synthesizer or the soundfont is missing, or the folder contains
-            other notes or other files.
-    """
-    root, soundfont = Path(data["root"]), _locate_soundfont(data["soundfont"])
+def _render_missing(data: NotesSettings) -> None:
+    root, soundfont = Path(data.root), _locate_soundfont(data.soundfont)
     settings = {
-        "programs": _parse_numbers(data, "programs", 0, NUM_PITCHED_PROGRAMS - 1),
-        "pitches": _parse_numbers(data, "pitches", 0, 127),
-        "velocities": _parse_numbers(data, "velocities", 1, 127),
-        **{name: data[name] for name in ("clips", "seed", "split_by", "valid", "test", "peak")},
+        "programs": _parse_numbers(data.programs),
+        "pitches": _parse_numbers(data.pitches),
+        "velocities": _parse_numbers(data.velocities),
+        **data.model_dump(include={"clips", "seed", "split_by", "valid", "test", "peak"}),
         "soundfont": sha256_file(soundfont),
     }
     groups = _assign_splits(settings)
     state = _read_settings(root)
-    if state != {"complete": True, **settings}:
-        if state != {"complete": False, **settings}:  # equal: another process may be rendering the same bytes
-            _refuse_other_notes(root, state, settings)
-        synth = _Synthesizer(soundfont, settings["programs"])
-        try:
-            _write_file(root / SETTINGS_FILE, _encode_json({"complete": False, **settings}))
-            _render_all(root, synth, settings, groups)
-            _write_file(root / SETTINGS_FILE, _encode_json({"complete": True, **settings}))
-        except OSError as error:
-            raise InputError(
-                f"data.root={printable(root)} cannot be written ({error.strerror}): choose another folder"
-            ) from error
-    return NSynth(root, Path(data["scan_cache_dir"]), name="notes", how_to_get=HOW_TO_GET, seconds=data["seconds"])
+    if state == {"complete": True, **settings}:
+        return
+    if state != {"complete": False, **settings}:  # equal: another process may be rendering the same bytes
+        _refuse_other_notes(root, state, settings)
+    synth = Synthesizer(soundfont, RENDER_RATE)
+    if absent := [program for program in settings["programs"] if not synth.has_program(program)]:
+        raise InputError(f"data.programs: {printable(soundfont)} has no General MIDI programs {absent}")
+    try:
+        _write_file(root / SETTINGS_FILE, _encode_json({"complete": False, **settings}))
+        _render_all(root, synth, settings, groups)
+        _write_file(root / SETTINGS_FILE, _encode_json({"complete": True, **settings}))
+    except OSError as error:
+        raise InputError(
+            f"data.root={printable(root)} cannot be written ({error.strerror}): choose another folder"
+        ) from error
 
 
 def _read_settings(root: Path) -> dict[str, Any]:
@@ -105,7 +155,7 @@ def _refuse_other_notes(root: Path, state: dict[str, Any], settings: dict[str, A
         )
 
 
-def _render_all(root: Path, synth: _Synthesizer, settings: dict[str, Any], groups: dict[Any, str]) -> None:
+def _render_all(root: Path, synth: Synthesizer, settings: dict[str, Any], groups: dict[Any, str]) -> None:
     """Write wavs and indices, atomically and with the same bytes each time."""
     notes = [Note(*n) for n in itertools.product(*(settings[name] for name in ("programs", "pitches", "velocities")))]
     random.Random(settings["seed"]).shuffle(notes)
@@ -113,7 +163,7 @@ def _render_all(root: Path, synth: _Synthesizer, settings: dict[str, Any], group
     left = settings["clips"] or len(notes)
     print_log(f"rendering {left:,} notes into {printable(root)}")
     for number, note in enumerate(notes):
-        wav = synth.render(note, settings["peak"])
+        wav = _render(synth, note, settings["peak"])
         if wav is None:
             continue
         split = groups[_split_group(note, settings["split_by"])]
@@ -128,45 +178,15 @@ def _render_all(root: Path, synth: _Synthesizer, settings: dict[str, Any], group
             _write_file(root / f"nsynth-{split}" / "examples.json", _encode_json(index))
 
 
-class _Synthesizer:
-    """A monophonic synthesizer with a soundfont's General MIDI bank."""
+def _render(synth: Synthesizer, note: Note, peak: float | None) -> np.ndarray | None:
+    """Return a note as float32 [SECONDS * RATE], or None if it is silent. The key is pressed for KEY_SECONDS."""
+    import soxr
 
-    def __init__(self, soundfont: Path, programs: list[int]) -> None:
-        try:
-            import tinysoundfont
-        except ImportError as error:
-            raise InputError(
-                "data=notes needs the synthesizer tinysoundfont: `pip install --no-deps tinysoundfont` (its dependency"
-                " PortAudio is not needed)"
-            ) from error
-        self.synth = tinysoundfont.Synth(samplerate=RENDER_RATE, gain=-6)
-        try:
-            self.font = self.synth.sfload(str(soundfont))
-        except Exception as error:  # the binding raises a bare RuntimeError
-            raise InputError(f"data.soundfont={printable(soundfont)} is not a soundfont: {error}") from error
-        absent = [program for program in programs if self.synth.sfpreset_name(self.font, 0, program) is None]
-        if absent:
-            raise InputError(
-                f"data.soundfont={printable(soundfont)} has no General MIDI programs {absent}: data.programs"
-            )
-
-    def render(self, note: Note, peak: float | None) -> np.ndarray | None:
-        """Return a note as float32 [SECONDS * RATE], or None if it is silent. The key is pressed for KEY_SECONDS."""
-        import soxr
-
-        self.synth.program_select(0, self.font, 0, note.program)
-        self.synth.noteon(0, note.pitch, note.velocity)
-        pressed = bytes(self.synth.generate(KEY_SECONDS * RENDER_RATE))
-        self.synth.noteoff(0, note.pitch)
-        released = bytes(self.synth.generate((SECONDS - KEY_SECONDS) * RENDER_RATE))
-        self.synth.sounds_off(0)
-        self.synth.generate(RENDER_RATE // 10)  # let the reverberation fade before the next note
-        stereo = np.frombuffer(pressed + released, np.float32).reshape(-1, 2)
-        wav = soxr.resample(stereo.mean(1), RENDER_RATE, RATE, quality="HQ")
-        loudest = float(np.abs(wav).max())
-        if loudest < SILENCE_PEAK:
-            return None
-        return wav if peak is None else wav * (peak / loudest)
+    wav = soxr.resample(synth.render_note(*note, KEY_SECONDS, SECONDS - KEY_SECONDS), RENDER_RATE, RATE, quality="HQ")
+    loudest = float(np.abs(wav).max())
+    if loudest < SILENCE_PEAK:
+        return None
+    return wav if peak is None else wav * (peak / loudest)
 
 
 def _split_group(note: Note, split_by: str) -> Any:
@@ -175,41 +195,22 @@ def _split_group(note: Note, split_by: str) -> Any:
 
 def _assign_splits(settings: dict[str, Any]) -> dict[Any, str]:
     """Return the split of every instrument, or of every pitch of every instrument: a random choice of exact shares."""
-    split_by = settings["split_by"]
-    if split_by not in ("instrument", "note"):
-        raise InputError(f"data.split_by={split_by}: expected instrument or note")
     count = len(settings["programs"]) * len(settings["pitches"]) * len(settings["velocities"])
-    if settings["clips"] is not None and not 0 < settings["clips"] <= count:
+    if (settings["clips"] or 0) > count:
         raise InputError(f"data.clips={settings['clips']}: expected 1 to {count}, the number of combinations, or null")
-    if split_by == "instrument":
+    if settings["split_by"] == "instrument":
         groups: list[Any] = list(settings["programs"])
     else:
         groups = list(itertools.product(settings["programs"], settings["pitches"]))
     random.Random(settings["seed"]).shuffle(groups)
     sizes = {split: max(1, round(settings[split] * len(groups))) if settings[split] else 0 for split in SPLITS[1:]}
-    if min(settings["valid"], settings["test"]) < 0 or sum(sizes.values()) >= len(groups):
+    if sum(sizes.values()) >= len(groups):
         raise InputError(
             f"data.valid={settings['valid']} and data.test={settings['test']} leave none of the {len(groups)} groups"
-            f" (data.split_by={split_by}) to train on: lower them or set more data.programs"
+            f" (data.split_by={settings['split_by']}) to train on: lower them or set more data.programs"
         )
     valid, test = sizes["valid"], sizes["test"]
     return {g: "valid" if i < valid else "test" if i < valid + test else "train" for i, g in enumerate(groups)}
-
-
-def _parse_numbers(data: Mapping[str, Any], name: str, low: int, high: int) -> list[int]:
-    """Parse a setting that is a list of numbers, one number, or a range as "44-85"."""
-    value = data[name]
-    try:
-        if isinstance(value, str):
-            first, last = value.split("-")
-            numbers = list(range(int(first), int(last) + 1))
-        else:
-            numbers = [value] if isinstance(value, int) else sorted(set(value))
-    except (TypeError, ValueError):
-        numbers = []
-    if not numbers or not all(isinstance(number, int) and low <= number <= high for number in numbers):
-        raise InputError(f"data.{name}={value}: expected a range like {low}-{high} or a list of numbers in it")
-    return numbers
 
 
 def _index_entry(note: Note, number: int) -> dict[str, Any]:
@@ -234,16 +235,9 @@ def _index_entry(note: Note, number: int) -> dict[str, Any]:
 
 
 def _locate_soundfont(path: str | None) -> Path:
-    if path is not None:
-        if not Path(path).is_file():
-            raise InputError(f"data.soundfont={path} is not a file: expected an .sf2 file, or null for pretty_midi's")
-        return Path(path)
-    spec = importlib.util.find_spec("pretty_midi")  # not imported: only its soundfont is needed
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            "data=notes needs a soundfont: `pip install pretty_midi` ships one, or data.soundfont=FILE.sf2"
-        )
-    return Path(spec.submodule_search_locations[0]) / "TimGM6mb.sf2"
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"data.soundfont={path} is not a file: expected an .sf2 file, or null for pretty_midi's")
+    return default_soundfont() if path is None else Path(path)
 
 
 def _encode_wav(wav: np.ndarray) -> bytes:

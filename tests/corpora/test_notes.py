@@ -12,7 +12,6 @@ import pytest
 import soundfile
 
 from pipeline.common.errors import InputError
-from pipeline.corpora import open_corpus
 from tests.helpers.corpora import data, render_notes
 
 
@@ -21,7 +20,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def test_notes_have_the_format_of_nsynth(notes_folder: Path) -> None:
-    clips = list(open_corpus(data("nsynth", notes_folder)).clips())
+    clips = list(data("nsynth", notes_folder).open().clips())
     assert len(clips) == 24
     for clip in clips:
         wav, rate = soundfile.read(clip.path, dtype="float32")
@@ -35,7 +34,7 @@ def test_notes_have_the_format_of_nsynth(notes_folder: Path) -> None:
 def test_notes_have_the_pitch_of_their_labels(notes_folder: Path) -> None:
     """The pitch by autocorrelation is within half a semitone of the label."""
     right = []
-    for clip in open_corpus(data("nsynth", notes_folder)).clips():
+    for clip in data("nsynth", notes_folder).open().clips():
         wav, rate = soundfile.read(clip.path, start=8_000, stop=16_000)
         spectrum = np.abs(np.fft.rfft(wav, 4 * len(wav))) ** 2
         periods = np.fft.irfft(spectrum)[: rate // 50]
@@ -63,7 +62,7 @@ def test_notes_are_independent_of_each_other(notes_folder: Path, tmp_path: Path)
 
 def test_notes_are_rendered_once(notes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = shutil.copytree(notes_folder, tmp_path / "notes")
-    monkeypatch.setattr("pipeline.corpora.midi_notes._Synthesizer", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr("pipeline.corpora.notes.Synthesizer", lambda *_: pytest.fail("rendered again"))
     render_notes(root)
     with pytest.raises(
         InputError, match=r"data\.root=.*notes contains notes rendered with data\.clips=24 \(now 10\): choose"
@@ -87,7 +86,7 @@ def test_no_group_is_in_two_splits(tmp_path: Path, split_by: str, group: list[st
     settings = [f"data.split_by={split_by}", "data.velocities=[60,100]", "data.pitches=60-64", "data.clips=null"]
     root = render_notes(tmp_path / "notes", *settings)
     splits: dict[tuple, set] = {}
-    for clip in open_corpus(data("nsynth", root)).clips():
+    for clip in data("nsynth", root).open().clips():
         splits.setdefault(tuple(clip.labels[name] for name in group), set()).add(clip.split)
     assert all(len(of) == 1 for of in splits.values())
     assert {split for of in splits.values() for split in of} == {"train", "valid", "test"}
@@ -101,7 +100,7 @@ def test_no_group_is_in_two_splits(tmp_path: Path, split_by: str, group: list[st
 def test_silent_notes_are_dropped(tmp_path: Path) -> None:
     """At the lowest velocity these instruments are silent."""
     root = render_notes(tmp_path / "notes", "data.velocities=[1,100]", "data.clips=null", "data.pitches=60-61")
-    velocities = [clip.labels["velocity"] for clip in open_corpus(data("nsynth", root)).clips()]
+    velocities = [clip.labels["velocity"] for clip in data("nsynth", root).open().clips()]
     assert velocities.count(100) == 12
     assert velocities.count(1) == 0
 
