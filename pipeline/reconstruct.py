@@ -15,32 +15,43 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from omegaconf import DictConfig
-
-from pipeline.common.errors import InputError
+from pipeline.audio.codecs import CODECS, CodecSettings
 from pipeline.common.files import check_output_folder
+from pipeline.common.setting_types import PositiveInt
+from pipeline.common.settings import Choice, CommandSettings, parse_settings
 from pipeline.config.cli import hydra_command
 
 
-@hydra_command("reconstruct")
-def main(cfg: DictConfig) -> None:
+class ReconstructSettings(CommandSettings):
+    """The settings of this command."""
+
+    command: ClassVar[str] = "reconstruct"
+
+    codec: Annotated[CodecSettings, Choice(CODECS)]
+    audio: list[str]
+    codebooks: list[PositiveInt]
+    out: str
+    device: str
+
+
+@hydra_command(ReconstructSettings)
+def main(settings: ReconstructSettings) -> None:
     """Reconstruct every file and report the measurements."""
     from pipeline.audio import reconstruction
-    from pipeline.audio.codecs import load_codec
     from pipeline.audio.find_files import find_audio_files
     from pipeline.generation.loaded_run import pick_device
 
-    files, counts = find_audio_files("audio", cfg.audio), sorted(set(cfg.codebooks))
-    if min(counts) < 1:
-        raise InputError(f"codebooks={cfg.codebooks}: expected numbers from 1 on, e.g. codebooks=[1,2,4,8]")
-    check_output_folder("out", cfg.out)
-    codec = load_codec(**{**cfg.codec, "codebooks": max(counts)}, device=pick_device(cfg.device))
-    result = reconstruction.reconstruct_files(codec, files, counts, cfg.out)
+    files, counts = find_audio_files("audio", settings.audio), sorted(set(settings.codebooks))
+    check_output_folder("out", settings.out)
+    values = {**settings.codec.to_dict(), "codebooks": max(counts)}
+    codec = parse_settings(type(settings.codec), values, "codec.").load(pick_device(settings.device))
+    result = reconstruction.reconstruct_files(codec, files, counts, settings.out)
     report = {"codec": codec.identity, "clips": result.clips, "refused": result.refused}
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    (Path(cfg.out) / "reconstruct.json").write_text(text)
-    reconstruction.print_table(result, codec, cfg.out)
+    (Path(settings.out) / "reconstruct.json").write_text(text)
+    reconstruction.print_table(result, codec, settings.out)
 
 
 if __name__ == "__main__":

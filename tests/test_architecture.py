@@ -35,7 +35,14 @@ MAY_IMPORT = {
     "training": {"models", "data", "tracking", "generation", "audio"},  # audio: decodes the samples after a validation
     "evaluation": {"generation", "models", "audio", "data"},
     "webui": {"generation", "evaluation", "audio", "data"},  # audio: uploads, spectrograms; data: example prompts
-    "hub": {"generation", "evaluation", "models", "data", "corpora"},  # the card describes the model and its data
+    "hub": {
+        "generation",
+        "evaluation",
+        "models",
+        "data",
+        "corpora",
+        "audio",
+    },  # the card describes them
     "tools": {"config", "audio", "corpora", "data", "models", "training"},  # programs of the maintainers
 }
 
@@ -162,7 +169,16 @@ def test_everything_public_has_a_docstring() -> None:
 
 def test_no_code_is_unused() -> None:
     """What vulture finds in pipeline/, where tests do not count as a use."""
-    command = [sys.executable, "-m", "vulture", "pipeline", "--min-confidence", "60"]
+    command = [
+        sys.executable,
+        "-m",
+        "vulture",
+        "pipeline",
+        "--min-confidence",
+        "60",
+        "--ignore-decorators",
+        "@*.register",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     unused = re.findall(r"^(\S+): unused [\w ]+ '(\w+)'", done.stdout, re.MULTILINE)
     assert {name for _, name in unused} - USED_BY_LIBRARIES <= UNUSED, unused

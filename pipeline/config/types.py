@@ -26,7 +26,7 @@ EXTRA_TYPES: dict[str, Any] = {
     # lists
     "generate:prompt": ["a"], "prompts": ["a"], "examples": ["a"], "demo:run": ["a"], "runs": ["a"],
     "allowed_hosts": ["a"], "proxies": ["a"],
-    "reconstruct:audio": ["a"], "sampling.temperature": [0.5], "data.programs": [1], "data.pitches": [1],
+    "sampling.temperature": [0.5], "data.programs": [1], "data.pitches": [1],
     "data.extensions": ["a"],
     # others
     "train:shards": {}, "pitch": True, "data.clips": None, "data.peak": None, "data.segment_seconds": None,

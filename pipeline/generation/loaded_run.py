@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-import yaml
 
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
-from pipeline.audio.embedders import load_embedder
+from pipeline.audio.embedders import embedder_of
 from pipeline.audio.embedders.base import Embedder
 from pipeline.common.errors import InputError, first_line
 from pipeline.common.files import sha256_file
-from pipeline.common.paths import CONF
 from pipeline.common.versions import package_versions
 from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
@@ -231,13 +229,7 @@ def _load_embedder(model: CodecGPT, folder: Path, source: str | None, device: to
     trained = model.config.embedder
     if not trained:
         raise InputError(f"{folder}/config.json names no embedder: train on a dataset that pipeline.preprocess wrote")
-    name, _, package_model = str(trained.get("name")).partition("/")
-    settings = CONF / "embedder" / f"{name}.yaml"
-    if package_model and (name != "encodecmae_package" or "/" in package_model):  # could name a download
-        raise InputError(f"{folder}/config.json: there is no embedder {trained['name']!r:.80}; export the run again")
-    if source is None and settings.is_file():
-        source = package_model or yaml.safe_load(settings.read_text())["source"]
-    embedder = load_embedder(name, source, device)
+    embedder = embedder_of(trained, source).load(device)
     _check_identity("embedder", trained, embedder.identity, folder, "embedder_weights=PATH gives its weights")
     return embedder
 

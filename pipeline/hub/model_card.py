@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipeline.audio.codecs import CODECS, CodecSettings
+from pipeline.audio.embedders import EMBEDDERS, EmbedderSettings
 from pipeline.common.errors import InputError, one_line, redact
 from pipeline.common.files import sha256_file, write_atomic
 from pipeline.common.metrics_file import read_metrics
-from pipeline.common.paths import CONF
 from pipeline.common.versions import package_versions
 from pipeline.corpora import CORPORA
 from pipeline.data.manifest import Manifest
@@ -29,17 +28,6 @@ log = logging.getLogger("pipeline")
 FILE_NAME = "README.md"  # as the hub expects it
 PACKAGES = ("codec-audio-lm", "torch", "transformers", "deepspeed", "encodec")
 METRIC_TITLES = {"fidelity": "prompt fidelity", "pitch": "correct pitch", "pitch_class": "correct pitch class"}
-CODECS = {
-    "encodec_24khz": "Decoding needs Meta's EnCodec weights (Défossez et al. 2022, arXiv:2210.13438), which are not in "
-    "this folder. The metadata of the `encodec` 0.1.1 package names the Creative Commons "
-    "Attribution-NonCommercial 4.0 International licence (CC-BY-NC-4.0).",
-    "encodec_embedded": "Decoding needs the small codec that ships with the program, under the program's licence.",
-}
-TINY_EMBEDDER = "Prompts need the small embedder that ships with the program, under the program's licence."
-ENCODECMAE = (
-    "Prompts need the EnCodecMAE weights of its authors (Pepino, Riera & Ferrer 2023, arXiv:2309.07391), which are not "
-    "in this folder{source}. Their authors decide about their licence."
-)
 USE = """## Use
 
 `FOLDER` is this folder. With the `codec-audio-lm` package, from a shell:
@@ -241,18 +229,23 @@ def _format_metric(metric: Mapping[str, Any] | None) -> str:
 
 
 def _licences(settings: Mapping[str, Any], config: ModelConfig) -> str:
-    notes = [CODECS.get(config.codec["name"], f"Decoding needs the weights of {config.codec['name']}.")]
-    name = config.embedder["name"].partition("/")[0]
-    file = CONF / "embedder" / f"{name}.yaml"
-    if name == "encodecmae_tiny":
-        notes.append(TINY_EMBEDDER)
-    elif file.is_file():
-        source = yaml.safe_load(file.read_text())["source"]
-        notes.append(ENCODECMAE.format(source=f" (`{source}` on the hub)" if "/" in str(source) else ""))
+    codec = CODECS.get(config.codec["name"])
+    embedder = EMBEDDERS.get(config.embedder["name"].partition("/")[0])
+    source = embedder.default_source
+    notes = [
+        f"Decoding needs {_describe_weights(codec)}. {codec.licence}",
+        f"Prompts need {_describe_weights(embedder)}{f' (`{source}` on the hub)' if '/' in str(source) else ''}. "
+        f"{embedder.licence}",
+    ]
     if pretrained := settings["model"].get("pretrained"):
         notes.append(f"Training started from `{pretrained}`, whose licence applies to the result.")
     notes.append("The owner of this model decides about the licence of the weights in this folder.")
     return "## Licences\n\n" + "".join(f"- {note}\n" for note in notes)
+
+
+def _describe_weights(extension: type[CodecSettings] | type[EmbedderSettings]) -> str:
+    citation = extension.citation
+    return f"{extension.title} ({citation}), which are not in this folder" if citation else extension.title
 
 
 def _section(title: str, facts: Mapping[str, str]) -> str:

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from pipeline.audio import metrics
-from pipeline.audio.codecs import load_codec
-from pipeline.audio.codecs.embedded import EMBEDDED_FILE
-from pipeline.audio.codecs.spectral import BAND_SPACING, FLOOR, HOP, WINDOW, SpectralEncoder, band_centres
+from pipeline.audio.codecs.encodec_embedded import EMBEDDED_FILE, EncodecEmbeddedSettings
+from pipeline.audio.encodec.spectral import BAND_SPACING, FLOOR, HOP, WINDOW, SpectralEncoder, band_centres
 from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
 from pipeline.corpora.soundfont import Synthesizer, default_soundfont
@@ -127,7 +126,8 @@ def fit(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 def evaluate_codec(folder: Path, held_out: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
     """Measure the codec in `folder` on held-out notes, with 1, 2, 4 and 8 codebooks."""
-    codec = load_codec("encodec_embedded", BOOKS, weights_dir=folder)
+    settings = EncodecEmbeddedSettings(name="encodec_embedded", codebooks=BOOKS, weights_dir=str(folder))
+    codec = settings.load("cpu")
     rows = []
     for font, notes in held_out.items():
         wav = torch.from_numpy(np.stack(notes).astype(np.float32) * 0.5)[:, None]  # [B, 1, S]

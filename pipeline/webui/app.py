@@ -70,7 +70,7 @@ def _load_full_codecs(loaded_runs: dict[str, LoadedRun], codec_weights: str | No
     codecs: dict[str, Codec] = {}  # by weights
     for codec in (loaded.codec for loaded in loaded_runs.values()):
         if codec.weights not in codecs:
-            codecs[codec.weights] = load_codec(codec.name, codec.model.quantizer.n_q, codec_weights, codec.device)
+            codecs[codec.weights] = load_codec(codec.name, codec.max_codebooks, codec_weights, codec.device)
     return {run: codecs[loaded.codec.weights] for run, loaded in loaded_runs.items()}
 
 

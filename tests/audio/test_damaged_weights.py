@@ -11,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.audio.codecs import load_codec
-from pipeline.audio.codecs.embedded import ASSETS, EMBEDDED_FILE
+from pipeline.audio.codecs.encodec_embedded import EMBEDDED_FILE
 from pipeline.audio.embedders import load_embedder
 from pipeline.audio.embedders.encodecmae_tiny import TINY
 from pipeline.common.errors import InputError
+from pipeline.common.paths import ASSETS
 
 Tensors = dict[str, torch.Tensor]
 

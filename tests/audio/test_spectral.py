@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.audio.codecs import load_codec
-from pipeline.audio.codecs.spectral import BINS, FLOOR, HOP, WINDOW, PhaseDecoder, SpectralEncoder, band_centres
+from pipeline.audio.encodec.spectral import BINS, FLOOR, HOP, WINDOW, PhaseDecoder, SpectralEncoder, band_centres
 
 
 def bands_in_loops(wav: np.ndarray) -> np.ndarray:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from pipeline.audio.codecs import load_codec
-from pipeline.audio.codecs.encodec_package import EncodecModel
 from pipeline.audio.embedders import load_embedder
-from pipeline.audio.embedders.encodecmae import EncodecMaeEmbedder
-from pipeline.audio.embedders.encodecmae_model import Architecture, EncodecFrames, EncodecMae
+from pipeline.audio.encodec.package import EncodecModel
+from pipeline.audio.encodecmae.embedder import EncodecMaeEmbedder
+from pipeline.audio.encodecmae.model import Architecture, EncodecFrames, EncodecMae
 from pipeline.audio.precision import full_precision
 from tests.helpers.untrained_codec import untrained_codec, untrained_encodec
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from transformers import GPT2Config, GPT2Model
 
 from pipeline.audio.codecs import load_codec
-from pipeline.audio.codecs.embedded import ASSETS, EMBEDDED_FILE
+from pipeline.audio.codecs.encodec_embedded import EMBEDDED_FILE
 from pipeline.audio.embedders import load_embedder
 from pipeline.audio.embedders.encodecmae_tiny import TINY
+from pipeline.common.paths import ASSETS
 from pipeline.models.codec_gpt import CONFIG, WEIGHTS
 from pipeline.models.pretrained_gpt2 import build_model
 from tests.helpers.damage import damaged, damaged_json, refused_or_right, seeds, some, text_of

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.audio.codecs.embedded import EMBEDDED_FILE
+from pipeline.audio.codecs.encodec_embedded import EMBEDDED_FILE
 from pipeline.models.patterns import NAMES as PATTERNS
 from tests.helpers.corpora import pack
 from tests.helpers.documents import ROOT

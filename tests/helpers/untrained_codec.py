@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.audio.codecs.base import Codec
-from pipeline.audio.codecs.encodec import create_package_model, replace_seanet
-from pipeline.audio.codecs.encodec_package import EncodecModel
+from pipeline.audio.encodec.codec import EncodecCodec, create_package_model, replace_seanet
+from pipeline.audio.encodec.package import EncodecModel
 
 
-def untrained_codec(codebooks: int, device: str | torch.device = "cpu", seed: int = 0) -> Codec:
+def untrained_codec(codebooks: int, device: str | torch.device = "cpu", seed: int = 0) -> EncodecCodec:
     """Return a codec of Meta's architecture with random weights."""
     model = replace_seanet(untrained_encodec(seed))
-    return Codec("untrained", model, codebooks, f"random, seed {seed}", device, is_waveform_codec=True)
+    return EncodecCodec("untrained", model, codebooks, f"random, seed {seed}", device, is_waveform_codec=True)
 
 
 def untrained_encodec(seed: int = 0) -> EncodecModel:

@@ -1,83 +1,107 @@
 """The interface of codecs: `Codec` encodes and decodes complete clips, `StreamingDecoder` decodes chunk by chunk.
 
-Letters: B clips, K codebooks, D latent width, T frames, S samples.
+A new codec is a subclass of `Codec` with `encode_batch` and `decode_batch`. It imports torch inside functions, so that
+commands start fast.
+
+Letters: B clips, K codebooks, T frames, S samples.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from pipeline.audio.precision import full_precision
 from pipeline.common.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.audio.codecs.encodec_package import EncodecModel
-
-# Of the mapping from audio to codes; datasets of another version are not resumed. 1: the last frame was zero-padded.
-CODES_VERSION = 2
-
-
-class StreamingDecoderModule(Protocol):
-    """The methods by which a codec's decoder module decodes chunk by chunk."""
-
-    def start(self, batch: int) -> Any:
-        """Return the state before the first frame of `batch` clips."""
-
-    def step(self, frames: Tensor, state: Any) -> Tensor:
-        """Decode frames [B, D, t] to the samples [B, 1, s] that are now complete, and update the state."""
-
-    def finish(self, state: Any) -> Tensor:
-        """Return the samples [B, 1, s] that remain after the last step."""
+    import numpy as np
+    import torch
+    from torch import Tensor
 
 
-class Codec:
-    """Encodes waveforms to codes and decodes codes to waveforms, in fp32 under any autocast and TF32 settings."""
+class StreamingDecoder(Protocol):
+    """Decodes codes chunk by chunk; the joined outputs of `push` and `flush` equal `Codec.decode`."""
 
-    hop_length = 320
+    def push(self, chunk: Tensor) -> Tensor:
+        """Decode codes [B, k, t] and return the samples [B, 1, s] that are now complete."""
+
+    def flush(self) -> Tensor:
+        """Return the samples [B, 1, s] that remain after the last push."""
+
+
+class Codec(ABC):
+    """Encodes mono waveforms to codes and decodes codes, in fp32 under any autocast and TF32 settings.
+
+    Attributes:
+        codes_version: Of the mapping from audio to codes; datasets of another version are not resumed.
+        is_waveform_codec: Whether phases are kept, so that waveforms can be compared sample by sample.
+        context_frames: The frames before and after a frame that its samples depend on; None: all of them.
+    """
+
+    channels = 1
+    codes_version = 1
+    is_waveform_codec = True
+    context_frames: int | None = None
 
     def __init__(
         self,
         name: str,
-        model: EncodecModel,
         codebooks: int,
         weights: str,
         device: str | torch.device,
         *,
-        is_waveform_codec: bool,
+        sample_rate: int,
+        hop_length: int,
+        codebook_size: int,
+        max_codebooks: int,
     ) -> None:
-        """Wrap a model.
+        """Describe a codec.
 
         Args:
             name: The codec's name, as in `codec=`.
-            model: The encoder takes [B, 1, S] and the lengths of the rows and returns [B, D, T]; the decoder is a
-                `StreamingDecoderModule`.
             codebooks: The number of codebooks that `encode` returns.
             weights: The sha256 of the weights file.
             device: The device that encodes and decodes.
-            is_waveform_codec: Whether phases are kept, so that waveforms can be compared sample by sample.
+            sample_rate: In Hz.
+            hop_length: The samples of a frame.
+            codebook_size: The number of codes of each codebook.
+            max_codebooks: The number of codebooks that the codec has.
 
         Raises:
-            InputError: The model does not have this many codebooks.
+            InputError: The codec does not have this many codebooks.
         """
-        max_codebooks = model.quantizer.n_q
+        import torch
+
         if not 1 <= codebooks <= max_codebooks:
             raise InputError(f"codec.codebooks={codebooks}: {name} has 1 to {max_codebooks} codebooks")
-        self.name, self.codebooks, self.weights = name, codebooks, weights
-        self.sample_rate, self.frame_rate = model.sample_rate, model.frame_rate
-        self.codebook_size, self.max_codebooks = model.quantizer.bins, max_codebooks
-        assert self.sample_rate == self.frame_rate * self.hop_length
-        self.device = torch.device(device)
-        # The package lists 2, 4, 8, 16 and 32 codebooks; its quantizer derives any number from the bandwidth.
-        model.bandwidth = codebooks * self.bandwidth / 1000
-        self.model = model.to(self.device).eval().requires_grad_(False)
-        self.is_waveform_codec = is_waveform_codec
+        self.name, self.codebooks, self.weights, self.device = name, codebooks, weights, torch.device(device)
+        self.sample_rate, self.hop_length = sample_rate, hop_length
+        self.codebook_size, self.max_codebooks = codebook_size, max_codebooks
+
+    @abstractmethod
+    def encode_batch(self, wav: Tensor, lengths: list[int]) -> Tensor:
+        """Encode rows of different lengths.
+
+        Args:
+            wav: float32 [B, 1, S] on the codec's device, zero after the end of each row.
+            lengths: [B] valid samples of each row. The first ceil(lengths[b] / hop_length) frames of row b equal those
+                of the row encoded alone.
+
+        Returns:
+            Codes [B, codebooks, at most ceil(S / hop_length)].
+        """
+
+    @abstractmethod
+    def decode_batch(self, codes: Tensor) -> Tensor:
+        """Decode codes int64 [B, k, T] on the codec's device, of the first k codebooks, to [B, 1, hop_length T]."""
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second; an int where it is whole."""
+        rate = self.sample_rate / self.hop_length
+        return int(rate) if rate.is_integer() else rate
 
     @property
     def bandwidth(self) -> float:
@@ -95,15 +119,15 @@ class Codec:
             "codebooks": self.codebooks,
             "codebook_size": self.codebook_size,
             "dtype": "float32",
-            "version": CODES_VERSION,
+            "version": self.codes_version,
         }
 
     @property
     def best_batch(self) -> int:
-        """The measured best number of clips of a few seconds to encode in one batch.
+        """The best number of clips of a few seconds to encode in one batch.
 
-        On a CPU convolutions run clip by clip in any batch; only the LSTM gains from batching, up to 8 clips. On an
-        H100, 64 clips are within 10 % of the fastest, and take 4 GiB at 4 s.
+        For EnCodec it is measured. On a CPU convolutions run clip by clip in any batch; only the LSTM gains from
+        batching, up to 8 clips. On an H100, 64 clips are within 10 % of the fastest, and take 4 GiB at 4 s.
         """
         return 64 if self.device.type == "cuda" else 8
 
@@ -111,34 +135,37 @@ class Codec:
         """Return the number of frames that cover `samples` samples; the last frame may extend past the end."""
         return math.ceil(samples / self.hop_length)
 
-    @torch.inference_mode()
     def encode(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode each row from an empty encoder state.
 
         Args:
             wav: [B, 1, S].
             lengths: [B] valid samples of each row; all of them by default. The samples after them have no effect: the
-                first ceil(lengths[b] / 320) frames of row b equal those of the row encoded alone. Later frames are
-                undefined.
+                first ceil(lengths[b] / hop_length) frames of row b equal those of the row encoded alone. Later frames
+                are undefined.
 
         Returns:
-            Codes, int64 [B, K, ceil(S / 320)].
+            Codes, int64 [B, K, ceil(S / hop_length)].
         """
+        import torch
+        from torch.nn.functional import pad
+
+        from pipeline.audio.precision import full_precision
+
         batch, channels, samples = wav.shape
         valid = [samples] * batch if lengths is None else lengths.tolist()
-        assert channels == 1 and len(valid) == batch and min(valid) > 0 and max(valid) <= samples, (wav.shape, valid)
-        wav = wav.to(self.device, torch.float32)
-        if min(valid) < samples:
-            ends = torch.tensor(valid)[:, None, None].to(self.device)
-            wav = wav.where(torch.arange(samples, device=self.device) < ends, 0)  # a product would keep a NaN
-        with full_precision(self.device):
-            latents = self.model.encoder(wav, valid)  # [B, D, T]
-            codes = self.model.quantizer.encode(latents, self.model.frame_rate, self.model.bandwidth).transpose(0, 1)
-        codes = F.pad(codes, (0, self.num_frames(samples) - codes.shape[-1]))
+        assert channels == self.channels and len(valid) == batch, (wav.shape, valid)
+        assert min(valid) > 0 and max(valid) <= samples, (wav.shape, valid)
+        with torch.inference_mode(), full_precision(self.device):
+            wav = wav.to(self.device, torch.float32)
+            if min(valid) < samples:
+                ends = torch.tensor(valid)[:, None, None].to(self.device)
+                wav = wav.where(torch.arange(samples, device=self.device) < ends, 0)  # a product would keep a NaN
+            codes = self.encode_batch(wav, valid)
+            codes = pad(codes, (0, self.num_frames(samples) - codes.shape[-1]))
         assert codes.shape == (batch, self.codebooks, self.num_frames(samples)), codes.shape
         return codes
 
-    @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """Decode complete clips.
 
@@ -146,22 +173,25 @@ class Codec:
             codes: [B, k, T], of the first k codebooks.
 
         Returns:
-            Waveforms [B, 1, 320 T].
+            Waveforms [B, 1, hop_length T].
 
         Raises:
-            InputError: There are more codebooks than the codec has, or codes outside 0..1023.
+            InputError: There are more codebooks than the codec has, or codes that its codebooks do not have.
         """
-        codes = self.validate_codes(codes)
-        with full_precision(self.device):
-            return self.model.decode([(codes, None)])
+        import torch
+
+        from pipeline.audio.precision import full_precision
+
+        with torch.inference_mode(), full_precision(self.device):
+            return self.decode_batch(self.validate_codes(codes))
 
     def decode_clip(self, codes: Tensor) -> np.ndarray:
         """Decode one clip of codes [k, T] to samples, float32 [S]."""
         return self.decode(codes[None])[0, 0].cpu().numpy()
 
     def streaming_decoder(self) -> StreamingDecoder:
-        """Return a decoder that takes codes chunk by chunk."""
-        return StreamingDecoder(self)
+        """Return a decoder that receives codes chunk by chunk."""
+        return OverlapDecoder(self)
 
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Decode chunks of codes [B, k, t] to chunks of waveforms [B, 1, s], which joined equal `decode`."""
@@ -180,32 +210,42 @@ class Codec:
         low, high = (int(edge) for edge in codes.aminmax())
         if low < 0 or high >= self.codebook_size:
             raise InputError(f"codes from {low} to {high}: {self.name} decodes 0..{self.codebook_size - 1} only")
-        return codes.to(self.device, torch.int64)
+        return codes.to(self.device).long()
 
 
-class StreamingDecoder:
-    """Decodes codes chunk by chunk; the joined outputs of `push` and `flush` equal `Codec.decode`.
+class OverlapDecoder:
+    """Decodes overlapping pieces: each with the codec's `context_frames` on both sides, whose samples are dropped.
 
-    Latency: EnCodec needs the first 7 frames together and then none; the embedded codec has 864 samples.
+    Latency: `context_frames`. A codec whose context is unknown decodes everything at `flush`.
     """
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._state: Any = None
-        self._decoder: StreamingDecoderModule = codec.model.decoder  # type: ignore[assignment]
+        self._codes: Tensor | None = None  # [B, k, t]: the context before the next frame, and the frames from it on
+        self._next = 0  # the frame in _codes that is decoded next
 
-    @torch.inference_mode()
     def push(self, chunk: Tensor) -> Tensor:
         """Decode codes [B, k, t] and return the samples [B, 1, s] that are now complete."""
-        codes = self._codec.validate_codes(chunk)
-        with full_precision(self._codec.device):
-            self._state = self._decoder.start(len(codes)) if self._state is None else self._state
-            return self._decoder.step(self._codec.model.quantizer.decode(codes.transpose(0, 1)), self._state)
+        import torch
 
-    @torch.inference_mode()
+        codes = self._codec.validate_codes(chunk)
+        self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=-1)
+        context = self._codec.context_frames
+        ready = self._next if context is None else self._codes.shape[-1] - context
+        return self._decode_until(ready)
+
     def flush(self) -> Tensor:
         """Return the samples [B, 1, s] that remain after the last push."""
-        if self._state is None:
-            return torch.zeros(1, 1, 0)
-        with full_precision(self._codec.device):
-            return self._decoder.finish(self._state)
+        return self._decode_until(0 if self._codes is None else self._codes.shape[-1])
+
+    def _decode_until(self, end: int) -> Tensor:
+        """Decode the frames before `end` that are not decoded yet."""
+        import torch
+
+        if self._codes is None or end <= self._next:
+            return torch.zeros(1 if self._codes is None else len(self._codes), 1, 0)
+        hop = self._codec.hop_length
+        wav = self._codec.decode(self._codes)[..., self._next * hop : end * hop]
+        first = max(0, end - (self._codec.context_frames or 0))
+        self._codes, self._next = self._codes[..., first:], end - first
+        return wav

@@ -3,25 +3,73 @@
     embedder = load_embedder("encodecmae_tiny")
     prompts = embedder.embed(wav)                  # [B, S] -> [B, D]
 
-Embedders (conf/embedder/): `encodecmae_base` (EnCodecMAE v1, the article's), `encodecmae_mel256_base_st` (v2,
-recommended by its authors), `encodecmae_tiny` (ships with this package), `encodecmae_package` (any model, through the
-authors' own package). The vectors of two embedders are not comparable; `identity` names the checkpoint.
+Each embedder is a file of this package with a class of settings that loads it; `base` holds the interface of what is
+loaded. The vectors of two embedders are not comparable; `identity` names the checkpoint. docs/extending.md shows how to
+add one.
 
-Letters: B clips, S samples at 24 kHz, T frames, D width.
+Letters: B clips, S samples at the embedder's rate, T frames, D width.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.common.errors import InputError
+from pipeline.common.registry import Registry
+from pipeline.common.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.audio.embedders.base import Embedder
 
-NAMES = ("encodecmae_base", "encodecmae_mel256_base_st", "encodecmae_tiny", "encodecmae_package")
+
+class EmbedderSettings(Settings):
+    """The settings of an embedder, `embedder=` on the command line, and facts about it.
+
+    Attributes:
+        title: What turns sound into prompts: "the EnCodecMAE weights of its authors".
+        citation: Authors, year and article; empty for what ships with this package.
+        licence: A sentence about the licence of the weights.
+        default_source: The source where the setting is null; None: what ships with this package.
+        name: The embedder's name.
+        source: Where the weights are; None: `default_source`.
+    """
+
+    title: ClassVar[str]
+    citation: ClassVar[str] = ""
+    licence: ClassVar[str]
+    default_source: ClassVar[str | None] = None
+
+    name: str
+    source: str | None
+
+    @abstractmethod
+    def load(self, device: str | torch.device) -> Embedder:
+        """Load the embedder and its weights.
+
+        Args:
+            device: The device that embeds.
+
+        Raises:
+            InputError: The weights are missing or damaged.
+        """
+
+    @classmethod
+    def source_of(cls, identity_name: str) -> str | None:
+        """The source of the embedder whose identity has this name: the registered one, or with `/VARIANT` after it.
+
+        Raises:
+            InputError: There is no such variant.
+        """
+        if "/" in identity_name:
+            raise InputError(f"there is no embedder {identity_name!r:.80}")
+        return cls.default_source
+
+
+EMBEDDERS: Registry[type[EmbedderSettings]] = Registry("embedder", __name__)
 
 
 def load_embedder(name: str, source: str | None = None, device: str | torch.device = "cpu") -> Embedder:
@@ -30,28 +78,40 @@ def load_embedder(name: str, source: str | None = None, device: str | torch.devi
     Example:
         >>> import pipeline, torch
         >>> embedder = pipeline.load_embedder("encodecmae_tiny")
-        >>> embedder.embed(torch.zeros(2, 24_000)).shape == (2, embedder.dim)  # [B, S] -> [B, D]
+        >>> embedder.embed(torch.zeros(2, embedder.sample_rate)).shape == (2, embedder.dim)  # [B, S] -> [B, D]
         True
 
     Args:
-        name: One of `NAMES`.
+        name: A name as in `embedder=`, of conf/embedder/.
         source: A repository of the Hugging Face hub (`owner/repo`), a file in one (`owner/repo/file.pt`), or a local
-            file or folder; for `encodecmae_package` the name of a model.
+            file or folder; for `encodecmae_package` the name of a model. None: the embedder's own source.
         device: The device that embeds.
 
     Raises:
         InputError: The name is unknown, or the weights are missing or damaged.
     """
-    if name not in NAMES:
-        raise InputError(f"embedder.name={name}: the embedders are {', '.join(NAMES)}")
-    if name == "encodecmae_package":
-        from pipeline.audio.embedders import encodecmae_package
+    return _parse(name, source).load(device)
 
-        return encodecmae_package.load(source, device)
-    if name == "encodecmae_tiny":
-        from pipeline.audio.embedders import encodecmae_tiny
 
-        return encodecmae_tiny.load(source, device)
-    from pipeline.audio.embedders import encodecmae
+def embedder_of(identity: Mapping[str, Any], source: str | None = None) -> EmbedderSettings:
+    """The settings that load the embedder with an `identity`.
 
-    return encodecmae.load(name, source, device)
+    Args:
+        identity: The identity in a manifest or an export; it is not trusted.
+        source: Where the weights are; None: the embedder's own source.
+
+    Raises:
+        InputError: No embedder has this identity.
+    """
+    name = str(identity.get("name"))
+    own = EMBEDDERS.get(name.partition("/")[0], "embedder.name").source_of(name)
+    return _parse(name.partition("/")[0], own if source is None else source)
+
+
+def _parse(name: str, source: str | None) -> EmbedderSettings:
+    return parse_settings(EMBEDDERS.get(name, "embedder.name"), {"name": name, "source": source}, "embedder.")
+
+
+def offline_embedders() -> str:
+    """The end of a message about weights that could not be downloaded: the embedders that ship with this package."""
+    return " or ".join(f"embedder={name}" for name, settings in EMBEDDERS.items() if settings.default_source is None)

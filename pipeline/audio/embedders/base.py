@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Embedder(Protocol):
-    """Maps each clip to one vector of width `dim`."""
+    """Maps each clip, at `sample_rate` in Hz, to one vector of width `dim`."""
 
     dim: int
+    sample_rate: int
 
     @property
     def identity(self) -> dict[str, Any]:

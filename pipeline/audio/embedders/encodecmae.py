@@ -1,116 +1,51 @@
-"""`encodecmae_base`, `encodecmae_mel256_base_st`: released EnCodecMAE checkpoints, from the hub or from local files.
-
-Letters: B clips, S samples at 24 kHz, N chunks, T frames, D width.
-"""
+"""`encodecmae_base`, `encodecmae_mel256_base_st`: released EnCodecMAE checkpoints, from the hub or from local files."""
 
 from __future__ import annotations
 
 import socket
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlparse
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from pipeline.audio.embedders.encodecmae_checkpoint import load_checkpoint
-from pipeline.audio.embedders.encodecmae_model import CHUNK, HOP, SAMPLE_RATE, EncodecMae
-from pipeline.audio.precision import full_precision
+from pipeline.audio.embedders import EMBEDDERS, EmbedderSettings, offline_embedders
 from pipeline.common.errors import InputError, first_line
 from pipeline.common.files import sha256_file
 
-BEST_BATCH_CPU = 8  # chunks that go through the transformer in one batch
-BEST_BATCH_GPU = 64
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.audio.embedders.base import Embedder
 
 
-def load(name: str, source: str | None, device: str | torch.device) -> EncodecMaeEmbedder:
-    """Load the checkpoint at `source`: a hub repository, a file in one, or a local file or folder."""
-    if source is None:
-        raise InputError(f"embedder.source: {name} needs a hub repository, or a local file or folder")
-    file, gin = _locate_checkpoint(source)
-    return EncodecMaeEmbedder(name, load_checkpoint(file, gin), sha256_file(file), device)
+class EncodecMaeSettings(EmbedderSettings):
+    """Settings of a released checkpoint. source: a hub repository, a file in one, or a local file or folder."""
+
+    title: ClassVar[str] = "the EnCodecMAE weights of its authors"
+    citation: ClassVar[str] = "Pepino, Riera & Ferrer 2023, arXiv:2309.07391"
+    licence: ClassVar[str] = "Their authors decide about their licence."
+
+    def load(self, device: str | torch.device) -> Embedder:
+        """See `EmbedderSettings.load`."""
+        from pipeline.audio.encodecmae.checkpoint import load_checkpoint
+        from pipeline.audio.encodecmae.embedder import EncodecMaeEmbedder
+
+        file, gin = _locate_checkpoint(self.source or str(self.default_source))
+        return EncodecMaeEmbedder(self.name, load_checkpoint(file, gin), sha256_file(file), device)
 
 
-class EncodecMaeEmbedder:
-    """Embeds clips by the mean of EnCodecMAE's features, in fp32 under any autocast and TF32 settings."""
+@EMBEDDERS.register("encodecmae_base")
+class EncodecMaeBaseSettings(EncodecMaeSettings):
+    """EnCodecMAE v1 base, the article's, 768 wide."""
 
-    def __init__(self, name: str, model: EncodecMae, weights: str, device: str | torch.device) -> None:
-        """Wrap a model. weights: the sha256 of the weights file."""
-        self.name, self.weights, self.device = name, weights, torch.device(device)
-        self.model = model.to(self.device)
-        self.dim = model.arch.dim
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `Embedder.identity`."""
-        return {"name": self.name, "weights": self.weights, "sample_rate": SAMPLE_RATE, "dim": self.dim}
-
-    @property
-    def best_batch(self) -> int:
-        """The best number of clips of a few seconds to embed in one batch: one chunk each."""
-        return BEST_BATCH_GPU if self.device.type == "cuda" else BEST_BATCH_CPU
-
-    @torch.inference_mode()
-    def embed(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Embed clips.
-
-        Args:
-            wav: [B, S].
-            lengths: [B] valid samples of each row; all of them by default. The samples after them have no effect: row b
-                equals the vector of its first lengths[b] samples alone.
-
-        Returns:
-            float32 [B, D] on the embedder's device.
-        """
-        batch, samples = wav.shape
-        valid = [samples] * batch if lengths is None else lengths.tolist()
-        assert len(valid) == batch and min(valid) > 0 and max(valid) <= samples, valid
-        wav = wav.to(self.device, torch.float32)
-        parts = [(b, *part) for b, length in enumerate(valid) for part in self._chunks(wav[b, :length])]
-        parts.sort(key=lambda part: len(part[1]), reverse=True)  # batches of chunks of similar length
-        sums, counts = [], []
-        with full_precision(self.device):
-            for i in range(0, len(parts), self.best_batch):
-                _, chunks, attend = zip(*parts[i : i + self.best_batch], strict=True)
-                features, frames = self.model(chunks, attend)  # [N, T, D], [N]
-                padded = torch.arange(features.shape[1], device=self.device) >= frames[:, None]
-                sums.append(features.masked_fill(padded[..., None], 0).sum(1))
-                counts.append(frames)
-        return _clip_means(torch.cat(sums), torch.cat(counts), [b for b, *_ in parts], batch)
-
-    @torch.inference_mode()
-    def features(self, wav: Tensor) -> Tensor:
-        """Return the features [T, D] of a clip [S], whose mean over time is what `embed` returns."""
-        parts = list(self._chunks(wav.to(self.device, torch.float32)))
-        with full_precision(self.device):
-            return torch.cat([self.model([chunk], [attend])[0][0] for chunk, attend in parts])
-
-    def _chunks(self, wav: Tensor) -> list[tuple[Tensor, int]]:
-        """Split [S] into chunks of 4 s, each with the number of frames that attention may see; pad a short clip."""
-        arch = self.model.arch
-        wav = F.pad(wav, (0, max(0, arch.shortest_tail + 1 - len(wav))))
-        chunks = [chunk for chunk in wav.split(CHUNK) if len(chunk) > arch.shortest_tail]
-        return [(chunk, (min(len(wav), CHUNK) if arch.masks_by_clip else len(chunk)) // HOP) for chunk in chunks]
+    default_source: ClassVar[str | None] = "lpepino/encodecmae-base"
 
 
-def _clip_means(sums: Tensor, counts: Tensor, clips: list[int], batch: int) -> Tensor:
-    """Average chunk sums [N, D] over [N] frame counts to clip means [B, D]. clips: the clip of each chunk.
+@EMBEDDERS.register("encodecmae_mel256_base_st")
+class EncodecMaeMelSettings(EncodecMaeSettings):
+    """EnCodecMAE v2, the checkpoint that its authors recommend, 768 wide."""
 
-    The chunks of a clip are gathered and added in turn. A product with a matrix of zeros and ones would carry a NaN of
-    one clip into the others.
-    """
-    chunks: list[list[int]] = [[] for _ in range(batch)]
-    for i, b in enumerate(clips):
-        chunks[b].append(i)
-    sums, counts = F.pad(sums, (0, 0, 0, 1)), F.pad(counts, (0, 1))  # index N adds zero
-    total, count = sums.new_zeros(batch, sums.shape[1]), counts.new_zeros(batch)
-    for turn in range(max(map(len, chunks))):
-        at = torch.tensor([own[turn] if turn < len(own) else len(clips) for own in chunks]).to(sums.device)
-        total += sums[at]
-        count += counts[at]
-    return total / count[:, None]
+    default_source: ClassVar[str | None] = "lpepino/encodecmae-v2/mel256-ec-base_st.pt"
 
 
 def _locate_checkpoint(source: str) -> tuple[Path, str]:
@@ -150,7 +85,7 @@ def _download(repo: str, name: str) -> Path:
         raise InputError(
             f"embedder.source={repo}: {name} is not in the hub's cache and could not be downloaded ({reason}). "
             f"With a network: `hf download {repo} {name}`; with the files in a folder: embedder.source=PATH; "
-            f"without either: embedder=encodecmae_tiny"
+            f"without either: {offline_embedders()}"
         ) from error
 
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.audio.codecs.encodec_package import SEANetEncoder
-from pipeline.audio.codecs.seanet import Seanet
+from pipeline.audio.encodec.package import SEANetEncoder
+from pipeline.audio.encodec.seanet import Seanet
 
 SAMPLE_RATE = 24_000
 HOP = 320  # of the attention mask: samples // 320 frames are visible, with either front end

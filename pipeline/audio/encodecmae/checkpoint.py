@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.audio.codecs.encodec_package import SEANetEncoder
-from pipeline.audio.embedders.encodecmae_model import Architecture, EncodecFrames, EncodecMae, KaldiMel, MelConfig
+from pipeline.audio.encodec.package import SEANetEncoder
+from pipeline.audio.encodecmae.model import Architecture, EncodecFrames, EncodecMae, KaldiMel, MelConfig
 from pipeline.audio.weights import check_finite, report_damage
 
 LAYER = "visible_encoder.encoder_layers.{}."

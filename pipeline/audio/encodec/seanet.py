@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.audio.codecs.encodec_package import seanet as package_seanet
+from pipeline.audio.encodec.package import seanet as package_seanet
 
 State = dict[nn.Module, Any]
 

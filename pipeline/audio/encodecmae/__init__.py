@@ -1,0 +1,1 @@
+"""EnCodecMAE's parts: the model, and the layouts of its released checkpoints."""
