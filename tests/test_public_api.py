@@ -18,7 +18,7 @@ from pipeline.config.cli import compose
 from pipeline.data import open_dataset
 from pipeline.generation import in_memory
 from pipeline.generation.loaded_run import LoadedRun
-from pipeline.models.patterns import Pattern
+from pipeline.models.pattern import build_pattern
 from tests.helpers.trained_run import Workspace, run_command
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ def folder(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Pa
     root = tmp_path_factory.mktemp("api")
     for parent in ("runs", "shards"):
         (root / parent).mkdir()
-    (root / "runs" / "delay_gpt2").symlink_to(workspace.run(positions=Pattern("delay", 2).num_steps(300)))
+    (root / "runs" / "delay_gpt2").symlink_to(workspace.run(positions=build_pattern("delay", 2).num_steps(300)))
     (root / "shards" / "nsynth").symlink_to(workspace.dataset)
     (root / "a.wav").symlink_to(workspace.tones[0])
     return root

@@ -35,7 +35,7 @@ from pipeline.generation import gumbel_noise
 from pipeline.generation.cuda_graph import CudaGraphStep
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.sampling import SamplingParams, all_finite, sample_token, temperature_tensor
-from pipeline.models.patterns import SPECIAL_TOKEN
+from pipeline.models.pattern import SPECIAL_TOKEN
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,7 @@ class Generation:
         prompt_index = self._prompt_index(base)
         unknown = (active & (sequence == SPECIAL_TOKEN)).any(0).any(0).tolist()
         first = unknown.index(True) if True in unknown else len(unknown)
-        # the last K - 1 steps of the delay pattern only complete frames; the next window has more context for them
-        stop = sequence.shape[2] if is_last or self.pattern.name != "delay" else N
+        stop = sequence.shape[2] if is_last else self.pattern.steps_before_slide(N)
         try:
             for s in range(first, stop):
                 if s == first or prompt_index[s] != prompt_index[s - 1]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pipeline.common.errors import InputError, one_line
 from pipeline.common.files import is_intact, sha256_file, with_checksum, write_atomic
 from pipeline.common.import_guards import hide_broken_packages
-from pipeline.models.patterns import SPECIAL_TOKEN, Pattern
+from pipeline.models.pattern import SPECIAL_TOKEN, build_pattern
 from pipeline.models.weights import save_tensors
 
 with hide_broken_packages("torchaudio", "torchvision"):  # transformers imports both where they are installed
@@ -124,7 +124,7 @@ class CodecGPT(nn.Module):
         """Create a model, in train mode, with new weights or around a pretrained `backbone`."""
         super().__init__()
         self.config = config
-        self.pattern = Pattern(config.pattern, config.codebooks)
+        self.pattern = build_pattern(config.pattern, config.codebooks)
         self.backbone = backbone or GPT2Model(_gpt2_config(config))
         self.backbone.register_module("wte", None)  # GPT-2's vocabulary, 38.6 M of its 124 M parameters, is not used
         self.classes = config.codebook_size + 1

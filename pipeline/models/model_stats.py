@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.models.codec_gpt import ModelConfig
-from pipeline.models.patterns import Pattern
+from pipeline.models.pattern import build_pattern
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
@@ -35,6 +35,6 @@ def training_flops(config: ModelConfig, frames: float) -> float:
     6 per weight and position (Kaplan et al. 2020, arXiv:2001.08361), plus 12 L D S S for the products of attention.
     """
     D, K = config.width, config.codebooks
-    steps = Pattern(config.pattern, K).num_steps(round(frames))
+    steps = build_pattern(config.pattern, K).num_steps(round(frames))
     head = frames * K * (config.codebook_size + 1) * D  # each code is predicted by the classifier of its codebook only
     return 6 * (12 * config.layers * D * D * steps + head) + 12 * config.layers * D * steps**2

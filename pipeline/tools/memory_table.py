@@ -15,7 +15,8 @@ import argparse
 from pipeline.config.cli import compose
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
-from pipeline.models.patterns import NAMES, Pattern
+from pipeline.models.pattern import build_pattern
+from pipeline.models.patterns import PATTERNS
 from pipeline.training import zero_patches
 from pipeline.training.run_estimate import Hardware, estimate_memory, load_zero_choices, parse_zero_config
 
@@ -28,7 +29,7 @@ def shape(size: str, pattern: str, frames: int) -> ModelConfig:
     m = compose("train", [f"model={size}", f"pattern={pattern}"]).model
     return ModelConfig(
         codebooks=CODEBOOKS, pattern=pattern, prompt_dim=PROMPT, width=m.width, layers=m.layers, heads=m.heads,
-        positions=max(1024, Pattern(pattern, CODEBOOKS).num_steps(frames)), dropout=m.dropout,
+        positions=max(1024, build_pattern(pattern, CODEBOOKS).num_steps(frames)), dropout=m.dropout,
         prompt_dropout=m.prompt_dropout, end_of_audio=False,
     )  # fmt: skip
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8], help="numbers of GPUs, with a table each")
     parser.add_argument("--micro-batch", type=int, default=16, help="clips per GPU and forward pass")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
-    parser.add_argument("--pattern", choices=NAMES, default="delay")
+    parser.add_argument("--pattern", choices=PATTERNS.names(), default="delay")
     args = parser.parse_args()
     for ranks in args.ranks:
         print(f"GiB per GPU, {ranks} GPU{'s' * (ranks > 1)}, {args.micro_batch} clips of {args.seconds:g} s each:\n")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline.common.errors import InputError, redact_all
 from pipeline.models import pretrained_gpt2
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
-from pipeline.models.patterns import Pattern
+from pipeline.models.pattern import build_pattern
 from pipeline.training import zero_patches
 from pipeline.training.data import TrainData
 from pipeline.training.distributed import World
@@ -28,7 +28,7 @@ def model_config(cfg: DictConfig, data: TrainData) -> ModelConfig:
     """
     manifest, m = data.manifest, cfg.model
     frames = data.max_frames
-    steps = Pattern(cfg.pattern.name, cfg.codec.codebooks).num_steps(frames + cfg.data.end_of_audio)
+    steps = build_pattern(cfg.pattern.name, cfg.codec.codebooks).num_steps(frames + cfg.data.end_of_audio)
     positions = max(1024, steps) if m.positions == "auto" else int(m.positions)
     if steps > positions:
         raise InputError(

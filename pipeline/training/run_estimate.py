@@ -18,7 +18,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.paths import CONF
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
-from pipeline.models.patterns import Pattern
+from pipeline.models.pattern import build_pattern
 from pipeline.training import memory_model, zero_patches
 from pipeline.training.data import TrainData
 from pipeline.training.distributed import World
@@ -171,7 +171,7 @@ def estimate_memory(model: ModelConfig, sharding: ShardingConfig, batch: int, fr
 
 
 def _num_steps(model: ModelConfig, frames: int) -> int:
-    return Pattern(model.pattern, model.codebooks).num_steps(frames + model.end_of_audio)
+    return build_pattern(model.pattern, model.codebooks).num_steps(frames + model.end_of_audio)
 
 
 def load_zero_choices() -> dict[str, DictConfig]:

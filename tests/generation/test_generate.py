@@ -18,14 +18,14 @@ from omegaconf import OmegaConf
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
 from pipeline.generation.interpolation import crossfade
-from pipeline.models.patterns import NAMES
+from pipeline.models.patterns import PATTERNS
 from tests.helpers.preprocess_runs import start
 from tests.helpers.trained_run import Workspace, count_samples, generate, sidecar
 
 LONG = ("seconds=1.2", "window=0.2", "window_stride=0.1")
 
 
-@pytest.mark.parametrize("pattern", NAMES)
+@pytest.mark.parametrize("pattern", PATTERNS.names())
 def test_length_is_exact_and_sidecar_is_complete(workspace: Workspace, tmp_path: Path, pattern: str) -> None:
     out, run = tmp_path / "b.wav", workspace.run(pattern)
     assert generate(f"run={run}", f"prompt={workspace.tones[0]}", f"out={out}", "seconds=0.701", "seed=3") == 0

@@ -14,7 +14,8 @@ from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import Generation, GenerationSpec
 from pipeline.generation.sampling import SamplingParams
 from pipeline.models.codec_gpt import CodecGPT
-from pipeline.models.patterns import NAMES, SPECIAL_TOKEN
+from pipeline.models.pattern import SPECIAL_TOKEN
+from pipeline.models.patterns import PATTERNS
 from tests.helpers.models import tiny
 
 K, GREEDY = 4, SamplingParams(0)
@@ -34,7 +35,7 @@ def fill_slowly(
     sequence, frame = model.pattern.build_sequence(tokens[:, :, base : base + N]), model.pattern.frame_at_step(N)
     steps = model.pattern.steps(N)
     for s in range(sequence.shape[2]):
-        if model.pattern.name == "delay" and not is_last and s >= N:
+        if not is_last and s >= model.pattern.steps_before_slide(N):
             break  # the next window completes these frames
         cells = [k for k in range(K) if frame[k, s] >= 0]
         logits = model.logits(sequence, prompt(base + int(frame[cells[0], s])))[:, s]  # [B, K, C]
@@ -49,7 +50,7 @@ def fill_slowly(
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 @torch.no_grad()
 def test_prefix_codes_are_continued(name: str) -> None:
     model, prompts, prefix = tiny(pattern=name).eval(), torch.randn(2, 12), torch.randint(0, 1024, (2, K, 5))
@@ -60,7 +61,7 @@ def test_prefix_codes_are_continued(name: str) -> None:
     assert torch.equal(generation.codes, tokens - 1) and torch.equal(generation.codes[:, :, :5], prefix)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 @torch.no_grad()
 def test_changing_prompt_matches_reference(name: str) -> None:
     model, prompts = tiny(pattern=name).eval(), torch.randn(3, 1, 12) * 3
@@ -70,7 +71,7 @@ def test_changing_prompt_matches_reference(name: str) -> None:
     assert torch.equal(generation.codes, tokens - 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 @torch.no_grad()
 def test_sliding_window_matches_reference(name: str) -> None:
     """Cells before the window's first frame are empty again, as in training; no position is beyond the window."""
@@ -83,7 +84,7 @@ def test_sliding_window_matches_reference(name: str) -> None:
     assert torch.equal(generation.codes, tokens - 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 @pytest.mark.parametrize("window", [None, 8])
 def test_chunks_join_to_all_codes(name: str, window: int | None) -> None:
     spec = GenerationSpec(19, [4, 5], [SamplingParams(0.9)] * 2, [(0, torch.randn(2, 12))], None, window, window and 4)
@@ -105,7 +106,7 @@ def test_windows_do_not_reuse_random_numbers() -> None:
     assert len(codes.unique()) > 150
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 def test_interruption_keeps_complete_frames(name: str) -> None:
     model, prompts = tiny(pattern=name).eval(), torch.randn(1, 12)
     spec = GenerationSpec(12, [7], [SamplingParams(0.9)], [(0, prompts)])
@@ -175,7 +176,7 @@ GRAPH_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 @pytest.mark.parametrize("case", GRAPH_CASES)
 @pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -196,7 +197,7 @@ def test_cuda_graph_steps_equal_plain_steps(name: str, case: str, device: str) -
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 def test_engine_logits_equal_model_logits(name: str) -> None:
     model, prompts = tiny(pattern=name, width=1056, layers=1).eval(), torch.randn(3, 12)
     sequence = model.pattern.build_sequence(torch.randint(1, 1025, (3, K, 6)))

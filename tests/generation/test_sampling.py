@@ -13,10 +13,11 @@ from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import generate
 from pipeline.generation.gumbel_noise import gumbel_noise, noise_keys
 from pipeline.generation.sampling import SamplingParams, sample_token
-from pipeline.models.patterns import NAMES, SPECIAL_TOKEN
+from pipeline.models.pattern import SPECIAL_TOKEN
+from pipeline.models.patterns import PATTERNS
 from tests.helpers.models import tiny, train_on_clips
 
-names = st.sampled_from(NAMES)
+names = st.sampled_from(PATTERNS.names())
 
 
 def constant_engine(favourite: int | None, name: str = "delay", **changes: object) -> InferenceEngine:
@@ -123,21 +124,21 @@ def test_number_of_frames_is_exact(name: str, frames: int, batch: int) -> None:
     assert int(codes.min()) >= 0 and int(codes.max()) < 1024
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 def test_uniform_logits_give_uniform_codes(name: str) -> None:
     codes, _ = generate(constant_engine(None, name), None, 30, SamplingParams(), range(40))
     counts = torch.histc(codes.float(), 8, 0, 1024)
     assert bool(((counts / counts.sum() - 1 / 8).abs() < 0.02).all())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 @pytest.mark.parametrize("temperature", [0.0, 0.01, 1.0])
 def test_special_token_is_never_sampled_as_code(name: str, temperature: float) -> None:
     codes, _ = generate(constant_engine(SPECIAL_TOKEN, name), None, 10, SamplingParams(temperature), [0, 1])
     assert int(codes.min()) >= 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_cached_loop_equals_greedy_search_on_full_logits(name: str, guidance: float) -> None:
     model, prompt, frames = tiny(pattern=name).eval(), torch.randn(2, 12), 6
@@ -176,7 +177,7 @@ def test_clip_longer_than_position_table_is_refused() -> None:
         generate(InferenceEngine(tiny().eval()), None, 200, SamplingParams(), [0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 def test_model_trained_to_end_ends_its_clips(name: str) -> None:
     """Three melodies of different lengths, each with its own prompt, are generated completely and then end."""
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from pipeline.audio.codecs.encodec_embedded import EMBEDDED_FILE
-from pipeline.models.patterns import NAMES as PATTERNS
+from pipeline.models.patterns import PATTERNS
 from tests.helpers.corpora import pack
 from tests.helpers.documents import ROOT
 from tests.helpers.download_server import Site, serve
@@ -107,5 +107,5 @@ def _link_names(root: Path) -> None:
     (root / "quickstart" / "run").symlink_to(root / "RUN")
     (root / "quickstart" / "shards").symlink_to(root / "DIR")
     (root / "runs" / "study").mkdir()
-    for pattern in PATTERNS:
+    for pattern in PATTERNS.names():
         (root / "runs" / "study" / pattern).symlink_to(root / "RUN")

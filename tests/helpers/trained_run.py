@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from pipeline.data.manifest import Manifest
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
-from pipeline.models.patterns import Pattern
+from pipeline.models.pattern import build_pattern
 from tests.helpers.demo_server import LIMITS, Server, running_demo, write_bad_prompts
 from tests.helpers.preprocess_runs import make
 
@@ -44,7 +44,7 @@ class Workspace:
         name = "-".join([pattern, *(f"{key}{value}" for key, value in changes.items())])
         folder = self.root / "runs" / name
         if not folder.exists():
-            manifest, positions = Manifest.load(self.dataset), Pattern(pattern, 2).num_steps(2 * FRAMES)
+            manifest, positions = Manifest.load(self.dataset), build_pattern(pattern, 2).num_steps(2 * FRAMES)
             torch.manual_seed(0)
             config = ModelConfig(
                 codebooks=2, pattern=pattern, prompt_dim=manifest.prompt_dim, width=32, layers=2, heads=4,

@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from pipeline.common.errors import InputError
 from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import CodecGPT, GPT2Config, GPT2Model
-from pipeline.models.patterns import NAMES, SPECIAL_TOKEN, Pattern
+from pipeline.models.pattern import SPECIAL_TOKEN, build_pattern
+from pipeline.models.patterns import PATTERNS
 from pipeline.models.pretrained_gpt2 import build_model
 from tests.helpers.models import TINY, tiny, train_on_clips
 
@@ -27,7 +28,7 @@ def codes(B: int, T: int, K: int = 4, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 1024, (B, K, T), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 def test_initial_loss_is_ln_of_the_number_of_classes(name: str) -> None:
     torch.manual_seed(0)
     model = CodecGPT(replace(TINY, pattern=name))
@@ -37,7 +38,7 @@ def test_initial_loss_is_ln_of_the_number_of_classes(name: str) -> None:
     assert num_tokens.tolist() == [600] * 4
 
 
-@given(st.sampled_from(NAMES), st.lists(st.integers(1, 12), min_size=1, max_size=4), st.booleans())
+@given(st.sampled_from(PATTERNS.names()), st.lists(st.integers(1, 12), min_size=1, max_size=4), st.booleans())
 @settings(max_examples=30)
 def test_padding_does_not_change_the_loss(name: str, lengths: list[int], end_of_audio: bool) -> None:
     """The content of padded frames changes nothing, and the loss of a batch is the sum of the losses of its clips."""
@@ -52,7 +53,7 @@ def test_padding_does_not_change_the_loss(name: str, lengths: list[int], end_of_
     assert torch.allclose(loss_sums, torch.stack(alone).sum(0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 def test_clips_of_a_batch_are_independent(name: str) -> None:
     """Bit for bit, even if another clip is not finite; nor do padded frames contribute to the loss."""
     model, prompt = tiny(pattern=name).eval(), torch.randn(3, 12)
@@ -69,14 +70,14 @@ def test_clips_of_a_batch_are_independent(name: str) -> None:
     assert torch.equal(model.token_loss(padded, tokens, lengths)[0], model.token_loss(hidden, tokens, lengths)[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 def test_loss_is_the_cross_entropy_at_active_cells(name: str) -> None:
     model = tiny(pattern=name).eval()
     x, prompt = codes(2, 9), torch.randn(2, 12)
     sequence = model.pattern.build_sequence(x + 1)
     logits = model.logits(sequence, prompt)  # [B, S, K, C]
     losses = torch.nn.functional.cross_entropy(logits.permute(0, 3, 2, 1), sequence, reduction="none")  # [B, K, S]
-    active = Pattern(name, 4).frame_at_step(9) >= 0
+    active = build_pattern(name, 4).frame_at_step(9) >= 0
     expected = (losses * active).sum((0, 2))
     assert torch.allclose(model(x, None, prompt)[0], expected, rtol=1e-5)
 
@@ -92,7 +93,7 @@ def test_a_step_depends_on_prompt_and_earlier_steps_only() -> None:
     assert not torch.allclose(before[:, 0], model.logits(sequence, prompt + 1)[:, 0])
 
 
-@given(st.sampled_from(NAMES), st.integers(1, 7))
+@given(st.sampled_from(PATTERNS.names()), st.integers(1, 7))
 @settings(max_examples=12)
 @torch.no_grad()
 def test_cached_logits_equal_full_logits(name: str, first: int) -> None:
@@ -131,7 +132,7 @@ def test_backbone_forward_equals_that_of_transformers(training: bool, checkpoint
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 def test_token_loss_compiles_to_one_graph_for_all_lengths(compiler: None, name: str) -> None:
     """A graph break would store the logits twice, and each graph has to be compiled."""
     model = tiny(pattern=name)
@@ -195,7 +196,7 @@ def test_end_of_audio_adds_a_frame_that_counts() -> None:
     assert (tokens[0, :, 5] == SPECIAL_TOKEN).all() and (tokens[1, :, 3] == SPECIAL_TOKEN).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATTERNS.names())
 def test_each_pattern_learns_a_copy_task(name: str) -> None:
     """The prompt says which of four melodies a clip is, so the loss goes to zero."""
     torch.manual_seed(0)

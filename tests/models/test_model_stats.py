@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
-from pipeline.models.patterns import NAMES
+from pipeline.models.patterns import PATTERNS
 from tests.helpers.models import GPT2_SMALL, TINY
 
 
@@ -19,7 +19,7 @@ from tests.helpers.models import GPT2_SMALL, TINY
     config=st.builds(
         ModelConfig,
         codebooks=st.integers(1, 9),
-        pattern=st.sampled_from(NAMES),
+        pattern=st.sampled_from(PATTERNS.names()),
         prompt_dim=st.sampled_from([12, 16, 24]),
         width=st.sampled_from([12, 24]),
         layers=st.integers(0, 3),
