@@ -91,7 +91,7 @@ def test_extras_are_imported_by_their_own_folder_only() -> None:
     """Without an extra every module outside of webui/ can be imported, and without DeepSpeed all but training/."""
     for file in (ROOT / "pipeline").rglob("*.py"):
         packages = {PACKAGE_OF.get(name, name) for name in imports(file, top_level=True)}
-        assert packages <= BASE or file.parent.name == "webui", file
+        assert packages <= BASE or "webui" in file.parts, file
         assert "deepspeed" not in packages or file.parent.name == "training", file
 
 

@@ -16,8 +16,7 @@ from pipeline.generation.loaded_run import LoadedRun, load_run
 from pipeline.webui import server
 from pipeline.webui.examples import examples
 from pipeline.webui.file_store import FileStore
-from pipeline.webui.handlers import Handlers
-from pipeline.webui.layout import DemoContext, build_ui
+from pipeline.webui.page import Page, build_page
 from pipeline.webui.service import MB, GenerationService, Limits
 from pipeline.webui.streaming import AudioStreamRegistry
 
@@ -33,7 +32,7 @@ def serve_demo(cfg: DictConfig, folder: Path) -> None:
     service, streams = build_service(cfg, runs, folder), AudioStreamRegistry()
     first = service.loaded_runs[runs[0]]
     example_files = examples(cfg.examples, cfg.split, cfg["count"], runs[0], first, service.store)
-    blocks = build_ui(DemoContext(Handlers(service, streams), example_files, service.sampling))
+    blocks = build_page(Page(service, streams, example_files))
     health = {"models": {name: loaded.sha256 for name, loaded in service.loaded_runs.items()}}
     app = server.application(
         blocks, streams, health, service.store, service.limits, cfg.allowed_hosts, cfg.root_path.rstrip("/")

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from pipeline.common.errors import InputError
+
 NOT_STORED = "a file in this request was not uploaded here, or has been deleted since: upload it again"
 MIN_FILE_COST = 64 * 1024  # bytes; smaller files count as this, so that the number of files is limited too
 
 
-class StorageFullError(Exception):
+class StorageFullError(InputError):
     """A file does not fit within the limits. The message is shown to the visitor."""
 
 

@@ -6,9 +6,7 @@ The same settings give the same bytes as that command. Every request has its own
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +21,15 @@ from pipeline.audio import audio_io
 from pipeline.audio.audio_io import AudioError
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
+from pipeline.evaluation.report_sections import LabeledAudio
 from pipeline.generation.loaded_run import LoadedRun, limit_threads
+from pipeline.generation.prompts import SourceAudio
 from pipeline.generation.request import AudioRequest, build_requests, num_samples, parse_sampling, resolve_window
 from pipeline.generation.runner import GeneratedFile, generate_files
-from pipeline.webui.file_store import NOT_STORED, FileStore, StorageFullError
+from pipeline.webui.file_store import FileStore
 
-OnCodes = Callable[[Tensor], None]  # receives codes [B, K, T] of a batch
+OnCodes = Callable[[Tensor], None]  # gets codes [B, K, T] of a batch
+OnProgress = Callable[[Tensor, float, float], None]  # codes [B, K, T], seconds so far, and in total
 OUT = "sound.wav"
 MB = 1 << 20  # bytes
 
@@ -56,14 +57,32 @@ class GenerationResult:
     """The sounds of one request.
 
     Attributes:
-        outputs: Every request with its generated file.
+        requests: One for each file.
+        generated: The generated files.
         files: Sounds, their .json sidecars, and the prompts that these name.
+        rate: The sample rate of the sounds, in Hz.
         command: The command line that generates the same sounds.
     """
 
-    outputs: list[tuple[AudioRequest, GeneratedFile]]
-    files: list[Path]
+    requests: Sequence[AudioRequest]
+    generated: Sequence[GeneratedFile]
+    files: Sequence[Path]
+    rate: int
     command: str
+
+    @property
+    def sources(self) -> Sequence[SourceAudio]:
+        """The prompts."""
+        return self.requests[0].sources
+
+    @property
+    def sounds(self) -> list[LabeledAudio]:
+        """The clips of all files, labeled with their seeds."""
+        return [
+            LabeledAudio(f"seed {request.clips[0].seed}", wav)
+            for request, generated in zip(self.requests, self.generated, strict=True)
+            for wav in generated.clips
+        ]
 
 
 @dataclass(frozen=True)
@@ -101,72 +120,43 @@ class GenerationService:
                 yield Path(name)
             except InputError as error:
                 raise InputError(str(error).replace(f"{name}/", "")) from None
-            except StorageFullError as error:
-                raise InputError(str(error)) from None
 
-    def ingest_upload(self, upload: str | Path | None, folder: Path) -> Path:
-        """Copy an upload into the folder of a request, under a safe unique name, and return the copy's path.
-
-        Raises InputError if it is missing, too large, too long or not audio.
-        """
-        if upload is None:
-            raise InputError("a sound is missing: upload or record one, or pick an example")
-        stored = self.store.find(upload)
-        if stored is None:
-            raise InputError(NOT_STORED)
-        upload = stored
-        stem = re.sub(r"[^A-Za-z0-9_]+", "-", upload.stem).strip("-")[:40] or "prompt"
-        suffix = upload.suffix.lower() if upload.suffix[1:].isalnum() else ""
-        taken = {path.stem for path in folder.iterdir()} | {Path(OUT).stem}
-        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 99))) if n not in taken)
-        target = folder / f"{name}{suffix}"
-        check_size(upload, target.name, self.limits)
-        try:
-            shutil.copyfile(upload, target)
-        except FileNotFoundError:  # deleted in the meantime, to make space
-            raise InputError(NOT_STORED) from None
-        check_sound(target, self.limits)
-        return target
-
-    def generate(self, run: str, settings: Mapping[str, Any], folder: Path, on_codes: OnCodes) -> GenerationResult:
+    def generate(self, settings: Mapping[str, Any], folder: Path, on_progress: OnProgress) -> GenerationResult:
         """Generate the sounds of one request.
 
         Args:
-            run: Name of the run.
             settings: Settings of pipeline.generate. The prompts that they name are in `folder`.
             folder: Folder of the request.
-            on_codes: Called with the codes [B, K, T] of each step, while they are generated.
+            on_progress: Gets the new codes [B, K, T] of each step, the seconds generated so far, and their total.
 
         Raises:
             InputError: if the settings are not valid or beyond the limits.
         """
-        loaded = self.loaded_run(run)
-        full = self.full_settings(settings) | {"out": str(folder / OUT)}
+        loaded, full = self.loaded_run(settings["run"]), self._full_settings(settings) | {"out": str(folder / OUT)}
         sampling = parse_sampling(full["sampling"])
-        frames = loaded.codec.num_frames(self.samples(settings, loaded))
+        frames, rate = loaded.codec.num_frames(self.samples(settings)), loaded.codec.frame_rate
         window, requests = resolve_window(full, frames, loaded), build_requests(full, loaded)
-        batch, progress_frames = loaded.best_batch(window.frames if window else frames), self.progress_frames(loaded)
-        with _thread_limit(loaded, sum(len(request.clips) for request in requests)):
+        batch = loaded.best_batch(window.frames if window else frames)
+        clips, done = sum(len(request.clips) for request in requests), 0
+
+        def on_codes(codes: Tensor) -> None:
+            nonlocal done
+            done += codes.shape[0] * codes.shape[2]
+            on_progress(codes, done / rate, clips * frames / rate)
+
+        with _thread_limit(loaded, clips):
             generated = list(
                 generate_files(
-                    loaded, requests, sampling, window, batch, lambda line: None,
-                    on_codes=on_codes, progress_frames=progress_frames,
+                    loaded, requests, sampling, window, batch, lambda line: None, on_codes=on_codes,
+                    progress_frames=max(1, round(self.chunk * rate)),
                 )
             )  # fmt: skip
-        sounds = [generated_file.path for generated_file in generated]
-        files = [path for sound in sounds for path in (sound, make_portable(sound, folder, run))]
-        sources = {source.path for request in requests for source in request.sources}
-        return GenerationResult(
-            list(zip(requests, generated, strict=True)),
-            [*files, *sorted(sources)],
-            self._command(run, settings, folder),
-        )
+        files = [path for file in generated for path in (file.path, make_portable(file.path, folder, settings["run"]))]
+        files += sorted({source.path for request in requests for source in request.sources})
+        return GenerationResult(requests, generated, files, loaded.codec.sample_rate, self._command(settings, folder))
 
-    def full_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all settings of conf/generate.yaml, changed by those of a request.
-
-        Raises InputError if they are beyond the limits.
-        """
+    def _full_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of conf/generate.yaml, changed by those of a request. Raises InputError beyond the limits."""
         sampling = {**self.sampling, **settings.get("sampling", {})}
         full = {**self.defaults, **settings, "sampling": sampling}
         for name, limit in (("n", self.limits.samples), ("steps", self.limits.steps)):
@@ -174,13 +164,20 @@ class GenerationService:
                 raise InputError(f"{name}={settings[name]}: this page generates at most {limit}")
         return full
 
-    def samples(self, settings: Mapping[str, Any], loaded: LoadedRun) -> int:
+    def samples(self, settings: Mapping[str, Any]) -> int:
         """Return the length of each requested sound in samples. Raises InputError if it is beyond the limit."""
-        samples = num_samples(self.full_settings(settings), loaded)
+        loaded = self.loaded_run(settings["run"])
+        samples = num_samples(self._full_settings(settings), loaded)
         seconds = samples / loaded.codec.sample_rate
         if seconds > self.limits.seconds:
             raise InputError(f"seconds={seconds:g}: this page generates at most {self.limits.seconds:g} s")
         return samples
+
+    def is_longer_than_training(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether the requested sounds are longer than the training clips, if their length is known."""
+        loaded = self.loaded_run(settings["run"])
+        frames = loaded.codec.num_frames(self.samples(settings))
+        return loaded.trained_frames is not None and frames > loaded.trained_frames
 
     def loaded_run(self, run: str) -> LoadedRun:
         """Return the run of this name. Raises InputError if the page has no such run."""
@@ -188,14 +185,10 @@ class GenerationService:
             raise InputError(f"run={run}: this page has {', '.join(self.loaded_runs)}")
         return self.loaded_runs[run]
 
-    def progress_frames(self, loaded: LoadedRun) -> int:
-        """Return the number of generated frames between two updates."""
-        return max(1, round(self.chunk * loaded.codec.frame_rate))
-
-    def _command(self, run: str, settings: Mapping[str, Any], folder: Path) -> str:
+    def _command(self, settings: Mapping[str, Any], folder: Path) -> str:
         """The command line that generates the same sounds in a folder that contains the prompts."""
-        arguments = {"run": run, **{key: value for key, value in settings.items() if key != "sampling"}}
-        default_sampling, sampling = self.defaults["sampling"], self.full_settings(settings)["sampling"]
+        arguments = {key: value for key, value in settings.items() if key != "sampling"}
+        default_sampling, sampling = self.defaults["sampling"], self._full_settings(settings)["sampling"]
         arguments |= {f"sampling.{key}": value for key, value in sampling.items() if value != default_sampling[key]}
         overrides = [f"{key}={_hydra_value(value, f'{folder}/')}" for key, value in arguments.items()]
         return shlex.join(["python", "-m", "pipeline.generate", *overrides, f"out={OUT}"])
@@ -212,28 +205,19 @@ def _thread_limit(loaded: LoadedRun, clips: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_size(file: Path, name: str, limits: Limits) -> None:
-    """Raises InputError if a file does not exist, is empty, or is too large."""
-    try:
-        size = file.stat().st_size
-    except FileNotFoundError:
-        raise InputError(NOT_STORED) from None
+def check_upload(file: Path, limits: Limits) -> None:
+    """Raises InputError if a file is empty, too large, too long, or not audio."""
+    size = file.stat().st_size
     if size == 0:
-        raise InputError(f"{name} is empty: it has 0 bytes")
+        raise InputError(f"{file.name} is empty: it has 0 bytes")
     if size > limits.upload_mb * MB:
-        raise InputError(f"{name} has {size / MB:.1f} MB: this page accepts at most {limits.upload_mb:g} MB")
-
-
-def check_sound(file: Path, limits: Limits) -> None:
-    """Raises InputError if a file is not audio, or is too long."""
+        raise InputError(f"{file.name} has {size / MB:.1f} MB: this page accepts at most {limits.upload_mb:g} MB")
     try:
-        info = audio_io.info(file)
+        seconds = audio_io.info(file).seconds
     except AudioError as error:
         raise InputError(f"{file.name} cannot be played: {error.reason}") from None
-    if info.seconds > limits.upload_seconds:
-        raise InputError(
-            f"{file.name} lasts {info.seconds:.0f} s: this page accepts at most {limits.upload_seconds:g} s"
-        )
+    if seconds > limits.upload_seconds:
+        raise InputError(f"{file.name} lasts {seconds:.0f} s: this page accepts at most {limits.upload_seconds:g} s")
 
 
 def make_portable(sound: Path, folder: Path, run: str) -> Path:

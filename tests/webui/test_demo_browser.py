@@ -83,7 +83,7 @@ def test_browser_works_after_bad_uploads(
     [
         ("Interpolate", "#interpolate", "#interpolated", 1 + 7 + 2),
         ("Morph", "#morph", "#morphed", 1 + 2),
-        ("Codec", "#decode", "#decoded", 1 + 4),
+        ("Codec", "#codec", "#decoded", 1 + 4),
         ("Compare", "#compare", "#compared", 1 + 2 * 3),
     ],
 )

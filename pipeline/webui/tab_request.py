@@ -1,0 +1,162 @@
+"""A visitor's click on the button of a tab: its files, its generations, and its progress.
+
+Letters: B batch, K codebooks, T frames.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.context import LocalContext
+from torch import Tensor
+
+from pipeline.common.errors import InputError
+from pipeline.webui import components
+from pipeline.webui.file_store import NOT_STORED
+from pipeline.webui.service import OUT, GenerationResult, GenerationService, OnCodes, check_upload
+from pipeline.webui.streaming import AudioStreamRegistry, stream_audio
+
+MAX_RANDOM_SEED = 1_000_000  # random seeds are below this, so that they are short
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The values of the controls that all tabs with `has_controls` have."""
+
+    sampling: Mapping[str, float]
+    seconds: float
+    seed: int
+
+
+def read_controls(
+    temperature: float | None, top_k: float | None, guidance: float | None, seconds: float | None, seed: float | None,
+    use_new_seed: bool,
+) -> Controls:  # fmt: skip
+    """Return the values of the controls, with the seed that is used. Raises InputError if a number is missing."""
+    if use_new_seed:
+        seed = secrets.randbelow(MAX_RANDOM_SEED)
+    if temperature is None or top_k is None or guidance is None or seconds is None or seed is None:
+        raise InputError("a setting has no number: give one")
+    sampling = {"temperature": temperature, "top_k": int(top_k), "guidance": guidance}
+    return Controls(sampling, seconds, int(seed))
+
+
+@dataclass(frozen=True)
+class TabRequest:
+    """A click on the button of a tab.
+
+    Attributes:
+        service: Generates sounds.
+        streams: Sounds that play while they are generated.
+        folder: The folder of the request, which is deleted at its end.
+        visitor: The visitor whose space results use.
+        controls: The values of the tab's controls.
+        progress: The progress bar.
+    """
+
+    service: GenerationService
+    streams: AudioStreamRegistry
+    folder: Path
+    visitor: str
+    controls: Controls
+    progress: Callable[..., Any]
+
+    def upload(self, sound: str | None) -> Path:
+        """Return a copy of an upload, a result or an example, in the folder of the request."""
+        return copy_upload(self.service, sound, self.folder)
+
+    def settings(self, run: str, **changes: Any) -> dict[str, Any]:
+        """Return the settings of pipeline.generate for this request: those of the controls, and `changes`.
+
+        A sound that is longer than the training clips is generated with a sliding window.
+        """
+        controls = self.controls
+        settings = {"run": run, "seconds": controls.seconds, "seed": controls.seed, "sampling": controls.sampling}
+        settings |= changes
+        if "mode" not in changes and self.service.is_longer_than_training(settings):
+            settings["mode"] = "continue"
+        return settings
+
+    def generate(
+        self, settings: Mapping[str, Any], on_codes: OnCodes = lambda codes: None, label: str = "sound"
+    ) -> GenerationResult:
+        """Generate sounds, within the limits of the page. It stops when the visitor closes the page.
+
+        Args:
+            settings: From `settings`.
+            on_codes: Gets new codes [B, K, T] while they are generated.
+            label: The text of the progress bar.
+        """
+
+        def on_progress(codes: Tensor, seconds: float, total: float) -> None:
+            self.report(seconds / total, f"{label}: {seconds:.1f} s of {total:.1f} s")
+            on_codes(codes)
+
+        return self.service.generate(settings, self.folder, on_progress)
+
+    @contextmanager
+    def stream(self, settings: Mapping[str, Any]) -> Iterator[tuple[str, OnCodes]]:
+        """The HTML of a player for the first sound while it is generated, and a function that gets its codes."""
+        loaded, samples = self.service.loaded_run(settings["run"]), self.service.samples(settings)
+        rate, frames = loaded.codec.sample_rate, loaded.codec.num_frames(samples)
+        name, stream = self.streams.begin(samples, rate)
+        with stream_audio(stream, loaded.codec, frames, loaded.model.config.end_of_audio) as push_codes:
+            yield components.stream_player(name, samples / rate), push_codes
+
+    def report(self, fraction: float, text: str) -> None:
+        """Move the progress bar. Call it before each part of the work: it ends the request if the page was closed."""
+        if _is_page_closed():
+            raise InputError("the page was closed")
+        self.progress(min(1.0, fraction), desc=text)
+
+    def store(self, files: Sequence[Path]) -> list[str]:
+        """Move results into the file store, from which they can be downloaded until they expire."""
+        return [str(file) for file in self.service.store.add_results(self.visitor, files)]
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Show the message of an InputError on the page."""
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(str(error), duration=None, print_exception=False) from None
+
+
+def copy_upload(service: GenerationService, sound: str | None, folder: Path) -> Path:
+    """Copy a file of the file store into the folder of a request, under a safe unique name, and return its path.
+
+    Raises:
+        InputError: It is missing, too large, too long or not audio.
+    """
+    if sound is None:
+        raise InputError("a sound is missing: upload or record one, or pick an example")
+    stored = service.store.find(sound)
+    if stored is None:
+        raise InputError(NOT_STORED)
+    stem = re.sub(r"[^A-Za-z0-9_]+", "-", stored.stem).strip("-")[:40] or "prompt"
+    suffix = stored.suffix.lower() if stored.suffix[1:].isalnum() else ""
+    used = {path.stem for path in folder.iterdir()} | {Path(OUT).stem}
+    name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 99))) if n not in used)
+    target = folder / f"{name}{suffix}"
+    try:
+        shutil.copyfile(stored, target)
+    except FileNotFoundError:  # deleted in the meantime, to make space
+        raise InputError(NOT_STORED) from None
+    check_upload(target, service.limits)
+    return target
+
+
+def _is_page_closed() -> bool:
+    """Whether the visitor has closed the page that started the running event. Then Gradio sets `alive` to False."""
+    blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    event = None if blocks is None else blocks._queue.event_ids_to_events.get(event_id or "")
+    return event is not None and not event.alive
