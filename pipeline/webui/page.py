@@ -169,7 +169,7 @@ class Page:
                 used, own_values = self._default_controls(tab), values
                 if controls:
                     own_values, (*numbers, use_new_seed) = values[: len(inputs)], values[len(inputs) :]
-                    used = read_controls(*numbers, use_new_seed and name is not None)
+                    used = read_controls(*numbers, use_new_seed=use_new_seed and name is not None)
                 visitor = visitor_name(request.client.host)
                 tab_request = TabRequest(self.service, self.streams, folder, visitor, used, progress)
                 for updates in tab.run(tab_request, *own_values):

@@ -38,7 +38,7 @@ class Controls:
 
 def read_controls(
     temperature: float | None, top_k: float | None, guidance: float | None, seconds: float | None, seed: float | None,
-    use_new_seed: bool,
+    *, use_new_seed: bool,
 ) -> Controls:  # fmt: skip
     """Return the values of the controls, with the seed that is used. Raises InputError if a number is missing."""
     if use_new_seed:
