@@ -29,9 +29,9 @@ def validate_train(cfg: DictConfig) -> None:
 
 def validate_sampling(cfg: DictConfig) -> None:
     """Raises InputError for values that sampling refuses."""
-    from pipeline.generation.request import parse_sampling  # imports PyTorch, which takes seconds
+    from pipeline.generation.settings import sampling_settings
 
-    parse_sampling(OmegaConf.to_container(cfg.sampling, resolve=True))  # type: ignore[arg-type]
+    sampling_settings(**OmegaConf.to_container(cfg.sampling, resolve=True))  # type: ignore[arg-type]
 
 
 def check_settings(command: str, overrides: Sequence[str]) -> str | None:

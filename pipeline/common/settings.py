@@ -43,6 +43,11 @@ class Settings(BaseModel):
         parsed = validate(coerce(field.annotation, value))
         return value if isinstance(parsed, float) and value == parsed else parsed  # records keep 1 apart from 1.0
 
+    @classmethod
+    def with_extensions(cls) -> type[Settings]:
+        """The class with the fields that registered extensions add; by default the class itself."""
+        return cls
+
     def to_dict(self) -> dict[str, Any]:
         """The values as plain data, from which `parse_settings` reads the same settings."""
         return self.model_dump(by_alias=True, serialize_as_any=True)
@@ -89,7 +94,7 @@ def settings_class(
         return choice.registry.get(str(value.get("name")), f"{setting}.name")
     for member in (annotation, *get_args(annotation)):
         if get_origin(member) is None and isinstance(member, type) and issubclass(member, Settings):
-            return member
+            return member.with_extensions()
     return None
 
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.console_tables import format_metric
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun, load_run
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.settings import sampling_settings
 from pipeline.models import model_stats
 
 COLUMNS = {
@@ -122,7 +122,7 @@ def training_stats(folder: Path, run: LoadedRun, frames: float) -> dict[str, flo
 def generation_rate(run: LoadedRun, frames: int, clips: int, sampling: Mapping[str, Any]) -> float:
     """Codes generated per second with this many clips at once: the better of two measurements."""
     best = float("inf")
-    params = SamplingParams(1.0, sampling["top_k"], sampling["top_p"], sampling["min_p"], sampling["guidance"])
+    params = sampling_settings(**{**sampling, "temperature": 1})
     prompts = torch.zeros(clips, run.model.config.prompt_dim)
     for _ in range(2):
         started = time.perf_counter()

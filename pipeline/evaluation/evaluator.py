@@ -6,7 +6,7 @@ Letters: N clips, K codebooks, T frames, S samples, P prompt width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -23,8 +23,7 @@ from pipeline.evaluation.reference_clips import ReferenceClip, check_dataset, ma
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode_codes, embed_audio
-from pipeline.generation.request import parse_sampling
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.settings import SamplingSettings, sampling_settings
 
 MAX_REFERENCE_CLIPS = 10_000  # for the Fréchet distance
 
@@ -101,7 +100,7 @@ def evaluate(settings: Mapping[str, Any], run: LoadedRun, on_status: Callable[[s
     """
     require_min(1, settings, "n", "resamples", "batch")
     require_min(0, settings, "temperatures", "seed")
-    sampling, seed = parse_sampling(settings["sampling"]), settings["seed"]
+    sampling, seed = sampling_settings(**settings["sampling"]), settings["seed"]
     valid, train = (ShardedDataset(settings["shards"], settings[name]) for name in ("split", "baseline"))
     for split in (valid, train):
         check_dataset(split, run)
@@ -141,7 +140,7 @@ def generate_all(
     run: LoadedRun,
     clips: Sequence[ReferenceClip],
     temperatures: Sequence[float],
-    sampling: SamplingParams,
+    sampling: SamplingSettings,
     seed: int,
     batch: int,
 ) -> dict[float, list[Tensor]]:
@@ -152,21 +151,18 @@ def generate_all(
     """
     prompts = torch.from_numpy(np.stack([clip.sample.prompt for clip in clips])).float()
     lengths = [clip.codes.shape[1] for clip in clips]
-    jobs = [(temperature, i) for temperature in temperatures for i in range(len(clips))]
-    jobs.sort(key=lambda job: -lengths[job[1]])  # so that a batch has clips of similar length
-    codes_by_job: dict[tuple[float, int], Tensor] = {}
-    for first in range(0, len(jobs), batch):
-        part = jobs[first : first + batch]
-        codes, ends = generate(
-            run.engine,
-            prompts[[i for _, i in part]],
-            max(lengths[i] for _, i in part),
-            [replace(sampling, temperature=temperature) for temperature, _ in part],
-            [seed + i for _, i in part],
-        )
-        for (temperature, i), row, end in zip(part, codes.cpu(), ends.tolist(), strict=True):
-            codes_by_job[temperature, i] = row[:, : max(1, min(end, lengths[i]))]
-    return {temperature: [codes_by_job[temperature, i] for i in range(len(clips))] for temperature in temperatures}
+    order = sorted(range(len(clips)), key=lambda i: -lengths[i])  # so that a batch has clips of similar length
+    codes_by_temperature = {}
+    for temperature in temperatures:
+        own_sampling, codes_by_clip = sampling.model_copy(update={"temperature": temperature}), dict[int, Tensor]()
+        for first in range(0, len(order), batch):
+            part = order[first : first + batch]
+            seeds, frames = [seed + i for i in part], max(lengths[i] for i in part)
+            codes, ends = generate(run.engine, prompts[part], frames, own_sampling, seeds)
+            for i, row, end in zip(part, codes.cpu(), ends.tolist(), strict=True):
+                codes_by_clip[i] = row[:, : max(1, min(end, lengths[i]))]
+        codes_by_temperature[temperature] = [codes_by_clip[i] for i in range(len(clips))]
+    return codes_by_temperature
 
 
 def decode_and_embed(name: str, codes: Sequence[Tensor], run: LoadedRun, labels: np.ndarray | None) -> AudioSet:

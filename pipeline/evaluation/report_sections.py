@@ -26,8 +26,8 @@ from pipeline.generation import interpolation
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode_codes, find_prompts
-from pipeline.generation.request import parse_sampling, read_prompts
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.request import read_prompts
+from pipeline.generation.settings import SamplingSettings, sampling_settings
 
 log = logging.getLogger("pipeline")
 
@@ -129,7 +129,7 @@ def _load_codec(run: LoadedRun, codebooks: int | None, codec_weights: str | None
 
 def temperature_section(settings: Mapping[str, Any], run: LoadedRun, clips: Sequence[ReferenceClip]) -> ReportSection:
     """Generations from each clip's prompt at every temperature."""
-    sampling, batch = parse_sampling(settings["sampling"]), run.best_batch(max(c.codes.shape[1] for c in clips))
+    sampling, batch = sampling_settings(**settings["sampling"]), run.best_batch(max(c.codes.shape[1] for c in clips))
     codes = generate_all(run, clips, settings["temperatures"], sampling, settings["seed"], batch)
     reconstructions = decode_codes(run.codec, [clip.codes for clip in clips])
     wavs = {temperature: decode_codes(run.codec, clip_codes) for temperature, clip_codes in codes.items()}
@@ -147,7 +147,8 @@ def temperature_section(settings: Mapping[str, Any], run: LoadedRun, clips: Sequ
 
 def external_prompt_section(settings: Mapping[str, Any], run: LoadedRun, frames: int) -> ReportSection:
     """Generations from sound files that are not in the corpus."""
-    sampling, seed, count = parse_sampling(settings["sampling"]), settings["seed"], settings["generations_per_prompt"]
+    sampling = sampling_settings(**settings["sampling"])
+    seed, count = settings["seed"], settings["generations_per_prompt"]
     rows: list[AudioRow] = []
     skipped: list[str] = []
     prompts = read_prompts(find_prompts(settings["prompts"]), settings["prompt_seconds"], run, skipped)
@@ -157,12 +158,14 @@ def external_prompt_section(settings: Mapping[str, Any], run: LoadedRun, frames:
         wavs = _generate_wavs(run, vector.expand(count, -1), frames, sampling, [seed + i for i in range(count)])
         generations = [LabeledAudio(f"generation {i + 1}", wav) for i, wav in enumerate(wavs)]
         rows.append(AudioRow(name, [LabeledAudio("prompt", source.wav), *generations]))
-    return ReportSection("External prompts", f"Your own sounds, at temperature {sampling.temperature}.", rows)
+    return ReportSection(
+        "External prompts", f"Your own sounds, at temperature {settings['sampling']['temperature']}.", rows
+    )
 
 
 def interpolation_section(settings: Mapping[str, Any], run: LoadedRun, clips: Sequence[ReferenceClip]) -> ReportSection:
     """Interpolations from one clip's prompt to another's."""
-    rate, sampling, rows = run.codec.sample_rate, parse_sampling(settings["sampling"]), []
+    rate, sampling, rows = run.codec.sample_rate, sampling_settings(**settings["sampling"]), []
     for i in range(settings["num_interpolations"]):
         ends = [clips[(2 * i + j) % len(clips)] for j in (0, 1)]
         prompts = [torch.from_numpy(clip.sample.prompt.astype(np.float32)) for clip in ends]
@@ -181,7 +184,7 @@ def interpolation_section(settings: Mapping[str, Any], run: LoadedRun, clips: Se
 
 
 def _generate_wavs(
-    run: LoadedRun, prompts: Tensor, frames: int, sampling: SamplingParams, seeds: Sequence[int]
+    run: LoadedRun, prompts: Tensor, frames: int, sampling: SamplingSettings, seeds: Sequence[int]
 ) -> list[np.ndarray]:
     """The sounds [S] generated from prompts [B, P]."""
     codes, lengths = generate(run.engine, prompts, frames, sampling, seeds)

@@ -1,6 +1,6 @@
 """Generation of codes, step by step through the model's pattern.
 
-    spec = GenerationSpec(frames=300, seeds=[0, 1], samplings=[SamplingParams(0.7)] * 2, prompts=[(0, prompts)])
+    spec = GenerationSpec(300, seeds=[0, 1], sampling=sampling_settings(temperature=0.7), prompts=[(0, prompts)])
     generation = Generation(InferenceEngine(model), spec)
     for codes in generation.chunks(25):         # [B, K, t] whenever t >= 25 more frames are complete
         ...
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ from pipeline.common.errors import InputError
 from pipeline.generation import gumbel_noise
 from pipeline.generation.cuda_graph import CudaGraphStep
 from pipeline.generation.engine import InferenceEngine
-from pipeline.generation.sampling import SamplingParams, all_finite, sample_token, temperature_tensor
+from pipeline.generation.sampling import all_finite, sample_token
+from pipeline.generation.settings import SamplingSettings
 from pipeline.models.pattern import SPECIAL_TOKEN
 
 
@@ -45,7 +46,7 @@ class GenerationSpec:
     Attributes:
         frames: Frames of each clip, at most.
         seeds: One per clip.
-        samplings: One per clip; they may differ in temperature only.
+        sampling: How codes are sampled.
         prompts: Prompts [B, P] and the frames from which they apply, the first from 0. Empty: no prompt.
         prefix_codes: Codes [B, K, T0] with which each clip begins.
         window: Frames of the sliding window, for sounds longer than the model can read or was trained on.
@@ -54,7 +55,7 @@ class GenerationSpec:
 
     frames: int
     seeds: Sequence[int]
-    samplings: Sequence[SamplingParams]
+    sampling: SamplingSettings
     prompts: Sequence[tuple[int, Tensor]] = ()
     prefix_codes: Tensor | None = None
     window: int | None = None
@@ -84,11 +85,8 @@ class Generation:
         self.total_frames = spec.frames + self.end_frames
         self.window = self.total_frames if spec.window is None else min(spec.window, self.total_frames)
         self._validate()
-        self.sampling = spec.samplings[0]
-        assert len(spec.samplings) == B
-        assert all(replace(s, temperature=self.sampling.temperature) == self.sampling for s in spec.samplings)
-        self.temperature = temperature_tensor(spec.samplings, config.codebooks).to(device)
-        self.is_guided = self.sampling.guidance != 1 and bool(spec.prompts)
+        self.filters = spec.sampling.build_filters(config.codebooks, device)
+        self.is_guided = spec.sampling.guidance != 1 and bool(spec.prompts)
         rows = B * (1 + self.is_guided)
         self.first_inputs = [self._first_input(prompts) for _, prompts in spec.prompts] or [self._first_input(None)]
         steps = self.pattern.num_steps(self.window)
@@ -249,13 +247,13 @@ class Generation:
         if not self.is_guided:
             return logits
         prompted, unprompted = logits.chunk(2)
-        return unprompted + self.sampling.guidance * (prompted - unprompted)
+        return unprompted + self.spec.sampling.guidance * (prompted - unprompted)
 
     def _sample_step(self, logits: Tensor, keys: Tensor, active: Tensor, known: Tensor) -> Tensor:
         """Tokens [B, K] from logits [B, K, C] and noise keys [B, K]: known tokens stay, inactive cells are empty."""
         self.is_finite &= all_finite(logits)
         noise = gumbel_noise.gumbel_noise(keys, logits.shape[-1])
-        tokens = sample_token(logits.masked_fill(self.forbidden, -torch.inf), noise, self.temperature, self.sampling)
+        tokens = sample_token(logits.masked_fill(self.forbidden, -torch.inf), noise, self.filters)
         return known.where(known != SPECIAL_TOKEN, tokens.where(active, SPECIAL_TOKEN))
 
     # ---- checks ------------------------------------------------------------------------------------------------
@@ -286,7 +284,7 @@ def generate(
     engine: InferenceEngine,
     prompts: Tensor | None,
     frames: int,
-    sampling: SamplingParams | Sequence[SamplingParams],
+    sampling: SamplingSettings,
     seeds: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Generate clips of one length.
@@ -295,14 +293,13 @@ def generate(
         engine: The model's inference engine.
         prompts: [B, P], or None for no prompt.
         frames: Frames of each clip.
-        sampling: For all clips, or one per clip.
+        sampling: How codes are sampled.
         seeds: One per clip.
 
     Returns:
         Codes [B, K, T] and the frames of each clip [B]; see `Generation`.
     """
-    samplings = [sampling] * len(seeds) if isinstance(sampling, SamplingParams) else sampling
-    generation = Generation(engine, GenerationSpec(frames, seeds, samplings, () if prompts is None else [(0, prompts)]))
+    generation = Generation(engine, GenerationSpec(frames, seeds, sampling, () if prompts is None else [(0, prompts)]))
     for _ in generation.chunks():
         pass
     return generation.codes, generation.lengths

@@ -18,8 +18,9 @@ from torch import Tensor
 from pipeline.audio import amplitude, audio_io
 from pipeline.common.errors import InputError
 from pipeline.generation.prompts import SourceAudio, prompt_vector, read_source
-from pipeline.generation.request import ClipRequest, num_samples, parse_sampling, resolve_window
+from pipeline.generation.request import ClipRequest, num_samples, resolve_window
 from pipeline.generation.runner import start_generation
+from pipeline.generation.settings import sampling_settings
 
 if TYPE_CHECKING:
     from pipeline.generation.loaded_run import LoadedRun
@@ -71,7 +72,7 @@ def generate_audio(
         raise InputError(f"n={n}, batch={batch}: expected at least 1")
     if mode not in ("prompt", "continue"):
         raise InputError(f"mode={mode}: expected prompt or continue")
-    params = parse_sampling({"temperature": TEMPERATURE, **sampling})
+    params = sampling_settings(**{"temperature": TEMPERATURE, **sampling})
     settings: dict[str, Any] = {"seconds": "auto" if seconds is None else seconds, "mode": mode}
     samples = num_samples(settings, run)
     frames = run.codec.num_frames(samples)

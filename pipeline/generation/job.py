@@ -14,11 +14,10 @@ from pipeline.generation.request import (
     SlidingWindow,
     build_requests,
     num_samples,
-    parse_sampling,
     resolve_window,
 )
 from pipeline.generation.runner import GeneratedFile, generate_files, stream_files
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.settings import SamplingSettings, sampling_settings
 
 CLIPPED_WARNING = 1e-4  # fraction of a sound's samples at full scale above which there is a warning
 
@@ -42,7 +41,7 @@ class GenerationJob:
     run: LoadedRun
     requests: Sequence[AudioRequest]
     skipped: Sequence[str]
-    sampling: SamplingParams
+    sampling: SamplingSettings
     window: SlidingWindow | None
     batch: int
     original: Mapping[str, Any] | None
@@ -123,7 +122,7 @@ def prepare_job(settings: dict[str, Any], overrides: Iterable[str], on_skipped: 
     run = load_run(folder, settings["device"], *weights, settings["batch_invariant"])
     if original:
         sidecar.check_run(path, original, run)
-    sampling, frames = parse_sampling(settings["sampling"]), run.codec.num_frames(num_samples(settings, run))
+    sampling, frames = sampling_settings(**settings["sampling"]), run.codec.num_frames(num_samples(settings, run))
     skipped: list[str] = []
     window, requests = resolve_window(settings, frames, run), build_requests(settings, run, skipped)
     for line in skipped:

@@ -121,7 +121,7 @@ class LoadedRun:
             seed: The seed of the first result; the following results use the following seeds.
             mode: `prompt`, or `continue` for results longer than the model reads, with a sliding window.
             batch: The number of results generated at once. By default as many as fit into memory, at most 256.
-            **sampling: Fields of `SamplingParams`: temperature (0.7 by default), top_k, top_p, min_p, guidance.
+            **sampling: Settings of `sampling`: temperature (0.7 by default), top_k, top_p, min_p, guidance.
 
         Returns:
             One `Audio`, or a list of them if `n` is given or `prompt` is a list.

@@ -19,7 +19,6 @@ from pipeline.common.settings import require_min
 from pipeline.generation import interpolation, output_paths
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import SourceAudio, find_prompts, prompt_vector, read_source
-from pipeline.generation.sampling import SamplingParams
 
 MAX_SECONDS = 86_400  # of one sound: its codes take half a GB
 MODES = ("prompt", "interpolate", "morph", "continue", "extend")
@@ -73,14 +72,6 @@ class SlidingWindow:
 
     frames: int
     stride: int
-
-
-def parse_sampling(settings: Mapping[str, Any]) -> SamplingParams:
-    """The settings group `sampling`. Raises InputError if a value is out of range."""
-    values = {str(key): value for key, value in settings.items()}
-    if not isinstance(values["temperature"], (int, float)):
-        values["temperature"] = tuple(values["temperature"])
-    return SamplingParams(**values)
 
 
 def num_samples(settings: Mapping[str, Any], run: LoadedRun) -> int:

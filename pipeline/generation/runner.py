@@ -21,7 +21,7 @@ from pipeline.generation.generator import Generation, GenerationSpec
 from pipeline.generation.interpolation import crossfade
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import AudioRequest, ClipRequest, SlidingWindow
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.settings import SamplingSettings
 
 Job = tuple[int, int]  # the number of a request, and of a clip in it
 PROGRESS_FRAMES = 75  # frames between two status lines
@@ -53,7 +53,7 @@ def start_generation(
     run: LoadedRun,
     clips: Sequence[ClipRequest],
     samples: int,
-    sampling: SamplingParams,
+    sampling: SamplingSettings,
     window: SlidingWindow | None,
 ) -> Generation:
     """A generation of clips that have the same length, prompt times and prefix length."""
@@ -65,7 +65,7 @@ def start_generation(
     spec = GenerationSpec(
         frames=run.codec.num_frames(samples),
         seeds=[clip.seed for clip in clips],
-        samplings=[sampling] * len(clips),
+        sampling=sampling,
         prompts=prompts,
         prefix_codes=torch.stack([clip.prefix_codes for clip in clips]) if has_prefix else None,  # type: ignore[misc]
         window=window.frames if window else None,
@@ -77,7 +77,7 @@ def start_generation(
 def generate_files(
     run: LoadedRun,
     requests: Sequence[AudioRequest],
-    sampling: SamplingParams,
+    sampling: SamplingSettings,
     window: SlidingWindow | None,
     batch: int,
     on_status: Callable[[str], None],
@@ -225,7 +225,7 @@ def decode_chunks(run: LoadedRun, generation: Generation, samples: int, chunk: f
 def stream_files(
     run: LoadedRun,
     requests: Sequence[AudioRequest],
-    sampling: SamplingParams,
+    sampling: SamplingSettings,
     window: SlidingWindow | None,
     chunk: float,
     stop_seconds: float | None = None,

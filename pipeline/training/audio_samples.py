@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import generate
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.settings import SamplingSettings, sampling_settings
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.tracking.wandb_media import Sounds
 
@@ -37,7 +36,7 @@ class AudioSampler:
         clips: int,
         seconds: float,
         temperatures: Sequence[float],
-        sampling: SamplingParams,
+        sampling: SamplingSettings,
         corpus_root: str | None = None,
     ) -> None:
         """Choose the clips and decode them.
@@ -78,7 +77,7 @@ class AudioSampler:
             engine = InferenceEngine(model)
             generations = {
                 temperature: generate(
-                    engine, prompts, max_frames, replace(self.sampling, temperature=temperature), seeds
+                    engine, prompts, max_frames, self.sampling.model_copy(update={"temperature": temperature}), seeds
                 )
                 for temperature in self.temperatures
             }
@@ -129,7 +128,7 @@ def build_audio_sampler(
     except InputError as error:
         log.warning("no audio samples will be generated during training: %s", error)
         return None
-    sampling = SamplingParams(top_k=settings["top_k"])
+    sampling = sampling_settings(top_k=settings["top_k"])
     return AudioSampler(
         split, loaded, settings["clips"], settings["seconds"], settings["temperatures"], sampling,
         settings["corpus_root"],

@@ -24,8 +24,9 @@ from pipeline.common.errors import InputError
 from pipeline.evaluation.report_sections import LabeledAudio
 from pipeline.generation.loaded_run import LoadedRun, limit_threads
 from pipeline.generation.prompts import SourceAudio
-from pipeline.generation.request import AudioRequest, build_requests, num_samples, parse_sampling, resolve_window
+from pipeline.generation.request import AudioRequest, build_requests, num_samples, resolve_window
 from pipeline.generation.runner import GeneratedFile, generate_files
+from pipeline.generation.settings import sampling_settings
 from pipeline.webui.file_store import FileStore
 
 OnCodes = Callable[[Tensor], None]  # gets codes [B, K, T] of a batch
@@ -133,7 +134,7 @@ class GenerationService:
             InputError: if the settings are not valid or beyond the limits.
         """
         loaded, full = self.loaded_run(settings["run"]), self._full_settings(settings) | {"out": str(folder / OUT)}
-        sampling = parse_sampling(full["sampling"])
+        sampling = sampling_settings(**full["sampling"])
         frames, rate = loaded.codec.num_frames(self.samples(settings)), loaded.codec.frame_rate
         window, requests = resolve_window(full, frames, loaded), build_requests(full, loaded)
         batch = loaded.best_batch(window.frames if window else frames)

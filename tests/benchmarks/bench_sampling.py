@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import Generation, GenerationSpec
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.settings import sampling_settings
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 
 WIDTH, LAYERS, HEADS, CODEBOOKS, PROMPT, RATE = 768, 12, 12, 8, 768, 75
@@ -74,7 +74,7 @@ def without_cache(model: CodecGPT, prompts: Tensor, steps: int) -> None:
 def ours(engine: InferenceEngine, prompts: Tensor, steps: int) -> None:
     """`Generation` of as many frames as give this number of steps."""
     rows = range(len(prompts))
-    spec = GenerationSpec(steps - CODEBOOKS + 1, rows, [SamplingParams(TEMPERATURE)] * len(rows), [(0, prompts)])
+    spec = GenerationSpec(steps - CODEBOOKS + 1, rows, sampling_settings(temperature=TEMPERATURE), [(0, prompts)])
     for _ in Generation(engine, spec).chunks():
         pass
 

@@ -84,8 +84,9 @@ def test_interpolation_reports_length_with_crossfades(
 
 def test_interrupted_interpolation_is_reproducible(workspace: Workspace, tmp_path: Path) -> None:
     from pipeline.generation.loaded_run import load_run
-    from pipeline.generation.request import build_requests, parse_sampling
+    from pipeline.generation.request import build_requests
     from pipeline.generation.runner import generate_files
+    from pipeline.generation.settings import sampling_settings
 
     ends, out = [str(tone) for tone in workspace.tones[:2]], tmp_path / "strip.wav"
     overrides = ["mode=interpolate", f"prompt=[{','.join(ends)}]", "steps=3", "seconds=0.2", f"out={out}"]
@@ -99,7 +100,7 @@ def test_interrupted_interpolation_is_reproducible(workspace: Workspace, tmp_pat
             raise KeyboardInterrupt
 
     run = load_run(workspace.run(), "cpu")
-    sampling = parse_sampling(settings["sampling"])
+    sampling = sampling_settings(**settings["sampling"])
     files = generate_files(run, build_requests(settings, run), sampling, None, 1, stop, progress_frames=5)  # type: ignore[arg-type]
     incomplete = next(files)
     with pytest.raises(KeyboardInterrupt):

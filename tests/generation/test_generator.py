@@ -12,13 +12,13 @@ from torch import Tensor
 from pipeline.common.errors import InputError
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import Generation, GenerationSpec
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.settings import sampling_settings
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.pattern import SPECIAL_TOKEN
 from pipeline.models.patterns import PATTERNS
 from tests.helpers.models import tiny
 
-K, GREEDY = 4, SamplingParams(0)
+K, GREEDY = 4, sampling_settings(temperature=0)
 
 
 def run_spec(model: CodecGPT, spec: GenerationSpec, size: int | None = None) -> Generation:
@@ -54,7 +54,7 @@ def fill_slowly(
 @torch.no_grad()
 def test_prefix_codes_are_continued(name: str) -> None:
     model, prompts, prefix = tiny(pattern=name).eval(), torch.randn(2, 12), torch.randint(0, 1024, (2, K, 5))
-    generation = run_spec(model, GenerationSpec(9, [0, 1], [GREEDY] * 2, [(0, prompts)], prefix))
+    generation = run_spec(model, GenerationSpec(9, [0, 1], GREEDY, [(0, prompts)], prefix))
     tokens = torch.zeros(2, K, 9, dtype=torch.long)
     tokens[:, :, :5] = prefix + 1
     fill_slowly(model, tokens, 0, 9, True, lambda frame: prompts)
@@ -65,7 +65,7 @@ def test_prefix_codes_are_continued(name: str) -> None:
 @torch.no_grad()
 def test_changing_prompt_matches_reference(name: str) -> None:
     model, prompts = tiny(pattern=name).eval(), torch.randn(3, 1, 12) * 3
-    generation = run_spec(model, GenerationSpec(9, [0], [GREEDY], [(0, prompts[0]), (3, prompts[1]), (7, prompts[2])]))
+    generation = run_spec(model, GenerationSpec(9, [0], GREEDY, [(0, prompts[0]), (3, prompts[1]), (7, prompts[2])]))
     tokens = torch.zeros(1, K, 9, dtype=torch.long)
     fill_slowly(model, tokens, 0, 9, True, lambda frame: prompts[(frame >= 3) + (frame >= 7)])
     assert torch.equal(generation.codes, tokens - 1)
@@ -77,7 +77,7 @@ def test_sliding_window_matches_reference(name: str) -> None:
     """Cells before the window's first frame are empty again, as in training; no position is beyond the window."""
     model, prompts = tiny(pattern=name).eval(), torch.randn(2, 12)
     T, N, stride = 17, 8, 3
-    generation = run_spec(model, GenerationSpec(T, [0, 1], [GREEDY] * 2, [(0, prompts)], None, N, stride))
+    generation = run_spec(model, GenerationSpec(T, [0, 1], GREEDY, [(0, prompts)], None, N, stride))
     tokens = torch.zeros(2, K, T, dtype=torch.long)
     for base in (0, 3, 6, 9):
         fill_slowly(model, tokens, base, N, base == 9, lambda frame: prompts)
@@ -87,7 +87,9 @@ def test_sliding_window_matches_reference(name: str) -> None:
 @pytest.mark.parametrize("name", PATTERNS.names())
 @pytest.mark.parametrize("window", [None, 8])
 def test_chunks_join_to_all_codes(name: str, window: int | None) -> None:
-    spec = GenerationSpec(19, [4, 5], [SamplingParams(0.9)] * 2, [(0, torch.randn(2, 12))], None, window, window and 4)
+    spec = GenerationSpec(
+        19, [4, 5], sampling_settings(temperature=0.9), [(0, torch.randn(2, 12))], None, window, window and 4
+    )
     model = tiny(pattern=name).eval()
     generation = Generation(InferenceEngine(model), spec)
     chunks = list(generation.chunks(3))
@@ -102,14 +104,14 @@ def test_windows_do_not_reuse_random_numbers() -> None:
     model = tiny().eval()
     with torch.no_grad():
         model.head.weight.zero_()
-    codes = run_spec(model, GenerationSpec(200, [0], [SamplingParams(1)], [], None, 20, 10)).codes[0, 0]
+    codes = run_spec(model, GenerationSpec(200, [0], sampling_settings(temperature=1), [], None, 20, 10)).codes[0, 0]
     assert len(codes.unique()) > 150
 
 
 @pytest.mark.parametrize("name", PATTERNS.names())
 def test_interruption_keeps_complete_frames(name: str) -> None:
     model, prompts = tiny(pattern=name).eval(), torch.randn(1, 12)
-    spec = GenerationSpec(12, [7], [SamplingParams(0.9)], [(0, prompts)])
+    spec = GenerationSpec(12, [7], sampling_settings(temperature=0.9), [(0, prompts)])
     engine, expected = InferenceEngine(model), run_spec(model, spec).codes
     forward, steps = engine.forward, model.pattern.num_steps(12) - 3
 
@@ -144,7 +146,7 @@ def test_end_of_audio_ends_a_sliding_window(name: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     prefix = melody[:, :, :3]
-    generation = run_spec(model.eval(), GenerationSpec(40, [0], [GREEDY], [(0, prompt)], prefix, 8, 4))
+    generation = run_spec(model.eval(), GenerationSpec(40, [0], GREEDY, [(0, prompt)], prefix, 8, 4))
     assert generation.lengths.tolist() == [12]
     assert torch.equal(generation.codes[:, :, :12], melody) and not generation.codes[:, :, 12:].any()
 
@@ -152,27 +154,26 @@ def test_end_of_audio_ends_a_sliding_window(name: str) -> None:
 @pytest.mark.parametrize("stride", [0, 8, 9])
 def test_invalid_window_stride_is_refused(stride: int) -> None:
     with pytest.raises(InputError, match=r"moves by 1\.\.7 frames"):
-        Generation(InferenceEngine(tiny().eval()), GenerationSpec(20, [0], [GREEDY], [], None, 8, stride))
+        Generation(InferenceEngine(tiny().eval()), GenerationSpec(20, [0], GREEDY, [], None, 8, stride))
 
 
-def test_temperature_per_codebook_and_row() -> None:
-    """A greedy codebook is greedy whatever the others do, and each row of a batch has its own temperature."""
+def test_temperature_per_codebook() -> None:
+    """A greedy codebook is greedy whatever the others do."""
     model, prompts = tiny(pattern="parallel").eval(), torch.randn(1, 12).expand(2, -1)
-    mixed = run_spec(model, GenerationSpec(1, [0, 1], [SamplingParams((0.0, 1.0, 1.0, 0.0))] * 2, [(0, prompts)])).codes
-    greedy = run_spec(model, GenerationSpec(1, [0], [GREEDY], [(0, prompts[:1])])).codes
+    per_codebook = sampling_settings(temperature=[0.0, 1.0, 1.0, 0.0])
+    mixed = run_spec(model, GenerationSpec(1, [0, 1], per_codebook, [(0, prompts)])).codes
+    greedy = run_spec(model, GenerationSpec(1, [0], GREEDY, [(0, prompts[:1])])).codes
     assert torch.equal(mixed[:, [0, 3]], greedy[:, [0, 3]].expand(2, -1, -1)) and not torch.equal(mixed[0], mixed[1])
-    rows = run_spec(model, GenerationSpec(1, [3, 3], [SamplingParams(0.0), SamplingParams(1.0)], [(0, prompts)])).codes
-    assert torch.equal(rows[:1], greedy)
     with pytest.raises(InputError, match="the model has 4 codebooks"):
-        Generation(InferenceEngine(model), GenerationSpec(1, [0], [SamplingParams((1.0, 0.5))]))
+        Generation(InferenceEngine(model), GenerationSpec(1, [0], sampling_settings(temperature=[1.0, 0.5])))
 
 
 GRAPH_CASES = {
     "one prompt": {},
     "sliding window": {"window": 8, "window_stride": 3},
     "changing prompt": {"prompts": 3},
-    "guided": {"sampling": SamplingParams(0.8, top_p=0.9, min_p=0.01, guidance=2.0)},
-    "ends": {"end_of_audio": True, "sampling": SamplingParams(3.0)},
+    "guided": {"sampling": sampling_settings(temperature=0.8, top_p=0.9, min_p=0.01, guidance=2.0)},
+    "ends": {"end_of_audio": True, "sampling": sampling_settings(temperature=3.0)},
 }
 
 
@@ -184,9 +185,10 @@ GRAPH_CASES = {
 def test_cuda_graph_steps_equal_plain_steps(name: str, case: str, device: str) -> None:
     """On a CPU the function that a GPU would capture is called directly."""
     changes = dict(GRAPH_CASES[case])
-    sampling, moves = changes.pop("sampling", SamplingParams(0.8, top_k=50)), changes.pop("prompts", 1)
+    sampling = changes.pop("sampling", sampling_settings(temperature=0.8, top_k=50))
+    moves = changes.pop("prompts", 1)
     model = tiny(pattern=name, end_of_audio=changes.pop("end_of_audio", False)).eval().to(device)
-    spec = GenerationSpec(13, [5, 6], [sampling] * 2, [(4 * i, torch.randn(2, 12)) for i in range(moves)], **changes)
+    spec = GenerationSpec(13, [5, 6], sampling, [(4 * i, torch.randn(2, 12)) for i in range(moves)], **changes)
     results = []
     for use_cuda_graph in (False, True):
         engine = InferenceEngine(model)

@@ -12,7 +12,8 @@ from pipeline.common.errors import InputError
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import generate
 from pipeline.generation.gumbel_noise import gumbel_noise, noise_keys
-from pipeline.generation.sampling import SamplingParams, sample_token
+from pipeline.generation.sampling import sample_token
+from pipeline.generation.settings import SamplingSettings, sampling_settings
 from pipeline.models.pattern import SPECIAL_TOKEN
 from pipeline.models.patterns import PATTERNS
 from tests.helpers.models import tiny, train_on_clips
@@ -36,17 +37,18 @@ def noise_of(count: int, classes: int) -> Tensor:
     return gumbel_noise(noise_keys([0], torch.arange(count)[None])[0, 0], classes)
 
 
-def frequencies(logits: list[float], sampling: SamplingParams, draws: int = 20_000) -> list[float]:
+def frequencies(logits: list[float], sampling: SamplingSettings, draws: int = 20_000) -> list[float]:
     """How often each class is sampled."""
     noise = noise_of(draws, len(logits))
-    sampled = sample_token(torch.tensor(logits).expand(draws, -1), noise, sampling.temperature, sampling)
-    return (torch.bincount(sampled, minlength=len(logits)) / draws).tolist()
+    filters = sampling.build_filters(1, torch.device("cpu"))
+    sampled = sample_token(torch.tensor(logits).expand(draws, 1, -1), noise[:, None], filters)
+    return (torch.bincount(sampled.flatten(), minlength=len(logits)) / draws).tolist()
 
 
 LOGITS = [2.0, 1.0, 0.0, -1.0]
 
 
-def is_sampled(sampling: SamplingParams) -> list[bool]:
+def is_sampled(sampling: SamplingSettings) -> list[bool]:
     """Whether each class of LOGITS is ever sampled."""
     return [frequency > 0 for frequency in frequencies(LOGITS, sampling)]
 
@@ -58,22 +60,22 @@ def softmax(logits: list[float]) -> list[float]:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_equal_probabilities(temperature: float) -> None:
     expected = softmax([x / temperature for x in LOGITS])
-    assert frequencies(LOGITS, SamplingParams(temperature)) == pytest.approx(expected, abs=0.015)
+    assert frequencies(LOGITS, sampling_settings(temperature=temperature)) == pytest.approx(expected, abs=0.015)
 
 
 def test_temperature_0_is_greedy() -> None:
-    assert frequencies(LOGITS, SamplingParams(0)) == [1, 0, 0, 0]
+    assert frequencies(LOGITS, sampling_settings(temperature=0)) == [1, 0, 0, 0]
 
 
 def test_top_k_keeps_the_most_likely() -> None:
     expected = [*softmax(LOGITS[:2]), 0, 0]
-    assert frequencies(LOGITS, SamplingParams(top_k=2)) == pytest.approx(expected, abs=0.015)
+    assert frequencies(LOGITS, sampling_settings(top_k=2)) == pytest.approx(expected, abs=0.015)
 
 
 def test_top_p_keeps_the_fewest_that_reach_p() -> None:
     """Probabilities are .64 .24 .09 .03: 0.5 needs one class, 0.7 two, 0.9 three."""
     for p, kept in ((0.5, 1), (0.7, 2), (0.9, 3), (1.0, 4)):
-        assert [frequency > 0 for frequency in frequencies(LOGITS, SamplingParams(top_p=p))] == [
+        assert [frequency > 0 for frequency in frequencies(LOGITS, sampling_settings(top_p=p))] == [
             i < kept for i in range(4)
         ]
 
@@ -81,7 +83,7 @@ def test_top_p_keeps_the_fewest_that_reach_p() -> None:
 def test_min_p_is_relative_to_the_most_likely() -> None:
     """Relative to the top probability they are 1, .37, .14 and .05."""
     for p, kept in ((0.0, 4), (0.1, 3), (0.2, 2), (1.0, 1)):
-        assert [frequency > 0 for frequency in frequencies(LOGITS, SamplingParams(min_p=p))] == [
+        assert [frequency > 0 for frequency in frequencies(LOGITS, sampling_settings(min_p=p))] == [
             i < kept for i in range(4)
         ]
 
@@ -90,15 +92,15 @@ def test_min_p_is_relative_to_the_most_likely() -> None:
 def test_impossible_classes_are_never_sampled(logits: list[float], seed: int, data: st.DataObject) -> None:
     forbidden = data.draw(st.sets(st.integers(0, len(logits) - 1), max_size=len(logits) - 1))
     x = torch.tensor([-math.inf if i in forbidden else v for i, v in enumerate(logits)])
-    noise = gumbel_noise(torch.tensor(seed, dtype=torch.int32), len(logits))
+    noise = gumbel_noise(torch.tensor([[seed]], dtype=torch.int32), len(logits))
     for sampling in (
-        SamplingParams(),
-        SamplingParams(0),
-        SamplingParams(0.1, top_k=3),
-        SamplingParams(3, top_p=0.5),
-        SamplingParams(min_p=0.5),
+        sampling_settings(),
+        sampling_settings(temperature=0),
+        sampling_settings(temperature=0.1, top_k=3),
+        sampling_settings(temperature=3, top_p=0.5),
+        sampling_settings(min_p=0.5),
     ):
-        assert int(sample_token(x, noise, sampling.temperature, sampling)) not in forbidden
+        assert int(sample_token(x[None, None], noise, sampling.build_filters(1, x.device))) not in forbidden
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -107,26 +109,26 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     with torch.no_grad():
         model.head.bias[1] = bad
     with pytest.raises(InputError, match="not finite"):
-        generate(InferenceEngine(model), None, 5, SamplingParams(), [0])
+        generate(InferenceEngine(model), None, 5, sampling_settings(), [0])
 
 
 def test_settings_out_of_range_are_refused_by_name() -> None:
     for setting, value in (("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.5), ("min_p", 2)):
         with pytest.raises(InputError, match=f"sampling.{setting}={value}"):
-            SamplingParams(**{setting: value})
+            sampling_settings(**{setting: value})
 
 
 @given(names, st.integers(1, 20), st.integers(1, 3))
 @settings(max_examples=25)
 def test_number_of_frames_is_exact(name: str, frames: int, batch: int) -> None:
-    codes, lengths = generate(constant_engine(None, name), None, frames, SamplingParams(), range(batch))
+    codes, lengths = generate(constant_engine(None, name), None, frames, sampling_settings(), range(batch))
     assert codes.shape == (batch, 4, frames) and lengths.tolist() == [frames] * batch
     assert int(codes.min()) >= 0 and int(codes.max()) < 1024
 
 
 @pytest.mark.parametrize("name", PATTERNS.names())
 def test_uniform_logits_give_uniform_codes(name: str) -> None:
-    codes, _ = generate(constant_engine(None, name), None, 30, SamplingParams(), range(40))
+    codes, _ = generate(constant_engine(None, name), None, 30, sampling_settings(), range(40))
     counts = torch.histc(codes.float(), 8, 0, 1024)
     assert bool(((counts / counts.sum() - 1 / 8).abs() < 0.02).all())
 
@@ -134,7 +136,9 @@ def test_uniform_logits_give_uniform_codes(name: str) -> None:
 @pytest.mark.parametrize("name", PATTERNS.names())
 @pytest.mark.parametrize("temperature", [0.0, 0.01, 1.0])
 def test_special_token_is_never_sampled_as_code(name: str, temperature: float) -> None:
-    codes, _ = generate(constant_engine(SPECIAL_TOKEN, name), None, 10, SamplingParams(temperature), [0, 1])
+    codes, _ = generate(
+        constant_engine(SPECIAL_TOKEN, name), None, 10, sampling_settings(temperature=temperature), [0, 1]
+    )
     assert int(codes.min()) >= 0
 
 
@@ -151,7 +155,9 @@ def test_cached_loop_equals_greedy_search_on_full_logits(name: str, guidance: fl
             logits = unprompted + guidance * (logits - unprompted)
         logits[..., SPECIAL_TOKEN] = -math.inf
         sequence[:, :, s] = torch.where(frame[:, s] >= 0, logits.argmax(-1), SPECIAL_TOKEN)
-    codes, _ = generate(InferenceEngine(model), prompt, frames, SamplingParams(0, guidance=guidance), [0, 0])
+    codes, _ = generate(
+        InferenceEngine(model), prompt, frames, sampling_settings(temperature=0, guidance=guidance), [0, 0]
+    )
     assert torch.equal(codes, model.pattern.revert_sequence(sequence, frames) - 1)
 
 
@@ -159,9 +165,9 @@ def test_cached_loop_equals_greedy_search_on_full_logits(name: str, guidance: fl
 @settings(max_examples=15)
 def test_codes_do_not_depend_on_the_batch(name: str, seeds: list[int]) -> None:
     engine, prompts = InferenceEngine(tiny(pattern=name).eval()), torch.randn(len(seeds), 12)
-    together, _ = generate(engine, prompts, 7, SamplingParams(0.9, top_k=50), seeds)
+    together, _ = generate(engine, prompts, 7, sampling_settings(temperature=0.9, top_k=50), seeds)
     for i, seed in enumerate(seeds):
-        alone, _ = generate(engine, prompts[i : i + 1], 7, SamplingParams(0.9, top_k=50), [seed])
+        alone, _ = generate(engine, prompts[i : i + 1], 7, sampling_settings(temperature=0.9, top_k=50), [seed])
         assert torch.equal(together[i], alone[0])
 
 
@@ -169,12 +175,12 @@ def test_prompt_that_is_not_finite_is_named() -> None:
     prompts = torch.zeros(3, 12)
     prompts[1, 4] = math.nan
     with pytest.raises(InputError, match=r"^prompts \[1\] have values that are not finite"):
-        generate(InferenceEngine(tiny().eval()), prompts, 5, SamplingParams(), [0, 1, 2])
+        generate(InferenceEngine(tiny().eval()), prompts, 5, sampling_settings(), [0, 1, 2])
 
 
 def test_clip_longer_than_position_table_is_refused() -> None:
     with pytest.raises(InputError, match=r"200 frames are 203 steps under pattern=delay.*1\.\.128"):
-        generate(InferenceEngine(tiny().eval()), None, 200, SamplingParams(), [0])
+        generate(InferenceEngine(tiny().eval()), None, 200, sampling_settings(), [0])
 
 
 @pytest.mark.parametrize("name", PATTERNS.names())
@@ -184,7 +190,7 @@ def test_model_trained_to_end_ends_its_clips(name: str) -> None:
     model = tiny(pattern=name, end_of_audio=True)
     melodies, prompts, lengths = torch.randint(0, 1024, (3, 4, 9)), torch.eye(3, 12) * 3, torch.tensor([9, 5, 2])
     train_on_clips(model, melodies, lengths, prompts, steps=120)
-    codes, ends = generate(InferenceEngine(model.eval()), prompts, 14, SamplingParams(0), [0, 1, 2])
+    codes, ends = generate(InferenceEngine(model.eval()), prompts, 14, sampling_settings(temperature=0), [0, 1, 2])
     assert ends.tolist() == lengths.tolist()
     for row, melody, n in zip(codes, melodies, lengths.tolist(), strict=True):
         assert torch.equal(row[:, :n], melody[:, :n]) and not row[:, n:].any()

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from pipeline.config.cli import compose
 from pipeline.generation.loaded_run import load_run
-from pipeline.generation.request import ClipRequest, SlidingWindow, build_requests, parse_sampling
+from pipeline.generation.request import ClipRequest, SlidingWindow, build_requests
 from pipeline.generation.runner import decode_chunks, generate_files, start_generation
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.settings import sampling_settings
 from tests.helpers.trained_run import Workspace
 
 WINDOW = SlidingWindow(16, 8)
@@ -20,7 +20,11 @@ WINDOW = SlidingWindow(16, 8)
 
 def test_streamed_chunks_join_to_the_decoded_sound(workspace: Workspace) -> None:
     """Chunks decoded during the generation join, without clicks, to the sound decoded at once."""
-    run, clip, sampling = load_run(workspace.run(), "cpu"), ClipRequest(5, [(0, torch.randn(192))]), SamplingParams(0.8)
+    run, clip, sampling = (
+        load_run(workspace.run(), "cpu"),
+        ClipRequest(5, [(0, torch.randn(192))]),
+        sampling_settings(temperature=0.8),
+    )
     generation = start_generation(run, [clip], 30_000, sampling, WINDOW)
     chunks = list(decode_chunks(run, generation, 30_000, 0.1))
     assert len(chunks) > 8 and sum(map(len, chunks)) == 30_000
@@ -33,7 +37,7 @@ def test_streamed_chunks_join_to_the_decoded_sound(workspace: Workspace) -> None
 def test_first_chunk_comes_long_before_the_last(workspace: Workspace) -> None:
     """If one second of an hour is read, little more than its 75 frames is generated."""
     run = load_run(workspace.run(), "cpu")
-    generation = start_generation(run, [ClipRequest(0)], 3600 * 24_000, SamplingParams(1), WINDOW)
+    generation = start_generation(run, [ClipRequest(0)], 3600 * 24_000, sampling_settings(temperature=1), WINDOW)
     chunks = decode_chunks(run, generation, 3600 * 24_000, 0.1)
     samples = 0
     while samples < 24_000:
@@ -52,6 +56,6 @@ def test_progress_lines_count_clips(workspace: Workspace, tmp_path: Path) -> Non
         settings = OmegaConf.to_container(compose("generate", [f"run={workspace.run()}", "seconds=0.1", *overrides]))
         assert isinstance(settings, dict)
         lines: list[str] = []
-        requests, sampling = build_requests(settings, run), parse_sampling(settings["sampling"])
+        requests, sampling = build_requests(settings, run), sampling_settings(**settings["sampling"])
         list(generate_files(run, requests, sampling, None, 2, lines.append))
         assert list(dict.fromkeys(line.split(":")[0] for line in lines)) == expected

@@ -12,7 +12,7 @@ from pipeline.audio import audio_io
 from pipeline.audio.codecs import load_codec
 from pipeline.common.errors import InputError
 from pipeline.data.dataloader import ShardedDataset
-from pipeline.generation.sampling import SamplingParams
+from pipeline.generation.settings import sampling_settings
 from pipeline.training.audio_samples import AudioSampler, build_audio_sampler
 from tests.helpers.models import tiny
 from tests.helpers.preprocess_runs import make, tones
@@ -23,7 +23,7 @@ from tests.helpers.training_caches import K, write_cache
 def audio_sampler(tmp_path_factory: pytest.TempPathFactory) -> AudioSampler:
     cache = write_cache(tmp_path_factory.mktemp("cache") / "cache", lengths=(12, 30))
     return AudioSampler(
-        ShardedDataset(cache, "valid"), load_codec("encodec_embedded", K), 3, 0.24, [0.0, 1.0], SamplingParams()
+        ShardedDataset(cache, "valid"), load_codec("encodec_embedded", K), 3, 0.24, [0.0, 1.0], sampling_settings()
     )
 
 
