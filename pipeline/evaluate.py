@@ -5,7 +5,7 @@
 
 Prints, and writes to RUN/evaluation/evaluate.json:
   loss              nats per code and bits per second over all validation clips; baselines: code frequencies of the
-                    training clips (unigram), ln 1024 (uniform)
+                    training clips (unigram), ln of the codebook size (uniform)
   prompt fidelity   cosine similarity of the prompt and the embedding of the generated sound. Ceiling: the codec's
                     reconstruction of the prompt's own clip; floor: reconstructions of other clips
   pitch             fraction of notes within half a semitone of the clip's label (class: octaves are ignored); floor:

@@ -80,7 +80,7 @@ def read(
     *,
     start: float = 0.0,
     duration: float | None = None,
-    rate: int = 24_000,
+    rate: int,
     keep_truncated: bool = False,
     on_fault: OnFault | None = None,
 ) -> np.ndarray:
@@ -124,7 +124,7 @@ def read_segments(
     source: Source,
     cuts: Iterable[tuple[float, float]],
     *,
-    rate: int = 24_000,
+    rate: int,
     finite: bool = True,
     keep_truncated: bool = False,
     on_fault: OnFault | None = None,
@@ -190,6 +190,14 @@ def write(path: str | Path, wav: np.ndarray, rate: int) -> None:
         write_atomic(path, content.getvalue())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def resample(wav: np.ndarray, rate: int, to: int) -> np.ndarray:
+    """Resample a sound [S] of at least one sample; at the same rate return it as it is."""
+    if rate == to:
+        return wav
+    resampled = soxr.resample(wav, rate, to, quality=QUALITY)
+    return resampled if len(resampled) else np.zeros(1, np.float32)
 
 
 def is_silent(wav: np.ndarray) -> bool:

@@ -171,7 +171,7 @@ def decode_and_embed(name: str, codes: Sequence[Tensor], run: LoadedRun, labels:
     labels: [N], NaN where a clip has no pitch; None: pitches are not tracked.
     """
     wavs = decode_codes(run.codec, codes)
-    embeddings = embed_audio(run.embedder, wavs).numpy()
+    embeddings = embed_audio(run.embedder, wavs, run.codec.sample_rate).numpy()
     pitches = None
     if labels is not None:
         labeled = [wav for wav, label in zip(wavs, labels, strict=True) if not np.isnan(label)]

@@ -107,7 +107,7 @@ def _embed_prompt(run: LoadedRun, prompt: Prompt, rate: int | None) -> Tensor:
         source = read_source(prompt, PROMPT_SECONDS, run.codec.sample_rate)
     else:
         source = SourceAudio(Path("prompt"), "", _read_array(prompt, rate, run.codec.sample_rate))
-    return prompt_vector(run.embedder, source)
+    return prompt_vector(run.embedder, source, run.codec.sample_rate)
 
 
 def _read_array(array: np.ndarray, rate: int | None, target: int) -> np.ndarray:

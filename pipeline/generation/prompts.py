@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.audio import amplitude, audio_io, find_files
 from pipeline.audio.codecs.base import Codec
-from pipeline.audio.embedders.base import Embedder
+from pipeline.audio.embedders.base import Embedder, embed_sounds
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_file
 
@@ -62,13 +62,13 @@ def read_source(path: str | Path, seconds: float, rate: int) -> SourceAudio:
     return SourceAudio(path, sha256_file(path), wav)
 
 
-def prompt_vector(embedder: Embedder, source: SourceAudio) -> Tensor:
-    """The prompt vector [P] of a sound.
+def prompt_vector(embedder: Embedder, source: SourceAudio, rate: int) -> Tensor:
+    """The prompt vector [P] of a sound at a sample rate.
 
     Raises:
         AudioError: The embedding has values that are not finite.
     """
-    vector = embed_audio(embedder, [source.wav])[0]
+    vector = embed_audio(embedder, [source.wav], rate)[0]
     if not bool(vector.isfinite().all()):
         peak = float(np.abs(source.wav).max())
         reason = f"not finite: its embedding has NaN or infinite values (its peak is {peak:.3g}, full scale is 1)"
@@ -103,12 +103,10 @@ def _glob(pattern: str) -> list[str]:
     return sorted(str(path) for path in matches if parts[-1].startswith(".") or not path.name.startswith("."))
 
 
-def embed_audio(embedder: Embedder, wavs: Sequence[np.ndarray]) -> Tensor:
-    """Prompt vectors, float32 [B, P], of sounds [S]; rounded to float16, like the prompts in a dataset."""
-    rows = []
-    for first in range(0, len(wavs), embedder.best_batch):
-        wav, lengths = pad_batch(wavs[first : first + embedder.best_batch])
-        rows.append(embedder.embed(wav, lengths).cpu())
+def embed_audio(embedder: Embedder, wavs: Sequence[np.ndarray], rate: int) -> Tensor:
+    """Prompt vectors, float32 [B, P], of sounds [S] at a rate; rounded to float16, like the prompts in a dataset."""
+    batch = embedder.best_batch
+    rows = [embed_sounds(embedder, wavs[i : i + batch], rate).cpu() for i in range(0, len(wavs), batch)]
     return torch.cat(rows).half().float()
 
 
@@ -126,12 +124,3 @@ def decode_codes(codec: Codec, codes: Sequence[Tensor]) -> list[np.ndarray]:
                 for i, wav in zip(batch, sounds, strict=True):
                     wavs[i] = wav
     return wavs
-
-
-def pad_batch(wavs: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Sounds [S] as a batch [B, longest], padded with zeros, and their lengths [B]."""
-    lengths = torch.tensor([len(wav) for wav in wavs])
-    padded = torch.zeros(len(wavs), int(lengths.max()))
-    for row, wav in zip(padded, wavs, strict=True):
-        row[: len(wav)] = torch.from_numpy(wav)
-    return padded, lengths

@@ -285,7 +285,7 @@ def read_prompts(
     for name, path in paths.items():
         try:
             source = read_source(path, seconds, run.codec.sample_rate)
-            prompts.append((name, source, prompt_vector(run.embedder, source)))
+            prompts.append((name, source, prompt_vector(run.embedder, source, run.codec.sample_rate)))
         except AudioError as error:
             unreadable.append(str(error))
     if unreadable and (skipped is None or not prompts):

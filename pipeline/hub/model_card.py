@@ -229,14 +229,12 @@ def _format_metric(metric: Mapping[str, Any] | None) -> str:
 
 
 def _licences(settings: Mapping[str, Any], config: ModelConfig) -> str:
-    codec = CODECS.get(config.codec["name"])
-    embedder = EMBEDDERS.get(config.embedder["name"].partition("/")[0])
-    source = embedder.default_source
-    notes = [
-        f"Decoding needs {_describe_weights(codec)}. {codec.licence}",
-        f"Prompts need {_describe_weights(embedder)}{f' (`{source}` on the hub)' if '/' in str(source) else ''}. "
-        f"{embedder.licence}",
-    ]
+    codec, embedder = config.codec["name"], config.embedder["name"].partition("/")[0]
+    notes = [f"Decoding needs the weights of {codec}."]
+    if codec in CODECS.names():
+        notes = [f"Decoding needs {_describe_weights(CODECS.get(codec))}"]
+    if embedder in EMBEDDERS.names():
+        notes.append(f"Prompts need {_describe_weights(EMBEDDERS.get(embedder))}")
     if pretrained := settings["model"].get("pretrained"):
         notes.append(f"Training started from `{pretrained}`, whose licence applies to the result.")
     notes.append("The owner of this model decides about the licence of the weights in this folder.")
@@ -244,8 +242,9 @@ def _licences(settings: Mapping[str, Any], config: ModelConfig) -> str:
 
 
 def _describe_weights(extension: type[CodecSettings] | type[EmbedderSettings]) -> str:
-    citation = extension.citation
-    return f"{extension.title} ({citation}), which are not in this folder" if citation else extension.title
+    text = extension.title + (f" ({extension.citation}), which are not in this folder" if extension.citation else "")
+    source = getattr(extension, "default_source", None) or ""
+    return text + (f" (`{source}` on the hub)" if "/" in source else "") + f". {extension.licence}"
 
 
 def _section(title: str, facts: Mapping[str, str]) -> str:

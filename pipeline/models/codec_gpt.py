@@ -4,7 +4,7 @@
     input      prompt   step 0     step 1     ...   step S-2
     predicts   step 0   step 1     step 2     ...   step S-1
 
-Letters: B clips, K codebooks, T frames, S steps, D width, C = 1025 classes (the special token and 1024 codes), P prompt
+Letters: B clips, K codebooks, T frames, S steps, D width, C classes (the special token and the codes), P prompt
 width, N rows.
 """
 
@@ -107,7 +107,7 @@ class CodebookHeads(nn.Module):
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         classes = weight.shape[1]
-        if rows.is_cuda:  # pad 1025 classes to a multiple of 64, as the matrix units of a GPU require
+        if rows.is_cuda:  # pad the classes to a multiple of 64, as the matrix units of a GPU require
             padding = -classes % 64
             weight, bias = F.pad(weight, (0, 0, 0, padding)), F.pad(bias, (0, padding))
         return torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))[..., :classes]
@@ -208,7 +208,7 @@ class CodecGPT(nn.Module):
         """The training loss as a sum; the mean over all tokens is the first sum divided by the second.
 
         Args:
-            codes: 0..1023 [B, K, T].
+            codes: 0..codebook_size - 1 [B, K, T].
             frames: real frames of each clip [B]; None: all.
             prompt: [B, P]; None: the null vector.
 

@@ -20,6 +20,7 @@ from pipeline.preprocessing.decode_workers import DecodeFunction, DecodeWorkerPo
 from pipeline.preprocessing.shard_planner import PlannedClip
 
 MAX_FRAMES_PER_BYTE = 8192  # FLAC and Opus store silence in less, but a header that claims more is wrong
+HASH_RATE = 24_000  # Hz at which all audio is hashed, whatever the codec's rate
 _DIGEST = re.compile("[0-9a-f]{32}")
 
 
@@ -28,7 +29,7 @@ def hash_audio(source: str | bytes) -> str | None:
     total = hashlib.blake2b(digest_size=16)
     cuts = ((10.0 * i, 10.0) for i in itertools.count())
     try:
-        for wav in audio_io.read_segments(source, cuts, keep_truncated=True):
+        for wav in audio_io.read_segments(source, cuts, rate=HASH_RATE, keep_truncated=True):
             total.update(wav.data)
     except audio_io.AudioError as error:
         if not error.reason.startswith("empty"):  # the first cut past the end
@@ -78,7 +79,7 @@ class AudioHasher:
     """
 
     def __init__(self, decode_workers: int, timeout: float, hash_job: DecodeFunction = hash_job) -> None:
-        self._options, self._count = DecodeOptions(24_000, 0.0, 1, timeout), min(1, decode_workers)
+        self._options, self._count = DecodeOptions(HASH_RATE, 0.0, 1, timeout), min(1, decode_workers)
         self._hash_job = hash_job
         self._pool: DecodeWorkerPool | None = None
 

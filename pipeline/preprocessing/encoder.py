@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.audio import audio_io
+from pipeline.audio.embedders.base import embed_sounds
 from pipeline.common.errors import MachineError
 from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Skipped
 from pipeline.preprocessing.decode_workers import DecodeWorkerPool, exit_with_parent
@@ -123,7 +124,10 @@ class Encoder:
         batch = batch.to(self.codec.device, non_blocking=True)
         lengths = torch.tensor([len(wav) for wav in wavs])
         codes = None if embed_only else self.codec.encode(batch[:, None], lengths)  # [B, K, T]
-        prompts = self.embedder.embed(batch, lengths)  # [B, D]
+        if self.embedder.sample_rate == self.codec.sample_rate:
+            prompts = self.embedder.embed(batch, lengths)  # [B, D]
+        else:
+            prompts = embed_sounds(self.embedder, wavs, self.codec.sample_rate)
 
         def finish() -> Iterator[EncodedClip | Skipped]:
             vectors = prompts.cpu().numpy().astype(np.float16)

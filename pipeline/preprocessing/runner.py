@@ -187,11 +187,6 @@ def _source_fingerprint(cfg: Mapping[str, Any]) -> str:
 def _resolve_settings(cfg: Mapping[str, Any], without_models: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with the identities of codec and embedder, which include hashes of their weights."""
     encoder = load_encoder(cfg["codec"], cfg["embedder"], "cpu")
-    rates = encoder.codec.sample_rate, encoder.embedder.identity["sample_rate"]
-    if rates[0] != rates[1]:
-        raise InputError(
-            f"codec={cfg['codec']['name']} expects {rates[0]} Hz and its embedder {rates[1]} Hz: choose another"
-        )
     models = {"codec": encoder.codec.identity, "embedder": encoder.embedder.identity}
     return {"data": without_models["data"], **models, **without_models}
 

@@ -46,6 +46,7 @@ def model_config(cfg: DictConfig, data: TrainData) -> ModelConfig:
         dropout=m.dropout,
         prompt_dropout=m.prompt_dropout,
         end_of_audio=cfg.data.end_of_audio,
+        codebook_size=manifest.codec["codebook_size"],
         frames=frames,
         codec={**manifest.codec, "codebooks": cfg.codec.codebooks},
         embedder=manifest.embedder,

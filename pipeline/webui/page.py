@@ -98,7 +98,8 @@ class Page:
             return
         with errors_shown(), self.service.request_folder() as folder:
             file = copy_upload(self.service, upload, folder)
-            if audio_io.is_silent(audio_io.read(file, duration=self.service.defaults["prompt_seconds"])):
+            rate = self.service.loaded_runs[self.runs[0]].codec.sample_rate
+            if audio_io.is_silent(audio_io.read(file, duration=self.service.defaults["prompt_seconds"], rate=rate)):
                 gr.Warning(f"{file.name} is silent: the model will get silence as its prompt")
 
     def count_slider(self, low: int, maximum: int, default: int, label: str) -> gr.Slider | gr.Number:
@@ -147,8 +148,9 @@ class Page:
             use_new_seed = gr.Checkbox(True, label="New seed each time", min_width=150)
         with gr.Accordion("More", open=False):
             info = "above 1: follows the prompt more closely, at half the speed"
+            size = max(loaded.model.config.codebook_size for loaded in self.service.loaded_runs.values())
             more = [
-                gr.Slider(0, max(1024, top_k), top_k, step=1, label="Top-k", info="0: all codes"),
+                gr.Slider(0, max(size, top_k), top_k, step=1, label="Top-k", info="0: all codes"),
                 gr.Slider(0, max(6, guidance), guidance, step=0.1, label="Guidance", info=info),
             ]
         return [controls[0], *more, controls[1], seed, use_new_seed]

@@ -41,7 +41,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def reason(source: audio_io.Source) -> str:
     with pytest.raises(AudioError) as caught:
-        audio_io.read(source)
+        audio_io.read(source, rate=24_000)
     assert caught.value.name in str(caught.value)
     return caught.value.reason
 
@@ -66,23 +66,23 @@ def reason(source: audio_io.Source) -> str:
 def test_format_is_detected_from_content(tmp_path: Path, rate: int, how: dict, suffix: str) -> None:
     stereo = np.stack([tone(2, rate), 0.5 * tone(2, rate)], axis=1)
     path = save(tmp_path / f"a.{suffix}", stereo, rate, **how)
-    wav = audio_io.read(path)
+    wav = audio_io.read(path, rate=24_000)
     assert wav.dtype == np.float32
     assert wav.shape == (2 * RATE,)
     expected = soxr.resample(stereo.mean(axis=1), rate, RATE, "HQ")
     assert cosine(wav, expected) > 0.99
     result = audio_io.info(path)
     assert (result.rate, result.channels, result.seconds) == (rate, 2, 2.0)
-    np.testing.assert_array_equal(audio_io.read(path.read_bytes()), wav)
-    np.testing.assert_array_equal(audio_io.read(io.BytesIO(path.read_bytes())), wav)
+    np.testing.assert_array_equal(audio_io.read(path.read_bytes(), rate=24_000), wav)
+    np.testing.assert_array_equal(audio_io.read(io.BytesIO(path.read_bytes()), rate=24_000), wav)
 
 
 def test_16_khz_is_resampled_once_to_24_khz(tmp_path: Path) -> None:
     """64,000 samples at 16 kHz (four seconds) are 96,000 at 24 kHz, or 300 codec frames."""
     wav = tone(4, 16_000)
     path = save(tmp_path / "a.wav", wav, 16_000, subtype="FLOAT")
-    np.testing.assert_array_equal(audio_io.read(path), soxr.resample(wav, 16_000, RATE, "HQ"))
-    assert len(audio_io.read(path)) == 96_000
+    np.testing.assert_array_equal(audio_io.read(path, rate=24_000), soxr.resample(wav, 16_000, RATE, "HQ"))
+    assert len(audio_io.read(path, rate=24_000)) == 96_000
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_16_khz_is_resampled_once_to_24_khz(tmp_path: Path) -> None:
 )
 def test_segment_equals_segment_of_complete_file(tmp_path: Path, rate: int, format: str) -> None:
     path = save(tmp_path / "a", tone(7, rate), rate, format=format)
-    whole = audio_io.read(path)
+    whole = audio_io.read(path, rate=24_000)
     for start, duration in [(0.0, 1.0), (0.5, 2.0), (3.21987, 1.5), (5.9, 1.1)]:
         first = round(start * RATE)
-        cut = audio_io.read(path, start=start, duration=duration)
+        cut = audio_io.read(path, start=start, duration=duration, rate=24_000)
         assert len(cut) == round(duration * RATE)
         np.testing.assert_allclose(cut, whole[first : first + len(cut)], atol=1e-6)  # soxr's HQ computes in float32
-    assert len(audio_io.read(path, start=6.5, duration=4)) == RATE // 2  # past the end of the file
+    assert len(audio_io.read(path, start=6.5, duration=4, rate=24_000)) == RATE // 2  # past the end of the file
 
 
 @settings(max_examples=25)
@@ -107,9 +107,9 @@ def test_segment_equals_segment_of_complete_file(tmp_path: Path, rate: int, form
 def test_read_segments_equal_segments_of_complete_file(cuts: list[tuple[float, float]], rate: int) -> None:
     content = io.BytesIO()
     soundfile.write(content, tone(6, rate), rate, format="WAV", subtype="FLOAT")
-    whole = audio_io.read(content.getvalue())
+    whole = audio_io.read(content.getvalue(), rate=24_000)
     cuts.sort()
-    for (start, duration), wav in zip(cuts, audio_io.read_segments(content.getvalue(), cuts), strict=True):
+    for (start, duration), wav in zip(cuts, audio_io.read_segments(content.getvalue(), cuts, rate=24_000), strict=True):
         np.testing.assert_array_equal(wav, whole[round(start * RATE) :][: round(duration * RATE)])
 
 
@@ -118,7 +118,7 @@ def test_read_segments_of_long_file_in_constant_memory(tmp_path: Path) -> None:
 
     path = save(tmp_path / "a.flac", np.tile(tone(10, RATE), 60), RATE)
     tracemalloc.start()
-    count = sum(1 for _ in audio_io.read_segments(path, [(10.0 * i, 10.0) for i in range(60)]))
+    count = sum(1 for _ in audio_io.read_segments(path, [(10.0 * i, 10.0) for i in range(60)], rate=24_000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 60
@@ -129,16 +129,16 @@ def test_broken_mp3_frames_are_skipped(tmp_path: Path) -> None:
     """A track with 4,000 overwritten bytes loses that second only; a track may start within a frame."""
     early_and_late = np.concatenate([tone(10, 44_100, 440), tone(10, 44_100, 660)])
     whole = save(tmp_path / "a.mp3", early_and_late, 44_100).read_bytes()
-    good = audio_io.read(whole)
+    good = audio_io.read(whole, rate=24_000)
     for filler in (bytes(4000), np.random.default_rng(0).bytes(4000)):
         (tmp_path / "b.mp3").write_bytes(whole[:60_000] + filler + whole[64_000:])
-        wav = audio_io.read(tmp_path / "b.mp3")
+        wav = audio_io.read(tmp_path / "b.mp3", rate=24_000)
         assert 17 * RATE < len(wav) < len(good)
         np.testing.assert_allclose(wav[: 2 * RATE], good[: 2 * RATE], atol=1e-3)
         late = np.abs(np.fft.rfft(wav[-4 * RATE : -RATE]))
         assert late.argmax() / 3 == pytest.approx(660, abs=1)  # the audio after the gap is present
     (tmp_path / "c.mp3").write_bytes(whole[1000:])
-    assert abs(len(audio_io.read(tmp_path / "c.mp3")) - len(good)) < RATE
+    assert abs(len(audio_io.read(tmp_path / "c.mp3", rate=24_000)) - len(good)) < RATE
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
@@ -150,14 +150,14 @@ def test_wav_shorter_than_declared_is_truncated(tmp_path: Path, subtype: str) ->
         with pytest.raises(AudioError, match="truncated"):
             audio_io.info(tmp_path / "b.wav")
         with pytest.raises(AudioError, match="truncated"):
-            list(audio_io.read_segments(tmp_path / "b.wav", [(0, 0.1)]))
+            list(audio_io.read_segments(tmp_path / "b.wav", [(0, 0.1)], rate=24_000))
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000, 0x7FFFEFFE, 0x80000000], ids=hex)
 def test_wav_of_unknown_length_is_read_to_its_end(tmp_path: Path, size: int) -> None:
     content = bytearray(save(tmp_path / "a.wav", tone(1, RATE), RATE, subtype="PCM_16").read_bytes())
     content[4:8] = content[40:44] = struct.pack("<I", size)
-    assert len(audio_io.read(bytes(content))) == RATE
+    assert len(audio_io.read(bytes(content), rate=24_000)) == RATE
 
 
 def test_truncated_or_damaged_flac_is_an_error(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_files_without_audio_are_errors_with_a_reason(tmp_path: Path) -> None:
     assert reason(tmp_path / "gone.wav").startswith("missing")
     assert reason(tmp_path).startswith("missing")
     with pytest.raises(AudioError, match="empty: there is no sound from 9 s on"):
-        audio_io.read(save(tmp_path / "short.wav", tone(1, RATE), RATE), start=9)
+        audio_io.read(save(tmp_path / "short.wav", tone(1, RATE), RATE), start=9, rate=24_000)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -207,9 +207,9 @@ def test_written_files_are_read_back(tmp_path: Path) -> None:
     wav = tone(1, RATE)
     for name, error in [("a.wav", 4e-5), ("sub/b.flac", 4e-5)]:
         audio_io.write(tmp_path / name, wav, RATE)
-        np.testing.assert_allclose(audio_io.read(tmp_path / name), wav, atol=error)
+        np.testing.assert_allclose(audio_io.read(tmp_path / name, rate=24_000), wav, atol=error)
     audio_io.write(tmp_path / "loud.wav", 4 * wav, RATE)
-    assert np.abs(audio_io.read(tmp_path / "loud.wav")).max() <= 1
+    assert np.abs(audio_io.read(tmp_path / "loud.wav", rate=24_000)).max() <= 1
     with pytest.raises(audio_io.InputError, match="is not a format"):
         audio_io.write(tmp_path / "a.xyz", wav, RATE)
     assert {path.name for path in tmp_path.iterdir()} == {"a.wav", "sub", "loud.wav"}
@@ -241,9 +241,9 @@ def test_memory_is_independent_of_channels(tmp_path: Path) -> None:
 
     wav = np.repeat(tone(4, 8_000)[:, None], 512, axis=1)
     path = save(tmp_path / "a.wav", wav, 8_000, subtype="FLOAT")
-    expected = audio_io.read(save(tmp_path / "b.wav", wav[:, 0], 8_000, subtype="FLOAT"))
+    expected = audio_io.read(save(tmp_path / "b.wav", wav[:, 0], 8_000, subtype="FLOAT"), rate=24_000)
     tracemalloc.start()
-    result = audio_io.read(path)
+    result = audio_io.read(path, rate=24_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_allclose(result, expected, atol=1e-6)
@@ -255,7 +255,7 @@ def test_audio_before_a_segment_is_dropped(tmp_path: Path) -> None:
 
     path = save(tmp_path / "a.mp3", np.tile(tone(10, RATE), 30), RATE)
     tracemalloc.start()
-    result = audio_io.read(path, start=290.0, duration=1.0)
+    result = audio_io.read(path, start=290.0, duration=1.0, rate=24_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(result) == RATE and peak < 60 * RATE * 4
@@ -288,7 +288,7 @@ def test_wav_larger_than_4_gib_is_read_to_its_end(tmp_path: Path) -> None:
         file.write((wav * 32767).astype("<i2").tobytes())
     seconds = 20 + (1 << 32) / 2 / RATE
     assert audio_io.info(path).seconds == pytest.approx(seconds, abs=1e-3)
-    np.testing.assert_allclose(audio_io.read(path, start=seconds - 1), wav[RATE:], atol=1e-4)
+    np.testing.assert_allclose(audio_io.read(path, start=seconds - 1, rate=24_000), wav[RATE:], atol=1e-4)
 
 
 def test_keep_truncated_reads_truncated_files(tmp_path: Path) -> None:
@@ -299,8 +299,8 @@ def test_keep_truncated_reads_truncated_files(tmp_path: Path) -> None:
         ]
         assert reason(content).startswith("truncated"), format
         with pytest.raises(AudioError, match="truncated"):
-            list(audio_io.read_segments(content, [(0, 0.1)]))
-        there = audio_io.read(content, keep_truncated=True)
+            list(audio_io.read_segments(content, [(0, 0.1)], rate=24_000))
+        there = audio_io.read(content, keep_truncated=True, rate=24_000)
         assert 1.2 * RATE < len(there) < 2.2 * RATE, format
         assert cosine(there, wav[: len(there)]) > 0.98, format
         assert audio_io.info(content, keep_truncated=True).frames == len(there), format
@@ -318,4 +318,4 @@ def test_length_of_vbr_mp3_without_tag_is_counted(tmp_path: Path) -> None:
     tagged = audio_io.info(frames)
     start = frames.index(b"\xff\xf3", frames.index(b"LAME"))
     assert audio_io.info(frames[start:]).seconds == pytest.approx(tagged.seconds, abs=0.1)
-    assert len(audio_io.read(frames[start:])) == audio_io.info(frames[start:]).frames
+    assert len(audio_io.read(frames[start:], rate=24_000)) == audio_io.info(frames[start:]).frames

@@ -33,11 +33,11 @@ def test_unsupported_format_is_named_by_content(tmp_path: Path, name: str, suffi
     path = tmp_path / f"sound{suffix}"
     path.write_bytes(HEADS[name] + bytes(4000))
     with pytest.raises(audio_io.AudioError) as caught:
-        audio_io.read(path)
+        audio_io.read(path, rate=24_000)
     assert caught.value.reason == (f"unsupported format: {name} is not read; convert it: ffmpeg -i IN{suffix} OUT.flac")
 
 
 def test_supported_content_with_wrong_suffix_is_read(tmp_path: Path) -> None:
     """A FLAC named .m4a is a FLAC."""
     soundfile.write(tmp_path / "a.m4a", np.full(2_400, 0.1), 24_000, format="FLAC")
-    assert len(audio_io.read(tmp_path / "a.m4a")) == 2_400
+    assert len(audio_io.read(tmp_path / "a.m4a", rate=24_000)) == 2_400

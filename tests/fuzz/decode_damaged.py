@@ -71,9 +71,9 @@ def listen(content: bytes, path: Path) -> None:
         except audio_io.AudioError as error:
             assert "\n" not in str(error), str(error)
     for read in (
-        lambda: [audio_io.read(path, duration=5.0)],
+        lambda: [audio_io.read(path, duration=5.0, rate=24_000)],
         lambda: [audio_io.read(content, start=0.1, duration=0.05, rate=16_000)],
-        lambda: [*itertools.islice(audio_io.read_segments(path, [(0.05 * i, 0.05) for i in range(4)]), 4)],
+        lambda: [*itertools.islice(audio_io.read_segments(path, [(0.05 * i, 0.05) for i in range(4)], rate=24_000), 4)],
     ):
         try:
             for wav in read():

@@ -223,9 +223,9 @@ def test_extension_begins_with_the_reconstruction(workspace: Workspace, tmp_path
         == 0
     )
     codec, extension = load_codec("encodec_embedded", 2), soundfile.read(out, dtype="float32")[0]
-    reconstruction = codec.decode(codec.encode(torch.from_numpy(audio_io.read(workspace.tones[2]))[None, None]))[
-        0, 0
-    ].numpy()
+    reconstruction = codec.decode(
+        codec.encode(torch.from_numpy(audio_io.read(workspace.tones[2], rate=24_000))[None, None])
+    )[0, 0].numpy()
     assert len(extension) == 16_800 and np.allclose(extension[:10_000], reconstruction[:10_000].clip(-1, 1), atol=1e-4)
 
 

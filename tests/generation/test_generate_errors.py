@@ -147,7 +147,7 @@ def test_prompt_with_infinite_embedding_is_named() -> None:
     wav = np.zeros(24_000, np.float32)
     wav[500] = 1e29
     with pytest.raises(InputError, match=r"loud\.wav: not finite.*its peak is 1e\+29"):
-        prompt_vector(load_embedder("encodecmae_tiny"), SourceAudio(Path("loud.wav"), "", wav))
+        prompt_vector(load_embedder("encodecmae_tiny"), SourceAudio(Path("loud.wav"), "", wav), 24_000)
 
 
 def test_unknown_training_length_needs_a_window(workspace: Workspace, tmp_path: Path) -> None:

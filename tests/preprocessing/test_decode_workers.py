@@ -52,8 +52,8 @@ def decode_all(items: list[PlannedClip], options: DecodeOptions = OPTIONS) -> li
 def test_decoded_clips_match_audio_io(tmp_path: Path) -> None:
     one, other = tone(tmp_path / "a.wav", 1.0, 16_000), tone(tmp_path / "b.wav", 2.0)
     decoded = decode_all([item(one), item(other, 0.5, 1.0)])
-    assert np.array_equal(decoded[0], audio_io.read(one)) and len(decoded[0]) == 24_000
-    assert np.array_equal(decoded[1], audio_io.read(other, start=0.5, duration=1.0))
+    assert np.array_equal(decoded[0], audio_io.read(one, rate=24_000)) and len(decoded[0]) == 24_000
+    assert np.array_equal(decoded[1], audio_io.read(other, start=0.5, duration=1.0, rate=24_000))
 
 
 def test_segments_past_the_end_are_skipped(tmp_path: Path) -> None:
@@ -74,7 +74,8 @@ def test_non_finite_segment_is_skipped_alone(tmp_path: Path, rate: int) -> None:
     assert [i for i, f in enumerate(decoded) if isinstance(f, Skipped)] == [1, 4]
     assert decoded[1].reason.startswith("not finite") and not decoded[1].retry
     assert all(
-        np.array_equal(decoded[i], audio_io.read(tone(path, 6.0, rate))[24_000 * i :][:24_000]) for i in (0, 3, 5)
+        np.array_equal(decoded[i], audio_io.read(tone(path, 6.0, rate), rate=24_000)[24_000 * i :][:24_000])
+        for i in (0, 3, 5)
     )
 
 
@@ -126,7 +127,7 @@ def test_archive_contents_are_read_from_file(tmp_path: Path) -> None:
     contents = tmp_path / "held"
     contents.write_bytes(b"xxx" + path.read_bytes())
     job = Job("s", 0, [item(path)], str(contents), ((3, path.stat().st_size),))
-    assert np.array_equal(next(decode_job(job, OPTIONS)).clips[0], audio_io.read(path))
+    assert np.array_equal(next(decode_job(job, OPTIONS)).clips[0], audio_io.read(path, rate=24_000))
 
 
 def read_all(pool: DecodeWorkerPool, jobs: list[Job]) -> list[DecodedBatch]:

@@ -56,7 +56,7 @@ def test_dataset_has_codes_and_prompt_of_every_clip(cache: Path, nsynth_folder: 
         assert manifest.num_samples(split) == len(index)
         for key, note in list(index.items())[:2]:
             path = f"nsynth-{split}/audio/{key}.wav"
-            wav = torch.from_numpy(audio_io.read(nsynth_folder / path))[None]
+            wav = torch.from_numpy(audio_io.read(nsynth_folder / path, rate=24_000))[None]
             assert wav.shape == (1, 96_000)
             assert np.array_equal(result[key].codes, codec.encode(wav[:, None])[0].numpy())
             assert np.array_equal(result[key].prompt, embedder.embed(wav)[0].numpy().astype(np.float16))

@@ -109,6 +109,11 @@ def test_codes_match_the_played_audio(chorales: Path, tmp_path: Path) -> None:
     done = command("pipeline.preprocess", *args("jamendo", chorales, out, "data.segment_seconds=5", "data.valid=0"))
     assert done.returncode == 0, done.stderr
     sample = next(read_shard(sorted(out.glob("*.tar"))[0]))
-    wav = read(chorales / sample.metadata["path"], start=sample.metadata["start"], duration=sample.metadata["duration"])
+    wav = read(
+        chorales / sample.metadata["path"],
+        start=sample.metadata["start"],
+        duration=sample.metadata["duration"],
+        rate=24_000,
+    )
     codes = load_codec("encodec_embedded", len(sample.codes)).encode(torch.from_numpy(wav)[None, None])[0].numpy()
     assert codes.shape == sample.codes.shape and (codes == sample.codes).mean() > 0.998

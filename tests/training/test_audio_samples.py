@@ -90,4 +90,4 @@ def test_original_recordings_are_added_from_the_corpus(tmp_path: Path) -> None:
         audio_sampler.sample(tiny(codebooks=2, prompt_dim=192)), audio_sampler.clips, strict=True
     ):
         assert list(sounds) == ["prompt", "reconstruction", "temperature 1"]
-        assert np.array_equal(sounds["prompt"], audio_io.read(corpus / sample.metadata["path"])[: 8 * 320])
+        assert np.array_equal(sounds["prompt"], audio_io.read(corpus / sample.metadata["path"], rate=24_000)[: 8 * 320])

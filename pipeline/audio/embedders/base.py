@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.audio import audio_io
+
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -32,3 +36,24 @@ class Embedder(Protocol):
         Returns:
             float32 [B, D].
         """
+
+
+def embed_sounds(embedder: Embedder, wavs: Sequence[np.ndarray], rate: int) -> Tensor:
+    """Embed sounds [S] of any lengths in one batch.
+
+    Args:
+        embedder: The embedder.
+        wavs: The sounds.
+        rate: Their sample rate in Hz, from which they are resampled to the embedder's.
+
+    Returns:
+        float32 [B, D] on the embedder's device.
+    """
+    import torch
+
+    wavs = [audio_io.resample(wav, rate, embedder.sample_rate) for wav in wavs]
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    padded = torch.zeros(len(wavs), int(lengths.max()))
+    for row, wav in zip(padded, wavs, strict=True):
+        row[: len(wav)] = torch.from_numpy(wav)
+    return embedder.embed(padded, lengths)

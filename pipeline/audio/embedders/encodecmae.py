@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
-from urllib.parse import urlparse
 
 from pipeline.audio.embedders import EMBEDDERS, EmbedderSettings, offline_embedders
-from pipeline.common.errors import InputError, first_line
+from pipeline.audio.hub_files import hub_file
+from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_file
 
 if TYPE_CHECKING:
@@ -71,25 +69,5 @@ def _read_text(file: Path) -> str:
 
 
 def _download(repo: str, name: str) -> Path:
-    """Return the path of a file of a hub repository, from the hub's cache or downloaded."""
-    import huggingface_hub as hub
-
-    try:
-        cached = hub.try_to_load_from_cache(repo, name)
-        if isinstance(cached, str):
-            return Path(cached)
-        _check_network(hub.constants.ENDPOINT)
-        return Path(hub.hf_hub_download(repo, name))
-    except Exception as error:  # the layers below raise their own classes: DNS, HTTP, TLS, sockets, Xet
-        reason = first_line(error)
-        raise InputError(
-            f"embedder.source={repo}: {name} is not in the hub's cache and could not be downloaded ({reason}). "
-            f"With a network: `hf download {repo} {name}`; with the files in a folder: embedder.source=PATH; "
-            f"without either: {offline_embedders()}"
-        ) from error
-
-
-def _check_network(address: str) -> None:
-    """Raise at once if the hub's host name cannot be resolved; the hub's client retries for half a minute."""
-    if not urllib.request.getproxies():
-        socket.getaddrinfo(urlparse(address).hostname, 443)
+    remedy = f"with the files in a folder: embedder.source=PATH; without either: {offline_embedders()}"
+    return hub_file(repo, name, f"embedder.source={repo}", remedy)
