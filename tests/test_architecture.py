@@ -49,7 +49,7 @@ MAY_IMPORT = {
 # Names that vulture takes for unused although a library reads or sets them.
 USED_BY_LIBRARIES = {
     "__getattr__", "__dir__",  # Python: lazy attributes of the package
-    "readable", "seekable", "readinto", "__array_interface__",  # io.RawIOBase, NumPy
+    "readable", "seekable", "readinto",  # io.RawIOBase
     "checkpoint_engine", "check_overflow", "partition_gradients", "norm_type", "scaled_global_norm",  # DeepSpeed
     "unscale_and_clip_grads",
     "closure",  # torch.optim.Optimizer.step

@@ -1,4 +1,4 @@
-"""The data loader: batches from shards for any rank, at memory speed, from any position of the training stream.
+"""The data loader: batches from shards for any rank, from any position of the training stream.
 
     position   0 ............. m ............. 2m ............. 3m ............. 4m     m: batch size; 2 ranks
                rank 0 batch 0   rank 1 batch 0   rank 0 batch 1   rank 1 batch 1
@@ -8,6 +8,8 @@ positions only. Each batch carries the position that the run reaches when all ra
 is saved with the model, and it is all that a resume needs, on any number of ranks or threads.
 
 A clip of a lost shard is replaced by another clip, chosen by the position alone: batches stay full and ranks in step.
+Clips are read by `os.preadv` into the buffers of their batch. A memory map would be twice as fast, but a shard that is
+truncated while it is open would end the process (SIGBUS); so it is a lost shard.
 
 Letters: B clips, K codebooks, T frames, P prompt dimensions, n batches.
 """
@@ -26,12 +28,11 @@ from torch import Tensor
 from pipeline.common.errors import InputError
 from pipeline.common.seeds import fold_key
 from pipeline.data.dataset import ShardedDataset
-from pipeline.data.mapped_shard import ALIGN, MAX_ITEM_BYTES, MappedShard, array_at, memory_as_array
+from pipeline.data.open_shard import OpenShard
 from pipeline.data.sampler import ClipLocations, Sampler, permute_indices
-from pipeline.data.shard import CODES_DTYPE
 
 _MAX_PLANNED_CLIPS = 4096  # clips that are located together
-_FIRST_PLAN_BATCHES = 8  # fewer in the first plan, so that the first batch comes soon
+_FIRST_PLAN_BATCHES = 1  # then twice as many each time: the first batch only waits for its own shards
 _BATCHES_PER_TASK = 4  # batches that a thread reads together
 _REPLACEMENT_STRIDE = 10_007  # positions between a lost clip and the next candidate that replaces it
 _MAX_REPLACEMENTS = 100  # candidates
@@ -120,7 +121,7 @@ class ShardDataLoader:
 
     def clip_keys(self, positions: np.ndarray) -> list[str]:
         """Return the keys of the clips at stream positions [n]."""
-        locations, _, _ = self._locate_clips(positions)
+        locations = self._locate_clips(positions)[0]
         columns = (locations.source.tolist(), locations.shard.tolist(), locations.row.tolist())
         return [self.datasets[s].clip_key(n, r) for s, n, r in zip(*columns, strict=True)]
 
@@ -135,7 +136,7 @@ class ShardDataLoader:
     def _iter_batches(self, position: int) -> Iterator[Batch]:
         plan = self._plan(position, _FIRST_PLAN_BATCHES)
         while True:
-            yield from (plan.batch(i) for i in range(len(plan)))
+            yield from self._read(plan, 0, len(plan))
             plan = self._plan(plan.end, 2 * len(plan))
 
     def _iter_prefetched(self, position: int) -> Iterator[Batch]:
@@ -144,11 +145,13 @@ class ShardDataLoader:
             reads: collections.deque[Future[list[Batch]]] = collections.deque()
             try:
                 while True:
+                    while reads and not next_plan.done():
+                        yield from reads.popleft().result()
                     plan = next_plan.result()
                     for first in range(0, len(plan), _BATCHES_PER_TASK):
                         if len(reads) > self.num_threads + 1:
                             yield from reads.popleft().result()
-                        reads.append(pool.submit(plan.batches, first, first + _BATCHES_PER_TASK))
+                        reads.append(pool.submit(self._read, plan, first, first + _BATCHES_PER_TASK))
                     next_plan = pool.submit(self._plan, plan.end, 2 * len(plan))
             finally:
                 next_plan.cancel()
@@ -162,15 +165,28 @@ class ShardDataLoader:
         starts = position + stride * np.arange(n)
         positions = (starts[:, None] + self.rank * self.batch_size + np.arange(self.batch_size)).ravel()
         self._prefetch_shards(positions)
-        locations, addresses, shards = self._locate_clips(positions)
-        offsets = None
-        if self.max_frames is not None and (addresses[:, 1] > self.max_frames).any():
-            num_starts = np.maximum(0, addresses[:, 1] - self.max_frames) + 1
-            offsets = permute_indices(positions % num_starts, num_starts, fold_key(self.seed, -3))
+        return self._plan_positions(positions, starts + stride)
+
+    def _plan_positions(self, positions: np.ndarray, next_positions: np.ndarray) -> _BatchPlan:
+        locations, rows, shards = self._locate_clips(positions)
+        starts = np.zeros_like(positions)
+        if self.max_frames is not None and (rows[:, 1] > self.max_frames).any():
+            num_starts = np.maximum(0, rows[:, 1] - self.max_frames) + 1
+            starts = permute_indices(positions % num_starts, num_starts, fold_key(self.seed, -3))
         return _BatchPlan(
-            self.datasets, locations.source, addresses, shards, positions, self.batch_size, self.max_frames, offsets,
-            starts + stride,
-        )  # fmt: skip
+            self.datasets, locations, rows, shards, positions, self.batch_size, self.max_frames, starts, next_positions
+        )
+
+    def _read(self, plan: _BatchPlan, first: int, last: int) -> list[Batch]:
+        """Return batches `first` to `last` of a plan, excluded, as far as they exist."""
+        return [self._read_batch(plan, i) for i in range(first, min(last, len(plan)))]
+
+    def _read_batch(self, plan: _BatchPlan, i: int) -> Batch:
+        batch = plan.batch(i)
+        while batch is None:  # a shard was lost: other clips replace its clips
+            plan, i = self._plan_positions(plan.positions_of(i), plan.next_positions[i : i + 1]), 0
+            batch = plan.batch(i)
+        return batch
 
     def _prefetch_shards(self, positions: np.ndarray) -> None:
         """Start downloads of remote shards before they are needed."""
@@ -179,104 +195,108 @@ class ShardDataLoader:
             for source, dataset in enumerate(self.datasets):
                 dataset.prefetch([n for s, n in upcoming if s == source], self.rank)
 
-    def _locate_clips(self, positions: np.ndarray) -> tuple[ClipLocations, np.ndarray, list[MappedShard]]:
-        """Return the clips at positions [n], with replacements for lost ones; their addresses [n, 3]; their shards."""
+    def _locate_clips(self, positions: np.ndarray) -> tuple[ClipLocations, np.ndarray, np.ndarray]:
+        """Return where the clips at positions [n] are, with replacements for lost ones.
+
+        Returns:
+            locations: of the clips.
+            rows: int64 [n, 3], as in `OpenShard.rows`.
+            shards: object [n], the open shard of each clip.
+        """
         locations = self.sampler(positions)
-        addresses, shards, lost = _clip_addresses(self.datasets, locations)
+        rows, shards, lost = _open_clips(self.datasets, locations)
         for attempt in range(1, _MAX_REPLACEMENTS):
             if not len(lost):
-                return locations, addresses, shards
+                return locations, rows, shards
             replacements = self.sampler(positions[lost] + attempt * _REPLACEMENT_STRIDE)
             for target, values in zip(vars(locations).values(), vars(replacements).values(), strict=True):
                 target[lost] = values
-            addresses[lost], more, still_lost = _clip_addresses(self.datasets, replacements)
-            shards, lost = shards + more, lost[still_lost]
+            rows[lost], shards[lost], still_lost = _open_clips(self.datasets, replacements)
+            lost = lost[still_lost]
         raise InputError(f"{len(lost)} clips of lost shards cannot be replaced: no readable clip was found")
 
 
 class _BatchPlan:
-    """The addresses of n consecutive batches, which are copied out of shards on demand."""
+    """The clips of n consecutive batches, which are read on demand."""
 
     def __init__(
         self,
         datasets: list[ShardedDataset],
-        source: np.ndarray,
-        addresses: np.ndarray,
-        shards: list[MappedShard],
+        locations: ClipLocations,
+        rows: np.ndarray,
+        shards: np.ndarray,
         positions: np.ndarray,
         batch_size: int,
         max_frames: int | None,
-        offsets: np.ndarray | None,
+        starts: np.ndarray,
         next_positions: np.ndarray,
     ) -> None:
-        """Prepare n batches; the last may be smaller. All arrays are int64.
+        """Prepare n batches; the last may be smaller.
 
         Args:
             datasets: the sources.
-            source: [clips], index of each clip's dataset.
-            addresses: [clips, 3], as in `MappedShard.addresses`.
-            shards: kept mapped as long as the plan exists.
-            positions: [clips], stream positions.
+            locations: of the clips.
+            rows: int64 [clips, 3], as in `OpenShard.rows`.
+            shards: object [clips], the open shard of each clip.
+            positions: int64 [clips], stream positions.
             batch_size: clips per batch.
             max_frames: longer clips are cropped.
-            offsets: [clips], first frame of cropped clips; None for 0.
-            next_positions: [n], position of the stream after each batch on all ranks.
+            starts: int64 [clips], first frame of cropped clips, 0 for others.
+            next_positions: int64 [n], position of the stream after each batch on all ranks.
         """
-        self.shards, self.batch_size, self.next_positions = shards, batch_size, next_positions.tolist()
+        self.datasets, self.locations, self.positions = datasets, locations, positions
+        self.batch_size, self.next_positions = batch_size, next_positions
         self.K, self.P = datasets[0].codebooks, datasets[0].manifest.prompt_dim
-        self.datasets, self.source, self.max_code = datasets, source, datasets[0].manifest.codec["codebook_size"] - 1
-        self.stored_codebooks = np.array([dataset.manifest.codebooks for dataset in datasets])[source]
-        self.codes, self.stored_frames, self.prompts = addresses[:, 0], addresses[:, 1], addresses[:, 2]
-        self.frames = self.stored_frames if max_frames is None else np.minimum(self.stored_frames, max_frames)
-        self.offsets = np.zeros_like(self.frames) if offsets is None else offsets
-        firsts = np.arange(0, len(positions), batch_size)
-        shortest, self.longest = (f.reduceat(self.frames, firsts).tolist() for f in (np.minimum, np.maximum))
-        # equal lengths, nothing cropped: the first K codebooks are the first K * T numbers of each clip
-        cropped = np.logical_or.reduceat(self.frames < self.stored_frames, firsts).tolist()
-        fits = MAX_ITEM_BYTES // (self.K * CODES_DTYPE.itemsize)
-        self.is_uniform = [a == b <= fits and not c for a, b, c in zip(shortest, self.longest, cropped, strict=True)]
-        columns = (self.codes // ALIGN - 1, self.prompts // ALIGN - 1, self.frames, positions)
-        self.columns = list(zip(*(_split_chunks(x, batch_size) for x in columns), strict=True))
+        self.max_code = datasets[0].manifest.codec["codebook_size"] - 1
+        self.frames = rows[:, 1] if max_frames is None else np.minimum(rows[:, 1], max_frames)
+        # per clip: shard, offset of its codes, stored frames, offset of its prompt, first frame, frames
+        self.clips: list[tuple[OpenShard, int, int, int, int, int]] = list(
+            zip(*(x.tolist() for x in (shards, *rows.T, starts, self.frames)), strict=True)
+        )
 
     def __len__(self) -> int:
-        return len(self.longest)
+        return len(self.next_positions)
 
     @property
     def end(self) -> int:
         """Position of the stream after all batches."""
-        return self.next_positions[-1]
+        return int(self.next_positions[-1])
 
-    def batches(self, first: int, last: int) -> list[Batch]:
-        """Return batches `first` to `last`, excluded, as far as they exist."""
-        return [self.batch(i) for i in range(first, min(last, len(self)))]
+    def positions_of(self, i: int) -> np.ndarray:
+        """Return the positions of the clips of batch number i."""
+        return self.positions[i * self.batch_size : (i + 1) * self.batch_size]
 
-    def batch(self, i: int) -> Batch:
-        """Copy batch number i out of its shards."""
-        K, P, T = self.K, self.P, self.longest[i]
-        code_items, prompt_items, frames, positions = self.columns[i]
-        clips = slice(i * self.batch_size, (i + 1) * self.batch_size)
-        if self.is_uniform[i]:
-            codes = memory_as_array(2 * K * T)[code_items].view(np.int16).reshape(len(code_items), K, T)
-        else:
-            codes = self._padded_codes(clips, T)
+    def batch(self, i: int) -> Batch | None:
+        """Read batch number i; None if one of its shards cannot be read any more, and is therefore lost."""
+        first = i * self.batch_size
+        clips, frames = self.clips[first : first + self.batch_size], self.frames[first : first + self.batch_size]
+        B, K, P, T = len(clips), self.K, self.P, int(frames.max())
+        code_bytes, prompt_bytes = bytearray(2 * B * K * T), bytearray(2 * B * P)
+        codes = np.frombuffer(code_bytes, np.int16).reshape(B, K, T)
+        prompts = np.frombuffer(prompt_bytes, np.float16).reshape(B, P)
+        all_codes, all_prompts = memoryview(code_bytes), memoryview(prompt_bytes)
+        C, D = 2 * K * T, 2 * P  # bytes of a clip
+        for row, (shard, codes_at, stored, prompt_at, start, length) in enumerate(clips):
+            try:
+                if stored == T:
+                    shard.reader.read_into(codes_at, all_codes[row * C : (row + 1) * C])
+                else:
+                    clip = np.frombuffer(shard.reader.read(codes_at, 2 * K * stored), np.int16).reshape(K, stored)
+                    codes[row, :, :length] = clip[:, start : start + length]
+                shard.reader.read_into(prompt_at, all_prompts[row * D : (row + 1) * D])
+            except (InputError, OSError) as error:
+                source, number = self.locations.source[first + row], self.locations.shard[first + row]
+                self.datasets[int(source)].mark_lost(int(number), error)
+                return None
         if codes.size and int(codes.view(np.uint16).max()) > self.max_code:  # a GPU would only report an assertion
-            paths = {self.datasets[n].store.display_path() for n in self.source[clips].tolist()}
+            sources = np.unique(self.locations.source[first : first + B]).tolist()
+            paths = sorted(self.datasets[n].store.display_path() for n in sources)
             raise InputError(
-                f"a clip in {' or '.join(sorted(paths))} has codes above {self.max_code}: its shard is damaged; "
+                f"a clip in {' or '.join(paths)} has codes above {self.max_code}: its shard is damaged; "
                 "`python -m pipeline.shards verify` names the shard"
             )
-        prompts = memory_as_array(2 * P)[prompt_items].view(np.float16).reshape(-1, P)
         codes_t, frames_t, prompts_t = (torch.from_numpy(x) for x in (codes, frames, prompts))
-        return Batch(codes_t, frames_t, prompts_t, self.next_positions[i], positions)
-
-    def _padded_codes(self, clips: slice, T: int) -> np.ndarray:
-        """Return the codes of clips of different lengths: int16 [B, K, T]."""
-        columns = (self.codes, self.stored_codebooks, self.stored_frames, self.offsets, self.frames)
-        rows = list(zip(*(x[clips].tolist() for x in columns), strict=True))
-        codes = np.zeros((len(rows), self.K, T), np.int16)
-        for i, (address, books, stored, start, frames) in enumerate(rows):
-            codes[i, :, :frames] = array_at(address, (books, stored), CODES_DTYPE)[: self.K, start : start + frames]
-        return codes
+        return Batch(codes_t, frames_t, prompts_t, int(self.next_positions[i]), self.positions_of(i))
 
 
 def iter_once(
@@ -295,47 +315,56 @@ def iter_once(
         max_frames: longer clips are cropped to their first frames.
     """
     ends = np.cumsum(dataset.clips_per_shard)
-    own = np.arange(rank, len(dataset), world_size)
+    left = np.arange(rank, len(dataset), world_size)
     planned = -(-_MAX_PLANNED_CLIPS // batch_size) * batch_size
-    for first in range(0, len(own), planned):
-        positions = own[first : first + planned]
+    while len(left):
+        positions, left = left[:planned], left[planned:]
         shard = np.searchsorted(ends, positions, side="right")
         row = positions - (ends - dataset.clips_per_shard)[shard]
         zeros = np.zeros_like(positions)
-        addresses, shards, lost = _clip_addresses([dataset], ClipLocations(zeros, shard, row, zeros))
-        addresses, positions = np.delete(addresses, lost, 0), np.delete(positions, lost)
-        if len(positions):
-            after = np.append(positions[batch_size::batch_size], positions[-1] + 1)
-            source = np.zeros_like(positions)
-            plan = _BatchPlan([dataset], source, addresses, shards, positions, batch_size, max_frames, None, after)
-            yield from (plan.batch(i) for i in range(len(plan)))
+        locations = ClipLocations(zeros, shard, row, zeros)
+        rows, shards, lost = _open_clips([dataset], locations)
+        kept = np.delete(np.arange(len(positions)), lost)
+        positions, starts = positions[kept], zeros[kept]
+        after = np.append(positions[batch_size::batch_size], positions[-1:] + 1)
+        plan = _BatchPlan(
+            [dataset],
+            locations.select(kept),
+            rows[kept],
+            shards[kept],
+            positions,
+            batch_size,
+            max_frames,
+            starts,
+            after,
+        )
+        for i in range(len(plan)):
+            batch = plan.batch(i)
+            if batch is None:  # a shard was lost: the rest is planned without it
+                left = np.concatenate([positions[i * batch_size :], left])
+                break
+            yield batch
 
 
-def _split_chunks(x: np.ndarray, size: int) -> list[np.ndarray]:
-    """Split an array into chunks of a size, the last one possibly smaller; faster than np.split."""
-    whole = len(x) // size * size
-    return [*x[:whole].reshape(-1, size), *([x[whole:]] if whole < len(x) else [])]
-
-
-def _clip_addresses(
+def _open_clips(
     datasets: Sequence[ShardedDataset], locations: ClipLocations
-) -> tuple[np.ndarray, list[MappedShard], np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Open the shards of n clips.
 
     Returns:
-        addresses: int64 [n, 3], as in `MappedShard.addresses`.
-        shards: the shards that the addresses point into.
-        lost: indices of clips whose shards are lost.
+        rows: int64 [n, 3], as in `OpenShard.rows`.
+        shards: object [n], the open shard of each clip; None where it is lost.
+        lost: int64, indices of clips whose shards are lost.
     """
-    addresses, shards, lost = np.zeros((len(locations.row), 3), np.int64), [], []
+    n = len(locations.row)
+    rows, shards, lost = np.zeros((n, 3), np.int64), np.full(n, None, object), [np.zeros(0, np.int64)]
     joint = locations.source * (1 + locations.shard.max(initial=0)) + locations.shard
     joint = joint.astype(np.uint16) if joint.max(initial=0) < 2**16 else joint  # sorts several times faster
     order = np.argsort(joint, kind="stable")
-    for clips in np.split(order, np.flatnonzero(np.diff(joint[order])) + 1) if len(order) else []:
+    for clips in np.split(order, np.flatnonzero(np.diff(joint[order])) + 1) if n else []:
         shard = datasets[int(locations.source[clips[0]])].get_shard(int(locations.shard[clips[0]]))
         if shard is None:
             lost.append(clips)
         else:
-            addresses[clips] = shard.addresses[locations.row[clips]]
-            shards.append(shard)
-    return addresses, shards, np.concatenate([np.zeros(0, np.int64), *lost])
+            rows[clips], shards[clips] = shard.rows[locations.row[clips]], shard
+    return rows, shards, np.concatenate(lost)

@@ -1,9 +1,8 @@
-"""One split of a tokenized dataset, open for random access: shards are memory-mapped and checked once.
+"""One split of a tokenized dataset, open for random access: shards are opened and checked once.
 
-A shard that is missing, truncated, unreadable, modified since it was written (its checksum is compared when it is
-opened) or that does not match its index is *lost*: it is logged once, counted and skipped, up to a fraction of the
-split's clips. A file that is truncated while it is mapped ends its reader with SIGBUS, and a message names the file.
-Datasets are only written by renaming files, which is safe for readers.
+A shard that is missing, truncated (also while it is open), unreadable, modified since it was written (its checksum is
+compared when it is opened) or that does not match its index is *lost*: it is logged once, counted and skipped, up to a
+fraction of the split's clips. Datasets are only written by renaming files, which is safe for readers.
 
 Letters: N samples, K codebooks, T frames.
 """
@@ -26,10 +25,9 @@ import numpy as np
 from pipeline.common.errors import InputError
 from pipeline.data.external_shards import ExternalSource, index_external_shards, is_glob
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.data.mapped_shard import RUN_VERIFY, MappedShard, check_counts
-from pipeline.data.shard import ShardInfo, build_index, index_name, load_index, read_index, sample_key
+from pipeline.data.open_shard import RUN_VERIFY, OpenShard, check_counts
+from pipeline.data.shard import ShardInfo, build_index, index_name, load_index, parse_index, read_index, sample_key
 from pipeline.data.shard_cache import LocalShardCache
-from pipeline.data.sigbus import report_sigbus
 from pipeline.data.storage import LocalStorage, RemoteStorage, Storage, open_storage
 
 log = logging.getLogger(__name__)
@@ -37,7 +35,6 @@ _INDICES_PER_READ = 256  # index files per request to a remote storage
 _SYSTEM_LIMITS = {  # errors when this process has too many shards open, and the limit to raise
     errno.EMFILE: "its limit of open files (`ulimit -n`)",
     errno.ENFILE: "the machine's limit of open files (`sysctl fs.file-max`)",
-    errno.ENOMEM: "its limit of mapped files (`sysctl vm.max_map_count`) or of memory (`ulimit -v`)",
 }
 
 
@@ -70,9 +67,9 @@ class ShardedDataset:
             folder: path or address of the dataset; with `external`, also a glob of shard names.
             split: name of the split; a split that the dataset does not have is empty.
             codebooks: number of codebooks to read, all by default.
-            open_shards: number of shards that stay mapped at least, if the system allows it; 0 keeps all.
+            open_shards: number of shards that stay open at least, if the system allows it; 0 keeps all.
             max_lost_fraction: fraction of the clips that may be lost with their shards.
-            shard_cache: local cache of remote shards; without it, remote shards are read into memory.
+            shard_cache: local cache of remote shards; without it, each is copied to a temporary file.
             external: codec and embedder of shards that have no manifest.
 
         Raises:
@@ -95,16 +92,14 @@ class ShardedDataset:
         self.lost_shards: dict[int, str] = {}
         self._lock = threading.Lock()
         self._cached_lengths: np.ndarray | None = None
-        self._without_checksums = 0
         self._check_files()
-        report_sigbus()
-        self._map_shard_cached = functools.lru_cache(maxsize=_max_open_shards(self, open_shards))(self._map_shard)
+        self._open_shard_cached = functools.lru_cache(maxsize=_max_open_shards(self, open_shards))(self._open_shard)
 
     def __len__(self) -> int:
         return int(self.clips_per_shard.sum())
 
-    def get_shard(self, number: int) -> MappedShard | None:
-        """Return a mapped shard, or None if it is lost.
+    def get_shard(self, number: int) -> OpenShard | None:
+        """Return an open shard, or None if it is lost.
 
         Raises:
             InputError: more clips than `max_lost_fraction` are lost.
@@ -112,10 +107,12 @@ class ShardedDataset:
         if number in self.lost_shards:
             return None
         try:
-            return self._map_shard_cached(number)
+            shard = self._open_shard_cached(number)
+            shard.reader.check_size()
         except (InputError, OSError) as error:
             self.mark_lost(number, error)
             return None
+        return shard
 
     def lengths(self) -> np.ndarray:
         """Return the number of frames of every clip, in the order of the shards: int32 [clips].
@@ -143,12 +140,6 @@ class ShardedDataset:
                 with contextlib.suppress(InputError):  # reading them one by one names the file that cannot be read
                     contents = self.index_store.read_many([index_name(self.shards[number].name) for number in numbers])
             parts += [self._read_index(number, contents)[:, 1].astype(np.int32) for number in numbers]
-        if self._without_checksums:
-            log.info(
-                "%d indices of %s are of an older version, without checksums: opening their shards takes longer; "
-                "`python -m pipeline.shards index %s` writes new ones",
-                self._without_checksums, self.store.display_path(), self.store.display_path(),
-            )  # fmt: skip
         return np.concatenate(parts)
 
     def _read_index(self, number: int, contents: dict[str, bytes]) -> np.ndarray:
@@ -157,13 +148,12 @@ class ShardedDataset:
         name = index_name(info.name)
         where, shard = self.index_store.display_path(name), self.store.display_path(info.name)
         try:
-            index, expected = read_index(contents[name] if name in contents else self.index_store.read(name), where)
-            self._without_checksums += expected is None
-            if _matches_manifest(index, info):
-                return index
-            raise InputError(f"{where} does not match its shard: remove it, and the shard is read without it")
-        except FileNotFoundError:
-            pass
+            has_content = name in contents
+            stored = parse_index(contents[name], where) if has_content else read_index(self.index_store, info.name)
+            if stored and not _matches_manifest(stored[0], info):
+                raise InputError(f"{where} does not match its shard: remove it, and the shard is read without it")
+            if stored:
+                return stored[0]
         except (InputError, OSError) as error:
             if not self.shard_cache:  # which writes its own indices
                 self.mark_lost(number, error)
@@ -171,7 +161,7 @@ class ShardedDataset:
             if self.shard_cache and isinstance(self.store, RemoteStorage):
                 index = self.shard_cache.open(self.store, info)[1]
             else:
-                index = build_index(self.store.view(info.name), shard)
+                index = build_index(self.store.open(info.name))
         except (InputError, OSError) as error:
             _raise_if_system_limit(error, shard)
             is_missing = isinstance(error, FileNotFoundError)
@@ -187,7 +177,7 @@ class ShardedDataset:
     def clip_key(self, shard: int, row: int) -> str:
         """Return the key of a clip; empty if its shard is lost."""
         opened = self.get_shard(shard)
-        return sample_key(opened.view, opened.codes_offset(row)) if opened else ""
+        return sample_key(opened.reader, int(opened.rows[row, 0])) if opened else ""
 
     def num_lost_clips(self) -> int:
         """Return the number of clips in lost shards."""
@@ -208,19 +198,18 @@ class ShardedDataset:
         if self.shard_cache:
             self.shard_cache.cancel()
 
-    def _map_shard(self, number: int) -> MappedShard:
+    def _open_shard(self, number: int) -> OpenShard:
         info = self.shards[number]
-        where = self.store.display_path(info.name)
         try:
             if self.shard_cache and isinstance(self.store, RemoteStorage):
                 shard, index = self.shard_cache.open(self.store, info)
             else:
-                shard = self.store.view(info.name)
-                check_counts(len(shard), info.samples, info, where)
-                index = load_index(self.index_store, info.name, shard, info.sha256, where)
+                shard = self.store.open(info.name)
+                check_counts(shard, info.samples, info)
+                index = load_index(self.index_store, info.name, shard, info.sha256)
         except FileNotFoundError as error:
-            raise InputError(f"{where} {_MISSING}") from error
-        return MappedShard(shard, index, info, self.manifest, where)
+            raise InputError(f"{self.store.display_path(info.name)} {_MISSING}") from error
+        return OpenShard(shard, index, info, self.manifest)
 
     def _check_files(self) -> None:
         """Mark missing and truncated shards of a local dataset as lost before any work."""
@@ -293,17 +282,17 @@ def _raise_if_system_limit(error: BaseException | None, where: str) -> None:
         error = error.__cause__
 
 
-_MAX_OPEN_SHARDS = 8192  # that stay mapped in a process
-_MAX_CACHED_CLIPS = 2**21  # of a split, whose addresses stay in memory
+_MAX_OPEN_SHARDS = 8192  # that stay open in a process
+_MAX_CACHED_CLIPS = 2**21  # of a split, whose offsets stay in memory
 _OTHER_FILES = 256  # open files of a process that are not shards
-# the number of shards that each split may keep mapped
+# the number of shards that each split may keep open
 _open_shard_counts: weakref.WeakKeyDictionary[ShardedDataset, int] = weakref.WeakKeyDictionary()
 
 
 def _max_open_shards(dataset: ShardedDataset, requested: int) -> int:
-    """Return how many shards a split may keep mapped: as requested, and more if they are local, since opening is slow.
+    """Return how many shards a split may keep open: as requested, and more if they are local, since opening is slow.
 
-    Each mapped shard keeps a file open, and the system limits open files per process. The limit is raised as far as
+    The system limits open files per process. The limit is raised as far as
     requested shards need it; shards beyond the request use at most half of it, over all splits.
     """
     shards, others = len(dataset.shards), sum(_open_shard_counts.values())

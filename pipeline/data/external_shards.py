@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.data.shard import ShardInfo, add_checksums, build_index, checksum, index_name, iter_samples
+from pipeline.data.shard import ShardInfo, build_index, iter_samples, shard_checksum, write_index
 from pipeline.data.shard_cache import file_lock
 from pipeline.data.storage import LocalStorage, Storage, open_storage
 
@@ -125,9 +125,9 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSou
     shape: tuple[int, int] | None = None
     splits: dict[str, list[ShardInfo]] = {}
     for name in sizes:
-        shard, where = store.view(name), store.display_path(name)
-        index = build_index(shard, where)
-        for sample in iter_samples(shard, index, where):
+        shard = store.open(name)
+        index, where = build_index(shard), shard.path
+        for sample in iter_samples(shard, index):
             sample_shape = (len(sample.codes), len(sample.prompt))
             shape = shape or sample_shape
             if sample_shape != shape:
@@ -138,12 +138,11 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSou
             if sample.codes.max(initial=0) >= external.codec["codebook_size"] or not np.isfinite(sample.prompt).all():
                 size = external.codec["codebook_size"]
                 raise InputError(f"{where}: {sample.key} has codes of {size} or more, or a prompt that is not finite")
-        with index_store.open_atomic(index_name(name)) as file:
-            np.save(file, add_checksums(index, checksum(shard)), allow_pickle=False)
+        write_index(index_store, name, index, shard_checksum(shard))
         # remote shards are checked against their sha256 after each download
-        digest = "" if isinstance(store, LocalStorage) else hashlib.sha256(shard).hexdigest()
+        digest = "" if isinstance(store, LocalStorage) else shard.sha256()
         split = _SPLIT.fullmatch(name)
-        info = ShardInfo(name, len(index), int(index[:, 1].sum()), len(shard), digest)
+        info = ShardInfo(name, len(index), int(index[:, 1].sum()), shard.size, digest)
         splits.setdefault((split and split[1]) or "train", []).append(info)
     if shape is None:
         raise InputError(f"the shards at {store.display_path()} are empty")

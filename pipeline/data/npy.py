@@ -16,14 +16,9 @@ _SHAPE = re.compile(rb"""['"]shape['"]: *\(([\d, ]*)\)""")
 
 def npy_bytes(array: np.ndarray) -> bytes:
     """Return the content of an .npy file."""
-    return _npy_header(array.dtype.str, array.shape) + np.ascontiguousarray(array).tobytes()
-
-
-@lru_cache(maxsize=4096)
-def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-    assert len(file.getvalue()) == NPY_HEADER_BYTES
+    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    assert file.getbuffer().nbytes == NPY_HEADER_BYTES + array.nbytes
     return file.getvalue()
 
 

@@ -37,6 +37,6 @@ def sample_clips(
     for position in sorted(positions.tolist()):
         number = int(np.searchsorted(ends, position, side="right"))
         name = shards[number].name
-        shard = store.view(name)
+        shard = store.open(name)
         row = position - (int(ends[number]) - shards[number].samples)
-        yield from iter_samples(shard, load_index(store, name, shard)[row : row + 1], store.display_path(name))
+        yield from iter_samples(shard, load_index(store, name, shard)[row : row + 1])

@@ -32,6 +32,7 @@ import numpy as np
 import xxhash
 
 from pipeline.common.errors import InputError
+from pipeline.data.file_reader import FileReader
 from pipeline.data.npy import NPY_HEADER_BYTES, npy_bytes, npy_shape
 from pipeline.data.storage import Storage, open_storage, split_path
 from pipeline.data.tar_headers import BLOCK, END, iter_members, member_name
@@ -170,28 +171,26 @@ class ShardWriter:
             self._write(END)
             # an index without its shard is harmless; a shard with the index of another shard is not
             self._store.remove(index_name(self.name))
-        with self._store.open_atomic(index_name(self.name)) as file:
-            rows = np.array(self._index, np.int64).reshape(-1, 5)
-            np.save(file, add_checksums(rows, _to_signed(self._xxh3.intdigest())), allow_pickle=False)
+        rows = np.array(self._index, np.int64).reshape(-1, 5)
+        write_index(self._store, self.name, rows, _to_signed(self._xxh3.intdigest()))
         self.info = ShardInfo(self.name, len(self._index), self._frames, self._offset, self._sha256.hexdigest())
 
 
 def read_shard(address: str | Path) -> Iterator[Sample]:
     """Yield all samples of a shard in order. Raises InputError if it is truncated, damaged, or not of our format."""
     store, name = split_path(address)
-    shard = store.view(name)
-    return iter_samples(shard, load_index(store, name, shard), store.display_path(name))
+    shard = store.open(name)
+    return iter_samples(shard, load_index(store, name, shard))
 
 
-def load_index(store: Storage, name: str, shard: memoryview, sha256: str = "", where: str = "") -> np.ndarray:
+def load_index(store: Storage, name: str, shard: FileReader, sha256: str = "") -> np.ndarray:
     """Return the index of a shard, int64 [N, 5], after comparing the shard with its checksum.
 
     Args:
         store: storage of the index.
         name: the name of the shard.
-        shard: its bytes.
-        sha256: from the manifest; compared if there is no index, or an index without a checksum.
-        where: path of the shard, for messages; by default in `store`.
+        shard: the shard.
+        sha256: from the manifest; compared if the shard has no index.
 
     Returns:
         The stored index if it exists, otherwise one built from the headers of the tar.
@@ -199,33 +198,30 @@ def load_index(store: Storage, name: str, shard: memoryview, sha256: str = "", w
     Raises:
         InputError: the shard or the index is damaged.
     """
-    where, expected = where or store.display_path(name), None
-    if store.size(index_name(name)) is not None:
-        index, expected = read_index(store.read(index_name(name)), store.display_path(index_name(name)))
+    stored = read_index(store, name)
+    if stored is None:
+        index, intact = build_index(shard), not sha256 or shard.sha256() == sha256
     else:
-        index = build_index(shard, where)
-    _check_length(shard, index, where)
-    if expected is not None:
-        intact = checksum(shard) == expected
-    else:
-        intact = not sha256 or hashlib.sha256(shard).hexdigest() == sha256
+        index, expected = stored
+        _check_length(shard, index)
+        intact = shard_checksum(shard) == expected
     if not intact:
         raise InputError(
-            f"{where} has changed since it was written, or its index is of another shard (its checksum differs): "
+            f"{shard.path} has changed since it was written, or its index is of another shard (its checksum differs): "
             "restore it"
         )
     return index
 
 
-def _check_length(shard: memoryview, index: np.ndarray, where: str) -> None:
+def _check_length(shard: FileReader, index: np.ndarray) -> None:
     end = int((-(-(index[:, 3] + index[:, 4]) // BLOCK) * BLOCK).max(initial=0)) + len(END)
-    if len(shard) < end:
-        raise InputError(f"{where} is truncated: it has {len(shard)} bytes, and its index needs {end}")
+    if shard.size < end:
+        raise InputError(f"{shard.path} is truncated: it has {shard.size} bytes, and its index needs {end}")
 
 
-def checksum(data: memoryview | bytes) -> int:
-    """Return the xxh3 of bytes as a signed number, as in an index."""
-    return _to_signed(xxhash.xxh3_64_intdigest(data))
+def shard_checksum(shard: FileReader) -> int:
+    """Return the xxh3 of a shard as in an index, a signed number."""
+    return _to_signed(shard.xxh3())
 
 
 def _to_signed(number: int) -> int:
@@ -233,25 +229,35 @@ def _to_signed(number: int) -> int:
     return number - (1 << 64 if number >> 63 else 0)
 
 
-def add_checksums(index: np.ndarray, of_shard: int) -> np.ndarray:
-    """Return the content of an index file, int64 [1 + N, 5], from its rows [N, 5] and the checksum of the shard."""
-    first = [_INDEX_VERSION, of_shard, checksum(np.ascontiguousarray(index, _INDEX_DTYPE).tobytes()), 0, 0]
-    return np.concatenate([np.array([first], _INDEX_DTYPE), index])
+def write_index(store: Storage, name: str, index: np.ndarray, of_shard: int) -> None:
+    """Write the index of a shard, from its rows [N, 5] and the checksum of the shard."""
+    rows = np.ascontiguousarray(index, _INDEX_DTYPE)
+    first = [_INDEX_VERSION, of_shard, _rows_checksum(rows), 0, 0]
+    with store.open_atomic(index_name(name)) as file:
+        np.save(file, np.concatenate([np.array([first], _INDEX_DTYPE), rows]), allow_pickle=False)
 
 
-def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
-    """Parse an index file.
+def _rows_checksum(rows: np.ndarray) -> int:
+    return _to_signed(xxhash.xxh3_64_intdigest(rows.tobytes()))
 
-    Args:
-        data: its bytes.
-        where: its path, for messages.
 
-    Returns:
-        The index, int64 [N, 5], and the checksum of its shard (None in version 1).
+def read_index(store: Storage, name: str) -> tuple[np.ndarray, int] | None:
+    """Return the stored index of a shard, int64 [N, 5], and the checksum of the shard; None if it has none.
+
+    An index of version 1 has no checksums, and counts as none.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the index is damaged.
     """
+    try:
+        data = store.read(index_name(name))
+    except FileNotFoundError:
+        return None
+    return parse_index(data, store.display_path(index_name(name)))
+
+
+def parse_index(data: bytes, path: str) -> tuple[np.ndarray, int] | None:
+    """Parse an index file. path: for messages. Returns and raises what `read_index` does."""
     shape = npy_shape(data[:NPY_HEADER_BYTES], _INDEX_DTYPE)
     if (
         shape is None
@@ -259,64 +265,55 @@ def read_index(data: bytes, where: str) -> tuple[np.ndarray, int | None]:
         or shape[1] != 5
         or len(data) != NPY_HEADER_BYTES + shape[0] * 5 * _INDEX_DTYPE.itemsize
     ):
-        raise InputError(f"{where} is damaged or not an index: remove it, and the shard is read without it")
-    index, expected = np.frombuffer(data[NPY_HEADER_BYTES:], _INDEX_DTYPE).reshape(shape), None
-    if len(index) and index[0, 0] < BLOCK:  # no sample starts there: a row of checksums
-        version, expected, rows_checksum = index[0, :3].tolist()
-        index = index[1:]
-        if version != _INDEX_VERSION or checksum(index.tobytes()) != rows_checksum:
-            raise InputError(f"{where} is damaged (its checksum differs): remove it, and the shard is read without it")
-    if index.size and not 0 <= index.min() <= index.max() <= MAX_MEMBER_BYTES:  # sums must not overflow
-        raise InputError(
-            f"{where} is damaged: it points outside its shard; remove it, and the shard is read without it"
-        )
-    return index, expected
+        raise InputError(f"{path} is damaged or not an index: remove it, and the shard is read without it")
+    index = np.frombuffer(data[NPY_HEADER_BYTES:], _INDEX_DTYPE).reshape(shape)
+    if not len(index) or index[0, 0] >= BLOCK:  # the first row is of a sample, and not of checksums
+        return None
+    version, of_shard, of_rows = index[0, :3].tolist()
+    rows = index[1:]
+    if version != _INDEX_VERSION or _rows_checksum(rows) != of_rows:
+        raise InputError(f"{path} is damaged (its checksum differs): remove it, and the shard is read without it")
+    if rows.size and not 0 <= rows.min() <= rows.max() <= MAX_MEMBER_BYTES:  # sums must not overflow
+        raise InputError(f"{path} is damaged: it points outside its shard; remove it, and the shard is read without it")
+    return rows, of_shard
 
 
-def iter_samples(shard: memoryview, index: np.ndarray, where: str) -> Iterator[Sample]:
+def iter_samples(shard: FileReader, index: np.ndarray) -> Iterator[Sample]:
     """Yield the samples of a shard by its index [N, 5]. Raises InputError if the two do not match."""
-    _check_length(shard, index, where)
+    _check_length(shard, index)
     for codes_at, frames, prompt_at, info_at, info_bytes in index.tolist():
         key = sample_key(shard, codes_at)
-        if (
-            not key
-            or not _is_member(shard, prompt_at - NPY_HEADER_BYTES, f"{key}.prompt.npy")
-            or not _is_member(shard, info_at, f"{key}.json")
-        ):
-            raise InputError(f"{where} does not match its index: remove the index, or restore the shard")
-        codes = _read_array(shard, codes_at, CODES_DTYPE, where, key)
-        prompt = _read_array(shard, prompt_at, PROMPT_DTYPE, where, key)
-        if codes.ndim != 2 or codes.shape[1] != frames or prompt.ndim != 1:
-            raise InputError(f"{where}: {key} has codes {codes.shape}, and its index says {frames} frames")
+        if not key:
+            raise InputError(f"{shard.path} does not match its index: remove the index, or restore the shard")
+        codes = _read_array(shard, codes_at, CODES_DTYPE, key)
+        prompt = _read_array(shard, prompt_at, PROMPT_DTYPE, key)
+        if codes.shape[1] != frames:
+            raise InputError(f"{shard.path}: {key} has codes {codes.shape}, and its index says {frames} frames")
         try:
-            info = json.loads(bytes(shard[info_at : info_at + info_bytes]))
+            info = json.loads(shard.read(info_at, info_bytes))
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: {key}.json is damaged ({error})") from error
+            raise InputError(f"{shard.path}: {key}.json is damaged ({error})") from error
         if not isinstance(info, dict):
-            raise InputError(f"{where}: {key}.json is not a JSON object but {type(info).__name__}")
+            raise InputError(f"{shard.path}: {key}.json is not a JSON object but {type(info).__name__}")
         yield Sample(key, codes, prompt, info)
 
 
-def sample_key(shard: memoryview, codes_at: int) -> str:
+def sample_key(shard: FileReader, codes_at: int) -> str:
     """Return the key of the sample whose codes start at an offset, from their tar header; empty if there is none."""
     name = member_name(shard, codes_at - NPY_HEADER_BYTES)
     return name.removesuffix(".codes.npy") if name.endswith(".codes.npy") else ""
 
 
-def _is_member(shard: memoryview, at: int, name: str) -> bool:
-    """Return whether the member whose data start at an offset has a name."""
-    return member_name(shard, at) == name
-
-
-def build_index(shard: memoryview, where: str) -> np.ndarray:
+def build_index(shard: FileReader) -> np.ndarray:
     """Build the index of a shard from its tar headers: int64 [N, 5].
 
     Raises:
         InputError: the tar is truncated or damaged, a sample lacks a member, a member has an absolute or `..` path, or
             an array is not uint16 [K, T] or float16 [D].
     """
+    where = shard.path
     groups: list[tuple[str, dict[str, tuple[int, int]]]] = []  # key, and offset and size by extension
-    for name, start, size in iter_members(shard, where):
+    for name, start, size in iter_members(shard):
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.partition(".")
         key = f"{folder}{slash}{stem}"
@@ -338,8 +335,8 @@ def build_index(shard: memoryview, where: str) -> np.ndarray:
     rows = np.zeros((len(groups), 5), np.int64)
     for row, (key, members) in zip(rows, groups, strict=True):
         codes_at, prompt_at = members["codes.npy"][0] + NPY_HEADER_BYTES, members["prompt.npy"][0] + NPY_HEADER_BYTES
-        codes = _read_array(shard, codes_at, CODES_DTYPE, where, key, members["codes.npy"][1])
-        _read_array(shard, prompt_at, PROMPT_DTYPE, where, key, members["prompt.npy"][1])
+        codes = _read_array(shard, codes_at, CODES_DTYPE, key, members["codes.npy"][1])
+        _read_array(shard, prompt_at, PROMPT_DTYPE, key, members["prompt.npy"][1])
         row[:] = codes_at, codes.shape[1], prompt_at, *members["json"]
     return rows
 
@@ -354,17 +351,12 @@ def _dotted_key(groups: list[tuple[str, dict[str, tuple[int, int]]]]) -> str | N
     return None
 
 
-def _read_array(
-    shard: memoryview, at: int, dtype: np.dtype, where: str, key: str, size: int | None = None
-) -> np.ndarray:
-    """Return a copy of the array whose data start at an offset. size: bytes of its member, to be checked."""
-    shape = npy_shape(bytes(shard[at - NPY_HEADER_BYTES : at]), dtype)
-    ndim = 2 if dtype == CODES_DTYPE else 1
-    if shape is None or len(shape) != ndim:
-        raise InputError(f"{where}: {key}: expected codes of uint16 [K, T] and a prompt of float16 [D]")
-    count = math.prod(shape)
-    if at + count * dtype.itemsize > len(shard) or (
-        size is not None and size != NPY_HEADER_BYTES + count * dtype.itemsize
-    ):
-        raise InputError(f"{where}: {key} has an array of {shape} that does not fit its member")
-    return np.frombuffer(shard, dtype, count, at).reshape(shape).copy()
+def _read_array(shard: FileReader, at: int, dtype: np.dtype, key: str, size: int | None = None) -> np.ndarray:
+    """Return the array whose data start at an offset. size: bytes of its member, to be checked."""
+    shape = npy_shape(shard.read(at - NPY_HEADER_BYTES, NPY_HEADER_BYTES), dtype)
+    if shape is None or len(shape) != (2 if dtype == CODES_DTYPE else 1):
+        raise InputError(f"{shard.path}: {key}: expected codes of uint16 [K, T] and a prompt of float16 [D]")
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if at + num_bytes > shard.size or size not in (None, NPY_HEADER_BYTES + num_bytes):
+        raise InputError(f"{shard.path}: {key} has an array of {shape} that does not fit its member")
+    return np.frombuffer(bytearray(shard.read(at, num_bytes)), dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""The local cache of remote shards: a folder that all ranks of a machine share. Shards are memory-mapped from it.
+"""The local cache of remote shards: a folder that all ranks of a machine share.
 
     {sha256}.tar                 a shard, checked against its sha256 after the download; a reader keeps a shared lock
     {sha256}.index.npy           its index, built from the headers of the shard
@@ -17,9 +17,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import fcntl
-import hashlib
 import logging
-import mmap
 import os
 import stat
 import threading
@@ -32,7 +30,8 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.common.errors import InputError, one_line
-from pipeline.data.shard import ShardInfo, add_checksums, build_index, checksum, index_name, load_index
+from pipeline.data.file_reader import FileReader
+from pipeline.data.shard import ShardInfo, build_index, index_name, load_index, shard_checksum, write_index
 from pipeline.data.storage import LocalStorage, RemoteStorage
 
 log = logging.getLogger(__name__)
@@ -92,20 +91,20 @@ class LocalShardCache:
         ):
             raise InputError(f"data.cache_dir={self.folder} belongs to another user: give a folder that you own")
 
-    def open(self, store: RemoteStorage, shard: ShardInfo) -> tuple[memoryview, np.ndarray]:
-        """Return a mapped shard and its index, int64 [N, 5]; download the shard if it is not cached.
+    def open(self, store: RemoteStorage, shard: ShardInfo) -> tuple[FileReader, np.ndarray]:
+        """Return an open shard and its index, int64 [N, 5]; download the shard if it is not cached.
 
-        The shard is not evicted while it is mapped.
+        The shard is not evicted while it is open.
 
         Raises:
             InputError: the shard does not match the manifest.
             OSError: the shard cannot be downloaded.
         """
         while True:
-            view = self._map(shard)
-            if view is not None:
+            reader = self._open_cached(shard)
+            if reader is not None:
                 try:
-                    return view, load_index(self.local, f"{shard.sha256}.tar", view, shard.sha256)
+                    return reader, load_index(self.local, f"{shard.sha256}.tar", reader, shard.sha256)
                 except InputError as error:  # the copy is damaged, not the shard
                     log.warning("%s; it is downloaded again", error)
                     self._path(shard).unlink(missing_ok=True)
@@ -162,7 +161,7 @@ class LocalShardCache:
     def _path(self, shard: ShardInfo) -> Path:
         return self.folder / f"{shard.sha256}.tar"
 
-    def _map(self, shard: ShardInfo) -> memoryview | None:
+    def _open_cached(self, shard: ShardInfo) -> FileReader | None:
         path = self._path(shard)
         try:
             with path.open("rb") as file:
@@ -171,7 +170,7 @@ class LocalShardCache:
                     return None
                 now = time.time_ns()  # more precise than the clock of the file system
                 os.utime(path, ns=(now, now))
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # keeps the file and its lock
+                return FileReader(file, str(path))  # keeps the lock
         except FileNotFoundError:
             return None
 
@@ -193,11 +192,8 @@ class LocalShardCache:
             try:
                 if not self._path(shard).exists():
                     self._make_room()
-                    index = self._download(store, shard, data)
-                    with (self.folder / index_name(f"{shard.sha256}.tar")).open("wb") as file:
-                        np.save(file, index, allow_pickle=False)
-                        file.flush()
-                        os.fsync(file.fileno())
+                    content = self._download(store, shard, data)
+                    write_index(self.local, f"{shard.sha256}.tar", build_index(content), shard_checksum(content))
                     is_complete = True
             finally:
                 with file_lock(self.folder / "lock", wait=True):
@@ -207,8 +203,8 @@ class LocalShardCache:
                     marker.unlink(missing_ok=True)
                 self._downloads.discard(marker)
 
-    def _download(self, store: RemoteStorage, shard: ShardInfo, data: Path) -> np.ndarray:
-        """Download a shard to `data`, check it against the manifest, and return the content of its index file."""
+    def _download(self, store: RemoteStorage, shard: ShardInfo, data: Path) -> FileReader:
+        """Download a shard to `data`, and check it against the manifest."""
         where = store.display_path(shard.name)
         for attempt in range(_MAX_ATTEMPTS):
             try:
@@ -224,13 +220,13 @@ class LocalShardCache:
                 time.sleep(0.5 * 2**attempt)
         with data.open("rb") as file:
             os.fsync(file.fileno())
-        content = self.local.view(data.name)
-        if len(content) != shard.bytes or hashlib.sha256(content).hexdigest() != shard.sha256:
+            content = FileReader(file, where)
+        if content.size != shard.bytes or content.sha256() != shard.sha256:
             raise InputError(f"{where} does not match its manifest: its bytes differ (sha256)")
-        return add_checksums(build_index(content, where), checksum(content))
+        return content
 
     def _make_room(self) -> None:
-        """Evict the least recently opened shards until the rest and all downloads fit; never those that are mapped."""
+        """Evict the least recently opened shards until the rest and all downloads fit; never those that are open."""
         with file_lock(self.folder / "lock", wait=True):
             shards: list[tuple[int, int, Path]] = []  # (time of opening, bytes, path)
             total = 0

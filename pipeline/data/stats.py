@@ -26,11 +26,11 @@ def dataset_stats(store: Storage) -> Iterator[str]:
     seconds: list[float] = []
     for shards in manifest.splits.values():
         for info in shards:
-            shard = store.view(info.name)
-            for sample in iter_samples(shard, load_index(store, info.name, shard), store.display_path(info.name)):
+            shard = store.open(info.name)
+            for sample in iter_samples(shard, load_index(store, info.name, shard)):
                 if len(sample.codes) != len(usage) or sample.codes.max(initial=0) >= usage.shape[1]:
                     raise InputError(
-                        f"{store.display_path(info.name)}: {sample.key} does not match the manifest: "
+                        f"{shard.path}: {sample.key} does not match the manifest: "
                         "`python -m pipeline.shards verify` lists all faults"
                     )
                 for k, codes in enumerate(sample.codes):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import IO, Protocol
 
 from pipeline.common.errors import InputError, one_line, redact
 from pipeline.common.files import PARTIAL, open_atomic
+from pipeline.data.file_reader import FileReader
 
 _BUCKET_PROTOCOLS = {"s3", "gs", "gcs", "az", "abfs", "oci"}  # makedirs would create a bucket, not a folder
 WRITE_TEST = "write-test"  # name of a file that is written as a test
@@ -46,8 +46,8 @@ class Storage(Protocol):
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the contents of many small files by name, in one request if possible; missing files are left out."""
 
-    def view(self, name: str) -> memoryview:
-        """Return the content of a file as a read-only buffer, memory-mapped if it is local."""
+    def open(self, name: str) -> FileReader:
+        """Open a file for reading at any offset; a remote file is first copied to an unnamed temporary file."""
 
     def open_atomic(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """Open a file for writing that appears under its name if the block ends without an exception."""
@@ -118,11 +118,9 @@ class LocalStorage(Storage):
                 contents[name] = self.read(name)
         return contents
 
-    def view(self, name: str) -> memoryview:
+    def open(self, name: str) -> FileReader:
         with (self.root / name).open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:  # an empty file cannot be mapped
-                return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return FileReader(file, self.display_path(name))
 
     @contextlib.contextmanager
     def open_atomic(self, name: str) -> Iterator[IO[bytes]]:
@@ -211,8 +209,11 @@ class RemoteStorage(Storage):
                     raise content
         return {path.rpartition("/")[2]: content for path, content in contents.items() if isinstance(content, bytes)}
 
-    def view(self, name: str) -> memoryview:
-        return memoryview(self.read(name))
+    def open(self, name: str) -> FileReader:
+        with tempfile.TemporaryFile() as file:
+            file.write(self.read(name))
+            file.flush()
+            return FileReader(file, self.display_path(name))
 
     @contextlib.contextmanager
     def open_atomic(self, name: str) -> Iterator[IO[bytes]]:

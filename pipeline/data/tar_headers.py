@@ -1,4 +1,4 @@
-"""Tar headers in memory-mapped bytes: names, offsets and sizes of the members, without copying their data.
+"""Tar headers: names, offsets and sizes of the members, without reading their data.
 
 Supports ustar, pax (records `path` and `size`) and GNU long names: all that tarfile, webdataset, GNU tar and bsdtar
 write for plain files.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from pipeline.common.errors import InputError
+from pipeline.data.file_reader import FileReader
 
 BLOCK = 512  # bytes of a tar header; data is padded to multiples of it
 END = b"\0" * (2 * BLOCK)
@@ -18,33 +19,33 @@ _MAX_EXTENSION = 16 * BLOCK  # bytes of an extended header: a name of 4,096 byte
 _MAX_SIZE = 2**48  # bytes of a member
 
 
-def iter_members(shard: memoryview, where: str) -> Iterator[tuple[str, int, int]]:
+def iter_members(shard: FileReader) -> Iterator[tuple[str, int, int]]:
     """Yield name, data offset and bytes of every file of a tar, up to its end mark.
 
     Raises:
         InputError: the tar is compressed, damaged or truncated, contains links or devices, or a name points outside its
             folder.
     """
-    at = 0
+    at, where = 0, shard.path
     extension: dict[str, str] = {}  # of the next member
-    if bytes(shard[:2]) == b"\x1f\x8b":
-        raise InputError(f"{where} is compressed with gzip, but shards are read in place: unpack it with gunzip")
     while True:
-        header = bytes(shard[at : at + BLOCK])
-        if len(header) < BLOCK:
-            raise InputError(f"{where} is truncated: it ends at byte {len(shard)} without an end mark")
+        if at + BLOCK > shard.size:
+            raise InputError(f"{where} is truncated: it ends at byte {shard.size} without an end mark")
+        header = shard.read(at, BLOCK)
         if header == END[:BLOCK]:
             return
+        if at == 0 and header.startswith(b"\x1f\x8b"):
+            raise InputError(f"{where} is compressed with gzip, but shards are read in place: unpack it with gunzip")
         name, size, kind = extension.get("path") or _name(header), _size(header), header[156:157]
         if size is None:
             raise InputError(f"{where} is damaged: there is no tar header at byte {at}")
         if kind not in b"xLg":
             size = _declared_size(extension, size, where)
         start, at = at + BLOCK, at + BLOCK + size + -size % BLOCK
-        if start + size > len(shard):
-            raise InputError(f"{where} is truncated: {name!r} ends at byte {start + size} of {len(shard)}")
+        if start + size > shard.size:
+            raise InputError(f"{where} is truncated: {name!r} ends at byte {start + size} of {shard.size}")
         if kind in b"xL":
-            extension |= _extension(kind, bytes(shard[start : start + size]), where)
+            extension |= _extension(kind, shard, start, size)
             continue
         if kind in b"0\0":
             if name.startswith("/") or ".." in name.split("/"):
@@ -55,38 +56,35 @@ def iter_members(shard: memoryview, where: str) -> Iterator[tuple[str, int, int]
         extension = {}
 
 
-def member_name(shard: memoryview, start: int) -> str:
+def member_name(shard: FileReader, start: int) -> str:
     """Return the name of the member whose data start at an offset, from its headers; empty if there is none."""
     if start < BLOCK:
         return ""
-    name = _name(bytes(shard[start - BLOCK : start]))
+    name = _name(shard.read(start - BLOCK, BLOCK))
     # if an extended header has the true name, writers put "?" or a shortened name into the plain header
     if name.isascii() and "?" not in name and len(name) < 99:
         return name
-    header_at = start - BLOCK
-    for blocks in range(1, _MAX_EXTENSION // BLOCK + 1):
-        before = header_at - BLOCK * (blocks + 1)
-        if before < 0:
-            break
-        header = bytes(shard[before : before + BLOCK])
+    first = start - BLOCK * (2 + _MAX_EXTENSION // BLOCK)
+    for before in range(start - 3 * BLOCK, max(-1, first - 1), -BLOCK):
+        header = shard.read(before, BLOCK)
         kind, size = header[156:157], _size(header)
-        if kind in b"xL" and size is not None and -(-size // BLOCK) == blocks:
-            content = bytes(shard[before + BLOCK : before + BLOCK + size])
-            return _extension(kind, content, "the shard").get("path", name)
+        if kind in b"xL" and size is not None and before + BLOCK + size + -size % BLOCK == start - BLOCK:
+            return _extension(kind, shard, before + BLOCK, size).get("path", name)
     return name
 
 
-def _extension(kind: bytes, content: bytes, where: str) -> dict[str, str]:
-    """Parse an extended header, which describes the next member: pax records (kind x), or its name (kind L)."""
-    if len(content) > _MAX_EXTENSION:
-        raise InputError(f"{where}: an extended tar header has {len(content)} bytes: refused")
+def _extension(kind: bytes, shard: FileReader, start: int, size: int) -> dict[str, str]:
+    """Read an extended header, which describes the next member: pax records (kind x), or its name (kind L)."""
+    if size > _MAX_EXTENSION:
+        raise InputError(f"{shard.path}: an extended tar header has {size} bytes: refused")
+    content = shard.read(start, size)
     if kind == b"L":
         return {"path": content.partition(b"\0")[0].decode("utf-8", "replace")}
     records: dict[str, str] = {}
     while content:
         length, space, _ = content.partition(b" ")
         if not (space and length.isdigit() and len(length) < 5 and len(length) + 2 < int(length) <= len(content)):
-            raise InputError(f"{where} is damaged: an extended tar header is malformed")
+            raise InputError(f"{shard.path} is damaged: an extended tar header is malformed")
         name, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
         if name in (b"path", b"size"):
             records[name.decode()] = value.decode("utf-8", "replace")

@@ -19,8 +19,17 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 from pipeline.data.build_state import PLAN, BuildPlan, plan_digest
+from pipeline.data.file_reader import FileReader
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.data.shard import ShardInfo, add_checksums, build_index, checksum, index_name, iter_samples, read_index
+from pipeline.data.shard import (
+    ShardInfo,
+    build_index,
+    index_name,
+    iter_samples,
+    read_index,
+    shard_checksum,
+    write_index,
+)
 from pipeline.data.storage import Storage, open_storage
 
 MAX_KEYS_LISTED = 3  # per shard and kind of fault
@@ -127,37 +136,36 @@ def _check_shard(row: tuple[str, Manifest, str, ShardInfo]) -> ShardReport:
     store = open_storage(where)
     report = ShardReport(info.name, split)
     try:
-        shard = store.view(info.name)
+        shard = store.open(info.name)
     except FileNotFoundError:
         return report  # reported by `_check_files`
-    if len(shard) != info.bytes:
-        report.faults.append(f"{len(shard)} bytes where the manifest says {info.bytes}")
-    elif hashlib.sha256(shard).hexdigest() != info.sha256:
+    if shard.size != info.bytes:
+        report.faults.append(f"{shard.size} bytes where the manifest says {info.bytes}")
+    elif shard.sha256() != info.sha256:
         report.faults.append("its bytes have changed since they were written (sha256 differs)")
     try:
         _check_contents(report, store, shard, manifest, info)
     except InputError as error:
-        report.faults.append(str(error).removeprefix(f"{store.display_path(info.name)}: "))
+        report.faults.append(str(error).removeprefix(f"{shard.path}: "))
     return report
 
 
 def _check_contents(
-    report: ShardReport, store: Storage, shard: memoryview, manifest: Manifest, info: ShardInfo
+    report: ShardReport, store: Storage, shard: FileReader, manifest: Manifest, info: ShardInfo
 ) -> None:
-    index = build_index(shard, store.display_path(info.name))
-    if store.size(index_name(info.name)) is not None:
-        try:
-            written, expected = read_index(store.read(index_name(info.name)), info.name)
-            fits = np.array_equal(written, index) and expected in (None, checksum(shard))
-        except InputError:
-            fits = False
-        if not fits:
-            report.faults.append(f"its index {index_name(info.name)} does not match it")
+    index = build_index(shard)
+    try:
+        stored = read_index(store, info.name)
+        fits = stored is None or (np.array_equal(stored[0], index) and stored[1] == shard_checksum(shard))
+    except InputError:
+        fits = False
+    if not fits:
+        report.faults.append(f"its index {index_name(info.name)} does not match it")
     counted = (len(index), int(index[:, 1].sum()))
     if counted != (info.samples, info.frames):
         report.faults.append(f"{counted[0]} samples of {counted[1]} frames, not {info.samples} of {info.frames}")
     faults: dict[str, list[str]] = {}
-    for sample in iter_samples(shard, index, store.display_path(info.name)):
+    for sample in iter_samples(shard, index):
         report.keys.append(sample.key)
         report.recordings.add(str(sample.metadata.get("path")))
         for fault in _sample_faults(sample.codes, sample.prompt, sample.metadata, report.split, manifest):
@@ -195,11 +203,7 @@ def _sample_faults(
 
 def rebuild_index(store: Storage, info: ShardInfo) -> None:
     """Write the index of a shard again, from the shard. Raises InputError if the shard does not match the manifest."""
-    shard = store.view(info.name)
-    if hashlib.sha256(shard).hexdigest() != info.sha256:
-        raise InputError(
-            f"{store.display_path(info.name)} has changed since it was written (its sha256 differs): restore it"
-        )
-    index = add_checksums(build_index(shard, store.display_path(info.name)), checksum(shard))
-    with store.open_atomic(index_name(info.name)) as file:
-        np.save(file, index, allow_pickle=False)
+    shard = store.open(info.name)
+    if shard.sha256() != info.sha256:
+        raise InputError(f"{shard.path} has changed since it was written (its sha256 differs): restore it")
+    write_index(store, info.name, build_index(shard), shard_checksum(shard))

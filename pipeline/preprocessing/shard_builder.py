@@ -196,9 +196,8 @@ class ShardAssembler:
     def _existing_codes(self, name: str) -> dict[str, np.ndarray]:
         if self._store.size(name) is None:
             return {}
-        shard = self._store.view(name)
-        index = load_index(self._store, name, shard)
-        return {sample.key: sample.codes for sample in iter_samples(shard, index, self._store.display_path(name))}
+        shard = self._store.open(name)
+        return {sample.key: sample.codes for sample in iter_samples(shard, load_index(self._store, name, shard))}
 
     def __enter__(self) -> ShardAssembler:
         return self

@@ -21,6 +21,8 @@ from pipeline.data.dataloader import Batch, ShardDataLoader, iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.manifest import Manifest
 from pipeline.data.sampler import EpochSampler
+from pipeline.data.shard import shard_checksum, write_index
+from pipeline.data.storage import LocalStorage
 from tests.helpers.caches import clip_numbers, write_cache
 
 SHARDS, EACH = 20, 30
@@ -117,6 +119,58 @@ def test_lost_shard_is_replaced_during_a_run(
     assert sum(n - 1 for n in seen.values()) == len(lost)  # as many clips as are lost come twice
     assert loader.datasets[0].num_lost_clips() == EACH and set(loader.datasets[0].lost_shards) == {last}
     assert len(caplog.records) == 1 and f"train-{last:06d}" in caplog.text and "its 30 clips" in caplog.text
+
+
+def truncate(folder: Path, shard: int, size: int) -> str:
+    """Cut a shard short in its file, which readers have open. Returns its name."""
+    name = f"train-{shard:06d}"
+    os.truncate(folder / f"{name}.tar", size)
+    return name
+
+
+@pytest.mark.parametrize("size", [0, 40_000])  # of about 100,000 bytes
+@pytest.mark.parametrize("threads", [0, 2])
+def test_shard_truncated_while_open_is_lost(
+    tmp_path: Path, size: int, threads: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All ranks continue with the other clips, and then read the same as a run that starts without the shard."""
+    folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
+    ranks = loaders(folder, 0.06, ranks=2, threads=threads)
+    running = [loader.batches() for loader in ranks]
+    first = [next(batches) for batches in running]
+    lost = clip_numbers(first[0])[0] // EACH
+    with caplog.at_level(logging.WARNING):
+        name = truncate(folder, lost, size)
+        rest = [list(itertools.islice(batches, 100)) for batches in running]
+    assert caplog.text.count("shard skipped, with its 30 clips") == 2 and name in caplog.text  # once per rank
+    assert all(set(loader.datasets[0].lost_shards) == {lost} for loader in ranks)
+    (alone,) = loaders(folder, 0.06)
+    expected = list(itertools.islice(alone.batches(SHARDS * EACH), 2 * 41))
+    second_epoch = [batch for pair in zip(*(batches[59:] for batches in rest), strict=True) for batch in pair]
+    for ours, theirs in zip(second_epoch, expected, strict=True):
+        assert clip_numbers(ours) == clip_numbers(theirs) and torch.equal(ours.codes, theirs.codes)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_shard_truncated_while_open_ends_the_run(tmp_path: Path, threads: int) -> None:
+    """Where no clip may be lost, the run ends with one line."""
+    folder = write_cache(tmp_path / "c", [EACH] * 2)
+    (loader,) = loaders(folder, 0.0, threads=threads)
+    batches = loader.batches()
+    next(batches)
+    name = truncate(folder, 1, 40_000)
+    with pytest.raises(InputError, match=rf"{name}\.tar is truncated or was changed: it has 40000 bytes") as caught:
+        list(itertools.islice(batches, 24))
+    assert "\n" not in str(caught.value)
+
+
+def test_shard_truncated_during_validation_is_skipped(tmp_path: Path) -> None:
+    folder = write_cache(tmp_path / "c", [EACH] * SHARDS)
+    batches = iter_once(ShardedDataset(folder, "train", max_lost_fraction=0.1), 7)
+    first = clip_numbers(next(batches))
+    truncate(folder, 3, 0)
+    seen = first + [n for batch in batches for n in clip_numbers(batch)]
+    assert seen == [n for n in range(SHARDS * EACH) if n // EACH != 3]
 
 
 def test_replacement_depends_on_position_only(tmp_path: Path) -> None:
@@ -232,7 +286,7 @@ def test_open_file_limit_loses_no_shard(tmp_path: Path, open_files: Callable[[in
 
 
 def test_local_shards_use_half_of_the_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More shards than requested stay mapped, but other files can still be opened."""
+    """More shards than requested stay open, but other files can still be opened."""
     folder = write_cache(tmp_path / "c", [1] * 60)
     gc.collect()
     for limit, kept in ((4096, 60), (600, 44), (300, 10)):
@@ -257,9 +311,9 @@ def test_overflowing_index_is_refused(tmp_path: Path) -> None:
     """K x frames x 2 bytes is 2^64, in a clip that is not checked when the shard is opened."""
     folder = write_cache(tmp_path / "cache", [40])
     file = folder / "train-000000.index.npy"
-    index = np.load(file)[1:]  # as older versions wrote it, without checksums
+    index, store = np.load(file)[1:], LocalStorage(folder)
     index[17, 1] = 2**62
-    np.save(file, index)
+    write_index(store, "train-000000.tar", index, shard_checksum(store.open("train-000000.tar")))
     with pytest.raises(InputError, match="points outside its shard"):
         list(iter_once(ShardedDataset(folder, "train"), 4))
 
@@ -273,7 +327,7 @@ def test_invalid_codes_are_refused(tmp_path: Path) -> None:
     assert shard is not None
     (tar,) = folder.glob("train*.tar")
     data = bytearray(tar.read_bytes())
-    data[shard.codes_offset(2) + 1] = 0xF0  # the high byte of a clip's first code
+    data[int(shard.rows[2, 0]) + 1] = 0xF0  # the high byte of a clip's first code
     tar.unlink()
     tar.write_bytes(data)
     tar.with_name("train-000000.index.npy").unlink()

@@ -15,24 +15,21 @@ from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.external_shards import ExternalSource
 from pipeline.data.manifest import Manifest
-from pipeline.data.shard import build_index, index_name, iter_samples, read_index
+from pipeline.data.shard import build_index, index_name, iter_samples, parse_index, shard_checksum, write_index
 from pipeline.data.stats import dataset_stats
 from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.caches import CODEC, EMBEDDER, write_cache
 from tests.helpers.damage import damaged, inside, mended_tar, refused_or_right, seeds, some
+from tests.helpers.shards import open_bytes
 
 SHARD = "train-000000.tar"
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write one shard of 12 clips, more than are checked when a shard is opened.
-
-    It has no checksums, as in version 1: otherwise they would reject every damaged file.
-    """
+    """Write one shard of 12 clips, more than are checked when a shard is opened."""
     folder = write_cache(tmp_path_factory.mktemp("fuzz") / "cache", [12], (2, 3))
-    np.save(folder / index_name(SHARD), np.load(folder / index_name(SHARD))[1:])
     manifest = Manifest.load(folder)
     manifest.splits["train"] = [replace(info, sha256="") for info in manifest.splits["train"]]
     manifest.save(folder)
@@ -47,9 +44,9 @@ def intact(cache: Path) -> dict[str, bytes]:
 @some(150)
 @given(seed=seeds)
 def test_damaged_shard(intact: dict[str, bytes], seed: int) -> None:
-    data = memoryview(mended_tar(seed, damaged(seed, [intact[SHARD][: 3 * 3 * 1024]])))
+    data = open_bytes(mended_tar(seed, damaged(seed, [intact[SHARD][: 3 * 3 * 1024]])))
     with refused_or_right("the shard"):
-        for sample in iter_samples(data, build_index(data, "the shard"), "the shard"):
+        for sample in iter_samples(data, build_index(data)):
             assert sample.codes.dtype == np.uint16 and sample.codes.ndim == 2
             assert sample.prompt.dtype == np.float16 and sample.prompt.ndim == 1
             assert isinstance(sample.metadata, dict) and sample.key
@@ -58,11 +55,28 @@ def test_damaged_shard(intact: dict[str, bytes], seed: int) -> None:
 @some(150)
 @given(seed=seeds)
 def test_damaged_index(intact: dict[str, bytes], seed: int) -> None:
+    shard = open_bytes(intact[SHARD])
     with refused_or_right("the"):
-        index, _ = read_index(damaged(seed, [intact[index_name(SHARD)]]), "the index")
+        parsed = parse_index(damaged(seed, [intact[index_name(SHARD)]]), "the index")
+        index = parsed[0] if parsed else build_index(shard)
         assert index.dtype == np.int64 and index.shape[1] == 5
-        for sample in iter_samples(memoryview(intact[SHARD]), index, "the shard"):
+        for sample in iter_samples(shard, index):
             assert sample.codes.shape[1] in (2, 3)
+
+
+def write_damaged(cache: Path, intact: dict[str, bytes], name: str, seed: int) -> None:
+    """Damage the shard or the rows of its index, and correct the checksums, which would reject all of them.
+
+    The size of the shard stays as the manifest says, so that it does not reveal the damage.
+    """
+    rows, store = np.frombuffer(intact[index_name(SHARD)][128 + 40 :], np.int64), LocalStorage(cache)
+    if name == SHARD:
+        size = len(intact[name])
+        (cache / name).write_bytes(mended_tar(seed, damaged(seed, [intact[name]]))[:size].ljust(size, b"\0"))
+    else:
+        data = damaged(seed, [rows.tobytes()])
+        rows = np.frombuffer(data[: len(data) // 40 * 40], np.int64)
+    write_index(store, SHARD, rows.reshape(-1, 5), shard_checksum(store.open(SHARD)))
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -80,15 +94,13 @@ READERS: dict[str, Callable[[Path], Any]] = {
 @some(60)
 @given(seed=seeds)
 def test_damaged_file_of_dataset(cache: Path, intact: dict[str, bytes], name: str, reader: str, seed: int) -> None:
-    """The size of the file stays as the manifest says, so that it does not reveal the damage."""
-    data = damaged(seed, [intact[name]])
-    data = mended_tar(seed, data) if name == SHARD else data
-    (cache / name).write_bytes(data[: len(intact[name])].ljust(len(intact[name]), b"\0"))
+    write_damaged(cache, intact, name, seed)
     try:
         with inside(cache), refused_or_right(str(cache)):
             READERS[reader](cache)
     finally:
-        (cache / name).write_bytes(intact[name])
+        for file, content in intact.items():
+            (cache / file).write_bytes(content)
 
 
 @some(60)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import webdataset as wds
 
+from pipeline.data.file_reader import FileReader
 from pipeline.data.shard import MEMBERS, Sample, build_index
 from pipeline.data.storage import split_path
 
@@ -27,4 +29,12 @@ def read_with_webdataset(address: str | Path) -> Iterator[Sample]:
 def scan_index(address: str | Path) -> np.ndarray:
     """Return the index of a shard from its tar headers: int64 [N, 5]."""
     store, name = split_path(address)
-    return build_index(store.view(name), store.display_path(name))
+    return build_index(store.open(name))
+
+
+def open_bytes(data: bytes, path: str = "the shard") -> FileReader:
+    """Return a reader of bytes, as of a file with this path."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        return FileReader(file, path)

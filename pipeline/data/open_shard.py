@@ -1,0 +1,70 @@
+"""A shard that is open for random access, after its checks.
+
+Letters: N samples, K codebooks, T frames, P prompt dimensions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.common.errors import InputError
+from pipeline.data.file_reader import FileReader
+from pipeline.data.manifest import Manifest
+from pipeline.data.npy import NPY_HEADER_BYTES
+from pipeline.data.shard import CODES_DTYPE, PROMPT_DTYPE, ShardInfo, iter_samples
+from pipeline.data.tar_headers import BLOCK
+
+RUN_VERIFY = "`python -m pipeline.shards verify` lists all faults"
+_SAMPLES_CHECKED = 8  # per shard, when it is opened
+
+
+class OpenShard:
+    """One open shard of N samples.
+
+    Attributes:
+        reader: its bytes.
+        rows: int64 [N, 3], per sample: offset of its codes, number of frames, offset of its prompt.
+    """
+
+    def __init__(self, reader: FileReader, index: np.ndarray, info: ShardInfo, manifest: Manifest) -> None:
+        """Check a shard against its index and the manifest.
+
+        Args:
+            reader: the shard.
+            index: int64 [N, 5], as `load_index` returns it.
+            info: what the manifest says of the shard.
+            manifest: of the dataset.
+
+        Raises:
+            InputError: the shard does not match.
+        """
+        check_counts(reader, len(index), info)
+        codes, frames, prompts = index[:, 0], index[:, 1], index[:, 2]
+        starts = index[:, :3:2]  # [N, 2], of codes and prompts
+        ends = (
+            codes + manifest.codebooks * frames * CODES_DTYPE.itemsize,
+            prompts + manifest.prompt_dim * PROMPT_DTYPE.itemsize,
+        )
+        inside = frames.min(initial=0) >= 0 and all(x.max(initial=0) <= reader.size for x in ends)
+        if not inside or starts.min(initial=BLOCK) < BLOCK or ((starts - NPY_HEADER_BYTES) % BLOCK).any():
+            raise InputError(f"{reader.path} does not match its index: remove the index, or restore the shard")
+        self.reader, self.rows = reader, index[:, :3]
+        self._check_samples(index, manifest)
+
+    def _check_samples(self, index: np.ndarray, manifest: Manifest) -> None:
+        rows = np.unique(np.linspace(0, len(index) - 1, min(_SAMPLES_CHECKED, len(index))).astype(np.int64))
+        for sample in iter_samples(self.reader, index[rows]):
+            if (len(sample.codes), len(sample.prompt)) != (manifest.codebooks, manifest.prompt_dim):
+                raise InputError(
+                    f"{self.reader.path}: {sample.key} has {len(sample.codes)} codebooks and a prompt of "
+                    f"{len(sample.prompt)} where the manifest says {manifest.codebooks} and {manifest.prompt_dim}"
+                )
+
+
+def check_counts(shard: FileReader, clips: int, info: ShardInfo) -> None:
+    """Raise InputError unless a shard has the size and the number of clips that the manifest says."""
+    if shard.size != info.bytes or clips != info.samples:
+        raise InputError(
+            f"{shard.path} is truncated or belongs to another dataset ({shard.size} bytes and {clips} clips where the "
+            f"manifest says {info.bytes} and {info.samples}): {RUN_VERIFY}"
+        )
