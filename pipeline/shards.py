@@ -12,36 +12,19 @@ What people change: workers= of verify; clips=, seed=, split=, out=, device= of 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from omegaconf import DictConfig
-
-from pipeline.common.errors import InputError
 from pipeline.common.settings import hydra_quote
 from pipeline.config.cli import hydra_command
+from pipeline.data.settings import ShardsSettings
 
-ACTIONS = ("verify", "describe", "decode", "index", "merge")
 
-
-@hydra_command("shards")
-def main(cfg: DictConfig) -> int:
+@hydra_command(ShardsSettings)
+def main(settings: ShardsSettings) -> int:
     """Run the action that the first word of the command line names, and return the exit code."""
     from pipeline.data.storage import open_storage
-    from pipeline.preprocessing import maintenance
+    from pipeline.preprocessing.maintenance import ACTIONS
 
-    if cfg.action not in ACTIONS:
-        raise InputError(f"action={cfg.action}: expected one of {', '.join(ACTIONS)}")
-    storage = open_storage(cfg.shards)
-    if cfg.action == "verify":
-        return maintenance.verify_dataset(storage, cfg.workers)
-    if cfg.action == "describe":
-        return maintenance.describe_dataset(storage)
-    if cfg.action == "index":
-        return maintenance.rebuild_indices(storage)
-    if cfg.action == "merge":
-        return maintenance.merge_parts(storage)
-    choice = {name: cfg[name] for name in ("clips", "seed", "split", "codec_weights", "device")}
-    return maintenance.decode_clips(storage, Path(cfg.out), **choice)
+    return ACTIONS[settings.action](open_storage(settings.shards), settings)
 
 
 def positional_to_overrides(arguments: list[str]) -> list[str]:

@@ -28,14 +28,14 @@ def iter_members(shard: FileReader) -> Iterator[tuple[str, int, int]]:
     """
     at, where = 0, shard.path
     extension: dict[str, str] = {}  # of the next member
+    if shard.read(0, min(2, shard.size)) == b"\x1f\x8b":
+        raise InputError(f"{where} is compressed with gzip, but shards are read in place: unpack it with gunzip")
     while True:
         if at + BLOCK > shard.size:
             raise InputError(f"{where} is truncated: it ends at byte {shard.size} without an end mark")
         header = shard.read(at, BLOCK)
         if header == END[:BLOCK]:
             return
-        if at == 0 and header.startswith(b"\x1f\x8b"):
-            raise InputError(f"{where} is compressed with gzip, but shards are read in place: unpack it with gunzip")
         name, size, kind = extension.get("path") or _name(header), _size(header), header[156:157]
         if size is None:
             raise InputError(f"{where} is damaged: there is no tar header at byte {at}")

@@ -10,7 +10,6 @@ import pytest
 
 from pipeline import shards
 from pipeline.common.errors import InputError
-from pipeline.config.cli import compose
 from pipeline.data.build_state import BuildPlan, plan_digest
 from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
@@ -66,7 +65,7 @@ def test_shard_without_checksummed_index_is_scanned(cache: Path, what: str) -> N
     if what == "older":
         np.save(index, rows)
     assert ShardedDataset(cache, "train").lengths().tolist() == lengths and read(cache) == 11
-    assert shards.main.task(compose("shards", ["action=index", f"shards='{cache}'"])) == 0  # type: ignore[attr-defined]
+    assert shards.main.task(["action=index", f"shards='{cache}'"]) == 0  # type: ignore[attr-defined]
     assert index.read_bytes() == whole
     index.unlink()
     if what == "older":
@@ -75,7 +74,7 @@ def test_shard_without_checksummed_index_is_scanned(cache: Path, what: str) -> N
     with pytest.raises(InputError, match=rf"{FIRST} has changed since it was written"):
         read(cache)
     with pytest.raises(InputError, match=rf"{FIRST} has changed since it was written .*sha256"):
-        shards.main.task(compose("shards", ["action=index", f"shards='{cache}'"]))  # type: ignore[attr-defined]
+        shards.main.task(["action=index", f"shards='{cache}'"])  # type: ignore[attr-defined]
 
 
 def test_damaged_cached_copy_is_downloaded_again(cache: Path, tmp_path: Path) -> None:

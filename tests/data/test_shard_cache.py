@@ -131,7 +131,7 @@ def test_waiting_for_a_download_returns_the_shard(web: Web, tmp_path: Path) -> N
             pool.submit(LocalShardCache(tmp_path, ROOM).open, open_storage(web.address), shard) for _ in range(4)
         ]
         opened = [future.result(timeout=20) for future in waiting]
-    assert len({bytes(view) for view, _ in opened}) == 1 and web.requests["train-000000.tar"] == 1
+    assert len({reader.sha256() for reader, _ in opened}) == 1 and web.requests["train-000000.tar"] == 1
 
 
 def test_killed_download_starts_again(web: Web, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_cache_size_is_bounded(web: Web, tmp_path: Path, caplog: pytest.LogCaptu
     assert sorted(seen) == sorted(2 * [*range(480)]) and not caplog.records
 
 
-def test_eviction_is_lru_and_keeps_mapped_shards(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_eviction_is_lru_and_keeps_open_shards(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_cache(web.folder, [20] * 8)
     store, shards = open_storage(web.address), ShardedDataset(web.folder, "train").shards
     copies = LocalShardCache(tmp_path / "copies", 4.9 * shards[0].bytes / 2**30)
@@ -207,10 +207,10 @@ def test_eviction_is_lru_and_keeps_mapped_shards(web: Web, tmp_path: Path, caplo
     assert local() == [0, 1, 5, 6] and not caplog.records
     opened.append(copies.open(store, shards[7]))
     assert local() == [0, 1, 5, 6, 7] and "all in use: more than data.cache_gib" in caplog.text
-    for (view, index), n in zip(opened, (0, 1, 5, 6, 7), strict=True):
-        assert bytes(view) == (web.folder / shards[n].name).read_bytes() and len(index) == 20
+    for (reader, index), n in zip(opened, (0, 1, 5, 6, 7), strict=True):
+        assert reader.read(0, reader.size) == (web.folder / shards[n].name).read_bytes() and len(index) == 20
     opened.clear()
-    del view, index
+    del reader, index
     copies.open(store, shards[2])
     assert len(local()) == 4 and web.requests["train-000002.tar"] == 2
 

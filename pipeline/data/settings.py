@@ -1,0 +1,24 @@
+"""Settings of the command `shards`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pipeline.common.setting_types import Count, PositiveInt
+from pipeline.common.settings import CommandSettings
+
+
+class ShardsSettings(CommandSettings):
+    """The settings of `pipeline.shards`."""
+
+    command: ClassVar[str] = "shards"
+
+    action: Literal["verify", "describe", "decode", "index", "merge"]
+    shards: str
+    workers: Literal["auto"] | PositiveInt
+    clips: PositiveInt
+    seed: Count
+    split: str | None
+    out: str
+    codec_weights: str | None
+    device: str
