@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -89,7 +89,9 @@ def test_models_and_conf_have_the_same_settings(command: str) -> None:
     model = settings_of(command)
     if model is None:
         pytest.skip("its settings are not typed yet")
-    missing = [f"{name}=text" for name, value in settings_in(CONF / f"{command}.yaml").items() if value == "???"]
+    names = [name for name, value in settings_in(CONF / f"{command}.yaml").items() if value == "???"]
+    types = {name: model.model_fields[name].annotation for name in names}
+    missing = [f"{name}={get_args(kind)[0] if get_origin(kind) is Literal else 'text'}" for name, kind in types.items()]
     load_settings(model, missing)
     for group in list_groups(command):
         for choice in list_choices(group):
