@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     from pipeline.common.files import check_output_folder
     from pipeline.evaluation import console_tables, evaluation_output, evaluator, run_folder
     from pipeline.generation.loaded_run import load_run
-    from pipeline.tracking.reopen_run import reopen_wandb_run
+    from pipeline.tracking.run_tracker import reopen_tracker
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out = Path(cfg.out)
@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
         evaluation = evaluator.evaluate(settings, run, status.update)
     evaluation_output.write_evaluation(evaluation, out, run.codec.sample_rate)
     if cfg.wandb:
-        tracker, step = reopen_wandb_run(Path(cfg.run), run_folder.read_config(Path(cfg.run)))
+        tracker, step = reopen_tracker(Path(cfg.run), run_folder.read_config(Path(cfg.run)))
         evaluation_output.log_evaluation(tracker, step, evaluation, run.codec.sample_rate)
         tracker.close()
     console_tables.print_evaluation(evaluation.results, out)

@@ -33,7 +33,8 @@ EXTRAS = {
 
 # modules whose package has another name
 PACKAGE_OF = {
-    "google": "protobuf", "hydra": "hydra-core", "swift_f0": "swift-f0", "wandb_workspaces": "wandb-workspaces",
+    "annotated_types": "annotated-types",
+    "hydra": "hydra-core", "swift_f0": "swift-f0", "wandb_workspaces": "wandb-workspaces",
     "yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn",
 }  # fmt: skip
 UNDECLARED = {
@@ -150,11 +151,6 @@ PRIVATE_API: dict[str, dict[str, str]] = {
         "deepspeed.utils.tensor_fragment": "fragment_address",
         "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer": "check_overflow scaled_global_norm "
         "unscale_and_clip_grads averaged_gradients dp_process_group clip_grad cpu_offload",
-    },
-    "wandb": {
-        "wandb.sdk.wandb_run.Run": "_log_artifact",
-        "wandb.sdk.wandb_settings.Settings": "x_transaction_log_flush_interval x_file_stream_retry_max",
-        "wandb.proto.wandb_internal_pb2": "Record",
     },
     "wandb-workspaces": {"wandb_workspaces.workspaces.Workspace": "_to_model"},
     "gradio": {"gradio.blocks.Blocks": "_queue", "gradio.queueing.Queue": "event_ids_to_events"},

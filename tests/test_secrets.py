@@ -97,7 +97,7 @@ def test_run_leaves_no_secret(
     printed = "".join(capfd.readouterr())
     assert {secret for secret in secrets if secret in printed} == set(), printed
     names = {file.name for file in (tmp_path / "run").rglob("*") if file.is_file()}
-    assert names >= {"config.yaml", "log.txt", "metrics.jsonl", "complete.json", "README.md", "manifest.json"}
+    assert names >= {"config.yaml", "log.txt", "metrics.jsonl", "complete.json", "README.md"}
     assert [*(tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")] and any(".wav" in name for name in names)
     assert leaks(tmp_path, secrets) == {}
 

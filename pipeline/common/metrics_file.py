@@ -1,9 +1,10 @@
-"""Reading and truncating `metrics.jsonl`, which may be incomplete after a crash or written by other programs."""
+"""`metrics.jsonl` of a run: its writer and its reader. It may be incomplete after a crash, or damaged."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,28 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_metrics(run: Path, step: int) -> None:
-    """Remove incomplete rows, and the rows after `step`, which a resumed run writes again."""
-    path = run / METRICS
+class MetricsWriter:
+    """Appends rows to the metrics of a run. Its methods raise OSError if the disk refuses a row."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """Open the file of a run that starts or resumes at `step`.
+
+        Incomplete rows are removed, and those of later steps, which a resumed run writes again.
+        """
+        _cut(run / METRICS, step)
+        self._file = (run / METRICS).open("a", buffering=1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a row; values that are not finite are null, since JSON has no NaN."""
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _cut(path: Path, step: int) -> None:
     rows = [(line, _parse(line)) for line in _lines(path)]
     kept = b"".join(line + b"\n" for line, row in rows if row is not None and not _is_after(row, step))
     if rows and kept != path.read_bytes():  # also if the last line has no newline: the next row would continue it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import queue
@@ -27,8 +28,8 @@ class BackgroundWorker(Generic[Target]):
         name: str,
         open_target: Callable[[], Target],
         max_jobs: int,
-        on_idle: Callable[[], None],
-        idle_seconds: float,
+        on_idle: Callable[[], None] = lambda: None,
+        idle_seconds: float | None = None,
     ) -> None:
         """Start the thread.
 
@@ -37,14 +38,15 @@ class BackgroundWorker(Generic[Target]):
             open_target: Returns the target; called once, in the thread.
             max_jobs: The number of jobs that may wait.
             on_idle: Called between jobs, and every `idle_seconds` while there are none.
-            idle_seconds: See `on_idle`.
+            idle_seconds: None: only between jobs.
         """
         self.name, self._open_target, self._on_idle, self._idle_seconds = name, open_target, on_idle, idle_seconds
-        self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[Target], None] | None]] = queue.PriorityQueue(
+        self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[Target], object] | None]] = queue.PriorityQueue(
             max_jobs
         )
         self._count = itertools.count()
         self._logged: set[str] = set()
+        self._is_abandoned = False  # after a timeout: later errors are a consequence of it
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -53,23 +55,22 @@ class BackgroundWorker(Generic[Target]):
         """Whether an error was logged."""
         return bool(self._logged)
 
-    def submit(self, job: Callable[[Target], None], slow: bool = False) -> None:
+    def submit(self, job: Callable[[Target], object], slow: bool = False) -> None:
         """Queue a job and return at once. Slow jobs run when no others wait."""
         try:
             self._jobs.put_nowait((int(slow), next(self._count), job))
         except queue.Full:
             self._log_once("queue full", f"{self.name} is too slow: some of its data is dropped")
 
-    def close(self, last_job: Callable[[Target], None], timeout: float) -> bool:
+    def close(self, last_job: Callable[[Target], object], timeout: float) -> bool:
         """Run the waiting jobs and a last one. Returns whether all finished within `timeout` seconds."""
         end = time.monotonic() + timeout
-        for job in (last_job, None):
-            try:
+        with contextlib.suppress(queue.Full):
+            for job in (last_job, None):
                 self._jobs.put((2, next(self._count), job), timeout=max(0.0, end - time.monotonic()))
-            except queue.Full:
-                return False
-        self._thread.join(max(0.0, end - time.monotonic()))
-        return not self._thread.is_alive()
+            self._thread.join(max(0.0, end - time.monotonic()))
+        self._is_abandoned = self._thread.is_alive()
+        return not self._is_abandoned
 
     def _run(self) -> None:
         target: Target | None = None
@@ -97,6 +98,6 @@ class BackgroundWorker(Generic[Target]):
         self._log_once(kind, f"{self.name} failed, training continues: {kind}: {one_line(error):.300}")
 
     def _log_once(self, kind: str, message: str) -> None:
-        if kind not in self._logged:
+        if kind not in self._logged and not self._is_abandoned:
             self._logged.add(kind)
             log.warning("%s", message)

@@ -1,4 +1,4 @@
-"""One W&B run for all restarts of a run folder. It never asks for input, and is offline without a key or a network.
+"""One W&B run for all restarts of a run folder, by W&B's public API. It never asks for input.
 
 All functions here may be slow or fail: `pipeline.tracking.background_worker` calls them, never the training loop.
 """
@@ -7,169 +7,186 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
 import secrets
-import shutil
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipeline.audio.spectrogram import spectrogram
 from pipeline.common.errors import one_line, redact, redact_all
 from pipeline.common.exit_codes import EXIT_REQUEUE
 from pipeline.common.files import write_atomic
-from pipeline.common.paths import ROOT
+from pipeline.common.paths import CONF, PACKAGE, ROOT
 from pipeline.common.settings import flatten_settings
-from pipeline.data.storage import is_remote
-from pipeline.tracking import wandb_artifacts, wandb_log, wandb_media
-from pipeline.tracking.wandb_environment import mode_from_environment, prepare_folders
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
+from pipeline.data.storage import is_remote, open_storage
+from pipeline.tracking.background_worker import BackgroundWorker
+from pipeline.tracking.base import NamedAudio, TrackedRun
+
+if TYPE_CHECKING:
+    import wandb
+    from pipeline.tracking.trackers.wandb import WandbSettings
 
 log = logging.getLogger(__name__)
-SOURCES = ("pipeline/**/*.py", "conf/**/*.yaml", "jobs/*.sh", "jobs/*.sbatch")
-AUDIO_TABLE = "val/audio"
+STEP, AUDIO_TABLE = "trainer/step", "val/audio"
 _ALERT_INTERVAL = timedelta(minutes=10)
+_OUTPUTS = {"checkpoint": ("checkpoint", "complete.json"), "export": ("model", "config.json")}  # type, metadata
 
 
 class WandbRun:
     """An open W&B run."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """Start or resume the W&B run of a run folder. settings: those of `conf/tracking/wandb.yaml`."""
-        # `wandb sync` runs later and elsewhere: what it uploads is in the run folder, by absolute paths
-        self.folder, self.settings = folder.absolute(), redact_all(settings)
+    def __init__(self, settings: WandbSettings, run: TrackedRun) -> None:
+        """Start or resume the W&B run of a run folder; offline without a key or a network."""
+        self.folder, self.settings = run.folder.absolute(), settings
         prepare_folders(self.folder / "wandb")
         sys.argv[1:] = map(redact, sys.argv[1:])  # W&B stores the command line
         import wandb
 
-        self.id = run_id(folder)
-        self.last_steps = wandb_log.last_logged_steps(folder, self.id)
-        self.wandb = wandb
+        self.id = run_id(self.folder)
+        self._logged_file = self.folder / "wandb" / "logged_steps.json"
+        self._logged_steps: dict[str, int] = {}  # the last step of each metric that W&B has
+        if self._logged_file.is_file():
+            self._logged_steps = json.loads(self._logged_file.read_text())
         wandb.setup(settings=wandb.Settings(silent=True))
-        mode = _resolve_mode(mode_from_environment(settings))
+        mode = _resolve_mode(settings.current_mode())
         try:
-            self.run = self._init(mode, name, config)
+            self.run = self._init(mode, run)
         except Exception as error:
             if mode == "offline":
                 raise
             log.warning("W&B cannot be reached, so this run is stored offline: %.300s", one_line(error))
-            self.run = self._init("offline", name, config)
-        self.run.define_metric(wandb_log.STEP)
-        self.run.define_metric("*", step_metric=wandb_log.STEP)
-        self.run.define_metric("val/loss", step_metric=wandb_log.STEP, summary="min,last")
-        if self.last_steps:
-            log.info("W&B resumes run %s, logged up to step %d", self.id, max(self.last_steps.values()))
+            self.run = self._init("offline", run)
+        self.run.define_metric(STEP)
+        self.run.define_metric("*", step_metric=STEP)
+        self.run.define_metric("val/loss", step_metric=STEP, summary="min,last")
+        # using an artifact waits for the server: an outage must not hold up the other data
+        self._inputs: BackgroundWorker[wandb.Run] = BackgroundWorker("W&B", lambda: self.run, max_jobs=100)
+        if self._logged_steps:
+            log.info("W&B resumes run %s, logged up to step %d", self.id, max(self._logged_steps.values()))
 
-    def _init(self, mode: str, name: str, config: Mapping[str, Any]) -> Any:
+    def _init(self, mode: Any, run: TrackedRun) -> wandb.Run:
+        import wandb
+
         s = self.settings
-        return self.wandb.init(
-            project=s["project"],
-            entity=s["entity"],
-            name=s["title"] or self.folder.name,
-            group=s["group"] or name,
-            tags=list(s["tags"]),
-            notes=s["notes"],
-            job_type="train",
-            id=self.id,
-            resume="allow" if self.last_steps else None,  # only a restart appends to existing rows
-            dir=str(self.folder),
-            mode=mode,  # type: ignore[arg-type]
-            config=_wandb_config({key: value for key, value in config.items() if key != "tracking"}),
-            settings=self.wandb.Settings(
-                console="off",
-                silent=True,
-                init_timeout=s["timeout_seconds"],
-                finish_timeout=s["timeout_seconds"],
-                git_root=str(ROOT),
-                git_remote_url=_git_remote(),
-                x_transaction_log_flush_interval=2.0,  # seconds of rows that are lost when a node dies
-                x_file_stream_retry_max=1_000_000,  # outages of any length
-            ),
+        names: dict[str, Any] = {
+            "project": s.project, "entity": s.entity, "name": s.title or self.folder.name, "group": s.group or run.name,
+            "tags": s.tags, "notes": s.notes,
+        }  # fmt: skip
+        options = wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=s.timeout_seconds,
+            git_root=str(ROOT),
+            git_remote_url=_git_remote(),
         )
+        config = _wandb_config({key: value for key, value in run.config.items() if key != "tracking"})
+        # the first start does not append: its rows replace themselves if an offline run is synced again
+        return wandb.init(
+            **redact_all(names), id=self.id, resume="allow" if self._logged_steps else None, job_type="train",
+            dir=str(self.folder), mode=mode, config=config, settings=options,
+        )  # fmt: skip
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log a row, without the metrics that were logged for this step before a crash."""
-        new = {name: value for name, value in metrics.items() if step > self.last_steps.get(name, -1)}
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Log a row, without the metrics that an earlier start logged up to a later step."""
+        new = {name: value for name, value in metrics.items() if step > self._logged_steps.get(name, -1)}
         if new:
-            self.run.log({wandb_log.STEP: step, **new})
+            self.run.log({STEP: step, **new})
+            self._logged_steps |= dict.fromkeys(new, step)
+            write_atomic(self._logged_file, json.dumps(self._logged_steps))
 
-    def log_audio(self, step: int, clips: Sequence[wandb_media.NamedAudio], rate: int) -> None:
+    def log_audio(self, step: int, clips: Sequence[NamedAudio], rate: int) -> None:
         """Log a table of audio."""
-        if step > self.last_steps.get(AUDIO_TABLE, -1):
-            self.run.log({wandb_log.STEP: step, AUDIO_TABLE: wandb_media.audio_table(clips, step, rate)})
+        self.log(step, {AUDIO_TABLE: _audio_table(clips, step, rate)})
 
     def alert(self, title: str, text: str) -> None:
         """Send an alert, at most one every ten minutes for each title."""
         self.run.alert(title, text, level="ERROR", wait_duration=_ALERT_INTERVAL)
 
     def log_artifact(self, kind: str, path: str) -> None:
-        """Log a dataset as an input, or a checkpoint or export as an output: small files, and the path of the rest.
+        """Log a dataset as an input, or a checkpoint or export as an output: small files, and the path of the rest."""
+        if kind == "cache":
+            self._use_dataset(path)
+            return
+        import wandb
 
-        Checkpoints and exports are named after the run, so that each is a new version of the one before. W&B uploads
-        copies, because a checkpoint may be deleted before an offline run is synced.
-        """
+        folder = Path(path).absolute()
+        artifact_type, file = _OUTPUTS[kind]
+        metadata = {**_without_long_lists(json.loads((folder / file).read_text())), "path": str(folder)}
+        # named after the run, so that each is a new version of the one before
+        artifact = wandb.Artifact(f"{kind}-{self.id}", artifact_type, metadata=redact_all(metadata))
+        weights = sorted(folder.glob("*.safetensors")) if kind == "export" and self.settings.weights else []
+        for item in (folder / file, *weights):
+            artifact.add_file(str(item), skip_cache=True)
+        artifact.add_reference(folder.as_uri(), name="path", checksum=False)
+        step = [f"step-{metadata['step']}"] if "step" in metadata else []
+        self.run.log_artifact(artifact, aliases=["latest", *step])
+
+    def _use_dataset(self, path: str) -> None:
+        """Log a dataset as an input artifact: its manifest, and its path. Offline it is recorded in the config only."""
+        import wandb
+
         if not is_remote(path):
             path = str(Path(path.removeprefix("file://")).absolute())
-        metadata, files = wandb_artifacts.artifact_metadata(
-            kind, path, self.folder / "wandb" / "data", self.settings["weights"]
-        )
-        address = redact(path)
-        name = f"{kind}-{_artifact_name(Path(address.partition('?')[0]).name) if kind == 'cache' else self.id}"
-        metadata = redact_all({**metadata, "path": address})
-        artifact = self.wandb.Artifact(name, wandb_artifacts.KINDS[kind], metadata=metadata)
-        for file in files:
-            artifact.add_file(str(file), skip_cache=True)
+        storage, address = open_storage(path), redact(path)
+        metadata = redact_all({**_dataset_metadata(Manifest.load(storage)), "path": address})
+        name = _artifact_name(Path(address.partition("?")[0]).name)
+        self.run.config.update({f"dataset.{name}": metadata}, allow_val_change=True)
+        if self.run.offline:  # W&B cannot use artifacts offline
+            return
+        artifact = wandb.Artifact(f"cache-{name}", "dataset", metadata=metadata)
+        with artifact.new_file(MANIFEST_NAME, "wb") as file:
+            file.write(storage.read(MANIFEST_NAME))
         if not is_remote(path):
             artifact.add_reference(Path(path).as_uri(), name="path", checksum=False)
-        aliases = ["latest", *([f"step-{metadata['step']}"] if "step" in metadata else [])]
-        # `run.use_artifact` does not work offline, and waits for the server online; it calls this first
-        self.run._log_artifact(artifact, aliases=aliases, is_user_created=True, use_after_commit=kind == "cache")
+        self._inputs.submit(lambda wandb_run: wandb_run.use_artifact(artifact))
 
     def save_sources(self) -> None:
         """Upload the source code of this program and the log of the run."""
+        import wandb
+
         if (self.folder / "log.txt").exists():
             self.run.save(self.folder / "log.txt", base_path=self.folder, policy="live")
-        if not self.settings["code"]:
+        if not self.settings.code:
             return
-        sources = copy_sources(self.folder / "wandb" / "data")
-        artifact = self.wandb.Artifact(f"code-{_artifact_name(ROOT.name)}", "code")
-        artifact.add_dir(str(sources), policy="immutable", skip_cache=True)
-        self.run.config.update({"code.sha256": sources.name.removeprefix("code-")}, allow_val_change=True)
-        self.run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+        digest = hashlib.sha256(b"".join(file.read_bytes() for _, file in source_files())).hexdigest()[:12]
+        self.run.config.update({"code.sha256": digest}, allow_val_change=True)
+        logged = self.folder / "wandb" / f"code-{digest}"  # a mark: each version of the code is logged once
+        if not logged.exists():
+            artifact = wandb.Artifact("code-codec-audio-lm", "code")
+            for name, file in source_files():
+                artifact.add_file(str(file), name=name, skip_cache=True)
+            self.run.log_artifact(artifact)
+            logged.touch()
 
     def close(self, code: int) -> None:
         """Upload the rest. code: the exit code; EXIT_REQUEUE is a run that will be resumed."""
         if code == EXIT_REQUEUE:
             self.run.mark_preempting()
+        self._inputs.close(lambda _: None, self.settings.timeout_seconds)
         self.run.finish(exit_code=code)
 
 
-def copy_sources(folder: Path) -> Path:
-    """Copy the source code to `folder/code-SHA256`, once for each version: it may change before a sync.
+def stop_service() -> None:
+    """Stop W&B's service process, for which this process otherwise waits when it exits."""
 
-    Site settings (`jobs/site.env`) are left out, because they may contain keys.
-    """
-    files = sorted(file for pattern in SOURCES for file in ROOT.glob(pattern) if file.is_file())
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
-    target, partial = folder / f"code-{digest}", folder / f"code-{digest}.partial"
-    if not target.exists():
-        shutil.rmtree(partial, ignore_errors=True)
-        for file in files:
-            copy = partial / file.relative_to(ROOT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-        partial.replace(target)
-    return target
+    def teardown() -> None:
+        with contextlib.suppress(Exception):  # there is none, or it is gone; afterwards W&B does not wait at exit
+            import wandb
 
+            wandb.teardown(1)
 
-def _wandb_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their names on the command line, without secrets: `pattern` for `pattern.name`, `optim.lr`."""
-    return {name.removesuffix(".name"): value for name, value in flatten_settings(redact_all(config)).items()}
+    thread = threading.Thread(target=teardown, daemon=True)
+    thread.start()
+    thread.join(5)
 
 
 def run_id(folder: Path) -> str:
@@ -180,23 +197,36 @@ def run_id(folder: Path) -> str:
     return path.read_text().strip()
 
 
-def kill_service() -> None:
-    """Kill W&B's service process, which otherwise outlives this process and keeps its output open."""
-    for children in Path("/proc/self/task").glob("*/children"):
-        for child in children.read_text().split():
-            with contextlib.suppress(OSError):
-                if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(int(child), signal.SIGKILL)
+def prepare_folders(folder: Path) -> None:
+    """Let W&B keep data that waits for a sync in `folder`, and its other files where the home folder is not writable.
 
-    def teardown() -> None:
-        with contextlib.suppress(Exception):  # its process is gone; afterwards W&B does not wait for it at exit
-            import wandb
+    The home folder of an unknown user in a container is `/`, or there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_DATA_DIR"] = str(folder / "data")
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a name or HOME; W&B does not start without a home
+        home = folder
+        os.environ["HOME"] = str(home)
+    if not (home.is_dir() and os.access(home, os.W_OK)):
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
+        os.environ.setdefault("WANDB_CONFIG_DIR", str(folder / "config"))
 
-            wandb.teardown(1)
 
-    thread = threading.Thread(target=teardown, daemon=True)
-    thread.start()
-    thread.join(5)
+def source_files() -> Iterator[tuple[str, Path]]:
+    """The source files of this program with their names, without site settings, which may contain keys."""
+    folders = [("pipeline", PACKAGE, "**/*.py"), ("conf", CONF, "**/*.yaml")]
+    if not CONF.is_relative_to(PACKAGE):  # in a clone
+        folders += [("jobs", ROOT / "jobs", "*.sh"), ("jobs", ROOT / "jobs", "*.sbatch")]
+    for name, folder, pattern in folders:
+        for file in sorted(folder.glob(pattern)):
+            yield f"{name}/{file.relative_to(folder)}", file
+
+
+def _wandb_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their names on the command line, without secrets: `pattern` for `pattern.name`, `optim.lr`."""
+    return {name.removesuffix(".name"): value for name, value in flatten_settings(redact_all(config)).items()}
 
 
 def _resolve_mode(mode: str) -> str:
@@ -224,6 +254,35 @@ def _git_remote() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return redact(address) or None
+
+
+def _audio_table(clips: Sequence[NamedAudio], step: int, rate: int) -> wandb.Table:
+    """A table with a row for each clip, and a player and a spectrogram for each of its sounds."""
+    import wandb
+
+    names = list(dict.fromkeys(name for _, sounds in clips for name in sounds))
+    table = wandb.Table(columns=["step", "clip", *(f"{name}{kind}" for name in names for kind in ("", " spectrogram"))])
+    for clip, sounds in clips:
+        row: list[Any] = [step, clip]
+        for name in names:
+            wav = sounds.get(name)
+            if wav is None:
+                row += [None, None]
+            else:
+                row += [wandb.Audio(wav, sample_rate=rate), wandb.Image(spectrogram(wav), file_type="png")]
+        table.add_data(*row)
+    return table
+
+
+def _dataset_metadata(manifest: Manifest) -> dict[str, Any]:
+    splits = {name: {"clips": manifest.num_samples(name), "hours": manifest.hours(name)} for name in manifest.splits}
+    metadata = {"codec": manifest.codec, "embedder": manifest.embedder, "data": _without_long_lists(manifest.data)}
+    return {**metadata, "splits": splits, "skipped": len(manifest.skipped)}
+
+
+def _without_long_lists(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata without lists that are too long to read in W&B."""
+    return {name: value for name, value in metadata.items() if not isinstance(value, list) or len(value) <= 16}
 
 
 def _artifact_name(name: str) -> str:

@@ -20,7 +20,7 @@ from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import generate
 from pipeline.generation.settings import SamplingSettings, sampling_settings
 from pipeline.models.codec_gpt import CodecGPT
-from pipeline.tracking.wandb_media import Sounds
+from pipeline.tracking.base import Sounds
 
 log = logging.getLogger(__name__)
 SEED = 0

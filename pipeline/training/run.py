@@ -15,7 +15,8 @@ from pipeline.common.files import write_atomic
 from pipeline.data.bucketing import LengthBucketedSampler
 from pipeline.data.dataloader import ShardDataLoader
 from pipeline.models.codec_gpt import CodecGPT
-from pipeline.tracking import base
+from pipeline.tracking.base import TrackedRun, Tracker, TrackerSettings
+from pipeline.tracking.run_tracker import build_tracker, parse_tracker
 from pipeline.training import checkpoint
 from pipeline.training.data import TrainData
 from pipeline.training.distributed import World
@@ -50,7 +51,7 @@ def init_run_dir(
         run.mkdir(parents=True, exist_ok=True)
     lock = lock_run(run, world)
     if world.is_main:
-        base.apply_environment(cfg, overridden)
+        cfg.tracking = _tracker_settings(cfg).with_environment(overridden).to_dict()
         settings = redact_all(OmegaConf.to_container(cfg, resolve=True))
         write_atomic(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
     open_log(run / "log.txt" if world.is_main else None)
@@ -147,12 +148,17 @@ def log_run_summary(cfg: DictConfig, trainer: Trainer, data: TrainData, changes:
         log.info("note: %s", line)
 
 
-def start_tracker(cfg: DictConfig, data: TrainData, trainer: Trainer) -> base.Tracker:
+def _tracker_settings(cfg: DictConfig) -> TrackerSettings:
+    return parse_tracker(OmegaConf.to_container(cfg.tracking, resolve=True))  # type: ignore[arg-type]
+
+
+def start_tracker(cfg: DictConfig, data: TrainData, trainer: Trainer) -> Tracker:
     """The tracker of the first rank, with the datasets as input artifacts; that of the other ranks does nothing."""
     if not trainer.world.is_main:
-        return base.Tracker()
+        return Tracker()
     config = OmegaConf.to_container(cfg, resolve=True)
-    tracker = base.build_tracker(trainer.run, trainer.step, cfg.name, config, cfg.tracking)  # type: ignore[arg-type]
+    run = TrackedRun(trainer.run, trainer.step, cfg.name, config)  # type: ignore[arg-type]
+    tracker = build_tracker(_tracker_settings(cfg), run)
     for folder in data.folders.values():
         tracker.log_artifact("cache", folder)
     return tracker
@@ -171,7 +177,7 @@ def build_audio_sampler(cfg: DictConfig, data: TrainData, world: World) -> Audio
 
 
 def make_log_callback(
-    cfg: DictConfig, tracker: base.Tracker, trainer: Trainer, data: TrainData
+    cfg: DictConfig, tracker: Tracker, trainer: Trainer, data: TrainData
 ) -> Callable[[int, Mapping[str, float]], None]:
     """A function that sends metrics to the tracker and to the log, and audio samples after each validation."""
     audio_sampler = build_audio_sampler(cfg, data, trainer.world)
@@ -193,9 +199,7 @@ def make_log_callback(
     return on_log
 
 
-def export_newest(
-    trainer: Trainer, tracker: base.Tracker, write_card: Callable[[Path, dict[str, Any]], object]
-) -> None:
+def export_newest(trainer: Trainer, tracker: Tracker, write_card: Callable[[Path, dict[str, Any]], object]) -> None:
     """Export the checkpoint that the trainer has just written, with its model card, to `RUN/export`."""
     newest = trainer.run / "checkpoints" / f"step-{trainer.step}"
     checkpoint.export(newest, trainer.run / "export")

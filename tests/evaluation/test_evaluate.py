@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 
 from pipeline.audio import metrics
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.embedders import load_embedder
 from pipeline.common.errors import InputError
+from pipeline.common.paths import CONF
 from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.manifest import Manifest
@@ -164,11 +166,12 @@ def test_dataset_of_other_codec_or_embedder_is_refused(workspace: Workspace, tmp
 
 def test_wandb_needs_a_tracked_run(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = (f"shards={workspace.dataset}", f"out={tmp_path}", "wandb=true", *SMALL)
-    with pytest.raises(InputError, match=r"wandb=true: .*was not tracked by W&B"):
+    with pytest.raises(InputError, match=r"wandb=true: .* was not tracked"):
         run_command("evaluate", f"run={workspace.run()}", *overrides)
     shutil.copytree(workspace.run(), tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3}\n')
-    (tmp_path / "run" / "config.yaml").write_text("tracking: {name: wandb, mode: auto}")
+    settings = {"tracking": yaml.safe_load((CONF / "tracking" / "wandb.yaml").read_text())}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    with pytest.raises(InputError, match="wandb=true: WANDB_MODE"):
+    with pytest.raises(InputError, match="wandb=true: .* turned off by tracking.mode, WANDB_MODE"):
         run_command("evaluate", f"run={tmp_path / 'run'}", *overrides)

@@ -12,14 +12,13 @@ import yaml
 from hypothesis import given
 from omegaconf import OmegaConf
 
-from pipeline.common.metrics_file import read_metrics
+from pipeline.common.metrics_file import METRICS, MetricsWriter, read_metrics
 from pipeline.config.cli import compose
 from pipeline.data.storage import is_remote
 from pipeline.evaluation import comparison, report_html, run_folder
 from pipeline.generation import sidecar
 from pipeline.hub import model_card
 from pipeline.models.codec_gpt import CONFIG, WEIGHTS, CodecGPT, ModelConfig
-from pipeline.tracking import base
 from pipeline.training import checkpoint, resume_check
 from tests.helpers.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
 
@@ -93,7 +92,7 @@ def test_model_card_of_damaged_settings(tmp_path: Path, settings: dict[str, Any]
 @given(seed=seeds)
 def test_damaged_log_yields_its_intact_rows(tmp_path: Path, seed: int) -> None:
     """It can be plotted, compared, and resumed without losing a row before the step."""
-    log = tmp_path / base.METRICS
+    log = tmp_path / METRICS
     log.write_bytes(
         b"".join(text_of(damaged_json(seed + i, ROWS[0])).encode() + b"\n" for i in range(2))
         + damaged(seed, [b"\n".join(json.dumps(row).encode() for row in ROWS)])
@@ -103,9 +102,9 @@ def test_damaged_log_yields_its_intact_rows(tmp_path: Path, seed: int) -> None:
         assert all(type(row["step"]) is int and all(abs(x) < 1e101 for x in row.values()) for row in rows)
         report_html.render_report("a run", {}, [], 24_000, rows, None, "a hint")
         comparison.training_stats(tmp_path, INSTRUMENT, 30.0)
-        tracker = base.JsonlTracker(tmp_path, 1)
-        tracker.log(2, {"train/loss": 5.0})
-        tracker.close()
+        writer = MetricsWriter(tmp_path, 1)
+        writer.write(2, {"train/loss": 5.0})
+        writer.close()
         before = [row for row in rows if row["step"] <= 1]
         assert read_metrics(tmp_path) == [*before, {"step": 2, "train/loss": 5.0}]
 

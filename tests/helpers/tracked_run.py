@@ -1,7 +1,8 @@
 """`python -m tests.helpers.tracked_run RUN STEP OVERRIDES... -- WORDS...`: tracks a simulated training from a step on.
 
 Words: `rows:N` logs N rows ten steps apart, `nan` one without a finite loss, `sleep:S` waits, `listen`, `cache:DIR`,
-`checkpoint`, `export`, `kill-core` ends W&B's own process, `finish:CODE`. Prints the longest time that a call took.
+`checkpoint`, `export`, `kill-core` ends W&B's own process, `die` ends this one, `finish:CODE`.
+Prints the longest time that a call took.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
 from pipeline.config.cli import compose, overridden_settings
-from pipeline.tracking import base
+from pipeline.tracking.base import TrackedRun
+from pipeline.tracking.run_tracker import build_tracker, parse_tracker
 
 
 def main() -> None:
@@ -28,9 +32,9 @@ def main() -> None:
     cfg = compose("train", [f"run='{run}'", "+exp=delay_gpt2", *sys.argv[3:at]])
     run.mkdir(parents=True, exist_ok=True)
     (run / "log.txt").write_text("a log\n")
-    base.apply_environment(cfg, overridden_settings())
-    settings = OmegaConf.to_container(cfg.tracking, resolve=True)
-    tracker = base.build_tracker(run, step, cfg.name, OmegaConf.to_container(cfg, resolve=True), settings)  # type: ignore
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    settings = parse_tracker(config["tracking"]).with_environment(overridden_settings())
+    tracker = build_tracker(settings, TrackedRun(run, step, cfg.name, config))
     longest = 0.0
     for action in actions:
         name, _, value = action.partition(":")
@@ -52,6 +56,8 @@ def main() -> None:
             tracker.log_artifact(name, value or _write_output(run, name, step))
         elif name == "kill-core":
             subprocess.run(["pkill", "-9", "-P", str(os.getpid()), "wandb-core"], check=True)
+        elif name == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
         if name == "sleep":
             time.sleep(float(value))
         elif name == "finish":

@@ -1,14 +1,19 @@
 """A W&B server for tests: the GraphQL, file stream and uploads that `wandb` needs, stored in memory.
 
-`down` makes it answer 503 to everything, as an outage does.
+`down` makes it answer 503 to everything, as an outage does; `hangs` makes it answer nothing.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +27,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.down = False
+        self.down = self.hangs = False
         self.refused = 0
         self.runs: dict[str, dict[str, Any]] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}
@@ -108,7 +113,7 @@ class Server(ThreadingHTTPServer):
         bucket |= {
             "summaryMetrics": json.dumps(run["summary"]),
             "config": json.dumps(run["config"]),
-            "wandbConfig": "{}",
+            "wandbConfig": json.dumps({"t": 1}),  # a run without it has not begun
         }
         return {"model": {"id": "p1", "name": "tests", "entity": {"id": "e1", "name": "lab"}, "bucket": bucket}}
 
@@ -157,6 +162,17 @@ class Server(ThreadingHTTPServer):
         self.artifacts[variables["artifactID"]]["committed"] = True
         return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
 
+    def on_ArtifactByID(self, variables: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifacts[variables["id"]]
+        project = {"id": "p1", "internalId": "p1", "name": "tests", "entity": {"name": "lab"}}
+        sequence = {"__typename": "ArtifactSequence", "name": artifact["name"], "project": project}
+        node: dict[str, Any] = {"__typename": "Artifact", "id": variables["id"], "artifactSequence": sequence}
+        node |= {"versionIndex": 0, "artifactType": {"name": artifact["artifactTypeName"]}, "metadata": "{}"}
+        node |= {"tags": [], "aliases": [], "state": "COMMITTED", "size": 1, "fileCount": 1, "digest": "d"}
+        node |= {"createdAt": "2026-01-01T00:00:00Z", "ttlIsInherited": False, "ttlDurationSeconds": -2}
+        names = ("description", "historyStep", "digestAlgorithm", "commitHash", "updatedAt")
+        return {"artifact": {**node, **dict.fromkeys(names)}}
+
     def on_UseArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
         variables = variables.get("input", variables)
         self.artifacts[variables["artifactID"]]["used_by"] = variables["runName"]
@@ -191,6 +207,16 @@ class Server(ThreadingHTTPServer):
             run["preempting"] = True
 
 
+def sync(server: Server, *folders: Path) -> subprocess.CompletedProcess[str]:
+    """`jobs/sync_wandb.sh FOLDERS`, from another folder."""
+    script = Path(__file__).parents[2] / "jobs" / "sync_wandb.sh"
+    env = {**os.environ, **server.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        ["bash", str(script), *map(str, folders)], env=env, cwd="/", text=True, capture_output=True,
+        stdin=subprocess.DEVNULL, timeout=120,
+    )  # fmt: skip
+
+
 def empty(query: str) -> dict[str, Any]:
     """An empty answer: the first field of the operation is null."""
     fields = re.findall(r"^\s{1,4}(\w+)", query.split("{", 1)[-1], re.MULTILINE)
@@ -223,6 +249,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body, path = self._body(), urlsplit(self.path).path
+        while self.server.hangs:
+            time.sleep(0.1)
         if self.server.down:
             self.server.refused += 1
             self._send({"errors": [{"message": "down for maintenance"}]}, 503)

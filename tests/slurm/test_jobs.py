@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking import wandb_log
 from tests.helpers.dashboards import shown_metrics
 from tests.helpers.preprocess_runs import tones
 from tests.helpers.slurm_cluster import ROOT, Cluster
+from tests.helpers.wandb_server import Server, sync
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 
@@ -106,10 +106,11 @@ def test_preempted_training_matches_unbroken_run(complete_run: Path, cluster: Cl
     assert losses(run) == losses(complete_run)
     log = next((run / "slurm").glob("train-*.log")).read_text()
     assert "stopped on request: requeued" in log and "resuming at step" in log
-    run_id = (run / "wandb_id").read_text().strip()
-    rows = [row for file in wandb_log.files(run, run_id) for row in wandb_log.rows(file)]
+    server = Server()
+    assert sync(server, run).returncode == 0 and len([*run.glob("wandb/offline-run-*")]) == 2
+    rows = server.rows((run / "wandb_id").read_text().strip())
     steps = [row["trainer/step"] for row in rows]
-    assert len(wandb_log.files(run, run_id)) == 2 and steps == sorted(steps)
+    assert steps == sorted(steps)
     assert {row["trainer/step"]: row["train/loss"] for row in rows if "train/loss" in row} == losses(run)
     if importlib.util.find_spec("wandb_workspaces"):
         assert shown_metrics(2) <= {name for row in rows for name in row}, (

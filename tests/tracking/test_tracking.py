@@ -12,17 +12,21 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from pipeline.common.errors import InputError
 from pipeline.common.metrics_file import read_metrics
 from pipeline.config.cli import compose, overridden_settings
-from pipeline.tracking import base, wandb_log
 from pipeline.tracking.background_worker import BackgroundWorker
-from pipeline.tracking.wandb_environment import mode_from_environment
+from pipeline.tracking.base import TrackedRun, Tracker, TrackerSettings
+from pipeline.tracking.run_tracker import build_tracker, parse_tracker
+from pipeline.tracking.trackers.wandb import WandbSettings
 from tests.helpers.training_caches import write_cache
+from tests.helpers.wandb_server import Server, sync
 
 ROOT = Path(__file__).parents[2]
 NO_CODE = "tracking.code=false"
@@ -39,18 +43,35 @@ def track(run: Path, step: int, *actions: str, env: dict[str, str] | None = None
     return done.stdout
 
 
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The rows of all offline files of a run, in the order they were logged."""
-    return [row for file in files_of(run) for row in wandb_log.rows(file)]
+class Uploaded(NamedTuple):
+    """A run folder whose offline runs were synced."""
+
+    run: Path
+    output: str  # of the last start
+    server: Server
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the server has of its only run."""
+        (name,) = self.server.runs
+        return self.server.run(name)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        (name,) = self.server.runs
+        return self.server.rows(name)
 
 
-def files_of(run: Path) -> list[Path]:
-    return wandb_log.files(run, (run / "wandb_id").read_text().strip())
+def upload(run: Path, output: str = "") -> Uploaded:
+    """Sync a run folder to a new server."""
+    server = Server()
+    done = sync(server, run)
+    assert done.returncode == 0, done.stderr
+    return Uploaded(run, output, server)
 
 
-def logged(run: Path, kind: str) -> list[Any]:
-    """The records of one kind in all offline files of a run."""
-    return [getattr(r, kind) for file in files_of(run) for r in wandb_log.records(file) if r.HasField(kind)]
+def offline_runs(run: Path) -> list[Path]:
+    return sorted(run.glob("wandb/offline-run-*"))
 
 
 def jsonl(run: Path) -> list[dict[str, Any]]:
@@ -58,25 +79,32 @@ def jsonl(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def requeued(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run that crashed after step 40, resumed from step 20, and was stopped; with its output."""
+def requeued(tmp_path_factory: pytest.TempPathFactory) -> Uploaded:
+    """A run that ended after step 40, resumed from step 20, and was stopped; synced without its checkpoint."""
     folder = tmp_path_factory.mktemp("a folder with spaces")
     write_cache(folder / "nsynth")
     run = Path("delay gpt2")  # a relative path, as most people type it
     actions = ("rows:4", "sleep:8")  # ends without a word
     track(run, 0, "tracking.mode=offline", "--", "cache:nsynth", *actions, cwd=folder)
     actions = ("rows:4", "nan", "nan", "listen", "checkpoint", "export", "finish:75")
-    return folder / run, track(run, 20, "tracking.mode=offline", "--", "cache:nsynth", *actions, cwd=folder)
+    output = track(run, 20, "tracking.mode=offline", "--", "cache:nsynth", *actions, cwd=folder)
+    shutil.rmtree(folder / run / "checkpoints")  # as retention does
+    return upload(folder / run, output)
 
 
-def test_rows_after_the_resumed_step_are_dropped(requeued: tuple[Path, str]) -> None:
-    steps = [row["step"] for row in jsonl(requeued[0])]
+def local_tracker(run: Path, step: int) -> Tracker:
+    """The tracker of a run with tracking=none."""
+    return build_tracker(tracker_settings("tracking=none"), TrackedRun(run, step, "name", {}))
+
+
+def test_rows_after_the_resumed_step_are_dropped(requeued: Uploaded) -> None:
+    steps = [row["step"] for row in jsonl(requeued.run)]
     assert steps == [10, 10, 20, 20, 30, 30, 40, 40, 50, 50, 60, 60, 70, 80]
 
 
 def test_incomplete_row_is_dropped_and_nan_is_null(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 2}\n{"step": 2, "a"')
-    tracker = base.JsonlTracker(tmp_path, 5)
+    tracker = local_tracker(tmp_path, 5)
     tracker.log(6, {"train/loss": float("nan"), "train/lr": 1e-4})
     tracker.close()
     assert jsonl(tmp_path) == [{"step": 1, "a": 2}, {"step": 6, "train/loss": None, "train/lr": 1e-4}]
@@ -98,7 +126,7 @@ def test_incomplete_row_is_dropped_and_nan_is_null(tmp_path: Path) -> None:
 )
 def test_run_resumes_after_any_damaged_row(tmp_path: Path, end: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "a": 2}\n' + end)
-    tracker = base.JsonlTracker(tmp_path, 2)
+    tracker = local_tracker(tmp_path, 2)
     tracker.log(3, {"a": 4})
     tracker.close()
     whole = [{"step": 2, "a": 3}] if end == b'{"step": 2, "a": 3}' else []
@@ -116,9 +144,8 @@ def test_invalid_rows_and_values_are_ignored(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = base.JsonlTracker(tmp_path, 0)
-    tracker._file.close()
-    tracker._file = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    tracker = local_tracker(tmp_path, 0)
     for step in range(3):
         tracker.log(step, {"train/loss": 1.0})
     tracker.close()
@@ -127,7 +154,7 @@ def test_full_disk_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_audio_write_error_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = base.JsonlTracker(tmp_path, 0)
+    tracker = local_tracker(tmp_path, 0)
     (tmp_path / "audio_samples").write_text("a file where a folder should be, as a full disk refuses it")
     for step in range(2):
         tracker.log_audio(step, [("clip", {"prompt": np.zeros(240, np.float32)})], 24_000)
@@ -135,52 +162,42 @@ def test_audio_write_error_is_logged_once(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.text.count("training continues") == 1
 
 
-@pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
-def test_wandb_steps_are_monotonic_over_restarts(requeued: tuple[Path, str]) -> None:
-    run, _ = requeued
-    ids = {record.run_id for record in logged(run, "run")}
-    assert len(files_of(run)) == 2 and ids == {(run / "wandb_id").read_text().strip()}
-    steps = [row["trainer/step"] for row in rows_of(run)]
-    assert steps == sorted(steps)
-    losses = [(row["trainer/step"], row["train/loss"]) for row in rows_of(run) if "train/loss" in row]
-    assert [step for step, _ in losses] == [10, 20, 30, 40, 50, 60, 70, 80], "each once, though some were trained twice"
+def test_wandb_has_each_row_once_over_restarts(requeued: Uploaded) -> None:
+    assert len(offline_runs(requeued.run)) == 2
+    assert [*requeued.server.runs] == [(requeued.run / "wandb_id").read_text().strip()]
+    losses = [row["trainer/step"] for row in requeued.rows if "train/loss" in row]
+    assert losses == [10, 20, 30, 40, 50, 60, 70, 80], "though some steps were trained twice"
+    assert [row["_step"] for row in requeued.rows] == [*range(len(requeued.rows))]
 
 
-def test_wandb_gets_name_group_tags_and_config(requeued: tuple[Path, str]) -> None:
-    record = logged(requeued[0], "run")[0]
-    assert (record.display_name, record.run_group, record.job_type) == ("delay gpt2", "delay_gpt2", "train")
-    assert list(record.tags) == ["delay", "gpt2", "encodec_24khz"]
-    config = {item.key: json.loads(item.value_json) for item in record.config.update}
-    assert (config["pattern"], config["optim.schedule.warmup"], config["trainer.steps"]) == (
-        "delay",
-        1000,
-        200_000,
-    )
+def test_rows_stay_single_after_many_crashes(tmp_path: Path) -> None:
+    """A second resume from an early step, before the first one has caught up."""
+    for step, rows in ((0, "rows:4"), (10, "rows:1"), (10, "rows:5")):
+        track(tmp_path / "run", step, "tracking.mode=offline", NO_CODE, "--", rows, "finish:1")
+    steps = [row["trainer/step"] for row in upload(tmp_path / "run").rows if "train/loss" in row]
+    assert steps == [10, 20, 30, 40, 50, 60]
+
+
+def test_wandb_gets_name_group_tags_and_config(requeued: Uploaded) -> None:
+    record = requeued.record
+    assert (record["displayName"], record["groupName"], record["jobType"]) == ("delay gpt2", "delay_gpt2", "train")
+    assert record["tags"] == ["delay", "gpt2", "encodec_24khz"]
+    config = {name: item["value"] for name, item in record["config"].items()}
+    assert (config["pattern"], config["optim.schedule.warmup"], config["trainer.steps"]) == ("delay", 1000, 200_000)
+    assert config["dataset.nsynth"]["splits"]["train"]["clips"] == 45
     assert not any(name.startswith("tracking") for name in config)
-    metrics = {m.name or m.glob_name: m.step_metric for m in logged(requeued[0], "metric")}
-    assert metrics == {"trainer/step": "", "*": "trainer/step", "val/loss": "trainer/step"}
-    assert any(record.HasField("environment") for file in files_of(requeued[0]) for record in wandb_log.records(file))
 
 
-def test_artifacts_link_dataset_run_and_export(requeued: tuple[Path, str]) -> None:
-    run, _ = requeued
-    number = (run / "wandb_id").read_text().strip()
-    artifacts = {a.name: (a.type, a.use_after_commit, set(a.aliases)) for a in logged(run, "artifact")}
-    assert artifacts["cache-nsynth"] == ("dataset", True, {"latest"}), "an input"
-    assert artifacts[f"checkpoint-{number}"] == ("checkpoint", False, {"latest", "step-80"})
-    assert artifacts[f"export-{number}"] == ("model", False, {"latest"})
-    assert any(kind == "code" for kind, _, _ in artifacts.values())
-    (cache,) = {a.metadata for a in logged(run, "artifact") if a.name == "cache-nsynth"}
-    assert json.loads(cache)["splits"]["train"]["clips"] == 45
-
-
-def test_offline_artifacts_have_absolute_paths(requeued: tuple[Path, str]) -> None:
-    """`wandb sync` runs elsewhere and later: files have absolute paths, and outlive the checkpoint that they are of."""
-    shutil.rmtree(requeued[0] / "checkpoints")  # as retention does
-    for artifact in logged(requeued[0], "artifact"):
-        paths = [Path(entry.local_path) for entry in artifact.manifest.contents if not entry.ref]
-        assert paths and all(path.is_absolute() and path.is_file() for path in paths), (artifact.name, paths)
-        assert all(str(requeued[0]) in str(path) for path in paths), "the program's folder may have changed, too"
+def test_offline_artifacts_outlive_their_checkpoint(requeued: Uploaded) -> None:
+    number = (requeued.run / "wandb_id").read_text().strip()
+    artifacts = {artifact["name"]: artifact for artifact in requeued.server.artifacts.values()}
+    assert all(artifact["committed"] for artifact in artifacts.values())
+    aliases = {alias["alias"] for alias in artifacts[f"checkpoint-{number}"]["aliases"]}
+    assert aliases == {"latest", "step-80"} and artifacts[f"export-{number}"]["artifactTypeName"] == "model"
+    assert sum(artifact["artifactTypeName"] == "code" for artifact in requeued.server.artifacts.values()) == 1
+    names = [*requeued.server.files]
+    assert any(name.endswith("/pipeline/train.py") for name in names), "the source code"
+    assert any(name.endswith("/conf/train.yaml") for name in names) and not any("site.env" in name for name in names)
 
 
 @pytest.mark.parametrize("variable", ["WANDB_MODE=disabled", "WANDB_DISABLED=true"])
@@ -190,47 +207,61 @@ def test_wandb_variables_turn_it_off(tmp_path: Path, variable: str) -> None:
     assert [row["step"] for row in jsonl(tmp_path / "run")] == [10, 10, 20, 20]
 
 
+def tracker_settings(*overrides: str) -> TrackerSettings:
+    """The settings of the tracker by a command line."""
+    cfg: Any = OmegaConf.to_container(compose("train", ["+exp=delay_gpt2", *overrides]), resolve=True)
+    return parse_tracker(cfg["tracking"]).with_environment(overridden_settings())
+
+
 def test_wandb_variables_replace_defaults_only(monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"PROJECT": "p", "ENTITY": "e", "NAME": "n", "RUN_GROUP": "g", "NOTES": "x", "TAGS": "a,b"}
     for name, value in record.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    cfg = compose("train", ["+exp=delay_gpt2", "tracking.project=typed", "tracking.tags=[c]"])
-    base.apply_environment(cfg, overridden_settings())
+    settings = tracker_settings("tracking.project=typed", "tracking.tags=[c]").to_dict()
     names = ("project", "entity", "title", "group", "notes", "tags")
-    assert [cfg.tracking[name] for name in names] == ["typed", "e", "n", "g", "x", ["c"]]
-    monkeypatch.setenv("WANDB_MODE", "dryrun")
-    assert (
-        mode_from_environment({"mode": "auto"}) == "offline" and mode_from_environment({"mode": "online"}) == "online"
-    )
-    monkeypatch.setenv("WANDB_DISABLED", "1")
-    assert (
-        mode_from_environment({"mode": "auto"}) == "disabled" and mode_from_environment({"mode": "online"}) == "online"
-    )
-    plain = compose("train", ["tracking=none"])
-    base.apply_environment(plain, overridden_settings())
-    assert plain.tracking == {"name": "none"}
+    assert [settings[name] for name in names] == ["typed", "e", "n", "g", "x", ["c"]]
+    assert tracker_settings("tracking=none").to_dict() == {"name": "none"}
 
 
-@pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
-def test_audio_is_logged_as_table_and_files(requeued: tuple[Path, str]) -> None:
-    run, _ = requeued
-    (row,) = [row for row in rows_of(run) if "val/audio/_type" in row]
-    assert (row["val/audio/nrows"], row["val/audio/ncols"], row["trainer/step"]) == (1, 6, 80)
-    assert [file.name for file in sorted((run / "audio_samples/step-80").iterdir())] == [
+@pytest.mark.parametrize(
+    ("variable", "auto"), [("WANDB_MODE=dryrun", "offline"), ("WANDB_DISABLED=1", "disabled"), ("WANDB_MODE=", "auto")]
+)
+def test_mode_setting_replaces_wandb_variables(monkeypatch: pytest.MonkeyPatch, variable: str, auto: str) -> None:
+    monkeypatch.setenv(*variable.split("="))
+    for setting, mode in (("auto", auto), ("online", "online")):
+        settings = tracker_settings(f"tracking.mode={setting}")
+        assert isinstance(settings, WandbSettings) and settings.current_mode() == mode
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("tracking.timeout_seconds=0", "tracking.timeout_seconds=0: expected a number above 0"),
+        ("tracking.mode=both", "tracking.mode=both: expected auto, online, offline or disabled"),
+        ("tracking.queue=0", "tracking.queue=0: expected a whole number of 1 or more"),
+    ],
+)
+def test_wrong_settings_of_wandb_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tracker_settings(setting)
+
+
+def test_audio_is_logged_as_table_and_files(requeued: Uploaded) -> None:
+    (row,) = [row for row in requeued.rows if "val/audio" in row]
+    assert (row["val/audio"]["nrows"], row["val/audio"]["ncols"], row["trainer/step"]) == (1, 6, 80)
+    assert [file.name for file in sorted((requeued.run / "audio_samples/step-80").iterdir())] == [
         "note-1-prompt.wav", "note-1-temperature-0.7.wav",
     ]  # fmt: skip
 
 
-def test_non_finite_loss_raises_one_alert(requeued: tuple[Path, str]) -> None:
-    run, said = requeued
-    (alert,) = logged(run, "alert")
-    assert "not finite" in alert.title and "step 70" in alert.text and said.count("not finite") == 1
+def test_non_finite_loss_raises_one_alert(requeued: Uploaded) -> None:
+    (alert,) = requeued.server.alerts
+    assert "not finite" in alert["title"] and "step 70" in alert["text"] and requeued.output.count("not finite") == 1
 
 
-def test_stopped_run_is_preempted_and_prints_sync(requeued: tuple[Path, str]) -> None:
-    run, said = requeued
-    assert len(logged(run, "preempting")) == 1 and logged(run, "exit")[-1].exit_code == 75
-    assert f"wandb sync --yes '{run}/wandb'" in said
+def test_stopped_run_is_preempted_and_prints_sync(requeued: Uploaded) -> None:
+    assert requeued.record["preempting"] and requeued.record["ended"] == 75
+    assert f"wandb sync --yes '{requeued.run}/wandb'" in requeued.output
 
 
 def test_unwritable_home_is_not_needed(tmp_path: Path) -> None:
@@ -238,7 +269,7 @@ def test_unwritable_home_is_not_needed(tmp_path: Path) -> None:
     env = {"HOME": "/dev/null"}
     said = track(tmp_path / "run", 0, "tracking.mode=offline", NO_CODE, "--", "rows:1", "listen", "finish:0", env=env)
     assert "failed" not in said and "ERROR" not in said
-    assert [row["trainer/step"] for row in rows_of(tmp_path / "run") if "val/audio/_type" in row] == [10]
+    assert len([*offline_runs(tmp_path / "run")[0].glob("files/media/**/*.json")]) == 1, "the table of sounds"
 
 
 @pytest.mark.parametrize("mode", ["auto", "online"])
@@ -247,7 +278,7 @@ def test_never_prompts_for_a_key(tmp_path: Path, mode: str) -> None:
     ours, theirs = pty.openpty()
     said = track(tmp_path / "run", 0, f"tracking.mode={mode}", NO_CODE, "--", "rows:2", "finish:0", stdin=theirs)
     os.close(ours), os.close(theirs)
-    assert [row["trainer/step"] for row in rows_of(tmp_path / "run")][-1] == 20
+    assert len(offline_runs(tmp_path / "run")) == 1
     assert ("there is no key" in said) == (mode == "online")
 
 
@@ -264,8 +295,9 @@ def test_stall_raises_an_alert(tmp_path: Path) -> None:
         "finish:0",
     )
     said = track(tmp_path / "run", 0, *actions)
-    (alert,) = logged(tmp_path / "run", "alert")
-    assert alert.title == "Training stalls" and "after step 10" in alert.text and said.count("Training stalls") == 1
+    (alert,) = upload(tmp_path / "run").server.alerts
+    assert alert["title"] == "Training stalls" and "after step 10" in alert["text"]
+    assert said.count("Training stalls") == 1
 
 
 @pytest.mark.slow  # waits for W&B's own process, on a machine that is not busy
@@ -275,7 +307,6 @@ def test_death_of_wandb_process_is_logged_once(tmp_path: Path) -> None:
     said = track(run, 0, "tracking.mode=offline", "tracking.timeout_seconds=5", NO_CODE, "--", *actions)
     assert said.count("W&B failed, training continues") == 1 and "Traceback" not in said
     assert len(jsonl(run)) == 110 and jsonl(run)[-1]["step"] == 550
-    assert [row["trainer/step"] for row in rows_of(run) if "val/loss" in row] == [10, 20, 30], "what it had is kept"
 
 
 def test_broken_wandb_package_is_logged_once(tmp_path: Path) -> None:
