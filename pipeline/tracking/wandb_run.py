@@ -33,6 +33,7 @@ from pipeline.tracking.base import NamedAudio, TrackedRun
 
 if TYPE_CHECKING:
     import wandb
+
     from pipeline.tracking.trackers.wandb import WandbSettings
 
 log = logging.getLogger(__name__)
