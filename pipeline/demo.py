@@ -21,13 +21,12 @@ What people change: run=, host=, port=, examples=, limits.seconds=, limits.uploa
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from pipeline.config.cli import hydra_command
+from pipeline.webui.settings import DemoSettings
 
 
-@hydra_command("demo")
-def main(cfg: DictConfig) -> None:
+@hydra_command(DemoSettings)
+def main(settings: DemoSettings) -> None:
     """Load the models, then serve the page until it is stopped."""
     import importlib.util
     import logging
@@ -37,11 +36,9 @@ def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from pipeline.common.errors import InputError
-    from pipeline.webui.demo_settings import check_settings
 
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the page needs gradio, which is not installed: pip install -e ".[demo]"')
-    check_settings(cfg)
     logging.basicConfig(format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads and results are deleted
     # set before gradio is imported
@@ -50,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "files")
         from pipeline.webui.app import serve_demo
 
-        serve_demo(cfg, Path(folder))
+        serve_demo(settings, Path(folder))
 
 
 if __name__ == "__main__":

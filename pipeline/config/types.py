@@ -16,16 +16,14 @@ from pipeline.common.errors import InputError
 EXTRA_TYPES: dict[str, Any] = {
     # numbers that may have a fraction
     "trainer.ema": 0.5, "trainer.label_smoothing": 0.5, "trainer.compute_budget_pflop": 0.5, "timeout": 0.5,
-    "data.cache_gib": 0.5, "limits.upload_mb": 0.5, "delete_after_seconds": 0.5, "window": 0.5, "window_stride": 0.5,
-    "limits.storage_mb": 0.5, "limits.visitor_mb": 0.5,
+    "data.cache_gib": 0.5, "window": 0.5, "window_stride": 0.5,
     # whole numbers, where the default is a text
     "batch": 1, "workers": 1, "encoder_workers": 1, "decode_workers": 1, "model.positions": 1,
     # texts, where the default is null
     "generate:run": "a", "generate:audio": "a", "generate:from": "a", "report:shards": "a", "corpus_root": "a",
     "codec_weights": "a", "embedder_weights": "a", "device": "a", "trainer.preflight": "a", "push": "a", "split": "a",
     # lists
-    "generate:prompt": ["a"], "prompts": ["a"], "examples": ["a"], "demo:run": ["a"], "runs": ["a"],
-    "allowed_hosts": ["a"], "proxies": ["a"],
+    "generate:prompt": ["a"], "prompts": ["a"], "runs": ["a"],
     "sampling.temperature": [0.5], "data.programs": [1], "data.pitches": [1],
     "data.extensions": ["a"],
     # others

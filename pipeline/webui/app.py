@@ -6,62 +6,55 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
-from pipeline.common.errors import InputError
 from pipeline.common.paths import CONF
 from pipeline.generation.loaded_run import LoadedRun, load_run
 from pipeline.webui import server
 from pipeline.webui.examples import examples
 from pipeline.webui.file_store import FileStore
 from pipeline.webui.page import Page, build_page
-from pipeline.webui.service import MB, GenerationService, Limits
+from pipeline.webui.service import GenerationService
+from pipeline.webui.settings import MB, DemoSettings
 from pipeline.webui.streaming import AudioStreamRegistry
 
 
-def serve_demo(cfg: DictConfig, folder: Path) -> None:
+def serve_demo(settings: DemoSettings, folder: Path) -> None:
     """Load the models, then serve the page until Ctrl-C or SIGTERM. All files of the page are in `folder`.
 
     Raises:
-        InputError: if a setting is not valid, a run cannot be loaded, or the port cannot be used.
+        InputError: if a run cannot be loaded, or the port cannot be used.
     """
-    runs = [str(run) for run in cfg.run]
-    listener = server.bind(cfg.host, cfg.port)
-    service, streams = build_service(cfg, runs, folder), AudioStreamRegistry()
-    first = service.loaded_runs[runs[0]]
-    example_files = examples(cfg.examples, cfg.split, cfg["count"], runs[0], first, service.store)
+    listener = server.bind(settings.host, settings.port)
+    service, streams = build_service(settings, folder), AudioStreamRegistry()
+    first = service.loaded_runs[settings.run[0]]
+    example_files = examples(settings, first, service.store)
     blocks = build_page(Page(service, streams, example_files))
     health = {"models": {name: loaded.sha256 for name, loaded in service.loaded_runs.items()}}
     app = server.application(
-        blocks, streams, health, service.store, service.limits, cfg.allowed_hosts, cfg.root_path.rstrip("/")
+        blocks, streams, health, service.store, settings.limits, settings.allowed_hosts, settings.root_path
     )
     listener.listen()  # earlier, clients would wait while models are loaded
     host, port = listener.getsockname()[:2]
-    print(f"{', '.join(runs)} on {first.device}: open http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-    server.run(server.http_server(app, service.limits, cfg.proxies), listener)
+    print(f"{', '.join(settings.run)} on {first.device}: open http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    server.run(server.http_server(app, settings.limits, settings.proxies), listener)
 
 
-def build_service(cfg: DictConfig, runs: list[str], folder: Path) -> GenerationService:
+def build_service(settings: DemoSettings, folder: Path) -> GenerationService:
     """Return the service with every model and codec loaded once."""
     defaults = {key: value for key, value in _read_conf("generate").items() if key != "defaults"}
     defaults["sampling"] = _read_conf("sampling/default")
-    sampling: dict[str, Any] = OmegaConf.to_container(cfg.sampling)  # type: ignore[assignment]
-    if not isinstance(sampling["temperature"], (int, float)):
-        raise InputError(
-            f"sampling.temperature={sampling['temperature']}: the page has one slider for all codebooks: give one"
-        )
     loaded_runs = {
-        run: load_run(run, cfg.device, cfg.codec_weights, cfg.embedder_weights) for run in dict.fromkeys(runs)
+        run: load_run(run, settings.device, settings.codec_weights, settings.embedder_weights)
+        for run in dict.fromkeys(settings.run)
     }
     requests = folder / "requests"
     requests.mkdir()
-    limits = Limits(**OmegaConf.to_container(cfg.limits))  # type: ignore[arg-type]
-    total_bytes, visitor_bytes = round(limits.storage_mb * MB), round(limits.visitor_mb * MB)
-    store = FileStore(folder / "files", total_bytes, visitor_bytes, cfg.delete_after_seconds)
-    codecs = _load_full_codecs(loaded_runs, cfg.codec_weights)
-    return GenerationService(loaded_runs, codecs, defaults, sampling, limits, cfg.chunk, requests, store)
+    total_bytes, visitor_bytes = round(settings.limits.storage_mb * MB), round(settings.limits.visitor_mb * MB)
+    store = FileStore(folder / "files", total_bytes, visitor_bytes, settings.delete_after_seconds)
+    codecs = _load_full_codecs(loaded_runs, settings.codec_weights)
+    return GenerationService(loaded_runs, codecs, defaults, settings, requests, store)
 
 
 def _load_full_codecs(loaded_runs: dict[str, LoadedRun], codec_weights: str | None) -> dict[str, Codec]:

@@ -16,7 +16,8 @@ from pipeline.generation.interpolation import BLENDS
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import num_samples
 from pipeline.webui.request_guard import visitor_name
-from pipeline.webui.service import GenerationService, Limits
+from pipeline.webui.service import GenerationService
+from pipeline.webui.settings import LimitSettings
 from pipeline.webui.streaming import AudioStreamRegistry
 from pipeline.webui.tab_request import Controls, TabRequest, copy_upload, errors_shown, read_controls
 from pipeline.webui.tabs import TABS, Tab
@@ -47,9 +48,9 @@ class Page:
         return list(self.service.loaded_runs)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> LimitSettings:
         """The limits of requests."""
-        return self.service.limits
+        return self.service.settings.limits
 
     def seconds(self, sounds: float = 1) -> float:
         """Return the default duration of a sound: `sounds` times that of the training clips, within the limit."""
@@ -156,7 +157,7 @@ class Page:
         return [controls[0], *more, controls[1], seed, use_new_seed]
 
     def _default_controls(self, tab: Tab) -> Controls:
-        return Controls(self.service.sampling, round(self.seconds(tab.sounds), 1), 0)
+        return Controls(self.service.settings.sampling, round(self.seconds(tab.sounds), 1), 0)
 
     def _on_click(
         self, button: gr.Button, tab: Tab, inputs: list[Any], controls: list[Any], outputs: list[Any], name: str | None

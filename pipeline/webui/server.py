@@ -20,7 +20,7 @@ from pipeline.webui.connection_limits import limited_protocol
 from pipeline.webui.file_store import FileStore
 from pipeline.webui.hosts import AllowedHosts
 from pipeline.webui.request_guard import RequestGuard, TrustedProxies
-from pipeline.webui.service import MB, Limits
+from pipeline.webui.settings import LimitSettings
 from pipeline.webui.streaming import AudioStreamRegistry
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
@@ -29,7 +29,7 @@ MAX_SESSIONS = 64  # whose last results Gradio keeps
 
 
 def application(
-    blocks: Any, streams: AudioStreamRegistry, health: dict[str, Any], store: FileStore, limits: Limits,
+    blocks: Any, streams: AudioStreamRegistry, health: dict[str, Any], store: FileStore, limits: LimitSettings,
     allowed_hosts: Sequence[str], root_path: str,
 ) -> RequestGuard:  # fmt: skip
     """Return the ASGI application: the page at /, streams at /live/NAME.wav, and /healthz."""
@@ -58,9 +58,8 @@ def application(
         return StreamingResponse(stream.listen(), media_type="audio/wav", headers={"cache-control": "no-store"})
 
     blocks.state_session_capacity = MAX_SESSIONS
-    upload_bytes = round(limits.upload_mb * MB)
     gr.mount_gradio_app(
-        app, blocks, path="/", allowed_paths=[], show_error=False, max_file_size=upload_bytes, ssr_mode=False,
+        app, blocks, path="/", allowed_paths=[], show_error=False, max_file_size=limits.upload_bytes, ssr_mode=False,
         theme=_theme(), css=STYLE, head=f"<script>{SCRIPT}</script>", footer_links=[], run_history=False,
         root_path=root_path or None,
     )  # fmt: skip
@@ -69,7 +68,7 @@ def application(
     public = urlsplit(root_path)
     allowed = AllowedHosts([*allowed_hosts, *filter(None, [public.hostname])])
     return RequestGuard(
-        app, store, allowed, prefix=public.path.rstrip("/"), upload_bytes=upload_bytes,
+        app, store, allowed, prefix=public.path.rstrip("/"), upload_bytes=limits.upload_bytes,
         body_seconds=limits.body_seconds, visitor_requests=limits.visitor_connections,
     )  # fmt: skip
 
@@ -113,7 +112,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def http_server(app: RequestGuard, limits: Limits, proxies: Sequence[str]) -> uvicorn.Server:
+def http_server(app: RequestGuard, limits: LimitSettings, proxies: Sequence[str]) -> uvicorn.Server:
     """Return the server of an application. proxies: addresses whose X-Forwarded headers are trusted."""
     forwarded = ProxyHeadersMiddleware(app, list(proxies))  # type: ignore[arg-type]
     trusted = forwarded.trusted_hosts

@@ -28,29 +28,11 @@ from pipeline.generation.request import AudioRequest, build_requests, num_sample
 from pipeline.generation.runner import GeneratedFile, generate_files
 from pipeline.generation.settings import sampling_settings
 from pipeline.webui.file_store import FileStore
+from pipeline.webui.settings import MB, DemoSettings, LimitSettings
 
 OnCodes = Callable[[Tensor], None]  # gets codes [B, K, T] of a batch
 OnProgress = Callable[[Tensor, float, float], None]  # codes [B, K, T], seconds so far, and in total
 OUT = "sound.wav"
-MB = 1 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The setting `limits` of conf/demo.yaml, which describes each item."""
-
-    upload_mb: float
-    upload_seconds: float
-    seconds: float
-    samples: int
-    steps: int
-    waiting: int
-    storage_mb: float
-    visitor_mb: float
-    connections: int
-    visitor_connections: int
-    header_seconds: float
-    body_seconds: float
 
 
 @dataclass(frozen=True)
@@ -94,9 +76,7 @@ class GenerationService:
         loaded_runs: By the name of their run.
         codecs: The codec of each run, with all its codebooks.
         defaults: The settings of conf/generate.yaml.
-        sampling: The page's sampling settings, which replace those of `defaults`.
-        limits: Limits of requests.
-        chunk: Seconds of generated sound between two updates.
+        settings: Those of the page. Its sampling settings replace those of `defaults`.
         requests_folder: Contains a folder for each request that is running.
         store: The only files that a request may name.
     """
@@ -104,9 +84,7 @@ class GenerationService:
     loaded_runs: Mapping[str, LoadedRun]
     codecs: Mapping[str, Codec]
     defaults: Mapping[str, Any]
-    sampling: Mapping[str, Any]
-    limits: Limits
-    chunk: float
+    settings: DemoSettings
     requests_folder: Path
     store: FileStore
 
@@ -149,7 +127,7 @@ class GenerationService:
             generated = list(
                 generate_files(
                     loaded, requests, sampling, window, batch, lambda line: None, on_codes=on_codes,
-                    progress_frames=max(1, round(self.chunk * rate)),
+                    progress_frames=max(1, round(self.settings.chunk * rate)),
                 )
             )  # fmt: skip
         files = [path for file in generated for path in (file.path, make_portable(file.path, folder, settings["run"]))]
@@ -158,9 +136,9 @@ class GenerationService:
 
     def _full_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """All settings of conf/generate.yaml, changed by those of a request. Raises InputError beyond the limits."""
-        sampling = {**self.sampling, **settings.get("sampling", {})}
+        sampling = {**self.settings.sampling, **settings.get("sampling", {})}
         full = {**self.defaults, **settings, "sampling": sampling}
-        for name, limit in (("n", self.limits.samples), ("steps", self.limits.steps)):
+        for name, limit in (("n", self.settings.limits.samples), ("steps", self.settings.limits.steps)):
             if settings.get(name, 0) > limit:
                 raise InputError(f"{name}={settings[name]}: this page generates at most {limit}")
         return full
@@ -170,8 +148,8 @@ class GenerationService:
         loaded = self.loaded_run(settings["run"])
         samples = num_samples(self._full_settings(settings), loaded)
         seconds = samples / loaded.codec.sample_rate
-        if seconds > self.limits.seconds:
-            raise InputError(f"seconds={seconds:g}: this page generates at most {self.limits.seconds:g} s")
+        if seconds > self.settings.limits.seconds:
+            raise InputError(f"seconds={seconds:g}: this page generates at most {self.settings.limits.seconds:g} s")
         return samples
 
     def is_longer_than_training(self, settings: Mapping[str, Any]) -> bool:
@@ -206,7 +184,7 @@ def _thread_limit(loaded: LoadedRun, clips: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_upload(file: Path, limits: Limits) -> None:
+def check_upload(file: Path, limits: LimitSettings) -> None:
     """Raises InputError if a file is empty, too large, too long, or not audio."""
     size = file.stat().st_size
     if size == 0:

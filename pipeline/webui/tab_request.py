@@ -151,7 +151,7 @@ def copy_upload(service: GenerationService, sound: str | None, folder: Path) -> 
         shutil.copyfile(stored, target)
     except FileNotFoundError:  # deleted in the meantime, to make space
         raise InputError(NOT_STORED) from None
-    check_upload(target, service.limits)
+    check_upload(target, service.settings.limits)
     return target
 
 

@@ -38,7 +38,6 @@ ACCEPTED = [
     ("evaluate", "pitch=false", False),
     ("evaluate", "out=${run}/x", "${run}/x"),
     ("compare", "runs=runs/q", ["runs/q"]),
-    ("demo", "run=a", ["a"]),
     ("reconstruct", "codebooks=4", [4]),
 ]
 REFUSED = [
@@ -75,7 +74,6 @@ REFUSED = [
     ("evaluate", "run=[a,b]", "expected a text"),
     ("compare", "runs=[]", "expected a list of texts"),
     ("reconstruct", "codebooks=[x]", "expected a list of whole numbers"),
-    ("demo", "port=abc", "expected a whole number"),
     ("dashboard", "codebooks=x", "expected a whole number"),
 ]
 

@@ -22,12 +22,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from pipeline.common.errors import InputError
+from pipeline.config.cli import load_settings
 from pipeline.evaluation import comparison, report_html, svg_plots
 from pipeline.evaluation.report_sections import LabeledAudio
 from pipeline.evaluation.svg_plots import Curve
 from pipeline.generation.loaded_run import load_run
 from pipeline.webui import components
 from pipeline.webui.examples import examples
+from pipeline.webui.file_store import FileStore
+from pipeline.webui.settings import DemoSettings
 from tests.helpers.browser import browser
 from tests.helpers.trained_run import Workspace, run_command
 from tests.test_secrets import leaks, served
@@ -246,7 +249,8 @@ def test_addresses_in_a_run_folder_are_not_opened(
         with pytest.raises(InputError, match=r"shards=auto: .*a remote dataset.*give shards=ADDRESS"):
             run_command("report", f"run={run}", *SMALL)
     loaded = load_run(run, "cpu")
-    assert examples("auto", "valid", 2, str(run), loaded, tmp_path / "examples") == {}
+    store = FileStore(tmp_path / "files", 1 << 20, 1 << 20, 60)
+    assert examples(load_settings(DemoSettings, [f"run={run}"]), loaded, store) == {}
     config = json.loads((run / "export/config.json").read_text())
     del config["sha256"]
     for name in ("encodecmae_base/evil/weights", "encodecmae_tiny/evil/weights", "encodecmae_package/evil/weights"):

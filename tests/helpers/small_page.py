@@ -69,12 +69,13 @@ def small_page(
     """Serve the page in this process. `changes` replace items of `LIMITS`."""
     import gradio as gr
 
+    from pipeline.common.settings import parse_settings
     from pipeline.webui import server as serve
     from pipeline.webui.file_store import FileStore
-    from pipeline.webui.service import Limits
+    from pipeline.webui.settings import LimitSettings
     from pipeline.webui.streaming import AudioStreamRegistry
 
-    limits = Limits(**{**LIMITS, **changes})  # type: ignore[arg-type]
+    limits = parse_settings(LimitSettings, {**LIMITS, **changes}, "limits.")
     store = FileStore(folder, round(limits.storage_mb * MB), round(limits.visitor_mb * MB), delete_after_seconds)
     previous_folder = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder)

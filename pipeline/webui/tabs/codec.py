@@ -56,7 +56,7 @@ class CodecTab(Tab):
         selected = sorted({int(count) for count in counts if 1 <= int(count) <= codec.codebooks})
         if not selected:
             raise InputError("no number of codebooks is selected: select one")
-        wav = audio_io.read(file, duration=request.service.limits.seconds, rate=codec.sample_rate)
+        wav = audio_io.read(file, duration=request.service.settings.limits.seconds, rate=codec.sample_rate)
         request.report(0, "encoding")
         codes = codec.encode(torch.from_numpy(wav)[None, None])  # [1, K, T]
         sounds, files = [LabeledAudio("original", wav)], []
