@@ -13,34 +13,29 @@ What people change: n=, temperatures=, sampling.guidance=, out=, device=.
 
 from __future__ import annotations
 
-from typing import Any
-
-from omegaconf import DictConfig
-
 from pipeline.config.cli import hydra_command
+from pipeline.evaluation.settings import CompareSettings
 
 
-@hydra_command("compare")
-def main(cfg: DictConfig) -> None:
+@hydra_command(CompareSettings)
+def main(settings: CompareSettings) -> None:
     """Compare, write the results, and print the table."""
     from pathlib import Path
 
-    from omegaconf import OmegaConf
     from rich.console import Console
 
     from pipeline.common.files import check_output_folder
-    from pipeline.evaluation.comparison import comparability_warning, compare, console_table, markdown_table
-    from pipeline.evaluation.evaluation_output import write_json
+    from pipeline.evaluation.comparison import compare
+    from pipeline.evaluation.output import write_json
 
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    out = Path(cfg.out)
+    out = Path(settings.out)
     check_output_folder("out", out)
     with Console(stderr=True).status("comparing") as status:
         comparison = compare(settings, status.update)
-    write_json(out / "compare.json", {"rows": comparison.rows, "evaluations": comparison.evaluations})
-    (out / "compare.md").write_text(markdown_table(comparison.rows))
-    Console().print(console_table(comparison, cfg.split))
-    if warning := comparability_warning(comparison.rows):
+    write_json(out / "compare.json", comparison.to_dict())
+    (out / "compare.md").write_text(comparison.to_markdown())
+    comparison.print(Console())
+    if warning := comparison.warning:
         print(f"warning: {warning}")
     print(f"written: {out}/compare.json, {out}/compare.md")
 

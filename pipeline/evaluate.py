@@ -22,38 +22,41 @@ What people change: n=, temperatures=, sampling.guidance=, split=, out=, seed=, 
 
 from __future__ import annotations
 
-from typing import Any
-
-from omegaconf import DictConfig
-
 from pipeline.config.cli import hydra_command
+from pipeline.evaluation.settings import EvaluateSettings
 
 
-@hydra_command("evaluate")
-def main(cfg: DictConfig) -> None:
+@hydra_command(EvaluateSettings)
+def main(settings: EvaluateSettings) -> None:
     """Evaluate, write the results, and print them."""
+    import shlex
     from pathlib import Path
 
-    from omegaconf import OmegaConf
     from rich.console import Console
 
+    from pipeline.common.errors import redact
     from pipeline.common.files import check_output_folder
-    from pipeline.evaluation import console_tables, evaluation_output, evaluator, run_folder
+    from pipeline.common.settings import format_override
+    from pipeline.evaluation import output, run_folder
+    from pipeline.evaluation.evaluator import evaluate
+    from pipeline.evaluation.tables import print_evaluation
     from pipeline.generation.loaded_run import load_run
     from pipeline.tracking.run_tracker import reopen_tracker
 
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    out = Path(cfg.out)
+    out = Path(settings.out)
     check_output_folder("out", out)
-    run = load_run(cfg.run, cfg.device, cfg.codec_weights, cfg.embedder_weights)
+    run = load_run(settings.run, settings.device, settings.codec_weights, settings.embedder_weights)
     with Console(stderr=True).status("evaluating") as status:
-        evaluation = evaluator.evaluate(settings, run, status.update)
-    evaluation_output.write_evaluation(evaluation, out, run.codec.sample_rate)
-    if cfg.wandb:
-        tracker, step = reopen_tracker(Path(cfg.run), run_folder.read_config(Path(cfg.run)))
-        evaluation_output.log_evaluation(tracker, step, evaluation, run.codec.sample_rate)
+        evaluation = evaluate(settings, run, status.update)
+    output.write_evaluation(evaluation, out, run.codec.sample_rate)
+    if settings.wandb:
+        tracker, step = reopen_tracker(Path(settings.run), run_folder.read_config(Path(settings.run)))
+        output.log_evaluation(tracker, step, evaluation, run.codec.sample_rate)
         tracker.close()
-    console_tables.print_evaluation(evaluation.results, out)
+    print_evaluation(Console(), evaluation.result)
+    print(f"sounds: {out}/*.wav   results: {out}/evaluate.json")
+    overrides = (format_override("run", settings.run), format_override("shards", redact(settings.shards)))
+    print(f"next: {shlex.join(['python', '-m', 'pipeline.report', *overrides])}")
 
 
 if __name__ == "__main__":

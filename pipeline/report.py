@@ -13,26 +13,23 @@ num_interpolations=, split=, seed=, out=.
 
 from __future__ import annotations
 
-from typing import Any
-
-from omegaconf import DictConfig
-
 from pipeline.config.cli import hydra_command
+from pipeline.evaluation.settings import ReportSettings
 
 
-@hydra_command("report")
-def main(cfg: DictConfig) -> None:
+@hydra_command(ReportSettings)
+def main(settings: ReportSettings) -> None:
     """Write the report, and print where it is."""
+    import shlex
     from pathlib import Path
 
-    from omegaconf import OmegaConf
     from rich.console import Console
 
     from pipeline.common.files import check_output_file
+    from pipeline.common.settings import format_override
     from pipeline.evaluation.report_builder import build_report
 
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    out = Path(cfg.out)
+    out = Path(settings.out)
     check_output_file("out", out)
     with Console(stderr=True).status("generating") as status:
         report = build_report(settings, status.update)
@@ -41,6 +38,7 @@ def main(cfg: DictConfig) -> None:
     for line in report.notes:
         print(line)
     print(f"{out}  {report.sounds} sounds, {len(report.html) / 1e6:.1f} MB: open it in any browser")
+    print(f"next: {shlex.join(['python', '-m', 'pipeline.demo', format_override('run', settings.run)])}")
 
 
 if __name__ == "__main__":

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.console import Console
 
 from pipeline.common.metrics_file import read_metrics
-from pipeline.common.settings import require_min
-from pipeline.evaluation.console_tables import format_metric
 from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.metrics import list_metrics
+from pipeline.evaluation.results import EvaluationResult, MetricValues
+from pipeline.evaluation.settings import CompareSettings
+from pipeline.evaluation.tables import print_table
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun, load_run
-from pipeline.generation.settings import sampling_settings
 from pipeline.models import model_stats
 
-COLUMNS = {
+FACTS = {
     "run": "run",
     "pattern": "pattern",
     "codec": "codec",
@@ -29,12 +30,28 @@ COLUMNS = {
     "steps": "steps",
     "petaflop": "training (PFLOP)",
     "training": "codes/s in training",
+    "generation": "codes/s in generation",
     "bits": "validation (bits/s)",
     "temperature": "temperature",
-    "fidelity": "fidelity",
-    "pitch": "pitch (%)",
-    "generation": "codes/s in generation",
-}
+}  # titles by name in compare.json
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A run at a temperature.
+
+    Attributes:
+        facts: Values by the names of `FACTS`; None where unknown.
+        metrics: The metrics by name.
+    """
+
+    facts: Mapping[str, str | float | None]
+    metrics: MetricValues
+
+    def format(self) -> dict[str, str]:
+        """The texts of its cells by title."""
+        facts = {title: _format_fact(self.facts[name]) for name, title in FACTS.items()}
+        return facts | {metric.heading: metric.format(self.metrics.get(key)) for key, metric in list_metrics().items()}
 
 
 @dataclass(frozen=True)
@@ -42,62 +59,76 @@ class Comparison:
     """The result of a comparison.
 
     Attributes:
-        rows: One per run and temperature, with the keys of `COLUMNS`.
-        evaluations: The content of each run's `evaluate.json`, by run folder.
+        rows: One per run and temperature.
+        evaluations: Each run's evaluation, by run folder.
     """
 
-    rows: list[dict[str, Any]]
-    evaluations: dict[str, dict[str, Any]]
+    rows: list[ComparisonRow]
+    evaluations: dict[str, EvaluationResult]
+
+    @property
+    def warning(self) -> str | None:
+        """Why the results of the runs cannot be compared, or None if they can."""
+        differing = [name for name in ("codec", "codebooks") if len({row.facts[name] for row in self.rows}) > 1]
+        if not differing:
+            return None
+        return (
+            f"the runs differ in {' and '.join(differing)}: bits and codes per second count the codes of all "
+            "codebooks, and metrics have other ceilings; compare only runs that have these in common"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `compare.json`."""
+        rows = [{**row.facts, **{name: value.to_dict() for name, value in row.metrics.items()}} for row in self.rows]
+        return {"rows": rows, "evaluations": {run: result.to_dict() for run, result in self.evaluations.items()}}
+
+    def to_markdown(self) -> str:
+        """The table in Markdown, with a warning below it if the runs cannot be compared."""
+        rows = [row.format() for row in self.rows]
+        lines = [[*rows[0]], ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
+        warning = f"\nWarning: {self.warning}.\n" if self.warning else ""
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + warning
+
+    def print(self, console: Console) -> None:
+        """Print the table: one column per row of the comparison, because a terminal is narrow."""
+        settings = next(iter(self.evaluations.values())).settings
+        count, clips = len(self.evaluations), settings.n  # fewer than n= if the split is small
+        title = f"{count} run{'s' * (count > 1)}, {clips} clip{'s' * (clips > 1)} of {settings.split}"
+        rows = [row.format() for row in self.rows]
+        columns = [(row["run"], [*row.values()][1:]) for row in rows]
+        print_table(console, title, [*rows[0]][1:], columns)
 
 
-def compare(settings: Mapping[str, Any], on_status: Callable[[str], None]) -> Comparison:
+def compare(settings: CompareSettings, on_status: Callable[[str], None]) -> Comparison:
     """Evaluate several runs on the same clips.
 
     Args:
-        settings: Those of conf/compare.yaml.
+        settings: The runs, and how they are evaluated.
         on_status: Gets a line about each part of the work.
 
     Raises:
         InputError: As of `evaluate`.
     """
-    require_min(1, settings, "benchmark_batch")
     rows, evaluations = [], {}
-    for folder in map(Path, dict.fromkeys(settings["runs"])):
-        run = load_run(folder, settings["device"], settings["codec_weights"], settings["embedder_weights"])
+    for folder in map(Path, dict.fromkeys(settings.runs)):
+        run = load_run(folder, settings.device, settings.codec_weights, settings.embedder_weights)
         evaluation = evaluate(settings, run, lambda line, folder=folder: on_status(f"{folder}: {line}"))  # type: ignore[misc]
-        results = evaluations[str(folder)] = evaluation.results
+        result = evaluations[str(folder)] = evaluation.result
         frames = [clip.codes.shape[1] for clip in evaluation.clips]
-        codes_per_second = generation_rate(
-            run, max(frames), settings["benchmark_batch"], results["settings"]["sampling"]
-        )
-        stats = training_stats(folder, run, statistics.mean(frames))
-        for temperature, row in results["temperatures"].items():
-            rows.append(
-                {
-                    "run": str(folder),
-                    "pattern": run.model.config.pattern,
-                    "codec": run.codec.name,
-                    "codebooks": run.model.config.codebooks,
-                    "bits": results["loss"]["model"]["bits_second"],
-                    "temperature": float(temperature),
-                    "fidelity": row["fidelity"],
-                    "pitch": row.get("pitch"),
-                    "generation": codes_per_second,
-                    **stats,
-                }
-            )
+        facts = {
+            "run": str(folder),
+            "pattern": run.model.config.pattern,
+            "codec": run.codec.name,
+            "codebooks": run.model.config.codebooks,
+            **training_stats(folder, run, statistics.mean(frames)),
+            "generation": generation_rate(run, max(frames), settings),
+            "bits": result.loss.model.bits_second,
+        }
+        rows += [
+            ComparisonRow({**facts, "temperature": float(temperature)}, metrics)
+            for temperature, metrics in result.temperatures.items()
+        ]
     return Comparison(rows, evaluations)
-
-
-def comparability_warning(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why the results of the runs cannot be compared, or None if they can."""
-    differing = [name for name in ("codec", "codebooks") if len({row[name] for row in rows}) > 1]
-    if not differing:
-        return None
-    return (
-        f"the runs differ in {' and '.join(differing)}: bits and codes per second count the codes of all codebooks, "
-        "and fidelity and pitch have other ceilings; compare only runs that have these in common"
-    )
 
 
 def training_stats(folder: Path, run: LoadedRun, frames: float) -> dict[str, float | None]:
@@ -119,48 +150,20 @@ def training_stats(folder: Path, run: LoadedRun, frames: float) -> dict[str, flo
     }
 
 
-def generation_rate(run: LoadedRun, frames: int, clips: int, sampling: Mapping[str, Any]) -> float:
-    """Codes generated per second with this many clips at once: the better of two measurements."""
-    best = float("inf")
-    params = sampling_settings(**{**sampling, "temperature": 1})
+def generation_rate(run: LoadedRun, frames: int, settings: CompareSettings) -> float:
+    """Codes generated per second with `benchmark_batch` clips at once: the better of two measurements."""
+    clips = settings.benchmark_batch
+    sampling = settings.sampling.model_copy(update={"temperature": 1.0})
     prompts = torch.zeros(clips, run.model.config.prompt_dim)
+    best = float("inf")
     for _ in range(2):
         started = time.perf_counter()
-        generate(run.engine, prompts, frames, params, range(clips))
+        generate(run.engine, prompts, frames, sampling, range(clips))
         best = min(best, time.perf_counter() - started)
     return clips * frames * run.model.config.codebooks / best
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table in Markdown, with a warning below it if the runs cannot be compared."""
-    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(format_row(row)) + " |" for row in rows]
-    warning = comparability_warning(rows)
-    return "\n".join([*lines, *(["", f"Warning: {warning}."] if warning else [])]) + "\n"
-
-
-def format_row(row: Mapping[str, Any]) -> list[str]:
-    """The texts of a row's cells, in the order of `COLUMNS`."""
-    cells = []
-    for name in COLUMNS:
-        value = row[name]
-        if value is None:
-            cells.append("-")
-        elif isinstance(value, Mapping):
-            cells.append(format_metric(value, name == "pitch"))
-        elif isinstance(value, float):
-            cells.append(f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
-        else:
-            cells.append(str(value))
-    return cells
-
-
-def console_table(comparison: Comparison, split: str) -> Table:
-    """The table for a terminal: one column per row of the comparison, because a terminal is narrow."""
-    runs = len(comparison.evaluations)
-    clips = next(iter(comparison.evaluations.values()))["settings"]["n"]  # fewer than n= if the split is small
-    title = f"{runs} run{'s' * (runs > 1)}, {clips} clip{'s' * (clips > 1)} of {split}"
-    table = Table(title=title, title_justify="left", show_header=False)
-    for cells in zip(COLUMNS.values(), *map(format_row, comparison.rows), strict=True):
-        table.add_row(*cells)
-    return table
+def _format_fact(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return "-" if value is None else str(value)

@@ -1,13 +1,22 @@
-"""HTML from Jinja2 templates, which escape every value and redact secrets in it."""
+"""HTML from Jinja2 templates, which escape every value and redact secrets in it, with sounds and pictures inside.
+
+Templates have `flac(wav, rate)` and `picture(wav)`, which return data URIs, and `style` and `script` of the report.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
+from pipeline.audio.spectrogram import spectrogram
 from pipeline.common.errors import redact
 
 FOLDER = Path(__file__).parent / "templates"
@@ -23,6 +32,24 @@ def macros(template: str) -> Any:
     return _ENVIRONMENT.get_template(template).module
 
 
+def flac_data_uri(wav: np.ndarray, rate: int) -> Markup:
+    """A sound as a data URI in FLAC, which is lossless, half the size of WAV, and supported by all current browsers."""
+    content = io.BytesIO()
+    soundfile.write(content, wav.clip(-1, 1), rate, format="FLAC")
+    return _data_uri("audio/flac", content)
+
+
+def png_data_uri(image: np.ndarray) -> Markup:
+    """An image, uint8 [H, W, 3], as a data URI in PNG."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG", optimize=True)
+    return _data_uri("image/png", content)
+
+
+def _data_uri(kind: str, content: io.BytesIO) -> Markup:
+    return Markup(f"data:{kind};base64,{base64.b64encode(content.getvalue()).decode()}")
+
+
 def _redact_text(value: Any) -> Any:
     return redact(value) if type(value) is str else value
 
@@ -31,3 +58,9 @@ _ENVIRONMENT = Environment(
     loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     finalize=_redact_text,
 )  # fmt: skip
+_ENVIRONMENT.globals |= {
+    "flac": flac_data_uri,
+    "picture": lambda wav: png_data_uri(spectrogram(wav)),
+    "style": Markup((FOLDER.parent / "report.css").read_text()),
+    "script": Markup((FOLDER.parent / "report.js").read_text()),
+}

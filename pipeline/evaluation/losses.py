@@ -6,70 +6,41 @@ Letters: B clips, K codebooks, T frames.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
-from pipeline.models.codec_gpt import CodecGPT
+from pipeline.evaluation.results import LossResult, LossResults
+from pipeline.generation.loaded_run import LoadedRun
 
 _BATCH = 16
 
 
-@dataclass(frozen=True)
-class ValidationLosses:
-    """Mean cross-entropies in nats per code.
-
-    Attributes:
-        model: The model's, of each codebook.
-        unigram: Those of the code frequencies in training, of each codebook.
-        uniform: That of a uniform distribution, the same for each codebook.
-        clips: The number of clips that were read.
-    """
-
-    model: list[float]
-    unigram: list[float]
-    uniform: float
-    clips: int
-
-    def to_dict(self, frame_rate: float) -> dict[str, Any]:
-        """The losses as JSON; bits per second are the sum over all codebooks."""
-
-        def row(nats: list[float]) -> dict[str, Any]:
-            mean = sum(nats) / len(nats)
-            bits = sum(nats) / math.log(2) * frame_rate
-            return {"nats": mean, "nats_codebook": nats, "bits_second": bits, "perplexity": [math.exp(x) for x in nats]}
-
-        uniform = [self.uniform] * len(self.model)
-        return {
-            "clips": self.clips,
-            "model": row(self.model),
-            "unigram": row(self.unigram),
-            "uniform": row(uniform),
-        }
+def loss_result(nats: list[float], frame_rate: float) -> LossResult:
+    """A loss from the nats per code of each codebook."""
+    bits = sum(nats) / math.log(2) * frame_rate
+    perplexity = [math.exp(value) for value in nats]
+    row = {"nats": sum(nats) / len(nats), "nats_codebook": nats, "bits_second": bits, "perplexity": perplexity}
+    return LossResult.model_validate(row)
 
 
 @torch.inference_mode()
-def measure_losses(
-    model: CodecGPT, valid: ShardedDataset, train: ShardedDataset, frames: int | None, device: torch.device
-) -> ValidationLosses:
+def measure_losses(run: LoadedRun, valid: ShardedDataset, train: ShardedDataset, frames: int) -> LossResults:
     """The loss over every clip of `valid`, read exactly once.
 
     Args:
-        model: The model.
+        run: The model.
         valid: The clips on which the losses are measured.
         train: The clips in which the unigram baseline counts codes.
         frames: Crop clips to this length.
-        device: The model's device.
     """
-    size, K = model.config.codebook_size, model.config.codebooks
+    size, K = run.model.config.codebook_size, run.model.config.codebooks
     nats, cells = torch.zeros(2, K, dtype=torch.float64)
     valid_counts = torch.zeros(K, size, dtype=torch.float64)
     for batch in iter_once(valid, _BATCH, max_frames=frames):
-        batch_nats, batch_cells = model(*batch.to(device))
+        batch_nats, batch_cells = run.model(*batch.to(run.device))
         nats += batch_nats.double().cpu()
         cells += batch_cells.cpu()
         valid_counts += count_codes(batch.codes, batch.frames, size)
@@ -78,7 +49,13 @@ def measure_losses(
         train_counts += count_codes(batch.codes, batch.frames, size)
     log_probabilities = (train_counts / train_counts.sum(1, keepdim=True)).log()
     unigram = -(valid_counts * log_probabilities).sum(1) / valid_counts.sum(1)
-    return ValidationLosses((nats / cells).tolist(), unigram.tolist(), math.log(size), len(valid))
+    by_name = {
+        "model": nats / cells,
+        "unigram": unigram,
+        "uniform": torch.full((K,), math.log(size), dtype=torch.float64),
+    }
+    rows = {name: loss_result(values.tolist(), run.codec.frame_rate) for name, values in by_name.items()}
+    return LossResults(clips=len(valid), **rows)
 
 
 def count_codes(codes: Tensor, frames: Tensor, size: int) -> Tensor:

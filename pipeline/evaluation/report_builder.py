@@ -1,4 +1,4 @@
-"""The report of a run, from its settings to the page."""
+"""The report as one HTML file that contains its sounds, so that any browser plays it offline."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.common.errors import redact
 from pipeline.common.metrics_file import read_metrics
 from pipeline.common.settings import format_override
-from pipeline.evaluation import run_folder
-from pipeline.evaluation.report_html import render_report
-from pipeline.evaluation.report_sections import build_sections
+from pipeline.data.dataset import ShardedDataset
+from pipeline.evaluation.html_templates import render
+from pipeline.evaluation.reference_clips import check_dataset, max_frames, sample_reference_clips
+from pipeline.evaluation.results import read_evaluation
+from pipeline.evaluation.run_folder import run_facts, training_shards
+from pipeline.evaluation.sections import list_sections
+from pipeline.evaluation.sections.base import ReportInputs, SectionContent
+from pipeline.evaluation.settings import ReportSettings
 from pipeline.generation.loaded_run import load_run
 
 
@@ -32,29 +36,54 @@ class Report:
     notes: list[str]
 
 
-def build_report(settings: Mapping[str, Any], on_status: Callable[[str], None]) -> Report:
+def build_report(settings: ReportSettings, on_status: Callable[[str], None]) -> Report:
     """Build the report of a run.
 
     Args:
-        settings: Those of conf/report.yaml.
+        settings: The run, and what the report shows.
         on_status: Gets a line about each part of the work.
 
     Raises:
         InputError: The run, the dataset, the prompts or the evaluation cannot be used.
     """
-    folder = Path(settings["run"])
-    if settings["shards"] == "auto":
-        settings = {**settings, "shards": run_folder.training_shards(folder)}
-    run = load_run(folder, settings["device"], settings["codec_weights"], settings["embedder_weights"])
-    sections = build_sections(settings, run, on_status)
-    overrides = (format_override("run", folder), format_override("shards", redact(settings["shards"])))
+    folder = Path(settings.run)
+    if settings.shards == "auto":
+        settings = settings.model_copy(update={"shards": training_shards(folder)})
+    run = load_run(folder, settings.device, settings.codec_weights, settings.embedder_weights)
+    split = ShardedDataset(settings.shards, settings.split)
+    check_dataset(split, run)
+    clips = sample_reference_clips(split, settings.n, settings.seed, run, max_frames(run))
+    overrides = (format_override("run", folder), format_override("shards", redact(settings.shards)))
     command = shlex.join(["python", "-m", "pipeline.evaluate", *overrides])
-    evaluation, notes = run_folder.read_evaluation(Path(settings["evaluation"])), []
+    evaluation, notes = read_evaluation(Path(settings.evaluation)), []
     hint = f"For more results run: {command}"
-    if evaluation and evaluation["export"]["sha256"] != run.sha256:
+    if evaluation and evaluation.export.sha256 != run.sha256:
         evaluation = None
-        hint = f"The results in {settings['evaluation']} are of another export and are left out; run again: {command}"
+        hint = f"The results in {settings.evaluation} are of another export and are left out; run again: {command}"
         notes.append(hint)
-    facts = run_folder.run_facts(run, settings)
-    html = render_report(folder.name, facts, sections, run.codec.sample_rate, read_metrics(folder), evaluation, hint)
-    return Report(html, sum(len(row.sounds) for section in sections for row in section.rows), notes)
+    inputs = ReportInputs(settings, run, split, clips, read_metrics(folder), evaluation, hint)
+    kinds = list_sections()
+    for section in kinds:
+        section.check(inputs)
+    sections = {}
+    for section in kinds:
+        on_status(section.title)
+        if (content := section.build(inputs)) is not None:
+            sections[section.title] = content
+    html = render_report(folder.name, run_facts(run, settings), sections, run.codec.sample_rate)
+    return Report(html, sum(len(row.sounds) for section in sections.values() for row in section.rows), notes)
+
+
+def render_report(title: str, facts: Mapping[str, str], sections: Mapping[str, SectionContent], rate: int) -> str:
+    """Render the report.
+
+    Args:
+        title: The run's name.
+        facts: Facts at the head of the page, by title.
+        sections: The contents of the sections, by title.
+        rate: The sample rate of the sounds, in Hz.
+
+    Returns:
+        The page's HTML.
+    """
+    return render("report.html", title=title, facts=facts, sections=sections, rate=rate)

@@ -1,17 +1,16 @@
-"""What a run folder says about its run: settings, dataset, evaluation, size of the model."""
+"""What a run folder says about its run: settings, dataset, model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, one_line
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.storage import is_remote
-from pipeline.evaluation.results_file import EvaluationFile
+from pipeline.evaluation.settings import ReportSettings
 from pipeline.generation.loaded_run import LoadedRun
 
 
@@ -20,8 +19,7 @@ def read_config(run: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"run={run}: its config.yaml cannot be read ({reason:.300})") from None
+        raise InputError(f"run={run}: its config.yaml cannot be read ({one_line(error):.300})") from None
     if not isinstance(config, dict):
         raise InputError(f"run={run}: its config.yaml has no settings")
     return config
@@ -51,22 +49,7 @@ def training_shards(run: Path) -> str:
     return first
 
 
-def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """The content of an `evaluate.json`, validated, or None if there is no such file.
-
-    Raises:
-        InputError: The file is not one that pipeline.evaluate writes.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return EvaluationFile.model_validate_json(path.read_bytes()).model_dump(exclude_none=True)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"evaluation={path}: not a file that pipeline.evaluate writes ({reason:.200})") from None
-
-
-def run_facts(run: LoadedRun, settings: Mapping[str, Any]) -> dict[str, str]:
+def run_facts(run: LoadedRun, settings: ReportSettings) -> dict[str, str]:
     """The facts at the head of a report, by title."""
     config = run.model.config
     count = sum(p.numel() for p in run.model.parameters())
@@ -75,6 +58,6 @@ def run_facts(run: LoadedRun, settings: Mapping[str, Any]) -> dict[str, str]:
         "pattern": f"{config.pattern}, {config.codebooks} codebooks",
         "codec": run.codec.name,
         "embedder": str(run.embedder.identity["name"]),
-        "clips": f"{settings['split']} of {settings['shards']}",
+        "clips": f"{settings.split} of {settings.shards}",
         "export": run.sha256[:16],
     }

@@ -25,13 +25,14 @@ from pipeline.corpora import CORPORA
 from pipeline.data.manifest import Manifest
 from pipeline.data.storage import is_remote
 from pipeline.evaluation import run_folder
+from pipeline.evaluation.metrics import list_metrics
+from pipeline.evaluation.results import read_evaluation
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import WEIGHTS, ModelConfig
 
 log = logging.getLogger("pipeline")
 FILE_NAME = "README.md"  # as the hub expects it
 PACKAGES = (THIS_PACKAGE, "torch", "transformers", "deepspeed", "encodec")
-METRIC_TITLES = {"fidelity": "prompt fidelity", "pitch": "correct pitch", "pitch_class": "correct pitch class"}
 
 
 def write_model_card(
@@ -144,16 +145,18 @@ def _weights(config: ModelConfig) -> Iterator[tuple[str, str, Any]]:
 def _evaluation(run: Path, folder: Path) -> dict[str, Any]:
     """The results of `pipeline.evaluate` as values of the template, if it evaluated the exported weights."""
     try:
-        results = run_folder.read_evaluation(run / "evaluation" / "evaluate.json")
+        result = read_evaluation(run / "evaluation" / "evaluate.json")
     except InputError as error:
         log.warning("the model card shows no evaluation: %s", error)
-        results = None
-    if results is None or results["export"]["sha256"] != sha256_file(folder / WEIGHTS):
+        result = None
+    if result is None or result.export.sha256 != sha256_file(folder / WEIGHTS):
         return {"evaluation": None}
-    rows = {"floor": results["floor"]} | {f"temperature {t}": row for t, row in results["temperatures"].items()}
-    rows["ceiling (the codec's reconstruction)"] = results["ceiling"]
-    metrics = {name: title for name, title in METRIC_TITLES.items() if name in results["ceiling"]}
-    return {"evaluation": results, "metrics": metrics, "rows": rows.items()}
+    metrics = {name: metric for name, metric in list_metrics().items() if name in result.ceiling}
+    rows = {
+        title: [Markup(metric.format(values.get(name))) for name, metric in metrics.items()]
+        for title, values in result.rows().items()
+    }
+    return {"evaluation": result, "metrics": [metric.heading for metric in metrics.values()], "rows": rows.items()}
 
 
 def _load_template() -> Any:

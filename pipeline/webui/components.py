@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.audio.spectrogram import spectrogram
-from pipeline.evaluation.html_templates import macros
-from pipeline.evaluation.report_html import flac_data_uri, png_data_uri
-from pipeline.evaluation.report_sections import LabeledAudio
+from pipeline.evaluation.html_templates import flac_data_uri, macros, png_data_uri
+from pipeline.evaluation.sections.base import LabeledAudio
 
 COLUMNS = 240  # points of a waveform
 _CARDS = macros("cards.html")

@@ -21,7 +21,7 @@ from pipeline.audio import audio_io
 from pipeline.audio.audio_io import AudioError
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
-from pipeline.evaluation.report_sections import LabeledAudio
+from pipeline.evaluation.sections.base import LabeledAudio
 from pipeline.generation.loaded_run import LoadedRun, limit_threads
 from pipeline.generation.prompts import SourceAudio
 from pipeline.generation.request import AudioRequest, build_requests, num_samples, resolve_window

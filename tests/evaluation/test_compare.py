@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
-from pipeline.evaluation.comparison import COLUMNS
+from pipeline.evaluation.comparison import FACTS
+from pipeline.evaluation.metrics import list_metrics
 from pipeline.generation.loaded_run import load_run
 from pipeline.models import model_stats
 from tests.helpers.trained_run import FRAMES, Workspace, run_command
@@ -33,7 +34,7 @@ def test_rows_have_log_and_metrics_of_each_run(
     run_command("compare", *overrides)
     comparison = json.loads((tmp_path / "compare.json").read_text())
     first, second = comparison["rows"]
-    assert set(first) == set(COLUMNS) and (first["pattern"], second["pattern"]) == ("delay", "flatten")
+    assert set(first) == {*FACTS, *list_metrics()} and (first["pattern"], second["pattern"]) == ("delay", "flatten")
     assert first["steps"] is None and second["steps"] == 50 and second["training"] == 1003.5
     assert second["petaflop"] == pytest.approx(
         400 * model_stats.training_flops(load_run(runs[1], "cpu").model.config, FRAMES) / 1e15
@@ -41,7 +42,7 @@ def test_rows_have_log_and_metrics_of_each_run(
     assert first["bits"] == comparison["evaluations"][str(runs[0])]["loss"]["model"]["bits_second"]
     assert first["generation"] > 0 and second["generation"] > 0
     lines = (tmp_path / "compare.md").read_text().splitlines()
-    assert len(lines) == 4 and "Warning" not in lines[-1] and all(line.count("|") == len(COLUMNS) + 1 for line in lines)
+    assert len(lines) == 4 and "Warning" not in lines[-1] and {line.count("|") for line in lines} == {len(first) + 1}
     out = capsys.readouterr().out
     assert "flatten" in out and "compare.md" in out and "2 runs, 2 clips of valid" in out
 
@@ -72,10 +73,10 @@ def test_runs_with_other_codebooks_give_a_warning(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["benchmark_batch=0"], "benchmark_batch=0: give 1 or more"),
-        (["batch=0"], "batch=0: give 1 or more"),
-        (["resamples=0"], "resamples=0: give 1 or more"),
-        (["temperatures=-1"], r"temperatures=\[-1\]: give 0 or more"),
+        (["benchmark_batch=0"], "benchmark_batch=0: expected a whole number of 1 or more"),
+        (["batch=0"], "batch=0: expected auto or a whole number of 1 or more"),
+        (["resamples=0"], "resamples=0: expected a whole number of 1 or more"),
+        (["temperatures=-1"], r"temperatures=\[-1\]: expected a list, each a number of 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(

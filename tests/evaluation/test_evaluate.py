@@ -112,9 +112,18 @@ def test_results_and_output_folder_are_printed(
     run = workspace.run("parallel")
     run_command("evaluate", f"run={run}", f"shards={workspace.dataset}", "n=2", "temperatures=[1]", "pitch=false")
     out = capsys.readouterr().out
-    for text in ("unigram", "uniform", "bits/s", "prompt fidelity", "temperature 1", "ceiling (codec)", "floor"):
+    for text in (
+        "unigram",
+        "uniform",
+        "bits per second",
+        "prompt fidelity",
+        "temperature 1",
+        "ceiling (codec)",
+        "floor",
+    ):
         assert text in out
     assert f"sounds: {run}/evaluation/*.wav" in out and (run / "evaluation" / "evaluate.json").is_file()
+    assert out.splitlines()[-1].startswith(f"next: python -m pipeline.report run={run}")
     assert "pitch" not in out
 
 
@@ -139,8 +148,8 @@ def test_one_clip_has_no_floor_and_no_distance(workspace: Workspace, tmp_path: P
     ("overrides", "message"),
     [
         (["split=test2"], "has no clips in test2: it has test, train, valid"),
-        (["n=0"], "n=0: give 1 or more"),
-        (["temperatures=[-1]"], r"temperatures=\[-1\]: give 0 or more"),
+        (["n=0"], "n=0: expected a whole number of 1 or more"),
+        (["temperatures=[-1]"], r"temperatures=\[-1\]: expected a list, each a number of 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(workspace: Workspace, overrides: list[str], message: str) -> None:

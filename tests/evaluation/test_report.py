@@ -23,8 +23,10 @@ from PIL import Image
 
 from pipeline.common.errors import InputError
 from pipeline.config.cli import load_settings
-from pipeline.evaluation import comparison, report_html, svg_plots
-from pipeline.evaluation.report_sections import LabeledAudio
+from pipeline.evaluation import comparison, html_templates, svg_plots
+from pipeline.evaluation.report_builder import render_report
+from pipeline.evaluation.sections.base import LabeledAudio, SectionContent
+from pipeline.evaluation.sections.results import render_results
 from pipeline.evaluation.svg_plots import Curve
 from pipeline.generation.loaded_run import load_run
 from pipeline.webui import components
@@ -169,8 +171,9 @@ def test_browser_plays_every_sound_offline(report: Path) -> None:
 
 
 def test_names_are_escaped_in_the_page() -> None:
-    text = report_html.render_report("<run>&", {"clips": "<b>"}, [], 24_000, [], None, "<script>")
-    assert "<run>" not in text and "<b>" not in text and text.count("<script>") == 1
+    results = SectionContent(html=render_results([], None, "<script>"))
+    text = render_report("<run>&", {"clips": "<b>"}, {"<i>": results}, 24_000)
+    assert "<i>" not in text and "<run>" not in text and "<b>" not in text and text.count("<script>") == 1
 
 
 def malicious(workspace: Workspace, run: Path, **changes: object) -> dict[str, Any]:
@@ -312,7 +315,7 @@ def test_login_in_shards_is_redacted_everywhere(
 
 def test_png_has_the_pixels_of_the_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    data = base64.b64decode(report_html.png_data_uri(image).partition(",")[2])
+    data = base64.b64decode(html_templates.png_data_uri(image).partition(",")[2])
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), image)
 
 
@@ -334,8 +337,8 @@ def test_ticks_are_few_and_within_the_range(low: float, high: float) -> None:
     ("overrides", "message"),
     [
         (["n=1"], "an interpolation needs two clips"),
-        (["codebooks=[1,0]"], r"codebooks=\[1, 0\]: give 1 or more"),
-        (["crossfade_seconds=-0.1"], "crossfade_seconds=-0.1: give 0 or more"),
+        (["codebooks=[1,0]"], r"codebooks=\[1, 0\]: expected a list, each a whole number of 1 or more"),
+        (["crossfade_seconds=-0.1"], "crossfade_seconds=-0.1: expected a number of 0 or more"),
         (["prompts=[nowhere.wav]"], "prompt=nowhere.wav"),
         (["corpus_root=/nowhere"], "missing"),
         (["shards=/nowhere"], "there is no dataset at"),

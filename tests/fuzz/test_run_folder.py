@@ -15,7 +15,11 @@ from omegaconf import OmegaConf
 from pipeline.common.metrics_file import METRICS, MetricsWriter, read_metrics
 from pipeline.config.cli import compose
 from pipeline.data.storage import is_remote
-from pipeline.evaluation import comparison, report_html, run_folder
+from pipeline.evaluation import comparison, run_folder
+from pipeline.evaluation.report_builder import render_report
+from pipeline.evaluation.results import read_evaluation
+from pipeline.evaluation.sections.base import SectionContent
+from pipeline.evaluation.sections.results import render_results
 from pipeline.generation import sidecar
 from pipeline.hub import model_card
 from pipeline.models.codec_gpt import CONFIG, WEIGHTS, CodecGPT, ModelConfig
@@ -100,7 +104,7 @@ def test_damaged_log_yields_its_intact_rows(tmp_path: Path, seed: int) -> None:
     with inside(tmp_path), refused_or_right(str(tmp_path)):
         rows = read_metrics(tmp_path)
         assert all(type(row["step"]) is int and all(abs(x) < 1e101 for x in row.values()) for row in rows)
-        report_html.render_report("a run", {}, [], 24_000, rows, None, "a hint")
+        render_results(rows, None, "a hint")
         comparison.training_stats(tmp_path, INSTRUMENT, 30.0)
         writer = MetricsWriter(tmp_path, 1)
         writer.write(2, {"train/loss": 5.0})
@@ -115,8 +119,9 @@ def test_damaged_evaluation(tmp_path: Path, seed: int) -> None:
     """It is refused, or the report of it has no script but ours."""
     path = write_damaged(tmp_path / "evaluate.json", seed, EVALUATION)
     with refused_or_right(str(tmp_path)):
-        evaluation = run_folder.read_evaluation(path)
-        text = report_html.render_report("a run", {}, [], 24_000, ROWS, evaluation, "a hint")
+        evaluation = read_evaluation(path)
+        results = SectionContent(html=render_results(ROWS, evaluation, "a hint"))
+        text = render_report("a run", {}, {"Results": results}, 24_000)
         assert text.count("<script") == 1 and "nan" not in text.partition("<script")[0].partition("</style>")[2]
 
 

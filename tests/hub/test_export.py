@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from pipeline import export
 from pipeline.common.errors import InputError
 from pipeline.config.cli import compose
-from pipeline.evaluation.losses import ValidationLosses
-from pipeline.evaluation.metrics import MeanWithCI
+from pipeline.evaluation.losses import loss_result
+from pipeline.evaluation.results import LossResults
 from pipeline.hub import model_card, upload
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
 from pipeline.training import checkpoint
@@ -190,9 +190,10 @@ def test_card_names_licences_of_other_weights(run: Path, tmp_path: Path) -> None
 def test_card_shows_evaluation_of_the_same_weights(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     path = checkpoint.list_checkpoints(tmp_path / "run")[-1]
-    figure = MeanWithCI(0.5, 0.25, 0.75, 8).to_dict()
+    figure = {"mean": 0.5, "interval": [0.25, 0.75], "n": 8}
+    model, unigram, uniform = (loss_result(nats, 75) for nats in ([2.0, 3.0], [4.0, 5.0], [6.93, 6.93]))
     results = {
-        "loss": ValidationLosses([2.0, 3.0], [4.0, 5.0], 6.93, 60).to_dict(75),
+        "loss": LossResults(clips=60, model=model, unigram=unigram, uniform=uniform).to_dict(),
         "temperatures": {"0.7": {"fidelity": figure, "pitch": figure}},
         "ceiling": {"fidelity": figure, "pitch": figure},
         "floor": {"fidelity": figure},
@@ -205,8 +206,8 @@ def test_card_shows_evaluation_of_the_same_weights(run: Path, tmp_path: Path) ->
     measured.write_text(json.dumps(results))
     text = write_card(path).read_text()
     assert "on 60 clips of the valid split" in text and "| model: 2.500 | 2.000 | 3.000 |" in text
-    assert "| temperature 0.7 | 0.500 [0.250, 0.750] | 0.500 [0.250, 0.750] |" in text
-    assert "| floor | 0.500 [0.250, 0.750] | - |" in text
+    assert "| temperature 0.7 | 0.500 [0.250..0.750] | 50 [25..75] |" in text
+    assert "| floor | 0.500 [0.250..0.750] | - |" in text
     for others in ({**results, "export": {"sha256": "of other weights"}}, {**results, "loss": 3}, [], {"export": "x"}):
         measured.write_text(json.dumps(others))
         assert "## Evaluation" not in write_card(path).read_text()

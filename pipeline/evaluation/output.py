@@ -13,7 +13,6 @@ from pipeline.audio import audio_io
 from pipeline.common.errors import redact_all
 from pipeline.common.files import write_atomic
 from pipeline.evaluation.evaluator import Evaluation
-from pipeline.evaluation.metrics import flatten_metrics
 
 MAX_LOGGED_CLIPS = 16  # clips whose sounds are logged
 
@@ -33,7 +32,7 @@ def write_evaluation(evaluation: Evaluation, out: Path, rate: int) -> None:
     for audio in evaluation.audio_sets:
         for clip, wav in zip(evaluation.clips, audio.wavs, strict=True):
             audio_io.write(out / f"{clip.sample.key}.{audio.name}.wav", wav, rate)
-    write_json(out / "evaluate.json", evaluation.results)
+    write_json(out / "evaluate.json", evaluation.result.to_dict())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -44,7 +43,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def log_evaluation(tracker: AudioTracker, step: int, evaluation: Evaluation, rate: int) -> None:
     """Log all metrics as `eval/...`, and the sounds of the first clips."""
-    tracker.log(step, {f"eval/{name}": value for name, value in flatten_metrics(evaluation.results).items()})
+    tracker.log(step, {f"eval/{name}": value for name, value in evaluation.result.flatten().items()})
     sounds = [
         (clip.sample.key, {audio.name: audio.wavs[i] for audio in evaluation.audio_sets})
         for i, clip in enumerate(evaluation.clips[:MAX_LOGGED_CLIPS])

@@ -1,0 +1,83 @@
+"""What metrics read: a set of sounds, one for each reference clip, and what they are compared with.
+
+Letters: N clips, K codebooks, T frames, S samples, P prompt width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.audio import metrics
+from pipeline.evaluation.reference_clips import ReferenceClip
+from pipeline.generation.loaded_run import LoadedRun
+from pipeline.generation.prompts import decode_codes, embed_audio
+
+
+@dataclass(frozen=True)
+class AudioSet:
+    """One sound for each of N clips: generations at one temperature, or the codec's reconstructions.
+
+    Attributes:
+        name: "codec", or "t" and the temperature.
+        codes: [K, T] each.
+        wavs: [S] each.
+        embeddings: float32 [N, P].
+        rate: The sample rate in Hz.
+    """
+
+    name: str
+    codes: Sequence[Tensor]
+    wavs: Sequence[np.ndarray]
+    embeddings: np.ndarray
+    rate: int
+
+    @classmethod
+    def decode(cls, name: str, codes: Sequence[Tensor], run: LoadedRun) -> AudioSet:
+        """Decode codes and embed the sounds."""
+        wavs, rate = decode_codes(run.codec, codes), run.codec.sample_rate
+        return cls(name, codes, wavs, embed_audio(run.embedder, wavs, rate).numpy(), rate)
+
+    @cached_property
+    def pitches(self) -> np.ndarray:
+        """The pitch of each sound as a fractional MIDI note number, NaN if it has none: [N]; tracked when first read.
+
+        Raises:
+            InputError: The pitch tracker is not installed.
+        """
+        metrics.pitch(self.wavs[0], self.rate)  # creates the shared pitch tracker before there are threads
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return np.array(list(pool.map(lambda wav: metrics.pitch(wav, self.rate), self.wavs)))
+
+
+@dataclass(frozen=True)
+class References:
+    """What sounds are compared with.
+
+    Attributes:
+        clips: The N clips whose prompts the sounds have.
+        reconstructions: The codec's reconstructions of these clips.
+        embeddings: Embeddings of clips of the split, of many more than N if there are: float32 [M, P].
+        use_pitch: Whether pitch labels are used.
+    """
+
+    clips: Sequence[ReferenceClip]
+    reconstructions: AudioSet
+    embeddings: np.ndarray
+    use_pitch: bool = True
+
+    @cached_property
+    def prompts(self) -> np.ndarray:
+        """The prompts of the clips: float32 [N, P]."""
+        return np.stack([clip.sample.prompt for clip in self.clips]).astype(np.float32)
+
+    @cached_property
+    def pitch_labels(self) -> np.ndarray:
+        """The pitch labels of the clips as MIDI note numbers, NaN where a clip has none: [N]."""
+        return np.array([clip.pitch if self.use_pitch else np.nan for clip in self.clips])

@@ -1,0 +1,13 @@
+"""Metrics of generated sounds: one file for each. See `METRICS`."""
+
+from __future__ import annotations
+
+from pipeline.common.registry import Registry
+from pipeline.evaluation.metrics.base import Metric
+
+METRICS: Registry[type[Metric]] = Registry("metric", __name__)
+
+
+def list_metrics() -> dict[str, Metric]:
+    """All metrics by name, in the order in which tables show them."""
+    return {name: kind() for name, kind in sorted(METRICS.items(), key=lambda item: item[1].order)}

@@ -1,0 +1,63 @@
+"""Pitch: whether notes have the pitch of their labels. Datasets without pitch labels have no such metrics."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.evaluation.audio_set import AudioSet, References
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.metrics.base import Metric
+
+TOLERANCE = 0.5  # semitones
+
+
+@METRICS.register("pitch")
+class PitchAccuracy(Metric):
+    """Whether each note is within half a semitone of its label. Floor: labels of other clips."""
+
+    title = "pitch"
+    higher_is_better = True
+    is_percent = True
+    order = 20
+    ignores_octaves: ClassVar[bool] = False
+
+    def measure(self, sounds: AudioSet, references: References) -> np.ndarray | None:
+        """One value per clip that has a label."""
+        is_labeled = ~np.isnan(references.pitch_labels)
+        if not is_labeled.any():
+            return None
+        return is_pitch_correct(
+            sounds.pitches[is_labeled], references.pitch_labels[is_labeled], self.ignores_octaves
+        ).astype(float)
+
+    def measure_floor(self, sounds: AudioSet, references: References) -> np.ndarray | None:
+        """The fraction of other labels for which each note would be correct."""
+        is_labeled = ~np.isnan(references.pitch_labels)
+        if is_labeled.sum() < 2:
+            return None
+        return chance_of_pitch(sounds.pitches[is_labeled], references.pitch_labels[is_labeled], self.ignores_octaves)
+
+
+@METRICS.register("pitch_class")
+class PitchClassAccuracy(PitchAccuracy):
+    """The same where a difference of octaves is correct too."""
+
+    title = "pitch class"
+    order = 30
+    ignores_octaves = True
+
+
+def is_pitch_correct(pitches: np.ndarray, labels: np.ndarray, ignore_octaves: bool = False) -> np.ndarray:
+    """Whether each pitch is within half a semitone of its label: bool [N], from two [N]. NaN, no pitch, is wrong."""
+    difference = pitches - labels
+    if ignore_octaves:
+        difference = difference - 12 * np.round(difference / 12)
+    return np.abs(difference) <= TOLERANCE
+
+
+def chance_of_pitch(pitches: np.ndarray, labels: np.ndarray, ignore_octaves: bool = False) -> np.ndarray:
+    """The fraction of all other clips' labels for which each pitch would be correct: [N], N >= 2."""
+    shifts = range(1, len(labels))
+    return np.mean([is_pitch_correct(pitches, np.roll(labels, shift), ignore_octaves) for shift in shifts], axis=0)

@@ -1,0 +1,33 @@
+"""Prompt fidelity: how similar a sound is to its prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.audio.metrics import cosine
+from pipeline.evaluation.audio_set import AudioSet, References
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.metrics.base import Metric
+
+
+@METRICS.register("fidelity")
+class PromptFidelity(Metric):
+    """The cosine similarity of each prompt and the embedding of its sound. Floor: reconstructions of other clips."""
+
+    title = "prompt fidelity"
+    higher_is_better = True
+    order = 10
+
+    def measure(self, sounds: AudioSet, references: References) -> np.ndarray:
+        """One value per clip."""
+        return cosine(references.prompts, sounds.embeddings)
+
+    def measure_floor(self, sounds: AudioSet, references: References) -> np.ndarray:
+        """The mean similarity of each prompt and the reconstructions of all other clips."""
+        return mismatched_similarity(references.prompts, references.reconstructions.embeddings)
+
+
+def mismatched_similarity(prompts: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """The mean cosine similarity of each prompt and the sounds of all other prompts: [N], from two [N, P], N >= 2."""
+    cosines = cosine(prompts[:, None], embeddings[None])
+    return (cosines.sum(1) - np.diagonal(cosines)) / (len(prompts) - 1)

@@ -1,0 +1,141 @@
+"""The results of an evaluation: the content of `evaluate.json`, as pydantic models that also check a file.
+
+Models keep what they do not declare: a file has more than its readers need.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pipeline.common.errors import InputError, one_line
+
+
+def _is_temperature(text: str) -> str:
+    if not 0 <= float(text) < math.inf:
+        raise ValueError(f"{text!r:.40} is not a temperature")
+    return text
+
+
+Number = Annotated[float, Field(ge=-1e100, le=1e100)]  # the range that can be plotted
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Temperature = Annotated[str, Field(max_length=40), AfterValidator(_is_temperature)]
+Text = Annotated[str, Field(max_length=1000)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON, without those that were not measured."""
+        return self.model_dump(exclude_unset=True)
+
+
+class MetricValue(_Model):
+    """A value of a set of sounds; for a mean over n clips with its 95 % confidence interval."""
+
+    mean: Number
+    interval: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
+    n: Count | None = None
+
+
+MetricValues = dict[Text, MetricValue]  # by the name of the metric
+
+
+class LossResult(_Model):
+    """A cross-entropy: nats per code over all codebooks and of each; bits per second of audio are of all codebooks."""
+
+    nats: Number
+    nats_codebook: Annotated[list[Number], Field(min_length=1, max_length=1024)]
+    bits_second: Number
+
+
+class LossResults(_Model):
+    """The loss over `clips` clips, and of two baselines: the code frequencies of training clips, and 1 / size."""
+
+    clips: Count
+    model: LossResult
+    unigram: LossResult
+    uniform: LossResult
+
+    def rows(self) -> dict[str, LossResult]:
+        """The losses by name."""
+        return {"model": self.model, "unigram": self.unigram, "uniform": self.uniform}
+
+
+class RecordedSampling(_Model):
+    """How sounds were sampled."""
+
+    guidance: Number
+
+
+class RecordedSettings(_Model):
+    """The settings of the evaluation, with the number of clips that there were."""
+
+    n: Count
+    split: Text
+    sampling: RecordedSampling
+
+
+class EmbedderName(_Model):
+    """An embedder."""
+
+    name: Text
+
+
+class DistanceReference(_Model):
+    """The embedder of the Fréchet distance, and the number of clips to which it is measured."""
+
+    embedding: EmbedderName
+    n: Count
+
+
+class ExportIdentity(_Model):
+    """The weights that were evaluated."""
+
+    sha256: Text
+
+
+class EvaluationResult(_Model):
+    """The content of `evaluate.json`: losses, and metrics of generations between a floor and a ceiling."""
+
+    loss: LossResults
+    temperatures: Annotated[dict[Temperature, MetricValues], Field(min_length=1)]
+    ceiling: MetricValues
+    floor: MetricValues
+    distance: DistanceReference
+    settings: RecordedSettings
+    export: ExportIdentity
+
+    def rows(self) -> dict[str, MetricValues]:
+        """The metrics by title of the sounds: floor, each temperature, ceiling."""
+        rows = {f"temperature {temperature}": values for temperature, values in self.temperatures.items()}
+        return {"floor": self.floor, **rows, "ceiling (codec)": self.ceiling}
+
+    def flatten(self) -> dict[str, float]:
+        """All figures by flat names: loss/model, t0.7/pitch, ceiling/fidelity..."""
+        flat = {f"loss/{name}": loss.nats for name, loss in self.loss.rows().items()}
+        flat["loss/bits_second"] = self.loss.model.bits_second
+        rows = {f"t{temperature}": values for temperature, values in self.temperatures.items()}
+        for row, values in {"floor": self.floor, "ceiling": self.ceiling, **rows}.items():
+            flat |= {f"{row}/{name}": value.mean for name, value in values.items()}
+        return flat
+
+
+def read_evaluation(path: Path) -> EvaluationResult | None:
+    """Read and check an `evaluate.json`; None if there is no such file.
+
+    Raises:
+        InputError: The file is not one that pipeline.evaluate writes.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return EvaluationResult.model_validate_json(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"evaluation={path}: not a file that pipeline.evaluate writes ({one_line(error):.200})"
+        ) from None

@@ -1,0 +1,13 @@
+"""Sections of the report: one file for each. See `SECTIONS`."""
+
+from __future__ import annotations
+
+from pipeline.common.registry import Registry
+from pipeline.evaluation.sections.base import Section
+
+SECTIONS: Registry[type[Section]] = Registry("report section", __name__)
+
+
+def list_sections() -> list[Section]:
+    """All sections, in the order in which the report has them."""
+    return [kind() for _, kind in sorted(SECTIONS.items(), key=lambda item: item[1].order)]

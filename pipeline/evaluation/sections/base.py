@@ -1,0 +1,95 @@
+"""The interface of the report's sections.
+
+Letters: B clips, S samples, P prompt width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from markupsafe import Markup
+from torch import Tensor
+
+from pipeline.data.dataset import ShardedDataset
+from pipeline.evaluation.reference_clips import ReferenceClip
+from pipeline.evaluation.results import EvaluationResult
+from pipeline.evaluation.settings import ReportSettings
+from pipeline.generation.generator import generate
+from pipeline.generation.loaded_run import LoadedRun
+from pipeline.generation.prompts import decode_codes
+
+
+@dataclass(frozen=True)
+class LabeledAudio:
+    """A sound, wav [S], and the label below it."""
+
+    label: str
+    wav: np.ndarray
+
+
+@dataclass(frozen=True)
+class AudioRow:
+    """Sounds next to each other."""
+
+    title: str
+    sounds: list[LabeledAudio]
+
+
+@dataclass(frozen=True)
+class SectionContent:
+    """The content of a section: a text, then HTML, then rows of sounds."""
+
+    text: str = ""
+    html: Markup = field(default_factory=Markup)
+    rows: list[AudioRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What sections are built from.
+
+    Attributes:
+        settings: The settings of the report; `shards` is the dataset.
+        run: The model.
+        split: The dataset that supplies the clips.
+        clips: The clips.
+        log: The rows of the run's metrics.jsonl.
+        evaluation: The results of pipeline.evaluate for this export, or None.
+        evaluate_hint: How to get these results.
+    """
+
+    settings: ReportSettings
+    run: LoadedRun
+    split: ShardedDataset
+    clips: Sequence[ReferenceClip]
+    log: Sequence[Mapping[str, Any]]
+    evaluation: EvaluationResult | None
+    evaluate_hint: str
+
+    def generate(self, prompts: Tensor, frames: int, seeds: Sequence[int]) -> list[np.ndarray]:
+        """The sounds [S] generated from prompts [B, P], with one seed each."""
+        codes, lengths = generate(self.run.engine, prompts, frames, self.settings.sampling, seeds)
+        return decode_codes(self.run.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])
+
+
+class Section(ABC):
+    """A section of the report.
+
+    Attributes:
+        title: Its title.
+        order: Sections are shown in ascending order.
+    """
+
+    title: ClassVar[str]
+    order: ClassVar[int] = 100
+
+    def check(self, inputs: ReportInputs) -> None:  # noqa: B027 - most sections need no check
+        """Raise InputError if `build` cannot work with these settings; called before any section is built."""
+
+    @abstractmethod
+    def build(self, inputs: ReportInputs) -> SectionContent | None:
+        """The content; None: the report does not have this section."""

@@ -1,0 +1,52 @@
+"""Clips through the codec at each bit rate."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.base import Codec
+from pipeline.audio.recordings import load_source_audio
+from pipeline.evaluation.sections import SECTIONS
+from pipeline.evaluation.sections.base import AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
+
+
+@SECTIONS.register("bit_rate")
+class BitRate(Section):
+    """Each clip through the codec with 1, 2, 4... codebooks: from the original recording if there is one.
+
+    Otherwise from the codes in the dataset, and then with at most as many codebooks as these have.
+    """
+
+    title = "Bit rate"
+    order = 20
+
+    def build(self, inputs: ReportInputs) -> SectionContent:
+        """A row for each clip."""
+        run, settings, generated = inputs.run, inputs.settings, inputs.run.model.config.codebooks
+        codebooks = inputs.split.manifest.codebooks if settings.corpus_root is None else run.codec.max_codebooks
+        codec = load_codec(run.codec.name, codebooks, settings.codec_weights, run.device)
+        rows = []
+        for clip in inputs.clips:
+            original = load_source_audio(settings.corpus_root, clip.sample.metadata, codec.sample_rate)
+            if original is None:
+                codes = torch.from_numpy(clip.sample.codes.astype(np.int64))
+            else:
+                codes = codec.encode(torch.from_numpy(original)[None, None])[0]
+            sounds = [] if original is None else [LabeledAudio("recording", original)]
+            for count in settings.codebooks:
+                if count <= len(codes):
+                    sounds.append(LabeledAudio(_label(codec, count, generated), codec.decode_clip(codes[:count])))
+            rows.append(AudioRow(clip.sample.key, sounds))
+        text = (
+            f"The same clips of {inputs.split.split} through {codec.name} with more and more codebooks. The model "
+            f"generates {generated}: it cannot sound better than the codec does with this number."
+        )
+        return SectionContent(text, rows=rows)
+
+
+def _label(codec: Codec, codebooks: int, generated: int) -> str:
+    noun = "codebook" if codebooks == 1 else "codebooks"
+    note = ", the model's" if codebooks == generated else ""
+    return f"{codebooks * codec.bandwidth / 1000:g} kbit/s, {codebooks} {noun}{note}"

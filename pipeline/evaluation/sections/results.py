@@ -1,0 +1,66 @@
+"""Training curves, and the results of pipeline.evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from pipeline.evaluation.html_templates import render
+from pipeline.evaluation.metrics import list_metrics
+from pipeline.evaluation.metrics.base import Metric
+from pipeline.evaluation.results import EvaluationResult
+from pipeline.evaluation.sections import SECTIONS
+from pipeline.evaluation.sections.base import ReportInputs, Section, SectionContent
+from pipeline.evaluation.svg_plots import Curve, plot
+
+
+@SECTIONS.register("results")
+class Results(Section):
+    """Plots of losses by step and of metrics by temperature, and a table of losses."""
+
+    title = "Results"
+    order = 10
+
+    def build(self, inputs: ReportInputs) -> SectionContent:
+        """Only the training curves if there is no evaluation of this export."""
+        return SectionContent(html=render_results(inputs.log, inputs.evaluation, inputs.evaluate_hint))
+
+
+def render_results(log: Sequence[Mapping[str, Any]], evaluation: EvaluationResult | None, hint: str) -> Markup:
+    """The HTML of the section.
+
+    Args:
+        log: The rows of metrics.jsonl.
+        evaluation: The results, or None.
+        hint: Shown if there are none.
+    """
+    plots = _plot_losses(log, evaluation)
+    if evaluation is not None:
+        metrics = list_metrics().items()
+        plots += [_plot_metric(name, metric, evaluation) for name, metric in metrics if name in evaluation.ceiling]
+    return render("results.html", plots=plots, evaluation=evaluation, hint=hint)
+
+
+def _plot_losses(log: Sequence[Mapping[str, Any]], evaluation: EvaluationResult | None) -> list[Markup]:
+    points = {
+        name: [(row["step"], row[name]) for row in log if row.get(name) is not None]
+        for name in ("train/loss", "val/loss")
+    }
+    curves = [Curve(name, values) for name, values in points.items() if values]
+    levels = [("unigram", evaluation.loss.unigram.nats)] if evaluation else []
+    return [plot("Loss (nats per code)", "step", curves, levels)] if curves else []
+
+
+def _plot_metric(name: str, metric: Metric, evaluation: EvaluationResult) -> Markup:
+    """A metric by temperature, with its floor and its ceiling."""
+    by_temperature = {float(text): values[name] for text, values in evaluation.temperatures.items() if name in values}
+    values = sorted(by_temperature.items())
+    points = [(temperature, metric.scale * value.mean) for temperature, value in values]
+    intervals = [
+        (metric.scale * value.interval[0], metric.scale * value.interval[1]) for _, value in values if value.interval
+    ]
+    rows = {"floor": evaluation.floor, "ceiling": evaluation.ceiling}
+    levels = [(label, metric.scale * row[name].mean) for label, row in rows.items() if name in row]
+    return plot(metric.heading, "temperature", [Curve("", points, intervals)], levels)

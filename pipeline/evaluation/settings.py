@@ -1,0 +1,73 @@
+"""Settings of the commands evaluate, compare and report."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.common.setting_types import Count, NonNegative, PositiveInt, Seconds, Unit
+from pipeline.common.settings import CommandSettings
+from pipeline.generation.settings import SamplingSettings
+
+Temperatures = Annotated[list[NonNegative], Field(min_length=1)]
+
+
+class _ModelSettings(CommandSettings):
+    """Settings of all three commands: the model, the clips, and how sounds are generated."""
+
+    shards: str
+    split: str
+    out: str
+    n: PositiveInt
+    temperatures: Temperatures
+    sampling: SamplingSettings
+    seed: Count
+    device: str
+    codec_weights: str | None
+    embedder_weights: str | None
+
+
+class MeasureSettings(_ModelSettings):
+    """Settings of an evaluation: those that evaluate and compare have in common."""
+
+    baseline: str
+    pitch: Literal["auto"] | bool
+    resamples: PositiveInt
+    batch: Literal["auto"] | PositiveInt
+
+
+class EvaluateSettings(MeasureSettings):
+    """The settings of `pipeline.evaluate`."""
+
+    command: ClassVar[str] = "evaluate"
+
+    run: str
+    wandb: bool
+
+
+class CompareSettings(MeasureSettings):
+    """The settings of `pipeline.compare`."""
+
+    command: ClassVar[str] = "compare"
+
+    runs: list[str]
+    benchmark_batch: PositiveInt
+
+
+class ReportSettings(_ModelSettings):
+    """The settings of `pipeline.report`."""
+
+    command: ClassVar[str] = "report"
+
+    run: str
+    corpus_root: str | None
+    codebooks: list[PositiveInt]
+    prompts: str | list[str] | None
+    generations_per_prompt: PositiveInt
+    num_interpolations: Count
+    steps: Annotated[int, Field(ge=2)]
+    blend: Literal["linear", "slerp"]
+    crossfade_seconds: Annotated[float, Field(ge=0), Unit("seconds")]
+    evaluation: str
+    prompt_seconds: Seconds
