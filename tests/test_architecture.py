@@ -54,7 +54,6 @@ USED_BY_LIBRARIES = {
     "unscale_and_clip_grads",
     "closure",  # torch.optim.Optimizer.step
     "healthz", "state_session_capacity", "has_launched",  # FastAPI and Gradio
-    "nats_codebook", "bits_second", "embedding", "ceiling",  # fields that pydantic validates
     "ratios",  # of EnCodec's SEANet
 }  # fmt: skip
 UNUSED = {  # code that only tests use, and that is still there; to be empty
