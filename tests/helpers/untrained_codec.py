@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.audio.codecs.encodec_24khz import Encodec24khzSettings
 from pipeline.audio.encodec.codec import EncodecCodec, create_package_model, replace_seanet
 from pipeline.audio.encodec.package import EncodecModel
 
@@ -11,7 +12,8 @@ from pipeline.audio.encodec.package import EncodecModel
 def untrained_codec(codebooks: int, device: str | torch.device = "cpu", seed: int = 0) -> EncodecCodec:
     """Return a codec of Meta's architecture with random weights."""
     model = replace_seanet(untrained_encodec(seed))
-    return EncodecCodec("untrained", model, codebooks, f"random, seed {seed}", device, is_waveform_codec=True)
+    settings = Encodec24khzSettings(name="untrained", codebooks=codebooks, weights_dir=None)
+    return EncodecCodec(settings, model, f"random, seed {seed}", device, is_waveform_codec=True)
 
 
 def untrained_encodec(seed: int = 0) -> EncodecModel:

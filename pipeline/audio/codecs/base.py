@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pipeline.audio.codecs import CodecSettings
+
 
 class StreamingDecoder(Protocol):
     """Decodes codes chunk by chunk; the joined outputs of `push` and `flush` equal `Codec.decode`."""
@@ -47,8 +49,7 @@ class Codec(ABC):
 
     def __init__(
         self,
-        name: str,
-        codebooks: int,
+        settings: CodecSettings,
         weights: str,
         device: str | torch.device,
         *,
@@ -60,8 +61,7 @@ class Codec(ABC):
         """Describe a codec.
 
         Args:
-            name: The codec's name, as in `codec=`.
-            codebooks: The number of codebooks that `encode` returns.
+            settings: Name and number of codebooks.
             weights: The sha256 of the weights file.
             device: The device that encodes and decodes.
             sample_rate: In Hz.
@@ -74,9 +74,10 @@ class Codec(ABC):
         """
         import torch
 
-        if not 1 <= codebooks <= max_codebooks:
-            raise InputError(f"codec.codebooks={codebooks}: {name} has 1 to {max_codebooks} codebooks")
-        self.name, self.codebooks, self.weights, self.device = name, codebooks, weights, torch.device(device)
+        self.name, self.codebooks = settings.name, settings.codebooks
+        if self.codebooks > max_codebooks:
+            raise InputError(f"codec.codebooks={self.codebooks}: {self.name} has 1 to {max_codebooks} codebooks")
+        self.weights, self.device = weights, torch.device(device)
         self.sample_rate, self.hop_length = sample_rate, hop_length
         self.codebook_size, self.max_codebooks = codebook_size, max_codebooks
 

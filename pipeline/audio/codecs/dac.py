@@ -85,8 +85,7 @@ class DacCodec(Codec):
         """Wrap a model. weights: the sha256 of the weights file."""
         config = model.config
         super().__init__(
-            settings.name,
-            settings.codebooks,
+            settings,
             weights,
             device,
             sample_rate=config.sampling_rate,

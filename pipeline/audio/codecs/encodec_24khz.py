@@ -52,7 +52,7 @@ class Encodec24khzSettings(CodecSettings):
             state = torch.load(file, map_location="cpu", weights_only=True)
             model.load_state_dict(state)
             check_finite(state)
-        return EncodecCodec(self.name, replace_seanet(model), self.codebooks, weights, device, is_waveform_codec=True)
+        return EncodecCodec(self, replace_seanet(model), weights, device, is_waveform_codec=True)
 
 
 def _weights_file(folder: str | None) -> Path:

@@ -46,7 +46,7 @@ class EncodecEmbeddedSettings(CodecSettings):
             raise InputError(f"codec.weights_dir={folder}: there is no {EMBEDDED_FILE} in it; {remedy}")
         with report_damage(f"codec.weights_dir={folder}: {EMBEDDED_FILE}", remedy):
             model, weights = _read_model(file, self.name), sha256_file(file)
-        return EncodecCodec(self.name, model, self.codebooks, weights, device, is_waveform_codec=False)
+        return EncodecCodec(self, model, weights, device, is_waveform_codec=False)
 
 
 def _read_model(file: Path, name: str) -> EncodecModel:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.audio.codecs import CodecSettings
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.encodec.package import EncodecModel
 from pipeline.audio.encodec.seanet import Seanet
@@ -37,9 +38,8 @@ class EncodecCodec(Codec):
 
     def __init__(
         self,
-        name: str,
+        settings: CodecSettings,
         model: EncodecModel,
-        codebooks: int,
         weights: str,
         device: str | torch.device,
         *,
@@ -48,17 +48,15 @@ class EncodecCodec(Codec):
         """Wrap a model.
 
         Args:
-            name: See `Codec`, as for the others.
+            settings: See `Codec`, as for the others.
             model: The encoder maps [B, 1, S] and the lengths of the rows to [B, D, T]; the decoder is a
                 `StreamingDecoderModule`.
-            codebooks: See `Codec`.
             weights: See `Codec`.
             device: See `Codec`.
             is_waveform_codec: See `Codec`.
         """
         super().__init__(
-            name,
-            codebooks,
+            settings,
             weights,
             device,
             sample_rate=model.sample_rate,
@@ -67,7 +65,7 @@ class EncodecCodec(Codec):
             max_codebooks=model.quantizer.n_q,
         )
         # The package lists 2, 4, 8, 16 and 32 codebooks; its quantizer derives any number from the bandwidth.
-        model.bandwidth = codebooks * self.bandwidth / 1000
+        model.bandwidth = self.codebooks * self.bandwidth / 1000
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.is_waveform_codec = is_waveform_codec
 
