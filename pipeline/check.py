@@ -9,22 +9,17 @@ The settings of each command are composed and checked as the command does before
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.console import print_error
+from pipeline.common.errors import InputError
 from pipeline.common.exit_codes import EXIT_USAGE
 from pipeline.config.checks import find_problem, split_commands
-from pipeline.config.cli import with_safe_output
-
-
-def validate_train(cfg: DictConfig) -> None:
-    """Raises InputError for values that training refuses."""
-    from pipeline.training import config
-
-    config.validate(cfg)
+from pipeline.config.cli import load_settings, with_safe_output
 
 
 def validate_sampling(cfg: DictConfig) -> None:
@@ -36,9 +31,14 @@ def validate_sampling(cfg: DictConfig) -> None:
 
 def check_settings(command: str, overrides: Sequence[str]) -> str | None:
     """The first problem of the settings of a command, in one line; None if there is no problem."""
-    validators = [validate_train] if command == "train" else []
-    validators += [validate_sampling] if any("sampling" in override for override in overrides) else []
-    return find_problem(command, overrides, validators)
+    validators = [validate_sampling] if any("sampling" in override for override in overrides) else []
+    problem = find_problem(command, overrides, validators)
+    if problem is None and (model := importlib.import_module(f"pipeline.{command}").main.settings):
+        try:
+            load_settings(model, overrides)
+        except InputError as error:
+            return str(error)
+    return problem
 
 
 def main() -> None:

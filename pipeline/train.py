@@ -19,41 +19,41 @@ from pipeline.training import stop_signals
 
 if __name__ == "__main__":  # before the slow imports: a stop request may come at any time
     stop_signals.install()
-from omegaconf import DictConfig
-
 from pipeline.config.cli import hydra_command, overridden_settings
+from pipeline.training.settings import TrainSettings
 
 
-@hydra_command("train")
-def main(cfg: DictConfig) -> int:
+@hydra_command(TrainSettings)
+def main(settings: TrainSettings) -> int:
     """Wire data, model, trainer and tracker; train; export."""
     from pipeline.hub import model_card
-    from pipeline.training import checkpoint, config, data, distributed, engine, preflight, resume_check, run
+    from pipeline.training import checkpoint, data, distributed, engine, preflight, resume_check, run
+    from pipeline.training.context import RunContext
 
     stop_signals.begin_start()
-    config.validate(cfg)
-    run_dir, world = Path(cfg.run), distributed.init_distributed(cfg.trainer.watchdog_seconds)
-    resume_from, skipped = checkpoint.resolve_resume(run_dir, cfg.resume, world)
-    dataset = data.open_datasets(cfg)
-    model_config = engine.model_config(cfg, dataset)
-    cfg.trainer.steps = data.steps_from_compute_budget(cfg, model_config, dataset, world)
-    settings = resume_check.training_settings(cfg, dataset.content_digests(), world.world_size)
-    changes = resume_check.check_resume(resume_from, cfg, model_config, world, settings)
-    if preflight.run_preflight(cfg, model_config, dataset, world, resume_from):
+    tracking = settings.tracking.with_environment(overridden_settings())
+    settings = settings.model_copy(update={"tracking": tracking})
+    world = distributed.init_distributed(settings.trainer.watchdog_seconds)
+    context = RunContext(settings, Path(settings.run), world)
+    resume_from, skipped = checkpoint.resolve_resume(context.run_dir, settings.resume, world)
+    dataset = data.open_datasets(settings)
+    model_config = engine.model_config(settings, dataset)
+    context = context.with_steps(data.steps_from_compute_budget(context, model_config, dataset))
+    record = resume_check.training_settings(context, dataset.content_digests())
+    changes = resume_check.check_resume(resume_from, context, model_config, record) if resume_from else []
+    if preflight.run_preflight(context, model_config, dataset, resume_from):
         return 0
-    model = engine.build_model(cfg, model_config, dataset, from_pretrained=resume_from is None)
-    with run.init_run_dir(cfg, run_dir, world, skipped, overridden_settings()):
-        trainer = run.build_trainer(cfg, model, dataset, world, settings, resume_from)
-        run.log_run_summary(cfg, trainer, dataset, changes)
-        tracker, code = run.start_tracker(cfg, dataset, trainer), 1
-        try:
-            on_log = run.make_log_callback(cfg, tracker, trainer, dataset)
-            code = trainer.train(on_log, lambda folder: tracker.log_artifact("checkpoint", folder))
+    model = engine.build_model(context.settings, model_config, dataset, from_pretrained=resume_from is None)
+    with run.init_run_dir(context, skipped):
+        trainer = run.build_trainer(context, model, dataset, record, resume_from)
+        run.log_run_summary(context, trainer, dataset, changes)
+        with run.RunObserver(context, trainer, dataset) as observer:
+            observer.exit_code = trainer.train(observer)
             if world.is_main:
-                run.export_newest(trainer, tracker, partial(model_card.write_model_card, datasets=dataset.folders))
-        finally:
-            tracker.close(code)
-    return code
+                run.export_newest(observer, partial(model_card.write_model_card, datasets=dataset.folders))
+        if observer.exit_code == 0 and world.is_main:
+            run.log_next_commands(context, dataset)
+    return observer.exit_code
 
 
 if __name__ == "__main__":

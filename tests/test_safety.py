@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
 from pipeline import export
 from pipeline.common.errors import InputError, redact, redact_all
@@ -173,24 +173,26 @@ def test_a_run_folder_has_no_login_and_no_key(tmp_path: Path, monkeypatch: pytes
     """Neither in its settings nor in its log; the settings that the run uses do not change."""
     import torch
 
+    from pipeline.config.cli import load_settings
+    from pipeline.training.context import RunContext
     from pipeline.training.distributed import World
     from pipeline.training.run import init_run_dir
+    from pipeline.training.settings import TrainSettings
 
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     root, before = logging.getLogger(), logging.getLogger().handlers[:]
-    shards = {"a": LOGIN, "b": "${shards.a}/b"}
-    cfg = OmegaConf.create({"shards": shards, "lr": 1e-3, "none": None, "tracking": {"name": "none"}})
+    settings = load_settings(TrainSettings, [f"shards={{a: '{LOGIN}', b: '{LOGIN}/b'}}", "tracking=none"])
     try:
-        with init_run_dir(cfg, tmp_path, World(0, 1, torch.device("cpu"))):
-            logging.getLogger("pipeline").info("%d clips at %s, key %s", 3, cfg.shards, "0123456789abcdef")
+        with init_run_dir(RunContext(settings, tmp_path, World(0, 1, torch.device("cpu")))):
+            logging.getLogger("pipeline").info("%d clips at %s, key %s", 3, settings.shards, "0123456789abcdef")
     finally:
         for handler in root.handlers:
             handler.close()
         root.handlers[:] = before
     written = (tmp_path / "config.yaml").read_text() + (tmp_path / "log.txt").read_text()
     assert "wordword" not in written and "0123456789abcdef" not in written
-    assert OmegaConf.load(tmp_path / "config.yaml")["shards"]["b"] == "s3://***@bucket/cache/b"
-    assert cfg.shards.b == f"{LOGIN}/b" and "3 clips" in written
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["shards"]["b"] == "s3://***@bucket/cache/b"
+    assert settings.shards == {"a": LOGIN, "b": f"{LOGIN}/b"} and "3 clips" in written
 
 
 def test_an_error_of_a_command_shows_no_login() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -85,3 +86,14 @@ def _rich_progress(columns: Sequence[Any]) -> Any:
     from rich.progress import Progress
 
     return Progress(*columns, console=Console(stderr=True))
+
+
+def format_duration(seconds: float) -> str:
+    """A time in its two largest units: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`; `?` if it is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    days, rest = divmod(hours, 24)
+    return f"{days} d {rest} h" if days else f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

@@ -6,7 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
@@ -47,6 +47,8 @@ def describe(annotation: object, metadata: tuple[object, ...] = ()) -> str:
         return _join([str(choice) for choice in arguments])
     if origin is list:
         item = describe(arguments[0])
+        if lengths := [size.min_length for size in metadata if isinstance(size, Len)]:
+            return f"a list of {lengths[0]}, each {item}"
         return f"a list of {item.removeprefix('a ')}s, [A,B,...]" if item in _WORDS.values() else f"a list, each {item}"
     if annotation in (int, float):
         return _WORDS[annotation] + _describe_limits(metadata)

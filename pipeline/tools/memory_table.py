@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.config.cli import compose
+from pipeline.config.cli import load_settings
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.pattern import build_pattern
 from pipeline.models.patterns import PATTERNS
 from pipeline.training import zero_patches
-from pipeline.training.run_estimate import Hardware, estimate_memory, load_zero_choices, parse_zero_config
+from pipeline.training.run_estimate import Hardware, estimate_memory, load_zero_choices, sharding_config
+from pipeline.training.settings import TrainSettings
 
 SIZES = ("small", "medium", "large", "xl")
 CODEBOOKS, PROMPT, FRAME_RATE = 8, 768, 75
@@ -26,7 +27,7 @@ CODEBOOKS, PROMPT, FRAME_RATE = 8, 768, 75
 
 def shape(size: str, pattern: str, frames: int) -> ModelConfig:
     """Return the config of `model=SIZE` for clips of `frames` frames."""
-    m = compose("train", [f"model={size}", f"pattern={pattern}"]).model
+    m = load_settings(TrainSettings, [f"model={size}", f"pattern={pattern}"]).model
     return ModelConfig(
         codebooks=CODEBOOKS, pattern=pattern, prompt_dim=PROMPT, width=m.width, layers=m.layers, heads=m.heads,
         positions=max(1024, build_pattern(pattern, CODEBOOKS).num_steps(frames)), dropout=m.dropout,
@@ -43,8 +44,8 @@ def rows(ranks: int, batch: int, seconds: float, pattern: str) -> list[list[str]
     for size in SIZES:
         config = shape(size, pattern, frames)
         cells = []
-        for settings in choices.values():
-            sharding = parse_zero_config(settings, True, hardware)
+        for zero in choices.values():
+            sharding = sharding_config(zero, True, hardware)
             mode = "compiled" if zero_patches.should_compile("auto", sharding.stage, is_cuda=True) else "eager"
             totals = [estimate_memory(config, sharding, batch, frames, m).total for m in (mode, "checkpointed")]
             cells.append("{:.1f} ({:.1f})".format(*(total / 2**30 for total in totals)))

@@ -37,6 +37,28 @@ log = logging.getLogger(__name__)
 COMPLETE = "complete.json"
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint with its metadata; see `read_metadata`."""
+
+    path: Path
+    metadata: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read the metadata. Raises InputError if they are damaged."""
+        return cls(path, read_metadata(path))
+
+    @property
+    def step(self) -> int:
+        """The step after which it was saved."""
+        return int(self.metadata["step"])
+
+    def needs_universal(self, world: World) -> bool:
+        """Whether the optimizer state is sharded for another number of ranks, so that it is converted to load it."""
+        return bool(self.metadata["ranks"] != world.world_size and self.metadata["stage"] > 0)
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
     complete = [(_step(path), path) for path in (run / "checkpoints").glob("step-*") if (path / COMPLETE).is_file()]
@@ -81,7 +103,7 @@ def select_checkpoint(run: Path, name: str) -> Path:
     return best
 
 
-def resolve_resume(run: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
+def resolve_resume(run: Path, resume: str, world: World) -> tuple[Checkpoint | None, list[str]]:
     """Choose the checkpoint to resume from, the same on all ranks, and validate its files.
 
     Args:
@@ -107,9 +129,10 @@ def resolve_resume(run: Path, resume: str, world: World) -> tuple[Path | None, l
         )
     skipped: list[str] = []
     for path in candidates:
-        faults = [line for lines in world.gather(damage(path, world.rank, world.world_size)) for line in lines]
-        if not faults:
-            return path, skipped
+        checkpoint, local_faults = _read_part(path, world.rank, world.world_size)
+        faults = [line for lines in world.gather(local_faults) for line in lines]
+        if checkpoint and not faults:
+            return checkpoint, skipped
         if path == Path(resume):
             raise InputError(f"resume={resume} is damaged ({faults[0]}): give an earlier checkpoint, or resume=auto")
         skipped.append(f"checkpoint {path} is damaged and skipped: {faults[0]}")
@@ -126,38 +149,31 @@ def _candidates(run: Path, resume: str) -> list[Path]:
     return [path] if (path / COMPLETE).is_file() else list_checkpoints(path)[::-1]
 
 
-def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
-    """Compare files with their sha256; checkpoints of older versions have no checksums, so no damage is found.
+def damage(path: Path) -> list[str]:
+    """A line for each file of a checkpoint that is missing or differs from its sha256.
 
-    Args:
-        checkpoint: a complete checkpoint.
-        part: only every `parts`-th file is compared, starting with this one.
-        parts: number of ranks that share the work.
-
-    Returns:
-        A line for each file that is missing or differs.
+    Checkpoints of older versions have no checksums, so no damage is detected.
     """
+    return _read_part(path)[1]
+
+
+def _read_part(path: Path, part: int = 0, parts: int = 1) -> tuple[Checkpoint | None, list[str]]:
+    """The metadata of a checkpoint, and the damage of every `parts`-th file, starting with file number `part`."""
     try:
-        files = read_metadata(checkpoint).get("files", {})
+        checkpoint = Checkpoint.read(path)
     except InputError as error:
-        return [str(error)]
-    faults = []
+        return None, [str(error)]
+    files, faults = checkpoint.metadata.get("files", {}), []
     for name in sorted(files)[part::parts]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             faults.append(f"{COMPLETE} names a file outside of the checkpoint")
             continue
         try:
-            if sha256_file(checkpoint / name) != files[name]:
+            if sha256_file(path / name) != files[name]:
                 faults.append(f"{name} has changed since it was written (its sha256 differs)")
         except OSError as error:
             faults.append(f"{name} cannot be read ({error.strerror})")
-    return faults
-
-
-def check_files(checkpoint: Path) -> None:
-    """Raises InputError, naming the file, if a checkpoint is damaged."""
-    if faults := damage(checkpoint):
-        raise InputError(f"{checkpoint} is damaged ({faults[0]}): give another checkpoint")
+    return checkpoint, faults
 
 
 @dataclass(frozen=True)
@@ -223,7 +239,8 @@ def commit(world: World, pending: PendingCheckpoint, retention: RetentionPolicy)
     files = {name: sha256 for part in world.gather(pending.writer.wait()) for name, sha256 in part.items()}
     if world.is_main:
         folder, run = pending.folder, pending.folder.parents[1]
-        _mark_complete(folder, {**pending.metadata, "files": files})
+        metadata = with_checksum({**pending.metadata, "files": files})
+        write_atomic(folder / COMPLETE, json.dumps(metadata, indent=1) + "\n", sync=True)
         write_atomic(folder.parent / "latest", folder.name, sync=True)
         checkpoints = [path for path in list_checkpoints(run) if _step(path) <= pending.metadata["step"]]
         for universal in folder.parent.glob("universal-*"):
@@ -233,11 +250,6 @@ def commit(world: World, pending: PendingCheckpoint, retention: RetentionPolicy)
             (path / COMPLETE).unlink(missing_ok=True)
             shutil.rmtree(path)
     return pending.folder
-
-
-def _mark_complete(folder: Path, metadata: dict[str, Any]) -> None:
-    """Write `complete.json`, the last file of a checkpoint."""
-    write_atomic(folder / COMPLETE, json.dumps(with_checksum(metadata), indent=1) + "\n", sync=True)
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
@@ -264,70 +276,54 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
     return metadata
 
 
-def needs_universal(checkpoint: Path, world: World) -> bool:
-    """Whether the optimizer state is sharded for another number of ranks, so that it must be converted to load it."""
-    metadata = read_metadata(checkpoint)
-    return metadata["ranks"] != world.world_size and metadata["stage"] > 0
-
-
-def to_universal(checkpoint: Path, world: World, run: Path) -> Path:
+def to_universal(checkpoint: Checkpoint, world: World, run: Path) -> Path:
     """Convert a checkpoint to DeepSpeed's universal format, which loads on any number of ranks.
 
-    The first rank writes it to the folder of the run that resumes. It is reused until that run saves.
+    The first rank writes it to the folder of the run that resumes, whose next save deletes it.
 
     Raises:
         RuntimeError: the conversion failed; the message has DeepSpeed's output.
     """
-    folder = run / "checkpoints" / checkpoint.name.replace("step", "universal")
-    if world.is_main and not is_conversion_of(checkpoint, folder):
+    folder = run / "checkpoints" / checkpoint.path.name.replace("step", "universal")
+    if world.is_main:
         from deepspeed.checkpoint import ds_to_universal
 
-        log.info("converting %s for %d ranks", checkpoint, world.world_size)
+        log.info("converting %s for %d ranks", checkpoint.path, world.world_size)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        options = ["--input_folder", str(checkpoint), "--output_folder", str(folder), "--inject_missing_state"]
+        options = ["--input_folder", str(checkpoint.path), "--output_folder", str(folder), "--inject_missing_state"]
         command = [sys.executable, "-m", ds_to_universal.__name__, *options]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             error = process.stderr[-3000:]
-            raise RuntimeError(f"{checkpoint} cannot be converted for {world.world_size} ranks:\n{error}")
-        files = {str(file.relative_to(folder)): sha256_file(file) for file in folder.rglob("*") if file.is_file()}
-        _mark_complete(folder, {**read_metadata(checkpoint), "files": files, "source": read_metadata(checkpoint)})
+            raise RuntimeError(f"{checkpoint.path} cannot be converted for {world.world_size} ranks:\n{error}")
     world.barrier()
     return folder
 
 
-def is_conversion_of(checkpoint: Path, folder: Path) -> bool:
-    """Whether a folder has the intact universal files of this checkpoint."""
-    return (
-        (folder / COMPLETE).is_file()
-        and not damage(folder)
-        and read_metadata(folder).get("source") == read_metadata(checkpoint)
-    )
-
-
-def load(engine: Any, checkpoint: Path, world: World, run: Path) -> None:
+def load(engine: Any, checkpoint: Checkpoint, world: World, run: Path) -> None:
     """Load weights and optimizer state on all ranks; the optimizer's settings stay those of the engine.
 
     Args:
-        engine: a DeepSpeed engine, built with what `needs_universal` returned.
-        checkpoint: a complete checkpoint.
+        engine: a DeepSpeed engine, built with what `Checkpoint.needs_universal` returned.
+        checkpoint: the checkpoint.
         world: the ranks.
         run: the folder of the run that resumes.
 
     Raises:
         InputError: a file is damaged, or contains more than the data of a checkpoint.
     """
-    zero_to_fp32.check_pickles_are_safe(checkpoint, world.rank, world.world_size)
+    path = checkpoint.path
+    zero_to_fp32.check_pickles_are_safe(path, world.rank, world.world_size)
     world.barrier()
-    if needs_universal(checkpoint, world):
-        checkpoint = to_universal(checkpoint, world, run)
-        zero_to_fp32.check_pickles_are_safe(checkpoint, world.rank, world.world_size)
+    if checkpoint.needs_universal(world):
+        path = to_universal(checkpoint, world, run)
+        zero_to_fp32.check_pickles_are_safe(path, world.rank, world.world_size)
         world.barrier()
     optimizer = engine.optimizer
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    assert loaded is not None, f"{checkpoint} is complete, but DeepSpeed has not loaded it"
+    loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+    assert loaded is not None, f"{path} is complete, but DeepSpeed has not loaded it"
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)  # DeepSpeed loads those of the checkpoint, and at ZeRO-3 those of one group for all
     for state in optimizer.state.values():
@@ -335,20 +331,22 @@ def load(engine: Any, checkpoint: Path, world: World, run: Path) -> None:
             state["step"] = state["step"].clone()
 
 
-def export(checkpoint: Path, folder: Path, use_ema: bool = True) -> None:
+def export(path: Path, folder: Path, use_ema: bool = True) -> None:
     """Write the weights of a checkpoint, in safetensors, and the config of its model.
 
     Args:
-        checkpoint: a complete checkpoint.
+        path: a complete checkpoint.
         folder: where to write.
         use_ema: write the moving average of the weights if the checkpoint has one.
 
     Raises:
         InputError: the checkpoint is damaged.
     """
-    check_files(checkpoint)
-    weights = zero_to_fp32.consolidated_state_dict(checkpoint, use_ema)
-    write_pretrained(folder, ModelConfig(**read_metadata(checkpoint)["model"]), weights)
+    checkpoint, faults = _read_part(path)
+    if checkpoint is None or faults:
+        raise InputError(f"{path} is damaged ({faults[0]}): give another checkpoint")
+    weights = zero_to_fp32.consolidated_state_dict(path, use_ema)
+    write_pretrained(folder, ModelConfig(**checkpoint.metadata["model"]), weights)
 
 
 def _step(path: Path) -> int:

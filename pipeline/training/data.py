@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
 from pipeline.common.errors import InputError
 from pipeline.data.bucketing import bucket_by_length
-from pipeline.data.dataloader import Batch, iter_once
+from pipeline.data.dataloader import Batch, ShardDataLoader, iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.external_shards import ExternalSource
 from pipeline.data.manifest import Manifest
@@ -22,7 +21,8 @@ from pipeline.data.sampler import EpochSampler, MixtureSampler, Sampler
 from pipeline.data.shard_cache import LocalShardCache
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
-from pipeline.training.distributed import World
+from pipeline.training.context import RunContext
+from pipeline.training.settings import DataSettings, TrainSettings
 
 _VALID_OPEN_SHARDS = 8  # validation shards are read one after another
 _NUM_PROMPTS = 10_000  # prompts from which their mean and deviation are estimated
@@ -94,81 +94,99 @@ class TrainData:
                     break
         return torch.cat(prompts)
 
-    def validation_batches(self, batch: int, world: World) -> Iterator[tuple[Batch, bool]]:
+
+class RunBatches:
+    """The batches of one rank, for the trainer."""
+
+    def __init__(self, data: TrainData, context: RunContext) -> None:
+        """Prepare the loader; nothing is read yet."""
+        settings, self._world = context.settings, context.world
+        self._data, self._micro_batch = data, settings.trainer.micro_batch
+        self._loader = ShardDataLoader(
+            data.train, data.sampler, batch_size=self._micro_batch, rank=self._world.rank,
+            world_size=self._world.world_size, max_frames=data.crop, seed=settings.seed,
+            num_threads=settings.data.threads,
+        )  # fmt: skip
+
+    def training(self, position: int) -> Iterator[Batch]:
+        """Endless training batches from a position of the stream on."""
+        return self._loader.batches(position)
+
+    def clip_keys(self, batch: Batch) -> list[str]:
+        """The keys of the clips of a training batch."""
+        return self._loader.clip_keys(batch.clip_positions)
+
+    def validation(self) -> Iterator[tuple[Batch, bool]]:
         """Every validation clip exactly once over all ranks, with the same number of batches on each rank.
 
         Yields:
             A batch, and whether it counts: a rank that has run out of clips repeats a batch that does not count.
         """
-        for split in self.valid:
+        ranks, size = self._world.world_size, self._micro_batch
+        for split in self._data.valid:
             if not len(split):
                 continue
-            batches = iter_once(split, batch, world.rank, world.world_size, self.crop)
-            filler = next(iter_once(split, 1, max_frames=self.crop))
-            for _ in range(math.ceil(math.ceil(len(split) / world.world_size) / batch)):
+            batches = iter_once(split, size, self._world.rank, ranks, self._data.crop)
+            filler = next(iter_once(split, 1, max_frames=self._data.crop))
+            for _ in range(math.ceil(math.ceil(len(split) / ranks) / size)):
                 clips = next(batches, None)
                 yield (clips or filler), clips is not None
 
 
-def open_datasets(cfg: DictConfig) -> TrainData:
+def open_datasets(settings: TrainSettings) -> TrainData:
     """Open the datasets of `shards=`.
 
     Raises:
         InputError: a dataset is missing or empty, or was made by another codec or embedder than the settings or the
             first dataset name.
     """
-    folders = {"": cfg.shards} if isinstance(cfg.shards, str) else dict(cfg.shards)
+    data, codec = settings.data, settings.codec
+    folders = {"": settings.shards} if isinstance(settings.shards, str) else settings.shards
     train: list[ShardedDataset] = []
     valid: list[ShardedDataset] = []
-    shard_cache, external = LocalShardCache(cfg.data.cache_dir, cfg.data.cache_gib), _external_source(cfg)
+    shard_cache, external = LocalShardCache(data.cache_dir, data.cache_gib), _external_source(data)
 
     def open_split(folder: str, name: str, open_shards: int) -> ShardedDataset:
         return ShardedDataset(
-            folder, name, open_shards=open_shards, max_lost_fraction=cfg.data.max_lost_fraction,
+            folder, name, open_shards=open_shards, max_lost_fraction=data.max_lost_fraction,
             shard_cache=shard_cache, external=external,
         )  # fmt: skip
 
     for folder in folders.values():
-        train.append(open_split(folder, cfg.data.train, 2 * cfg.data.shuffle_shards))
-        valid.append(open_split(folder, cfg.data.valid, _VALID_OPEN_SHARDS))
-        _check_manifest(train[-1].manifest, train[0].manifest, cfg)
+        train.append(open_split(folder, data.train, 2 * data.shuffle_shards))
+        valid.append(open_split(folder, data.valid, _VALID_OPEN_SHARDS))
+        manifest, first = train[-1].manifest, train[0].manifest
+        manifest.check_codec({"name": codec.name}, codec.codebooks)
+        if manifest is not first:
+            manifest.check_codec(first.codec, codec.codebooks)
+            manifest.check_embedder(first.embedder)
         if not len(train[-1]):
-            splits = train[-1].manifest
-            known = ", ".join(f"{name} ({splits.num_samples(name)} clips)" for name in splits.splits)
-            raise InputError(f"{folder} has no clips in data.train={cfg.data.train}: its splits are {known or 'none'}")
-        train[-1].codebooks = valid[-1].codebooks = cfg.codec.codebooks
-    crop = None if cfg.data.seconds is None else round(cfg.data.seconds * train[0].manifest.frame_rate)
-    return TrainData(folders, train, valid, _build_sampler(cfg, [*folders], train, crop), crop)
+            known = ", ".join(f"{name} ({manifest.num_samples(name)} clips)" for name in manifest.splits)
+            raise InputError(f"{folder} has no clips in data.train={data.train}: its splits are {known or 'none'}")
+        train[-1].codebooks = valid[-1].codebooks = codec.codebooks
+    crop = None if data.seconds is None else round(data.seconds * train[0].manifest.frame_rate)
+    return TrainData(folders, train, valid, _build_sampler(settings, [*folders], train, crop), crop)
 
 
-def _external_source(cfg: DictConfig) -> ExternalSource | None:
+def _external_source(data: DataSettings) -> ExternalSource | None:
     """Codec and embedder of external shards, which have no manifest."""
-    if cfg.data.external is None:
+    if data.external is None:
         return None
-    identities = {part: dict(cfg.data.external.get(part) or {}) for part in ("codec", "embedder")}
-    return ExternalSource(**identities, index_dir=Path(cfg.data.cache_dir))
+    return ExternalSource(data.external.codec, data.external.embedder, index_dir=Path(data.cache_dir))
 
 
-def _check_manifest(manifest: Manifest, first: Manifest, cfg: DictConfig) -> None:
-    """Raises InputError unless a dataset has the codec of the settings, and codec and embedder of the first dataset."""
-    manifest.check_codec({"name": cfg.codec.name}, cfg.codec.codebooks)
-    if manifest is not first:
-        manifest.check_codec(first.codec, cfg.codec.codebooks)
-        manifest.check_embedder(first.embedder)
-
-
-def _build_sampler(cfg: DictConfig, names: list[str], train: list[ShardedDataset], crop: int | None) -> Sampler:
+def _build_sampler(settings: TrainSettings, names: list[str], train: list[ShardedDataset], crop: int | None) -> Sampler:
     """The order of the training clips: shuffled, mixed, and bucketed by length where that saves padding."""
+    data, seed = settings.data, settings.seed
     samplers = {
-        name: EpochSampler(split.clips_per_shard, cfg.seed + i, cfg.data.shuffle_shards, cfg.data.interleave)
+        name: EpochSampler(split.clips_per_shard, seed + i, data.shuffle_shards, data.interleave)
         for i, (name, split) in enumerate(zip(names, train, strict=True))
     }
     sampler: EpochSampler | MixtureSampler = next(iter(samplers.values()))
     if len(samplers) > 1:
         by_size = {name: float(each.epoch_size) for name, each in samplers.items()}
-        weights = dict(cfg.mixture_weights) if cfg.mixture_weights else by_size
-        sampler = MixtureSampler(samplers, weights, cfg.seed)
-    return bucket_by_length(sampler, _cropped_lengths(train, crop), cfg.seed, cfg.data.max_padding)
+        sampler = MixtureSampler(samplers, settings.mixture_weights or by_size, seed)
+    return bucket_by_length(sampler, _cropped_lengths(train, crop), seed, data.max_padding)
 
 
 def _cropped_lengths(splits: list[ShardedDataset], crop: int | None) -> list[np.ndarray]:
@@ -176,11 +194,10 @@ def _cropped_lengths(splits: list[ShardedDataset], crop: int | None) -> list[np.
     return [np.minimum(split.lengths(), crop or _NO_CROP) for split in splits]
 
 
-def steps_from_compute_budget(cfg: DictConfig, config: ModelConfig, data: TrainData, world: World) -> int:
+def steps_from_compute_budget(context: RunContext, config: ModelConfig, data: TrainData) -> int:
     """Optimizer steps that spend `trainer.compute_budget_pflop`; without one, `trainer.steps`."""
-    t = cfg.trainer
-    if t.compute_budget_pflop is None:
-        return int(t.steps)
-    clips_per_step = t.micro_batch * t.gradient_accumulation_steps * world.world_size
-    flops_per_step = model_stats.training_flops(config, data.mean_frames) * clips_per_step
-    return max(1, round(t.compute_budget_pflop * 1e15 / flops_per_step))
+    trainer = context.settings.trainer
+    if trainer.compute_budget_pflop is None:
+        return trainer.steps
+    flops_per_step = model_stats.training_flops(config, data.mean_frames) * context.clips_per_step
+    return max(1, round(trainer.compute_budget_pflop * 1e15 / flops_per_step))

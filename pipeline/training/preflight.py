@@ -1,6 +1,6 @@
 """The preflight: estimates of a run, printed before anything is built, and a refusal of a run that does not fit.
 
-    python -m pipeline.train +exp=delay_gpt2 trainer.preflight=only      print the table and exit
+    python -m pipeline.train +exp=delay_gpt2 trainer.preflight=only      print the tables, time a few steps, and exit
 
 `trainer.preflight` is true, false (no table, no refusal) or only. Memory is estimated by the formulas of
 `pipeline.training.memory_model`. *total* adds up all that a rank may allocate. A run is refused only if what must be
@@ -9,53 +9,73 @@ allocated at the same time (weights, optimizer, and either gradients or activati
 
 from __future__ import annotations
 
-from pathlib import Path
+import statistics
 
-from omegaconf import DictConfig
 from rich.console import Console
 
-from pipeline.common.errors import InputError
+from pipeline.common.console import format_duration
+from pipeline.common.errors import InputError, first_line
+from pipeline.data.training_length import round_down, suggest_steps
 from pipeline.models.codec_gpt import ModelConfig
-from pipeline.training import checkpoint
-from pipeline.training.data import TrainData
-from pipeline.training.distributed import World
-from pipeline.training.engine import use_bf16
-from pipeline.training.preflight_table import build_table, format_bytes
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.context import RunContext
+from pipeline.training.data import RunBatches, TrainData
+from pipeline.training.engine import build_engine, build_model
+from pipeline.training.preflight_table import build_memory_table, build_table, format_bytes
 from pipeline.training.run_estimate import MemoryEstimate, RunEstimate, probe_hardware
+from pipeline.training.trainer import Trainer
 
 _DEEPSPEED_MARGIN = 1.5  # included in DeepSpeed's estimate of host memory
+_WIDTH = 80
+_MANY_EPOCHS = 100  # after which a model mostly repeats its clips
+_WARMUP_SHARE = 20  # of the steps is suggested: 1/20
+_VALIDATIONS = 10  # in a training of the suggested intervals
+_TIMED_STEPS = 4  # the first, which may compile the model, does not count
 
 
 def run_preflight(
-    cfg: DictConfig, model: ModelConfig, data: TrainData, world: World, resume_from: Path | None = None
+    context: RunContext, model: ModelConfig, data: TrainData, resume_from: Checkpoint | None = None
 ) -> bool:
-    """Print the table on the first rank, and check that the run fits. A barrier.
+    """Print the tables on the first rank, and check that the run fits. A barrier.
 
     Returns:
-        Whether the table is all that the settings request.
+        Whether the tables are all that the settings request.
 
     Raises:
         InputError: the run does not fit; on all ranks.
     """
-    request = cfg.trainer.preflight
-    if request not in (True, False, "only"):
-        raise InputError(f"trainer.preflight={request}: expected true, false or only")
+    request = context.settings.trainer.preflight
     if request is False:
         return False
-    bf16 = use_bf16(cfg, world.device.type)
-    resumed_step = checkpoint.read_metadata(resume_from)["step"] if resume_from else 0
-    estimate = RunEstimate(cfg, model, data, probe_hardware(world, Path(cfg.run)), bf16, resumed_step)
-    blockers = find_blockers(estimate)
-    if world.is_main:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=120)
-        console.print(build_table(estimate))
-        for warning in find_warnings(estimate):
-            console.print(f"note: {warning}", highlight=False, soft_wrap=True)
-    if blockers:
+    hardware, done = probe_hardware(context.world, context.run_dir), resume_from.step if resume_from else 0
+    estimate = RunEstimate(context.settings, model, data, hardware, context.bf16, done)
+    console = Console(quiet=not context.world.is_main, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    console.print(build_table(estimate))
+    console.print(build_memory_table(estimate))
+    for warning in find_warnings(estimate):
+        console.print(f"note: {warning}", highlight=False)
+    if blockers := find_blockers(estimate):
         raise InputError("; ".join(blockers))
-    return bool(request == "only")
+    if request == "only":
+        console.print(measure_time(context, model, data, done), highlight=False)
+    else:
+        console.print("time: see eta below; trainer.preflight=only times a few steps instead", highlight=False)
+    return request == "only"
+
+
+def measure_time(context: RunContext, model: ModelConfig, data: TrainData, done: int) -> str:
+    """A line with the time that the steps after `done` take, by timing a few of them. Nothing is written. A barrier."""
+    left = context.settings.trainer.steps - done
+    try:
+        engine = build_engine(context, build_model(context.settings, model, data, from_pretrained=False))
+        times = Trainer(context, engine, RunBatches(data, context), {}).time_steps(_TIMED_STEPS)
+    except (RuntimeError, OSError, FloatingPointError) as error:  # such as too little memory, or a damaged clip
+        return f"time: not measured ({first_line(error)})"
+    seconds = statistics.median(times[1:])
+    total = format_duration(seconds * left)
+    return f"time: a step takes {seconds:.3g} s here, so {left:,} steps take {total}, without validation and saving"
 
 
 def find_blockers(estimate: RunEstimate) -> list[str]:
@@ -78,8 +98,8 @@ def find_blockers(estimate: RunEstimate) -> list[str]:
         size, count = estimate.checkpoints
         blockers.append(
             f"{count} checkpoints of {format_bytes(size)} and the export need {format_bytes(estimate.disk_bytes)} more "
-            f"at {estimate.cfg.run}, but {format_bytes(hardware.disk)} are free: lower "
-            f"trainer.keep={estimate.cfg.trainer.keep}, or give run= on another disk"
+            f"at {estimate.settings.run}, but {format_bytes(hardware.disk)} are free: lower "
+            f"trainer.keep={estimate.settings.trainer.keep}, or give run= on another disk"
         )
     return blockers
 
@@ -97,7 +117,7 @@ def _format_sum(memory: MemoryEstimate) -> str:
 
 def _suggest_settings(estimate: RunEstimate) -> str:
     """The settings that would fit; those that change the least come first."""
-    available, batch, sharding = estimate.hardware.memory, estimate.cfg.trainer.micro_batch, estimate.sharding
+    available, batch, sharding = estimate.hardware.memory, estimate.settings.trainer.micro_batch, estimate.sharding
     fitting = [n for n in range(1, batch) if estimate.memory(sharding, batch=n).least <= available]
     suggestions = [f"trainer.micro_batch={max(fitting)}"] if fitting else []
     is_checkpointed = estimate.activation_mode(sharding) == "checkpointed"
@@ -112,12 +132,12 @@ def _suggest_settings(estimate: RunEstimate) -> str:
 
 def find_warnings(estimate: RunEstimate) -> list[str]:
     """A line for each thing that is allowed but probably not intended."""
-    warnings, memory, t = [], estimate.memory(estimate.sharding), estimate.cfg.trainer
+    warnings, memory, t = [], estimate.memory(estimate.sharding), estimate.settings.trainer
     epoch, clips = estimate.data.sampler.epoch_size, estimate.clips_per_step
     if epoch < clips:
         warnings.append(f"an epoch has {epoch:,} clips but a step takes {clips:,}: clips repeat within a step")
     if not estimate.data.num_valid_clips:
-        split = estimate.cfg.data.valid
+        split = estimate.settings.data.valid
         warnings.append(f"there are no clips in data.valid={split}: no validation loss, no best checkpoint")
     if estimate.resumed_step >= t.steps:
         warnings.append(f"the run is at step {estimate.resumed_step} of {t.steps}: there is nothing left to train")
@@ -126,4 +146,25 @@ def find_warnings(estimate: RunEstimate) -> list[str]:
         warnings.append(f"memory is tight: {format_bytes(memory.total)} in total, {free} free")
     if estimate.bf16 and estimate.sharding.stage == 0:
         warnings.append("in bf16, stage 0 of DeepSpeed 0.19 computes no gradients in its first step: zero1 does")
-    return warnings
+    return warnings + suggest_length(estimate)
+
+
+def suggest_length(estimate: RunEstimate) -> list[str]:
+    """A line with steps, warm-up and validation interval that fit the dataset, if those of the settings do not."""
+    t, schedule, data = estimate.settings.trainer, estimate.settings.optim.schedule, estimate.data
+    has_many_epochs = estimate.epochs > _MANY_EPOCHS and t.compute_budget_pflop is None
+    steps = suggest_steps(data.sampler.epoch_size, estimate.clips_per_step) if has_many_epochs else t.steps
+    values = {"trainer.steps": steps} if steps < t.steps else {}
+    if schedule.warmup > steps // 4:
+        values["optim.schedule.warmup"] = round_down(max(1, steps // _WARMUP_SHARE))
+    interval = round_down(max(1, steps // _VALIDATIONS))
+    values |= {f"trainer.{n}": interval for n in ("val_every", "save_every") if getattr(t, n) > steps // 2}
+    if not values:
+        return []
+    reason = f"{t.steps:,} steps are few for the intervals and the warm-up"
+    if "trainer.steps" in values:
+        seconds = sum(split.manifest.hours(split.split) for split in data.train) * 3600
+        sound = f"{estimate.epochs:,.0f} epochs of {format_duration(seconds)} of sound"
+        reason = f"{sound}: the model will repeat it rather than learn from it"
+    suggestion = " ".join(f"{name}={value}" for name, value in values.items())
+    return [f"{reason}; this would fit: {suggestion}"]

@@ -1,50 +1,51 @@
-"""The table that the preflight prints."""
+"""The tables that the preflight prints, 80 columns wide."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from pipeline.data.dataset import ShardedDataset
 from pipeline.models import model_stats
 from pipeline.training.run_estimate import RunEstimate
 
 _UNITS = ((10, "KiB"), (20, "MiB"), (30, "GiB"), (40, "TiB"))
-_MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "buffers", "activations", "logits", "total", "host")
+_MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "activations", "logits", "total", "host")
 
 
 def build_table(estimate: RunEstimate) -> Table:
-    """All estimates of a run."""
-    model, t, hardware, data = estimate.model, estimate.cfg.trainer, estimate.hardware, estimate.data
+    """All estimates of a run, except its memory."""
+    model, t, hardware, data = estimate.model, estimate.settings.trainer, estimate.hardware, estimate.data
     frame_rate, epoch, clips = data.manifest.frame_rate, data.sampler.epoch_size, estimate.clips_per_step
     parts = model_stats.parameter_counts(model)
     hours, valid_hours = (
         sum(split.manifest.hours(split.split) for split in splits) for splits in (data.train, data.valid)
     )
     size, count = estimate.checkpoints
-    rows: dict[str, Any] = {
+    resumed = f"; {estimate.resumed_step:,} are done" if estimate.resumed_step else ""
+    rows = {
         "model": f"{sum(parts.values()):,} parameters: "
         + ", ".join(f"{name} {n:,}" for name, n in parts.items())
         + f"; {model.layers} layers of width {model.width}",
         "sequence": f"{estimate.frames} frames ({estimate.frames / frame_rate:.2f} s, the longest clip) of "
         f"{model.codebooks} codebooks are {estimate.sequence_steps} steps under pattern {model.pattern}, of "
         f"{model.positions} positions",
-        "step": f"{clips:,} clips = {t.micro_batch} micro_batch x "
-        f"{t.gradient_accumulation_steps} gradient_accumulation_steps x {hardware.ranks} ranks",
+        "step": f"{clips:,} clips = {t.micro_batch} micro_batch x {t.gradient_accumulation_steps} "
+        f"gradient_accumulation_steps x {hardware.ranks} ranks",
         "epoch": f"{epoch:,} clips, {epoch / clips:,.1f} steps; {hours:,.3g} h of training audio, {valid_hours:,.3g} h "
         "of validation audio",
-        "run": f"{t.steps:,} steps are {t.steps * clips / epoch:,.1f} epochs"
-        + (f"; {estimate.resumed_step:,} are done" if estimate.resumed_step else ""),
-        "dataset": "\n".join(map(_describe_dataset, data.train)),
-        "memory": _memory_table(estimate),
+        "run": f"{t.steps:,} steps are {estimate.epochs:,.1f} epochs{resumed}",
+        "dataset": "\n".join(
+            f"{split.manifest.path}: {split.manifest.codec['name']} at {split.manifest.frame_rate} Hz, "
+            f"{split.codebooks} of {split.manifest.codebooks} codebooks; prompts of {split.manifest.embedder['name']}, "
+            f"{split.manifest.prompt_dim} wide"
+            for split in data.train
+        ),
         "device": f"{hardware.device}: {format_bytes(hardware.memory)} free; host memory: "
         f"{format_bytes(hardware.host)} free",
         "disk": f"{format_bytes(estimate.disk_bytes)} more: at most {count} checkpoints of {format_bytes(size)}, and "
-        f"the export; {format_bytes(hardware.disk)} free at {estimate.cfg.run}",
+        f"the export; {format_bytes(hardware.disk)} free at {estimate.settings.run}",
     }
-    table = Table(title=f"preflight: {estimate.cfg.name}", title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
+    table = Table(title=f"preflight: {estimate.settings.name}", title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, row in rows.items():
@@ -52,35 +53,29 @@ def build_table(estimate: RunEstimate) -> Table:
     return table
 
 
-def _describe_dataset(split: ShardedDataset) -> str:
-    """Codec and embedder of a dataset, which `open_datasets` has checked."""
-    manifest, codec, embedder = split.manifest, split.manifest.codec, split.manifest.embedder
-    return (
-        f"{manifest.path}: {codec['name']} at {manifest.frame_rate} Hz, {split.codebooks} of {manifest.codebooks} "
-        f"codebooks; prompts of {embedder['name']}, {manifest.prompt_dim} wide"
-    )
-
-
-def _memory_table(estimate: RunEstimate) -> Table:
+def build_memory_table(estimate: RunEstimate) -> Table:
     """Bytes of a rank under every choice of conf/deepspeed, for this model, micro-batch and precision."""
     choices = estimate.sharding_choices()
     memories = {name: estimate.memory(sharding) for name, sharding in choices.items()}
     power, unit = _unit_of(max(memory.total for memory in memories.values()))
     checkpointed = format_bytes(estimate.memory(estimate.sharding, "checkpointed").activations)
     table = Table(
-        title=f"estimate for a rank of {estimate.hardware.ranks} in {'bf16' if estimate.bf16 else 'fp32'}, in {unit}",
+        title=f"memory of a rank of {estimate.hardware.ranks} in {'bf16' if estimate.bf16 else 'fp32'}, in {unit}",
         caption=f"activations are {estimate.activation_mode(estimate.sharding)}; with "
-        f"trainer.activation_checkpointing=true {checkpointed}; host: memory of a node for all its ranks",
+        f"trainer.activation_checkpointing=true {checkpointed}; gradients: with the buffers that reduce them; host: "
+        "memory of a node for all its ranks",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column("deepspeed")
     for name in _MEMORY_COLUMNS:
         table.add_column(name, justify="right")
     for name, memory in memories.items():
         states, is_selected = memory.states, choices[name] == estimate.sharding
-        counts = [states.weights, states.gradients, states.optimizer, states.buffers, memory.activations]
+        counts = [states.weights, states.gradients + states.buffers, states.optimizer, memory.activations]
         counts += [memory.temporary, memory.total, estimate.host_bytes(choices[name])]
         cells = (f"{count / 2**power:,.1f}" for count in counts)
         table.add_row(f"{name} <-" if is_selected else name, *cells, style="bold" if is_selected else "")

@@ -11,18 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings
 from pipeline.models.codec_gpt import ModelConfig
-from pipeline.training import schedules
-from pipeline.training.checkpoint import read_metadata
-from pipeline.training.distributed import World
-from pipeline.training.engine import use_bf16
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.context import RunContext
+from pipeline.training.schedules import Schedule
 
 COMPARED_SETTINGS = (
     "seed", "mixture_weights", "data.seconds", "data.shuffle_shards", "data.interleave", "data.max_padding",
@@ -31,40 +27,33 @@ COMPARED_SETTINGS = (
 )  # fmt: skip
 CLIPS_PER_RANK = "clips a rank and step"  # a key of the record
 _NOT_COMPARED = {"ranks", CLIPS_PER_RANK, "trainer.steps"}
+_NOT_RECORDED = {"optim.name": "adamw"}  # by older versions, which had one optimizer
 _NOT_ARCHITECTURE = ("frames", "dropout", "prompt_dropout")  # longer clips may follow; dropout is a recorded setting
 _DIGEST_LENGTH = 12  # hex digits that are recorded
 
 
-def training_settings(cfg: DictConfig, digests: Mapping[str, str], ranks: int) -> dict[str, Any]:
+def training_settings(context: RunContext, digests: Mapping[str, str]) -> dict[str, Any]:
     """The settings that a checkpoint records, by name.
 
     Args:
-        cfg: the settings.
+        context: the run.
         digests: a digest of the contents of the shards, by the setting that names them.
-        ranks: number of ranks.
     """
-    record: dict[str, Any] = {}
-    for name in COMPARED_SETTINGS:
-        value = OmegaConf.select(cfg, name)
-        record |= flatten_settings(
-            {name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value}
-        )
+    trainer, flat = context.settings.trainer, flatten_settings(context.settings.to_dict())
+    record = {key: flat[key] for name in COMPARED_SETTINGS for key in flat if key == name or key.startswith(f"{name}.")}
     record |= {name: f"contents {digest[:_DIGEST_LENGTH]}" for name, digest in digests.items()}
-    record |= {"ranks": ranks, CLIPS_PER_RANK: cfg.trainer.micro_batch * cfg.trainer.gradient_accumulation_steps}
-    return json.loads(json.dumps({**record, "trainer.steps": cfg.trainer.steps}))
+    record |= {"ranks": context.world.world_size, CLIPS_PER_RANK: trainer.clips_per_rank}
+    return {**record, "trainer.steps": trainer.steps}
 
 
-def check_resume(
-    checkpoint: Path | None, cfg: DictConfig, model: ModelConfig, world: World, settings: Mapping[str, Any]
-) -> list[str]:
+def check_resume(checkpoint: Checkpoint, context: RunContext, model: ModelConfig, now: Mapping[str, Any]) -> list[str]:
     """Check that a checkpoint can be resumed.
 
     Args:
-        checkpoint: a complete checkpoint, or None to start from scratch.
-        cfg: the settings of now.
+        checkpoint: the checkpoint.
+        context: the run of now.
         model: the model of now.
-        world: gives the device.
-        settings: what `training_settings` returns for now.
+        now: what `training_settings` returns for now.
 
     Returns:
         A line to log for each difference that is accepted.
@@ -73,36 +62,34 @@ def check_resume(
         InputError: the checkpoint is of another model, optimizer layout or precision; nothing is left to train; or
             settings have changed and `resume=` does not name the checkpoint.
     """
-    if checkpoint is None:
-        return []
     check_model(checkpoint, model)
-    check_engine(checkpoint, cfg.deepspeed.zero_optimization.stage, use_bf16(cfg, world.device.type))
-    check_steps(checkpoint, Path(cfg.run), cfg.trainer.steps)
-    return check_settings(checkpoint, settings, cfg.resume, Path(cfg.run))
+    _check_engine(checkpoint, context.settings.deepspeed.zero_optimization.stage, context.bf16)
+    _check_steps(checkpoint, context)
+    return _check_settings(checkpoint, context, now)
 
 
-def check_model(checkpoint: Path, config: ModelConfig) -> None:
+def check_model(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Raises InputError, naming the settings that differ, unless the checkpoint has this architecture."""
-    old, new = read_metadata(checkpoint)["model"], json.loads(json.dumps(asdict(config)))
+    old, new = checkpoint.metadata["model"], json.loads(json.dumps(asdict(config)))
     names = [name for name in new if name not in _NOT_ARCHITECTURE]
     changes = [f"{name} was {old.get(name)!r}, is now {new[name]!r}" for name in names if old.get(name) != new[name]]
     if changes:
         raise InputError(
-            f"{checkpoint} is of another model ({'; '.join(changes)}): use its settings, or another run=DIR"
+            f"{checkpoint.path} is of another model ({'; '.join(changes)}): use its settings, or another run=DIR"
         )
 
 
-def check_engine(checkpoint: Path, stage: int, bf16: bool) -> None:
+def _check_engine(checkpoint: Checkpoint, stage: int, bf16: bool) -> None:
     """Raises InputError unless an engine of this ZeRO stage and precision can read the optimizer of the checkpoint."""
-    state = read_metadata(checkpoint)
-    old_stage, old_bf16 = state["stage"], state.get("bf16", bf16)
+    old_stage, old_bf16 = checkpoint.metadata["stage"], checkpoint.metadata.get("bf16", bf16)
     if (_file_layout(old_stage), old_bf16) == (_file_layout(stage), bf16):
         return
     choices = " or ".join(f"zero{n}" for n in range(4) if _file_layout(n) == _file_layout(old_stage))
+    precision, old_precision = ("bf16" if value else "fp32" for value in (bf16, old_bf16))
     raise InputError(
-        f"{checkpoint} has the optimizer state of ZeRO stage {old_stage} in {_precision(old_bf16)}, which ZeRO stage "
-        f"{stage} in {_precision(bf16)} cannot read: set deepspeed={choices} and "
-        f"trainer.precision={_precision(old_bf16)}, or use another run=DIR"
+        f"{checkpoint.path} has the optimizer state of ZeRO stage {old_stage} in {old_precision}, which ZeRO stage "
+        f"{stage} in {precision} cannot read: set deepspeed={choices} and trainer.precision={old_precision}, or use "
+        "another run=DIR"
     )
 
 
@@ -111,48 +98,43 @@ def _file_layout(stage: int) -> int:
     return min(stage, 1) + (stage > 2)
 
 
-def _precision(bf16: bool) -> str:
-    return "bf16" if bf16 else "fp32"
-
-
-def check_steps(checkpoint: Path, run: Path, steps: int) -> None:
-    """Raises InputError if the checkpoint of another run leaves this run no step, and so no checkpoint."""
-    step = read_metadata(checkpoint)["step"]
-    if step >= steps and checkpoint.resolve().parents[1] != run.resolve():
+def _check_steps(checkpoint: Checkpoint, context: RunContext) -> None:
+    """Raises InputError if the checkpoint is beyond the last step, or leaves another run no step."""
+    path, step, steps = checkpoint.path, checkpoint.step, context.settings.trainer.steps
+    run = path.resolve().parents[1]
+    if step >= steps and run != context.run_dir.resolve():
         raise InputError(
-            f"trainer.steps={steps}: {checkpoint} is already at step {step}; set more steps, or export it with "
-            f"`python -m pipeline.export run={checkpoint.parents[1]} checkpoint={checkpoint}`"
+            f"trainer.steps={steps}: {path} is already at step {step}; set more steps, or export it with "
+            f"`python -m pipeline.export run={path.parents[1]} checkpoint={path}`"
+        )
+    if step > steps:
+        raise InputError(
+            f"trainer.steps={steps}: {path} is already at step {step}; set {step} or more, or another run=DIR"
         )
 
 
-def check_settings(checkpoint: Path, now: Mapping[str, Any], resume: str, run: Path) -> list[str]:
-    """Compare the settings that a checkpoint records with those of now.
-
-    Returns:
-        A line to log for each difference that is accepted.
-
-    Raises:
-        InputError: settings have changed and `resume` is `auto`, or the checkpoint is beyond `trainer.steps`.
-    """
-    state = read_metadata(checkpoint)
-    old, step, steps = state.get("settings"), state["step"], now["trainer.steps"]
-    if steps < step:
-        raise InputError(
-            f"trainer.steps={steps}: {checkpoint} is already at step {step}; set {step} or more, or another run=DIR"
-        )
+def _check_settings(checkpoint: Checkpoint, context: RunContext, now: Mapping[str, Any]) -> list[str]:
+    """A line for each accepted difference. Raises InputError if settings have changed and `resume` is `auto`."""
+    old, run = checkpoint.metadata.get("settings"), context.run_dir
     if not isinstance(old, dict):
-        return [f"{checkpoint} records no settings, so none are compared"]
+        return [f"{checkpoint.path} records no settings, so none are compared"]
     changes = changed_settings(old, now)
-    if changes and resume == "auto":
+    if changes and context.settings.resume == "auto":
         raise InputError(
             f"run={run} was trained with other settings ({'; '.join(changes)}): use those, or another run=DIR, or "
             f"resume={run} to resume with the new ones"
         )
-    return [f"resumed with a changed setting: {change}" for change in changes] + _consequences(old, now, step)
+    notes = [f"resumed with a changed setting: {change}" for change in changes]
+    before, after = _clips_per_step(old), _clips_per_step(now)
+    if before != after:
+        notes.append(f"{after} clips per step on {now['ranks']} ranks, {before} before")
+    steps = old.get("trainer.steps", 1), context.settings.trainer.steps
+    return notes + describe_stretch(context.settings.optim.schedule, checkpoint.step, *steps)
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The compared settings that differ between two records, as `name was X, is now Y`."""
+    old = {**{name: value for name, value in _NOT_RECORDED.items() if name in new}, **old}
     changes = [
         f"{name} was {old.get(name)!r}, is now {new.get(name)!r}"
         for name in dict.fromkeys([*old, *new])
@@ -169,18 +151,12 @@ def _clips_per_step(record: Mapping[str, Any]) -> int:
     return record.get(CLIPS_PER_RANK, 0) * record.get("ranks", 1)
 
 
-def _consequences(old: Mapping[str, Any], new: Mapping[str, Any], step: int) -> list[str]:
-    """A line for each effect of a change that is accepted silently."""
-    notes = []
-    before, after = _clips_per_step(old), _clips_per_step(new)
-    if before != after:
-        notes.append(f"{after} clips per step on {new['ranks']} ranks, {before} before")
-    schedule = {name.rpartition(".")[2]: value for name, value in new.items() if name.startswith("optim.schedule.")}
-    old_steps, new_steps = old.get("trainer.steps", 1), new["trainer.steps"]
-    old_lr, new_lr = (schedules.lr_multiplier(step, steps, schedule) for steps in (old_steps, new_steps))
-    if old_lr != new_lr:
-        notes.append(
-            f"trainer.steps={new_steps}, {old_steps} before: the {schedule['name']} schedule is stretched, and at step "
-            f"{step} the learning rate is {new_lr:.3g} of its peak instead of {old_lr:.3g}"
-        )
-    return notes
+def describe_stretch(schedule: Schedule, step: int, old_steps: int, new_steps: int) -> list[str]:
+    """A line if another total number of steps changes the learning rate at the step that is resumed."""
+    old_lr, new_lr = (schedule.multiplier(step, steps) for steps in (old_steps, new_steps))
+    if old_lr == new_lr:
+        return []
+    return [
+        f"trainer.steps={new_steps}, {old_steps} before: the {schedule.name} schedule is stretched, and at step {step} "
+        f"the learning rate is {new_lr:.3g} of its peak instead of {old_lr:.3g}"
+    ]

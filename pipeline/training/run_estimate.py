@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
-from pipeline.common.errors import InputError
 from pipeline.common.paths import CONF
+from pipeline.common.settings import parse_settings
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.pattern import build_pattern
@@ -23,8 +22,7 @@ from pipeline.training import memory_model, zero_patches
 from pipeline.training.data import TrainData
 from pipeline.training.distributed import World
 from pipeline.training.memory_model import ModelStateBytes, ShardingConfig
-
-_DEFAULT_BUCKET_SIZE = 500_000_000  # DeepSpeed's
+from pipeline.training.settings import TrainSettings, ZeroSettings
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class RunEstimate:
     """A run on some hardware.
 
     Attributes:
-        cfg: the settings.
+        settings: the settings.
         model: the model.
         data: the datasets.
         hardware: the hardware.
@@ -88,7 +86,7 @@ class RunEstimate:
         resumed_step: the step of the checkpoint that is resumed, or 0.
     """
 
-    cfg: DictConfig
+    settings: TrainSettings
     model: ModelConfig
     data: TrainData
     hardware: Hardware
@@ -108,24 +106,28 @@ class RunEstimate:
     @property
     def clips_per_step(self) -> int:
         """Clips of one optimizer step, on all ranks."""
-        trainer = self.cfg.trainer
-        return int(trainer.micro_batch * trainer.gradient_accumulation_steps * self.hardware.ranks)
+        return self.settings.trainer.clips_per_rank * self.hardware.ranks
+
+    @property
+    def epochs(self) -> float:
+        """How often the run sees a clip, on average."""
+        return self.settings.trainer.steps * self.clips_per_step / self.data.sampler.epoch_size
 
     @property
     def sharding(self) -> ShardingConfig:
-        """The sharding of the settings. Raises InputError if they contradict each other."""
-        return parse_zero_config(self.cfg.deepspeed.zero_optimization, self.bf16, self.hardware)
+        """The sharding of the settings."""
+        return sharding_config(self.settings.deepspeed.zero_optimization, self.bf16, self.hardware)
 
     def activation_mode(self, sharding: ShardingConfig) -> str:
         """How activations are stored: `checkpointed`, `compiled` or `eager`."""
-        trainer = self.cfg.trainer
+        trainer = self.settings.trainer
         compiled = zero_patches.should_compile(trainer.compile, sharding.stage, self.hardware.cuda)
         return "checkpointed" if trainer.activation_checkpointing else "compiled" if compiled else "eager"
 
     def memory(self, sharding: ShardingConfig, mode: str | None = None, batch: int | None = None) -> MemoryEstimate:
         """Memory of one rank; the activation mode and the micro-batch are those of the settings if not given."""
         mode = self.activation_mode(sharding) if mode is None else mode
-        batch = self.cfg.trainer.micro_batch if batch is None else batch
+        batch = self.settings.trainer.micro_batch if batch is None else batch
         return estimate_memory(self.model, sharding, batch, self.frames, mode)
 
     def host_bytes(self, sharding: ShardingConfig) -> int:
@@ -135,16 +137,13 @@ class RunEstimate:
 
     def sharding_choices(self) -> dict[str, ShardingConfig]:
         """Each choice of conf/deepspeed by name, and `yours` if the settings are not among them."""
-        choices = {
-            name: parse_zero_config(settings, self.bf16, self.hardware)
-            for name, settings in load_zero_choices().items()
-        }
+        choices = {name: sharding_config(zero, self.bf16, self.hardware) for name, zero in load_zero_choices().items()}
         return choices if self.sharding in choices.values() else {**choices, "yours": self.sharding}
 
     @property
     def checkpoints(self) -> tuple[int, int]:
         """Bytes of a checkpoint, and the maximum number on disk: an old one is deleted when a new one is complete."""
-        t = self.cfg.trainer
+        t = self.settings.trainer
         saves = math.ceil(t.steps / t.save_every) if t.save_every else 1
         kept = t.keep + bool(t.keep_best) + (t.steps // t.keep_every if t.keep_every else 0) if t.keep else saves
         parameters = model_stats.num_parameters(self.model)
@@ -154,7 +153,7 @@ class RunEstimate:
     def disk_bytes(self) -> int:
         """Bytes that checkpoints and the export will take in addition to the checkpoints that exist."""
         size, count = self.checkpoints
-        files = (Path(self.cfg.run) / "checkpoints").rglob("*")
+        files = (Path(self.settings.run) / "checkpoints").rglob("*")
         existing = sum(file.stat().st_size for file in files if file.is_file())
         return max(0, size * count - existing) + 4 * model_stats.num_parameters(self.model)
 
@@ -174,30 +173,19 @@ def _num_steps(model: ModelConfig, frames: int) -> int:
     return build_pattern(model.pattern, model.codebooks).num_steps(frames + model.end_of_audio)
 
 
-def load_zero_choices() -> dict[str, DictConfig]:
+def load_zero_choices() -> dict[str, ZeroSettings]:
     """`zero_optimization` of each file of conf/deepspeed, by name; those with offload come last."""
     files = sorted((CONF / "deepspeed").glob("*.yaml"), key=lambda file: ("_" in file.stem, file.stem))
-    return {file.stem: OmegaConf.load(file).zero_optimization for file in files}
+    values = {file.stem: yaml.safe_load(file.read_text())["zero_optimization"] for file in files}
+    return {name: parse_settings(ZeroSettings, zero, "deepspeed.zero_optimization.") for name, zero in values.items()}
 
 
-def parse_zero_config(settings: Mapping[str, Any], bf16: bool, hardware: Hardware) -> ShardingConfig:
-    """Parse DeepSpeed's `zero_optimization`. Raises InputError if its settings contradict each other."""
-    stage = int(settings.get("stage", 0))
-    offload_optimizer, offload_weights = (
-        (settings.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")
-    )
-    if stage not in range(4):
-        raise InputError(f"deepspeed.zero_optimization.stage={stage}: DeepSpeed has stages 0, 1, 2 and 3")
-    if offload_weights and stage < 3:
-        raise InputError(f"deepspeed offloads weights only at stage 3, but stage={stage}: use deepspeed=zero3_offload")
-    if offload_optimizer and stage < 1:
-        raise InputError("deepspeed offloads the optimizer only from stage 1 on: use deepspeed=zero2_offload")
-    # gradients that are not copied into a bucket are flattened after the backward pass, in memory that is free by then
-    uses_bucket = stage > 1 or settings.get("contiguous_gradients", True)
-    bucket_size = int(settings.get("reduce_bucket_size", _DEFAULT_BUCKET_SIZE)) if uses_bucket else 0
+def sharding_config(zero: ZeroSettings, bf16: bool, hardware: Hardware) -> ShardingConfig:
+    """How DeepSpeed's `zero_optimization` shards a model on some hardware."""
     return ShardingConfig(
-        stage, bf16, hardware.ranks, hardware.ranks_per_node, offload_optimizer, offload_weights, bucket_size
-    )
+        zero.stage, bf16, hardware.ranks, hardware.ranks_per_node, zero.offloads("optimizer"), zero.offloads("param"),
+        zero.bucket_size,
+    )  # fmt: skip
 
 
 def probe_hardware(world: World, run: Path) -> Hardware:
@@ -218,9 +206,7 @@ def probe_hardware(world: World, run: Path) -> Hardware:
 
 def _free_host_memory() -> int:
     """Bytes of memory that processes can still allocate on this machine, within the limit of the control group."""
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
+    free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:

@@ -24,8 +24,7 @@ import math
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -35,132 +34,117 @@ from torch import Tensor
 
 from pipeline.common.exit_codes import EXIT_REQUEUE
 from pipeline.common.seeds import fold_seed
+from pipeline.data.dataloader import Batch
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT
-from pipeline.training import checkpoint, optimizer, schedules, stop_signals
+from pipeline.training import checkpoint, stop_signals
+from pipeline.training.context import RunContext
 from pipeline.training.distributed import World
 from pipeline.training.ema import Ema
+from pipeline.training.engine import peak_flops
 from pipeline.training.loss_meter import LossMeter
 
 log = logging.getLogger(__name__)
-OnLog = Callable[[int, dict[str, float]], None]
-OnCheckpoint = Callable[[Path], None]
 
 
-class Batch(Protocol):
-    """Clips of this rank, and the position of the stream after the batches of all ranks."""
+class BatchSource(Protocol):
+    """The batches of this rank."""
 
-    frames: Tensor
-    position: int
-    clip_positions: Any
+    def training(self, position: int) -> Iterator[Batch]:
+        """Endless training batches from a position of the stream on."""
 
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [B, K, T], frames [B] and prompts [B, P] on a device."""
+    def validation(self) -> Iterator[tuple[Batch, bool]]:
+        """Batches, each with whether it counts. Their number is the same on every rank.
+
+        At ZeRO-3 every forward pass involves all ranks.
+        """
+
+    def clip_keys(self, batch: Batch) -> list[str]:
+        """The keys of the clips of a training batch."""
 
 
-@dataclass(frozen=True)
-class TrainerConfig:
-    """The settings of the loop; intervals are in steps."""
+class Observer:
+    """What is called while training proceeds, the same on every rank. This one does nothing."""
 
-    steps: int
-    gradient_accumulation_steps: int
-    lr: float
-    schedule: Any
-    log_every: int
-    val_every: int
-    save_every: int
-    retention: checkpoint.RetentionPolicy
-    async_checkpoint: bool
-    seed: int
-    ema: float  # decay of the moving average of the weights; 0: off
-    max_skipped_steps: int  # consecutive skipped steps before training fails
-    watchdog_seconds: float
-    peak_flops: float  # of the device, in the precision of training; 0: unknown
-    recorded_settings: Mapping[str, Any] = field(default_factory=dict)  # stored in checkpoints, compared on resume
+    def on_step(self, step: int) -> None:
+        """Called after each step."""
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        """Called with the metrics of a step that is logged or validated."""
+
+    def on_checkpoint(self, folder: Path) -> None:
+        """Called with the folder of each complete checkpoint."""
 
 
 class Trainer:
     """The loop of one rank around a DeepSpeed engine."""
 
     def __init__(
-        self,
-        engine: Any,
-        world: World,
-        config: TrainerConfig,
-        batches_from: Callable[[int], Iterator[Batch]],
-        validation_batches: Callable[[], Iterator[tuple[Batch, bool]]],
-        clip_keys: Callable[[Batch], list[str]],
-        run: Path,
+        self, context: RunContext, engine: Any, batches: BatchSource, recorded_settings: Mapping[str, Any]
     ) -> None:
         """Create a trainer at step 0.
 
         Args:
+            context: the run.
             engine: a DeepSpeed engine around a CodecGPT.
-            world: the ranks.
-            config: the settings of the loop.
-            batches_from: the training batches from a position of the stream on.
-            validation_batches: batches, each with whether it counts. Their number is the same on every rank, because at
-                ZeRO-3 every forward pass involves all ranks.
-            clip_keys: the keys of the clips of a batch.
-            run: the run folder.
+            batches: what is trained and validated on.
+            recorded_settings: stored in checkpoints, and compared on resume.
         """
-        self.engine, self.world, self.config, self.run = engine, world, config, run
-        self.batches_from, self.validation_batches, self.clip_keys = batches_from, validation_batches, clip_keys
+        self.context, self.engine, self.batches = context, engine, batches
+        self.world, self.run, self.settings = context.world, context.run_dir, context.settings.trainer
+        self.recorded_settings = recorded_settings
         self.model: CodecGPT = engine.module
-        self.ema = Ema(self.model, config.ema) if config.ema and world.is_main else None
+        self.ema = Ema(self.model, self.settings.ema) if self.settings.ema and self.world.is_main else None
         self.step = self.samples_seen = self.frames_seen = self.skipped_steps = 0
-        self.meter = LossMeter(self.model.config.codebooks, world.device)
+        self.meter = LossMeter(self.model.config.codebooks, self.world.device)
         self._should_stop = False
         self._consecutive_skips = 0
         self._val_loss = (-1, math.nan)  # step, loss
         self._pending: checkpoint.PendingCheckpoint | None = None
-        self._on_checkpoint: OnCheckpoint = lambda folder: None
+        self._observer = Observer()
 
-    def resume(self, path: Path) -> None:
+    def resume(self, source: checkpoint.Checkpoint) -> None:
         """Load a checkpoint: weights, optimizer, step, position of the stream, loss sums since the last log row."""
-        checkpoint.load(self.engine, path, self.world, self.run)
-        state = checkpoint.read_metadata(path)
+        checkpoint.load(self.engine, source, self.world, self.run)
+        state = source.metadata
         self.step, self.samples_seen = state["step"], state["place"]
         self.frames_seen, self.skipped_steps = state["frames"], state["skipped"]
         if "val_loss" in state:
             self._val_loss = (self.step, state["val_loss"])
         if self.ema is not None:
-            self.ema = Ema(self.model, self.config.ema)
-            self.ema.load(path)
+            self.ema = Ema(self.model, self.settings.ema)
+            self.ema.load(source.path)
         saved_sums = state["meter"] if self.world.is_main else None
         self.meter = LossMeter(self.model.config.codebooks, self.world.device, saved_sums)
 
-    def train(self, on_log: OnLog, on_checkpoint: OnCheckpoint = lambda folder: None) -> int:
+    def train(self, observer: Observer) -> int:
         """Train to the last step, or until a stop signal or ^C, and save.
-
-        Args:
-            on_log: called with the step and its metrics, the same on every rank.
-            on_checkpoint: called with the folder of each complete checkpoint.
 
         Returns:
             The exit code: 0 at the last step, 75 after a stop request.
         """
-        config = self.config
+        settings, self._observer = self.settings, observer
         signals = [*stop_signals.stop_signals(), signal.SIGINT]
         old_handlers = {number: signal.signal(number, self._request_stop) for number in signals}
         stop_signals.begin_training()
-        batches, self._on_checkpoint = self.batches_from(self.samples_seen), on_checkpoint
+        batches = self.batches.training(self.samples_seen)
         try:
-            if 0 < self.step < config.steps and self._is_validation_step() and self._val_loss[0] != self.step:
-                on_log(self.step, self.validate())  # the run was stopped before this validation
-            while self.step < config.steps:
+            if 0 < self.step < settings.steps and self._is_validation_step() and self._val_loss[0] != self.step:
+                observer.on_log(self.step, self.validate())  # the run was stopped before this validation
+            while self.step < settings.steps:
                 stop = self._train_step(batches)
-                done = self.step == config.steps
-                if self.step % config.log_every == 0 or done:
-                    on_log(self.step, self._training_metrics())
+                done = self.step == settings.steps
+                observer.on_step(self.step)
+                if self.step % settings.log_every == 0 or done:
+                    observer.on_log(self.step, self._training_metrics())
                 if done or (self._is_validation_step() and not stop):  # a stop request must not wait for a validation
-                    on_log(self.step, self.validate())
-                if done or stop or (config.save_every and self.step % config.save_every == 0):
+                    observer.on_log(self.step, self.validate())
+                if done or stop or (settings.save_every and self.step % settings.save_every == 0):
                     self.save()
                 if (done or stop) and self._pending:
                     self._commit_checkpoint()
                 if stop and not done:
-                    log.info("stopped on request at step %d of %d; the same command resumes", self.step, config.steps)
+                    log.info("stopped on request at step %d of %d; the same command resumes", self.step, settings.steps)
                     return EXIT_REQUEUE
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -169,21 +153,35 @@ class Trainer:
                 signal.signal(number, handler)
         return 0
 
+    def time_steps(self, count: int) -> list[float]:
+        """Train for some steps without saving, and return the seconds of each."""
+        batches, times = self.batches.training(0), []
+        try:
+            for _ in range(count):
+                started_at = time.perf_counter()
+                self._train_step(batches)
+                times.append(time.perf_counter() - started_at)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            batches.close()  # type: ignore[attr-defined]
+        return times
+
     def _train_step(self, batches: Iterator[Batch]) -> bool:
         """One optimizer step; returns whether any rank has been asked to stop."""
         self._reset_watchdog()
-        config, started_at = self.config, time.perf_counter()
-        micro_batches = [next(batches) for _ in range(config.gradient_accumulation_steps)]
+        accumulation, started_at = self.settings.gradient_accumulation_steps, time.perf_counter()
+        micro_batches = [next(batches) for _ in range(accumulation)]
         self.meter.data_wait += time.perf_counter() - started_at
         tokens, frames, should_stop = self._count_tokens(micro_batches)
-        optimizer.set_lr(
-            self.engine.optimizer, config.lr * schedules.lr_multiplier(self.step, config.steps, config.schedule)
-        )
+        optim = self.context.settings.optim
+        lr = optim.lr * optim.schedule.multiplier(self.step, self.settings.steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
         losses = []
         for m, batch in enumerate(micro_batches):
-            torch.manual_seed(fold_seed(config.seed, self.step, m, self.world.rank))
+            torch.manual_seed(fold_seed(self.context.settings.seed, self.step, m, self.world.rank))
             # the engine averages over micro-batches and ranks, but the loss is divided by the tokens of all of them
-            scale = config.gradient_accumulation_steps * self.world.world_size / tokens
+            scale = accumulation * self.world.world_size / tokens
             losses.append(self._forward_backward(batch, scale))
             self.engine.step()
         self.step, self.samples_seen = self.step + 1, micro_batches[-1].position
@@ -237,7 +235,7 @@ class Trainer:
         cause = "loss" if any_bad_loss else "gradient"
         log.warning("step %d skipped: non-finite %s; see %s/not-finite-*.jsonl", self.step, cause, self.run)
         self.skipped_steps, self._consecutive_skips = self.skipped_steps + 1, self._consecutive_skips + 1
-        if self._consecutive_skips >= self.config.max_skipped_steps:
+        if self._consecutive_skips >= self.settings.max_skipped_steps:
             raise FloatingPointError(
                 f"{self._consecutive_skips} consecutive steps had a non-finite loss or gradient: {self.run}/"
                 "not-finite-*.jsonl names their clips; lower optim.lr, or check the dataset with "
@@ -246,20 +244,20 @@ class Trainer:
 
     def _log_bad_batch(self, batch: Batch) -> None:
         """Append the keys of a batch to `not-finite-rank-N.jsonl`."""
-        row = {"step": self.step, "rank": self.world.rank, "clips": self.clip_keys(batch)}
+        row = {"step": self.step, "rank": self.world.rank, "clips": self.batches.clip_keys(batch)}
         with (self.run / f"not-finite-rank-{self.world.rank}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def _is_validation_step(self) -> bool:
         """Whether the model is validated after this step."""
-        return bool(self.config.val_every) and self.step % self.config.val_every == 0
+        return bool(self.settings.val_every) and self.step % self.settings.val_every == 0
 
     def validate(self) -> dict[str, float]:
         """The loss over every validation clip exactly once; empty without validation clips."""
         self.engine.eval()
         meter = LossMeter(self.model.config.codebooks, self.world.device)
         with torch.no_grad():
-            for batch, counts in self.validation_batches():
+            for batch, counts in self.batches.validation():
                 self._reset_watchdog()
                 loss_sums, num_tokens = self.engine(*batch.to(self.world.device))
                 meter.add(loss_sums * counts, num_tokens * counts, len(batch.frames))
@@ -275,25 +273,26 @@ class Trainer:
         self._reset_watchdog()
         if self._pending:
             self._commit_checkpoint()
-        state: dict[str, Any] = {"step": self.step, "place": self.samples_seen, "seed": self.config.seed}
-        state |= {"settings": dict(self.config.recorded_settings)}
+        state: dict[str, Any] = {"step": self.step, "place": self.samples_seen, "seed": self.context.settings.seed}
+        state |= {"settings": dict(self.recorded_settings)}
         state |= {"frames": self.frames_seen, "skipped": self.skipped_steps, "meter": self.meter.state(self.world)}
         if self._val_loss[0] == self.step:
             state["val_loss"] = self._val_loss[1]
-        background = self.config.async_checkpoint
+        background = self.settings.async_checkpoint
         self._pending = checkpoint.start_save(self.engine, self.run, self.world, state, self.ema, background)
         if not background:
             self._commit_checkpoint()
 
     def _commit_checkpoint(self) -> None:
         assert self._pending is not None
-        self._on_checkpoint(checkpoint.commit(self.world, self._pending, self.config.retention))
+        settings = self.settings
+        retention = checkpoint.RetentionPolicy(settings.keep, settings.keep_best, settings.keep_every)
+        self._observer.on_checkpoint(checkpoint.commit(self.world, self._pending, retention))
         self._pending = None
 
     def _reset_watchdog(self) -> None:
         """Restart the watchdog's timer: when it expires, it prints all stacks and ends this rank, and so the job."""
-        if self.config.watchdog_seconds:
-            faulthandler.dump_traceback_later(self.config.watchdog_seconds, exit=True)
+        faulthandler.dump_traceback_later(self.settings.watchdog_seconds, exit=True)
 
     def _training_metrics(self) -> dict[str, float]:
         """Metrics over the steps since the last row of the log."""
@@ -315,10 +314,10 @@ class Trainer:
         metrics["memory/host_gib"] = host_gib
         if self.world.device.type == "cuda":
             metrics["memory/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if self.config.peak_flops:
+        if peak := peak_flops(self.world.device):
             config = self.model.config
             flops = clips * model_stats.training_flops(config, tokens / clips / config.codebooks) if clips else 0.0
-            metrics["speed/mfu"] = flops / seconds / self.world.world_size / self.config.peak_flops
+            metrics["speed/mfu"] = flops / seconds / self.world.world_size / peak
         meter.restart_timer()
         return metrics
 

@@ -1,4 +1,4 @@
-"""Faster gradient norm, clipping and overflow check for DeepSpeed at ZeRO-1 and ZeRO-2.
+"""Gradient norm, clipping and overflow check: faster ones at ZeRO-1 and ZeRO-2, and one at ZeRO-0 in fp32, without any.
 
 The host launches the work of a GPU: whatever a step does weight by weight, or reads back from the GPU, is time in which
 the GPU is idle. The results are those of DeepSpeed, except for rounding in the norm.
@@ -6,11 +6,12 @@ the GPU is idle. The results are those of DeepSpeed, except for rounding in the 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def should_compile(setting: bool | str, stage: int, is_cuda: bool) -> bool:
@@ -45,3 +46,26 @@ def patch_zero_optimizer(engine: Any) -> None:
             torch._foreach_mul_(gradients, 1 / ((norm + 1e-6) / zero.clip_grad).clamp(min=1))
 
     zero.scaled_global_norm, zero.unscale_and_clip_grads = global_norm, clip
+
+
+def add_clipping(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+    """Make an optimizer clip gradients, and skip its step where one is not finite.
+
+    DeepSpeed's wrappers of an optimizer do both, but in fp32 at ZeRO-0 it has no wrapper. `overflow` and
+    `_global_grad_norm` are the attributes of its wrappers, which its engine reads.
+
+    Args:
+        optimizer: the optimizer, whose `step` is replaced.
+        max_grad_norm: maximum norm of all gradients; 0: no clipping.
+    """
+    wrapped: Any = optimizer
+    update = optimizer.step
+
+    def step() -> None:
+        weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        wrapped._global_grad_norm = float(nn.utils.clip_grad_norm_(weights, max_grad_norm or math.inf))
+        wrapped.overflow = not math.isfinite(wrapped._global_grad_norm)
+        if not wrapped.overflow:
+            update()
+
+    wrapped.step, wrapped.overflow, wrapped._global_grad_norm = step, False, 0.0

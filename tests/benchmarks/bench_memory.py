@@ -17,18 +17,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.config.cli import compose
+from pipeline.config.cli import load_settings
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
 from pipeline.tools.memory_table import CODEBOOKS, FRAME_RATE, PROMPT, markdown, shape
 from pipeline.training import distributed
-from pipeline.training.distributed import World
-from pipeline.training.engine import build_engine, use_bf16
-from pipeline.training.run_estimate import Hardware, MemoryEstimate, estimate_memory, parse_zero_config
+from pipeline.training.context import RunContext
+from pipeline.training.engine import build_engine
+from pipeline.training.run_estimate import Hardware, MemoryEstimate, estimate_memory, sharding_config
+from pipeline.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 FRAMES = 4 * FRAME_RATE
@@ -38,17 +38,18 @@ def measure_case(args: argparse.Namespace, size: str, choice: str) -> tuple[int,
     """Peak bytes of three steps, and the estimate."""
     overrides = [f"model={size}", f"deepspeed={choice}", f"trainer.micro_batch={args.micro_batch}"]
     overrides += [f"trainer.activation_checkpointing={args.checkpointing}", f"trainer.compile={args.compile}"]
-    cfg, world = compose("train", overrides), distributed.init_distributed(600)
-    config, is_cuda = replace(shape(size, "delay", FRAMES), dropout=0.0), world.device.type == "cuda"
-    bf16 = use_bf16(cfg, world.device.type)
-    sharding = parse_zero_config(cfg.deepspeed.zero_optimization, bf16, Hardware("", is_cuda, 1, 1, 0, 0, 0))
+    settings = load_settings(TrainSettings, overrides)
+    context = RunContext(settings, Path(settings.run), distributed.init_distributed(600))
+    config, is_cuda = replace(shape(size, "delay", FRAMES), dropout=0.0), context.world.device.type == "cuda"
+    zero, hardware = settings.deepspeed.zero_optimization, Hardware("", is_cuda, 1, 1, 0, 0, 0)
+    sharding = sharding_config(zero, context.bf16, hardware)
     mode = "checkpointed" if args.checkpointing else "compiled" if args.compile else "eager"
     estimate = estimate_memory(config, sharding, args.micro_batch, FRAMES, mode)
     if is_cuda:
-        train(cfg, config, world)
+        train(context, config)
         return torch.cuda.max_memory_allocated(), estimate
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        train(cfg, config, world)
+        train(context, config)
     allocated = peak = 0
     for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
@@ -57,12 +58,12 @@ def measure_case(args: argparse.Namespace, size: str, choice: str) -> tuple[int,
     return peak, estimate
 
 
-def train(cfg: Any, config: ModelConfig, world: World) -> None:
+def train(context: RunContext, config: ModelConfig) -> None:
     """Build the engine as the trainer does, and run three steps."""
-    clips = cfg.trainer.micro_batch
+    clips, world = context.settings.trainer.micro_batch, context.world
     codes = torch.randint(0, 1024, (clips, CODEBOOKS, FRAMES), device=world.device)
     prompt = torch.randn(clips, PROMPT, device=world.device)
-    engine = build_engine(cfg, CodecGPT(config), world)
+    engine = build_engine(context, CodecGPT(config))
     for _ in range(3):
         loss_sums, num_tokens = engine(codes, None, prompt)
         loss = loss_sums.sum() / num_tokens.sum()

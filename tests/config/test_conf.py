@@ -18,6 +18,7 @@ from pipeline.config.conf_files import list_choices, list_commands, list_groups
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.training import data, engine
+from pipeline.training.settings import TrainSettings
 from tests.helpers.training_caches import write_cache
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
@@ -114,18 +115,18 @@ def test_every_experiment_builds_its_model(exp: str, shards: dict[str, Path]) ->
     overrides = [f"+exp={exp}", "codec.codebooks=4"]
     path = shards[compose("train", overrides).codec.name]
     small = ["model.pretrained=null", "model.width=48", "model.heads=4", "model.layers=1"]
-    cfg = compose("train", [*overrides, f"shards='{path}'", *small])
-    dataset = data.open_datasets(cfg)
-    model = engine.build_model(cfg, engine.model_config(cfg, dataset), dataset, from_pretrained=True)
-    assert model.config.pattern == cfg.pattern.name and dataset.sampler.epoch_size == 45
+    settings = load_settings(TrainSettings, [*overrides, f"shards='{path}'", *small])
+    dataset = data.open_datasets(settings)
+    model = engine.build_model(settings, engine.model_config(settings, dataset), dataset, from_pretrained=True)
+    assert model.config.pattern == settings.pattern.name and dataset.sampler.epoch_size == 45
     assert sum(p.numel() for p in model.parameters()) == model_stats.num_parameters(model.config)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_model_size_has_its_published_parameters(size: str, shards: dict[str, Path]) -> None:
     path = shards["encodec_24khz"]
-    cfg = compose("train", [f"model={size}", "codec.codebooks=4", f"shards='{path}'"])
-    config = engine.model_config(cfg, data.open_datasets(cfg))
+    settings = load_settings(TrainSettings, [f"model={size}", "codec.codebooks=4", f"shards='{path}'"])
+    config = engine.model_config(settings, data.open_datasets(settings))
     if size == "tiny":
         model = CodecGPT(config)
         assert sum(p.numel() for p in model.parameters()) == model_stats.num_parameters(config) < 6_000_000

@@ -133,7 +133,7 @@ def test_damaged_checkpoint_metadata(tmp_path: Path, seed: int) -> None:
     with inside(tmp_path), refused_or_right(str(tmp_path)):
         checkpoints = checkpoint.list_checkpoints(tmp_path)
         checkpoint.best_of(checkpoints)
-        resume_check.check_model(checkpoints[0], config)
+        resume_check.check_model(checkpoint.Checkpoint.read(checkpoints[0]), config)
 
 
 @some(150)

@@ -18,7 +18,7 @@ from pipeline.models.codec_gpt import CodecGPT
 from pipeline.training import checkpoint, distributed
 from pipeline.training.distributed import World
 from pipeline.training.ema import Ema
-from pipeline.training.optimizer import build_adamw
+from pipeline.training.optimizers import parameter_groups
 from tests.helpers.models import tiny
 
 ODD = {"width": 33, "heads": 3, "positions": 65}  # sizes that do not divide by two ranks
@@ -42,7 +42,6 @@ def train(zero: dict[str, Any], bf16: bool, world: World) -> Any:
 
     model = tiny(**ODD)
     model.fit_prompt_normalization(torch.randn(50, 12, generator=torch.Generator().manual_seed(1)))
-    groups = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.05}
     settings = {
         "zero_optimization": {**zero, "reduce_bucket_size": 1_000_000},
         "train_micro_batch_size_per_gpu": 2,
@@ -51,7 +50,7 @@ def train(zero: dict[str, Any], bf16: bool, world: World) -> Any:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
-    optimizer = build_adamw(model, groups, world.device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-2, betas=(0.9, 0.95))
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
     random = torch.Generator().manual_seed(world.rank)
     for _ in range(2):

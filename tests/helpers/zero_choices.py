@@ -14,10 +14,13 @@ from typing import Any
 import torch
 
 from pipeline.common.paths import CONF
-from pipeline.config.cli import compose
+from pipeline.config.cli import load_settings
 from pipeline.training import checkpoint, distributed
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.context import RunContext
 from pipeline.training.distributed import World
 from pipeline.training.engine import build_engine
+from pipeline.training.settings import TrainSettings
 from pipeline.training.trainer import local_param_sq_norm
 from tests.helpers.models import tiny
 
@@ -26,15 +29,16 @@ CONVERTED = [(choice, "fp32") for choice in CHOICES] + [("zero1", "bf16"), ("zer
 CLIPS, BEFORE, AFTER = 4, 3, 2
 
 
-def build(choice: str, precision: str, world: World, path: Path | None = None) -> Any:
-    """An engine as `pipeline.train` builds it; path: the checkpoint that it is going to load."""
+def build(choice: str, precision: str, world: World, source: Checkpoint | None = None) -> Any:
+    """An engine as `pipeline.train` builds it; source: the checkpoint that it is going to load."""
     overrides = [
         f"deepspeed={choice}",
         f"trainer.precision={precision}",
         f"trainer.micro_batch={CLIPS // world.world_size}",
     ]
-    cfg = compose("train", [*overrides, "trainer.async_checkpoint=false", "optim.lr=0.01"])
-    return build_engine(cfg, tiny(), world, path is not None and checkpoint.needs_universal(path, world))
+    settings = load_settings(TrainSettings, [*overrides, "trainer.async_checkpoint=false", "optim.lr=0.01"])
+    context = RunContext(settings, Path(settings.run), world)
+    return build_engine(context, tiny(), source is not None and source.needs_universal(world))
 
 
 def losses(engine: Any, world: World, steps: range) -> list[float]:
@@ -66,9 +70,10 @@ def train_two_ranks(folder: Path, choice: str, precision: str, world: World) -> 
 def resume_one_rank(folder: Path, choice: str, precision: str, world: World) -> list[float]:
     """Losses of the steps after the checkpoint; the settings of the optimizer stay those of the engine."""
     (path,) = checkpoint.list_checkpoints(folder / f"{choice}-{precision}")
-    engine = build(choice, precision, world, path)
+    source = Checkpoint.read(path)
+    engine = build(choice, precision, world, source)
     settings = [{**group, "params": None} for group in engine.optimizer.param_groups]
-    checkpoint.load(engine, path, world, path.parents[1])
+    checkpoint.load(engine, source, world, path.parents[1])
     assert [{**group, "params": None} for group in engine.optimizer.param_groups] == settings
     return losses(engine, world, range(BEFORE, BEFORE + AFTER))
 
@@ -78,7 +83,8 @@ def norm_of_shards(world: World) -> list[float]:
     model = tiny(codebooks=1, width=36)
     expected = float(sum(p.detach().square().sum() for p in model.parameters()))
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialized memory with NaN
-    engine = build_engine(compose("train", ["deepspeed=zero3", "trainer.async_checkpoint=false"]), model, world)
+    settings = load_settings(TrainSettings, ["deepspeed=zero3", "trainer.async_checkpoint=false"])
+    engine = build_engine(RunContext(settings, Path(settings.run), world), model)
     torch.use_deterministic_algorithms(False)
     assert any(p.ds_numel % world.world_size for p in model.parameters())
     return [world.all_reduce_sum([local_param_sq_norm(engine, world)])[0], expected]

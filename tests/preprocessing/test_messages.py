@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.settings import format_override
-from pipeline.config.cli import compose
+from pipeline.config.cli import compose, load_settings
 from pipeline.preprocessing import messages
 from pipeline.training.data import open_datasets
 from pipeline.training.engine import model_config
+from pipeline.training.settings import TrainSettings
 from tests.helpers.preprocess_runs import make, tones
 
 
@@ -26,9 +27,9 @@ def test_next_command_trains_on_the_dataset(tmp_path: Path, capsys: pytest.Captu
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
     launcher, script, *overrides = shlex.split(line.removeprefix("next: "))
     assert (launcher, script) == ("deepspeed", "pipeline/train.py")
-    cfg = compose("train", overrides)
-    assert cfg.model.name == "tiny" and cfg.shards == str(out)
-    assert model_config(cfg, open_datasets(cfg)).codebooks == 2
+    settings = load_settings(TrainSettings, overrides)
+    assert settings.model.name == "tiny" and settings.shards == str(out)
+    assert model_config(settings, open_datasets(settings)).codebooks == 2
 
 
 def test_default_codec_is_not_in_command() -> None:

@@ -9,22 +9,34 @@ import pytest
 import torch
 
 from pipeline.audio import audio_io
-from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs import CodecSettings
 from pipeline.common.errors import InputError
+from pipeline.config.cli import load_settings
 from pipeline.data.dataloader import ShardedDataset
-from pipeline.generation.settings import sampling_settings
 from pipeline.training.audio_samples import AudioSampler, build_audio_sampler
+from pipeline.training.settings import AudioSamplesSettings, TrainSettings
 from tests.helpers.models import tiny
 from tests.helpers.preprocess_runs import make, tones
 from tests.helpers.training_caches import K, write_cache
 
 
+def settings(
+    clips: int, seconds: float, temperatures: list[float], corpus_root: str | None = None
+) -> AudioSamplesSettings:
+    return AudioSamplesSettings(
+        clips=clips, seconds=seconds, temperatures=temperatures, top_k=0, corpus_root=corpus_root
+    )
+
+
+def codec(name: str, *overrides: str) -> CodecSettings:
+    return load_settings(TrainSettings, [f"codec={name}", *overrides]).codec
+
+
 @pytest.fixture(scope="module")
 def audio_sampler(tmp_path_factory: pytest.TempPathFactory) -> AudioSampler:
     cache = write_cache(tmp_path_factory.mktemp("cache") / "cache", lengths=(12, 30))
-    return AudioSampler(
-        ShardedDataset(cache, "valid"), load_codec("encodec_embedded", K), 3, 0.24, [0.0, 1.0], sampling_settings()
-    )
+    embedded = codec("encodec_embedded", f"codec.codebooks={K}").load("cpu")
+    return AudioSampler(ShardedDataset(cache, "valid"), embedded, settings(3, 0.24, [0.0, 1.0]))
 
 
 def test_each_clip_has_a_reconstruction_and_samples(audio_sampler: AudioSampler) -> None:
@@ -60,13 +72,13 @@ def test_sampling_does_not_change_the_training(audio_sampler: AudioSampler) -> N
 
 def test_missing_codec_weights_disable_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     split = ShardedDataset(write_cache(tmp_path / "cache"), "valid")
-    settings = {"clips": 2, "seconds": 0.2, "temperatures": [1.0], "top_k": 0, "corpus_root": None}
-    meta = {"name": "encodec_24khz", "codebooks": 4, "weights_dir": str(tmp_path)}
-    assert build_audio_sampler(settings, meta, split, torch.device("cpu")) is None
+    two, cpu = settings(2, 0.2, [1.0]), torch.device("cpu")
+    missing = codec("encodec_24khz", "codec.codebooks=4", f"codec.weights_dir='{tmp_path}'")
+    assert build_audio_sampler(two, missing, split, cpu) is None
     assert caplog.text.count("no audio samples will be generated") == 1
-    embedded = {"name": "encodec_embedded", "codebooks": 4, "weights_dir": None}
-    assert build_audio_sampler({**settings, "clips": 0}, embedded, split, torch.device("cpu")) is None
-    audio_sampler = build_audio_sampler(settings, embedded, split, torch.device("cpu"))
+    embedded = codec("encodec_embedded", "codec.codebooks=4")
+    assert build_audio_sampler(settings(0, 0.2, [1.0]), embedded, split, cpu) is None
+    audio_sampler = build_audio_sampler(two, embedded, split, cpu)
     assert audio_sampler is not None and len(audio_sampler.sample(tiny())) == 2
 
 
@@ -74,17 +86,10 @@ def test_original_recordings_are_added_from_the_corpus(tmp_path: Path) -> None:
     corpus = tones(tmp_path / "tones", 6)
     assert make("folder", corpus, tmp_path / "cache", "data.valid=0.5", "data.test=0") == 0
     split = ShardedDataset(tmp_path / "cache", "valid")
-    settings = {
-        "clips": 2,
-        "seconds": 0.1,
-        "temperatures": [1.0],
-        "top_k": 0,
-        "corpus_root": str(tmp_path / "elsewhere"),
-    }
-    codec = {"name": "encodec_embedded", "codebooks": 2, "weights_dir": None}
+    embedded, cpu = codec("encodec_embedded", "codec.codebooks=2"), torch.device("cpu")
     with pytest.raises(InputError, match="missing"):
-        build_audio_sampler(settings, codec, split, torch.device("cpu"))
-    audio_sampler = build_audio_sampler({**settings, "corpus_root": str(corpus)}, codec, split, torch.device("cpu"))
+        build_audio_sampler(settings(2, 0.1, [1.0], str(tmp_path / "elsewhere")), embedded, split, cpu)
+    audio_sampler = build_audio_sampler(settings(2, 0.1, [1.0], str(corpus)), embedded, split, cpu)
     assert audio_sampler is not None
     for (_, sounds), sample in zip(
         audio_sampler.sample(tiny(codebooks=2, prompt_dim=192)), audio_sampler.clips, strict=True

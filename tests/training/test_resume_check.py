@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.common.errors import InputError
 from pipeline.training import checkpoint
-from pipeline.training.resume_check import changed_settings, check_settings
+from pipeline.training.resume_check import changed_settings, describe_stretch
 from tests.helpers.training_caches import write_cache
+from tests.training.test_optimizer import schedule
 from tests.training.test_train import rows, train_here
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -111,16 +112,22 @@ def test_ranks_may_change_at_equal_clips_per_step_or_rank() -> None:
     assert change == "clips per step (micro_batch x gradient_accumulation_steps x ranks) was 32, is now 8"
 
 
-@pytest.mark.parametrize(("name", "notes"), [("constant", 0), ("cosine", 1)])
-def test_longer_schedule_is_reported(run: Path, name: str, notes: int) -> None:
+def test_optimizer_of_older_versions_is_adamw() -> None:
+    """They had one optimizer, and did not record its name."""
+    assert not changed_settings({"optim.lr": 0.1}, {"optim.lr": 0.1, "optim.name": "adamw"})
+    assert changed_settings({}, {"optim.name": "lion"}) == ["optim.name was 'adamw', is now 'lion'"]
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine"])
+def test_longer_schedule_is_reported(name: str) -> None:
     """More steps are always accepted; if the learning rate jumps, both rates are logged."""
-    newest = checkpoint.list_checkpoints(run)[-1]
-    now = {**recorded_settings(run), "optim.schedule.name": name, "optim.schedule.warmup": 0, "trainer.steps": 4}
-    lines = [note for note in check_settings(newest, now, str(run), run) if note.startswith("trainer.steps")]
-    assert len(lines) == notes
-    if notes:
-        assert lines[0].startswith("trainer.steps=4, 2 before: the cosine schedule is stretched, and at step 2")
-        assert lines[0].endswith("is 0.5 of its peak instead of 0")
+    lines = describe_stretch(schedule(name), 2, 2, 4)
+    if name == "constant":
+        assert not lines
+    else:
+        (line,) = lines
+        assert line.startswith("trainer.steps=4, 2 before: the cosine schedule is stretched, and at step 2")
+        assert line.endswith("is 0.5 of its peak instead of 0")
 
 
 def test_checkpoint_without_settings_is_resumed_with_a_note(cache: Path, run: Path) -> None:

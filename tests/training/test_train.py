@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import compose
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.train import main
@@ -222,8 +221,8 @@ def test_killed_launcher_makes_the_ranks_save_and_stop(cache: Path, tmp_path: Pa
 
 def train_here(cache: Path, run: Path, *overrides: str) -> None:
     """Train on one rank in this process."""
-    cfg = compose("train", ["+exp=delay_gpt2", f"shards={cache}", f"run={run}", *SMALL, *overrides])
-    assert main.task(cfg) == 0  # type: ignore[attr-defined]
+    arguments = ["+exp=delay_gpt2", f"shards={cache}", f"run={run}", *SMALL, *overrides]
+    assert main.task(arguments) == 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["flatten", "parallel", "valle"])

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.cli import compose
+from pipeline.config.cli import load_settings
 from pipeline.data.dataloader import Batch
 from pipeline.training import checkpoint, distributed
-from pipeline.training.checkpoint import RetentionPolicy
+from pipeline.training.context import RunContext
 from pipeline.training.engine import build_engine
-from pipeline.training.trainer import Trainer, TrainerConfig
+from pipeline.training.settings import TrainSettings
+from pipeline.training.trainer import Observer, Trainer
 from tests.helpers.models import tiny
 from tests.helpers.zero_choices import CHOICES
 
@@ -35,37 +36,38 @@ def batch(number: int, finite: bool = True) -> Batch:
     return Batch(codes, torch.tensor([12, 7]), prompts if finite else prompts * torch.inf, 0, np.array([number]))
 
 
-class Run:
-    """A trainer whose batches are given by events."""
+class Run(Observer):
+    """A trainer whose batches are given by events; it collects the rows of the log."""
 
     def __init__(
         self, run: Path, zero: str, precision: str, micro_batches: int, events: list[Event], val_every: int = 0
     ) -> None:
-        cfg = compose(
-            "train",
-            [
-                f"deepspeed={zero}",
-                f"trainer.precision={precision}",
-                f"trainer.gradient_accumulation_steps={micro_batches}",
-                "trainer.micro_batch=2",
-                "trainer.async_checkpoint=false",
-            ],
-        )
-        world = distributed.init_distributed(60)
-        engine = build_engine(cfg, tiny(), world)
-        config = TrainerConfig(
-            steps=len(events) // micro_batches, gradient_accumulation_steps=micro_batches, lr=0.01,
-            schedule={"name": "constant"}, log_every=1, val_every=val_every, save_every=0,
-            retention=RetentionPolicy(1, False, 0), async_checkpoint=False, seed=0, ema=0.0,
-            max_skipped_steps=2, watchdog_seconds=0.0, peak_flops=0.0,
-        )  # fmt: skip
+        overrides = [
+            f"deepspeed={zero}", f"trainer.precision={precision}", "optim.lr=0.01", "optim.schedule.warmup=0",
+            f"trainer.gradient_accumulation_steps={micro_batches}", f"trainer.steps={len(events) // micro_batches}",
+            "trainer.micro_batch=2", "trainer.async_checkpoint=false", "trainer.log_every=1", "trainer.save_every=0",
+            f"trainer.val_every={val_every}", "trainer.keep=1", "trainer.keep_best=false",
+            "trainer.max_skipped_steps=2",
+        ]  # fmt: skip
+        settings = load_settings(TrainSettings, overrides)
+        context = RunContext(settings, run, distributed.init_distributed(60))
+        engine = build_engine(context, tiny())
         self.events, self.weight, self.folder = events, engine.module.backbone.h[0].mlp.c_fc.weight, run
         run.mkdir(exist_ok=True)
-        valid = [(batch(1000), True)] if val_every else []
-        self.trainer = Trainer(engine, world, config, self.batches, lambda: iter(valid), clip_keys, run)
+        self.trainer = Trainer(context, engine, self, {})
         self.rows: list[dict[str, float]] = []
 
-    def batches(self, position: int) -> Iterator[Batch]:
+    def validation(self) -> Iterator[tuple[Batch, bool]]:
+        yield from [(batch(1000), True)] if self.trainer.settings.val_every else []
+
+    def clip_keys(self, batch: Batch) -> list[str]:
+        return [str(number) for number in batch.clip_positions.tolist()]
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        if metrics:
+            self.rows.append({"step": step, **metrics})
+
+    def training(self, position: int) -> Iterator[Batch]:
         for number, event in enumerate(self.events):
             hook = None
             if event == "gradient":
@@ -80,12 +82,7 @@ class Run:
 
     def train(self, exit_code: int = 0) -> dict[str, torch.Tensor]:
         """Train, and return the weights: complete, or at ZeRO-3 the shards of this rank."""
-
-        def on_log(step: int, metrics: dict[str, float]) -> None:
-            if metrics:
-                self.rows.append({"step": step, **metrics})
-
-        assert self.trainer.train(on_log) == exit_code
+        assert self.trainer.train(self) == exit_code
         weights = self.trainer.model.named_parameters()
         return {name: (p.ds_tensor if hasattr(p, "ds_tensor") else p).detach().clone() for name, p in weights}
 
@@ -93,10 +90,6 @@ class Run:
         """The keys of the clips that were logged as not finite."""
         file = self.folder / "not-finite-rank-0.jsonl"
         return [key for line in file.read_text().splitlines() for key in json.loads(line)["clips"]]
-
-
-def clip_keys(batch: Batch) -> list[str]:
-    return [str(number) for number in batch.clip_positions.tolist()]
 
 
 @pytest.mark.parametrize("fault", ["loss", "gradient"])
@@ -147,9 +140,10 @@ def test_stop_skips_a_validation_that_resume_runs(tmp_path: Path, signal_name: s
     stopped = Run(tmp_path / "run", "zero0", "fp32", 1, [1, signal_name, 3, 4], val_every=2)
     stopped.train(exit_code=75)
     assert [row["step"] for row in stopped.rows if "val/loss" in row] == []
-    resumed = Run(tmp_path / "run", "zero0", "fp32", 1, events[2:], val_every=2)
-    resumed.trainer.config = unbroken.trainer.config
-    resumed.trainer.resume(checkpoint.list_checkpoints(tmp_path / "run")[-1])
+    resumed = Run(tmp_path / "run", "zero0", "fp32", 1, events, val_every=2)
+    resumed.events = events[2:]
+    (newest,) = checkpoint.list_checkpoints(tmp_path / "run")
+    resumed.trainer.resume(checkpoint.Checkpoint.read(newest))
     resumed.train()
     for name in ("train/loss", "val/loss"):
         both = [(row["step"], row[name]) for row in stopped.rows + resumed.rows if name in row]

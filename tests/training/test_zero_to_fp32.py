@@ -131,15 +131,13 @@ def test_deepspeeds_own_tool_reads_the_latest_checkpoint(runs: Path, kind: str) 
 
 
 def test_conversion_is_written_to_the_run_that_resumes(runs: Path, tmp_path: Path) -> None:
-    """The source run is only read; the result is reused, unless it is damaged or of another checkpoint."""
-    source, alone = runs / "1-fp32" / "checkpoints" / "step-2", World(0, 1, torch.device("cpu"))
+    """The source run is only read; the remains of an interrupted conversion are replaced."""
+    source = checkpoint.Checkpoint.read(runs / "1-fp32" / "checkpoints" / "step-2")
     before = {file: file.stat().st_mtime_ns for file in (runs / "1-fp32").rglob("*")}
-    universal = checkpoint.to_universal(source, alone, tmp_path / "new")
-    assert universal == tmp_path / "new" / "checkpoints" / "universal-2" and not checkpoint.damage(universal)
+    remains = tmp_path / "new" / "checkpoints" / "universal-2" / "zero" / "remains.pt"
+    remains.parent.mkdir(parents=True)
+    remains.touch()
+    universal = checkpoint.to_universal(source, World(0, 1, torch.device("cpu")), tmp_path / "new")
+    assert universal == tmp_path / "new" / "checkpoints" / "universal-2" and not remains.exists()
+    assert next(universal.rglob("exp_avg.pt")) and not checkpoint.list_checkpoints(tmp_path / "new")
     assert {file: file.stat().st_mtime_ns for file in (runs / "1-fp32").rglob("*")} == before
-    again = {file: file.stat().st_mtime_ns for file in universal.rglob("*")}
-    assert checkpoint.to_universal(source, alone, tmp_path / "new") == universal
-    assert {file: file.stat().st_mtime_ns for file in universal.rglob("*")} == again
-    assert not checkpoint.is_conversion_of(runs / "1-bf16" / "checkpoints" / "step-2", universal)
-    next(universal.rglob("exp_avg.pt")).unlink()
-    assert not checkpoint.is_conversion_of(source, universal)
