@@ -9,7 +9,7 @@ from pipeline.models import model_stats
 from pipeline.training.run_estimate import RunEstimate
 
 _UNITS = ((10, "KiB"), (20, "MiB"), (30, "GiB"), (40, "TiB"))
-_MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "activations", "logits", "total", "host")
+_MEMORY_COLUMNS = ("weights", "grads", "optim", "activations", "logits", "total", "host")
 
 
 def build_table(estimate: RunEstimate) -> Table:
@@ -62,7 +62,7 @@ def build_memory_table(estimate: RunEstimate) -> Table:
     table = Table(
         title=f"memory of a rank of {estimate.hardware.ranks} in {'bf16' if estimate.bf16 else 'fp32'}, in {unit}",
         caption=f"activations are {estimate.activation_mode(estimate.sharding)}; with "
-        f"trainer.activation_checkpointing=true {checkpointed}; gradients: with the buffers that reduce them; host: "
+        f"trainer.activation_checkpointing=true {checkpointed}; grads: with the buffers that reduce them; host: "
         "memory of a node for all its ranks",
         title_justify="left",
         caption_justify="left",
