@@ -26,13 +26,13 @@ def main(settings: CompareSettings) -> None:
 
     from pipeline.common.files import check_output_folder
     from pipeline.evaluation.comparison import compare
-    from pipeline.evaluation.output import write_json
+    from pipeline.evaluation.results import write_results
 
     out = Path(settings.out)
     check_output_folder("out", out)
     with Console(stderr=True).status("comparing") as status:
         comparison = compare(settings, status.update)
-    write_json(out / "compare.json", comparison.to_dict())
+    write_results(out / "compare.json", comparison.to_dict())
     (out / "compare.md").write_text(comparison.to_markdown())
     comparison.print(Console())
     if warning := comparison.warning:

@@ -29,16 +29,14 @@ from pipeline.evaluation.settings import EvaluateSettings
 @hydra_command(EvaluateSettings)
 def main(settings: EvaluateSettings) -> None:
     """Evaluate, write the results, and print them."""
-    import shlex
     from pathlib import Path
 
     from rich.console import Console
 
-    from pipeline.common.errors import redact
     from pipeline.common.files import check_output_folder
-    from pipeline.common.settings import format_override
-    from pipeline.evaluation import output, run_folder
-    from pipeline.evaluation.evaluator import evaluate
+    from pipeline.common.settings import format_command
+    from pipeline.evaluation.evaluator import MAX_LOGGED_CLIPS, evaluate
+    from pipeline.evaluation.run_folder import read_config
     from pipeline.evaluation.tables import print_evaluation
     from pipeline.generation.loaded_run import load_run
     from pipeline.tracking.run_tracker import reopen_tracker
@@ -48,15 +46,15 @@ def main(settings: EvaluateSettings) -> None:
     run = load_run(settings.run, settings.device, settings.codec_weights, settings.embedder_weights)
     with Console(stderr=True).status("evaluating") as status:
         evaluation = evaluate(settings, run, status.update)
-    output.write_evaluation(evaluation, out, run.codec.sample_rate)
+    evaluation.write(out)
     if settings.wandb:
-        tracker, step = reopen_tracker(Path(settings.run), run_folder.read_config(Path(settings.run)))
-        output.log_evaluation(tracker, step, evaluation, run.codec.sample_rate)
+        tracker, step = reopen_tracker(Path(settings.run), read_config(Path(settings.run)))
+        tracker.log(step, {f"eval/{name}": value for name, value in evaluation.result.flatten().items()})
+        tracker.log_audio(step, evaluation.sounds_by_clip(MAX_LOGGED_CLIPS), run.codec.sample_rate)
         tracker.close()
     print_evaluation(Console(), evaluation.result)
     print(f"sounds: {out}/*.wav   results: {out}/evaluate.json")
-    overrides = (format_override("run", settings.run), format_override("shards", redact(settings.shards)))
-    print(f"next: {shlex.join(['python', '-m', 'pipeline.report', *overrides])}")
+    print(f"next: {format_command('report', run=settings.run, shards=settings.shards)}")
 
 
 if __name__ == "__main__":

@@ -20,13 +20,12 @@ from pipeline.evaluation.settings import ReportSettings
 @hydra_command(ReportSettings)
 def main(settings: ReportSettings) -> None:
     """Write the report, and print where it is."""
-    import shlex
     from pathlib import Path
 
     from rich.console import Console
 
     from pipeline.common.files import check_output_file
-    from pipeline.common.settings import format_override
+    from pipeline.common.settings import format_command
     from pipeline.evaluation.report_builder import build_report
 
     out = Path(settings.out)
@@ -38,7 +37,7 @@ def main(settings: ReportSettings) -> None:
     for line in report.notes:
         print(line)
     print(f"{out}  {report.sounds} sounds, {len(report.html) / 1e6:.1f} MB: open it in any browser")
-    print(f"next: {shlex.join(['python', '-m', 'pipeline.demo', format_override('run', settings.run)])}")
+    print(f"next: {format_command('demo', run=settings.run)}")
 
 
 if __name__ == "__main__":

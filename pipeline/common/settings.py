@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin
 
@@ -16,7 +17,7 @@ from pydantic import (
     field_validator,
 )
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, redact
 from pipeline.common.setting_types import coerce, describe_field
 
 
@@ -155,6 +156,12 @@ def format_override(setting: str, value: Any) -> str:
     text = str(value)
     is_plain = re.fullmatch(r"[\w./:@-]+", text, re.ASCII)
     return f"{setting}={text if is_plain else hydra_quote(text)}"
+
+
+def format_command(command: str, **settings: object) -> str:
+    """A command with settings, quoted for a shell, without secrets."""
+    overrides = (format_override(name, redact(str(value))) for name, value in settings.items())
+    return shlex.join(["python", "-m", f"pipeline.{command}", *overrides])
 
 
 def require_min(low: float, settings: Mapping[str, Any], *names: str) -> None:

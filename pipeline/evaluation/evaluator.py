@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.audio import audio_io
 from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.evaluation.audio_set import AudioSet, References
@@ -20,13 +22,14 @@ from pipeline.evaluation.losses import measure_losses
 from pipeline.evaluation.metrics import list_metrics
 from pipeline.evaluation.metrics.base import summarize
 from pipeline.evaluation.reference_clips import ReferenceClip, check_dataset, max_frames, sample_reference_clips
-from pipeline.evaluation.results import EvaluationResult, MetricValues
+from pipeline.evaluation.results import EvaluationResult, MetricValues, write_results
 from pipeline.evaluation.settings import MeasureSettings
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.settings import SamplingSettings
 
-MAX_REFERENCE_CLIPS = 10_000  # for the Fréchet distance
+MAX_REFERENCE_CLIPS = 10_000  # to whose embeddings distances are measured
+MAX_LOGGED_CLIPS = 16  # whose sounds a tracker gets
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,20 @@ class Evaluation:
     result: EvaluationResult
     clips: list[ReferenceClip]
     audio_sets: list[AudioSet]
+
+    def write(self, out: Path) -> None:
+        """Write {clip}.{audio set}.wav for every clip and audio set, then evaluate.json."""
+        for sounds in self.audio_sets:
+            for clip, wav in zip(self.clips, sounds.wavs, strict=True):
+                audio_io.write(out / f"{clip.sample.key}.{sounds.name}.wav", wav, sounds.rate)
+        write_results(out / "evaluate.json", self.result.to_dict())
+
+    def sounds_by_clip(self, count: int) -> list[tuple[str, dict[str, np.ndarray]]]:
+        """The key of each of the first clips, and its sounds by name of the audio set."""
+        return [
+            (clip.sample.key, {sounds.name: sounds.wavs[i] for sounds in self.audio_sets})
+            for i, clip in enumerate(self.clips[:count])
+        ]
 
 
 def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str], None]) -> Evaluation:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.common.errors import redact
 from pipeline.common.metrics_file import read_metrics
-from pipeline.common.settings import format_override
+from pipeline.common.settings import format_command
 from pipeline.data.dataset import ShardedDataset
 from pipeline.evaluation.html_templates import render
 from pipeline.evaluation.reference_clips import check_dataset, max_frames, sample_reference_clips
@@ -53,8 +51,7 @@ def build_report(settings: ReportSettings, on_status: Callable[[str], None]) -> 
     split = ShardedDataset(settings.shards, settings.split)
     check_dataset(split, run)
     clips = sample_reference_clips(split, settings.n, settings.seed, run, max_frames(run))
-    overrides = (format_override("run", folder), format_override("shards", redact(settings.shards)))
-    command = shlex.join(["python", "-m", "pipeline.evaluate", *overrides])
+    command = format_command("evaluate", run=settings.run, shards=settings.shards)
     evaluation, notes = read_evaluation(Path(settings.evaluation)), []
     hint = f"For more results run: {command}"
     if evaluation and evaluation.export.sha256 != run.sha256:

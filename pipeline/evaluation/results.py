@@ -5,13 +5,16 @@ Models keep what they do not declare: a file has more than its readers need.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pipeline.common.errors import InputError, one_line
+from pipeline.common.errors import InputError, one_line, redact_all
+from pipeline.common.files import write_atomic
 
 
 def _is_temperature(text: str) -> str:
@@ -139,3 +142,9 @@ def read_evaluation(path: Path) -> EvaluationResult | None:
         raise InputError(
             f"evaluation={path}: not a file that pipeline.evaluate writes ({one_line(error):.200})"
         ) from None
+
+
+def write_results(path: Path, content: Mapping[str, Any]) -> None:
+    """Write results atomically as JSON, without secrets."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(redact_all(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")

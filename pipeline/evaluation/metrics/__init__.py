@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pipeline.common.registry import Registry
+from pipeline.evaluation.audio_set import AudioSet, References
 from pipeline.evaluation.metrics.base import Metric
+
+__all__ = ["METRICS", "AudioSet", "Metric", "References", "list_metrics"]
 
 METRICS: Registry[type[Metric]] = Registry("metric", __name__)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.evaluation.audio_set import AudioSet, References
-from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.metrics.base import Metric
+from pipeline.evaluation.metrics import METRICS, AudioSet, Metric, References
 
 
 @METRICS.register("different")

@@ -6,9 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.evaluation.audio_set import AudioSet, References
-from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.metrics.base import Metric
+from pipeline.evaluation.metrics import METRICS, AudioSet, Metric, References
 
 TOLERANCE = 0.5  # semitones
 

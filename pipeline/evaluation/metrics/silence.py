@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.evaluation.audio_set import AudioSet, References
-from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.metrics.base import Metric
+from pipeline.evaluation.metrics import METRICS, AudioSet, Metric, References
 
 QUIET = 1e-3  # -60 dBFS
 TAIL = 0.25  # the last part of a clip that is checked

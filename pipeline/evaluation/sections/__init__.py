@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pipeline.common.registry import Registry
-from pipeline.evaluation.sections.base import Section
+from pipeline.evaluation.sections.base import AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
+
+__all__ = ["SECTIONS", "AudioRow", "LabeledAudio", "ReportInputs", "Section", "SectionContent", "list_sections"]
 
 SECTIONS: Registry[type[Section]] = Registry("report section", __name__)
 

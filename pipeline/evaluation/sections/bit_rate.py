@@ -8,8 +8,7 @@ import torch
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.recordings import load_source_audio
-from pipeline.evaluation.sections import SECTIONS
-from pipeline.evaluation.sections.base import AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
+from pipeline.evaluation.sections import SECTIONS, AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
 
 
 @SECTIONS.register("bit_rate")

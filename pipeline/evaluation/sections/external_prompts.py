@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.evaluation.sections import SECTIONS
-from pipeline.evaluation.sections.base import AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
+from pipeline.evaluation.sections import SECTIONS, AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
 from pipeline.generation.prompts import find_prompts
 from pipeline.generation.request import read_prompts
 

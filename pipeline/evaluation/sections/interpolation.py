@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.common.errors import InputError
-from pipeline.evaluation.sections import SECTIONS
-from pipeline.evaluation.sections.base import AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
+from pipeline.evaluation.sections import SECTIONS, AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
 from pipeline.generation import interpolation
 from pipeline.generation.prompts import decode_codes
 

@@ -8,11 +8,9 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.evaluation.html_templates import render
-from pipeline.evaluation.metrics import list_metrics
-from pipeline.evaluation.metrics.base import Metric
+from pipeline.evaluation.metrics import Metric, list_metrics
 from pipeline.evaluation.results import EvaluationResult
-from pipeline.evaluation.sections import SECTIONS
-from pipeline.evaluation.sections.base import ReportInputs, Section, SectionContent
+from pipeline.evaluation.sections import SECTIONS, ReportInputs, Section, SectionContent
 from pipeline.evaluation.svg_plots import Curve, plot
 
 
