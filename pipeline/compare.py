@@ -4,8 +4,8 @@
   python -m pipeline.compare runs=[runs/delay_gpt2,runs/flatten_gpt2,runs/parallel_gpt2,runs/valle_gpt2] shards=DIR
 
 One row per run and temperature: pattern, codec and codebooks (with a warning if the runs differ in these two),
-validation loss in bits per second of audio, prompt fidelity, pitch (as in pipeline.evaluate, 95 % intervals in
-brackets), compute spent in training, codes per second in training (from its log) and in generation (measured here).
+validation loss in bits per second of audio, the metrics of pipeline.evaluate (95 % intervals in brackets), compute
+spent in training, codes per second in training (from its log) and in generation (measured here).
 Writes compare.json and compare.md.
 
 What people change: n=, temperatures=, sampling.guidance=, out=, device=.
