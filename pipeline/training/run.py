@@ -155,7 +155,8 @@ class RunObserver(Observer):
             metrics = {**metrics, "train/hours": hours, "train/epoch": epochs}
         self.tracker.log(step, metrics)
         columns = [f"{name} {metrics[name]:.4g}" for name in CONSOLE_METRICS if name in metrics]
-        log.info("step %d/%d  %s", step, self._progress.steps, "  ".join([*columns, self._progress.time_left()]))
+        columns += [time_left] if (time_left := self._progress.time_left()) else []
+        log.info("step %d/%d  %s", step, self._progress.steps, "  ".join(columns))
         if self._audio_sampler and "val/loss" in metrics:
             try:
                 samples = self._audio_sampler.sample(self.trainer.model)

@@ -94,8 +94,8 @@ class StepProgress:
         if self._has_bar:
             self._display.update("steps", step, self.steps, left=self.time_left())
         elif is_first and self._is_main:
-            seconds = format_duration(self._time - self._first_time)
-            log.info("step %d/%d  the first step took %s  %s", step, self.steps, seconds, self.time_left())
+            seconds = self._time - self._first_time
+            log.info("step %d/%d  the first step took %.1f s  %s", step, self.steps, seconds, self.time_left())
 
     def time_left(self) -> str:
         """`eta 3 h 12 min`; empty when no step is left or none was measured."""

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.common.errors import InputError
+from pipeline.common.files import with_checksum
 from pipeline.training import checkpoint
 from pipeline.training.resume_check import changed_settings, describe_stretch
 from tests.helpers.training_caches import write_cache
@@ -116,6 +118,20 @@ def test_optimizer_of_older_versions_is_adamw() -> None:
     """They had one optimizer, and did not record its name."""
     assert not changed_settings({"optim.lr": 0.1}, {"optim.lr": 0.1, "optim.name": "adamw"})
     assert changed_settings({}, {"optim.name": "lion"}) == ["optim.name was 'adamw', is now 'lion'"]
+
+
+def test_run_of_an_older_version_resumes(cache: Path, run: Path) -> None:
+    """Its checkpoint and its config.yaml do not name the optimizer."""
+    newest = checkpoint.list_checkpoints(run)[-1]
+    metadata = checkpoint.read_metadata(newest)
+    del metadata["settings"]["optim.name"]
+    (newest / checkpoint.COMPLETE).write_text(json.dumps(with_checksum(metadata)))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["optim"]["name"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    train_here(cache, run, *OVERRIDES, "trainer.steps=3")
+    assert sorted(rows(run)) == [1, 2, 3] and "changed setting" not in (run / "log.txt").read_text()
+    assert recorded_settings(run)["optim.name"] == "adamw"
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine"])
