@@ -28,8 +28,8 @@ class BackgroundWorker(Generic[Target]):
         name: str,
         open_target: Callable[[], Target],
         max_jobs: int,
-        on_idle: Callable[[], None] = lambda: None,
-        idle_seconds: float | None = None,
+        on_idle: Callable[[], None],
+        idle_seconds: float,
     ) -> None:
         """Start the thread.
 
@@ -38,7 +38,7 @@ class BackgroundWorker(Generic[Target]):
             open_target: Returns the target; called once, in the thread.
             max_jobs: The number of jobs that may wait.
             on_idle: Called between jobs, and every `idle_seconds` while there are none.
-            idle_seconds: None: only between jobs.
+            idle_seconds: See `on_idle`.
         """
         self.name, self._open_target, self._on_idle, self._idle_seconds = name, open_target, on_idle, idle_seconds
         self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[Target], object] | None]] = queue.PriorityQueue(

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import secrets
 import subprocess
 import sys
@@ -26,9 +25,8 @@ from pipeline.common.exit_codes import EXIT_REQUEUE
 from pipeline.common.files import write_atomic
 from pipeline.common.paths import CONF, PACKAGE, ROOT
 from pipeline.common.settings import flatten_settings
-from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.data.storage import is_remote, open_storage
-from pipeline.tracking.background_worker import BackgroundWorker
+from pipeline.data.manifest import Manifest
+from pipeline.data.storage import is_remote
 from pipeline.tracking.base import NamedAudio, TrackedRun
 
 if TYPE_CHECKING:
@@ -69,8 +67,6 @@ class WandbRun:
         self.run.define_metric(STEP)
         self.run.define_metric("*", step_metric=STEP)
         self.run.define_metric("val/loss", step_metric=STEP, summary="min,last")
-        # using an artifact waits for the server: an outage must not hold up the other data
-        self._inputs: BackgroundWorker[wandb.Run] = BackgroundWorker("W&B", lambda: self.run, max_jobs=100)
         if self._logged_steps:
             log.info("W&B resumes run %s, logged up to step %d", self.id, max(self._logged_steps.values()))
 
@@ -113,12 +109,16 @@ class WandbRun:
         self.run.alert(title, text, level="ERROR", wait_duration=_ALERT_INTERVAL)
 
     def log_artifact(self, kind: str, path: str) -> None:
-        """Log a dataset as an input, or a checkpoint or export as an output: small files, and the path of the rest."""
-        if kind == "cache":
-            self._use_dataset(path)
-            return
+        """Log a checkpoint or export as an artifact: small files, and the path of the rest. A dataset is in the config.
+
+        W&B's input artifacts do not work offline, and wait for the server online.
+        """
         import wandb
 
+        if kind == "cache":
+            name, metadata = _describe_dataset(path)
+            self.run.config.update({f"dataset.{name}": metadata}, allow_val_change=True)
+            return
         folder = Path(path).absolute()
         artifact_type, file = _OUTPUTS[kind]
         metadata = {**_without_long_lists(json.loads((folder / file).read_text())), "path": str(folder)}
@@ -130,25 +130,6 @@ class WandbRun:
         artifact.add_reference(folder.as_uri(), name="path", checksum=False)
         step = [f"step-{metadata['step']}"] if "step" in metadata else []
         self.run.log_artifact(artifact, aliases=["latest", *step])
-
-    def _use_dataset(self, path: str) -> None:
-        """Log a dataset as an input artifact: its manifest, and its path. Offline it is recorded in the config only."""
-        import wandb
-
-        if not is_remote(path):
-            path = str(Path(path.removeprefix("file://")).absolute())
-        storage, address = open_storage(path), redact(path)
-        metadata = redact_all({**_dataset_metadata(Manifest.load(storage)), "path": address})
-        name = _artifact_name(Path(address.partition("?")[0]).name)
-        self.run.config.update({f"dataset.{name}": metadata}, allow_val_change=True)
-        if self.run.offline:  # W&B cannot use artifacts offline
-            return
-        artifact = wandb.Artifact(f"cache-{name}", "dataset", metadata=metadata)
-        with artifact.new_file(MANIFEST_NAME, "wb") as file:
-            file.write(storage.read(MANIFEST_NAME))
-        if not is_remote(path):
-            artifact.add_reference(Path(path).as_uri(), name="path", checksum=False)
-        self._inputs.submit(lambda wandb_run: wandb_run.use_artifact(artifact))
 
     def save_sources(self) -> None:
         """Upload the source code of this program and the log of the run."""
@@ -172,7 +153,6 @@ class WandbRun:
         """Upload the rest. code: the exit code; EXIT_REQUEUE is a run that will be resumed."""
         if code == EXIT_REQUEUE:
             self.run.mark_preempting()
-        self._inputs.close(lambda _: None, self.settings.timeout_seconds)
         self.run.finish(exit_code=code)
 
 
@@ -275,16 +255,19 @@ def _audio_table(clips: Sequence[NamedAudio], step: int, rate: int) -> wandb.Tab
     return table
 
 
-def _dataset_metadata(manifest: Manifest) -> dict[str, Any]:
+def _describe_dataset(path: str) -> tuple[str, dict[str, Any]]:
+    """The name of a dataset, and its path, codec, embedder and splits."""
+    if not is_remote(path):
+        path = str(Path(path.removeprefix("file://")).absolute())
+    manifest, address = Manifest.load(path), redact(path)
     splits = {name: {"clips": manifest.num_samples(name), "hours": manifest.hours(name)} for name in manifest.splits}
-    metadata = {"codec": manifest.codec, "embedder": manifest.embedder, "data": _without_long_lists(manifest.data)}
-    return {**metadata, "splits": splits, "skipped": len(manifest.skipped)}
+    metadata = {
+        "codec": manifest.codec, "embedder": manifest.embedder, "data": _without_long_lists(manifest.data),
+        "splits": splits, "skipped": len(manifest.skipped), "path": address,
+    }  # fmt: skip
+    return Path(address.partition("?")[0]).name or "unnamed", redact_all(metadata)
 
 
 def _without_long_lists(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata without lists that are too long to read in W&B."""
     return {name: value for name, value in metadata.items() if not isinstance(value, list) or len(value) <= 16}
-
-
-def _artifact_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-") or "unnamed"

@@ -162,22 +162,6 @@ class Server(ThreadingHTTPServer):
         self.artifacts[variables["artifactID"]]["committed"] = True
         return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
 
-    def on_ArtifactByID(self, variables: dict[str, Any]) -> dict[str, Any]:
-        artifact = self.artifacts[variables["id"]]
-        project = {"id": "p1", "internalId": "p1", "name": "tests", "entity": {"name": "lab"}}
-        sequence = {"__typename": "ArtifactSequence", "name": artifact["name"], "project": project}
-        node: dict[str, Any] = {"__typename": "Artifact", "id": variables["id"], "artifactSequence": sequence}
-        node |= {"versionIndex": 0, "artifactType": {"name": artifact["artifactTypeName"]}, "metadata": "{}"}
-        node |= {"tags": [], "aliases": [], "state": "COMMITTED", "size": 1, "fileCount": 1, "digest": "d"}
-        node |= {"createdAt": "2026-01-01T00:00:00Z", "ttlIsInherited": False, "ttlDurationSeconds": -2}
-        names = ("description", "historyStep", "digestAlgorithm", "commitHash", "updatedAt")
-        return {"artifact": {**node, **dict.fromkeys(names)}}
-
-    def on_UseArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
-        variables = variables.get("input", variables)
-        self.artifacts[variables["artifactID"]]["used_by"] = variables["runName"]
-        return {"useArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
-
     def on_NotifyScriptableRunAlert(self, variables: dict[str, Any]) -> dict[str, Any]:
         self.alerts.append(variables)
         return {"notifyScriptableRunAlert": {"success": True}}

@@ -74,11 +74,10 @@ def test_online_run_and_its_requeue(server: Server, tmp_path: Path) -> None:
     assert steps_of(server) == [10, 20, 30, 40, 50, 60] and server.run(number)["ended"] == 0
     assert [alert["title"] for alert in server.alerts] == ["The loss is not finite"]
     artifacts = {a["name"]: a for a in server.artifacts.values()}
-    assert artifacts["cache-nsynth"]["used_by"] == number and "used_by" not in artifacts[f"export-{number}"]
+    assert run_record["config"]["dataset.nsynth"]["value"]["splits"]["train"]["clips"] == 45
     assert all(a["committed"] for a in server.artifacts.values())
     assert {f"checkpoint-{number}", f"export-{number}"} < set(artifacts)
     assert any(name.endswith("/pipeline/train.py") for name in server.files), "the code that ran"
-    assert any(name.endswith("/manifest.json") for name in server.files)
     assert sum(name.endswith(".wav") for name in server.files) == 2
     assert sum(name.endswith(".png") for name in server.files) == 1, "one picture in two places"
     assert server.files[f"{number}/log.txt"] == b"a log\n"
@@ -122,8 +121,7 @@ def test_endless_outage_loses_nothing(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["finish:75", "finish:0"])
 def test_hanging_server_does_not_hang_the_exit(server: Server, tmp_path: Path, end: str) -> None:
-    """It accepts connections and answers nothing; the dataset is being logged, which waits for it."""
-    cache = write_cache(tmp_path / "nsynth")
+    """It accepts connections and answers nothing."""
 
     def hang() -> None:
         while not server.runs:
@@ -131,7 +129,7 @@ def test_hanging_server_does_not_hang_the_exit(server: Server, tmp_path: Path, e
         server.hangs = True
 
     threading.Thread(target=hang, daemon=True).start()
-    actions = (f"cache:{cache}", "rows:5", "sleep:4", "rows:5", end)
+    actions = ("rows:5", "sleep:8", "rows:5", end)
     said = track(tmp_path / "run", 0, "tracking.timeout_seconds=3", NO_CODE, "--", *actions, env=server.environment)
     server.hangs = False
     assert longest_call(said) < 0.5 and "W&B was stopped after" in said and "wandb sync --yes --include-online" in said
