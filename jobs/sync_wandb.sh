@@ -4,8 +4,8 @@
 #   jobs/sync_wandb.sh runs                  every run below runs/
 #   jobs/sync_wandb.sh runs/delay_gpt2       one run
 #
-# A run that was stopped and requeued becomes one W&B run. Only new data is sent, so this can run repeatedly during
-# training, for example from cron. Needs `wandb login`, or WANDB_API_KEY.
+# A run that was stopped and requeued becomes one W&B run. What was uploaded completely is not sent again; rows of a
+# restart that is still running are sent again by the next sync. Needs `wandb login`, or WANDB_API_KEY.
 set -euo pipefail
 
 if (($# == 0)); then
@@ -21,8 +21,17 @@ if ((${#folders[@]} == 0)); then
     exit 0
 fi
 status=0
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
 for folder in "${folders[@]}"; do
     echo "$folder"
-    wandb sync --yes "$folder" || status=1
+    starts=("$folder"/*run-*-*) # one by one: a killed one ends the upload of those after it
+    for start in "${starts[@]}"; do
+        wandb sync --yes "$start" 2>&1 | tee "$output" || status=1
+        # W&B finds no end of a killed one, and would upload its rows again each time
+        if [ "$start" != "${starts[${#starts[@]} - 1]}" ] && grep -q "incomplete record" "$output"; then
+            touch "$start/run-${start##*-}.wandb.synced"
+        fi
+    done
 done
 exit "$status"

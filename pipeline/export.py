@@ -14,38 +14,49 @@ Main settings: run= checkpoint= weights=last out= push= private=
 from __future__ import annotations
 
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import ClassVar, Literal
 
 from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
 from pipeline.common.files import check_output_folder
+from pipeline.common.settings import CommandSettings
 from pipeline.config.cli import hydra_command
 
 
-@hydra_command("export")
-def main(cfg: DictConfig) -> int:
+class ExportSettings(CommandSettings):
+    """The settings of this command."""
+
+    command: ClassVar[str] = "export"
+
+    run: str
+    checkpoint: str
+    weights: Literal["auto", "last"]
+    out: str
+    push: str | None
+    private: bool
+
+
+@hydra_command(ExportSettings)
+def main(settings: ExportSettings) -> int:
     """Check the settings; write the export; push it if `push=` is set."""
     from pipeline.hub import model_card, upload
     from pipeline.models.codec_gpt import WEIGHTS
     from pipeline.training import checkpoint
 
-    if cfg.weights not in ("auto", "last"):
-        raise InputError(f"weights={cfg.weights}: expected auto or last")
-    if cfg.push:
-        upload.check_upload(cfg.push)
-    path, out = checkpoint.select_checkpoint(Path(cfg.run), str(cfg.checkpoint)), Path(cfg.out)
+    if settings.push:
+        upload.check_upload(settings.push)
+    path, out = checkpoint.select_checkpoint(Path(settings.run), settings.checkpoint), Path(settings.out)
     check_output_folder("out", out)
     if (out / model_card.FILE_NAME).exists() and not (out / WEIGHTS).exists():
         raise InputError(
             f"out={out}: its {model_card.FILE_NAME} is not a model card; give a folder for the export only"
         )
-    checkpoint.export(path, out, use_ema=cfg.weights == "auto")
+    checkpoint.export(path, out, use_ema=settings.weights == "auto")
     model_card.write_model_card(path, checkpoint.read_metadata(path), out)
     print(f"exported {path} to {out}")
-    if cfg.push:
+    if settings.push:
         try:
-            print(f"pushed to {upload.upload_export(out, cfg.push, cfg.private)}")
+            print(f"pushed to {upload.upload_export(out, settings.push, settings.private)}")
         except upload.HubUploadError as error:
             print_error(str(error))
             return 1

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from pipeline import export
 from pipeline.common.errors import InputError
-from pipeline.config.cli import compose
 from pipeline.evaluation.losses import loss_result
 from pipeline.evaluation.results import LossResults
 from pipeline.hub import model_card, upload
@@ -54,7 +53,7 @@ def server() -> Iterator[Hub]:
 
 def exported(run: Path, out: Path, *overrides: str) -> Path:
     """Run `python -m pipeline.export` in this process, and return `out`."""
-    assert export.main.task(compose("export", [f"run='{run}'", f"out='{out}'", *overrides])) == 0  # type: ignore[attr-defined]
+    assert export.main.task([f"run='{run}'", f"out='{out}'", *overrides]) == 0  # type: ignore[attr-defined]
     return out
 
 
@@ -128,7 +127,7 @@ def test_settings_that_cannot_be_exported_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
-        export.main.task(compose("export", overrides))  # type: ignore[attr-defined]
+        export.main.task(overrides)  # type: ignore[attr-defined]
     assert not list(tmp_path.iterdir())
 
 

@@ -32,14 +32,14 @@ ROOT = Path(__file__).parents[2]
 NO_CODE = "tracking.code=false"
 
 
-def track(run: Path, step: int, *actions: str, env: dict[str, str] | None = None, **options: Any) -> str:
+def track(run: Path, step: int, *actions: str, env: dict[str, str] | None = None, code: int = 0, **options: Any) -> str:
     """Track a simulated training in a separate process, and return its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     options = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "timeout": 120, **options}
     clean |= {"HOME": str((options["cwd"] / run).parent), "PYTHONPATH": str(ROOT), **(env or {})}
     command = [sys.executable, "-m", "tests.helpers.tracked_run", str(run), str(step), *actions]
     done = subprocess.run(command, env=clean, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == code, done.stdout
     return done.stdout
 
 

@@ -158,6 +158,18 @@ def test_offline_restarts_sync_to_one_run(server: Server, tmp_path: Path) -> Non
     assert {name: run_record["history"] for name, run_record in server.runs.items()} == history, "nothing is sent twice"
 
 
+def test_killed_offline_start_is_synced_once(server: Server, tmp_path: Path) -> None:
+    """W&B's file of it is incomplete: the starts after it are uploaded, and no sync repeats its rows."""
+    run = tmp_path / "run"
+    track(run, 0, "tracking.mode=offline", NO_CODE, "--", "rows:2", "finish:75")
+    track(run, 20, "tracking.mode=offline", NO_CODE, "--", "rows:2", "sleep:8", "die", code=-9)
+    track(run, 30, "tracking.mode=offline", NO_CODE, "--", "rows:2", "finish:0")
+    for _ in range(2):
+        assert sync(server, run).returncode == 0
+        steps = steps_of(server)
+        assert steps == sorted(set(steps)) and steps[-1] == 50
+
+
 def test_offline_artifacts_sync_from_any_folder(server: Server, tmp_path: Path) -> None:
     """Paths were relative, and a checkpoint was deleted before the sync: every artifact is committed."""
     write_cache(tmp_path / "nsynth")
