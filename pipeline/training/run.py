@@ -115,7 +115,7 @@ class RunObserver(Observer):
     """Sends metrics to the tracker and to the log, and generates audio samples after each validation.
 
     Attributes:
-        tracker: that of the first rank, with the datasets as input artifacts; that of the other ranks does nothing.
+        tracker: that of the first rank, with the datasets as its inputs; that of the other ranks does nothing.
         exit_code: what the tracker records when the `with` block ends.
     """
 
