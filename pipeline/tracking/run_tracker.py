@@ -77,11 +77,6 @@ class RunTracker(Tracker):
             self._has_failed = True
 
 
-def parse_tracker(values: Mapping[str, Any]) -> TrackerSettings:
-    """The settings of a tracker from plain values. Raises InputError if they are not valid."""
-    return parse_settings(TRACKERS.get(str(values.get("name")), "tracking.name"), values, "tracking.")
-
-
 def build_tracker(settings: TrackerSettings, run: TrackedRun) -> Tracker:
     """The tracker of a run that starts or resumes: of its folder, and of the settings."""
     return RunTracker(run, settings.build(run))
@@ -100,7 +95,7 @@ def reopen_tracker(run: Path, config: Mapping[str, Any]) -> tuple[Tracker, int]:
     values, rows = config.get("tracking"), read_metrics(run)
     if not isinstance(values, Mapping) or not rows:
         raise InputError(f"wandb=true: {run} was not tracked; train with tracking=wandb")
-    settings = parse_tracker(values)
+    settings = parse_settings(TRACKERS.get(str(values.get("name")), "tracking.name"), values, "tracking.")
     tracked = TrackedRun(run, max(row["step"] for row in rows), str(config.get("name", run.name)), config)
     tracker = settings.build(tracked)
     if type(tracker) is Tracker:

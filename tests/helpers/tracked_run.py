@@ -15,26 +15,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
-from pipeline.config.cli import compose, overridden_settings
+from pipeline.config.cli import load_settings, overridden_settings
 from pipeline.tracking.base import TrackedRun
-from pipeline.tracking.run_tracker import build_tracker, parse_tracker
+from pipeline.tracking.run_tracker import build_tracker
+from pipeline.training.settings import TrainSettings
 
 
 def main() -> None:
     at = sys.argv.index("--")
     run, step, actions = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[at + 1 :]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    cfg = compose("train", [f"run='{run}'", "+exp=delay_gpt2", *sys.argv[3:at]])
+    settings = load_settings(TrainSettings, [f"run='{run}'", "+exp=delay_gpt2", *sys.argv[3:at]])
     run.mkdir(parents=True, exist_ok=True)
     (run / "log.txt").write_text("a log\n")
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    settings = parse_tracker(config["tracking"]).with_environment(overridden_settings())
-    tracker = build_tracker(settings, TrackedRun(run, step, cfg.name, config))
+    tracking = settings.tracking.with_environment(overridden_settings())
+    tracker = build_tracker(tracking, TrackedRun(run, step, settings.name, settings.to_dict()))
     longest = 0.0
     for action in actions:
         name, _, value = action.partition(":")

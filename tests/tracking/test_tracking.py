@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from pipeline.common.errors import InputError
 from pipeline.common.metrics_file import read_metrics
-from pipeline.config.cli import compose, overridden_settings
+from pipeline.config.cli import load_settings, overridden_settings
 from pipeline.tracking.background_worker import BackgroundWorker
 from pipeline.tracking.base import TrackedRun, Tracker, TrackerSettings
-from pipeline.tracking.run_tracker import build_tracker, parse_tracker
+from pipeline.tracking.run_tracker import build_tracker
 from pipeline.tracking.trackers.wandb import WandbSettings
+from pipeline.training.settings import TrainSettings
 from tests.helpers.training_caches import write_cache
 from tests.helpers.wandb_server import Server, sync
 
@@ -209,8 +209,8 @@ def test_wandb_variables_turn_it_off(tmp_path: Path, variable: str) -> None:
 
 def tracker_settings(*overrides: str) -> TrackerSettings:
     """The settings of the tracker by a command line."""
-    cfg: Any = OmegaConf.to_container(compose("train", ["+exp=delay_gpt2", *overrides]), resolve=True)
-    return parse_tracker(cfg["tracking"]).with_environment(overridden_settings())
+    settings = load_settings(TrainSettings, ["+exp=delay_gpt2", *overrides])
+    return settings.tracking.with_environment(overridden_settings())
 
 
 def test_wandb_variables_replace_defaults_only(monkeypatch: pytest.MonkeyPatch) -> None:
