@@ -24,26 +24,21 @@ sampling.top_k=, sampling.top_p=, sampling.min_p=, sampling.guidance=, device=.
 
 from __future__ import annotations
 
-from typing import Any
-
-from omegaconf import DictConfig
-
 from pipeline.config.cli import hydra_command, overridden_settings
+from pipeline.generation.settings import GenerateSettings
 
 
-@hydra_command("generate")
-def main(cfg: DictConfig) -> int:
+@hydra_command(GenerateSettings)
+def main(settings: GenerateSettings) -> int:
     """Generate, print what was written, and return the exit code."""
     import logging
     from sys import stderr
 
-    from omegaconf import OmegaConf
     from rich.console import Console
 
     from pipeline.generation.job import prepare_job
 
     logging.basicConfig(format="%(message)s")
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     job = prepare_job(settings, overridden_settings(), lambda line: print(f"skipped: {line}", file=stderr, flush=True))
     print(job.summary, flush=True)
     with Console(stderr=True).status("generating") as status:

@@ -14,10 +14,10 @@ import torch
 
 import pipeline
 from pipeline.common.errors import InputError
-from pipeline.config.cli import compose
+from pipeline.config.cli import compose, load_settings
 from pipeline.data import open_dataset
-from pipeline.generation import in_memory
 from pipeline.generation.loaded_run import LoadedRun
+from pipeline.generation.settings import GenerateSettings, default_settings
 from pipeline.models.pattern import build_pattern
 from tests.helpers.trained_run import Workspace, run_command
 
@@ -122,10 +122,8 @@ def test_generate_refuses_what_it_cannot_use(changes: dict[str, object], message
 
 
 def test_defaults_are_those_of_the_commands() -> None:
-    generate, train = compose("generate", ["run=RUN"]), compose("train")
-    assert (
-        generate.prompt_seconds == in_memory.PROMPT_SECONDS and generate.sampling.temperature == in_memory.TEMPERATURE
-    )
+    generate, train = load_settings(GenerateSettings), compose("train")
+    assert generate == default_settings()
     assert (generate.seconds, generate.n, generate.seed, generate.mode) == ("auto", 1, 0, "prompt")
     assert train.data.shuffle_shards == open_dataset.SHUFFLE_SHARDS and train.data.cache_gib == open_dataset.CACHE_GIB
 

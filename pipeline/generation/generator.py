@@ -40,6 +40,14 @@ from pipeline.models.pattern import SPECIAL_TOKEN
 
 
 @dataclass(frozen=True)
+class SlidingWindow:
+    """The window of a sound longer than the training clips: its length and its stride, in frames."""
+
+    frames: int
+    stride: int
+
+
+@dataclass(frozen=True)
 class GenerationSpec:
     """What to generate.
 
@@ -49,8 +57,7 @@ class GenerationSpec:
         sampling: How codes are sampled.
         prompts: Prompts [B, P] and the frames from which they apply, the first from 0. Empty: no prompt.
         prefix_codes: Codes [B, K, T0] with which each clip begins.
-        window: Frames of the sliding window, for sounds longer than the model can read or was trained on.
-        window_stride: Frames by which the window moves.
+        window: The sliding window, for sounds longer than the model can read or was trained on.
     """
 
     frames: int
@@ -58,8 +65,7 @@ class GenerationSpec:
     sampling: SamplingSettings
     prompts: Sequence[tuple[int, Tensor]] = ()
     prefix_codes: Tensor | None = None
-    window: int | None = None
-    window_stride: int | None = None
+    window: SlidingWindow | None = None
 
 
 class Generation:
@@ -83,7 +89,8 @@ class Generation:
         config, device, B = engine.config, engine.device, len(spec.seeds)
         self.end_frames = int(config.end_of_audio)  # the model was trained with an empty frame after the last
         self.total_frames = spec.frames + self.end_frames
-        self.window = self.total_frames if spec.window is None else min(spec.window, self.total_frames)
+        window = spec.window or SlidingWindow(self.total_frames, self.total_frames)
+        self.window, self.stride = min(window.frames, self.total_frames), window.stride
         self._validate()
         self.filters = spec.sampling.build_filters(config.codebooks, device)
         self.is_guided = spec.sampling.guidance != 1 and bool(spec.prompts)
@@ -132,12 +139,12 @@ class Generation:
     @torch.inference_mode()
     def _run_windows(self, size: int | None) -> Iterator[None]:
         """Run window after window; yields whenever `size` more frames are complete."""
-        base, stride = 0, self.spec.window_stride or self.window
+        base = 0
         while True:
             yield from self._run_window(base, size)
             if base + self.window == self.total_frames or int(self.lengths.max()) <= base:
                 return
-            base = min(base + stride, self.total_frames - self.window)
+            base = min(base + self.stride, self.total_frames - self.window)
 
     def _run_window(self, base: int, size: int | None) -> Iterator[None]:
         """Generate the window of frames base..base + window; steps that are known already are only read."""
@@ -274,9 +281,9 @@ class Generation:
                 f"{self.window - self.end_frames} frames are {steps} steps under pattern={self.pattern.name}, but the "
                 f"model has positions for 1..{positions}: give other seconds=, or train with a larger model.positions"
             )
-        if self.window < self.total_frames and not 0 < (spec.window_stride or 0) < self.window:
+        if self.window < self.total_frames and not 0 < self.stride < self.window:
             raise InputError(
-                f"a window of {self.window} frames moves by 1..{self.window - 1} frames, not {spec.window_stride}"
+                f"a window of {self.window} frames moves by 1..{self.window - 1} frames, not {self.stride}"
             )
 
 

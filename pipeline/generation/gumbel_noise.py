@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pipeline.common.seeds import derive_keys
 
 _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio
 
@@ -25,10 +28,11 @@ def noise_keys(seeds: Sequence[int], frames: Tensor) -> Tensor:
     Returns:
         Keys, int32 [B, K, S].
     """
-    seed = torch.tensor([seed % 2**63 for seed in seeds], device=frames.device)[:, None, None]
-    codebook = torch.arange(frames.shape[-2], device=frames.device)[:, None]
-    mixed = _splitmix64(_splitmix64(seed) + frames * 1024 + codebook)  # products and sums wrap around
-    return mixed.to(torch.int32)  # the low 32 bits
+    shape = (len(seeds), 1, 1)
+    seed_keys = derive_keys(np.uint64(0), np.array([seed % 2**63 for seed in seeds], np.uint64)).reshape(shape)
+    codebook = np.arange(frames.shape[-2], dtype=np.uint64)[:, None]
+    mixed = derive_keys(seed_keys, frames.cpu().numpy().astype(np.uint64) * np.uint64(1024) + codebook)  # wraps around
+    return torch.from_numpy(mixed.astype(np.uint32).view(np.int32)).to(frames.device)  # the low 32 bits
 
 
 def gumbel_noise(keys: Tensor, classes: int) -> Tensor:
@@ -46,15 +50,3 @@ def gumbel_noise(keys: Tensor, classes: int) -> Tensor:
     h ^= (h >> 14).bitwise_and_(0x3FFFF)
     uniform = h.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()
-
-
-def _splitmix64(x: Tensor) -> Tensor:
-    """SplitMix64's output function (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", 2014)."""
-    x = x + -0x61C8864680B583EB
-    x = (x ^ _logical_shift(x, 30)) * -0x40A7B892E31B1A47
-    x = (x ^ _logical_shift(x, 27)) * -0x6B2FB644ECCEEE15
-    return x ^ _logical_shift(x, 31)
-
-
-def _logical_shift(x: Tensor, shift: int) -> Tensor:
-    return (x >> shift) & ((1 << (64 - shift)) - 1)

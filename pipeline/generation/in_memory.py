@@ -17,16 +17,16 @@ from torch import Tensor
 
 from pipeline.audio import amplitude, audio_io
 from pipeline.common.errors import InputError
+from pipeline.common.settings import parse_settings
 from pipeline.generation.prompts import SourceAudio, prompt_vector, read_source
-from pipeline.generation.request import ClipRequest, num_samples, resolve_window
-from pipeline.generation.runner import start_generation
-from pipeline.generation.settings import sampling_settings
+from pipeline.generation.request import AudioRequest, ClipRequest, num_samples, resolve_window
+from pipeline.generation.runner import generate_clips
+from pipeline.generation.settings import GenerateSettings, default_settings
 
 if TYPE_CHECKING:
     from pipeline.generation.loaded_run import LoadedRun
 
 Prompt = str | Path | np.ndarray
-PROMPT_SECONDS, TEMPERATURE = 30.0, 0.7  # as in conf/generate.yaml and conf/sampling/default.yaml
 
 
 @dataclass(frozen=True)
@@ -68,49 +68,41 @@ def generate_audio(
     batch: int | None,
 ) -> list[Audio]:
     """Generate `n` times for each prompt. See `LoadedRun.generate`."""
-    if n < 1 or (batch is not None and batch < 1):
-        raise InputError(f"n={n}, batch={batch}: expected at least 1")
     if mode not in ("prompt", "continue"):
         raise InputError(f"mode={mode}: expected prompt or continue")
-    params = sampling_settings(**{"temperature": TEMPERATURE, **sampling})
-    settings: dict[str, Any] = {"seconds": "auto" if seconds is None else seconds, "mode": mode}
-    samples = num_samples(settings, run)
-    frames = run.codec.num_frames(samples)
-    window = resolve_window({**settings, "window": "auto", "window_stride": "auto"}, frames, run)
-    vectors = [None if prompt is None else _embed_prompt(run, prompt, rate) for prompt in prompts]
+    defaults = default_settings().to_dict()
+    changes: dict[str, object] = {"n": n, "seed": seed, "mode": mode, "sampling": {**defaults["sampling"], **sampling}}
+    changes |= {} if seconds is None else {"seconds": seconds}
+    changes |= {} if batch is None else {"batch": batch}
+    settings = parse_settings(GenerateSettings, {**defaults, **changes})
+    vectors = [
+        None if prompt is None else _embed_prompt(run, prompt, rate, settings.prompt_seconds) for prompt in prompts
+    ]
     clips = [
         ClipRequest(seed + number, () if vector is None else ((0, vector),))
         for number, vector in enumerate(vector for vector in vectors for _ in range(n))
     ]
-    batch = batch or run.best_batch(window.frames if window else frames)
-    results = []
-    for first in range(0, len(clips), batch):
-        part = clips[first : first + batch]
-        if len({len(clip.prompts) for clip in part}) > 1:  # with and without a prompt
-            raise InputError("prompt=[...]: expected a prompt in each place, or None in each")
-        generation = start_generation(run, part, samples, params, window)
-        for _ in generation.chunks():
-            pass
-        rows = zip(part, generation.codes.cpu(), generation.lengths.tolist(), strict=True)
-        results += [_decode(run, clip.seed, codes[:, :length], samples) for clip, codes, length in rows]
-    return results
+    samples = num_samples(settings.seconds, run)
+    window = resolve_window(settings, run.codec.num_frames(samples), run)
+    request = AudioRequest(Path(), clips, samples, window, settings)
+    return [_decode(run, clip.seed, codes, samples) for clip, codes in generate_clips(run, request)]
 
 
-def _embed_prompt(run: LoadedRun, prompt: Prompt, rate: int | None) -> Tensor:
-    """Return the prompt vector [P] of an audio file or of an array [S] at `rate`; only its first 30 s count.
+def _embed_prompt(run: LoadedRun, prompt: Prompt, rate: int | None, seconds: float) -> Tensor:
+    """Return the prompt vector [P] of an audio file or of an array [S] at `rate`; only its first seconds count.
 
     Raises:
         InputError: An array has another shape or type, or no rate.
         AudioError: The prompt cannot be read.
     """
     if isinstance(prompt, (str, Path)):
-        source = read_source(prompt, PROMPT_SECONDS, run.codec.sample_rate)
+        source = read_source(prompt, seconds, run.codec.sample_rate)
     else:
-        source = SourceAudio(Path("prompt"), "", _read_array(prompt, rate, run.codec.sample_rate))
+        source = SourceAudio(Path("prompt"), "", _read_array(prompt, rate, seconds, run.codec.sample_rate))
     return prompt_vector(run.embedder, source, run.codec.sample_rate)
 
 
-def _read_array(array: np.ndarray, rate: int | None, target: int) -> np.ndarray:
+def _read_array(array: np.ndarray, rate: int | None, seconds: float, target: int) -> np.ndarray:
     """Samples [S] as the same samples in a file would be read."""
     array = np.asarray(array)
     if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.floating):
@@ -119,7 +111,7 @@ def _read_array(array: np.ndarray, rate: int | None, target: int) -> np.ndarray:
         raise InputError("rate=None: expected the sample rate of the array, such as rate=44100")
     content = io.BytesIO()
     soundfile.write(content, array, rate, format="WAV", subtype="DOUBLE" if array.dtype == np.float64 else "FLOAT")
-    wav = audio_io.read(content.getvalue(), duration=PROMPT_SECONDS, rate=target)
+    wav = audio_io.read(content.getvalue(), duration=seconds, rate=target)
     scaled, note = amplitude.apply_policy(wav, "scale")
     if scaled is None:
         raise audio_io.AudioError("prompt", note)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.common.errors import InputError
+from pipeline.generation.settings import Blend
 
-BLENDS = ("linear", "slerp")
+BLENDS = get_args(Blend)
 
 
 def interpolate(a: Tensor, b: Tensor, fraction: float, blend: str) -> Tensor:
@@ -68,22 +69,6 @@ def keyframe_schedule(
         count = max(1, round((end - start) / interval))
         schedule += [(start + (end - start) * i / count, interpolate(a, b, i / count, blend)) for i in range(count)]
     return [*schedule, keyframes[-1]]
-
-
-def parse_keyframes(setting: Any) -> list[tuple[float, str]]:
-    """Times in seconds and prompt files from the setting `keyframes`.
-
-    Raises:
-        InputError: The setting is not a list of times in ascending order from 0 and prompts.
-    """
-    try:
-        keyframes = [(float(frame["at"]), str(frame["prompt"])) for frame in setting or []]
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"keyframes={setting}: give [{{at: 0, prompt: a.wav}}, {{at: 4, prompt: b.wav}}]") from error
-    times = [at for at, _ in keyframes]
-    if not keyframes or times[0] != 0 or times != sorted(set(times)):
-        raise InputError(f"keyframes={setting}: give different times in ascending order, the first at 0")
-    return keyframes
 
 
 def crossfade(wavs: Sequence[np.ndarray], overlap: int) -> np.ndarray:

@@ -14,7 +14,6 @@ from pipeline.audio.codecs.base import Codec
 from pipeline.audio.embedders import embedder_of
 from pipeline.audio.embedders.base import Embedder
 from pipeline.common.errors import InputError, first_line
-from pipeline.common.files import sha256_file
 from pipeline.common.versions import package_versions
 from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
@@ -37,7 +36,6 @@ class LoadedRun:
         codec: The codec of the training data; decodes the generated codes.
         embedder: The embedder of the training data; turns prompts into vectors.
         folder: The export's folder.
-        sha256: The sha256 of the file with the model's weights.
     """
 
     model: CodecGPT
@@ -45,7 +43,11 @@ class LoadedRun:
     codec: Codec
     embedder: Embedder
     folder: Path
-    sha256: str
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the file with the model's weights."""
+        return self.model.weights_sha256
 
     @property
     def trained_frames(self) -> int | None:
@@ -58,7 +60,10 @@ class LoadedRun:
         return self.model.null_prompt.device
 
     def best_batch(self, frames: int) -> int:
-        """The number of clips to generate at once: the KV cache then takes at most 1 GiB, on a GPU 8 GiB."""
+        """The number of clips to generate at once: the KV cache then takes at most 1 GiB, on a GPU 8 GiB.
+
+        frames: Of each clip, or of its window.
+        """
         config = self.model.config
         bytes_per_clip = 8 * config.layers * config.width * self.model.pattern.num_steps(frames)  # float32 keys, values
         gibibytes = 8 if self.device.type == "cuda" else 1
@@ -212,8 +217,7 @@ def load_run(
     model = CodecGPT.from_pretrained(folder, str(torch_device))
     codec = _load_codec(model, folder, codec_weights, torch_device)
     embedder = _load_embedder(model, folder, embedder_weights, torch_device)
-    sha256 = sha256_file(folder / WEIGHTS)
-    return LoadedRun(model, InferenceEngine(model, batch_invariant), codec, embedder, folder, sha256)
+    return LoadedRun(model, InferenceEngine(model, batch_invariant), codec, embedder, folder)
 
 
 def _load_codec(model: CodecGPT, folder: Path, codec_weights: str | None, device: torch.device) -> Codec:

@@ -1,10 +1,11 @@
-"""Generation of sound files: clips in batches, decoded and written as soon as they are complete.
+"""Generation of sound files: clips in batches, decoded and written as soon as they are complete, or while they grow.
 
 Letters: B clips, K codebooks, T frames, S samples.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,14 @@ import torch
 from torch import Tensor
 
 from pipeline.audio import audio_io
-from pipeline.common.errors import InputError
 from pipeline.generation import sidecar
 from pipeline.generation.generator import Generation, GenerationSpec
 from pipeline.generation.interpolation import crossfade
 from pipeline.generation.loaded_run import LoadedRun
-from pipeline.generation.request import AudioRequest, ClipRequest, SlidingWindow
-from pipeline.generation.settings import SamplingSettings
+from pipeline.generation.request import AudioRequest, ClipRequest
+from pipeline.generation.sidecar import BatchSlot, Sidecar
 
 Job = tuple[int, int]  # the number of a request, and of a clip in it
-PROGRESS_FRAMES = 75  # frames between two status lines
 OnCodes = Callable[[Tensor], None]  # gets codes [B, K, t] of a batch as soon as t more frames are complete
 
 
@@ -49,91 +48,99 @@ class GeneratedFile:
     clips: Sequence[np.ndarray] = ()
 
 
-def start_generation(
-    run: LoadedRun,
-    clips: Sequence[ClipRequest],
-    samples: int,
-    sampling: SamplingSettings,
-    window: SlidingWindow | None,
-) -> Generation:
-    """A generation of clips that have the same length, prompt times and prefix length."""
-    first = clips[0]
+def start_generation(run: LoadedRun, request: AudioRequest, clips: Sequence[ClipRequest]) -> Generation:
+    """A generation of clips like those of a request, which have the same length, prompt times and prefix length."""
     prompts = [
-        (frame, torch.stack([clip.prompts[i][1] for clip in clips])) for i, (frame, _) in enumerate(first.prompts)
+        (frame, torch.stack([clip.prompts[i][1] for clip in clips])) for i, (frame, _) in enumerate(clips[0].prompts)
     ]
-    has_prefix = first.prefix_codes is not None
+    prefixes = [clip.prefix_codes for clip in clips if clip.prefix_codes is not None]
     spec = GenerationSpec(
-        frames=run.codec.num_frames(samples),
+        frames=run.codec.num_frames(request.samples),
         seeds=[clip.seed for clip in clips],
-        sampling=sampling,
+        sampling=request.settings.sampling,
         prompts=prompts,
-        prefix_codes=torch.stack([clip.prefix_codes for clip in clips]) if has_prefix else None,  # type: ignore[misc]
-        window=window.frames if window else None,
-        window_stride=window.stride if window else None,
+        prefix_codes=torch.stack(prefixes) if prefixes else None,
+        window=request.window,
     )
     return Generation(run.engine, spec)
+
+
+def generate_clips(run: LoadedRun, request: AudioRequest) -> Iterator[tuple[ClipRequest, Tensor]]:
+    """Generate the clips of a request without files; yields each with its codes [K, T]."""
+    for jobs in _batches([request], [(0, c) for c in range(len(request.clips))], _batch_size(run, request)):
+        clips = [request.clips[c] for _, c in jobs]
+        generation = start_generation(run, request, clips)
+        for _ in generation.chunks():
+            pass
+        yield from zip(clips, _codes_by_job(generation, jobs, 0).values(), strict=True)
 
 
 def generate_files(
     run: LoadedRun,
     requests: Sequence[AudioRequest],
-    sampling: SamplingSettings,
-    window: SlidingWindow | None,
-    batch: int,
-    on_status: Callable[[str], None],
-    batch_slot: Mapping[str, int] | None = None,
+    status_seconds: float = 1.0,
+    on_status: Callable[[str], None] = lambda line: None,
     on_codes: OnCodes = lambda codes: None,
-    progress_frames: int = PROGRESS_FRAMES,
-    stop_frames: Sequence[int] | None = None,
+    original: Sidecar | None = None,
 ) -> Iterator[GeneratedFile]:
-    """Generate sound files, and write each as soon as it is complete.
+    """Generate sound files, and write each as soon as it is complete, or with `stream` while it is generated.
 
     Args:
         run: The run that generates.
-        requests: The sounds.
-        sampling: How tokens are sampled.
-        window: The sliding window for sounds longer than the training clips.
-        batch: The number of clips to generate at once, at most.
-        on_status: Gets a line about the progress every `progress_frames` frames.
-        batch_slot: {"rows": R, "row": r}: generate a single clip as row r of a batch of R, as it was the first time.
-        on_codes: Gets the new codes every `progress_frames` frames.
-        progress_frames: Frames between two calls of these.
-        stop_frames: Where to stop each clip of a single request: regenerates a sound that was interrupted.
+        requests: The sounds; with `stream` each has one clip.
+        status_seconds: The length of sound after which the functions are called; with `stream` it is `chunk`.
+        on_status: Gets a line about the progress.
+        on_codes: Gets the new codes.
+        original: The sidecar of the single sound that is generated again, as far as it was generated.
 
     Yields:
         The files. After a KeyboardInterrupt also those that are incomplete; then it is raised again.
     """
     jobs = [(r, c) for r, request in enumerate(requests) for c in range(len(request.clips))]
-    jobs = jobs[: len(stop_frames)] if stop_frames else jobs
+    stop_frames = original.frames if original else None
+    jobs, settings = jobs[: len(stop_frames)] if stop_frames else jobs, requests[0].settings
+    size = max(1, round((settings.chunk if settings.stream else status_seconds) * run.codec.frame_rate))
     codes, first = dict[Job, Tensor](), 1  # first: the number of a batch's first clip
-    for jobs_of_batch in _batches(requests, jobs, batch):
-        clips = [requests[r].clips[c] for r, c in jobs_of_batch]
+    for part in _batches(requests, jobs, _batch_size(run, requests[0])):
+        clips, request = [requests[r].clips[c] for r, c in part], requests[part[0][0]]
         label = f"clip {first}" if len(clips) == 1 else f"clips {first}-{first + len(clips) - 1}"
-        rows, row = (batch_slot["rows"], batch_slot["row"]) if batch_slot and len(clips) == 1 else (len(clips), 0)
-        of_batch = list(dict.fromkeys(r for r, _ in jobs_of_batch))  # the requests with a clip in this batch
-        repeated, samples = clips * (rows // len(clips)), requests[of_batch[0]].samples
-        generation = start_generation(run, repeated, samples, sampling, window)
-        stop = max(stop_frames[c] for _, c in jobs_of_batch) if stop_frames else None
-        slots = {r: {"rows": rows, "row": row + [q for q, _ in jobs_of_batch].index(r)} for r in of_batch}
+        slot = original.slot if original and len(clips) == 1 else BatchSlot(len(clips), 0)
+        generation = start_generation(run, request, clips * (slot.rows // len(clips)))
+        slots = {r: slot._replace(row=slot.row + [q for q, _ in part].index(r)) for r, _ in part}
+        stream = _SoundStream(run, request, original) if settings.stream else None
+        stop = max(stop_frames[c] for _, c in part) if stop_frames and not stream else None
         try:
-            for new_codes in generation.chunks(progress_frames):
+            for new_codes in generation.chunks(size):
                 on_codes(new_codes)
                 on_status(f"{label} of {len(jobs)}: {_progress(run, generation)}")
-                if stop is not None and generation.complete_frames >= stop:
+                if stream:
+                    stream.push(new_codes)
+                if (stop is not None and generation.complete_frames >= stop) or (stream and not stream.samples_left):
                     break
+            if stream:
+                stream.flush()
         except BaseException as error:  # write what is generated so far
-            codes |= _codes_by_job(generation, jobs_of_batch, row)
-            for r in of_batch:
-                file = _write_file(run, requests[r], _codes_of_request(codes, r), slots[r], is_complete=False)
+            codes |= _codes_by_job(generation, part, slot.row)
+            for r in slots:
+                file = _write_file(run, requests[r], _codes_of_request(codes, r), slots[r], False, stream)
                 if file.seconds and isinstance(error, KeyboardInterrupt):
                     yield file
             raise
-        codes |= _codes_by_job(generation, jobs_of_batch, row, stop_frames)
+        codes |= _codes_by_job(generation, part, slot.row, None if stream else stop_frames)
         first += len(clips)
-        for r in of_batch:
+        for r in slots:
             clip_codes = _codes_of_request(codes, r)
             if len(clip_codes) == len(stop_frames or requests[r].clips):
-                yield _write_file(run, requests[r], clip_codes, slots[r], is_complete=stop_frames is None)
+                yield _write_file(run, requests[r], clip_codes, slots[r], stop_frames is None, stream)
+
+
+def _batch_size(run: LoadedRun, request: AudioRequest) -> int:
+    """The number of clips to generate at once, at most."""
+    settings = request.settings
+    if settings.stream:
+        return 1
+    frames = request.window.frames if request.window else run.codec.num_frames(request.samples)
+    return run.best_batch(frames) if settings.batch == "auto" else settings.batch
 
 
 def _progress(run: LoadedRun, generation: Generation) -> str:
@@ -159,16 +166,9 @@ def _codes_of_request(codes: Mapping[Job, Tensor], request: int) -> list[Tensor]
 
 def _batches(requests: Sequence[AudioRequest], jobs: Sequence[Job], batch: int) -> Iterator[list[Job]]:
     """Consecutive jobs of the same shape, at most `batch` of them."""
-    jobs_of_batch: list[Job] = []
-    for job in jobs:
-        if jobs_of_batch and (
-            len(jobs_of_batch) == batch or _shape(requests, jobs_of_batch[-1]) != _shape(requests, job)
-        ):
-            yield jobs_of_batch
-            jobs_of_batch = []
-        jobs_of_batch.append(job)
-    if jobs_of_batch:
-        yield jobs_of_batch
+    for _, group in itertools.groupby(jobs, lambda job: _shape(requests, job)):
+        same_shape = list(group)
+        yield from (same_shape[first : first + batch] for first in range(0, len(same_shape), batch))
 
 
 def _shape(requests: Sequence[AudioRequest], job: Job) -> tuple[object, ...]:
@@ -179,20 +179,31 @@ def _shape(requests: Sequence[AudioRequest], job: Job) -> tuple[object, ...]:
 
 
 def _write_file(
-    run: LoadedRun, request: AudioRequest, codes: Sequence[Tensor], slot: Mapping[str, int], is_complete: bool
+    run: LoadedRun,
+    request: AudioRequest,
+    codes: Sequence[Tensor],
+    slot: BatchSlot,
+    is_complete: bool,
+    stream: _SoundStream | None,
 ) -> GeneratedFile:
-    """Decode clips [K, T], join them, and write the sound and its sidecar.
+    """Decode clips [K, T], join them, and write the sound and its sidecar; a streamed sound is written already.
 
     Each clip is decoded alone, so that it does not depend on the others.
     """
-    rate = run.codec.sample_rate
-    clips = [run.codec.decode_clip(clip)[: request.samples] for clip in codes if clip.shape[1]]
-    wav = crossfade(clips, request.crossfade) if clips else np.zeros(0, np.float32)
-    if is_complete or len(wav):
-        audio_io.write(request.out, wav, rate)
-        sidecar.write(request, run, codes, slot, len(wav) / rate, is_complete)
-    clipped_fraction = _count_clipped(wav) / max(1, len(wav))
-    return GeneratedFile(request.out, len(wav) / rate, sidecar.hash_codes(codes), is_complete, clipped_fraction, clips)
+    rate, clips = run.codec.sample_rate, list[np.ndarray]()
+    if stream:
+        samples, clipped = stream.close(), stream.clipped
+        codes = [codes[0][:, : run.codec.num_frames(samples)]]
+    else:
+        clips = [run.codec.decode_clip(clip)[: request.samples] for clip in codes if clip.shape[1]]
+        wav = crossfade(clips, request.crossfade) if clips else np.zeros(0, np.float32)
+        samples, clipped = len(wav), _count_clipped(wav)
+        if is_complete or samples:
+            audio_io.write(request.out, wav, rate)
+    if is_complete or samples:
+        sidecar.write(request, run, codes, slot, samples / rate, is_complete)
+    clipped_fraction = clipped / max(1, samples)
+    return GeneratedFile(request.out, samples / rate, sidecar.hash_codes(codes), is_complete, clipped_fraction, clips)
 
 
 def _count_clipped(wav: np.ndarray) -> int:
@@ -200,82 +211,38 @@ def _count_clipped(wav: np.ndarray) -> int:
     return int((np.abs(wav) >= 1).sum())
 
 
-def decode_chunks(run: LoadedRun, generation: Generation, samples: int, chunk: float) -> Iterator[np.ndarray]:
-    """The sound of a generation of one clip, while it is generated.
+class _SoundStream:
+    """A sound of one clip that is decoded and written to its file while it is generated.
 
-    Args:
-        run: The run that generates.
-        generation: The generation, not started.
-        samples: The length of the sound.
-        chunk: The length of a part, in seconds.
-
-    Yields:
-        Parts [S] of the sound. Joined they are equal, up to rounding, to the sound decoded at once.
+    Attributes:
+        samples_left: The samples that are still to be written.
+        clipped: The number of samples at full scale.
     """
-    size = max(1, round(chunk * run.codec.frame_rate))
-    for wav in run.codec.decode_stream(generation.chunks(size)):
-        part = wav[0, 0, :samples].cpu().numpy()
-        samples -= len(part)
-        if len(part):
-            yield part
-        if not samples:
-            return
 
-
-def stream_files(
-    run: LoadedRun,
-    requests: Sequence[AudioRequest],
-    sampling: SamplingSettings,
-    window: SlidingWindow | None,
-    chunk: float,
-    stop_seconds: float | None = None,
-) -> Iterator[GeneratedFile]:
-    """Generate sounds of one clip, one after the other, and write each to its file while it is generated.
-
-    Args:
-        run: The run that generates.
-        requests: The sounds.
-        sampling: How tokens are sampled.
-        window: The sliding window for sounds longer than the training clips.
-        chunk: The length of sound in each write, in seconds.
-        stop_seconds: Where to stop: regenerates a sound that was interrupted.
-
-    Yields:
-        The files. After a KeyboardInterrupt also the incomplete one; then it is raised again.
-
-    Raises:
-        InputError: A request has several clips.
-    """
-    rate = run.codec.sample_rate
-    for request in requests:
-        if len(request.clips) != 1:
-            raise InputError("stream=true: mode=interpolate cannot be streamed; use mode=morph")
-        generation = start_generation(run, request.clips, request.samples, sampling, window)
+    def __init__(self, run: LoadedRun, request: AudioRequest, original: Sidecar | None) -> None:
         request.out.parent.mkdir(parents=True, exist_ok=True)
-        samples = request.samples if stop_seconds is None else round(stop_seconds * rate)
-        written, clipped = 0, 0
-        try:
-            with soundfile.SoundFile(request.out, "w", rate, 1) as file:
-                for wav in decode_chunks(run, generation, samples, chunk):
-                    file.write(wav.clip(-1, 1))
-                    file.flush()
-                    written, clipped = written + len(wav), clipped + _count_clipped(wav)
-        except BaseException as error:
-            if written:
-                written = soundfile.info(request.out).frames  # the interruption may have come right after a write
-                incomplete = _write_stream_sidecar(run, request, generation, written, clipped, is_complete=False)
-                if isinstance(error, KeyboardInterrupt):
-                    yield incomplete
-            raise
-        yield _write_stream_sidecar(run, request, generation, written, clipped, is_complete=stop_seconds is None)
+        rate = run.codec.sample_rate
+        self.samples_left = round(original.seconds * rate) if original and original.frames else request.samples
+        self.clipped, self._path, self._decoder = 0, request.out, run.codec.streaming_decoder()
+        self._file = soundfile.SoundFile(request.out, "w", rate, 1)
 
+    def push(self, codes: Tensor) -> None:
+        """Decode codes [1, K, t] and write what is complete."""
+        self._write(self._decoder.push(codes))
 
-def _write_stream_sidecar(
-    run: LoadedRun, request: AudioRequest, generation: Generation, written: int, clipped: int, is_complete: bool
-) -> GeneratedFile:
-    """Write the sidecar of a streamed sound. written: its samples; clipped: those of them at full scale."""
-    frames, seconds = run.codec.num_frames(written), written / run.codec.sample_rate
-    frames = min(int(generation.lengths[0]), generation.complete_frames, frames)
-    codes = [generation.codes[0, :, :frames].cpu()]
-    sidecar.write(request, run, codes, {"rows": 1, "row": 0}, seconds, is_complete)
-    return GeneratedFile(request.out, seconds, sidecar.hash_codes(codes), is_complete, clipped / max(1, written))
+    def flush(self) -> None:
+        """Write the rest of the sound."""
+        if self.samples_left:
+            self._write(self._decoder.flush())
+
+    def close(self) -> int:
+        """Close the file, and return its number of samples: an interruption may have come right after a write."""
+        self._file.close()
+        return soundfile.info(self._path).frames
+
+    def _write(self, sound: Tensor) -> None:
+        wav = sound[0, 0, : self.samples_left].cpu().numpy()  # [S]
+        if len(wav):
+            self._file.write(wav.clip(-1, 1))
+            self._file.flush()
+            self.samples_left, self.clipped = self.samples_left - len(wav), self.clipped + _count_clipped(wav)

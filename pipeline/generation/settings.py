@@ -1,19 +1,26 @@
-"""Settings of generation."""
+"""Settings of generation, and their defaults in conf/."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import create_model, model_validator
+import yaml
+from pydantic import Field, create_model, field_validator, model_validator
 
-from pipeline.common.settings import Settings, parse_settings
+from pipeline.common.paths import CONF
+from pipeline.common.setting_types import NonNegative, PositiveInt, Seconds, Unit
+from pipeline.common.settings import CommandSettings, Settings, parse_settings
 from pipeline.generation.filters import FILTERS, SamplingFilter
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+Mode = Literal["prompt", "interpolate", "morph", "continue", "extend"]
+Blend = Literal["linear", "slerp"]
+KEYFRAMES = "expected [{at: 0, prompt: a.wav}, {at: 4, prompt: b.wav}]"
 
 
 class SamplingSettings(Settings):
@@ -68,3 +75,63 @@ def sampling_settings(**values: object) -> SamplingSettings:
         InputError: A value is not valid.
     """
     return parse_settings(SamplingSettings.with_extensions(), {"guidance": 1, **values}, "sampling.")
+
+
+class Keyframe(Settings):
+    """A prompt, and the time in seconds at which it applies alone."""
+
+    at: NonNegative
+    prompt: str
+
+
+class GenerateSettings(CommandSettings):
+    """The settings of `pipeline.generate`; conf/generate.yaml explains them."""
+
+    command: ClassVar[str] = "generate"
+
+    sampling: SamplingSettings
+    run: str | None
+    mode: Mode
+    prompt: str | list[str] | None
+    out: str
+    seconds: Literal["auto"] | Annotated[float, Field(gt=0, le=86_400), Unit("seconds")]  # a day: half a GB of codes
+    n: PositiveInt
+    seed: int
+    source: str | None = Field(alias="from")
+    blend: Blend
+    steps: PositiveInt
+    crossfade_seconds: Annotated[NonNegative, Unit("seconds")]
+    keyframes: list[Keyframe] | None
+    keyframe_interval: Seconds
+    audio: str | None
+    window: Literal["auto"] | Seconds
+    window_stride: Literal["auto"] | Seconds
+    stream: bool
+    chunk: Seconds
+    prompt_seconds: Seconds
+    batch: Literal["auto"] | PositiveInt
+    batch_invariant: bool
+    device: str
+    codec_weights: str | None
+    embedder_weights: str | None
+
+    @field_validator("keyframes", mode="wrap")
+    @classmethod
+    def _check_keyframes(cls, value: object, validate: Callable[[object], Any]) -> Any:
+        try:
+            keyframes = validate(value)
+        except ValueError:
+            raise ValueError(KEYFRAMES) from None
+        times = [keyframe.at for keyframe in keyframes or []]
+        if keyframes is not None and (times[:1] != [0] or times != sorted(set(times))):
+            raise ValueError("expected different times in ascending order, the first at 0")
+        return keyframes
+
+
+@functools.cache
+def default_settings() -> GenerateSettings:
+    """The defaults of conf/generate.yaml."""
+    values = yaml.safe_load((CONF / "generate.yaml").read_text())
+    del values["defaults"]
+    values["sampling"] = yaml.safe_load((CONF / "sampling" / "default.yaml").read_text())
+    return parse_settings(GenerateSettings, values)

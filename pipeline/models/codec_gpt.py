@@ -134,6 +134,7 @@ class CodecGPT(nn.Module):
         self.prompt = nn.Identity() if same_width else nn.Linear(config.prompt_dim, config.width)
         self.null_prompt = nn.Parameter(torch.empty(config.width))
         self.label_smoothing = 0.0  # only in training
+        self.weights_sha256 = ""  # of the file from which the model was loaded
         self.register_buffer("prompt_mean", torch.zeros(config.prompt_dim))
         self.register_buffer("prompt_std", torch.ones(config.prompt_dim))
         self.register_buffer("offsets", torch.arange(config.codebooks)[:, None] * self.classes, persistent=False)
@@ -294,7 +295,7 @@ class CodecGPT(nn.Module):
         try:
             content = json.loads((folder / CONFIG).read_text())
             config = ModelConfig.parse(content)
-            _check_files(folder, content)
+            weights_sha256 = _check_files(folder, content)
             state = load_file(folder / WEIGHTS)
             _check_sizes(config, state)
             model = cls(config)
@@ -304,6 +305,7 @@ class CodecGPT(nn.Module):
                 f"{folder} is not an exported CodecGPT ({one_line(error):.300}); "
                 "`python -m pipeline.export run=RUN` writes one"
             ) from error
+        model.weights_sha256 = weights_sha256
         return model.to(device).eval()
 
 
@@ -319,13 +321,17 @@ def write_pretrained(folder: str | Path, config: ModelConfig, state: dict[str, T
     write_atomic(folder / CONFIG, json.dumps(content, indent=2) + "\n")
 
 
-def _check_files(folder: Path, content: Mapping[str, Any]) -> None:
-    """Raises ValueError if config or weights have changed since they were written; older exports have no checksums."""
+def _check_files(folder: Path, content: Mapping[str, Any]) -> str:
+    """The sha256 of the weights file.
+
+    Raises ValueError if config or weights have changed since they were written; older exports have no checksums.
+    """
     if not is_intact(content):
         raise ValueError(f"{CONFIG} has changed since it was written: its sha256 differs")
-    files = content.get("files")
-    if isinstance(files, dict) and WEIGHTS in files and sha256_file(folder / WEIGHTS) != files[WEIGHTS]:
+    files, sha256 = content.get("files"), sha256_file(folder / WEIGHTS)
+    if isinstance(files, dict) and files.get(WEIGHTS, sha256) != sha256:
         raise ValueError(f"{WEIGHTS} has changed since it was written: its sha256 differs")
+    return sha256
 
 
 def _check_sizes(config: ModelConfig, state: Mapping[str, Tensor]) -> None:

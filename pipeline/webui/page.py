@@ -55,7 +55,7 @@ class Page:
     def seconds(self, sounds: float = 1) -> float:
         """Return the default duration of a sound: `sounds` times that of the training clips, within the limit."""
         loaded = self.service.loaded_runs[self.runs[0]]
-        seconds = sounds * num_samples(self.service.defaults, loaded) / loaded.codec.sample_rate
+        seconds = sounds * num_samples(self.service.defaults["seconds"], loaded) / loaded.codec.sample_rate
         return max(SLIDER_STEP, math.floor(min(self.limits.seconds, seconds) / SLIDER_STEP + 1e-6) * SLIDER_STEP)
 
     # ---- components of tabs ---------------------------------------------------------------------------------------

@@ -21,12 +21,13 @@ from pipeline.audio import audio_io
 from pipeline.audio.audio_io import AudioError
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
+from pipeline.common.settings import parse_settings
 from pipeline.evaluation.sections.base import LabeledAudio
 from pipeline.generation.loaded_run import LoadedRun, limit_threads
 from pipeline.generation.prompts import SourceAudio
-from pipeline.generation.request import AudioRequest, build_requests, num_samples, resolve_window
+from pipeline.generation.request import AudioRequest, build_requests, num_samples
 from pipeline.generation.runner import GeneratedFile, generate_files
-from pipeline.generation.settings import sampling_settings
+from pipeline.generation.settings import GenerateSettings
 from pipeline.webui.file_store import FileStore
 from pipeline.webui.settings import MB, DemoSettings, LimitSettings
 
@@ -111,11 +112,10 @@ class GenerationService:
         Raises:
             InputError: if the settings are not valid or beyond the limits.
         """
-        loaded, full = self.loaded_run(settings["run"]), self._full_settings(settings) | {"out": str(folder / OUT)}
-        sampling = sampling_settings(**full["sampling"])
+        loaded = self.loaded_run(settings["run"])
         frames, rate = loaded.codec.num_frames(self.samples(settings)), loaded.codec.frame_rate
-        window, requests = resolve_window(full, frames, loaded), build_requests(full, loaded)
-        batch = loaded.best_batch(window.frames if window else frames)
+        full = self._full_settings(settings) | {"out": str(folder / OUT)}
+        requests = build_requests(parse_settings(GenerateSettings, full), loaded)
         clips, done = sum(len(request.clips) for request in requests), 0
 
         def on_codes(codes: Tensor) -> None:
@@ -124,12 +124,7 @@ class GenerationService:
             on_progress(codes, done / rate, clips * frames / rate)
 
         with _thread_limit(loaded, clips):
-            generated = list(
-                generate_files(
-                    loaded, requests, sampling, window, batch, lambda line: None, on_codes=on_codes,
-                    progress_frames=max(1, round(self.settings.chunk * rate)),
-                )
-            )  # fmt: skip
+            generated = list(generate_files(loaded, requests, self.settings.chunk, on_codes=on_codes))
         files = [path for file in generated for path in (file.path, make_portable(file.path, folder, settings["run"]))]
         files += sorted({source.path for request in requests for source in request.sources})
         return GenerationResult(requests, generated, files, loaded.codec.sample_rate, self._command(settings, folder))
@@ -146,7 +141,7 @@ class GenerationService:
     def samples(self, settings: Mapping[str, Any]) -> int:
         """Return the length of each requested sound in samples. Raises InputError if it is beyond the limit."""
         loaded = self.loaded_run(settings["run"])
-        samples = num_samples(self._full_settings(settings), loaded)
+        samples = num_samples(self._full_settings(settings)["seconds"], loaded)
         seconds = samples / loaded.codec.sample_rate
         if seconds > self.settings.limits.seconds:
             raise InputError(f"seconds={seconds:g}: this page generates at most {self.settings.limits.seconds:g} s")

@@ -24,6 +24,7 @@ from pipeline.audio.encodec.package import EncodecModel
 from pipeline.audio.encodecmae.embedder import EncodecMaeEmbedder
 from pipeline.audio.encodecmae.model import Architecture, EncodecFrames, EncodecMae
 from pipeline.audio.precision import full_precision
+from tests.helpers.decode_stream import decode_stream
 from tests.helpers.untrained_codec import untrained_codec, untrained_encodec
 
 SECONDS, RATE, CODEBOOKS = 4.0, 24_000, 8
@@ -72,7 +73,7 @@ def contenders(device: str, count: int) -> tuple[dict[str, Callable[[], object]]
         "package: decode, one by one": lambda: [package.decode([(row, None)]) for row in codes.split(1)],
         "ours: decode, one by one": in_batches(ours.decode, codes, 1),
         f"ours: decode, batches of {ours.best_batch}": in_batches(ours.decode, codes, ours.best_batch),
-        "ours: decode, streamed by 25 frames": lambda: [list(ours.decode_stream(codes.split(25, dim=-1)))],
+        "ours: decode, streamed by 25 frames": lambda: [list(decode_stream(ours, codes.split(25, dim=-1)))],
         f"embedded: encode, batches of {embedded.best_batch}": in_batches(embedded.encode, wav, embedded.best_batch),
         f"embedded: decode, batches of {embedded.best_batch}": in_batches(embedded.decode, codes, embedded.best_batch),
         f"EnCodecMAE tiny, batches of {tiny.best_batch}": in_batches(tiny.embed, wav[:, 0], tiny.best_batch),

@@ -156,13 +156,13 @@ def test_damaged_sidecar(tmp_path: Path, seed: int) -> None:
     path = write_damaged(tmp_path / "b.json", seed, content)
     with refused_or_right("b.json"):
         record = sidecar.read(path)
-        assert record["batch"]["row"] < record["batch"]["rows"]
-        sidecar.check_run(path, record, INSTRUMENT)
+        assert record.batch.row < record.batch.rows
+        record.check_run(INSTRUMENT)
 
 
 class _Instrument:
     model = type("Model", (), {"config": ModelConfig(2, "delay", 4, 16, 1, 2, 16, 0.0, 0.0, False)})
-    folder = Path("runs/x/export")
+    folder, sha256 = Path("runs/x/export"), "00"
     identity = {"export": {"sha256": "00"}, "versions": {"torch": "2"}, "device": "cpu"}  # noqa: RUF012
 
 

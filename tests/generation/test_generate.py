@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from omegaconf import OmegaConf
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import compose
+from pipeline.config.cli import load_settings
 from pipeline.generation.interpolation import crossfade
 from pipeline.models.patterns import PATTERNS
 from tests.helpers.preprocess_runs import start
@@ -86,12 +85,11 @@ def test_interrupted_interpolation_is_reproducible(workspace: Workspace, tmp_pat
     from pipeline.generation.loaded_run import load_run
     from pipeline.generation.request import build_requests
     from pipeline.generation.runner import generate_files
-    from pipeline.generation.settings import sampling_settings
+    from pipeline.generation.settings import GenerateSettings
 
     ends, out = [str(tone) for tone in workspace.tones[:2]], tmp_path / "strip.wav"
-    overrides = ["mode=interpolate", f"prompt=[{','.join(ends)}]", "steps=3", "seconds=0.2", f"out={out}"]
-    settings = OmegaConf.to_container(compose("generate", [f"run={workspace.run()}", *overrides]))
-    assert isinstance(settings, dict)
+    overrides = ["mode=interpolate", f"prompt=[{','.join(ends)}]", "steps=3", "seconds=0.2", f"out={out}", "batch=1"]
+    settings = load_settings(GenerateSettings, [f"run={workspace.run()}", *overrides])
     lines: list[str] = []
 
     def stop(line: str) -> None:
@@ -100,8 +98,7 @@ def test_interrupted_interpolation_is_reproducible(workspace: Workspace, tmp_pat
             raise KeyboardInterrupt
 
     run = load_run(workspace.run(), "cpu")
-    sampling = sampling_settings(**settings["sampling"])
-    files = generate_files(run, build_requests(settings, run), sampling, None, 1, stop, progress_frames=5)  # type: ignore[arg-type]
+    files = generate_files(run, build_requests(settings, run), 5 / 75, stop)
     incomplete = next(files)
     with pytest.raises(KeyboardInterrupt):
         next(files)

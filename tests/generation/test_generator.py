@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.common.errors import InputError
 from pipeline.generation.engine import InferenceEngine
-from pipeline.generation.generator import Generation, GenerationSpec
+from pipeline.generation.generator import Generation, GenerationSpec, SlidingWindow
 from pipeline.generation.settings import sampling_settings
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.pattern import SPECIAL_TOKEN
@@ -77,7 +77,7 @@ def test_sliding_window_matches_reference(name: str) -> None:
     """Cells before the window's first frame are empty again, as in training; no position is beyond the window."""
     model, prompts = tiny(pattern=name).eval(), torch.randn(2, 12)
     T, N, stride = 17, 8, 3
-    generation = run_spec(model, GenerationSpec(T, [0, 1], GREEDY, [(0, prompts)], None, N, stride))
+    generation = run_spec(model, GenerationSpec(T, [0, 1], GREEDY, [(0, prompts)], None, SlidingWindow(N, stride)))
     tokens = torch.zeros(2, K, T, dtype=torch.long)
     for base in (0, 3, 6, 9):
         fill_slowly(model, tokens, base, N, base == 9, lambda frame: prompts)
@@ -85,11 +85,9 @@ def test_sliding_window_matches_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PATTERNS.names())
-@pytest.mark.parametrize("window", [None, 8])
-def test_chunks_join_to_all_codes(name: str, window: int | None) -> None:
-    spec = GenerationSpec(
-        19, [4, 5], sampling_settings(temperature=0.9), [(0, torch.randn(2, 12))], None, window, window and 4
-    )
+@pytest.mark.parametrize("window", [None, SlidingWindow(8, 4)])
+def test_chunks_join_to_all_codes(name: str, window: SlidingWindow | None) -> None:
+    spec = GenerationSpec(19, [4, 5], sampling_settings(temperature=0.9), [(0, torch.randn(2, 12))], None, window)
     model = tiny(pattern=name).eval()
     generation = Generation(InferenceEngine(model), spec)
     chunks = list(generation.chunks(3))
@@ -104,7 +102,8 @@ def test_windows_do_not_reuse_random_numbers() -> None:
     model = tiny().eval()
     with torch.no_grad():
         model.head.weight.zero_()
-    codes = run_spec(model, GenerationSpec(200, [0], sampling_settings(temperature=1), [], None, 20, 10)).codes[0, 0]
+    spec = GenerationSpec(200, [0], sampling_settings(temperature=1), [], None, SlidingWindow(20, 10))
+    codes = run_spec(model, spec).codes[0, 0]
     assert len(codes.unique()) > 150
 
 
@@ -146,7 +145,7 @@ def test_end_of_audio_ends_a_sliding_window(name: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     prefix = melody[:, :, :3]
-    generation = run_spec(model.eval(), GenerationSpec(40, [0], GREEDY, [(0, prompt)], prefix, 8, 4))
+    generation = run_spec(model.eval(), GenerationSpec(40, [0], GREEDY, [(0, prompt)], prefix, SlidingWindow(8, 4)))
     assert generation.lengths.tolist() == [12]
     assert torch.equal(generation.codes[:, :, :12], melody) and not generation.codes[:, :, 12:].any()
 
@@ -154,7 +153,7 @@ def test_end_of_audio_ends_a_sliding_window(name: str) -> None:
 @pytest.mark.parametrize("stride", [0, 8, 9])
 def test_invalid_window_stride_is_refused(stride: int) -> None:
     with pytest.raises(InputError, match=r"moves by 1\.\.7 frames"):
-        Generation(InferenceEngine(tiny().eval()), GenerationSpec(20, [0], GREEDY, [], None, 8, stride))
+        Generation(InferenceEngine(tiny().eval()), GenerationSpec(20, [0], GREEDY, [], None, SlidingWindow(8, stride)))
 
 
 def test_temperature_per_codebook() -> None:
@@ -170,7 +169,7 @@ def test_temperature_per_codebook() -> None:
 
 GRAPH_CASES = {
     "one prompt": {},
-    "sliding window": {"window": 8, "window_stride": 3},
+    "sliding window": {"window": SlidingWindow(8, 3)},
     "changing prompt": {"prompts": 3},
     "guided": {"sampling": sampling_settings(temperature=0.8, top_p=0.9, min_p=0.01, guidance=2.0)},
     "ends": {"end_of_audio": True, "sampling": sampling_settings(temperature=3.0)},

@@ -1,48 +1,37 @@
-"""Sound that is decoded while it is generated, and progress lines."""
+"""Sound that is written while it is generated, and progress lines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
-from omegaconf import OmegaConf
+import pytest
+import soundfile
+from torch import Tensor
 
-from pipeline.config.cli import compose
+from pipeline.config.cli import load_settings
 from pipeline.generation.loaded_run import load_run
-from pipeline.generation.request import ClipRequest, SlidingWindow, build_requests
-from pipeline.generation.runner import decode_chunks, generate_files, start_generation
-from pipeline.generation.settings import sampling_settings
+from pipeline.generation.request import build_requests
+from pipeline.generation.runner import generate_files
+from pipeline.generation.settings import GenerateSettings
 from tests.helpers.trained_run import Workspace
 
-WINDOW = SlidingWindow(16, 8)
 
+def test_first_chunk_comes_long_before_the_last(workspace: Workspace, tmp_path: Path) -> None:
+    """When one second of an hour is in the file, little more than its 75 frames is generated."""
+    run, out, frames = load_run(workspace.run(), "cpu"), tmp_path / "long.wav", 0
+    overrides = ["mode=continue", "seconds=3600", "window=0.2", "stream=true", "chunk=0.1", f"out={out}"]
 
-def test_streamed_chunks_join_to_the_decoded_sound(workspace: Workspace) -> None:
-    """Chunks decoded during the generation join, without clicks, to the sound decoded at once."""
-    run, clip, sampling = (
-        load_run(workspace.run(), "cpu"),
-        ClipRequest(5, [(0, torch.randn(192))]),
-        sampling_settings(temperature=0.8),
-    )
-    generation = start_generation(run, [clip], 30_000, sampling, WINDOW)
-    chunks = list(decode_chunks(run, generation, 30_000, 0.1))
-    assert len(chunks) > 8 and sum(map(len, chunks)) == 30_000
-    again = start_generation(run, [clip], 30_000, sampling, WINDOW)
-    list(again.chunks())
-    expected = run.codec.decode(again.codes)[0, 0, :30_000].numpy()
-    assert np.abs(np.concatenate(chunks) - expected).max() < 1e-4
+    def on_codes(codes: Tensor) -> None:
+        nonlocal frames
+        frames += codes.shape[2]
+        if soundfile.info(out).frames >= 24_000:
+            raise KeyboardInterrupt
 
-
-def test_first_chunk_comes_long_before_the_last(workspace: Workspace) -> None:
-    """If one second of an hour is read, little more than its 75 frames is generated."""
-    run = load_run(workspace.run(), "cpu")
-    generation = start_generation(run, [ClipRequest(0)], 3600 * 24_000, sampling_settings(temperature=1), WINDOW)
-    chunks = decode_chunks(run, generation, 3600 * 24_000, 0.1)
-    samples = 0
-    while samples < 24_000:
-        samples += len(next(chunks))
-    assert 75 <= generation.complete_frames < 150
+    files = generate_files(run, build_requests(load_settings(GenerateSettings, overrides), run), on_codes=on_codes)
+    incomplete = next(files)
+    assert not incomplete.is_complete and 1 <= incomplete.seconds < 2 and 75 <= frames < 150
+    with pytest.raises(KeyboardInterrupt):
+        next(files)
 
 
 def test_progress_lines_count_clips(workspace: Workspace, tmp_path: Path) -> None:
@@ -53,9 +42,7 @@ def test_progress_lines_count_clips(workspace: Workspace, tmp_path: Path) -> Non
         ((f"out={tmp_path / 'one.wav'}",), ["clip 1 of 1"]),
         (five, ["clips 1-2 of 5", "clips 3-4 of 5", "clip 5 of 5"]),
     ):
-        settings = OmegaConf.to_container(compose("generate", [f"run={workspace.run()}", "seconds=0.1", *overrides]))
-        assert isinstance(settings, dict)
+        settings = load_settings(GenerateSettings, ["seconds=0.1", "batch=2", *overrides])
         lines: list[str] = []
-        requests, sampling = build_requests(settings, run), sampling_settings(**settings["sampling"])
-        list(generate_files(run, requests, sampling, None, 2, lines.append))
+        list(generate_files(run, build_requests(settings, run), on_status=lines.append))
         assert list(dict.fromkeys(line.split(":")[0] for line in lines)) == expected

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.common.errors import InputError
@@ -193,15 +192,6 @@ class Codec(ABC):
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a decoder that receives codes chunk by chunk."""
         return OverlapDecoder(self)
-
-    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Decode chunks of codes [B, k, t] to chunks of waveforms [B, 1, s], which joined equal `decode`."""
-        decoder = self.streaming_decoder()
-        for chunk in chunks:
-            if (wav := decoder.push(chunk)).shape[-1]:
-                yield wav
-        if (wav := decoder.flush()).shape[-1]:
-            yield wav
 
     def validate_codes(self, codes: Tensor) -> Tensor:
         """Return codes [B, K, T] as int64 on the codec's device; raise InputError if it cannot decode them."""
