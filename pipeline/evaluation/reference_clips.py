@@ -5,6 +5,7 @@ Letters: K codebooks, T frames.
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,13 +54,10 @@ def check_dataset(split: ShardedDataset, run: LoadedRun) -> None:
 
 def max_frames(run: LoadedRun) -> int:
     """The frames of the longest clip for which the model has positions, or of the longest training clip if known."""
-    config, pattern = run.model.config, run.model.pattern
-    low, high = 0, config.positions
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = pattern.num_steps(middle + config.end_of_audio) <= config.positions
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return min(low, run.trained_frames or low)
+    config, num_steps = run.model.config, run.model.pattern.num_steps
+    lengths = range(1, config.positions + 1)
+    longest = bisect.bisect_right(lengths, config.positions, key=lambda frames: num_steps(frames + config.end_of_audio))
+    return min(longest, run.trained_frames or longest)
 
 
 def sample_reference_clips(

@@ -90,7 +90,7 @@ class EmbedderName(_Model):
 
 
 class DistanceReference(_Model):
-    """The embedder of the Fréchet distance, and the number of clips to which it is measured."""
+    """The embedder of distances, and the number of clips to which they are measured."""
 
     embedding: EmbedderName
     n: Count
