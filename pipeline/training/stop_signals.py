@@ -95,7 +95,7 @@ def _find_launchers() -> list[Process] | None:
     import psutil
 
     try:
-        launchers = [parent for parent in psutil.Process().parents() if _program(_command(parent)) in _LAUNCHERS]
+        launchers = [parent for parent in psutil.Process().parents() if _is_launcher(_command(parent))]
         return None if launchers and _is_orphan(launchers[-1]) else launchers
     except (psutil.Error, OSError):
         return []
@@ -119,22 +119,14 @@ def _is_orphan(launcher: Process) -> bool:
     """
     command, parent = _command(launcher), launcher.parent()
     has_node_rank = any(argument.startswith("--node_rank") for argument in command)
-    if _program(command) != "deepspeed.launcher.launch" or has_node_rank:
+    if "deepspeed.launcher.launch" not in command or has_node_rank:
         return False
     return parent is None or os.getpgid(parent.pid) != os.getpgid(launcher.pid)
 
 
-def _program(command: Sequence[str]) -> str:
-    """The script or module that a Python process runs; empty for another process."""
-    if not command or not PurePath(command[0]).name.startswith("python"):
-        return ""
-    arguments = iter(command[1:])
-    for argument in arguments:
-        if argument == "-m":
-            return next(arguments, "")
-        if not argument.startswith("-"):
-            return PurePath(argument).name
-    return ""
+def _is_launcher(command: Sequence[str]) -> bool:
+    """Whether a command line starts the script or the module of a launcher."""
+    return bool(_LAUNCHERS & {PurePath(argument).name for argument in command[:4]})
 
 
 def _is_alive(process: Process) -> bool:

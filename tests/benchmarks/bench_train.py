@@ -53,12 +53,12 @@ def ours(model: str, batch: int, steps: int, overrides: list[str], frames: int =
     with tempfile.TemporaryDirectory() as folder:
         write_cache(Path(folder) / "cache", 2000, frames)
         log_every = max(1, steps // 4)
-        cfg = compose("train", [
+        arguments = [
             "+exp=delay_gpt2", f"model={model}", f"shards={folder}/cache", f"run={folder}/run", "tracking=none",
             f"trainer.micro_batch={batch}", f"trainer.steps={steps}", f"trainer.log_every={log_every}",
             "trainer.val_every=0", "trainer.save_every=0", "audio_samples.clips=0", *overrides,
-        ])  # fmt: skip
-        train.task(cfg)  # type: ignore[attr-defined]
+        ]  # fmt: skip
+        train.task(arguments)  # type: ignore[attr-defined]
         rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "train/loss" in row][1:]  # the first is a warm-up
     return 1000 * batch / np.median([row["speed/clips_per_second"] for row in rows]), rows[-1]["speed/data_wait"]
