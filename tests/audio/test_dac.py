@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.audio.codecs import load_codec
-from pipeline.audio.codecs.base import Codec
+from pipeline.audio.codecs.base import LONGEST_PIECE, Codec
 from pipeline.common.errors import InputError
 from tests.helpers.dac_folder import small_dac, write_dac
 from tests.helpers.decode_stream import decode_stream
@@ -57,6 +57,15 @@ def test_codes_and_waveforms_equal_transformers(codec: Codec) -> None:
     assert decoded.shape == (2, 40 * codec.hop_length) and sound.std() > 0.1
     torch.testing.assert_close(decoded[:, : sound.shape[1]], sound, atol=1e-5, rtol=1e-4)
     assert decoded.shape[1] - sound.shape[1] < 10
+
+
+@torch.inference_mode()
+def test_long_clips_are_decoded_in_pieces(folder: Path) -> None:
+    """So that the memory is bounded; the samples are the same."""
+    codes = torch.randint(0, 1024, (1, 2, 2 * LONGEST_PIECE + 5), generator=torch.Generator().manual_seed(0))
+    expected = transformers_model("dac_44khz").decode(audio_codes=codes).audio_values
+    decoded = load_codec("dac_44khz", 2, folder / "dac_44khz").decode(codes)[:, 0]
+    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_identity_has_the_codec_s_own_numbers(codec: Codec) -> None:

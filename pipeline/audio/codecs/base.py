@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from pipeline.audio.codecs import CodecSettings
 
+LONGEST_PIECE = 2048  # frames that are decoded at once where pieces can be joined: it bounds the memory
+
 
 class StreamingDecoder(Protocol):
     """Decodes codes chunk by chunk; the joined outputs of `push` and `flush` equal `Codec.decode`."""
@@ -182,6 +184,8 @@ class Codec(ABC):
 
         from pipeline.audio.precision import full_precision
 
+        if self.context_frames is not None and codes.shape[-1] > LONGEST_PIECE:
+            return torch.cat([*self.decode_stream(codes.split(LONGEST_PIECE // 2, dim=-1))], dim=-1)
         with torch.inference_mode(), full_precision(self.device):
             return self.decode_batch(self.validate_codes(codes))
 
