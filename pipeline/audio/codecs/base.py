@@ -185,7 +185,9 @@ class Codec(ABC):
         from pipeline.audio.precision import full_precision
 
         if self.context_frames is not None and codes.shape[-1] > LONGEST_PIECE:
-            return torch.cat([*self.decode_stream(codes.split(LONGEST_PIECE // 2, dim=-1))], dim=-1)
+            decoder = self.streaming_decoder()
+            pieces = [decoder.push(piece) for piece in codes.split(LONGEST_PIECE // 2, dim=-1)]
+            return torch.cat([*pieces, decoder.flush()], dim=-1)
         with torch.inference_mode(), full_precision(self.device):
             return self.decode_batch(self.validate_codes(codes))
 
@@ -238,7 +240,7 @@ class OverlapDecoder:
         import torch
 
         if self._codes is None or end <= self._next:
-            return torch.zeros(1 if self._codes is None else len(self._codes), 1, 0)
+            return torch.zeros(1 if self._codes is None else len(self._codes), 1, 0, device=self._codec.device)
         hop = self._codec.hop_length
         wav = self._codec.decode(self._codes)[..., self._next * hop : end * hop]
         first = max(0, end - (self._codec.context_frames or 0))
