@@ -16,9 +16,7 @@ What people change: data=, data.root=, splits=, folders=, quality=, parallel=, a
 
 from __future__ import annotations
 
-import shlex
-
-from pipeline.common.console import print_error
+from pipeline.common.console import print_error, print_next
 from pipeline.common.settings import format_override
 from pipeline.config.cli import hydra_command
 from pipeline.corpora.download.settings import DownloadSettings
@@ -42,7 +40,7 @@ def main(settings: DownloadSettings) -> int:
         print_error("run the same command again: it resumes where this run ended")
         return 1
     overrides = [f"data={settings.data.name}", format_override("data.root", root)]
-    print(f"next: {shlex.join(['python', '-m', 'pipeline.preprocess', *overrides])}")
+    print_next(["python", "-m", "pipeline.preprocess", *overrides])
     return 0
 
 

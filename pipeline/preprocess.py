@@ -26,23 +26,18 @@ import signal
 import sys
 from types import FrameType
 
-from omegaconf import DictConfig
-
 from pipeline.config.cli import hydra_command
+from pipeline.preprocessing.settings import PreprocessSettings
 
 
-@hydra_command("preprocess")
-def main(cfg: DictConfig) -> int:
+@hydra_command(PreprocessSettings)
+def main(settings: PreprocessSettings) -> int:
     """Preprocess, and return the exit code."""
-    from omegaconf import OmegaConf
-
     from pipeline.preprocessing.runner import preprocess
 
-    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(settings, dict)
     previous_handler = signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
-        return preprocess(settings)  # type: ignore[arg-type]
+        return preprocess(settings)
     except SystemExit:
         print("terminated: finished shards are kept; run the same command again", file=sys.stderr)
         raise

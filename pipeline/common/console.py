@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import threading
 import time
@@ -12,12 +13,23 @@ from typing import Any
 
 from pipeline.common.errors import redact
 
+COLUMNS = 80  # of a terminal
 LINE_INTERVAL = 60.0  # seconds between progress lines where standard error is not a terminal
 
 
 def print_error(message: str) -> None:
     """Print an error that ends the command or skips a part of its work, without secrets."""
     print(f"error: {redact(message)}", file=sys.stderr, flush=True)
+
+
+def print_next(command: Sequence[str]) -> None:
+    """Print the command that usually comes next, on standard output, in lines of at most 80 columns where it can."""
+    lines = ["next:"]
+    for argument in map(shlex.quote, command):
+        if len(lines[-1]) + len(argument) + 3 > COLUMNS and lines[-1].strip():
+            lines.append("     ")
+        lines[-1] += f" {argument}"
+    print(" \\\n".join(lines))
 
 
 def print_log(line: str) -> None:

@@ -18,6 +18,8 @@ class Clip:
         labels: The corpus' metadata (NSynth: pitch, velocity, instrument...).
         span: (offset, size) of the member in the uncompressed archive; None for a plain file.
         content: The member's bytes, once `pipeline.corpora.load` has read them.
+        fingerprint: Of the input, when a plan was made; see `pipeline.corpora.fingerprint`.
+        source: The path that a dataset records, relative to the corpus folder, once a plan was made.
     """
 
     key: str
@@ -28,3 +30,5 @@ class Clip:
     labels: dict[str, Any] = field(default_factory=dict)
     span: tuple[int, int] | None = None
     content: bytes | None = field(default=None, repr=False, compare=False)
+    fingerprint: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)

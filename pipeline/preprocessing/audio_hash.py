@@ -17,7 +17,6 @@ from pipeline.audio import audio_io
 from pipeline.corpora import Clip
 from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job, Skipped, kill_after, read_error
 from pipeline.preprocessing.decode_workers import DecodeFunction, DecodeWorkerPool
-from pipeline.preprocessing.shard_planner import PlannedClip
 
 MAX_FRAMES_PER_BYTE = 8192  # FLAC and Opus store silence in less, but a header that claims more is wrong
 HASH_RATE = 24_000  # Hz at which all audio is hashed, whatever the codec's rate
@@ -58,15 +57,14 @@ class MeasuredDurations:
 
 def hash_job(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
     """`hash_audio` in the form of `decode_job`: for a job of one recording, the hash is the reason of a `Skipped`."""
-    source: str | bytes = job.clips[0].clip.path
+    source: str | bytes = job.clips[0].path
     if job.contents_file is not None:
         with open(job.contents_file, "rb") as file:  # noqa: PTH123
             source = file.read()
     with kill_after(options.timeout):
         digest = hash_audio(source)
         fault = None if digest else read_error(source)
-    result = Skipped(digest or fault or "cannot be decoded", retry=fault is not None)
-    yield DecodedBatch(job.shard, job.first, [result])
+    yield job.skip(Skipped(digest or fault or "cannot be decoded", retry=fault is not None))
 
 
 class AudioHasher:
@@ -95,12 +93,12 @@ class AudioHasher:
                 file.write(source)
                 file.flush()
             contents_file = None if isinstance(source, str) else file.name
-            job = Job("", 0, [PlannedClip(Clip("", path, ""), path, "")], contents_file)
+            job = Job("", 0, [Clip("", path, "")], contents_file)
             inbox, sender = Pipe()
             with inbox, sender:
                 jobs = iter([job])
                 (batch,) = self._pool.decode(inbox, lambda: sender.send(next(jobs, None)))
-        result = batch.clips[0]
+        result = batch.clips[0].audio
         assert isinstance(result, Skipped)  # see hash_job
         if result.retry and not result.reason.startswith("too slow"):
             raise OSError(result.reason)

@@ -14,15 +14,14 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
 
 from pipeline.audio import amplitude, audio_io
 from pipeline.common.errors import one_line
-from pipeline.corpora import fingerprint
-from pipeline.preprocessing.shard_planner import PlannedClip
+from pipeline.corpora import Clip, fingerprint
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,17 @@ class Skipped:
     retry: bool = False
 
 
-AudioOrError = np.ndarray | Skipped  # float32 [S], or why there is none
 CHANGED = Skipped("changed: the file is not what it was when it was listed; run again", retry=True)
 MISSING = Skipped("missing: the file was there when it was listed; run again", retry=True)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """A clip with its audio, float32 [S], or why there is none. note: how the audio differs from its file."""
+
+    clip: Clip
+    audio: np.ndarray | Skipped
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Job:
 
     shard: str
     first: int
-    clips: list[PlannedClip]
+    clips: list[Clip]
     contents_file: str | None = None
     spans: tuple[tuple[int, int] | None, ...] = ()
     embed_only: bool = False
@@ -64,19 +71,19 @@ class Job:
             is_retry=True,
         )
 
+    def skip(self, reason: Skipped) -> DecodedBatch:
+        """The result of a job whose clips are skipped."""
+        return DecodedBatch(self.shard, self.first, [DecodedClip(clip, reason) for clip in self.clips], self.embed_only)
+
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Decoded clips of a shard from number `first` on.
-
-    notes: by index in `clips`, how the audio differs from its file (scaled, truncated).
-    """
+    """Decoded clips of a shard from number `first` on."""
 
     shard: str
     first: int
-    clips: list[AudioOrError]
+    clips: list[DecodedClip]
     embed_only: bool = False
-    notes: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,10 +114,8 @@ class DecodeOptions:
 def decode_job(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
     """The clips of a job, decoded, in batches of `options.batch`."""
     batch = DecodedBatch(job.shard, job.first, [], job.embed_only)
-    for audio, note in decode_clips(job, options):
-        if note and isinstance(audio, np.ndarray):
-            batch.notes[len(batch.clips)] = note
-        batch.clips.append(audio)
+    for decoded in decode_clips(job, options):
+        batch.clips.append(decoded)
         if len(batch.clips) == options.batch:
             yield batch
             batch = DecodedBatch(job.shard, batch.first + len(batch.clips), [], job.embed_only)
@@ -118,11 +123,11 @@ def decode_job(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
         yield batch
 
 
-def decode_clips(job: Job, options: DecodeOptions) -> Iterator[tuple[AudioOrError, str]]:
-    """Each clip of a job, decoded, with a note of how it differs from its file ("" where it does not)."""
+def decode_clips(job: Job, options: DecodeOptions) -> Iterator[DecodedClip]:
+    """Each clip of a job, decoded."""
     spans = job.spans or (None,) * len(job.clips)
     pairs = zip(job.clips, spans, strict=True)
-    for _, group in groupby(pairs, key=lambda pair: pair[0].clip.path):
+    for _, group in groupby(pairs, key=lambda pair: pair[0].path):
         recording = list(group)
         clips, span = [clip for clip, _ in recording], recording[0][1]
         faults: list[str] = []  # of the clip that is decoded next
@@ -131,7 +136,7 @@ def decode_clips(job: Job, options: DecodeOptions) -> Iterator[tuple[AudioOrErro
         for clip in clips:
             with kill_after(options.timeout):
                 audio = next(decoded)
-                now = fingerprint(clip.clip)
+                now = fingerprint(clip)
                 audio = audio if now == clip.fingerprint else CHANGED if now else MISSING
             note = ""
             if isinstance(audio, np.ndarray):
@@ -139,7 +144,7 @@ def decode_clips(job: Job, options: DecodeOptions) -> Iterator[tuple[AudioOrErro
                 audio = Skipped(note) if wav is None else wav
                 note = "; ".join(filter(None, [*truncated, note]))
             faults.clear()
-            yield audio, note
+            yield DecodedClip(clip, audio, note if isinstance(audio, np.ndarray) else "")
 
 
 @contextmanager
@@ -173,17 +178,17 @@ def read_error(source: str | bytes) -> str | None:
 def _decode_recording(
     contents_file: str | None,
     span: tuple[int, int] | None,
-    clips: list[PlannedClip],
+    clips: list[Clip],
     options: DecodeOptions,
     faults: list[str],
     truncated: list[str],
-) -> Iterator[AudioOrError]:
+) -> Iterator[np.ndarray | Skipped]:
     """The clips of one recording. contents_file, span: where its bytes are, if it is in an archive.
 
     faults receives what is wrong with a clip's channels, before the clip is yielded; truncated receives a note if the
     recording is truncated.
     """
-    source: str | bytes = clips[0].clip.path
+    source: str | bytes = clips[0].path
     if span is not None and contents_file is not None:
         try:
             source = _read_span(contents_file, *span)
@@ -205,8 +210,8 @@ def _read_span(file: str, offset: int, size: int) -> bytes:
         return content.read(size)
 
 
-def _decode_clip(source: str | bytes, clip: PlannedClip, options: DecodeOptions, faults: list[str]) -> AudioOrError:
-    start, duration = clip.clip.start, clip.clip.duration
+def _decode_clip(source: str | bytes, clip: Clip, options: DecodeOptions, faults: list[str]) -> np.ndarray | Skipped:
+    start, duration = clip.start, clip.duration
     if duration is not None and duration > options.max_seconds:
         return _too_long(options)
     # one sample more than the longest clip shows whether a file is longer, without decoding all of it
@@ -226,13 +231,13 @@ def _decode_clip(source: str | bytes, clip: PlannedClip, options: DecodeOptions,
 
 
 def _decode_segments(
-    source: str | bytes, clips: list[PlannedClip], options: DecodeOptions, faults: list[str]
-) -> Iterator[AudioOrError]:
+    source: str | bytes, clips: list[Clip], options: DecodeOptions, faults: list[str]
+) -> Iterator[np.ndarray | Skipped]:
     """Clips of one recording, which is decoded once.
 
     A clip with samples that are not finite is skipped alone; after any other error all later clips are skipped.
     """
-    cuts = [(clip.clip.start, clip.clip.duration) for clip in clips]
+    cuts = [(clip.start, clip.duration) for clip in clips]
     if any(duration is None or duration > options.max_seconds for _, duration in cuts) or cuts != sorted(cuts):
         for clip in clips:
             yield _decode_clip(source, clip, options, faults)

@@ -12,6 +12,7 @@ skipped: the run ends with an error.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -86,7 +87,7 @@ def _send_batch(conn: Connection, batch: DecodedBatch) -> bool:
 
     Returns False, after sending a SendError, where memory or a limit on file sizes does not allow it.
     """
-    wavs = [clip for clip in batch.clips if isinstance(clip, np.ndarray)]
+    wavs = [clip.audio for clip in batch.clips if isinstance(clip.audio, np.ndarray)]
     if not wavs or not hasattr(os, "memfd_create"):
         conn.send((batch, None))
         return True
@@ -96,8 +97,7 @@ def _send_batch(conn: Connection, batch: DecodedBatch) -> bool:
         conn.send(SendError(error.strerror or str(error)))
         return False
     try:
-        clips = [clip if isinstance(clip, Skipped) else _PLACEHOLDER for clip in batch.clips]
-        conn.send((replace(batch, clips=clips), [*map(len, wavs)]))
+        conn.send((_with_audio(batch, itertools.repeat(_PLACEHOLDER)), [*map(len, wavs)]))
         send_handle(conn, descriptor, os.getppid())
     finally:
         os.close(descriptor)
@@ -130,8 +130,13 @@ def _receive_message(conn: Connection) -> DecodedBatch | SendError | str | None:
         samples = np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.float32)
     finally:
         os.close(descriptor)
-    wavs = iter(np.split(samples, np.cumsum(lengths)[:-1]))
-    return replace(batch, clips=[clip if isinstance(clip, Skipped) else next(wavs) for clip in batch.clips])
+    return _with_audio(batch, iter(np.split(samples, np.cumsum(lengths)[:-1])))
+
+
+def _with_audio(batch: DecodedBatch, wavs: Iterator[np.ndarray]) -> DecodedBatch:
+    """The batch with other samples for the clips that have some."""
+    clips = [clip if isinstance(clip.audio, Skipped) else replace(clip, audio=next(wavs)) for clip in batch.clips]
+    return replace(batch, clips=clips)
 
 
 class _DecodeWorker:
@@ -198,8 +203,8 @@ class DecodeWorkerPool:
             idle = [worker for worker in self._workers if worker.job is None]
             while idle and jobs:
                 job = jobs.popleft()
-                if job.is_retry and (reason := self._slow_files.get(job.clips[0].clip.path)):
-                    yield DecodedBatch(job.shard, job.first, [reason], job.embed_only)
+                if job.is_retry and (reason := self._slow_files.get(job.clips[0].path)):
+                    yield job.skip(reason)
                 else:
                     self._ensure_alive(idle.pop()).submit(job)
             if idle and has_more and not is_requested:
@@ -271,8 +276,8 @@ class DecodeWorkerPool:
         if job.is_retry:
             reason = self._skip_reason(code)
             if code == -signal.SIGALRM:  # the other clips of the file would take as long, one by one
-                self._slow_files[job.clips[0].clip.path] = reason
-            yield DecodedBatch(job.shard, job.first, [reason], job.embed_only)
+                self._slow_files[job.clips[0].path] = reason
+            yield job.skip(reason)
         else:
             jobs.extendleft(job.single_clip(i) for i in reversed(range(worker.num_received, len(job.clips))))
 

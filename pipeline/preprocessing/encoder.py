@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,41 +21,51 @@ import numpy as np
 from pipeline.audio import audio_io
 from pipeline.audio.embedders.base import embed_sounds
 from pipeline.common.errors import MachineError
-from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Skipped
+from pipeline.corpora import Clip
+from pipeline.data.manifest import skipped_row
+from pipeline.data.shard import Sample
+from pipeline.preprocessing.decode import DecodedBatch, DecodedClip, DecodeOptions, Skipped
 from pipeline.preprocessing.decode_workers import DecodeWorkerPool, exit_with_parent
+from pipeline.preprocessing.shard_planner import printable_path
 
 if TYPE_CHECKING:
+    from pipeline.audio.codecs import CodecSettings
     from pipeline.audio.codecs.base import Codec
+    from pipeline.audio.embedders import EmbedderSettings
     from pipeline.audio.embedders.base import Embedder
 
 MAX_BATCH_SECONDS = {"cpu": 32, "cuda": 640}  # of audio in a batch, which bounds the memory
+NOT_FINITE = "not finite: its embedding has NaN or infinite values"
 NEXT_JOB = "next job"  # the message by which an encoder asks for a job
 DONE = "done"  # its last message, after the results of all its jobs
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedClip:
-    """An encoded clip.
-
-    codes: uint16 [K, T], or None if only the prompt was asked for. prompt: float16 [D]. note: how the audio differs
-    from its file.
-    """
-
-    codes: np.ndarray | None
-    prompt: np.ndarray
-    seconds: float
-    silent: bool
-    note: str = ""
-
-
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Encoded clips of a shard from number `first` on, or why they are skipped."""
+    """Encoded clips of a shard from number `first` on.
+
+    Attributes:
+        shard, first: The shard, and the number of its first clip in it.
+        num_clips: Clips that were decoded, or skipped.
+        samples: The encoded clips, in order; without codes [0, 0] where only prompts were asked for.
+        silent: Keys of the silent ones.
+        adjusted: Those whose audio differs from their files, as `skipped_row` returns them.
+        skipped: The others, as `skipped_row` returns them.
+    """
 
     shard: str
     first: int
-    clips: list[EncodedClip | Skipped]
+    num_clips: int
+    samples: list[Sample] = field(default_factory=list)
+    silent: set[str] = field(default_factory=set)
+    adjusted: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio of the samples."""
+        return sum(sample.metadata["duration"] for sample in self.samples)
 
 
 @dataclass(frozen=True)
@@ -78,45 +88,47 @@ class Encoder:
 
     def encode_async(self, batch: DecodedBatch) -> Callable[[], EncodedBatch]:
         """Start to encode a batch. The returned function waits for the result, so a GPU can start the next batch."""
-        wavs = [(i, clip) for i, clip in enumerate(batch.clips) if not isinstance(clip, Skipped)]
-        groups = [
-            ([i for i, _ in group], self._encode_group([wav for _, wav in group], frames, batch.embed_only))
-            for frames, group in self._group_by_length(wavs)
-        ]
+        clips = [clip for clip in batch.clips if isinstance(clip.audio, np.ndarray)]
+        groups = self._group_by_length(clips)
+        pending = [self._encode_group(group, frames, batch.embed_only) for frames, group in groups]
 
         def finish() -> EncodedBatch:
-            clips: dict[int, EncodedClip | Skipped] = {
-                i: clip for i, clip in enumerate(batch.clips) if isinstance(clip, Skipped)
-            }
-            for indices, finish_group in groups:
-                clips |= zip(indices, finish_group(), strict=True)
-            for i, note in batch.notes.items():
-                if isinstance(clip := clips[i], EncodedClip):
-                    clips[i] = replace(clip, note=note)
-            return EncodedBatch(batch.shard, batch.first, [clips[i] for i in range(len(batch.clips))])
+            samples = {sample.key: sample for finish_group in pending for sample in finish_group()}
+            result = EncodedBatch(batch.shard, batch.first, len(batch.clips))
+            for decoded in batch.clips:
+                key, path = decoded.clip.key, printable_path(decoded.clip.source)
+                if isinstance(decoded.audio, Skipped):
+                    result.skipped.append(skipped_row(path, key, decoded.audio.reason, decoded.audio.retry))
+                elif key not in samples:
+                    result.skipped.append(skipped_row(path, key, NOT_FINITE))
+                else:
+                    result.samples.append(samples[key])
+                    result.silent.update([key] if audio_io.is_silent(decoded.audio) else [])
+                    result.adjusted.extend([skipped_row(path, key, decoded.note)] if decoded.note else [])
+            return result
 
         return finish
 
-    def _group_by_length(
-        self, wavs: list[tuple[int, np.ndarray]]
-    ) -> Iterator[tuple[int, list[tuple[int, np.ndarray]]]]:
+    def _group_by_length(self, clips: list[DecodedClip]) -> Iterator[tuple[int, list[DecodedClip]]]:
         """Groups of clips with the same number of frames, which is yielded first."""
 
-        def num_frames(wav: tuple[int, np.ndarray]) -> int:
-            return self.codec.num_frames(len(wav[1]))
+        def num_frames(clip: DecodedClip) -> int:
+            return self.codec.num_frames(len(samples_of(clip)))
 
-        for frames, same in groupby(sorted(wavs, key=num_frames), key=num_frames):
+        for frames, same in groupby(sorted(clips, key=num_frames), key=num_frames):
             group = list(same)
             size = max(1, int(MAX_BATCH_SECONDS[self.codec.device.type] * self.codec.frame_rate / frames))
             for start in range(0, len(group), size):
                 yield frames, group[start : start + size]
 
-    def _encode_group(
-        self, wavs: list[np.ndarray], frames: int, embed_only: bool
-    ) -> Callable[[], Iterator[EncodedClip | Skipped]]:
-        """Start to encode clips of `frames` frames each. No clip affects the results of another."""
+    def _encode_group(self, clips: list[DecodedClip], frames: int, embed_only: bool) -> Callable[[], Iterator[Sample]]:
+        """Start to encode clips of `frames` frames each. No clip affects the results of another.
+
+        The returned function yields the samples of the clips whose embedding is finite.
+        """
         import torch
 
+        wavs = [samples_of(clip) for clip in clips]
         on_gpu = self.codec.device.type == "cuda"
         batch = torch.zeros(len(wavs), frames * self.codec.hop_length, pin_memory=on_gpu)  # [B, S]
         for row, wav in zip(batch.numpy(), wavs, strict=True):
@@ -129,16 +141,15 @@ class Encoder:
         else:
             prompts = embed_sounds(self.embedder, wavs, self.codec.sample_rate)
 
-        def finish() -> Iterator[EncodedClip | Skipped]:
+        def finish() -> Iterator[Sample]:
             vectors = prompts.cpu().numpy().astype(np.float16)
-            codes_uint16 = None if codes is None else self._validate_codes(codes.cpu().numpy(), frames)
-            for row, wav in enumerate(wavs):
-                if not np.isfinite(vectors[row]).all():
-                    yield Skipped("not finite: its embedding has NaN or infinite values")
-                    continue
-                seconds = len(wav) / self.codec.sample_rate
-                clip_codes = None if codes_uint16 is None else codes_uint16[row]
-                yield EncodedClip(clip_codes, vectors[row], seconds, audio_io.is_silent(wav))
+            if codes is None:
+                codes_uint16 = np.zeros((len(wavs), 0, 0), np.uint16)
+            else:
+                codes_uint16 = self._validate_codes(codes.cpu().numpy(), frames)
+            for clip, wav, clip_codes, vector in zip(clips, wavs, codes_uint16, vectors, strict=True):
+                if np.isfinite(vector).all():
+                    yield _build_sample(clip.clip, clip_codes, vector, len(wav) / self.codec.sample_rate)
 
         return finish
 
@@ -149,16 +160,30 @@ class Encoder:
         return codes.astype(np.uint16)
 
 
-def load_encoder(codec: dict[str, Any], embedder: dict[str, Any], device: str, threads: int = 1) -> Encoder:
-    """The encoder that the settings of `conf/codec` and `conf/embedder` describe. threads: of a CPU."""
+def samples_of(clip: DecodedClip) -> np.ndarray:
+    """The audio of a clip that has some, float32 [S]."""
+    assert isinstance(clip.audio, np.ndarray)
+    return clip.audio
+
+
+def _build_sample(clip: Clip, codes: np.ndarray, prompt: np.ndarray, seconds: float) -> Sample:
+    metadata = {
+        "path": printable_path(clip.source),
+        "start": clip.start,
+        "duration": round(seconds, 6),
+        "split": clip.split,
+        "labels": clip.labels,
+    }
+    return Sample(clip.key, codes, prompt, metadata)
+
+
+def load_encoder(codec: CodecSettings, embedder: EmbedderSettings, device: str) -> Encoder:
+    """The encoder of these settings; on a CPU it has one thread."""
     import torch
 
-    from pipeline.audio.codecs import load_codec
-    from pipeline.audio.embedders import load_embedder
-
     if device == "cpu":
-        torch.set_num_threads(threads)
-    return Encoder(load_codec(**codec, device=device), load_embedder(**embedder, device=device))
+        torch.set_num_threads(1)
+    return Encoder(codec.load(device), embedder.load(device))
 
 
 def encoder_loop(conn: Connection, load: Callable[[], Encoder], decode_workers: int, options: DecodeOptions) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pipeline.common.errors import InputError, MachineError, first_line
 from pipeline.preprocessing.decode import DecodeOptions, Job
@@ -120,7 +120,7 @@ class EncoderPool:
             self._thread.join()  # a thread that is inside torch when Python exits crashes it
 
 
-def resolve_devices(setting: str | list[str], encoder_workers: str | int) -> list[str]:
+def resolve_devices(setting: str | list[str], encoder_workers: int | Literal["auto"]) -> list[str]:
     """The device of each encoder.
 
     Args:
@@ -128,24 +128,17 @@ def resolve_devices(setting: str | list[str], encoder_workers: str | int) -> lis
         encoder_workers: Encoder processes on a CPU; "auto" for one per core.
 
     Raises:
-        InputError: A device does not exist, or a value is not valid.
+        InputError: A device does not exist, or is named twice.
     """
     devices = _resolve_device_names(setting)
-    if encoder_workers != "auto" and (not isinstance(encoder_workers, int) or encoder_workers < 1):
-        raise InputError(f"encoder_workers={encoder_workers}: expected a number of processes of 1 or more, or auto")
     if devices != ["cpu"]:
         return devices
-    return ["cpu"] * (num_cores() if encoder_workers == "auto" else int(encoder_workers))
+    return ["cpu"] * (num_cores() if encoder_workers == "auto" else encoder_workers)
 
 
-def resolve_decode_workers(setting: str | int, devices: list[str]) -> int:
-    """Decode workers of each encoder; "auto" is one on a CPU, where encoding is slow, and a GPU's share of the cores.
-
-    Raises InputError for a setting that is neither a number of processes nor auto.
-    """
+def resolve_decode_workers(setting: int | Literal["auto"], devices: list[str]) -> int:
+    """Decode workers of each encoder; "auto": one on a CPU, where encoding is slow, else a GPU's share of the cores."""
     if setting != "auto":
-        if not isinstance(setting, int) or setting < 0:
-            raise InputError(f"decode_workers={setting}: expected a number of processes for each encoder, or auto")
         return setting
     return 1 if devices[0] == "cpu" else max(1, min(MAX_DECODE_WORKERS, (num_cores() - 1) // len(devices)))
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.common.console import print_error
+import yaml
+
+from pipeline.audio.codecs import CodecSettings
+from pipeline.common.console import print_error, print_next
 from pipeline.common.errors import MachineError
+from pipeline.common.paths import CONF
 from pipeline.common.settings import format_override
 from pipeline.data.build_state import BuildPlan
 from pipeline.data.manifest import Manifest
@@ -17,7 +21,7 @@ from pipeline.data.storage import Storage
 from pipeline.preprocessing.partition import Partition
 from pipeline.preprocessing.progress import Progress
 
-DEFAULT_CODEC = {"name": "encodec_24khz", "codebooks": 8, "weights_dir": None}  # conf/exp/delay_gpt2.yaml's codec
+EPOCHS = 30  # how often the suggested training sees each clip
 MAX_NAMED = 5  # skipped inputs that are printed, or one of each kind; the manifest names all
 
 
@@ -51,7 +55,7 @@ def print_unfinished(store: Storage, partition: Partition, missing: list[str]) -
     )
 
 
-def print_summary(store: Storage, manifest: Manifest, codec: Mapping[str, Any]) -> int:
+def print_summary(store: Storage, manifest: Manifest, codec: CodecSettings) -> int:
     """Print what a finished dataset contains and the command that trains on it.
 
     Args:
@@ -82,7 +86,7 @@ def print_summary(store: Storage, manifest: Manifest, codec: Mapping[str, Any]) 
             file=sys.stderr,
         )
         return 1
-    print(f"next: {training_command(store.display_path(), codec)}")
+    print_next(training_command(store.display_path(), manifest.num_samples("train"), codec))
     return 0
 
 
@@ -106,17 +110,31 @@ def _print_examples(what: str, rows: list[dict[str, Any]]) -> None:
         print(f"  {file[0]!r}: {reasons[file]}" + (f" ({clips[file]:,} clips)" if clips[file] > 1 else ""))
 
 
-def training_command(shards: str, codec: Mapping[str, Any]) -> str:
-    """The command that trains on shards of a codec with these settings."""
-    other = {
-        "codec" if name == "name" else f"codec.{name}": codec[name]
-        for name in DEFAULT_CODEC
-        if codec[name] != DEFAULT_CODEC[name]
-    }
-    if codec["name"] == "encodec_embedded":  # a machine that cannot download a codec has no pretrained GPT-2 either
-        other["model"] = "tiny"
-    overrides = [format_override(name, value) for name, value in {**other, "shards": shards}.items()]
-    return shlex.join(["deepspeed", "pipeline/train.py", "+exp=delay_gpt2", *overrides])
+def training_command(shards: str, clips: int, codec: CodecSettings) -> list[str]:
+    """The command that trains on shards.
+
+    The run folder is named after the dataset. The steps are as many as show each clip to the model some tens of times
+    (`EPOCHS`), and at most those of conf/train.yaml.
+
+    Args:
+        shards: The address of the dataset.
+        clips: The number of its clips to train on.
+        codec: The settings of its codec.
+    """
+    train = yaml.safe_load((CONF / "train.yaml").read_text())
+    (default_codec,) = [choice["codec"] for choice in train["defaults"] if "codec" in choice]
+    file = CONF / "codec" / f"{codec.name}.yaml"  # a plug-in's is elsewhere
+    defaults = yaml.safe_load(file.read_text()) if file.is_file() else {"name": codec.name}
+    settings = {f"codec.{name}": value for name, value in codec.to_dict().items() if value != defaults.get(name)}
+    if codec.name != default_codec:
+        settings = {"codec": codec.name, **settings}
+    if not codec.needs_download:  # a machine that cannot download a codec has no pretrained GPT-2 either
+        settings["model"] = "tiny"
+    settings |= {"shards": shards, "run": f"runs/{re.split(r'[/:]', shards.rstrip('/'))[-1]}"}
+    steps = int(float(f"{max(1, EPOCHS * clips / train['trainer']['micro_batch']):.2g}"))
+    if steps < train["trainer"]["steps"]:
+        settings["trainer.steps"] = steps
+    return ["deepspeed", "pipeline/train.py", *(format_override(name, value) for name, value in settings.items())]
 
 
 def _format_hours(hours: dict[str, float]) -> str:

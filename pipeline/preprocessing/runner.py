@@ -8,76 +8,81 @@ without loading a model.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.audio.codecs import CodecSettings
 from pipeline.common.errors import InputError, MachineError
-from pipeline.common.settings import parse_settings
-from pipeline.corpora import CORPORA
 from pipeline.data import build_state
 from pipeline.data.build_state import PLAN, BuildPlan
 from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard import index_name
 from pipeline.data.storage import LocalStorage, Storage, open_storage
-from pipeline.preprocessing import build_settings, encoder_pool, messages
+from pipeline.preprocessing import encoder_pool, messages
 from pipeline.preprocessing.audio_hash import AudioHasher, MeasuredDurations
 from pipeline.preprocessing.decode import DecodeOptions
-from pipeline.preprocessing.encoder import load_encoder
+from pipeline.preprocessing.encoder import Encoder, load_encoder
 from pipeline.preprocessing.partition import Partition, parse_partition
 from pipeline.preprocessing.progress import Progress
+from pipeline.preprocessing.settings import PreprocessSettings, changed_settings, check_settings_unchanged
 from pipeline.preprocessing.shard_builder import JOB_CLIPS, JobIterator, ShardAssembler, ShardTask
 from pipeline.preprocessing.shard_planner import ClipSpool, plan_shards, tree_fingerprint
 
 BATCH_SIZE = {"cpu": 8, "cuda": 64}  # clips; see `Codec.best_batch`
 
 
-def preprocess(cfg: Mapping[str, Any]) -> int:
-    """Build the dataset that `conf/preprocess.yaml` describes, or resume it. Returns the exit code.
+def preprocess(settings: PreprocessSettings) -> int:
+    """Build the dataset of these settings, or resume it. Returns the exit code.
 
     Raises InputError, before any work, for what the user has to correct.
     """
     try:
-        return _preprocess(cfg)
+        return _preprocess(settings)
     except MachineError as error:
         return messages.print_machine_error(error)
 
 
-def _preprocess(cfg: Mapping[str, Any]) -> int:
-    partition = parse_partition(cfg["part"])
-    build_settings.validate_settings(cfg)
-    data = parse_settings(CORPORA.get(cfg["data"]["name"], "data.name"), cfg["data"], "data.")
-    store, root, reembed = open_storage(cfg["out"]), cfg["data"]["root"], cfg["reembed"]
-    requested = build_settings.requested_settings(cfg)
+def _preprocess(settings: PreprocessSettings) -> int:
+    partition = parse_partition(settings.part)
+    store, root, reembed = open_storage(settings.out), settings.data.root, settings.reembed
     old = BuildPlan.load(store)
     if old is None and reembed:
         raise InputError(f"reembed=true: there is no dataset at {store.display_path()}; run once without reembed=true")
-    without_models = build_settings.settings_without_models(requested)
-    if old and (manifest := _up_to_date_manifest(store, old, requested, without_models, cfg)):
+    if old and (manifest := _up_to_date_manifest(store, old, settings)):
         print(f"nothing to do: nothing in {root} has changed since {store.display_path()} was finished")
-        return messages.print_summary(store, manifest, requested["codec"])
-    build_settings.check_settings_unchanged(store, old, without_models, reembed)  # before MIDI notes are rendered
-    devices = encoder_pool.resolve_devices(cfg["devices"], cfg["encoder_workers"])
-    decode_workers = encoder_pool.resolve_decode_workers(cfg["decode_workers"], devices)
-    hasher = AudioHasher(decode_workers, cfg["decode_timeout"])
-    keep_truncated = cfg["truncated"] == "keep"
-    corpus = data.open(hasher, MeasuredDurations(keep_truncated))
+        return messages.print_summary(store, manifest, settings.codec)
+    check_settings_unchanged(store, old, settings.without_models(), reembed)  # before MIDI notes are rendered
+    devices = encoder_pool.resolve_devices(settings.devices, settings.encoder_workers)
+    decode_workers = encoder_pool.resolve_decode_workers(settings.decode_workers, devices)
+    keep_truncated = settings.truncated == "keep"
+    hasher = AudioHasher(decode_workers, settings.decode_timeout)
+    corpus = settings.data.open(hasher, MeasuredDurations(keep_truncated))
     store.check_writable()
-    batch = BATCH_SIZE[devices[0].partition(":")[0]] if cfg["batch"] == "auto" else cfg["batch"]
-    resolved = _resolve_settings(cfg, without_models)
-    build_settings.check_settings_unchanged(store, old, resolved, reembed)
+    encoder = load_encoder(settings.codec, settings.embedder, "cpu")
+    resolved = _resolve_settings(settings, encoder)
+    check_settings_unchanged(store, old, resolved, reembed)
     with closing(ClipSpool(root)) as spool:
-        empty_plan = BuildPlan(requested, resolved, _source_fingerprint(cfg), [])
+        empty_plan = BuildPlan(settings.requested(), resolved, tree_fingerprint(*settings.source_paths()), [])
         with closing(hasher):
-            plan = plan_shards(corpus.clips(), spool, cfg["samples_per_shard"], old, empty_plan, lambda: corpus.skipped)
+            plan = plan_shards(
+                corpus.clips(), spool, settings.samples_per_shard, old, empty_plan, lambda: corpus.skipped
+            )
         _check_file_times_match(store, plan, partition)
-        rate, policy = resolved["codec"]["sample_rate"], cfg["bad_amplitude"]
-        options = DecodeOptions(rate, cfg["max_seconds"], batch, cfg["decode_timeout"], policy, keep_truncated)
-        load = partial(load_encoder, cfg["codec"], cfg["embedder"])
-        return _PreprocessRun(store, plan, old, partition, spool, options).run(load, devices, decode_workers)
+        options = DecodeOptions(
+            encoder.codec.sample_rate,
+            settings.max_seconds,
+            BATCH_SIZE[devices[0].partition(":")[0]] if settings.batch == "auto" else settings.batch,
+            settings.decode_timeout,
+            settings.bad_amplitude,
+            keep_truncated,
+        )
+        load = partial(load_encoder, settings.codec, settings.embedder)
+        run = _PreprocessRun(store, plan, old, partition, spool, options, settings.codec)
+        return run.run((lambda device: encoder) if devices == ["cpu"] else load, devices, decode_workers)
 
 
 class _PreprocessRun:
@@ -91,8 +96,10 @@ class _PreprocessRun:
         partition: Partition,
         spool: ClipSpool,
         options: DecodeOptions,
+        codec: CodecSettings,
     ) -> None:
         self.store, self.plan, self.partition, self.spool, self.options = store, plan, partition, spool, options
+        self.codec = codec
         self.is_new_plan = old is None or vars(old) != vars(plan)
         self.sizes = store.sizes()
         self.records = build_state.load_records(store, self.sizes)
@@ -135,7 +142,7 @@ class _PreprocessRun:
         if self.tasks:
             messages.print_speed(progress)
         if isinstance(manifest, Manifest):
-            return messages.print_summary(self.store, manifest, self.plan.requested["codec"])
+            return messages.print_summary(self.store, manifest, self.codec)
         _check_file_times_match(self.store, self.plan, self.partition)  # another part may have replaced the plan
         messages.print_unfinished(self.store, self.partition, manifest)
         return 0
@@ -164,44 +171,29 @@ class _PreprocessRun:
         """Write the shards of the tasks. Returns those of which the machine could read no clip, with a reason."""
         with (
             tempfile.TemporaryDirectory(prefix="preprocess-") as name,
-            ShardAssembler(
-                self.store, self.tasks, self.spool, self.plan.resolved, Path(name), self.written.add
-            ) as assembler,
+            ShardAssembler(self.store, self.tasks, self.plan.resolved, Path(name), self.written.add) as assembler,
             encoder_pool.EncoderPool(load, devices, decode_workers, self.options) as encoders,
             progress,
         ):
             jobs = JobIterator(self.tasks, self.spool, Path(name), self.options.batch)
             for encoded in encoders.imap_unordered(iter(jobs)):
                 assembler.add(encoded)
-                progress.advance(len(encoded.clips), sum(getattr(clip, "seconds", 0.0) for clip in encoded.clips))
+                progress.advance(encoded.num_clips, encoded.seconds)
         return assembler.unreadable
 
 
-def _source_fingerprint(cfg: Mapping[str, Any]) -> str:
-    """The fingerprint of all files of the corpus, also of those outside its root."""
-    names = sorted(build_settings.LOCATION_SETTINGS - build_settings.IGNORED_SETTINGS)
-    elsewhere = [cfg["data"].get(name) for name in names]
-    return tree_fingerprint(cfg["data"]["root"], *[path for path in elsewhere if path])
-
-
-def _resolve_settings(cfg: Mapping[str, Any], without_models: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the identities of codec and embedder, which include hashes of their weights."""
-    encoder = load_encoder(cfg["codec"], cfg["embedder"], "cpu")
+def _resolve_settings(settings: PreprocessSettings, encoder: Encoder) -> dict[str, Any]:
+    """The recorded settings with the identities of codec and embedder, which include hashes of their weights."""
+    without_models = settings.without_models()
     models = {"codec": encoder.codec.identity, "embedder": encoder.embedder.identity}
     return {"data": without_models["data"], **models, **without_models}
 
 
-def _up_to_date_manifest(
-    store: Storage,
-    plan: BuildPlan,
-    requested: Mapping[str, Any],
-    without_models: Mapping[str, Any],
-    cfg: Mapping[str, Any],
-) -> Manifest | None:
+def _up_to_date_manifest(store: Storage, plan: BuildPlan, settings: PreprocessSettings) -> Manifest | None:
     """The manifest of a dataset that was built with these settings from the corpus as it is now; else None."""
-    if (plan.requested, plan.source_fingerprint) != (requested, _source_fingerprint(cfg)):
+    if plan.requested != settings.requested() or changed_settings(plan, settings.without_models()):
         return None
-    if build_settings.changed_settings(plan, without_models):
+    if plan.source_fingerprint != tree_fingerprint(*settings.source_paths()):
         return None
     return _complete_manifest(store, plan)
 

@@ -7,7 +7,7 @@ last clip has arrived, by a background thread, so that the encoders do not wait 
 from __future__ import annotations
 
 import shutil
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,11 +21,11 @@ from pipeline.corpora import Clip, load
 from pipeline.data import build_state
 from pipeline.data.build_state import PlannedShard, ShardRecord
 from pipeline.data.manifest import skipped_row
-from pipeline.data.shard import Sample, ShardWriter, iter_samples, load_index
+from pipeline.data.shard import ShardWriter, iter_samples, load_index
 from pipeline.data.storage import Storage
-from pipeline.preprocessing.decode import Job, Skipped
-from pipeline.preprocessing.encoder import EncodedBatch, EncodedClip
-from pipeline.preprocessing.shard_planner import ClipSpool, PlannedClip, printable_path
+from pipeline.preprocessing.decode import Job
+from pipeline.preprocessing.encoder import EncodedBatch
+from pipeline.preprocessing.shard_planner import ClipSpool
 
 JOB_CLIPS = 16  # clips of a job, or a few more: some seconds of work
 
@@ -53,7 +53,7 @@ class JobIterator:
             clips = self._spool.read_shard(task.planned.name)
             for first, group in group_by_recording(clips, self._size):
                 job = Job(task.planned.name, first, group, embed_only=task.embed_only)
-                yield self._with_contents(job) if any(clip.clip.span for clip in group) else job
+                yield self._with_contents(job) if any(clip.span for clip in group) else job
 
     def _with_contents(self, job: Job) -> Job:
         folder = self._folder / job.shard  # deleted when the shard is written
@@ -71,12 +71,12 @@ class JobIterator:
         folder.mkdir(exist_ok=True)
         with (folder / str(job.first)).open("wb") as file:
             for clip in job.clips:
-                if clip.clip.span is None:
+                if clip.span is None:
                     spans.append(None)
                     continue
-                if clip.clip.path != last_path:
-                    content = self._read_content(clip.clip)
-                    last_path, last_span = clip.clip.path, (file.tell(), len(content))
+                if clip.path != last_path:
+                    content = self._read_content(clip)
+                    last_path, last_span = clip.path, (file.tell(), len(content))
                     file.write(content)
                 spans.append(last_span)
         return replace(job, contents_file=file.name, spans=tuple(spans))
@@ -90,14 +90,14 @@ class JobIterator:
         return self._last_content[1]
 
 
-def group_by_recording(clips: list[PlannedClip], size: int) -> Iterator[tuple[int, list[PlannedClip]]]:
+def group_by_recording(clips: list[Clip], size: int) -> Iterator[tuple[int, list[Clip]]]:
     """Groups of `size` consecutive clips, each with the index of its first clip.
 
     A group is larger where it would split a recording, so that each recording is decoded once.
     """
     first = 0
     for end in range(1, len(clips) + 1):
-        path, next_path = clips[end - 1].clip.path, clips[end].clip.path if end < len(clips) else None
+        path, next_path = clips[end - 1].path, clips[end].path if end < len(clips) else None
         if end == len(clips) or (end - first >= size and path != next_path):
             yield first, clips[first:end]
             first = end
@@ -115,7 +115,6 @@ class ShardAssembler:
     Args:
         store: The dataset's storage.
         tasks: The shards to write.
-        spool: The clips of the plan.
         settings: The settings of the plan, with the identities of codec and embedder.
         folder: Where `JobIterator` writes the bytes of clips in archives.
         on_written: Receives the name of each shard that is complete.
@@ -125,55 +124,43 @@ class ShardAssembler:
         self,
         store: Storage,
         tasks: Iterable[ShardTask],
-        spool: ClipSpool,
         settings: dict[str, Any],
         folder: Path,
         on_written: Callable[[str], None],
     ) -> None:
-        self._store, self._spool, self._folder = store, spool, folder
+        self._store, self._folder = store, folder
         self._tasks = {task.planned.name: task for task in tasks}
         self._settings_digest = build_state.settings_digest(settings)
         self._codes_digest = build_state.codes_digest(settings)
         self.unreadable: dict[str, str] = {}
-        self._clips: dict[str, list[EncodedClip | Skipped | None]] = {}
-        self._num_missing: dict[str, int] = {}
+        self._parts: defaultdict[str, list[EncodedBatch]] = defaultdict(list)
         self._writing: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1)
         self._on_written = on_written
 
     def add(self, encoded: EncodedBatch) -> None:
         """Add clips of a shard, which is written when it is complete."""
-        name = encoded.shard
-        if name not in self._clips:
-            self._clips[name] = [None] * self._tasks[name].planned.clips
-            self._num_missing[name] = len(self._clips[name])
-        self._clips[name][encoded.first : encoded.first + len(encoded.clips)] = encoded.clips
-        self._num_missing[name] -= len(encoded.clips)
-        if not self._num_missing[name]:
-            del self._num_missing[name]
-            self._writing.append(self._pool.submit(self._write, self._tasks[name], self._clips.pop(name)))
+        task, parts = self._tasks[encoded.shard], self._parts[encoded.shard]
+        parts.append(encoded)
+        if sum(part.num_clips for part in parts) == task.planned.clips:
+            del self._parts[encoded.shard]
+            self._writing.append(self._pool.submit(self._write, task, parts))
         while self._writing and (self._writing[0].done() or len(self._writing) > 2):
             self._writing.popleft().result()
 
-    def _write(self, task: ShardTask, encoded: list[EncodedClip | Skipped | None]) -> None:
+    def _write(self, task: ShardTask, parts: list[EncodedBatch]) -> None:
         name = task.planned.name
-        existing_codes = self._existing_codes(name) if task.embed_only else {}
-        samples: list[Sample] = []
-        skipped: list[dict[str, Any]] = []
-        adjusted: list[dict[str, Any]] = []
-        num_silent = 0
-        for planned, clip in zip(self._spool.read_shard(name), encoded, strict=True):
-            key, path = planned.clip.key, printable_path(planned.path)
-            assert clip is not None, f"{name}: {key} was not encoded"
-            if isinstance(clip, EncodedClip) and task.embed_only and key not in existing_codes:
-                clip = Skipped("not in the cache whose codes are kept")
-            if isinstance(clip, Skipped):
-                skipped.append(skipped_row(path, key, clip.reason, clip.retry))
-                continue
-            num_silent += clip.silent
-            if clip.note:
-                adjusted.append(skipped_row(path, key, clip.note))
-            samples.append(_build_sample(planned, clip, existing_codes.get(key)))
+        parts.sort(key=lambda part: part.first)
+        samples = [sample for part in parts for sample in part.samples]
+        skipped = [row for part in parts for row in part.skipped]
+        if task.embed_only:
+            codes = self._existing_codes(name)
+            skipped += [
+                skipped_row(sample.metadata["path"], sample.key, "not in the cache whose codes are kept")
+                for sample in samples
+                if sample.key not in codes
+            ]
+            samples = [replace(sample, codes=codes[sample.key]) for sample in samples if sample.key in codes]
         shutil.rmtree(self._folder / name, ignore_errors=True)
         retry_reasons = [row["reason"] for row in skipped if "retry" in row]
         if retry_reasons and not samples:
@@ -188,6 +175,9 @@ class ShardAssembler:
             shard = writer.info
         else:
             build_state.delete_shard(self._store, name)
+        keys = {sample.key for sample in samples}
+        adjusted = [row for part in parts for row in part.adjusted if row["key"] in keys]
+        num_silent = sum(len(part.silent & keys) for part in parts)
         inputs = task.planned.inputs
         record = ShardRecord(inputs, self._settings_digest, self._codes_digest, shard, num_silent, skipped, adjusted)
         record.save(self._store, name)
@@ -206,17 +196,3 @@ class ShardAssembler:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
         while self._writing and kind is None:
             self._writing.popleft().result()
-
-
-def _build_sample(planned: PlannedClip, encoded: EncodedClip, existing_codes: np.ndarray | None) -> Sample:
-    clip = planned.clip
-    codes = encoded.codes if existing_codes is None else existing_codes
-    assert codes is not None
-    metadata = {
-        "path": printable_path(planned.path),
-        "start": clip.start,
-        "duration": round(encoded.seconds, 6),
-        "split": clip.split,
-        "labels": clip.labels,
-    }
-    return Sample(clip.key, codes, encoded.prompt, metadata)

@@ -16,7 +16,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,15 +27,6 @@ from pipeline.data.manifest import skipped_row
 from pipeline.data.shard import KEY_PATTERN
 
 SPLIT = re.compile(r"\w+")
-
-
-@dataclass(frozen=True)
-class PlannedClip:
-    """A clip of a plan. path: relative to the corpus folder. fingerprint: of its file when the plan was made."""
-
-    clip: Clip
-    path: str
-    fingerprint: str
 
 
 class ClipSpool:
@@ -70,15 +61,15 @@ class ClipSpool:
             self._file.flush()
         self._spans = {names[name]: span for name, span in self._spans.items()}
 
-    def read_shard(self, shard: str) -> list[PlannedClip]:
-        """The clips of a shard, in order. Any thread may call this."""
+    def read_shard(self, shard: str) -> list[Clip]:
+        """The clips of a shard, in order, with fingerprints and sources. Any thread may call this."""
         start, size = self._spans[shard]
         return [self._decode_clip(line) for line in os.pread(self._file.fileno(), size, start).splitlines()]
 
-    def _decode_clip(self, line: bytes) -> PlannedClip:
-        key, path, inside, split, start, duration, labels, span, seen_as = json.loads(line)
-        full = self._root + path if inside else path
-        return PlannedClip(Clip(key, full, split, start, duration, labels, span and tuple(span)), path, seen_as)
+    def _decode_clip(self, line: bytes) -> Clip:
+        key, source, inside, split, start, duration, labels, span, seen_as = json.loads(line)
+        path = self._root + source if inside else source
+        return Clip(key, path, split, start, duration, labels, span and tuple(span), fingerprint=seen_as, source=source)
 
     def close(self) -> None:
         """Close the file, which deletes it: it has no name."""

@@ -58,10 +58,10 @@ class NoEmbedder:
         return torch.zeros(len(wav), self.dim)
 
 
-def load(device: str, threads: int = 1) -> Encoder:
+def load(device: str) -> Encoder:
     """What `load_encoder` does, with random weights."""
     if device == "cpu":
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
     return Encoder(untrained_codec(CODEBOOKS, device), NoEmbedder())
 
 
@@ -105,7 +105,7 @@ def ours(clips: list[Clip], out: Path, devices: list[str], readers: int) -> floa
     marks: list[tuple[float, int]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        ShardAssembler(store, tasks, spool, plan.resolved, Path(folder), lambda _: None) as assembly,
+        ShardAssembler(store, tasks, plan.resolved, Path(folder), lambda _: None) as assembly,
         encoder_pool.EncoderPool(load, devices, readers, reading) as encoders,
     ):
         for encoded in timed(
@@ -120,8 +120,8 @@ def timed(results: Iterator[EncodedBatch], marks: list[tuple[float, int]]) -> It
     """The same results; marks gets the time and the count of clips so far, at each."""
     count = 0
     for encoded in results:
-        assert not any(isinstance(result, str) for result in encoded.clips), encoded.clips
-        count += len(encoded.clips)
+        assert not encoded.skipped, encoded.skipped
+        count += encoded.num_clips
         marks.append((time.perf_counter(), count))
         yield encoded
 

@@ -66,7 +66,7 @@ def test_nsynth_archives_are_downloaded(site: Site, tmp_path: Path, capsys: pyte
     assert len(list(data("nsynth", root).open().clips())) == 24
     output = capsys.readouterr()
     assert "3 of 3 files complete, 0 of them before" in output.out
-    assert f"next: python -m pipeline.preprocess data=nsynth data.root={root}" in output.out
+    assert f"next: python -m pipeline.preprocess data=nsynth data.root={root}" in output.out.replace(" \\\n     ", "")
     assert "read to the end" in output.err
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from omegaconf import OmegaConf
 
-from pipeline.config.cli import compose
+from pipeline.config.cli import load_settings
 from pipeline.preprocessing.runner import preprocess
+from pipeline.preprocessing.settings import PreprocessSettings
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tiny", "samples_per_shard=6")
@@ -28,16 +28,9 @@ def args(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:
     return [*location, *SMALL, *overrides]
 
 
-def settings(*overrides: str) -> dict[str, Any]:
-    """The settings that the command passes to `preprocess`."""
-    settings_dict = OmegaConf.to_container(compose("preprocess", list(overrides)), resolve=True)
-    assert isinstance(settings_dict, dict)
-    return settings_dict  # type: ignore[return-value]
-
-
 def make(data: str, root: Path, out: Path | str, *overrides: str) -> int:
     """Preprocess in this process, and return the exit code."""
-    return preprocess(settings(*args(data, root, out, *HERE, *overrides)))
+    return preprocess(load_settings(PreprocessSettings, args(data, root, out, *HERE, *overrides)))
 
 
 def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:

@@ -29,14 +29,13 @@ from pipeline.preprocessing.decode import (
 )
 from pipeline.preprocessing.decode_workers import DecodeWorkerPool
 from pipeline.preprocessing.encoder import prefetch
-from pipeline.preprocessing.shard_planner import PlannedClip
 
 OPTIONS = DecodeOptions(rate=24_000, max_seconds=4.0, batch=2, timeout=0)
 
 
-def item(path: Path, start: float = 0.0, duration: float | None = None, key: str = "k") -> PlannedClip:
+def item(path: Path, start: float = 0.0, duration: float | None = None, key: str = "k") -> Clip:
     clip = Clip(key, str(path), "train", start, duration)
-    return PlannedClip(clip, path.name, fingerprint(clip))
+    return replace(clip, fingerprint=fingerprint(clip))
 
 
 def tone(path: Path, seconds: float = 1.0, rate: int = 24_000) -> Path:
@@ -45,8 +44,13 @@ def tone(path: Path, seconds: float = 1.0, rate: int = 24_000) -> Path:
     return path
 
 
-def decode_all(items: list[PlannedClip], options: DecodeOptions = OPTIONS) -> list:
-    return [decoded for part in decode_job(Job("s", 0, items), options) for decoded in part.clips]
+def audio_of(batch: DecodedBatch) -> list:
+    """The audio of each clip of a batch, or why it has none."""
+    return [clip.audio for clip in batch.clips]
+
+
+def decode_all(items: list[Clip], options: DecodeOptions = OPTIONS) -> list:
+    return [audio for part in decode_job(Job("s", 0, items), options) for audio in audio_of(part)]
 
 
 def test_decoded_clips_match_audio_io(tmp_path: Path) -> None:
@@ -98,9 +102,9 @@ def test_file_changed_while_decoding_is_skipped(tmp_path: Path) -> None:
     path = tone(tmp_path / "a.wav", 3.0)
     items = [item(path, float(i), 1.0, f"k{i}") for i in range(3)]
     reading = decode_job(Job("s", 0, items), DecodeOptions(24_000, 4.0, batch=1, timeout=0))
-    assert len(next(reading).clips[0]) == 24_000
+    assert len(audio_of(next(reading))[0]) == 24_000
     os.utime(path, (1, 1))
-    assert [part.clips for part in reading] == [[CHANGED], [CHANGED]]
+    assert [audio_of(part) for part in reading] == [[CHANGED], [CHANGED]]
 
 
 def test_missing_file_is_skipped(tmp_path: Path) -> None:
@@ -117,7 +121,7 @@ def test_read_errors_are_retried(tmp_path: Path) -> None:
     assert read_error("/proc/self/mem") == "Input/output error" and read_error("/dev/zero") is None
     path = tone(tmp_path / "a.wav")
     job = Job("s", 0, [item(path), item(path)], str(tmp_path / "gone"), ((0, 9), (0, 9)))
-    assert [decoded.retry for part in decode_job(job, OPTIONS) for decoded in part.clips] == [True, True]
+    assert [skipped.retry for part in decode_job(job, OPTIONS) for skipped in audio_of(part)] == [True, True]
     path.write_text("no sound")
     assert [decoded.retry for decoded in decode_all([item(path)])] == [False]
 
@@ -127,7 +131,7 @@ def test_archive_contents_are_read_from_file(tmp_path: Path) -> None:
     contents = tmp_path / "held"
     contents.write_bytes(b"xxx" + path.read_bytes())
     job = Job("s", 0, [item(path)], str(contents), ((3, path.stat().st_size),))
-    assert np.array_equal(next(decode_job(job, OPTIONS)).clips[0], audio_io.read(path, rate=24_000))
+    assert np.array_equal(audio_of(next(decode_job(job, OPTIONS)))[0], audio_io.read(path, rate=24_000))
 
 
 def read_all(pool: DecodeWorkerPool, jobs: list[Job]) -> list[DecodedBatch]:
@@ -148,7 +152,7 @@ def test_batches_depend_on_the_plan_alone(tmp_path: Path, count: int) -> None:
     assert sorted((p.shard, p.first, len(p.clips)) for p in decoded) == [
         ("s", 0, 2), ("s", 2, 2), ("s", 4, 1), ("s", 5, 2), ("t", 0, 2), ("t", 2, 1),
     ]  # fmt: skip
-    lengths = {(p.shard, p.first + i): len(wav) for p in decoded for i, wav in enumerate(p.clips)}
+    lengths = {(p.shard, p.first + i): len(wav) for p in decoded for i, wav in enumerate(audio_of(p))}
     assert lengths == {("s" if i < 7 else "t", i % 7): 2400 + 240 * i for i in range(10)}
 
 
@@ -157,14 +161,14 @@ def deadly(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
     for i, one in enumerate(job.clips):
         if "deadly" in one.path:
             os.kill(os.getpid(), signal.SIGSEGV)
-        yield DecodedBatch(job.shard, job.first + i, [Skipped(one.path)])
+        yield job.single_clip(i).skip(Skipped(one.path))
 
 
 def test_crash_skips_only_its_clip(tmp_path: Path) -> None:
     names = ["a", "b", "deadly", "c", "deadly too", "d"]
-    items = [PlannedClip(Clip(name, name, "train"), name, "") for name in names]
+    items = [Clip(name, name, "train") for name in names]
     decoded = read_all(DecodeWorkerPool(2, OPTIONS, deadly), [Job("s", 0, items), Job("t", 0, items[:2])])
-    reasons = {(part.shard, part.first): part.clips[0] for part in decoded}
+    reasons = {(part.shard, part.first): audio_of(part)[0] for part in decoded}
     assert not any(skipped.retry for skipped in reasons.values()), "a crash is the file's own"
     texts = {key: skipped.reason for key, skipped in reasons.items()}
     assert {key for key, text in texts.items() if "ends the process that decodes it" in text} == {("s", 2), ("s", 4)}
@@ -175,11 +179,11 @@ def slow(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
     """One long file among short ones."""
     for i, one in enumerate(job.clips):
         time.sleep(1.5 if one.path == "long" else 0)
-        yield DecodedBatch(job.shard, job.first + i, [Skipped(one.path)])
+        yield job.single_clip(i).skip(Skipped(one.path))
 
 
 def test_long_file_does_not_block_others() -> None:
-    jobs = [Job(name, 0, [PlannedClip(Clip(name, name, "train"), name, "")]) for name in ("long", *"abcdefgh")]
+    jobs = [Job(name, 0, [Clip(name, name, "train")]) for name in ("long", *"abcdefgh")]
     decoded = [part.shard for part in read_all(DecodeWorkerPool(2, OPTIONS, slow), jobs)]
     assert decoded[-1] == "long" and sorted(decoded[:-1]) == list("abcdefgh")
 
@@ -247,7 +251,9 @@ def test_hanging_decoder_skips_only_its_file(tmp_path: Path, monkeypatch: pytest
     decoded = read_all(
         DecodeWorkerPool(1, replace(OPTIONS, timeout=2.0), stuck), [Job("s", 0, items), Job("t", 0, items[:1])]
     )
-    texts = {(part.shard, part.first + i): decode_all for part in decoded for i, decode_all in enumerate(part.clips)}
+    texts = {
+        (part.shard, part.first + i): decode_all for part in decoded for i, decode_all in enumerate(audio_of(part))
+    }
     slow = {key for key, text in texts.items() if isinstance(text, Skipped)}
     assert slow == {("s", i) for i in range(1, 9)} and len(texts) == 11
     assert {texts[key] for key in slow} == {
@@ -268,7 +274,7 @@ def test_waiting_for_encoder_does_not_time_out(tmp_path: Path) -> None:
         time.sleep(0.7)
         decoded.append(part)
     pool.close()
-    assert [len(part.clips[0]) for part in decoded] == [2400] * 6
+    assert [len(audio_of(part)[0]) for part in decoded] == [2400] * 6
 
 
 def once_deadly(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
@@ -278,7 +284,7 @@ def once_deadly(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
         if not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        yield DecodedBatch(job.shard, job.first + i, [Skipped(one.path)])
+        yield job.single_clip(i).skip(Skipped(one.path))
 
 
 def always_killed(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
@@ -288,11 +294,11 @@ def always_killed(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
 
 def test_clip_is_retried_after_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KILLED", str(tmp_path))
-    alone = [Job("s", 0, [PlannedClip(Clip("a", "a", "train"), "a", "")])]
-    assert [part.clips for part in read_all(DecodeWorkerPool(1, OPTIONS, once_deadly), alone)] == [[Skipped("a")]]
+    alone = [Job("s", 0, [Clip("a", "a", "train")])]
+    assert [audio_of(part) for part in read_all(DecodeWorkerPool(1, OPTIONS, once_deadly), alone)] == [[Skipped("a")]]
     (batch,) = read_all(DecodeWorkerPool(1, OPTIONS, always_killed), alone)
     killed = "unreadable: the process that decodes it was killed twice, as by a machine out of memory"
-    assert batch.clips == [Skipped(killed, retry=True)]
+    assert audio_of(batch) == [Skipped(killed, retry=True)]
 
 
 def test_idle_dead_worker_is_replaced(tmp_path: Path) -> None:
@@ -324,6 +330,6 @@ def test_worker_killed_at_start_skips_no_clip(tmp_path: Path, monkeypatch: pytes
     items = [item(tone(tmp_path / f"{i}.wav", 0.1), key=f"k{i}") for i in range(3)]
     monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
     decoded = read_all(DecodeWorkerPool(1, OPTIONS, KillsAtStart(4)), [Job("s", 0, items)])
-    assert [len(wav) for part in decoded for wav in part.clips] == [2400] * 3
+    assert [len(wav) for part in decoded for wav in audio_of(part)] == [2400] * 3
     with pytest.raises(MachineError, match="10 decode workers in a row ended before they started.*decode_workers=0"):
         read_all(DecodeWorkerPool(1, OPTIONS, KillsAtStart(1000)), [Job("s", 0, items)])

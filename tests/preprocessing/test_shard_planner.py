@@ -35,7 +35,7 @@ def test_every_clip_is_in_one_shard_in_order(splits: list[str], most: int) -> No
     for split in set(splits):
         shards = [shard for shard in plan.shards if shard.split == split]
         assert [shard.name for shard in shards] == [f"{split}-{i:06d}.tar" for i in range(len(shards))]
-        listed = [item.clip for shard in shards for item in spool.read_shard(shard.name)]
+        listed = [clip for shard in shards for clip in spool.read_shard(shard.name)]
         assert listed == [clip for clip in given_clips if clip.split == split]
         assert all(shard.clips == len(spool.read_shard(shard.name)) <= most for shard in shards)
         assert all(2 * shard.clips >= most for shard in shards[:-1])
@@ -106,18 +106,18 @@ def test_a_corpus_without_clips_is_refused() -> None:
 def test_any_file_name_survives_the_spool(name: str) -> None:
     clip = Clip("k", f"/corpus/a.tar::{name}", "train", 1.5, 2.5, {"tags": ["a", "\ud800"]}, (3, 4))
     plan, spool = planned([clip])
-    assert spool.read_shard(plan.shards[0].name)[0].clip == clip
-    assert spool.read_shard(plan.shards[0].name)[0].path == f"a.tar::{name}"
+    assert spool.read_shard(plan.shards[0].name) == [clip]
+    assert spool.read_shard(plan.shards[0].name)[0].source == f"a.tar::{name}"
 
 
 def test_spool_is_thread_safe() -> None:
     """One thread creates jobs while another writes shards."""
     plan, spool = planned(clips(2000), 50)
     names = [shard.name for shard in plan.shards] * 10
-    expected = {name: [item.clip.key for item in spool.read_shard(name)] for name in set(names)}
+    expected = {name: [item.key for item in spool.read_shard(name)] for name in set(names)}
     with ThreadPoolExecutor(4) as pool:
         for name, items in zip(names, pool.map(spool.read_shard, names), strict=True):
-            assert [item.clip.key for item in items] == expected[name]
+            assert [item.key for item in items] == expected[name]
 
 
 def test_tree_fingerprint_notices_every_change(tmp_path: Path) -> None:
