@@ -94,7 +94,10 @@ def test_broken_index_is_an_error(root: Path, broken: str) -> None:
 @given(
     st.dictionaries(
         st.text(),
-        st.recursive(st.none() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.text(), st.lists),
+        st.recursive(
+            st.none() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+            st.lists,
+        ),
     ),
     st.sampled_from([None, 1]),
 )
