@@ -131,7 +131,7 @@ def test_bad_amplitude_policies(bad_amplitudes: Path, tmp_path: Path) -> None:
     assert set(prompts) >= {"good", "over", "int16"} and not manifest.adjusted
     with pytest.raises(InputError, match=r"was made with bad_amplitude=keep \(now skip\)"):
         make("folder", bad_amplitudes, tmp_path / "keep", *ALL_TRAIN, "bad_amplitude=skip")
-    with pytest.raises(InputError, match=r"bad_amplitude=loud: expected scale, skip, keep"):
+    with pytest.raises(InputError, match=r"bad_amplitude=loud: expected scale, skip or keep"):
         make("folder", bad_amplitudes, tmp_path / "other", *ALL_TRAIN, "bad_amplitude=loud")
 
 
