@@ -12,19 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.common.errors import InputError
-
-POLICIES = ("scale", "skip", "keep")
 HIGHEST_PEAK = 2.0  # times full scale, +6 dB: overshoot stays below
 CANCELLED_ENERGY = 0.01  # of the mix relative to the first channel, -20 dB; uncorrelated channels give 0.5
 SPIKE_LEVEL = 1e-4  # of the peak: if 99 % of the samples are below it, the peak is an error and not sound
 CANCELLED = "cancelled: its channels cancel each other in the mono mix"
-
-
-def check_policy(policy: str) -> None:
-    """Raise InputError if `policy` is not a value of the setting `bad_amplitude`."""
-    if policy not in POLICIES:
-        raise InputError(f"bad_amplitude={policy}: expected {', '.join(POLICIES)}")
 
 
 def mix_channels(block: np.ndarray) -> np.ndarray:
@@ -53,7 +44,7 @@ def apply_policy(wav: np.ndarray, policy: str, faults: Sequence[str] = ()) -> tu
 
     Args:
         wav: [S], finite.
-        policy: One of `POLICIES`.
+        policy: "scale", "skip" or "keep"; see conf/preprocess.yaml.
         faults: Faults of the channels for which the first channel was already used instead of the mix.
 
     Returns:

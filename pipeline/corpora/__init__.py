@@ -13,6 +13,7 @@ from pipeline.corpora.base import CorpusSettings as CorpusSettings
 from pipeline.corpora.base import Durations as Durations
 from pipeline.corpora.base import RemoteFile as RemoteFile
 from pipeline.corpora.base import SkippedInput as SkippedInput
+from pipeline.corpora.base import printable as printable
 from pipeline.corpora.clip import Clip as Clip
 from pipeline.corpora.tar_archive import fingerprint as fingerprint
 from pipeline.corpora.tar_archive import load as load

@@ -21,12 +21,11 @@ import numpy as np
 from pipeline.audio import audio_io
 from pipeline.audio.embedders.base import embed_sounds
 from pipeline.common.errors import MachineError
-from pipeline.corpora import Clip
+from pipeline.corpora import Clip, printable
 from pipeline.data.manifest import skipped_row
 from pipeline.data.shard import Sample
 from pipeline.preprocessing.decode import DecodedBatch, DecodedClip, DecodeOptions, Skipped
 from pipeline.preprocessing.decode_workers import DecodeWorkerPool, exit_with_parent
-from pipeline.preprocessing.shard_planner import printable_path
 
 if TYPE_CHECKING:
     from pipeline.audio.codecs import CodecSettings
@@ -96,7 +95,7 @@ class Encoder:
             samples = {sample.key: sample for finish_group in pending for sample in finish_group()}
             result = EncodedBatch(batch.shard, batch.first, len(batch.clips))
             for decoded in batch.clips:
-                key, path = decoded.clip.key, printable_path(decoded.clip.source)
+                key, path = decoded.clip.key, printable(decoded.clip.source)
                 if isinstance(decoded.audio, Skipped):
                     result.skipped.append(skipped_row(path, key, decoded.audio.reason, decoded.audio.retry))
                 elif key not in samples:
@@ -168,7 +167,7 @@ def samples_of(clip: DecodedClip) -> np.ndarray:
 
 def _build_sample(clip: Clip, codes: np.ndarray, prompt: np.ndarray, seconds: float) -> Sample:
     metadata = {
-        "path": printable_path(clip.source),
+        "path": printable(clip.source),
         "start": clip.start,
         "duration": round(seconds, 6),
         "split": clip.split,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.audio.codecs import CodecSettings
-from pipeline.common.console import print_error, print_next
+from pipeline.common.console import COLUMNS, print_error, print_next
 from pipeline.common.errors import MachineError
 from pipeline.common.paths import CONF
 from pipeline.common.settings import format_override
@@ -19,7 +20,7 @@ from pipeline.data.build_state import BuildPlan
 from pipeline.data.manifest import Manifest
 from pipeline.data.storage import Storage
 from pipeline.preprocessing.partition import Partition
-from pipeline.preprocessing.progress import Progress
+from pipeline.preprocessing.progress import Progress, format_duration
 
 EPOCHS = 30  # how often the suggested training sees each clip
 MAX_NAMED = 5  # skipped inputs that are printed, or one of each kind; the manifest names all
@@ -34,7 +35,7 @@ def print_plan(
         if partition.count == 1
         else f", of which part {partition.number}/{partition.count} (by {partition.source}): {total:,} clips"
     )
-    print(f"{store.display_path()}: {plan.clips:,} clips in {len(plan.shards):,} shards{part}")
+    _print(f"{store.display_path()}: {plan.clips:,} clips in {len(plan.shards):,} shards{part}")
     if done:
         print(f"finished before: {done:,} clips")
     if done < total:
@@ -43,13 +44,13 @@ def print_plan(
 
 def print_speed(progress: Progress) -> None:
     """Print how much audio was encoded, and how fast."""
-    hours, minutes = progress.seconds / 3600, progress.wall / 60
-    print(f"this run: {hours:.2f} h of audio in {minutes:.1f} min, {progress.speed:,.1f} x real time")
+    audio, wall = format_duration(progress.seconds), format_duration(progress.wall)
+    print(f"this run: {audio} of audio in {wall}, {progress.speed:,.1f} x real time")
 
 
 def print_unfinished(store: Storage, partition: Partition, missing: list[str]) -> None:
     """Print that this part is finished while others are not."""
-    print(
+    _print(
         f"part {partition.number}/{partition.count} is finished; {len(missing):,} shards of other parts are not yet; "
         f"the last part to finish writes the manifest of {store.display_path()}"
     )
@@ -67,18 +68,19 @@ def print_summary(store: Storage, manifest: Manifest, codec: CodecSettings) -> i
         The exit code: 1 for a dataset without any clip.
     """
     shards = [shard for shards in manifest.splits.values() for shard in shards]
-    hours = {split: manifest.hours(split) for split in manifest.splits}
+    seconds = {split: 3600 * manifest.hours(split) for split in manifest.splits}
     clips = sum(shard.samples for shard in shards)
-    print(
-        f"{store.display_path()}: {sum(hours.values()):.2f} h in {clips:,} clips ({_format_hours(hours)}), "
+    _print(
+        f"{store.display_path()}: {format_duration(sum(seconds.values()))} of audio in {clips:,} clips, "
         f"{len(shards):,} shards, {sum(shard.bytes for shard in shards) / 1e6:,.1f} MB"
     )
+    print("  " + ", ".join(f"{split} {format_duration(duration)}" for split, duration in seconds.items()))
     if manifest.silent:
         print(f"silent, but kept: {manifest.silent:,} clips")
     _print_examples("adjusted", manifest.adjusted)
     _print_examples("skipped", manifest.skipped)
     if retried := sum("retry" in row for row in manifest.skipped):
-        print(f"could not be read for now: {retried:,} of these; run the same command again to retry them")
+        _print(f"could not be read for now: {retried:,} of these; run the same command again to retry them")
     if not clips:
         print(
             f"error: {store.display_path()} has no clip to train on: every input was skipped for the reasons above; "
@@ -102,12 +104,12 @@ def _print_examples(what: str, rows: list[dict[str, Any]]) -> None:
         return
     kinds = Counter(kind for _, kind in clips)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    print(f"{what}: {len({path for path, _ in clips}):,} inputs ({counts}); manifest.json names them all")
+    _print(f"{what}: {len({path for path, _ in clips}):,} inputs ({counts}); manifest.json names them all")
     first = {kind: (path, kind) for path, kind in reversed(clips)}
     shown = [file for file in clips if first[file[1]] == file]
     shown += [file for file in clips if first[file[1]] != file][: max(0, MAX_NAMED - len(shown))]
     for file in shown:
-        print(f"  {file[0]!r}: {reasons[file]}" + (f" ({clips[file]:,} clips)" if clips[file] > 1 else ""))
+        _print(f"  {file[0]!r}: {reasons[file]}" + (f" ({clips[file]:,} clips)" if clips[file] > 1 else ""))
 
 
 def training_command(shards: str, clips: int, codec: CodecSettings) -> list[str]:
@@ -137,8 +139,9 @@ def training_command(shards: str, clips: int, codec: CodecSettings) -> list[str]
     return ["deepspeed", "pipeline/train.py", *(format_override(name, value) for name, value in settings.items())]
 
 
-def _format_hours(hours: dict[str, float]) -> str:
-    return ", ".join(f"{split} {value:.2f} h" for split, value in hours.items())
+def _print(line: str) -> None:
+    """Print a line; one that is longer than a terminal is wide is continued on the next, indented."""
+    print(textwrap.fill(line, COLUMNS, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
 
 
 def print_machine_error(error: MachineError) -> int:

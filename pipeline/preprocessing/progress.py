@@ -56,7 +56,7 @@ class Progress:
         left = (self.clips - self.done) * self.wall / done_now if done_now else float("inf")
         return (
             f"{self.done:,} of {self.clips:,} clips · {self.seconds / 3600:.2f} h of audio · "
-            f"{self.speed:,.0f} x real time · {_duration(left)} left"
+            f"{self.speed:,.0f} x real time · {format_duration(left)} left"
         )
 
     def __exit__(
@@ -74,8 +74,9 @@ def _columns() -> tuple[Any, ...]:
     )
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """A duration in words: `3 h 05 min`, `12 min`, `40 s`; "?" where it is infinite."""
     if seconds == float("inf"):
         return "?"
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
+    return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"

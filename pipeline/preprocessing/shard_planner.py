@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.common.errors import InputError, MachineError
-from pipeline.corpora import UNREADABLE, Clip, SkippedInput, fingerprint
+from pipeline.corpora import UNREADABLE, Clip, SkippedInput, fingerprint, printable
 from pipeline.data.build_state import BuildPlan, PlannedShard
 from pipeline.data.manifest import skipped_row
 from pipeline.data.shard import KEY_PATTERN
@@ -123,10 +123,10 @@ def plan_shards(
             hashlib.blake2b(clip.key.encode(errors="surrogatepass"), digest_size=8).digest(), "big"
         )
         if key_hash in seen:
-            skipped.append(skipped_row(printable_path(clip.path), clip.key, "another clip has the same key"))
+            skipped.append(skipped_row(printable(clip.path), clip.key, "another clip has the same key"))
             continue
         if not KEY_PATTERN.fullmatch(clip.key):
-            skipped.append(skipped_row(printable_path(clip.path), clip.key, "no valid key"))
+            skipped.append(skipped_row(printable(clip.path), clip.key, "no valid key"))
             continue
         assert SPLIT.fullmatch(clip.split), clip.split
         seen.add(key_hash)
@@ -142,7 +142,7 @@ def plan_shards(
     spool.rename_shards(names)
     planned = [replace(shard, name=names[shard.name]) for shard in planned]
     skipped += [
-        skipped_row(printable_path(row.path), row.key, row.reason, UNREADABLE in row.reason) for row in skipped_inputs()
+        skipped_row(printable(row.path), row.key, row.reason, UNREADABLE in row.reason) for row in skipped_inputs()
     ]
     return replace(empty_plan, shards=planned, skipped=skipped)
 
@@ -209,31 +209,21 @@ def _list_folder(folder: str, visited: set[tuple[int, int]]) -> tuple[list[str],
         if (status.st_dev, status.st_ino) in visited:
             return [], []
         visited.add((status.st_dev, status.st_ino))
-        return _scan_folder(folder)
+        rows, inner = [], []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    inner.append(entry.name)
+                else:
+                    rows.append(f"{entry.name}\0{_describe_file(entry)}")
+        return rows, inner
     except OSError as error:
         return [f"!{error.errno}"], []
 
 
-def _scan_folder(folder: str) -> tuple[list[str], list[str]]:
-    """A line for each file of a folder, and the names of its folders."""
-    rows, inner = [], []
-    descriptor = os.open(folder, os.O_RDONLY)  # 10 % faster than looking up complete paths
+def _describe_file(entry: os.DirEntry[str]) -> str:
     try:
-        with os.scandir(descriptor) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    inner.append(entry.name)
-                    continue
-                try:
-                    status = entry.stat()
-                    rows.append(f"{entry.name}\0{status.st_size}\0{status.st_mtime_ns}")
-                except OSError:  # a dangling link
-                    rows.append(f"{entry.name}\0?")
-    finally:
-        os.close(descriptor)
-    return rows, inner
-
-
-def printable_path(path: str) -> str:
-    """A path that JSON can store: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+        status = entry.stat()
+    except OSError:  # a dangling link
+        return "?"
+    return f"{status.st_size}\0{status.st_mtime_ns}"

@@ -82,7 +82,7 @@ def test_interrupt_cancels_queued_files_first(monkeypatch: pytest.MonkeyPatch) -
         return "as published"
 
     monkeypatch.setattr(module, "ThreadPoolExecutor", Slow)
-    monkeypatch.setattr(module._Board, "log", interrupt)
+    monkeypatch.setattr(module.ProgressDisplay, "log", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download_all(REMOTES, transfer, 1)
     assert len(started) == 2
