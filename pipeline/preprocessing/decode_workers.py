@@ -6,8 +6,7 @@ bounded however long a file or a corpus is.
 
 A decoder that crashes or hangs costs its clip only. The system ends a process that takes too long over one clip, and
 another process replaces it. The rest of a dead worker's job is retried clip by clip; a clip is skipped when a worker
-died on it alone, for the second time. Where processes cannot start, or cannot send what they decoded, no clip is
-skipped: the run ends with an error.
+died on it alone, for the second time. Where processes cannot start, no clip is skipped: the run ends with an error.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any
@@ -42,13 +41,6 @@ _STARTED = "started"  # the first message of a worker
 _MAX_FAILED_STARTS = 10  # workers in a row that may end before they start
 _PLACEHOLDER = np.zeros(0, np.float32)  # in a message, for samples that are sent through shared memory
 DecodeFunction = Callable[[Job, DecodeOptions], Iterator[DecodedBatch]]
-
-
-@dataclass(frozen=True)
-class SendError:
-    """The last message of a worker that cannot send what it decoded. reason: the system's."""
-
-    reason: str
 
 
 def exit_with_parent() -> None:
@@ -74,56 +66,41 @@ def _worker_loop(conn: Connection, options: DecodeOptions, decode: DecodeFunctio
         for batch in decode(job, options):
             if is_unconfirmed:
                 conn.recv()  # wait until the batch before was received: one decoded, one being sent, never more
-            if not _send_batch(conn, batch):
-                return
+            _send_batch(conn, batch)
             is_unconfirmed = True
         if is_unconfirmed:
             conn.recv()
         conn.send(None)
 
 
-def _send_batch(conn: Connection, batch: DecodedBatch) -> bool:
+def _send_batch(conn: Connection, batch: DecodedBatch) -> None:
     """Send a batch through a pipe, and its samples through anonymous shared memory, which leaves nothing to clean up.
 
-    Returns False, after sending a SendError, where memory or a limit on file sizes does not allow it.
+    Where a system has none, or a limit on files is too low for them, the samples are sent through the pipe too.
     """
     wavs = [clip.audio for clip in batch.clips if isinstance(clip.audio, np.ndarray)]
-    if not wavs or not hasattr(os, "memfd_create"):
-        conn.send((batch, None))
-        return True
-    try:
-        descriptor = _to_memory_file(wavs)
-    except OSError as error:
-        conn.send(SendError(error.strerror or str(error)))
-        return False
-    try:
+    with ExitStack() as stack:
+        try:
+            descriptor = os.memfd_create("audio")
+            stack.callback(os.close, descriptor)
+            with open(descriptor, "wb", closefd=False) as file:
+                for wav in wavs:
+                    file.write(wav.data)
+        except (AttributeError, OSError):
+            conn.send((batch, []))
+            return
         conn.send((_with_audio(batch, itertools.repeat(_PLACEHOLDER)), [*map(len, wavs)]))
-        send_handle(conn, descriptor, os.getppid())
-    finally:
-        os.close(descriptor)
-    return True
+        if wavs:
+            send_handle(conn, descriptor, os.getppid())
 
 
-def _to_memory_file(wavs: list[np.ndarray]) -> int:
-    """The descriptor of an anonymous file in memory that contains the samples."""
-    descriptor = os.memfd_create("audio")
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            for wav in wavs:
-                file.write(wav.data)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _receive_message(conn: Connection) -> DecodedBatch | SendError | str | None:
-    """The next message of a worker: a batch, a SendError, _STARTED, or None at the end of a job."""
+def _receive_message(conn: Connection) -> DecodedBatch | str | None:
+    """The next message of a worker: a batch, _STARTED, or None at the end of a job."""
     message = conn.recv()
-    if message is None or message == _STARTED or isinstance(message, SendError):
+    if message is None or message == _STARTED:
         return message
     batch, lengths = message
-    if lengths is None:
+    if not lengths:
         return batch
     descriptor = recv_handle(conn)
     try:
@@ -189,7 +166,7 @@ class DecodeWorkerPool:
             request_job: Asks for a job.
 
         Raises:
-            MachineError: No worker can start, or send what it decoded.
+            MachineError: No worker can start.
         """
         if not self._workers:
             request_job()
@@ -206,7 +183,7 @@ class DecodeWorkerPool:
                 if job.is_retry and (reason := self._slow_files.get(job.clips[0].path)):
                     yield job.skip(reason)
                 else:
-                    self._ensure_alive(idle.pop()).submit(job)
+                    idle.pop().submit(job)
             if idle and has_more and not is_requested:
                 request_job()
                 is_requested = True
@@ -221,29 +198,12 @@ class DecodeWorkerPool:
                 else:
                     yield from self._handle_message(busy[ready], jobs)  # type: ignore[index]
 
-    def _ensure_alive(self, worker: _DecodeWorker) -> _DecodeWorker:
-        """The worker, or its replacement if it died while it was idle."""
-        if worker.process.is_alive():
-            return worker
-        worker.stop()
-        return self._replace_worker(worker)
-
-    def _replace_worker(self, worker: _DecodeWorker) -> _DecodeWorker:
-        replacement = _DecodeWorker(self._options, self._decode_job)
-        self._workers[self._workers.index(worker)] = replacement
-        return replacement
-
     def _handle_message(self, worker: _DecodeWorker, jobs: deque[Job]) -> Iterator[DecodedBatch]:
         try:
             message = _receive_message(worker.conn)
         except (EOFError, OSError):  # it died, maybe in the middle of a message
             yield from self._handle_dead_worker(worker, jobs)
             return
-        if isinstance(message, SendError):
-            raise MachineError(
-                f"a decode worker cannot send the audio that it decoded ({message.reason}): raise the limits on file "
-                "size and memory (ulimit -a), or give decode_workers=0, and run the same command again"
-            )
         if isinstance(message, str):
             worker.has_started, self._failed_starts = True, 0
             return
@@ -260,6 +220,7 @@ class DecodeWorkerPool:
         job = worker.job
         assert job is not None
         code = worker.stop()
+        self._workers[self._workers.index(worker)] = _DecodeWorker(self._options, self._decode_job)
         if not worker.has_started:
             self._failed_starts += 1
             if self._failed_starts == _MAX_FAILED_STARTS:
@@ -267,10 +228,8 @@ class DecodeWorkerPool:
                     f"{_MAX_FAILED_STARTS} decode workers in a row ended before they started (exit code {code}): "
                     "give fewer decode_workers=, or decode_workers=0"
                 )
-            self._replace_worker(worker)
             jobs.appendleft(job)
             return
-        self._replace_worker(worker)
         if worker.num_received == len(job.clips):
             return
         if job.is_retry:

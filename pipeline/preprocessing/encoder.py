@@ -9,8 +9,7 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from multiprocessing.connection import Connection
@@ -196,15 +195,14 @@ def encoder_loop(conn: Connection, load: Callable[[], Encoder], decode_workers: 
     pool = DecodeWorkerPool(decode_workers, options)
     try:
         encoder = load()
-        with closing(prefetch(pool.decode(conn, lambda: send(NEXT_JOB)))) as batches:
-            finish: Callable[[], EncodedBatch] | None = None
-            for batch in batches:
-                finish_next = encoder.encode_async(batch)
-                if finish:
-                    send(finish())
-                finish = finish_next
+        finish: Callable[[], EncodedBatch] | None = None
+        for batch in prefetch(pool.decode(conn, lambda: send(NEXT_JOB))):
+            finish_next = encoder.encode_async(batch)
             if finish:
                 send(finish())
+            finish = finish_next
+        if finish:
+            send(finish())
         send(DONE)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # the process that sends the jobs has ended
@@ -226,38 +224,23 @@ def run_encoder_process(
     encoder_loop(conn, load, decode_workers, options)
 
 
-def prefetch(items: Iterator[_T], depth: int = 2) -> Generator[_T, None, None]:
+def prefetch(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
     """The same items, read from their iterator by a thread that is up to `depth` items ahead."""
-    buffer: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    is_stopped = threading.Event()
-
-    def put(row: tuple[bool, Any]) -> None:
-        while not is_stopped.is_set():
-            with suppress(queue.Full):
-                buffer.put(row, timeout=0.1)
-                return
+    buffer: queue.Queue[tuple[_T | None, Exception | None]] = queue.Queue(depth)
 
     def read_ahead() -> None:
         try:
             for item in items:
-                put((True, item))
-                if is_stopped.is_set():
-                    return
-            put((False, None))
+                buffer.put((item, None))
+            buffer.put((None, None))
         except Exception as error:
-            put((False, error))
+            buffer.put((None, error))
 
-    thread = threading.Thread(target=read_ahead, daemon=True)
-    thread.start()
-    try:
-        while True:
-            is_item, item = buffer.get()
-            if is_item:
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
-    finally:
-        is_stopped.set()
-        thread.join(timeout=1)
+    threading.Thread(target=read_ahead, daemon=True).start()
+    while True:
+        item, error = buffer.get()
+        if error is not None:
+            raise error
+        if item is None:
+            return
+        yield item

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,53 +41,46 @@ class ShardTask:
 class JobIterator:
     """The jobs of a list of tasks, in order. Clips in archives are copied to files in `folder` for the workers."""
 
-    def __init__(self, tasks: Iterable[ShardTask], spool: ClipSpool, folder: Path, batch: int) -> None:
+    def __init__(self, tasks: Sequence[ShardTask], spool: ClipSpool, folder: Path, batch: int) -> None:
         self._tasks, self._spool, self._folder = tasks, spool, folder
         self._size = max(JOB_CLIPS, batch) // batch * batch
-        self._queue: deque[Clip] = deque()
-        self._contents = load(iter(self._queue.popleft, None))  # one pass over each archive, whatever is skipped
-        self._last_content = ("", b"")  # path and bytes
 
     def __iter__(self) -> Iterator[Job]:
+        names = [task.planned.name for task in self._tasks]
+        loaded = load(clip for name in names for clip in self._spool.read_shard(name))  # one pass over each archive
         for task in self._tasks:
-            clips = self._spool.read_shard(task.planned.name)
-            for first, group in group_by_recording(clips, self._size):
+            for first, group in group_by_recording(self._spool.read_shard(task.planned.name), self._size):
                 job = Job(task.planned.name, first, group, embed_only=task.embed_only)
-                yield self._with_contents(job) if any(clip.span for clip in group) else job
+                contents = [next(loaded).content for _ in group]
+                yield self._with_contents(job, contents) if any(contents) else job
 
-    def _with_contents(self, job: Job) -> Job:
+    def _with_contents(self, job: Job, contents: list[bytes | None]) -> Job:
         folder = self._folder / job.shard  # deleted when the shard is written
         try:
-            return self._write_contents(job, folder)
+            return _write_contents(job, contents, folder)
         except OSError as error:
             raise MachineError(
                 f"the bytes of archives cannot be written to {folder} ({error.strerror}): make room there, or set "
                 "TMPDIR to a folder with more, and run the same command again"
             ) from error
 
-    def _write_contents(self, job: Job, folder: Path) -> Job:
-        spans: list[tuple[int, int] | None] = []
-        last_path, last_span = "", (0, 0)
-        folder.mkdir(exist_ok=True)
-        with (folder / str(job.first)).open("wb") as file:
-            for clip in job.clips:
-                if clip.span is None:
-                    spans.append(None)
-                    continue
-                if clip.path != last_path:
-                    content = self._read_content(clip)
-                    last_path, last_span = clip.path, (file.tell(), len(content))
-                    file.write(content)
-                spans.append(last_span)
-        return replace(job, contents_file=file.name, spans=tuple(spans))
 
-    def _read_content(self, clip: Clip) -> bytes:
-        if clip.path != self._last_content[0]:
-            self._queue.append(clip)
-            content = next(self._contents).content
-            assert content is not None
-            self._last_content = clip.path, content
-        return self._last_content[1]
+def _write_contents(job: Job, contents: list[bytes | None], folder: Path) -> Job:
+    """The job with the bytes of its clips in a file; segments of a recording share them."""
+    spans: list[tuple[int, int] | None] = []
+    last: bytes | None = None
+    folder.mkdir(exist_ok=True)
+    with (folder / str(job.first)).open("wb") as file:
+        for content in contents:
+            if content is None:
+                spans.append(None)
+            elif content is last:
+                spans.append(spans[-1])
+            else:
+                spans.append((file.tell(), len(content)))
+                file.write(content)
+            last = content
+    return replace(job, contents_file=file.name, spans=tuple(spans))
 
 
 def group_by_recording(clips: list[Clip], size: int) -> Iterator[tuple[int, list[Clip]]]:
