@@ -5,17 +5,18 @@ The splits are those of NSynth, by instrument; any of them may be missing.
 
 from __future__ import annotations
 
+import codecs
 import io
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-import ijson
-
-from pipeline.common.errors import InputError, one_line
+from pipeline.common.errors import InputError
 from pipeline.common.setting_types import Seconds
 from pipeline.corpora import CORPORA
 from pipeline.corpora.base import (
@@ -44,6 +45,7 @@ LABELS = (
     *("pitch", "velocity", "instrument", "instrument_str", "instrument_family", "instrument_family_str"),
     *("instrument_source", "instrument_source_str", "qualities_str", "note_str"),
 )
+MAX_ENTRY_LENGTH = 1 << 22  # characters; a note has 600
 NO_NOTE = "its entry in the index is not a note"
 
 
@@ -196,17 +198,46 @@ def iter_json_entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]
     Raises:
         InputError: The stream is not a JSON object, or ends too early.
     """
-    try:
-        while (first := stream.read(1)).isspace():
-            pass
-        if first != b"{":
-            raise ValueError("it does not begin with {")
-        stream.seek(0)
-        yield from ijson.kvitems(stream, "", use_float=True)
-    except (ValueError, ijson.JSONError) as error:
-        raise InputError(
-            f"{name} is broken: expected one JSON object of notes ({one_line(error)}); download or create it again"
-        ) from error
+    reader = codecs.getreader("utf-8")(stream)
+    text, at = "", 0
+    while True:
+        try:
+            key, value, at = _parse_entry(text, at)
+        except RecursionError as error:
+            raise InputError(f"{name} is broken: an entry is nested too deeply; download or create it again") from error
+        except ValueError:
+            if _CLOSE.match(text, at):
+                return
+            try:
+                more = reader.read(1 << 20)
+            except UnicodeDecodeError as error:
+                raise InputError(f"{name} is not JSON: {error}") from error
+            if not more or len(text) - at > MAX_ENTRY_LENGTH:
+                raise InputError(
+                    f"{name} is broken: expected one JSON object of notes; download or create it again"
+                ) from None
+            text, at = text[at:] + more, 0
+            continue
+        yield key, value
+
+
+_decode = json.JSONDecoder().raw_decode
+_OPEN, _COLON, _NEXT = re.compile(r'\s*[{,]\s*(?=")'), re.compile(r"\s*:\s*"), re.compile(r"\s*(?=[,}])")
+_CLOSE = re.compile(r"\s*(\{\s*)?\}")
+
+
+def _parse_entry(text: str, at: int) -> tuple[str, Any, int]:
+    """Return the key, value and end of the entry at `at`; raise ValueError if the text has no complete entry."""
+    key, at = _decode(text, _match_end(_OPEN, text, at))
+    value, at = _decode(text, _match_end(_COLON, text, at))
+    return key, value, _match_end(_NEXT, text, at)
+
+
+def _match_end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    if not match:
+        raise ValueError
+    return match.end()
 
 
 def _select_labels(note: dict[str, Any]) -> dict[str, Any]:

@@ -93,11 +93,7 @@ def test_broken_index_is_an_error(root: Path, broken: str) -> None:
 
 @given(
     st.dictionaries(
-        st.text(),
-        st.recursive(
-            st.none() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-            st.lists,
-        ),
+        st.text(), st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists)
     ),
     st.sampled_from([None, 1]),
 )
@@ -275,7 +271,7 @@ def test_name_with_surrogate_is_skipped(root: Path) -> None:
 
 
 def test_deeply_nested_index_is_an_error() -> None:
-    with pytest.raises(InputError, match="the index is broken"):
+    with pytest.raises(InputError, match="the index is broken: an entry is nested too deep"):
         list(iter_json_entries(io.BytesIO(b'{"a": ' + b"[" * 100_000), "the index"))
 
 
