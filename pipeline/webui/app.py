@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
-from pipeline.common.paths import CONF
 from pipeline.generation.loaded_run import LoadedRun, load_run
 from pipeline.webui import server
 from pipeline.webui.examples import examples
@@ -43,8 +39,6 @@ def serve_demo(settings: DemoSettings, folder: Path) -> None:
 
 def build_service(settings: DemoSettings, folder: Path) -> GenerationService:
     """Return the service with every model and codec loaded once."""
-    defaults = {key: value for key, value in _read_conf("generate").items() if key != "defaults"}
-    defaults["sampling"] = _read_conf("sampling/default")
     loaded_runs = {
         run: load_run(run, settings.device, settings.codec_weights, settings.embedder_weights)
         for run in dict.fromkeys(settings.run)
@@ -54,7 +48,7 @@ def build_service(settings: DemoSettings, folder: Path) -> GenerationService:
     total_bytes, visitor_bytes = round(settings.limits.storage_mb * MB), round(settings.limits.visitor_mb * MB)
     store = FileStore(folder / "files", total_bytes, visitor_bytes, settings.delete_after_seconds)
     codecs = _load_full_codecs(loaded_runs, settings.codec_weights)
-    return GenerationService(loaded_runs, codecs, defaults, settings, requests, store)
+    return GenerationService(loaded_runs, codecs, settings, requests, store)
 
 
 def _load_full_codecs(loaded_runs: dict[str, LoadedRun], codec_weights: str | None) -> dict[str, Codec]:
@@ -64,8 +58,3 @@ def _load_full_codecs(loaded_runs: dict[str, LoadedRun], codec_weights: str | No
         if codec.weights not in codecs:
             codecs[codec.weights] = load_codec(codec.name, codec.max_codebooks, codec_weights, codec.device)
     return {run: codecs[loaded.codec.weights] for run, loaded in loaded_runs.items()}
-
-
-def _read_conf(name: str) -> dict[str, Any]:
-    """A file of conf/. Hydra is already running and cannot compose a second config."""
-    return yaml.safe_load((CONF / f"{name}.yaml").read_text())

@@ -15,6 +15,7 @@ from pipeline.audio import audio_io
 from pipeline.generation.interpolation import BLENDS
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import num_samples
+from pipeline.generation.settings import default_settings
 from pipeline.webui.request_guard import visitor_name
 from pipeline.webui.service import GenerationService
 from pipeline.webui.settings import LimitSettings
@@ -55,7 +56,7 @@ class Page:
     def seconds(self, sounds: float = 1) -> float:
         """Return the default duration of a sound: `sounds` times that of the training clips, within the limit."""
         loaded = self.service.loaded_runs[self.runs[0]]
-        seconds = sounds * num_samples(self.service.defaults["seconds"], loaded) / loaded.codec.sample_rate
+        seconds = sounds * num_samples(default_settings().seconds, loaded) / loaded.codec.sample_rate
         return max(SLIDER_STEP, math.floor(min(self.limits.seconds, seconds) / SLIDER_STEP + 1e-6) * SLIDER_STEP)
 
     # ---- components of tabs ---------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ class Page:
     def blend_radio(self) -> gr.Radio:
         """Return the choice of how prompts are mixed."""
         info = "slerp moves along the arc between them"
-        return gr.Radio(list(BLENDS), value=self.service.defaults["blend"], label="Mix of the prompts", info=info)
+        return gr.Radio(list(BLENDS), value=default_settings().blend, label="Mix of the prompts", info=info)
 
     def sound_input(self, label: str, example: int | None = None) -> gr.Audio:
         """Return an input for a sound: an upload, a recording or an example.
@@ -100,7 +101,7 @@ class Page:
         with errors_shown(), self.service.request_folder() as folder:
             file = copy_upload(self.service, upload, folder)
             rate = self.service.loaded_runs[self.runs[0]].codec.sample_rate
-            if audio_io.is_silent(audio_io.read(file, duration=self.service.defaults["prompt_seconds"], rate=rate)):
+            if audio_io.is_silent(audio_io.read(file, duration=default_settings().prompt_seconds, rate=rate)):
                 gr.Warning(f"{file.name} is silent: the model will get silence as its prompt")
 
     def count_slider(self, low: int, maximum: int, default: int, label: str) -> gr.Slider | gr.Number:
@@ -138,7 +139,8 @@ class Page:
         The maximum of a slider is at least its default: Gradio refuses a request if any slider is beyond its maximum.
         """
         default = self._default_controls(tab)
-        heat, top_k, guidance = (default.sampling[name] for name in ("temperature", "top_k", "guidance"))
+        sampling = default.sampling.to_dict()
+        heat, top_k, guidance = (sampling[name] for name in ("temperature", "top_k", "guidance"))
         info = "0: always the most likely code"
         controls = [
             gr.Slider(0, max(2, heat), heat, step=0.05, label="Temperature", info=info),
@@ -172,7 +174,7 @@ class Page:
                 used, own_values = self._default_controls(tab), values
                 if controls:
                     own_values, (*numbers, use_new_seed) = values[: len(inputs)], values[len(inputs) :]
-                    used = read_controls(*numbers, use_new_seed=use_new_seed and name is not None)
+                    used = read_controls(used.sampling, *numbers, use_new_seed=use_new_seed and name is not None)
                 visitor = visitor_name(request.client.host)
                 tab_request = TabRequest(self.service, self.streams, folder, visitor, used, progress)
                 for updates in tab.run(tab_request, *own_values):

@@ -21,13 +21,13 @@ from pipeline.audio import audio_io
 from pipeline.audio.audio_io import AudioError
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
-from pipeline.common.settings import parse_settings
+from pipeline.common.settings import flatten_settings, format_override, format_value
 from pipeline.evaluation.sections.base import LabeledAudio
 from pipeline.generation.loaded_run import LoadedRun, limit_threads
 from pipeline.generation.prompts import SourceAudio
 from pipeline.generation.request import AudioRequest, build_requests, num_samples
 from pipeline.generation.runner import GeneratedFile, generate_files
-from pipeline.generation.settings import GenerateSettings
+from pipeline.generation.settings import GenerateSettings, default_settings
 from pipeline.webui.file_store import FileStore
 from pipeline.webui.settings import MB, DemoSettings, LimitSettings
 
@@ -76,15 +76,13 @@ class GenerationService:
     Attributes:
         loaded_runs: By the name of their run.
         codecs: The codec of each run, with all its codebooks.
-        defaults: The settings of conf/generate.yaml.
-        settings: Those of the page. Its sampling settings replace those of `defaults`.
+        settings: Those of the page.
         requests_folder: Contains a folder for each request that is running.
         store: The only files that a request may name.
     """
 
     loaded_runs: Mapping[str, LoadedRun]
     codecs: Mapping[str, Codec]
-    defaults: Mapping[str, Any]
     settings: DemoSettings
     requests_folder: Path
     store: FileStore
@@ -101,21 +99,27 @@ class GenerationService:
             except InputError as error:
                 raise InputError(str(error).replace(f"{name}/", "")) from None
 
-    def generate(self, settings: Mapping[str, Any], folder: Path, on_progress: OnProgress) -> GenerationResult:
+    def generate(self, settings: GenerateSettings, folder: Path, on_progress: OnProgress) -> GenerationResult:
         """Generate the sounds of one request.
 
         Args:
-            settings: Settings of pipeline.generate. The prompts that they name are in `folder`.
+            settings: What to generate. The prompts that they name are in `folder`.
             folder: Folder of the request.
             on_progress: Gets the new codes [B, K, T] of each step, the seconds generated so far, and their total.
 
         Raises:
-            InputError: if the settings are not valid or beyond the limits.
+            InputError: if the settings do not fit the model or are beyond the limits.
         """
-        loaded = self.loaded_run(settings["run"])
+        limits = self.settings.limits
+        for name, value, limit in (
+            ("n", settings.n, limits.samples),
+            ("steps", settings.steps if settings.mode == "interpolate" else 0, limits.steps),
+        ):
+            if value > limit:
+                raise InputError(f"{name}={value}: this page generates at most {limit}")
+        loaded, settings = self.loaded_run(settings.run), settings.model_copy(update={"out": str(folder / OUT)})
         frames, rate = loaded.codec.num_frames(self.samples(settings)), loaded.codec.frame_rate
-        full = self._full_settings(settings) | {"out": str(folder / OUT)}
-        requests = build_requests(parse_settings(GenerateSettings, full), loaded)
+        requests = build_requests(settings, loaded)
         clips, done = sum(len(request.clips) for request in requests), 0
 
         def on_codes(codes: Tensor) -> None:
@@ -125,47 +129,31 @@ class GenerationService:
 
         with _thread_limit(loaded, clips):
             generated = list(generate_files(loaded, requests, self.settings.chunk, on_codes=on_codes))
-        files = [path for file in generated for path in (file.path, make_portable(file.path, folder, settings["run"]))]
+        files = [path for file in generated for path in (file.path, make_portable(file.path, folder, settings.run))]
         files += sorted({source.path for request in requests for source in request.sources})
-        return GenerationResult(requests, generated, files, loaded.codec.sample_rate, self._command(settings, folder))
+        command = format_command(settings, folder)
+        return GenerationResult(requests, generated, files, loaded.codec.sample_rate, command)
 
-    def _full_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings of conf/generate.yaml, changed by those of a request. Raises InputError beyond the limits."""
-        sampling = {**self.settings.sampling, **settings.get("sampling", {})}
-        full = {**self.defaults, **settings, "sampling": sampling}
-        for name, limit in (("n", self.settings.limits.samples), ("steps", self.settings.limits.steps)):
-            if settings.get(name, 0) > limit:
-                raise InputError(f"{name}={settings[name]}: this page generates at most {limit}")
-        return full
-
-    def samples(self, settings: Mapping[str, Any]) -> int:
+    def samples(self, settings: GenerateSettings) -> int:
         """Return the length of each requested sound in samples. Raises InputError if it is beyond the limit."""
-        loaded = self.loaded_run(settings["run"])
-        samples = num_samples(self._full_settings(settings)["seconds"], loaded)
+        loaded, limit = self.loaded_run(settings.run), self.settings.limits.seconds
+        samples = num_samples(settings.seconds, loaded)
         seconds = samples / loaded.codec.sample_rate
-        if seconds > self.settings.limits.seconds:
-            raise InputError(f"seconds={seconds:g}: this page generates at most {self.settings.limits.seconds:g} s")
+        if seconds > limit:
+            raise InputError(f"seconds={seconds:g}: this page generates at most {limit:g} s")
         return samples
 
-    def is_longer_than_training(self, settings: Mapping[str, Any]) -> bool:
+    def is_longer_than_training(self, settings: GenerateSettings) -> bool:
         """Return whether the requested sounds are longer than the training clips, if their length is known."""
-        loaded = self.loaded_run(settings["run"])
+        loaded = self.loaded_run(settings.run)
         frames = loaded.codec.num_frames(self.samples(settings))
         return loaded.trained_frames is not None and frames > loaded.trained_frames
 
-    def loaded_run(self, run: str) -> LoadedRun:
+    def loaded_run(self, run: str | None) -> LoadedRun:
         """Return the run of this name. Raises InputError if the page has no such run."""
-        if run not in self.loaded_runs:
+        if run is None or run not in self.loaded_runs:
             raise InputError(f"run={run}: this page has {', '.join(self.loaded_runs)}")
         return self.loaded_runs[run]
-
-    def _command(self, settings: Mapping[str, Any], folder: Path) -> str:
-        """The command line that generates the same sounds in a folder that contains the prompts."""
-        arguments = {key: value for key, value in settings.items() if key != "sampling"}
-        default_sampling, sampling = self.defaults["sampling"], self._full_settings(settings)["sampling"]
-        arguments |= {f"sampling.{key}": value for key, value in sampling.items() if value != default_sampling[key]}
-        overrides = [f"{key}={_hydra_value(value, f'{folder}/')}" for key, value in arguments.items()]
-        return shlex.join(["python", "-m", "pipeline.generate", *overrides, f"out={OUT}"])
 
 
 @contextmanager
@@ -194,7 +182,7 @@ def check_upload(file: Path, limits: LimitSettings) -> None:
         raise InputError(f"{file.name} lasts {seconds:.0f} s: this page accepts at most {limits.upload_seconds:g} s")
 
 
-def make_portable(sound: Path, folder: Path, run: str) -> Path:
+def make_portable(sound: Path, folder: Path, run: str | None) -> Path:
     """Make the paths in the sidecar of a sound relative, and return the sidecar's path.
 
     The sidecar then works in any folder that contains the prompts, and names no folder of this machine. The run has
@@ -215,10 +203,12 @@ def _make_relative(value: Any, prefix: str) -> Any:
     return value.removeprefix(prefix) if isinstance(value, str) else value
 
 
-def _hydra_value(value: Any, prefix: str) -> str:
-    """The text of a value on Hydra's command line. The prefix of paths is removed."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_hydra_value(item, prefix)}" for key, item in value.items()) + "}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ",".join(_hydra_value(item, prefix) for item in value) + "]"
-    return str(value).removeprefix(prefix)
+def format_command(settings: GenerateSettings, folder: Path) -> str:
+    """Return the command line that generates the same sounds in a folder that contains the prompts."""
+    defaults = flatten_settings(default_settings().to_dict())
+    overrides = []
+    for name, value in _make_relative(flatten_settings(settings.to_dict()), f"{folder}/").items():
+        if value != defaults[name]:
+            is_list = isinstance(value, list)
+            overrides.append(f"{name}={format_value(value)}" if is_list else format_override(name, value))
+    return shlex.join(["python", "-m", "pipeline.generate", *overrides])

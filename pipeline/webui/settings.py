@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.common.errors import InputError
 from pipeline.common.setting_types import PositiveInt, Seconds, Unit
 from pipeline.common.settings import CommandSettings, Settings
+from pipeline.generation.settings import SamplingSettings
 
 MB = 1 << 20  # bytes
 Megabytes = Annotated[float, Field(ge=0.01), Unit("MB")]
@@ -67,7 +68,7 @@ class DemoSettings(CommandSettings):
     device: str
     codec_weights: str | None
     embedder_weights: str | None
-    sampling: dict[str, Any]
+    sampling: SamplingSettings
 
     @field_validator("root_path")
     @classmethod
@@ -78,10 +79,10 @@ class DemoSettings(CommandSettings):
 
     @field_validator("sampling")
     @classmethod
-    def _check_sampling(cls, sampling: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(sampling["temperature"], (int, float)):
+    def _check_sampling(cls, sampling: SamplingSettings) -> SamplingSettings:
+        temperature = sampling.to_dict()["temperature"]
+        if isinstance(temperature, list):
             raise InputError(
-                f"sampling.temperature={sampling['temperature']}: expected one number: the page has one slider for all "
-                "codebooks"
+                f"sampling.temperature={temperature}: expected one number; the page has one slider for all codebooks"
             )
         return sampling

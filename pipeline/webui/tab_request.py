@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from gradio.context import LocalContext
 from torch import Tensor
 
 from pipeline.common.errors import InputError
+from pipeline.common.settings import parse_settings
+from pipeline.generation.settings import GenerateSettings, SamplingSettings, default_settings, sampling_settings
 from pipeline.webui import components
 from pipeline.webui.file_store import NOT_STORED
 from pipeline.webui.service import OUT, GenerationResult, GenerationService, OnCodes, check_upload
@@ -31,22 +33,22 @@ MAX_RANDOM_SEED = 1_000_000  # random seeds are below this, so that they are sho
 class Controls:
     """The values of the controls that all tabs with `has_controls` have."""
 
-    sampling: Mapping[str, float]
+    sampling: SamplingSettings
     seconds: float
     seed: int
 
 
 def read_controls(
-    temperature: float | None, top_k: float | None, guidance: float | None, seconds: float | None, seed: float | None,
-    *, use_new_seed: bool,
+    default: SamplingSettings, temperature: float | None, top_k: float | None, guidance: float | None,
+    seconds: float | None, seed: float | None, *, use_new_seed: bool,
 ) -> Controls:  # fmt: skip
     """Return the values of the controls, with the seed that is used. Raises InputError if a number is missing."""
     if use_new_seed:
         seed = secrets.randbelow(MAX_RANDOM_SEED)
     if temperature is None or top_k is None or guidance is None or seconds is None or seed is None:
         raise InputError("a setting has no number: give one")
-    sampling = {"temperature": temperature, "top_k": int(top_k), "guidance": guidance}
-    return Controls(sampling, seconds, int(seed))
+    chosen = {"temperature": temperature, "top_k": int(top_k), "guidance": guidance}
+    return Controls(sampling_settings(**{**default.to_dict(), **chosen}), seconds, int(seed))
 
 
 @dataclass(frozen=True)
@@ -73,20 +75,20 @@ class TabRequest:
         """Return a copy of an upload, a result or an example, in the folder of the request."""
         return copy_upload(self.service, sound, self.folder)
 
-    def settings(self, run: str, **changes: Any) -> dict[str, Any]:
+    def settings(self, run: str, **changes: Any) -> GenerateSettings:
         """Return the settings of pipeline.generate for this request: those of the controls, and `changes`.
 
         A sound that is longer than the training clips is generated with a sliding window.
         """
         controls = self.controls
-        settings = {"run": run, "seconds": controls.seconds, "seed": controls.seed, "sampling": controls.sampling}
-        settings |= changes
+        own = {"run": run, "seconds": controls.seconds, "seed": controls.seed, "sampling": controls.sampling}
+        settings = parse_settings(GenerateSettings, {**default_settings().to_dict(), **own, **changes})
         if "mode" not in changes and self.service.is_longer_than_training(settings):
-            settings["mode"] = "continue"
+            return settings.model_copy(update={"mode": "continue"})
         return settings
 
     def generate(
-        self, settings: Mapping[str, Any], on_codes: OnCodes = lambda codes: None, label: str = "sound"
+        self, settings: GenerateSettings, on_codes: OnCodes = lambda codes: None, label: str = "sound"
     ) -> GenerationResult:
         """Generate sounds, within the limits of the page. It stops when the visitor closes the page.
 
@@ -103,9 +105,9 @@ class TabRequest:
         return self.service.generate(settings, self.folder, on_progress)
 
     @contextmanager
-    def stream(self, settings: Mapping[str, Any]) -> Iterator[tuple[str, OnCodes]]:
+    def stream(self, settings: GenerateSettings) -> Iterator[tuple[str, OnCodes]]:
         """The HTML of a player for the first sound while it is generated, and a function that gets its codes."""
-        loaded, samples = self.service.loaded_run(settings["run"]), self.service.samples(settings)
+        loaded, samples = self.service.loaded_run(settings.run), self.service.samples(settings)
         rate, frames = loaded.codec.sample_rate, loaded.codec.num_frames(samples)
         name, stream = self.streams.begin(samples, rate)
         with stream_audio(stream, loaded.codec, frames, loaded.model.config.end_of_audio) as push_codes:
