@@ -1,0 +1,93 @@
+"""Tabs of the page: one from a plug-in, and one whose visitor closes the page."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.helpers.demo_server import Server, running_demo
+from tests.helpers.preprocess_runs import ROOT
+from tests.helpers.small_page import form
+from tests.helpers.trained_run import LENGTH, Workspace
+
+if importlib.util.find_spec("gradio") is None:
+    pytest.skip('the page needs gradio: pip install -e ".[demo]"', allow_module_level=True)
+
+UNLIMITED = '''"""A tab that asks for more than the page allows."""
+
+from pipeline.webui.tabs import TABS, Tab
+
+
+@TABS.register("unlimited")
+class UnlimitedTab(Tab):
+    title = "Unlimited"
+    order = 5
+    button = "Generate"
+    has_controls = False
+
+    def inputs(self, page):
+        return [page.run_dropdown()]
+
+    def outputs(self, page):
+        return [page.download()]
+
+    def run(self, request, *values):
+        result = request.generate(request.settings(values[0], n=100))
+        yield (request.store(result.files),)
+'''
+
+
+def test_tab_of_a_plugin_obeys_the_page(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tab of docs/extending.md generates; its requests pass the guard, and its generations have the same limits."""
+    code = re.search(r"```py\n# temperatures\.py\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    assert code is not None
+    (tmp_path / "temperatures.py").write_text(code.group(1))
+    (tmp_path / "unlimited.py").write_text(UNLIMITED)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    overrides = ("plugins=[temperatures,unlimited]", "limits.seconds=5", f"examples={workspace.tones[0]}")
+    with running_demo([workspace.run()], tmp_path / "folder", *overrides) as server:
+        config = json.loads(server.get("/config")[1])
+        titles = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
+        assert titles[:2] == ["Unlimited", "Generate"] and titles.index("Temperatures") == titles.index("Generate") + 1
+        client, run = server.client(tmp_path / "down"), str(server.runs[0])
+        html, seed = client.predict(run, None, 0.7, 0, 1, LENGTH, 4, False, api_name="/temperatures")
+        assert html.count("<audio") == 3 and "temperature 1.0" in html and seed == 4
+        with pytest.raises(Exception, match="n=100: this page generates at most 8"):
+            client.predict(run, api_name="/unlimited")
+        data = [run, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0.7, 0, 1, LENGTH, 0, False]
+        assert server.post("/gradio_api/call/temperatures", {"data": data})[0] == 400
+
+
+def test_closing_the_page_stops_the_codec(workspace: Workspace, tmp_path: Path) -> None:
+    """Decoding stops between two numbers of codebooks, and no results are stored."""
+    (tmp_path / "folder").mkdir()
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 60 * 24_000), 24_000)
+    with running_demo([workspace.run()], tmp_path / "folder", "limits.seconds=60", "examples=[]") as server:
+        upload = json.loads(_upload(server, tmp_path / "long.wav"))
+        file = {"path": upload[0], "orig_name": "long.wav", "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [str(server.runs[0]), file, list(range(1, 9))]}
+        event = json.loads(server.post("/gradio_api/call/codec", body)[1])["event_id"]
+        (requests,) = server.folder.glob("*/requests")
+        with urllib.request.urlopen(f"{server.address}/gradio_api/call/codec/{event}") as stream:
+            stream.readline()
+            while not list(requests.iterdir()):
+                time.sleep(0.01)
+        while list(requests.iterdir()):
+            time.sleep(0.01)
+        assert not list(server.folder.rglob("*.k8.wav"))
+
+
+def _upload(server: Server, path: Path) -> bytes:
+    """The response to an upload."""
+    body, kind = form(path.read_bytes(), path.name)
+    request = urllib.request.Request(f"{server.address}/gradio_api/upload", body, {"content-type": kind})
+    return server.send(request)[1]
