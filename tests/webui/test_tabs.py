@@ -77,8 +77,7 @@ def test_closing_the_page_stops_the_codec(workspace: Workspace, tmp_path: Path) 
         body = {"data": [str(server.runs[0]), file, list(range(1, 9))]}
         event = json.loads(server.post("/gradio_api/call/codec", body)[1])["event_id"]
         (requests,) = server.folder.glob("*/requests")
-        with urllib.request.urlopen(f"{server.address}/gradio_api/call/codec/{event}") as stream:
-            stream.readline()
+        with urllib.request.urlopen(f"{server.address}/gradio_api/call/codec/{event}"):
             while not list(requests.iterdir()):
                 time.sleep(0.01)
         while list(requests.iterdir()):
