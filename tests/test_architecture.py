@@ -53,7 +53,7 @@ USED_BY_LIBRARIES = {
     "checkpoint_engine", "check_overflow", "partition_gradients", "norm_type", "scaled_global_norm",  # DeepSpeed
     "unscale_and_clip_grads",
     "closure",  # torch.optim.Optimizer.step
-    "healthz", "state_session_capacity", "has_launched",  # FastAPI and Gradio
+    "healthz", "live", "state_session_capacity", "has_launched",  # FastAPI and Gradio
     "ratios",  # of EnCodec's SEANet
 }  # fmt: skip
 UNUSED = {  # code that only tests use, and that is still there; to be empty

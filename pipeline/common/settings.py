@@ -164,18 +164,6 @@ def format_command(command: str, **settings: object) -> str:
     return shlex.join(["python", "-m", f"pipeline.{command}", *overrides])
 
 
-def require_min(low: float, settings: Mapping[str, Any], *names: str) -> None:
-    """Raises InputError for the first of these settings that is below `low`, or is a list with such an item.
-
-    Values that are no numbers, such as auto and null, are accepted.
-    """
-    for name in names:
-        value = settings[name]
-        items = value if isinstance(value, list) else [value]
-        if any(isinstance(item, (int, float)) and item < low for item in items):
-            raise InputError(f"{name}={value}: give {low:g} or more")
-
-
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names: `optim.lr`."""
     flat: dict[str, Any] = {}
