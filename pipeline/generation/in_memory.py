@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
@@ -58,29 +58,30 @@ class Audio:
 def generate_audio(
     run: LoadedRun,
     prompts: Sequence[Prompt | None],
-    sampling: Mapping[str, Any],
-    *,
     rate: int | None,
-    seconds: float | None,
-    n: int,
-    seed: int,
-    mode: str,
-    batch: int | None,
+    sampling: Mapping[str, object],
+    changes: Mapping[str, object],
 ) -> list[Audio]:
-    """Generate `n` times for each prompt. See `LoadedRun.generate`."""
-    if mode not in ("prompt", "continue"):
-        raise InputError(f"mode={mode}: expected prompt or continue")
+    """Generate `n` times for each prompt. See `LoadedRun.generate`.
+
+    Args:
+        run: The run that generates.
+        prompts: Audio files, arrays [S], or None for no prompt.
+        rate: The sample rate of the arrays.
+        sampling: Changes of the default settings of `sampling`.
+        changes: Changes of the default settings of `pipeline.generate`; None: the default.
+    """
+    if changes["mode"] not in ("prompt", "continue"):
+        raise InputError(f"mode={changes['mode']}: expected prompt or continue")
     defaults = default_settings().to_dict()
-    changes: dict[str, object] = {"n": n, "seed": seed, "mode": mode, "sampling": {**defaults["sampling"], **sampling}}
-    changes |= {} if seconds is None else {"seconds": seconds}
-    changes |= {} if batch is None else {"batch": batch}
-    settings = parse_settings(GenerateSettings, {**defaults, **changes})
+    values = defaults | {name: value for name, value in changes.items() if value is not None}
+    settings = parse_settings(GenerateSettings, {**values, "sampling": {**defaults["sampling"], **sampling}})
     vectors = [
         None if prompt is None else _embed_prompt(run, prompt, rate, settings.prompt_seconds) for prompt in prompts
     ]
     clips = [
-        ClipRequest(seed + number, () if vector is None else ((0, vector),))
-        for number, vector in enumerate(vector for vector in vectors for _ in range(n))
+        ClipRequest(settings.seed + number, () if vector is None else ((0, vector),))
+        for number, vector in enumerate(vector for vector in vectors for _ in range(settings.n))
     ]
     samples = num_samples(settings.seconds, run)
     window = resolve_window(settings, run.codec.num_frames(samples), run)

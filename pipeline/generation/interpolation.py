@@ -19,17 +19,12 @@ from pipeline.generation.settings import Blend
 BLENDS = get_args(Blend)
 
 
-def interpolate(a: Tensor, b: Tensor, fraction: float, blend: str) -> Tensor:
+def interpolate(a: Tensor, b: Tensor, fraction: float, blend: Blend) -> Tensor:
     """The prompt [P] at a fraction 0..1 of the way from a to b.
 
     blend: "linear", or "slerp": the direction moves along the great circle at constant speed (Shoemake 1985) and the
     norm is interpolated linearly.
-
-    Raises:
-        InputError: `blend` is neither.
     """
-    if blend not in BLENDS:
-        raise InputError(f"blend={blend}: give {' or '.join(BLENDS)}")
     if blend == "linear" or fraction in (0, 1):
         return torch.lerp(a, b, fraction)
     unit_a, unit_b = a / a.norm().clamp_min(1e-12), b / b.norm().clamp_min(1e-12)
@@ -40,7 +35,7 @@ def interpolate(a: Tensor, b: Tensor, fraction: float, blend: str) -> Tensor:
     return direction * torch.lerp(a.norm(), b.norm(), fraction)
 
 
-def interpolation_path(prompts: Sequence[Tensor], steps: int, blend: str) -> list[Tensor]:
+def interpolation_path(prompts: Sequence[Tensor], steps: int, blend: Blend) -> list[Tensor]:
     """`steps` evenly spaced prompts [P] from the first prompt through all others to the last.
 
     Raises:
@@ -58,7 +53,7 @@ def interpolation_path(prompts: Sequence[Tensor], steps: int, blend: str) -> lis
 
 
 def keyframe_schedule(
-    keyframes: Sequence[tuple[float, Tensor]], interval: float, blend: str
+    keyframes: Sequence[tuple[float, Tensor]], interval: float, blend: Blend
 ) -> list[tuple[float, Tensor]]:
     """Prompts [P] and the times from which they apply: about one every `interval` seconds between two keyframes.
 

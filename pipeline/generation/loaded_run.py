@@ -139,10 +139,8 @@ class LoadedRun:
 
         one = n is None and not isinstance(prompt, (list, tuple))
         prompts: Sequence[Any] = prompt if isinstance(prompt, (list, tuple)) else [prompt]
-        number = 1 if n is None else n
-        results = generate_audio(
-            self, prompts, sampling, rate=rate, seconds=seconds, n=number, seed=seed, mode=mode, batch=batch
-        )
+        changes = {"n": n, "seconds": seconds, "seed": seed, "mode": mode, "batch": batch}
+        results = generate_audio(self, prompts, rate, sampling, changes)
         return results[0] if one else results
 
 

@@ -104,9 +104,9 @@ def generate_files(
     for part in _batches(requests, jobs, _batch_size(run, requests[0])):
         clips, request = [requests[r].clips[c] for r, c in part], requests[part[0][0]]
         label = f"clip {first}" if len(clips) == 1 else f"clips {first}-{first + len(clips) - 1}"
-        slot = original.slot if original and len(clips) == 1 else BatchSlot(len(clips), 0)
+        slot = original.batch if original and len(clips) == 1 else BatchSlot(rows=len(clips), row=0)
         generation = start_generation(run, request, clips * (slot.rows // len(clips)))
-        slots = {r: slot._replace(row=slot.row + [q for q, _ in part].index(r)) for r, _ in part}
+        slots = {r: BatchSlot(rows=slot.rows, row=slot.row + [q for q, _ in part].index(r)) for r, _ in part}
         stream = _SoundStream(run, request, original) if settings.stream else None
         stop = max(stop_frames[c] for _, c in part) if stop_frames and not stream else None
         try:

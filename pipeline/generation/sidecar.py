@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -36,13 +36,6 @@ UNSTORED_SETTINGS = ("run", "out", "from", "device", "batch", "codec_weights", "
 _Hex = Annotated[str, Field(pattern="^[0-9a-f]*$")]
 
 
-class BatchSlot(NamedTuple):
-    """The number of rows of a batch, and the row of a sound's first clip."""
-
-    rows: int
-    row: int
-
-
 class _Content(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -57,12 +50,14 @@ class _Export(_Content):
     sha256: _Hex
 
 
-class _Batch(_Content):
+class BatchSlot(_Content):
+    """The number of rows of a batch, and the row of a sound's first clip."""
+
     rows: Annotated[PositiveInt, Field(le=65_536)]
     row: Count
 
     @model_validator(mode="after")
-    def _check_row(self) -> _Batch:
+    def _check_row(self) -> BatchSlot:
         if self.row >= self.rows:
             raise ValueError(f"row {self.row} of {self.rows}")
         return self
@@ -87,18 +82,13 @@ class Sidecar(_Content):
     path: str
     settings: dict[str, Any]
     sources: list[_Source]
-    batch: _Batch
+    batch: BatchSlot
     codes_sha256: _Hex
     export: _Export
     versions: dict[str, str]
     device: str
     frames: list[Count] | None = Field(None, min_length=1)
     seconds: NonNegative = 0
-
-    @property
-    def slot(self) -> BatchSlot:
-        """The batch and the row in it that generate the same bits."""
-        return BatchSlot(self.batch.rows, self.batch.row)
 
     def apply(self, settings: GenerateSettings) -> GenerateSettings:
         """Settings with those that the sidecar stores. Raises InputError if one is not valid."""
@@ -167,7 +157,7 @@ def write(
         "sound_sha256": sha256_file(request.out),
         "settings": {key: value for key, value in request.settings.to_dict().items() if key not in UNSTORED_SETTINGS},
         "sources": [source.to_dict() for source in request.sources],
-        "batch": slot._asdict(),
+        "batch": slot.model_dump(),
         "pattern": run.model.config.pattern,
         **run.identity,
     }
