@@ -342,11 +342,10 @@ def export(path: Path, folder: Path, use_ema: bool = True) -> None:
     Raises:
         InputError: the checkpoint is damaged.
     """
-    checkpoint, faults = _read_part(path)
-    if checkpoint is None or faults:
+    if faults := damage(path):
         raise InputError(f"{path} is damaged ({faults[0]}): give another checkpoint")
     weights = zero_to_fp32.consolidated_state_dict(path, use_ema)
-    write_pretrained(folder, ModelConfig(**checkpoint.metadata["model"]), weights)
+    write_pretrained(folder, ModelConfig(**read_metadata(path)["model"]), weights)
 
 
 def _step(path: Path) -> int:
