@@ -43,7 +43,6 @@ UNDECLARED = {
 }
 NOT_IMPORTED = {
     "webdataset": "the stock reader of the shards, for any other trainer",
-    "pillow": "wandb.Image",
     "pretty_midi": "its soundfont, a file",
     "hydra-submitit-launcher": "conf/hydra/launcher/slurm.yaml",
     "s3fs": "fsspec, s3://",
