@@ -216,43 +216,38 @@ class ShardDataLoader:
         raise InputError(f"{len(lost)} clips of lost shards cannot be replaced: no readable clip was found")
 
 
+@dataclass
 class _BatchPlan:
-    """The clips of n consecutive batches, which are read on demand."""
+    """The clips of n consecutive batches, which are read on demand; the last batch may be smaller.
 
-    def __init__(
-        self,
-        datasets: list[ShardedDataset],
-        locations: ClipLocations,
-        rows: np.ndarray,
-        shards: np.ndarray,
-        positions: np.ndarray,
-        batch_size: int,
-        max_frames: int | None,
-        starts: np.ndarray,
-        next_positions: np.ndarray,
-    ) -> None:
-        """Prepare n batches; the last may be smaller.
+    Attributes:
+        datasets: the sources.
+        locations: of the clips.
+        rows: int64 [clips, 3], as in `OpenShard.rows`.
+        shards: object [clips], the open shard of each clip.
+        positions: int64 [clips], stream positions.
+        batch_size: clips per batch.
+        max_frames: longer clips are cropped.
+        starts: int64 [clips], first frame of cropped clips, 0 for others.
+        next_positions: int64 [n], position of the stream after each batch on all ranks.
+    """
 
-        Args:
-            datasets: the sources.
-            locations: of the clips.
-            rows: int64 [clips, 3], as in `OpenShard.rows`.
-            shards: object [clips], the open shard of each clip.
-            positions: int64 [clips], stream positions.
-            batch_size: clips per batch.
-            max_frames: longer clips are cropped.
-            starts: int64 [clips], first frame of cropped clips, 0 for others.
-            next_positions: int64 [n], position of the stream after each batch on all ranks.
-        """
-        self.datasets, self.locations, self.positions = datasets, locations, positions
-        self.batch_size, self.next_positions = batch_size, next_positions
-        self.K, self.P = datasets[0].codebooks, datasets[0].manifest.prompt_dim
-        self.max_code = datasets[0].manifest.codec["codebook_size"] - 1
-        self.frames = rows[:, 1] if max_frames is None else np.minimum(rows[:, 1], max_frames)
+    datasets: list[ShardedDataset]
+    locations: ClipLocations
+    rows: np.ndarray
+    shards: np.ndarray
+    positions: np.ndarray
+    batch_size: int
+    max_frames: int | None
+    starts: np.ndarray
+    next_positions: np.ndarray
+
+    def __post_init__(self) -> None:
+        frames = self.rows[:, 1]
+        self.frames = frames if self.max_frames is None else np.minimum(frames, self.max_frames)
         # per clip: shard, offset of its codes, stored frames, offset of its prompt, first frame, frames
-        self.clips: list[tuple[OpenShard, int, int, int, int, int]] = list(
-            zip(*(x.tolist() for x in (shards, *rows.T, starts, self.frames)), strict=True)
-        )
+        columns = (x.tolist() for x in (self.shards, *self.rows.T, self.starts, self.frames))
+        self.clips: list[tuple[OpenShard, int, int, int, int, int]] = list(zip(*columns, strict=True))
 
     def __len__(self) -> int:
         return len(self.next_positions)
@@ -270,7 +265,8 @@ class _BatchPlan:
         """Read batch number i; None if one of its shards cannot be read any more, and is therefore lost."""
         first = i * self.batch_size
         clips, frames = self.clips[first : first + self.batch_size], self.frames[first : first + self.batch_size]
-        B, K, P, T = len(clips), self.K, self.P, int(frames.max())
+        manifest = self.datasets[0].manifest
+        B, K, P, T = len(clips), self.datasets[0].codebooks, manifest.prompt_dim, int(frames.max())
         code_bytes, prompt_bytes = bytearray(2 * B * K * T), bytearray(2 * B * P)
         codes = np.frombuffer(code_bytes, np.int16).reshape(B, K, T)
         prompts = np.frombuffer(prompt_bytes, np.float16).reshape(B, P)
@@ -288,11 +284,12 @@ class _BatchPlan:
                 source, number = self.locations.source[first + row], self.locations.shard[first + row]
                 self.datasets[int(source)].mark_lost(int(number), error)
                 return None
-        if codes.size and int(codes.view(np.uint16).max()) > self.max_code:  # a GPU would only report an assertion
+        max_code = manifest.codec["codebook_size"] - 1
+        if codes.size and int(codes.view(np.uint16).max()) > max_code:  # a GPU would only report an assertion
             sources = np.unique(self.locations.source[first : first + B]).tolist()
             paths = sorted(self.datasets[n].store.display_path() for n in sources)
             raise InputError(
-                f"a clip in {' or '.join(paths)} has codes above {self.max_code}: its shard is damaged; "
+                f"a clip in {' or '.join(paths)} has codes above {max_code}: its shard is damaged; "
                 "`python -m pipeline.shards verify` names the shard"
             )
         codes_t, frames_t, prompts_t = (torch.from_numpy(x) for x in (codes, frames, prompts))
