@@ -47,7 +47,7 @@ def snr(reference: np.ndarray, other: np.ndarray) -> float:
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the cosine similarity of vectors: [..., D] and [..., D] -> [...]."""
-    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)).clip(min=1e-12)
+    return np.asarray((a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)).clip(min=1e-12))
 
 
 def pitch(wav: np.ndarray, rate: int) -> float:

@@ -106,7 +106,7 @@ def is_intact(content: Mapping[str, Any]) -> bool:
     A checksum under another key is that of an object whose key was damaged.
     """
     if SHA256 in content:
-        return with_checksum(content)[SHA256] == content[SHA256]
+        return bool(with_checksum(content)[SHA256] == content[SHA256])
     strings = {key: value for key, value in content.items() if isinstance(value, str) and len(value) == 64}
     return not any(
         value == _sha256_json({k: v for k, v in content.items() if k != key}) for key, value in strings.items()

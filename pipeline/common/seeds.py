@@ -20,7 +20,8 @@ def fold_key(*parts: int) -> np.uint64:
     state = np.zeros(1, np.uint64)
     for part in parts:
         state = derive_keys(state, np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
-    return state[0]
+    key: np.uint64 = state[0]
+    return key
 
 
 def derive_keys(state: np.ndarray | np.uint64, parts: np.ndarray) -> np.ndarray:
@@ -32,4 +33,5 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
     """A bijective mix of uint64 [...] (the finaliser of SplitMix64, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed

@@ -139,7 +139,8 @@ def _read_settings(root: Path) -> dict[str, Any]:
     if not root.exists() or not any(root.iterdir()):
         return {}
     try:
-        return json.loads((root / SETTINGS_FILE).read_text())
+        settings: dict[str, Any] = json.loads((root / SETTINGS_FILE).read_text())
+        return settings
     except (OSError, ValueError) as error:
         message = f"data.root={printable(root)} contains files that data=notes did not render: choose another folder"
         raise InputError(message) from error
@@ -182,7 +183,9 @@ def _render(synth: Synthesizer, note: Note, peak: float | None) -> np.ndarray | 
     """Return a note as float32 [SECONDS * RATE], or None if it is silent. The key is pressed for KEY_SECONDS."""
     import soxr
 
-    wav = soxr.resample(synth.render_note(*note, KEY_SECONDS, SECONDS - KEY_SECONDS), RENDER_RATE, RATE, quality="HQ")
+    wav: np.ndarray = soxr.resample(
+        synth.render_note(*note, KEY_SECONDS, SECONDS - KEY_SECONDS), RENDER_RATE, RATE, quality="HQ"
+    )
     loudest = float(np.abs(wav).max())
     if loudest < SILENCE_PEAK:
         return None

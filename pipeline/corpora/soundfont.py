@@ -61,7 +61,8 @@ class Synthesizer:
         sound += bytes(self._synth.generate(released * self._rate))
         self._synth.sounds_off(channel)
         self._synth.generate(self._rate // FADE)
-        return np.frombuffer(sound, np.float32).reshape(-1, 2).mean(axis=1)
+        mono: np.ndarray = np.frombuffer(sound, np.float32).reshape(-1, 2).mean(axis=1)
+        return mono
 
 
 def default_soundfont() -> Path:

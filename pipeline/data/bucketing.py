@@ -100,7 +100,8 @@ class LengthBucketedSampler:
         for source, first in enumerate(self._first_clips):
             selected = locations.source == source
             index[selected] += first[locations.shard[selected]]
-        return self._lengths[index]
+        lengths: np.ndarray = self._lengths[index]
+        return lengths
 
 
 def bucket_by_length(

@@ -58,7 +58,8 @@ class Manifest:
     @property
     def frame_rate(self) -> float:
         """Frames per second of audio."""
-        return self.codec["frame_rate"]
+        rate: float = self.codec["frame_rate"]
+        return rate
 
     def num_samples(self, split: str) -> int:
         """Return the number of clips in a split."""

@@ -111,12 +111,13 @@ def _feistel(x: np.ndarray, high: np.ndarray, low: np.ndarray, keys: np.ndarray)
         left -= high * (left >= high)
         right += _hash_below(left, keys, r + 1, low)
         right -= low * (right >= low)
-    return left * low + right
+    result: np.ndarray = left * low + right
+    return result
 
 
 def _hash_below(x: np.ndarray, keys: np.ndarray, number: int, size: np.ndarray) -> np.ndarray:
     """Return hashes in range(size), for sizes below 2**32."""
-    h = x * GOLDEN
+    h: np.ndarray = x * GOLDEN
     h += keys + _ROUND_KEYS[number]
     h ^= h >> np.uint64(32)
     h *= _ODD

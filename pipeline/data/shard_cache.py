@@ -156,7 +156,8 @@ class LocalShardCache:
             if self.local.size(f"{name}.npy") is None:
                 with self.local.open_atomic(f"{name}.npy") as file:
                     np.save(file, create(), allow_pickle=False)
-        return np.load(self.folder / f"{name}.npy", allow_pickle=False)
+        array: np.ndarray = np.load(self.folder / f"{name}.npy", allow_pickle=False)
+        return array
 
     def _path(self, shard: ShardInfo) -> Path:
         return self.folder / f"{shard.sha256}.tar"

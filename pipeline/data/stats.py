@@ -56,7 +56,7 @@ def perplexities(usage: np.ndarray) -> np.ndarray:
     """
     share = usage / np.maximum(1, usage.sum(1, keepdims=True))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.exp(-np.nansum(share * np.log(share), axis=1))
+        return np.asarray(np.exp(-np.nansum(share * np.log(share), axis=1)))
 
 
 def _size_lines(manifest: Manifest) -> Iterator[str]:

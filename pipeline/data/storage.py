@@ -193,13 +193,13 @@ class RemoteStorage(Storage):
         self.fs.invalidate_cache(self.root)
         try:
             with self._reading(name):
-                return self.fs.info(f"{self.root}/{name}")["size"]
+                return int(self.fs.info(f"{self.root}/{name}")["size"])
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes:
         with self._reading(name):
-            return self.fs.cat_file(f"{self.root}/{name}")
+            return bytes(self.fs.cat_file(f"{self.root}/{name}"))
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
         with self._reading():

@@ -43,7 +43,7 @@ class PackedLinear:
         packed = self._packed or self._pack()
         parts = x.split(-(-x.shape[1] // len(packed)), dim=1)
         product = torch.ops.mkldnn._linear_pointwise
-        y = product(parts[0].contiguous(), packed[0], self.bias, "none", [], "")
+        y: Tensor = product(parts[0].contiguous(), packed[0], self.bias, "none", [], "")
         for part, weight in zip(parts[1:], packed[1:], strict=True):
             y += product(part.contiguous(), weight, None, "none", [], "")
         return y

@@ -32,7 +32,8 @@ def interpolate(a: Tensor, b: Tensor, fraction: float, blend: Blend) -> Tensor:
     if angle < 1e-4:
         return torch.lerp(a, b, fraction)
     direction = (torch.sin((1 - fraction) * angle) * unit_a + torch.sin(fraction * angle) * unit_b) / torch.sin(angle)
-    return direction * torch.lerp(a.norm(), b.norm(), fraction)
+    result: Tensor = direction * torch.lerp(a.norm(), b.norm(), fraction)
+    return result
 
 
 def interpolation_path(prompts: Sequence[Tensor], steps: int, blend: Blend) -> list[Tensor]:

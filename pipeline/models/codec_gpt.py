@@ -179,14 +179,15 @@ class CodecGPT(nn.Module):
         if prompt is None:
             return null[:, None]
         scaled = (prompt.float() - self.prompt_mean.float()) / self.prompt_std.float()
-        vector = self.prompt(scaled.to(self.null_prompt.dtype))  # [B, D]
+        vector: Tensor = self.prompt(scaled.to(self.null_prompt.dtype))  # [B, D]
         if drop is not None:
             vector = torch.where(drop[:, None], null, vector)
         return vector[:, None]
 
     def embed(self, sequence: Tensor) -> Tensor:
         """A token sequence [B, K, S] -> the sum of its embeddings over codebooks [B, S, D]."""
-        return self.codes(sequence + self.offsets).sum(1)  # [B, K, S, D] -> [B, S, D]
+        embeddings: Tensor = self.codes(sequence + self.offsets)  # [B, K, S, D]
+        return embeddings.sum(1)
 
     def targets(self, codes: Tensor, frames: Tensor | None) -> tuple[Tensor, Tensor]:
         """Codes [B, K, T] with `frames` [B] real frames each -> tokens [B, K, T'] and their lengths [B].
@@ -253,17 +254,18 @@ class CodecGPT(nn.Module):
 
         It replaces `GPT2Model.forward`, in which the host waits for a GPU to find out whether there is a mask.
         """
-        x = self.backbone.drop(inputs + self.backbone.wpe(torch.arange(inputs.shape[1], device=inputs.device)))
+        x: Tensor = self.backbone.drop(inputs + self.backbone.wpe(torch.arange(inputs.shape[1], device=inputs.device)))
         for block in self.backbone.h:
             x = block(x)
-            x = x[0] if isinstance(x, tuple) else x  # transformers before 5.0 returns a tuple
-        return self.backbone.ln_f(x)
+        normalized: Tensor = self.backbone.ln_f(x)
+        return normalized
 
     # ---- sampling ----------------------------------------------------------------------------------------------
     def head_logits(self, hidden: Tensor) -> Tensor:
         """Output of the backbone [B, S, D] -> logits [B, S, K, C] in float32."""
         rows = hidden.flatten(0, 1).expand(self.config.codebooks, -1, -1)  # [K, B*S, D]
-        return self.head(rows).float().transpose(0, 1).unflatten(0, hidden.shape[:2])  # [K, B*S, C] -> [B, S, K, C]
+        logits: Tensor = self.head(rows).float().transpose(0, 1).unflatten(0, hidden.shape[:2])  # [B, S, K, C]
+        return logits
 
     def logits(self, sequence: Tensor, prompt: Tensor | None = None) -> Tensor:
         """A sequence [B, K, S] -> logits [B, S, K, C] of every step, given the prompt [B, P] and the steps before."""

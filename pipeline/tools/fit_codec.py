@@ -61,7 +61,8 @@ def render_drums(synth: Synthesizer) -> list[np.ndarray]:
 
 def normalize_peak(wav: np.ndarray) -> np.ndarray:
     """Scale a clip to a peak of 1."""
-    return wav / (np.abs(wav).max() + EPSILON)
+    scaled: np.ndarray = wav / (np.abs(wav).max() + EPSILON)
+    return scaled
 
 
 def mix_notes(notes: list[np.ndarray], drums: list[np.ndarray], random: np.random.Generator) -> Iterator[np.ndarray]:

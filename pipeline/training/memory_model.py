@@ -107,9 +107,9 @@ def host_bytes(parameters: int, largest_module: int, sharding: ShardingConfig) -
     layout = {"num_gpus_per_node": sharding.ranks_per_node, "num_nodes": nodes}
     layout |= {"cpu_offload": sharding.offload_optimizer}
     if sharding.stage < 3:
-        return estimate_zero2_model_states_mem_needs(parameters, **layout)[0]
+        return int(estimate_zero2_model_states_mem_needs(parameters, **layout)[0])
     layout |= {"cpu_offload_params": sharding.offload_weights, "zero_init": False}
-    return estimate_zero3_model_states_mem_needs(parameters, largest_module, **layout)[0]
+    return int(estimate_zero3_model_states_mem_needs(parameters, largest_module, **layout)[0])
 
 
 def activation_bytes(

@@ -106,7 +106,8 @@ def _command(process: Process) -> list[str]:
     import psutil
 
     try:
-        return process.cmdline()
+        command: list[str] = process.cmdline()
+        return command
     except psutil.Error:
         return []
 
@@ -133,6 +134,6 @@ def _is_alive(process: Process) -> bool:
     import psutil
 
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

@@ -197,7 +197,8 @@ def build_page(page: Page) -> gr.Blocks:
                 page.build_tab(name, tab())
     # api_open=False: no call can skip the queue
     blocks.queue(max_size=page.limits.waiting, default_concurrency_limit=1, api_open=False)
-    return blocks
+    page_blocks: gr.Blocks = blocks
+    return page_blocks
 
 
 def _header(loaded_runs: Mapping[str, LoadedRun]) -> str:

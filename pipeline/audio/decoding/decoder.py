@@ -373,8 +373,8 @@ def _decodes_exactly(stream: mpeg.MpegStream, sound: _ForwardReader) -> bool:
     if not same or stream.has_vbri:
         return False
     if stream.has_delay and not stream.is_truncated:
-        return sound.frames == stream.frames
-    return sound.frames >= stream.frames
+        return int(sound.frames) == stream.frames
+    return int(sound.frames) >= stream.frames
 
 
 def _is_mpeg_sync(head: bytes) -> bool:
@@ -383,4 +383,4 @@ def _is_mpeg_sync(head: bytes) -> bool:
 
 
 def _message(error: soundfile.LibsndfileError) -> str:
-    return error.error_string.strip().rstrip(".")
+    return str(error.error_string).strip().rstrip(".")

@@ -216,7 +216,7 @@ def _end_of_tag(window: _Window, at: int) -> int | None:
         return at + 128
     if head[:8] == b"APETAGEX" and len(head) == 32:
         (size,) = struct.unpack("<I", head[12:16])
-        return at + size + (32 if head[23] & 0x80 else 0)
+        return at + int(size) + (32 if head[23] & 0x80 else 0)
     return None
 
 

@@ -115,7 +115,8 @@ def create_package_model() -> EncodecModel:
     """Return the package's 24 kHz model with newly initialized weights."""
     with warnings.catch_warnings():  # the package uses a weight norm that PyTorch has deprecated
         warnings.simplefilter("ignore", FutureWarning)
-        return EncodecModel.encodec_model_24khz(pretrained=False)
+        model: EncodecModel = EncodecModel.encodec_model_24khz(pretrained=False)
+        return model
 
 
 def replace_seanet(model: EncodecModel) -> EncodecModel:

@@ -104,7 +104,8 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, state: State) -> Tensor:
         """Upsample x [B, T, C]."""
         batch, steps, _ = x.shape
-        return self.conv(x, state).reshape(batch, steps * self.ratio, -1)
+        y: Tensor = self.conv(x, state).reshape(batch, steps * self.ratio, -1)
+        return y
 
 
 class Residual(nn.Module):
@@ -116,7 +117,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         """Apply the block to x [B, T, C]."""
-        return self.shortcut(x, state).add_(self.second(self.first(x, state), state))
+        y: Tensor = self.shortcut(x, state).add_(self.second(self.first(x, state), state))
+        return y
 
 
 class Lstm(nn.Module):
@@ -129,7 +131,8 @@ class Lstm(nn.Module):
     def forward(self, x: Tensor, state: State) -> Tensor:
         """Apply the LSTM to x [B, T, C]."""
         y, state[self] = self.lstm(x.transpose(0, 1), state.get(self))
-        return y.transpose(0, 1) + x
+        z: Tensor = y.transpose(0, 1) + x
+        return z
 
 
 @dataclass

@@ -84,7 +84,8 @@ class SpectralEncoder(nn.Module):
         """Encode wav [B, 1, S]. lengths: unused, since the samples after each row's end are zero already."""
         frames = F.pad(wav.squeeze(1), (LEAD, LEAD + -wav.shape[-1] % HOP)).unfold(1, WINDOW, HOP)  # [B, T, 2048]
         magnitudes = torch.fft.rfft(frames * self.window).abs()  # [B, T, N]
-        return (magnitudes @ self.pool).add_(FLOOR).log_().sub_(self.mean).transpose(1, 2)
+        frequencies: Tensor = (magnitudes @ self.pool).add_(FLOOR).log_().sub_(self.mean).transpose(1, 2)
+        return frequencies
 
 
 @dataclass

@@ -99,7 +99,8 @@ class KaldiMel(nn.Module):
         x = x - PREEMPHASIS * torch.cat([x[..., :1], x[..., :-1]], dim=-1)
         power = torch.fft.rfft(x * self.window, n=self.fft).abs().square()
         logs = (power @ self.triangles).clamp(min=torch.finfo(torch.float32).eps).log()
-        return (logs - self.mel.mean) / self.mel.scale
+        features: Tensor = (logs - self.mel.mean) / self.mel.scale
+        return features
 
 
 class EncodecFrames(nn.Module):
@@ -115,7 +116,8 @@ class EncodecFrames(nn.Module):
 
     def forward(self, wav: Tensor) -> Tensor:
         """Return features [B, T, 128] of wav [B, S]."""
-        return self.encoder(wav.unsqueeze(1)).transpose(1, 2)
+        features: Tensor = self.encoder(wav.unsqueeze(1)).transpose(1, 2)
+        return features
 
 
 class Block(nn.Module):
