@@ -53,6 +53,7 @@ _CODED = [
     Odd("24.flac", f"{FFMPEG} s.wav -sample_fmt s32 -bits_per_raw_sample 24 OUT"),
     Odd("ogg.oga", "flac -s -f --ogg s.wav -o OUT"),
     Odd("ff.oga", f"{FFMPEG} s.wav -c:a flac -f ogg OUT"),
+    Odd("concat.flac", "flac -s -f s.wav -o a.flac; cat a.flac a.flac > OUT", 6.0),
     Odd("half.flac", "flac -s -f s.wav -o a.flac; head -c $(($(stat -c %s a.flac) / 2)) a.flac > OUT", truncated=True),
     Odd("q-1.ogg", "oggenc -Q -q -1 s.wav -o OUT"),
     Odd("q8.ogg", "oggenc -Q -q 8 m.wav -o OUT"),
@@ -85,6 +86,7 @@ _PLAIN = [
     Odd("surround.wav", f"{FFMPEG} s.wav -ac 6 OUT"),
     Odd("rate.wav", "sox s.wav -r 11025 -c 1 OUT"),
     Odd("big-endian.wav", "sox s.wav -B OUT", SECONDS),
+    Odd("concat.wav", "cat m.wav m.wav > OUT", 6.0),
     Odd("id3.wav", "(cat m.wav; printf TAGtitle; head -c 120 /dev/zero) > OUT"),
 ]  # fmt: skip
 

@@ -67,20 +67,23 @@ class SoundChunk:
 
     Attributes:
         container: The first 4 bytes.
-        start: Offset of its audio.
+        begin, start: Offsets of the container and of its audio.
         declared: Bytes of audio that the header declares; None if it does not.
         present: Bytes of audio in the file.
         size_at, size_format: Offset and struct format of the size in the header.
         added: Bytes that this size counts in addition to the audio.
+        end: The offset after the container.
     """
 
     container: bytes
+    begin: int
     start: int
     declared: int | None
     present: int
     size_at: int
     size_format: str
     added: int
+    end: int
 
     @property
     def is_truncated(self) -> bool:
@@ -97,15 +100,16 @@ class SoundChunk:
         Raises:
             OverflowError: The size does not fit into a header of this container.
         """
-        head = bytearray(_read_at(handle, 0, self.start))
+        head = bytearray(_read_at(handle, self.begin, self.start - self.begin))
         size = self.present + self.added
         sound = range(self.start, self.start + self.present)
+        at = self.size_at - self.begin
         if self.container == b"RIFF" and size + len(head) >= 1 << 32:
             sizes = struct.pack("<4sIQQQI", b"ds64", 28, len(head) + 28 + size, size, 0, 0)
-            struct.pack_into("<I", head, self.size_at, 0xFFFF_FFFF)
+            struct.pack_into("<I", head, at, 0xFFFF_FFFF)
             return [b"RF64\xff\xff\xff\xffWAVE" + sizes + bytes(head[12:]), sound]
         try:
-            struct.pack_into(self.size_format, head, self.size_at, size)
+            struct.pack_into(self.size_format, head, at, size)
             if self.container in (b"RIFF", b"RIFX", b"FORM"):
                 struct.pack_into(self.size_format, head, 4, len(head) - 8 + self.present)
         except struct.error as error:
@@ -113,29 +117,38 @@ class SoundChunk:
         return [bytes(head), sound]
 
 
+def find_sound_chunks(handle: Handle, size: int) -> list[SoundChunk]:
+    """Return the audio chunks of the containers that are concatenated in a file; [] for other formats.
+
+    Raises:
+        TooManyChunksError: A container has more than MAX_CHUNKS chunks before its audio.
+    """
+    containers: list[SoundChunk] = []
+    begin = 0
+    while begin < size and (sound := _find_sound_chunk(handle, begin, size)) is not None:
+        containers.append(sound)
+        begin = sound.end
+    return containers
+
+
 def _read_at(handle: Handle, offset: int, size: int) -> bytes:
     handle.seek(offset)
     return handle.read(size) or b""
 
 
-def find_sound_chunk(handle: Handle, size: int) -> SoundChunk | None:
-    """Return the audio chunk of a container; None for other formats.
-
-    Raises:
-        TooManyChunksError: The container has more than MAX_CHUNKS chunks before its audio.
-    """
-    head = _read_at(handle, 0, 24)
+def _find_sound_chunk(handle: Handle, begin: int, size: int) -> SoundChunk | None:
+    head = _read_at(handle, begin, 24)
     magic = head[:4]
     if magic in (b".snd", b"dns.") and len(head) == 24:
         order = ">" if magic == b".snd" else "<"
         lead, declared = struct.unpack(f"{order}II", head[4:12])
-        sound = SoundChunk(magic, lead, declared, 0, 8, f"{order}I", 0)
+        sound = SoundChunk(magic, begin, begin + lead, declared, 0, begin + 8, f"{order}I", 0, size)
         return _compare_with_file(handle, size, sound, None, declared == 0xFFFF_FFFF)
     layout = _LAYOUTS.get(magic)
     if layout is None or (magic in _FORMS and head[8:12] not in _FORMS[magic]):
         return None
     wide_at = 0  # offset of RF64's 64-bit size
-    for at, tag, length in _chunks(handle, layout.head, size, layout):
+    for at, tag, length in _chunks(handle, begin + layout.head, size, layout):
         body = at + struct.calcsize(layout.chunk)
         if tag == b"ds64":
             wide_at = body + 8
@@ -146,7 +159,7 @@ def find_sound_chunk(handle: Handle, size: int) -> SoundChunk | None:
                 (length,) = struct.unpack(form, _read_at(handle, wide_at, 8).ljust(8, b"\0"))
             is_unknown = length + layout.counted in (-1, (1 << 8 * struct.calcsize(form)) - 1) or length > UNKNOWN_SIZE
             declared, added = max(0, length - layout.lead), layout.lead + layout.counted
-            sound = SoundChunk(magic, body + layout.lead, declared, 0, size_at, form, added)
+            sound = SoundChunk(magic, begin, body + layout.lead, declared, 0, size_at, form, added, size)
             return _compare_with_file(handle, size, sound, layout, is_unknown)
     return None
 
@@ -169,7 +182,7 @@ def _chunks(handle: Handle, at: int, size: int, layout: _Layout) -> Iterator[tup
 def _compare_with_file(handle: Handle, size: int, sound: SoundChunk, tail: _Layout | None, unknown: bool) -> SoundChunk:
     """Compare the declared size with the file.
 
-    Other chunks, another file or more audio may follow the declared end.
+    Other chunks, another container or more audio may follow the declared end.
 
     `tail` is the layout of the chunks after the audio, None if there can be none; `unknown` tells whether the declared
     size means unknown.
@@ -177,24 +190,31 @@ def _compare_with_file(handle: Handle, size: int, sound: SoundChunk, tail: _Layo
     available = max(0, size - sound.start)
     declared = sound.declared or 0
     if unknown or (declared + sound.added in SOX and declared > available):
-        return replace(sound, declared=None, present=available)
+        return replace(sound, declared=None, present=available, end=size)
     if declared > available:
-        return replace(sound, present=available)
+        return replace(sound, present=available, end=size)
     after = sound.start + declared
     after += -(declared + sound.added) % (tail.align if tail else 1)
-    if _is_audio(handle, after, size, sound.container, tail):
-        return replace(sound, declared=None, present=available)
-    return replace(sound, present=declared)
+    end = _end_of_chunks(handle, after, size, sound.container, tail)
+    if end is None:
+        return replace(sound, declared=None, present=available, end=size)
+    return replace(sound, present=declared, end=end)
 
 
-def _is_audio(handle: Handle, at: int, size: int, container: bytes, layout: _Layout | None) -> bool:
-    """Whether more audio follows the declared end, instead of padding, chunks or another file."""
+def _end_of_chunks(handle: Handle, at: int, size: int, container: bytes, layout: _Layout | None) -> int | None:
+    """Return the offset after the chunks that follow the audio; None if more audio follows instead of chunks."""
     width = struct.calcsize(layout.chunk) if layout else 8
-    if size - at < width or _read_at(handle, at, 4) == container:
-        return False
+    if size - at < width:  # padding
+        return size
+    if _read_at(handle, at, 4) == container:  # another file
+        return at
     if layout is None:
-        return True
-    _, tag, length = next(_chunks(handle, at, size, layout), (at, b"", 0))
-    if not re.fullmatch(rb"[\x20-\x7e\xa9]{3}[\x20-\x7e\0]", tag[:4]):
-        return True
-    return at + width + length > size + layout.align and size - at > TAIL
+        return None
+    for offset, tag, length in _chunks(handle, at, size, layout):
+        if tag[:4] == container:
+            return offset
+        if not re.fullmatch(rb"[\x20-\x7e\xa9]{3}[\x20-\x7e\0]", tag[:4]):
+            return None if offset == at else size
+        if offset == at and offset + width + length > size + layout.align and size - at > TAIL:
+            return None
+    return size

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from itertools import chain, groupby
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from pipeline.audio import amplitude
-from pipeline.audio.decoding import chunks, formats, mpeg, ogg
+from pipeline.audio.decoding import chunks, flac, formats, mpeg, ogg
 from pipeline.audio.decoding.splice import Handle, Part, splice
 from pipeline.common.errors import InputError
 from pipeline.common.sound_files import unsupported
@@ -288,23 +288,30 @@ class AudioFile:
         return AudioError(self.name, f"not audio: {_message(error)}")
 
     def _containers(self) -> list[_Stream]:
-        """Return the stream of WAV, AIFF and other containers whose headers declare its size; [] for other formats."""
-        sound = chunks.find_sound_chunk(self._handle, self._size)
-        if sound is None:
-            return []
-        if sound.is_truncated:
-            self.mark_truncated(f"it holds {sound.present} of the {sound.declared} bytes of sound {DECLARED}")
-        try:
-            parts = None if sound.is_consistent() else sound.with_correct_header(self._handle)
-        except OverflowError:
-            raise AudioError(self.name, "damaged: its header cannot declare as much sound as it holds") from None
-        stream = self._decoded(parts)
-        if stream.subtype.startswith("MPEG"):
-            stream.close()
-            return self._mpeg(sound.start, sound.start + sound.present, None)
-        if not stream.subtype.startswith(FIXED_SIZE_SUBTYPES):
-            stream.frames = None
-        return [stream]
+        """Return the streams of WAV, AIFF and other containers whose headers declare the size of the audio."""
+        streams: list[_Stream] = []
+        sounds = chunks.find_sound_chunks(self._handle, self._size)
+        for sound in sounds:
+            if sound.is_truncated:
+                self.mark_truncated(f"it holds {sound.present} of the {sound.declared} bytes of sound {DECLARED}")
+            if sound.is_consistent():
+                parts: list[Part] | None = [range(sound.begin, sound.end)] if len(sounds) > 1 else None
+            else:
+                try:
+                    parts = sound.with_correct_header(self._handle)
+                except OverflowError:
+                    raise AudioError(
+                        self.name, "damaged: its header cannot declare as much sound as it holds"
+                    ) from None
+            stream = self._decoded(parts, keep_open=len(sounds) == 1)
+            if stream.subtype.startswith("MPEG"):
+                stream.close()
+                streams += self._mpeg(sound.start, sound.start + sound.present, None)
+                continue
+            if not stream.subtype.startswith(FIXED_SIZE_SUBTYPES):
+                stream.frames = None
+            streams.append(stream)
+        return streams
 
     def _ogg(self) -> list[_Stream]:
         """Return the streams of an Ogg file; [] for other formats."""
@@ -356,8 +363,12 @@ class AudioFile:
         return [_MpegStream(self, one, decoder), *(_MpegStream(self, stream, None) for stream in more)]
 
     def _flac(self, stream: _SndfileStream) -> list[_Stream]:
-        """Return the stream of FLAC that is complete, truncated, or of unknown length."""
+        """Return the streams of FLAC that is complete, truncated, of unknown length, or concatenated."""
+        starts = flac.find_starts(self._handle, self._size)
         stream.close()  # its position in the file is lost
+        if len(starts) > 1:
+            ranges = pairwise([*starts, self._size])
+            return [self._decoded([range(*pair)], keep_open=False) for pair in ranges]
         if stream.declared and not stream.has_last_frame():
             try:
                 stream.frames = stream.count()

@@ -36,32 +36,34 @@ class FrameHeader(NamedTuple):
     Attributes:
         kind: The properties that all frames of a stream share.
         samples: Samples per channel.
-        size: Bytes of the frame.
+        size: Bytes of the frame; 0 for free format.
+        slot: Bytes of padding.
         tag_at: Offsets in the frame at which an encoder tag may begin.
     """
 
     kind: tuple[int, int, int, int]  # version bits, layer, rate, channels
     samples: int
     size: int
+    slot: int
     tag_at: tuple[int, ...]
 
 
 @lru_cache(1 << 12)
 def _parse_header(bits: int) -> FrameHeader | None:
-    """Parse 4 bytes, as a number; None for other bytes and for free format. The last 6 bits are ignored."""
+    """Parse 4 bytes, as a number; None if they are not a frame header. The last 6 bits are ignored."""
     version, layer = bits >> 19 & 3, 4 - (bits >> 17 & 3)
     kbits, rate, padding, mono = bits >> 12 & 15, bits >> 10 & 3, bits >> 9 & 1, bits >> 6 & 3 == 3
-    if bits >> 21 != 0x7FF or version == 1 or layer == 4 or kbits in (0, 15) or rate == 3:
+    if bits >> 21 != 0x7FF or version == 1 or layer == 4 or kbits == 15 or rate == 3:
         return None
     hz, low = _RATES[version][rate], version != 3
     bit_rate = 1000 * _KBITS[2 if low else 1, layer][kbits]
     slot = 4 if layer == 1 else 1
     samples = 384 if layer == 1 else 576 if layer == 3 and low else 1152
-    size = (samples * bit_rate // 8 // hz // slot + padding) * slot
+    size = (samples * bit_rate // 8 // hz // slot + padding) * slot if bit_rate else 0
     side = (9 if mono else 17) if low else (17 if mono else 32)
     protected = not bits >> 16 & 1
     tag_at = () if layer != 3 else (4 + side, 6 + side) if protected else (4 + side,)
-    return FrameHeader((version, layer, hz, 1 if mono else 2), samples, size, tag_at)
+    return FrameHeader((version, layer, hz, 1 if mono else 2), samples, size, slot * padding, tag_at)
 
 
 @dataclass
@@ -128,7 +130,7 @@ def find_streams(handle: Handle, start: int, stop: int) -> list[MpegStream]:
     """Return the streams in bytes `start` to `stop` of a file, in order; bytes between frames are skipped."""
     result: list[MpegStream] = []
     kind: tuple[int, int, int, int] | None = None
-    for offset, header, tag in _frames(_Window(handle, start, stop)):
+    for offset, header, size, tag in _frames(_Window(handle, start, stop)):
         if header.kind != kind or tag is not None or not result:
             kind = header.kind
             result.append(MpegStream(kind[2], kind[3], header.samples))
@@ -138,9 +140,9 @@ def find_streams(handle: Handle, start: int, stop: int) -> list[MpegStream]:
             continue
         stream.offsets.append(offset)
         if stream.runs and stream.runs[-1][1] == offset:
-            stream.runs[-1][1] = offset + header.size
+            stream.runs[-1][1] = offset + size
         else:
-            stream.runs.append([offset, offset + header.size])
+            stream.runs.append([offset, offset + size])
     return [stream for stream in result if stream.offsets or stream.declared]
 
 
@@ -161,34 +163,40 @@ class _Window:
         return index
 
 
-def _frames(window: _Window) -> Iterator[tuple[int, FrameHeader, bytes | None]]:
-    """Yield (offset, header, encoder tag or None) of each complete frame."""
+def _frames(window: _Window) -> Iterator[tuple[int, FrameHeader, int, bytes | None]]:
+    """Yield (offset, header, size, encoder tag or None) of each complete frame."""
     at, stop = window.start, window.stop
     synced = False  # whether a frame ended at `at`
     kind: tuple[int, int, int, int] | None = None
+    free: dict[tuple[int, int, int, int], int] = {}  # sizes without padding of free-format frames
     while at + 4 <= stop:
         index = window.locate(at)
         content = window.content
         bits = int.from_bytes(content[index : index + 4], "big")
         header = _parse_header(bits >> 6 << 6) if bits >> 21 == 0x7FF else None
         if header is not None:
-            tag = _encoder_tag(content, index, header)
+            size = header.size or _free_format_size(window, at, header, free)
+            tag = _encoder_tag(window.content, window.locate(at), size, header) if size else None
             is_frame = tag is not None or (synced and header.kind == kind)
-            if is_frame or _is_followed_by_frames(window, at, header, kind):
-                if at + header.size > stop:
+            if size and (is_frame or _is_followed_by_frames(window, at, size, header, kind, free)):
+                if at + size > stop:
                     return
-                yield at, header, tag
-                at, synced, kind = at + header.size, True, header.kind
+                yield at, header, size, tag
+                at, synced, kind = at + size, True, header.kind
                 continue
         synced = False
         at = _end_of_tag(window, at) or _next_sync(window, at + 1)
 
 
 def _is_followed_by_frames(
-    window: _Window, at: int, header: FrameHeader, kind: tuple[int, int, int, int] | None
+    window: _Window,
+    at: int,
+    size: int,
+    header: FrameHeader,
+    kind: tuple[int, int, int, int] | None,
+    free: dict[tuple[int, int, int, int], int],
 ) -> bool:
     """Whether the frame is followed by the end of the file or by more frames: one if its kind is known, else two."""
-    size = header.size
     for _ in range(1 if header.kind == kind else 2):
         at += size
         if at + 4 > window.stop:
@@ -201,8 +209,27 @@ def _is_followed_by_frames(
         after = _parse_header(bits >> 6 << 6) if bits >> 21 == 0x7FF else None
         if after is None or after.kind[:3] != header.kind[:3]:
             return False
-        size = after.size
+        size = after.size or free.get(after.kind, 0) + after.slot
     return True
+
+
+def _free_format_size(window: _Window, at: int, header: FrameHeader, free: dict[tuple[int, int, int, int], int]) -> int:
+    """Return the size of a free-format frame, first measured as the distance to the next one; 0 if there is none."""
+    if header.kind not in free:
+        index = window.locate(at)
+        content = window.content
+        mark = content[index : index + 2]
+        after = index + 24
+        while (after := content.find(mark, after, index + 6000)) >= 0:
+            bits = int.from_bytes(content[after : after + 4], "big")
+            other = _parse_header(bits >> 6 << 6)
+            if other is not None and other.kind == header.kind and not other.size:
+                free[header.kind] = after - index - header.slot
+                break
+            after += 1
+        else:
+            return 0
+    return free[header.kind] + header.slot
 
 
 def _end_of_tag(window: _Window, at: int) -> int | None:
@@ -234,13 +261,13 @@ def _next_sync(window: _Window, at: int) -> int:
     return window.stop
 
 
-def _encoder_tag(content: bytes, index: int, header: FrameHeader) -> bytes | None:
+def _encoder_tag(content: bytes, index: int, size: int, header: FrameHeader) -> bytes | None:
     """Return the Xing, Info or VBRI tag in a frame, from its name on; None for an audio frame."""
     for at in header.tag_at:
         if content[index + at : index + at + 4] in (b"Xing", b"Info"):
-            return content[index + at : index + header.size]
+            return content[index + at : index + size]
     if header.tag_at and content[index + 36 : index + 40] == b"VBRI":
-        return content[index + 36 : index + header.size]
+        return content[index + 36 : index + size]
     return None
 
 
