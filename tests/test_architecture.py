@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -11,6 +12,12 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from pipeline.audio.codecs import CODECS
+from pipeline.audio.embedders import EMBEDDERS
+from pipeline.common.registry import Registry
+from pipeline.corpora import CORPORA
+from pipeline.models.patterns import PATTERNS
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = ROOT / "pipeline"
@@ -59,6 +66,8 @@ USED_BY_LIBRARIES = {
 UNUSED = {  # code that only tests use, and that is still there; to be empty
     "save_pretrained",
 }  # fmt: skip
+
+COMMON_WORDS = {"folder", "notes"}  # names of extensions that code also uses for other things
 
 BANNED = {  # too vague to name anything
     "afar", "aside", "asked", "begun", "found", "given", "heard", "held", "laid", "lies", "made", "mended", "place",
@@ -238,3 +247,29 @@ def test_types_are_correct(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
+
+
+def strings(file: Path) -> Iterator[tuple[int, str]]:
+    """The string constants of a file and their lines, without docstrings."""
+    tree = ast.parse(file.read_text())
+    documented = [node for node in ast.walk(tree) if isinstance(node, ast.Module | Definition)]
+    docstrings = {id(node.body[0].value) for node in documented if node.body and isinstance(node.body[0], ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.lineno, node.value
+
+
+@pytest.mark.parametrize("registry", [CORPORA, CODECS, EMBEDDERS, PATTERNS], ids=lambda registry: registry.kind)
+def test_an_extension_is_named_in_its_own_file_only(registry: Registry[type]) -> None:
+    """Nothing else in the code compares its name, so that a new one is one file."""
+    own = {name: Path(inspect.getfile(entry)) for name, entry in registry.items() if name not in COMMON_WORDS}
+    name = re.compile(rf"(?<![\w-])({'|'.join(own)})(?![\w-])")
+    others = [
+        f"{file.relative_to(ROOT)}:{line} {match[1]}"
+        for file in files("pipeline")
+        if PIPELINE / "tools" not in file.parents
+        for line, text in strings(file)
+        for match in name.finditer(text)
+        if file != own[match[1]]
+    ]
+    assert not others, others

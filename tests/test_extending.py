@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common.registry import ENTRY_POINTS
 from tests.helpers.documented_folder import write_tone
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,12 @@ EXTENSIONS = {kind: files for kind, files in SECTIONS.items() if files}
 def modules(files: Mapping[str, str]) -> list[str]:
     """The names of the modules among files, tests excluded."""
     return [Path(name).stem for name in files if name.endswith(".py") and not name.startswith("test_")]
+
+
+def name_of(kind: str) -> str:
+    """The name of the example of a kind, which is also that of its module and its yaml."""
+    (name,) = modules(EXTENSIONS[kind])
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +72,60 @@ def test_every_kind_has_an_example_of_one_file() -> None:
 
 def test_the_tests_of_the_examples_pass(folder: Path) -> None:
     run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder))
+
+
+@pytest.fixture(scope="module")
+def plugins() -> str:
+    """The setting that adds all examples to a command."""
+    return f"plugins=[{','.join(name for files in EXTENSIONS.values() for name in modules(files))}]"
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, plugins: str) -> Path:
+    """A run of the examples: its dataset and its model are made by the real commands."""
+    codec, embedder = f"codec={name_of('codec')}", f"embedder={name_of('embedder')}"
+    corpus = [f"data={name_of('corpus')}", "data.root=sounds", "out=shards"]
+    run(folder, "-m", "pipeline.preprocess", plugins, *corpus, codec, embedder, "encoder_workers=1")
+    choices = [f"pattern={name_of('pattern')}", f"optim={name_of('optimizer')}", f"tracking={name_of('tracker')}"]
+    schedule = f"optim.schedule.name={name_of('learning-rate schedule')}"
+    size = ["model=tiny", "model.width=32", "model.layers=2", "trainer.steps=4", "trainer.micro_batch=2"]
+    dataset = ["shards=shards", "run=run", "audio_samples.clips=0"]
+    run(folder, "pipeline/train.py", plugins, *dataset, codec, *choices, schedule, *size)
+    return folder / "run"
+
+
+def test_commands_use_the_examples(trained: Path) -> None:
+    """A corpus, a codec, an embedder, a pattern, an optimizer, a schedule and a tracker from outside the package."""
+    manifest = json.loads((trained.parent / "shards" / "manifest.json").read_text())
+    assert manifest["codec"]["name"] == name_of("codec") and manifest["embedder"]["name"] == name_of("embedder")
+    assert manifest["data"]["name"] == name_of("corpus")
+    model = json.loads((trained / "export" / "config.json").read_text())
+    assert model["pattern"] == name_of("pattern")
+
+
+def test_a_sampling_filter_changes_the_sound(trained: Path, plugins: str) -> None:
+    name = name_of("sampling filter")
+    command = ["-m", "pipeline.generate", plugins, "run=run", "seconds=0.5", f"sampling={name}"]
+    run(trained.parent, *command, "out=on.wav")
+    run(trained.parent, *command, "out=off.wav", f"sampling.{name}=0")
+    assert (trained.parent / "on.wav").read_bytes() != (trained.parent / "off.wav").read_bytes()
+
+
+def test_metrics_and_report_sections_are_shown(trained: Path, plugins: str) -> None:
+    small = ["run=run", "shards=shards", "n=2", "temperatures=[1.0]"]
+    printed = run(trained.parent, "-m", "pipeline.evaluate", plugins, *small, "resamples=10")
+    metric = name_of("metric")
+    assert f'"{metric}"' in (trained / "evaluation" / "evaluate.json").read_text() and metric in printed
+    run(trained.parent, "-m", "pipeline.report", plugins, *small, "out=report", "num_interpolations=1", "steps=3")
+    assert name_of("section of the report").replace("_", " ") in (trained.parent / "report" / "index.html").read_text()
+
+
+def test_an_installed_plugin_needs_no_setting(trained: Path) -> None:
+    """An entry point of an installed distribution names the module."""
+    folder, name = trained.parent, name_of("sampling filter")
+    (folder / "mine-1.dist-info").mkdir()
+    (folder / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    entries = "".join(f"{module} = {module}\n" for files in EXTENSIONS.values() for module in modules(files))
+    (folder / "mine-1.dist-info" / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n{entries}")
+    run(folder, "-m", "pipeline.generate", "run=run", "seconds=0.5", f"sampling={name}", "out=installed.wav")
+    assert (folder / "installed.wav").read_bytes() == (folder / "on.wav").read_bytes()

@@ -49,7 +49,7 @@ class EncodecMaePackageEmbedder:
             raise InputError(
                 f"embedder=encodecmae_package: the package encodecmae cannot be imported ({reason}); install it from "
                 f"https://github.com/habla-liaa/encodecmae, with a torchaudio that was built for torch "
-                f"{torch.__version__}, or use embedder=encodecmae_base, which needs no package"
+                f"{torch.__version__}, or choose another embedder=, which needs no package"
             ) from error
         self.name, self.device = f"encodecmae_package/{model}", torch.device(device)
         self.model = load_model(model, mode="eval", device=str(device))
