@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common.metrics_file import read_metrics
 from pipeline.common.registry import ENTRY_POINTS
 from tests.helpers.documented_folder import write_tone
 
@@ -35,6 +36,18 @@ def name_of(kind: str) -> str:
     """The name of the example of a kind, which is also that of its module and its yaml."""
     (name,) = modules(EXTENSIONS[kind])
     return name
+
+
+def choice_of(kind: str) -> str:
+    """The name of the yaml of a kind's example."""
+    (file,) = (name for name in EXTENSIONS[kind] if name.startswith("conf/"))
+    return Path(file).stem
+
+
+def title_of(kind: str) -> str:
+    """The title under which the example of a kind is shown."""
+    (title,) = re.findall(r"^    title.* = \"(.+)\"$", EXTENSIONS[kind][f"{name_of(kind)}.py"], re.MULTILINE)
+    return str(title)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +99,11 @@ def trained(folder: Path, plugins: str) -> Path:
     codec, embedder = f"codec={name_of('codec')}", f"embedder={name_of('embedder')}"
     corpus = [f"data={name_of('corpus')}", "data.root=sounds", "out=shards"]
     run(folder, "-m", "pipeline.preprocess", plugins, *corpus, codec, embedder, "encoder_workers=1")
-    choices = [f"pattern={name_of('pattern')}", f"optim={name_of('optimizer')}", f"tracking={name_of('tracker')}"]
-    schedule = f"optim.schedule.name={name_of('learning-rate schedule')}"
-    size = ["model=tiny", "model.width=32", "model.layers=2", "trainer.steps=4", "trainer.micro_batch=2"]
-    dataset = ["shards=shards", "run=run", "audio_samples.clips=0"]
-    run(folder, "pipeline/train.py", plugins, *dataset, codec, *choices, schedule, *size)
+    train = ["pipeline/train.py", plugins, "shards=shards", "audio_samples.clips=0", codec]
+    train += ["model=tiny", "model.width=32", "model.layers=2", "trainer.steps=4", "trainer.micro_batch=2"]
+    tracking = f"tracking={name_of('tracker')}"
+    run(folder, *train, "run=run", f"pattern={name_of('pattern')}", f"optim={name_of('optimizer')}", tracking)
+    run(folder, *train, "run=scheduled", f"optim={choice_of('learning-rate schedule')}", "tracking=none")
     return folder / "run"
 
 
@@ -101,6 +114,8 @@ def test_commands_use_the_examples(trained: Path) -> None:
     assert manifest["data"]["name"] == name_of("corpus")
     model = json.loads((trained / "export" / "config.json").read_text())
     assert model["pattern"] == name_of("pattern")
+    rates = [row["train/lr"] for row in read_metrics(trained.parent / "scheduled") if "train/lr" in row]
+    assert len(set(rates)) > 1
 
 
 def test_a_sampling_filter_changes_the_sound(trained: Path, plugins: str) -> None:
@@ -115,9 +130,10 @@ def test_metrics_and_report_sections_are_shown(trained: Path, plugins: str) -> N
     small = ["run=run", "shards=shards", "n=2", "temperatures=[1.0]"]
     printed = run(trained.parent, "-m", "pipeline.evaluate", plugins, *small, "resamples=10")
     metric = name_of("metric")
-    assert f'"{metric}"' in (trained / "evaluation" / "evaluate.json").read_text() and metric in printed
+    assert f'"{metric}"' in (trained / "evaluation" / "evaluate.json").read_text()
+    assert title_of("metric") in printed
     run(trained.parent, "-m", "pipeline.report", plugins, *small, "out=report", "num_interpolations=1", "steps=3")
-    assert name_of("section of the report").replace("_", " ") in (trained.parent / "report" / "index.html").read_text()
+    assert title_of("section of the report") in (trained.parent / "report" / "index.html").read_text()
 
 
 def test_an_installed_plugin_needs_no_setting(trained: Path) -> None:
