@@ -11,34 +11,35 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
-
-from omegaconf import DictConfig, OmegaConf
+from collections.abc import Iterator, Sequence
 
 from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
 from pipeline.common.exit_codes import EXIT_USAGE
-from pipeline.config.checks import find_problem, split_commands
 from pipeline.config.cli import load_settings, with_safe_output
-
-
-def validate_sampling(cfg: DictConfig) -> None:
-    """Raises InputError for values that sampling refuses."""
-    from pipeline.generation.settings import sampling_settings
-
-    sampling_settings(**OmegaConf.to_container(cfg.sampling, resolve=True))  # type: ignore[arg-type]
+from pipeline.config.conf_files import list_commands
 
 
 def check_settings(command: str, overrides: Sequence[str]) -> str | None:
     """The first problem of the settings of a command, in one line; None if there is no problem."""
-    validators = [validate_sampling] if any("sampling" in override for override in overrides) else []
-    problem = find_problem(command, overrides, validators)
-    if problem is None and (model := importlib.import_module(f"pipeline.{command}").main.settings):
-        try:
-            load_settings(model, overrides)
-        except InputError as error:
-            return str(error)
-    return problem
+    if command not in list_commands():
+        return "no such command; `python -m pipeline` lists them"
+    try:
+        load_settings(importlib.import_module(f"pipeline.{command}").main.settings, overrides)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def split_commands(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """The commands that `--` separates, each a list of its name and overrides."""
+    command: list[str] = []
+    for argument in [*arguments, "--"]:
+        if argument == "--":
+            yield command or [""]
+            command = []
+        else:
+            command.append(argument)
 
 
 def main() -> None:

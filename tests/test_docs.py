@@ -91,7 +91,7 @@ def run_download(sandbox: Sandbox, arguments: list[str]) -> None:
         sandbox.run("download", [*settings, f"addresses.nsynth={sandbox.site.url}/nsynth"])
         assert (sandbox.root / "downloaded" / "nsynth-valid.jsonwav.tar.gz").is_file()
     closed = [f"addresses.{key}=http://127.0.0.1:9" for key in compose("download", settings).addresses]
-    assert importlib.import_module("pipeline.download").main.task(compose("download", [*settings, *closed])) == 1
+    assert importlib.import_module("pipeline.download").main.task([*settings, *closed]) == 1
 
 
 def run_export(sandbox: Sandbox, arguments: list[str]) -> None:

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.common.errors import InputError
-from pipeline.config.cli import compose
 from pipeline.data.build_state import PLAN, BuildPlan, plan_digest
 from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
@@ -58,7 +57,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer.steps=2",
         "trainer.ema=0.9",
     ]
-    assert main.task(compose("train", overrides)) == 0  # type: ignore[attr-defined]
+    assert main.task(overrides) == 0
     logging.getLogger().handlers[:] = handlers
     return workspace
 

@@ -14,7 +14,7 @@ import select
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,53 +28,57 @@ from pipeline.common.settings import CommandSettings, hydra_quote, parse_setting
 from pipeline.config import help, sweeps
 from pipeline.config.conf_files import list_groups
 from pipeline.config.hints import explain_error, missing_setting
-from pipeline.config.overrides import check_overrides, coerce_overrides, keep_typed_texts
+from pipeline.config.overrides import check_overrides, keep_typed_texts
 
-Task = Callable[[Any], Any]
 _S = TypeVar("_S", bound=CommandSettings)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _overridden: set[str] = set()
 
 
-def hydra_command(command: str | type[CommandSettings]) -> Callable[[Task], Callable[[], None]]:
-    """A decorator that makes a function of settings into a command, configured by `conf/{command}.yaml`.
+def hydra_command(model: type[_S]) -> Callable[[Callable[[_S], int | None]], Command[_S]]:
+    """A decorator that makes a function of settings into a command, configured by `conf/{model.command}.yaml`.
 
     The docstring of the function's module is the command's `--help`. What the function returns is the exit code (None
-    is 0). A setting that has neither a default nor a value is refused before the function is called. The command's
-    `task` runs the function with the settings of a list of overrides, and its `settings` is their class.
+    is 0). Settings that are not valid are refused before the function is called.
     """
-    name = command if isinstance(command, str) else command.command
-    model = None if isinstance(command, str) else command
+    return lambda function: Command(model, function)
 
-    def wrap(function: Task) -> Callable[[], None]:
-        def task(cfg: DictConfig | list[str], overrides: Sequence[str] = ()) -> Any:
-            if isinstance(cfg, list):
-                return function(load_settings(model, cfg) if model else compose(name, cfg))
-            for setting in sorted(OmegaConf.missing_keys(cfg)):
-                raise InputError(missing_setting(setting))
-            return function(_read_settings(model, cfg, overrides) if model else cfg)
 
-        def entry() -> None:
-            sys.excepthook = print_exception
-            _remove_local_rank_from_argv()
-            with_safe_output(run)
+class Command(Generic[_S]):
+    """A command: called without arguments, it reads the command line and exits.
 
-        def run() -> None:
-            overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-            try:
-                _import_typed_plugins(overrides)
-                if {"--help", "-h"} & set(sys.argv[1:]):
-                    print(_format_help(name, model, sys.modules[function.__module__].__doc__ or "", overrides))
-                    return
-            except InputError as error:
-                _refuse(str(error))
-            _run_hydra(name, task, model is not None)
+    Attributes:
+        settings: The class of its settings.
+    """
 
-        entry.task = task  # type: ignore[attr-defined]
-        entry.settings = model  # type: ignore[attr-defined]
-        return entry
+    def __init__(self, model: type[_S], function: Callable[[_S], int | None]) -> None:
+        self.settings = model
+        self._function = function
 
-    return wrap
+    def __call__(self) -> None:
+        """Run with the settings of the command line."""
+        sys.excepthook = print_exception
+        _remove_local_rank_from_argv()
+        with_safe_output(self._run)
+
+    def task(self, overrides: Sequence[str]) -> int | None:
+        """Run with the settings of these overrides, in this process, and return the exit code."""
+        return self._function(load_settings(self.settings, overrides))
+
+    def run_composed(self, cfg: DictConfig, overrides: Sequence[str]) -> int | None:
+        """Run with the settings of a composed config."""
+        return self._function(_read_settings(self.settings, cfg, overrides))
+
+    def _run(self) -> None:
+        overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+        try:
+            _import_typed_plugins(overrides)
+            if {"--help", "-h"} & set(sys.argv[1:]):
+                print(_format_help(self.settings, sys.modules[self._function.__module__].__doc__ or "", overrides))
+                return
+        except InputError as error:
+            _refuse(str(error))
+        _run_hydra(self)
 
 
 def with_safe_output(run: Callable[[], None]) -> None:
@@ -107,21 +111,6 @@ def _is_output_closed() -> bool:
         return False
 
 
-def compose(name: str, overrides: list[str] | None = None) -> DictConfig:
-    """The config of a command, as its command line would compose it: for tests, notebooks and tools.
-
-    Args:
-        name: The command.
-        overrides: Settings as `name=value`, as on the command line.
-
-    Raises:
-        InputError: A value has another type than its setting, or an added setting is read by nothing.
-    """
-    cfg = _compose(name, overrides or [])
-    _coerce(name, cfg, overrides or [])
-    return cfg
-
-
 def load_settings(model: type[_S], overrides: Sequence[str] = ()) -> _S:
     """The settings of a command, as its command line would read them: for tests, notebooks and tools.
 
@@ -133,17 +122,19 @@ def load_settings(model: type[_S], overrides: Sequence[str] = ()) -> _S:
         InputError: A setting does not exist, has no value, or a value is not valid.
     """
     _import_typed_plugins(overrides)
-    cfg = _compose(model.command, overrides)
-    for setting in sorted(OmegaConf.missing_keys(cfg)):
-        raise InputError(missing_setting(setting))
+    cfg = compose(model.command, overrides)
     try:
         return _read_settings(model, cfg, overrides)
     except OmegaConfBaseException as error:
         raise InputError(explain_error(model.command, error)) from None
 
 
-def _compose(name: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
-    """The config of a command, on request with Hydra's own. Raises InputError for what Hydra refuses."""
+def compose(name: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
+    """The config of a command, whose values are not checked; on request with Hydra's own.
+
+    Raises:
+        InputError: Hydra refuses an override.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -156,18 +147,20 @@ def _compose(name: str, overrides: Sequence[str], with_hydra: bool = False) -> D
         raise InputError(explain_error(name, error)) from None
 
 
-def _format_help(name: str, model: type[CommandSettings] | None, docstring: str, overrides: Sequence[str]) -> str:
+def _format_help(model: type[CommandSettings], docstring: str, overrides: Sequence[str]) -> str:
     """The help of a command, for the choices that are on its command line."""
-    cfg = _compose(name, [override for override in overrides if "=" in override], with_hydra=True)
-    choices = {group: str(cfg.hydra.runtime.choices[group]) for group in list_groups(name)}
+    cfg = compose(model.command, [override for override in overrides if "=" in override], with_hydra=True)
+    choices = {group: str(cfg.hydra.runtime.choices[group]) for group in list_groups(model.command)}
     values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)
     shown = {str(setting): value for setting, value in values.items() if setting != "hydra"}
-    return help.format_help(name, model, docstring, shown, choices)
+    return help.format_help(model, docstring, shown, choices)
 
 
 def _read_settings(model: type[_S], cfg: DictConfig, overrides: Sequence[str]) -> _S:
     """The typed settings of a composed config."""
+    for setting in sorted(OmegaConf.missing_keys(cfg)):
+        raise InputError(missing_setting(setting))
     typed = keep_typed_texts(model, cfg, overrides)
     _overridden.clear()
     _overridden.update(typed)
@@ -199,21 +192,15 @@ def overridden_settings() -> set[str]:
     return set(_overridden)
 
 
-def _coerce(name: str, cfg: DictConfig, overrides: list[str]) -> None:
-    settings = coerce_overrides(name, cfg, overrides)
-    _overridden.clear()
-    _overridden.update(settings)
-
-
 class _Job:
-    """Runs the task of a command, once or once per job of a sweep, and keeps how each ended.
+    """Runs a command, once or once per job of a sweep, and keeps how each ended.
 
     Errors are caught here and not around Hydra, which would log them in its own words first.
     """
 
-    def __init__(self, name: str, task: Callable[..., Any], swept: list[str], is_typed: bool) -> None:
-        self._name, self._task, self._swept, self._is_typed = name, task, swept, is_typed
-        self.codes: list[Any] = []
+    def __init__(self, command: Command[Any], swept: list[str]) -> None:
+        self._command, self._swept = command, swept
+        self.codes: list[int | None] = []
         self.errors: list[str] = []
 
     def __call__(self, cfg: DictConfig) -> None:
@@ -221,14 +208,12 @@ class _Job:
 
         try:
             overrides = list(HydraConfig.get().overrides.task)
-            if not self._is_typed:
-                _coerce(self._name, cfg, overrides)
-            sweeps.separate_outputs(self._name, cfg, self._swept, overrides)
-            self.codes.append(self._task(cfg, overrides))
+            sweeps.separate_outputs(self._command.settings.command, cfg, self._swept, overrides)
+            self.codes.append(self._command.run_composed(cfg, overrides))
         except InputError as error:
             self.errors.append(str(error))
         except OmegaConfBaseException as error:
-            self.errors.append(explain_error(self._name, error))
+            self.errors.append(explain_error(self._command.settings.command, error))
         except OSError as error:
             if not _is_disk_full(error):
                 raise
@@ -237,14 +222,15 @@ class _Job:
             sys.exit(EXIT_REQUEUE)
 
 
-def _run_hydra(name: str, task: Callable[..., Any], is_typed: bool) -> None:
-    """Compose the settings, run the task, and exit with its code."""
+def _run_hydra(command: Command[Any]) -> None:
+    """Compose the settings, run the command, and exit with its code."""
     import hydra
     from hydra.errors import HydraException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
+    name = command.settings.command
     swept: list[str] = []
-    job = _Job(name, task, swept, is_typed)
+    job = _Job(command, swept)
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     sys.argv += _search_path()
     try:

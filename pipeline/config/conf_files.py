@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -43,12 +42,12 @@ def _choice_files(group: str) -> list[Path]:
 
 
 @functools.cache
-def default_values(command: str) -> dict[str, list[Any]]:
-    """The defaults of every setting of a command by its dotted name: one for each choice of a group that defines it."""
-    defaults: dict[str, list[Any]] = {}
+def list_settings(command: str) -> set[str]:
+    """The dotted names of all settings of a command, those of every choice of its groups included."""
+    names: set[str] = set()
 
-    def collect(prefix: str, node: Any) -> None:
-        defaults.setdefault(prefix, []).append(node)
+    def collect(prefix: str, node: object) -> None:
+        names.add(prefix)
         if isinstance(node, dict):
             for key, value in node.items():
                 collect(f"{prefix}.{key}" if prefix else str(key), value)
@@ -58,4 +57,4 @@ def default_values(command: str) -> dict[str, list[Any]]:
     for group in list_groups(command):
         for file in _choice_files(group):
             collect(group, yaml.safe_load(file.read_text()) or {})
-    return {key: values for key, values in defaults.items() if key}
+    return names - {""}

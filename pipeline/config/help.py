@@ -19,8 +19,7 @@ _COMMENT = re.compile(r"(?:^|(?<= ))#+ ?(.*)")
 
 
 def format_help(
-    command: str,
-    model: type[CommandSettings] | None,
+    model: type[CommandSettings],
     docstring: str,
     values: Mapping[str, object],
     choices: Mapping[str, str],
@@ -28,16 +27,15 @@ def format_help(
     """The help of a command, with the settings of the choices that are on its command line.
 
     Args:
-        command: The command.
-        model: The class of its settings.
+        model: The class of the command's settings.
         docstring: What the command does.
         values: The composed settings, interpolations not resolved.
         choices: The choice of each group of the command.
     """
-    groups = sorted({*list_groups(command), *([EXPERIMENTS] if command == "train" else [])})
+    groups = sorted({*list_groups(model.command), *([EXPERIMENTS] if model.command == "train" else [])})
     lines = [docstring.strip(), "", "Groups (group=choice):"]
     lines += [f"  {'+' if group == EXPERIMENTS else ''}{group}: {', '.join(list_choices(group))}" for group in groups]
-    explanations = read_explanations(find_file("", command))
+    explanations = read_explanations(find_file("", model.command))
     own = {name: value for name, value in values.items() if name not in choices}
     lines += ["", "Settings (name=default   [what is expected]):", *_format_settings(model, values, own, explanations)]
     for group, choice in sorted(choices.items()):
@@ -82,7 +80,7 @@ def _dotted(parents: Sequence[tuple[int, str]]) -> str:
 
 
 def _format_settings(
-    model: type[CommandSettings] | None,
+    model: type[CommandSettings],
     values: Mapping[str, object],
     shown: Mapping[str, object],
     explanations: Mapping[str, str],
@@ -91,9 +89,9 @@ def _format_settings(
     """Each setting: its name and default, what is expected, and below them the explanation."""
     for name, value in shown.items():
         setting = f"{prefix}{name}"
-        field = None if model is None else find_field(model, values, setting)
+        field = find_field(model, values, setting)
         nested = field and settings_class(field.annotation, tuple(field.metadata), value, setting)
-        if (nested or model is None) and isinstance(value, Mapping):
+        if nested and isinstance(value, Mapping):
             yield from _format_settings(model, values, value, explanations, f"{setting}.")
             continue
         unit = field and find_unit(field.annotation, tuple(field.metadata))

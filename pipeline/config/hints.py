@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from pipeline.common.settings import hydra_quote
-from pipeline.config.conf_files import EXPERIMENTS, GROUPS, default_values, list_choices, list_commands, list_groups
+from pipeline.config.conf_files import EXPERIMENTS, GROUPS, list_choices, list_commands, list_groups, list_settings
 
 
 def explain_error(command: str, error: Exception) -> str:
@@ -80,7 +80,7 @@ def _suggest_setting(command: str, setting: str) -> str:
     if setting in GROUPS:
         others = ", ".join(other for other in list_commands() if setting in list_groups(other))
         return f" of this command; {setting}=CHOICE is a setting of {others}" if others else ""
-    nearest = _nearest(setting, [*default_values(command)])
+    nearest = _nearest(setting, [*list_settings(command)])
     return f"; did you mean '{nearest}'?" if nearest else ""
 
 

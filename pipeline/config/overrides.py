@@ -10,8 +10,7 @@ from pydantic.fields import FieldInfo
 from pipeline.common.errors import InputError
 from pipeline.common.setting_types import accepts_text
 from pipeline.common.settings import CommandSettings, Settings, settings_class
-from pipeline.config import types
-from pipeline.config.conf_files import EXPERIMENTS, GROUPS, default_values, list_groups
+from pipeline.config.conf_files import EXPERIMENTS, list_groups, list_settings
 from pipeline.config.hints import unknown_choice, unknown_setting
 
 
@@ -34,40 +33,8 @@ def check_overrides(command: str, overrides: Sequence[str]) -> None:
             raise InputError(unknown_choice(key, text))
         is_added = override.is_add() or override.is_force_add()
         is_read_elsewhere = key in groups or key.startswith(("hydra", "deepspeed."))
-        if is_added and not is_read_elsewhere and key not in default_values(command):
+        if is_added and not is_read_elsewhere and key not in list_settings(command):
             raise InputError(unknown_setting(command, key))
-
-
-def coerce_overrides(command: str, cfg: DictConfig, overrides: Sequence[str]) -> set[str]:
-    """Convert the values of a command line to the types of their settings, in place.
-
-    Args:
-        command: The command.
-        cfg: Its composed config, which is changed.
-        overrides: The overrides from which it was composed.
-
-    Returns:
-        The dotted names of the settings on the command line.
-
-    Raises:
-        InputError: A value has another type than its setting.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    defaults = default_values(command) if overrides else {}
-    last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(list(overrides))}
-    for setting, override in last.items():
-        if override.is_delete() or override.is_sweep_override():
-            continue
-        text = (override.input_line or "").partition("=")[2].strip()
-        value = override.value()
-        if setting not in defaults or "${" in text or (setting in GROUPS and isinstance(value, str)):
-            continue
-        allowed = types.allowed_types(command, setting, defaults[setting])
-        coerced = types.coerce(setting, text, value, allowed)
-        if coerced is not value:
-            OmegaConf.update(cfg, setting, coerced)
-    return set(last)
 
 
 def keep_typed_texts(model: type[CommandSettings], cfg: DictConfig, overrides: Sequence[str]) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.cli import compose
-from pipeline.config.conf_files import default_values, list_commands
+from pipeline.config.conf_files import list_commands, list_settings
 from pipeline.config.help import read_explanations
 from pipeline.shards import positional_to_overrides
 
@@ -81,5 +81,5 @@ def test_every_setting_that_the_help_names_exists(name: str) -> None:
     """Those after `python -m pipeline.OTHER` belong to the other command."""
     others = re.compile(rf"(?:python -m pipeline\.|deepspeed .*pipeline/)(?!{name}\b).*")
     named = set(re.findall(r"(?<![\w./])\+?([a-z_]+(?:\.[a-z_]+)*)=", others.sub("", doc(name))))
-    known = {*default_values(name), *(["exp"] if name == "train" else [])}
+    known = {*list_settings(name), *(["exp"] if name == "train" else [])}
     assert named and named <= known, named - known

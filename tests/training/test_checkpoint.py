@@ -17,7 +17,6 @@ import torch
 
 from pipeline import export
 from pipeline.common.errors import InputError
-from pipeline.config.cli import compose
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.weights import save_tensors
 from pipeline.train import main
@@ -99,7 +98,7 @@ def test_damaged_checkpoint_is_skipped_or_refused(run: Path, name: str) -> None:
     with pytest.raises(InputError, match=rf"step-9 is damaged \(.*{file}.*give an earlier checkpoint, or resume=auto"):
         checkpoint.resolve_resume(run, str(bad), ALONE)
     with pytest.raises(InputError, match=rf"step-9.*damaged.*{file}|{file} is damaged"):
-        export.main.task(compose("export", [f"run='{run}'"]))  # type: ignore[attr-defined]
+        export.main.task([f"run='{run}'"])
 
 
 def test_training_resumes_from_the_checkpoint_before(here: None, cache: Path, trained: Path, run: Path) -> None:
