@@ -18,7 +18,7 @@ ACCEPTED = [
     ("train", "trainer.preflight=only", "only"),
     ("train", "trainer.compute_budget_pflop=1", 1),
     ("train", "optim.lr=1", 1),
-    ("train", "optim.betas=[0.9,1]", [0.9, 1]),
+    ("train", "optim.betas=[0.9,0]", [0.9, 0]),
     ("train", "shards={a: x, b: y}", {"a": "x", "b": "y"}),
     ("train", "shards=2024", "2024"),
     ("train", "model.pretrained=null", None),
@@ -27,7 +27,7 @@ ACCEPTED = [
     ("preprocess", "data.seconds=4", 4),
     ("preprocess", "out=1e3", "1e3"),
     ("preprocess", "encoder_workers=auto", "auto"),
-    ("generate", "prompt=2024", ["2024"]),
+    ("generate", "prompt=2024", "2024"),
     ("generate", "prompt=[1,b.wav]", ["1", "b.wav"]),
     ("generate", "run=2024", "2024"),
     ("generate", "prompt=null", None),
@@ -35,7 +35,7 @@ ACCEPTED = [
     ("generate", "sampling.temperature=[0.5,1]", [0.5, 1]),
     ("evaluate", "temperatures=0.7", [0.7]),
     ("evaluate", "pitch=false", False),
-    ("evaluate", "out=${run}/x", "${run}/x"),
+    ("evaluate", "out=${run}/x", "a/x"),
     ("compare", "runs=runs/q", ["runs/q"]),
     ("reconstruct", "codebooks=4", [4]),
 ]
@@ -44,35 +44,35 @@ REFUSED = [
     ("train", "trainer.steps=abc", "expected a whole number"),
     ("train", "trainer.steps=true", "expected a whole number"),
     ("train", "optim.lr=fast", "expected a number"),
-    ("train", "optim.lr=nan", "expected a finite number"),
+    ("train", "optim.lr=nan", "expected a number"),
     ("train", "seed=abc", "expected a whole number"),
     ("train", "run=null", "expected a text"),
-    ("train", "optim.betas=[a,b]", "expected a list of numbers"),
+    ("train", "optim.betas=[a,b]", "expected a list, each a number"),
     ("train", "trainer.keep_best=maybe", "expected true or false"),
     ("train", "optim.schedule=cosine", r"expected \{NAME: VALUE"),
     (
         "preprocess",
         "data=folder data.segment_seconds=4s",
-        "expected null or a number",
+        "expected a number above 0 or null",
     ),
     ("download", "parallel=2.5", "expected a whole number"),
     ("shards", "clips=many", "expected a whole number"),
     ("generate", "seconds=null", "expected auto or a number"),
-    ("generate", "seconds=inf", "expected a finite number"),
+    ("generate", "seconds=inf", "expected auto or a number"),
     ("generate", "seconds=long", "expected auto or a number"),
     ("generate", "n=2.5", "expected a whole number"),
     ("generate", "seed=1.5", "expected a whole number"),
     ("generate", "sampling.top_k=1.5", "expected a whole number"),
-    ("generate", "sampling.temperature=[hot]", "expected a number or a list of numbers"),
-    ("generate", "prompt=[]", "expected null or a list of texts"),
-    ("generate", "prompt=", "expected null or a list of texts"),
-    ("generate", "audio=[a,b]", "expected null or a text"),
+    ("generate", "sampling.temperature=[hot]", "expected a number of 0 or more or a list, each"),
+    ("generate", "prompt=[]", "expected a text or a list of texts"),
+    ("generate", "prompt=", "expected a text or a list of texts"),
+    ("generate", "audio=[a,b]", "expected a text or null"),
     ("generate", "batch=1.5", "expected auto or a whole number"),
     ("generate", "out=[a,b]", "expected a text"),
     ("evaluate", "temperatures=[]", "expected a list of numbers"),
     ("evaluate", "run=[a,b]", "expected a text"),
     ("compare", "runs=[]", "expected a list of texts"),
-    ("reconstruct", "codebooks=[x]", "expected a list of whole numbers"),
+    ("reconstruct", "codebooks=[x]", "expected a list, each a whole number"),
     ("dashboard", "codebooks=x", "expected a whole number"),
 ]
 
@@ -117,7 +117,7 @@ def test_the_last_of_two_values_of_a_setting_counts() -> None:
 @settings(max_examples=25, deadline=None)
 def test_a_text_setting_keeps_what_was_typed(value: Any) -> None:
     assert parsed("generate", [f"out={value}"]).out == f"{value}"
-    assert parsed("generate", [f"prompt={value}"]).prompt == [f"{value}"]
+    assert parsed("generate", [f"prompt={value}"]).prompt == f"{value}"
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=1, max_value=2**53))
