@@ -51,7 +51,7 @@ class CompareSettings(MeasureSettings):
 
     command: ClassVar[str] = "compare"
 
-    runs: list[str]
+    runs: Annotated[list[str], Field(min_length=1)]
     benchmark_batch: PositiveInt
 
 

@@ -92,7 +92,7 @@ class GenerateSettings(CommandSettings):
     sampling: SamplingSettings
     run: str | None
     mode: Mode
-    prompt: str | list[str] | None
+    prompt: str | Annotated[list[str], Field(min_length=1)] | None
     out: str
     seconds: Literal["auto"] | Annotated[float, Field(gt=0, le=86_400), Unit("seconds")]  # a day: half a GB of codes
     n: PositiveInt

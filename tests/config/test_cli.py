@@ -57,13 +57,13 @@ def run(*arguments: str, name: str = "preprocess") -> subprocess.CompletedProces
         (["out=refuse"], 2, "error: out=refuse: give another"),
         (["codec.codebks=3"], 2, "error: there is no setting 'codec.codebks'; did you mean 'codec.codebooks'?"),
         (["dta=notes"], 2, "error: there is no setting 'dta'; did you mean 'data'?"),
-        (["codec=foo"], 2, "error: codec=foo: there is no such choice; choices are encodec_24khz, encodec_embedded"),
+        (["codec=foo"], 2, "error: codec=foo: there is no such choice; choices are dac_16khz, dac_24khz"),
         (["codec=null"], 2, "error: codec=null: there is no such choice"),
         (["samples_per_shard=1.5"], 2, "error: samples_per_shard=1.5: expected a whole number"),
         (["-m", "data=notes", "samples_per_shard=x"], 2, "error: samples_per_shard=x: expected a whole number"),
         (["out=2024"], 0, "out 2024 8"),
         (["out=take(1)"], 2, """: "out='take(1)'"\n"""),
-        (["--help"], 0, "codec: encodec_24khz, encodec_embedded"),
+        (["--help"], 0, "codec: dac_16khz, dac_24khz, dac_44khz, encodec_24khz, encodec_embedded"),
     ],
 )
 def test_a_command_line_runs_or_fails_in_one_line(arguments: list[str], code: int, expected: str) -> None:
@@ -165,7 +165,7 @@ def test_a_quoting_hint_can_be_pasted_into_a_shell(name: str) -> None:
     hint = quoting_hint(f"prompt={name}")
     (override,) = shlex.split(hint.split("for the shell: ")[1].split(" ([A,B]")[0])
     if name[0] not in "[{" and "${" not in name:
-        assert load_settings(GenerateSettings, [override]).prompt == [name]
+        assert load_settings(GenerateSettings, [override]).prompt == name
 
 
 def test_help_of_train_lists_its_own_groups_only(

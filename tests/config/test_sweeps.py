@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from typing import Any
 
 import pytest
-from omegaconf import DictConfig
 
 from pipeline.config.cli import hydra_command
 
@@ -16,11 +17,11 @@ def outputs(monkeypatch: pytest.MonkeyPatch, command: str, *overrides: str) -> l
     """The output folders of the jobs of a sweep."""
     seen: list[str] = []
 
-    def task(cfg: DictConfig) -> None:
-        seen.append(cfg.run if command == "train" else cfg.out)
+    def task(settings: Any) -> None:
+        seen.append(settings.run if command == "train" else settings.out)
 
     monkeypatch.setattr("sys.argv", [command, "-m", *overrides])
-    hydra_command(command)(task)()
+    hydra_command(importlib.import_module(f"pipeline.{command}").main.settings)(task)()
     return seen
 
 

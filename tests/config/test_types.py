@@ -47,7 +47,7 @@ REFUSED = [
     ("train", "optim.lr=nan", "expected a number"),
     ("train", "seed=abc", "expected a whole number"),
     ("train", "run=null", "expected a text"),
-    ("train", "optim.betas=[a,b]", "expected a list, each a number"),
+    ("train", "optim.betas=[a,b]", "expected a list of 2, each a number"),
     ("train", "trainer.keep_best=maybe", "expected true or false"),
     ("train", "optim.schedule=cosine", r"expected \{NAME: VALUE"),
     (
@@ -64,12 +64,12 @@ REFUSED = [
     ("generate", "seed=1.5", "expected a whole number"),
     ("generate", "sampling.top_k=1.5", "expected a whole number"),
     ("generate", "sampling.temperature=[hot]", "expected a number of 0 or more or a list, each"),
-    ("generate", "prompt=[]", "expected a text or a list of texts"),
-    ("generate", "prompt=", "expected a text or a list of texts"),
+    ("generate", "prompt=[]", "expected a text, a list of texts"),
+    ("generate", "prompt=", "expected a text, a list of texts"),
     ("generate", "audio=[a,b]", "expected a text or null"),
     ("generate", "batch=1.5", "expected auto or a whole number"),
     ("generate", "out=[a,b]", "expected a text"),
-    ("evaluate", "temperatures=[]", "expected a list of numbers"),
+    ("evaluate", "temperatures=[]", "expected a list, each a number"),
     ("evaluate", "run=[a,b]", "expected a text"),
     ("compare", "runs=[]", "expected a list of texts"),
     ("reconstruct", "codebooks=[x]", "expected a list, each a whole number"),
@@ -80,7 +80,7 @@ REFUSED = [
 REQUIRED = {
     "evaluate": ["run=a", "shards=b"],
     "compare": ["runs=[a]", "shards=b"],
-    "shards": ["shards=b"],
+    "shards": ["action=decode", "shards=b"],
     "reconstruct": ["audio=a"],
 }
 
