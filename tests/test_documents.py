@@ -68,6 +68,7 @@ def test_settings_exist(document: Path) -> None:
     """Settings of groups in backticks are settings of some command."""
     known = frozenset().union(*map(_settings_of, COMMANDS))
     known |= {"model.encode", "model.safetensors"}  # no settings, but named like some
+    known |= {"sampling.top_n_sigma"}  # of the plug-in in extending.md
     assert not [name for name in _SETTING.findall(prose_of(document)) if name not in known]
 
 
@@ -145,7 +146,7 @@ def test_citation_file_is_of_this_version() -> None:
 def test_blocks_have_known_languages() -> None:
     """Code blocks are commands, Python, drawings, BibTeX or plain text."""
     languages = {language for document in DOCUMENTS for language, _ in blocks_of(document)}
-    assert languages <= {"", "bash", "python", "mermaid", "bibtex"}
+    assert languages <= {"", "bash", "python", "py", "yaml", "mermaid", "bibtex"}
     assert len(commands_of(README)) > 15
 
 

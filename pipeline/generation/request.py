@@ -239,7 +239,8 @@ def _absolute(source: SourceAudio) -> str:
     return str(source.path.absolute())
 
 
-class Prompt(NamedTuple):
+@dataclass(frozen=True)
+class Prompt:
     """A sound file as a prompt: its name, its sound and its vector [P]."""
 
     name: str

@@ -33,9 +33,9 @@ class ExternalPrompts(Section):
         prompts = read_prompts(find_prompts(settings.prompts), settings.prompt_seconds, run, skipped)
         for line in skipped:
             log.warning("prompts=%s: skipped %s", settings.prompts, line)
-        for name, source, vector in prompts:
-            wavs = inputs.generate(vector.expand(len(seeds), -1), frames, seeds)
+        for prompt in prompts:
+            wavs = inputs.generate(prompt.vector.expand(len(seeds), -1), frames, seeds)
             generations = [LabeledAudio(f"generation {i + 1}", wav) for i, wav in enumerate(wavs)]
-            rows.append(AudioRow(name, [LabeledAudio("prompt", source.wav), *generations]))
+            rows.append(AudioRow(prompt.name, [LabeledAudio("prompt", prompt.source.wav), *generations]))
         temperature = settings.sampling.to_dict()["temperature"]
         return SectionContent(f"Your own sounds, at temperature {temperature}.", rows=rows)
