@@ -14,5 +14,5 @@ def suggest_steps(clips: int, clips_per_step: int) -> int:
 
 def round_down(count: int) -> int:
     """A count without digits after its first two."""
-    unit = 10 ** max(0, len(str(count)) - 2)
+    unit = int(10 ** max(0, len(str(count)) - 2))
     return count // unit * unit

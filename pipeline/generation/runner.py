@@ -238,7 +238,7 @@ class _SoundStream:
     def close(self) -> int:
         """Close the file, and return its number of samples: an interruption may have come right after a write."""
         self._file.close()
-        return soundfile.info(self._path).frames
+        return int(soundfile.info(self._path).frames)
 
     def _write(self, sound: Tensor) -> None:
         wav = sound[0, 0, : self.samples_left].cpu().numpy()  # [S]

@@ -72,7 +72,7 @@ def render_model_card(
     datasets = _local_datasets(settings) if datasets is None else datasets
     try:
         config = ModelConfig.parse(metadata["model"])
-        return _TEMPLATE.render(
+        card: str = _TEMPLATE.render(
             header=Markup(_header(config)),
             settings=settings,
             trainer=settings["trainer"],
@@ -89,6 +89,7 @@ def render_model_card(
             weights=list(_weights(config)),
             **_evaluation(run, folder),
         )
+        return card
     except (KeyError, TypeError, ValueError, AttributeError, TemplateError) as error:
         if isinstance(error, InputError):
             raise

@@ -60,7 +60,8 @@ def load_gpt2(pretrained: str, config: ModelConfig) -> GPT2Model:
         gpt2_config = GPT2Config.from_pretrained(pretrained, **dropouts, activation_function=GELU)
         _check_gpt2_config(setting, gpt2_config, config)
         loaded: Any = GPT2Model.from_pretrained(pretrained, config=gpt2_config, output_loading_info=True)
-        backbone, info = loaded
+        backbone: GPT2Model = loaded[0]
+        info = loaded[1]
     except InputError:
         raise
     except Exception as error:  # transformers, safetensors, pickle and the Hub's client have their own exceptions

@@ -96,8 +96,8 @@ def _send_batch(conn: Connection, batch: DecodedBatch) -> None:
 
 def _receive_message(conn: Connection) -> DecodedBatch | str | None:
     """The next message of a worker: a batch, _STARTED, or None at the end of a job."""
-    message = conn.recv()
-    if message is None or message == _STARTED:
+    message: tuple[DecodedBatch, list[int]] | str | None = conn.recv()
+    if not isinstance(message, tuple):
         return message
     batch, lengths = message
     if not lengths:

@@ -63,7 +63,7 @@ class EncodedBatch:
     @property
     def seconds(self) -> float:
         """Seconds of audio of the samples."""
-        return sum(sample.metadata["duration"] for sample in self.samples)
+        return float(sum(sample.metadata["duration"] for sample in self.samples))
 
 
 @dataclass(frozen=True)

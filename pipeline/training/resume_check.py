@@ -148,7 +148,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 
 
 def _clips_per_step(record: Mapping[str, Any]) -> int:
-    return record.get(CLIPS_PER_RANK, 0) * record.get("ranks", 1)
+    return int(record.get(CLIPS_PER_RANK, 0) * record.get("ranks", 1))
 
 
 def describe_stretch(schedule: Schedule, step: int, old_steps: int, new_steps: int) -> list[str]:

@@ -206,7 +206,7 @@ def probe_hardware(world: World, run: Path) -> Hardware:
 
 def _free_host_memory() -> int:
     """Bytes of memory that processes can still allocate on this machine, within the limit of the control group."""
-    free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
+    free, group = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:

@@ -73,7 +73,8 @@ class ZeroSettings(Settings):
 
     def offloads(self, part: str) -> bool:
         """Whether a part, `optimizer` or `param`, is in host memory."""
-        return self._extra(f"offload_{part}", {}).get("device", "none") != "none"
+        device: str = self._extra(f"offload_{part}", {}).get("device", "none")
+        return device != "none"
 
     @property
     def bucket_size(self) -> int:

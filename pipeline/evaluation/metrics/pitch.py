@@ -52,10 +52,13 @@ def is_pitch_correct(pitches: np.ndarray, labels: np.ndarray, ignore_octaves: bo
     difference = pitches - labels
     if ignore_octaves:
         difference = difference - 12 * np.round(difference / 12)
-    return np.abs(difference) <= TOLERANCE
+    is_correct: np.ndarray = np.abs(difference) <= TOLERANCE
+    return is_correct
 
 
 def chance_of_pitch(pitches: np.ndarray, labels: np.ndarray, ignore_octaves: bool = False) -> np.ndarray:
     """The fraction of all other clips' labels for which each pitch would be correct: [N], N >= 2."""
     shifts = range(1, len(labels))
-    return np.mean([is_pitch_correct(pitches, np.roll(labels, shift), ignore_octaves) for shift in shifts], axis=0)
+    hits = [is_pitch_correct(pitches, np.roll(labels, shift), ignore_octaves) for shift in shifts]
+    fractions: np.ndarray = np.mean(hits, axis=0)
+    return fractions

@@ -27,5 +27,6 @@ class PromptFidelity(Metric):
 
 def mismatched_similarity(prompts: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
     """The mean cosine similarity of each prompt and the sounds of all other prompts: [N], from two [N, P], N >= 2."""
-    cosines = cosine(prompts[:, None], embeddings[None])
-    return (cosines.sum(1) - np.diagonal(cosines)) / (len(prompts) - 1)
+    cosines: np.ndarray = cosine(prompts[:, None], embeddings[None])
+    others: np.ndarray = cosines.sum(1) - np.diagonal(cosines)
+    return others / (len(prompts) - 1)
