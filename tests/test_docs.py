@@ -106,7 +106,13 @@ def run_export(sandbox: Sandbox, arguments: list[str]) -> None:
 def compose_demo(sandbox: Sandbox, arguments: list[str]) -> None:
     """The settings compose, and the examples that they name exist."""
     cfg = compose("demo", arguments[3:])
-    assert cfg.run and (cfg.examples == "auto" or any((sandbox.root / cfg.examples[0]).iterdir()))
+    assert cfg.run and (cfg.examples == "auto" or any((sandbox.root / cfg.examples).iterdir()))
+
+
+def find_example(sandbox: Sandbox, arguments: list[str]) -> None:
+    """The plug-in is an example of docs/extending.md."""
+    (module,) = re.findall(r"plugins=\[(\w+)\]", " ".join(arguments))
+    assert f"\n# {module}.py\n" in (ROOT / "docs" / "extending.md").read_text()
 
 
 def check_command(sandbox: Sandbox, arguments: list[str]) -> None:
@@ -253,6 +259,7 @@ ENTRIES = (
     Entry(r"python -m pipeline\.download data=nsynth", run_download),
     Entry(r"python -m pipeline\.download data=jamendo", run_download, "156 GB that only its publisher has"),
     Entry(r"python -m pipeline\.export .*push=", run_export, "a hub: tests/hub pushes to a server of its own"),
+    Entry(r"python -m pipeline\.\w+ .*plugins=", find_example, "an example: test_extending.py runs all of them"),
     Entry(r"python -m pipeline\.demo ", compose_demo, "serves until it is stopped: a slow test below opens the page"),
     Entry(r"python -m pipeline\.check ", check_command),
     Entry(r"python -m pipeline\.train -m ", compose_sweep, "one training per combination; Slurm for some"),

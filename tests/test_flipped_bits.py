@@ -65,7 +65,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_checkpoint(workspace: Path) -> dict[str, Any]:
     """Everything that a resume reads."""
     folder = workspace / "run" / "checkpoints" / "step-2"
-    assert not checkpoint.damage(folder)
+    for fault in checkpoint.damage(folder):
+        raise InputError(fault)
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != checkpoint.COMPLETE}
     return {"state": checkpoint.read_metadata(folder), "files": files}
 

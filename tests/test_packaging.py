@@ -144,7 +144,7 @@ PRIVATE_API: dict[str, dict[str, str]] = {
     "deepspeed": {
         "deepspeed.ops": "__compatible_ops__",
         "deepspeed.runtime.checkpoint_engine": "TorchCheckpointEngine",
-        "deepspeed.runtime.engine.DeepSpeedEngine": "checkpoint_engine",
+        "deepspeed.runtime.engine.DeepSpeedEngine": "checkpoint_engine _global_grad_norm",
         "deepspeed.runtime.fp16.loss_scaler": "LossScaler",
         "deepspeed.runtime.zero.config": "ZeroStageEnum",
         "deepspeed.utils.tensor_fragment": "fragment_address",

@@ -136,7 +136,7 @@ def _describe_limits(metadata: tuple[object, ...]) -> str:
         return f" from {low:g} to {high:g}"
     parts = [f"of {low:g} or more"] if low is not None else []
     parts += [f"above {above:g}"] if above is not None else []
-    parts += [f"of at most {high:g}"] if high is not None else []
+    parts += [f"{'' if parts else 'of '}at most {high:g}"] if high is not None else []
     parts += [f"below {below:g}"] if below is not None else []
     return f" {' and '.join(parts)}" if parts else ""
 

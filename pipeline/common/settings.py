@@ -41,8 +41,6 @@ class Settings(BaseModel):
         model = settings_class(field.annotation, tuple(field.metadata), value, setting)
         if model is not None and isinstance(value, Mapping):
             return validate(parse_settings(model, value, f"{setting}."))
-        if value == "":
-            raise ValueError(f"expected {describe_field(field)}")
         parsed = validate(coerce(field.annotation, value))
         return value if isinstance(parsed, float) and value == parsed else parsed  # records keep 1 apart from 1.0
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic.fields import FieldInfo
 
 from pipeline.common.errors import InputError
-from pipeline.common.setting_types import accepts_text
+from pipeline.common.setting_types import accepts_text, describe_field
 from pipeline.common.settings import CommandSettings, Settings, settings_class
 from pipeline.config.conf_files import EXPERIMENTS, list_groups, list_settings
 from pipeline.config.hints import unknown_choice, unknown_setting
@@ -52,10 +52,12 @@ def keep_typed_texts(model: type[CommandSettings], cfg: DictConfig, overrides: S
 
     last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(list(overrides))}
     for setting, override in last.items():
-        if override.is_delete() or override.is_sweep_override() or not isinstance(override.value(), (int, float)):
+        if override.is_delete() or override.is_sweep_override():
             continue
-        field = find_field(model, OmegaConf.to_container(cfg, resolve=False), setting)
-        if field is not None and accepts_text(field.annotation, override.value()):
+        value, field = override.value(), find_field(model, OmegaConf.to_container(cfg, resolve=False), setting)
+        if field is not None and value == "":
+            raise InputError(f"{setting}=: expected {describe_field(field)}")
+        if field is not None and isinstance(value, (int, float)) and accepts_text(field.annotation, value):
             OmegaConf.update(cfg, setting, (override.input_line or "").partition("=")[2].strip())
     return set(last)
 

@@ -49,7 +49,7 @@ CODEBOOKS, SECONDS = 8, 4.0
 class NoEmbedder:
     """A vector of nothing, for the codec's speed alone."""
 
-    dim = 8
+    dim, sample_rate = 8, 24_000
     identity = {"name": "none", "weights": "", "sample_rate": 24_000, "dim": 8}  # noqa: RUF012
     best_batch = 1
 

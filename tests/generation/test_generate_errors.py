@@ -36,7 +36,7 @@ def test_run_without_export_names_the_command(tmp_path: Path) -> None:
         ),
         (
             ["seconds=1e9", "mode=continue"],
-            r"seconds=1000000000\.0: expected auto or a number above 0 and of at most",
+            r"seconds=1000000000\.0: expected auto or a number above 0 and at most",
         ),
         (["crossfade_seconds=-1"], "crossfade_seconds=-1: expected a number of 0 or more"),
         (["batch=0"], "batch=0: expected auto or a whole number of 1 or more"),

@@ -33,7 +33,7 @@ def test_broken_file_of_many_clips_is_one_line(tmp_path: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     (first,) = [number for number, line in enumerate(lines) if line.startswith("skipped: ")]
     assert lines[first] == "skipped: 7 inputs (6 not finite, 1 empty); manifest.json names them all"
-    named = [line for line in lines[first + 1 :] if line.startswith("  ")]
+    named = [line for line in lines[first + 1 :] if line.startswith("  '")]
     assert named[0] == "  'a not finite.wav': not finite: there are NaN or infinite samples (4 clips)"
     assert [line.partition(":")[0] for line in named[1:]] == [
         "  'z empty.wav'",
