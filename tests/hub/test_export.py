@@ -232,6 +232,7 @@ def test_card_escapes_texts_of_the_run_folder(run: Path, tmp_path: Path) -> None
         write_card(path)
 
 
+@pytest.mark.slow
 def test_pushed_model_loads_from_the_hub(run: Path, tmp_path: Path, server: Hub) -> None:
     (run / "export" / "notes.txt").write_text("not for the hub")
     done = run_export(tmp_path, server, f"run={run}", "push=me/tiny")

@@ -200,6 +200,7 @@ def test_resume_on_other_ranks_sees_every_clip_once(cache: Path, unbroken: Path,
     assert rows(run) == pytest.approx(rows(unbroken_run), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_killed_launcher_makes_the_ranks_save_and_stop(cache: Path, tmp_path: Path) -> None:
     """Only the `deepspeed` command is killed; the ranks keep the lock of the folder until they end."""
     run, overrides = tmp_path / "run", ("trainer.steps=400", "trainer.save_every=0", "trainer.val_every=0")
