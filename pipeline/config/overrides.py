@@ -62,12 +62,22 @@ def keep_typed_texts(model: type[CommandSettings], cfg: DictConfig, overrides: S
     return set(last)
 
 
-def find_field(model: type[Settings], values: object, setting: str) -> FieldInfo | None:
-    """The field of a setting by its dotted name, with the values that select the classes of nested settings."""
+def find_field(model: type[Settings], values: object, setting: str, prefix: str = "") -> FieldInfo | None:
+    """The field of a setting.
+
+    Args:
+        model: The class of the settings.
+        values: Their values, which select the classes of nested settings.
+        setting: The dotted name of the setting in `model`.
+        prefix: The dotted name of `model` itself, for messages.
+
+    Raises:
+        InputError: The name of an extension around the setting is unknown.
+    """
     name, _, rest = setting.partition(".")
     field = next((field for key, field in model.model_fields.items() if name in (key, field.alias)), None)
     if field is None or not rest:
         return field
     value = values.get(name) if isinstance(values, Mapping) else None
-    nested = settings_class(field.annotation, tuple(field.metadata), value, name)
-    return None if nested is None else find_field(nested, value, rest)
+    nested = settings_class(field.annotation, tuple(field.metadata), value, f"{prefix}{name}")
+    return None if nested is None else find_field(nested, value, rest, f"{prefix}{name}.")
