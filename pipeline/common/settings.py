@@ -125,7 +125,7 @@ def _explain(model: type[Settings], error: ValidationError, values: Mapping[str,
     name = str(details["loc"][0]) if details["loc"] else ""
     setting = f"{prefix}{name}"
     if details["type"] == "missing":
-        return f"the setting '{setting}' has no default: give {setting}=..."
+        return missing_setting(setting)
     fields = {field.alias or key: field for key, field in model.model_fields.items()}
     if details["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
@@ -133,6 +133,11 @@ def _explain(model: type[Settings], error: ValidationError, values: Mapping[str,
         return f"there is no setting '{setting}'{suggestion} (--help lists them)"
     expected = f"expected {describe_field(fields[name])}" if cause is None else str(cause)
     return f"{setting}={format_value(values.get(name))}: {expected}"
+
+
+def missing_setting(setting: str) -> str:
+    """The message about a setting that has neither a default nor a value."""
+    return f"the setting '{setting}' has no default: give {setting}=..."
 
 
 def format_value(value: object) -> str:

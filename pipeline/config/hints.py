@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 
-from pipeline.common.settings import hydra_quote
+from pipeline.common.settings import hydra_quote, missing_setting
 from pipeline.config.conf_files import EXPERIMENTS, GROUPS, list_choices, list_commands, list_groups, list_settings
 
 
@@ -37,11 +37,6 @@ def explain_error(command: str, error: Exception) -> str:
     if "Missing mandatory value" in line and missing:
         return missing_setting(missing[1])
     return line
-
-
-def missing_setting(setting: str) -> str:
-    """The message about a setting that has neither a default nor a value."""
-    return f"the setting '{setting}' has no default: give {setting}=..."
 
 
 def unknown_setting(command: str, setting: str) -> str:

@@ -51,10 +51,11 @@ def keep_typed_texts(model: type[CommandSettings], cfg: DictConfig, overrides: S
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(list(overrides))}
+    values = OmegaConf.to_container(cfg, resolve=False)  # their names select the classes of nested settings
     for setting, override in last.items():
         if override.is_delete() or override.is_sweep_override():
             continue
-        value, field = override.value(), find_field(model, OmegaConf.to_container(cfg, resolve=False), setting)
+        value, field = override.value(), find_field(model, values, setting)
         if field is not None and value == "":
             raise InputError(f"{setting}=: expected {describe_field(field)}")
         if field is not None and isinstance(value, (int, float)) and accepts_text(field.annotation, value):

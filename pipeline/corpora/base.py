@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class CorpusSettings(Settings):
     root: str
     scan_cache_dir: str
 
+    @abstractmethod
     def open(self, digest: AudioDigest | None = None, durations: Durations | None = None) -> Corpus:
         """Open the corpus.
 
@@ -104,7 +106,6 @@ class CorpusSettings(Settings):
         Raises:
             InputError: The folder is missing, or is not this corpus.
         """
-        raise NotImplementedError
 
     def remote_files(self, download: DownloadSettings, fetch: Callable[[RemoteFile], object]) -> list[RemoteFile]:
         """The files to download.

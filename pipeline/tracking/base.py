@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,6 @@ class TrackerSettings(Settings):
         """
         return self
 
+    @abstractmethod
     def build(self, run: TrackedRun) -> Tracker:
         """The tracker of a run; a plain `Tracker` if it is turned off."""
-        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pipeline.common.registry import Registry
@@ -26,9 +27,9 @@ class OptimizerSettings(Settings):
     lr: NonNegative
     schedule: Annotated[Schedule, Choice(SCHEDULES)]
 
+    @abstractmethod
     def build(self, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
         """The optimizer of a model that is on a device. The trainer sets the learning rate before each step."""
-        raise NotImplementedError
 
 
 OPTIMIZERS = Registry[type[OptimizerSettings]]("optimizer", __name__)
