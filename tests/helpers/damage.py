@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
+from pipeline.common.registry import import_plugins
 
 TRIES = int(os.environ.get("FUZZ", "0"))
 QUICK = 150  # examples of a property that takes milliseconds
@@ -257,6 +258,7 @@ LIBRARIES = (sys.prefix, sys.base_prefix, "/usr/lib", "/proc/", "/dev/null", str
 def inside(folder: Path) -> Iterator[None]:
     """Check that the block accesses and changes only files below a folder (or Python's), and starts no process."""
     global _seen
+    import_plugins()  # the first lookup in a registry reads the entry points of installed packages, once a process
     seen = _seen = []
     try:
         yield
