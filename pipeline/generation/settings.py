@@ -12,7 +12,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 from pipeline.common.paths import CONF
 from pipeline.common.setting_types import NonNegative, PositiveInt, Seconds, Unit
 from pipeline.common.settings import CommandSettings, Settings, parse_settings
-from pipeline.generation.filters import FILTERS, SamplingFilter
+from pipeline.generation.filters import FILTERS, SamplingFilter, Slider
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["prompt", "interpolate", "morph", "continue", "extend"]
 Blend = Literal["linear", "slerp"]
+GUIDANCE = Slider("Guidance", 6, 0.1, "above 1: follows the prompt more closely, at half the speed")
 KEYFRAMES = "expected [{at: 0, prompt: a.wav}, {at: 4, prompt: b.wav}]"
 
 
@@ -39,6 +40,11 @@ class SamplingSettings(Settings):
     def with_extensions(cls) -> type[SamplingSettings]:
         """The class with a field for each registered filter."""
         return _with_filters(_sorted_filters())
+
+    @staticmethod
+    def sliders() -> dict[str, Slider]:
+        """The sliders of the web page by name of the setting: those of the filters, then guidance."""
+        return {name: cls.slider for name, cls in _sorted_filters() if cls.slider} | {"guidance": GUIDANCE}
 
     @model_validator(mode="before")
     @classmethod
@@ -117,7 +123,9 @@ class GenerateSettings(CommandSettings):
 
     @field_validator("keyframes", mode="wrap")
     @classmethod
-    def _check_keyframes(cls, value: object, validate: Callable[[object], Any]) -> Any:
+    def _check_keyframes(
+        cls, value: object, validate: Callable[[object], list[Keyframe] | None]
+    ) -> list[Keyframe] | None:
         try:
             keyframes = validate(value)
         except ValueError:

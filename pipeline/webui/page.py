@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline.audio import audio_io
+from pipeline.generation.filters import Slider
 from pipeline.generation.interpolation import BLENDS
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import num_samples
@@ -139,24 +140,20 @@ class Page:
         The maximum of a slider is at least its default: Gradio refuses a request if any slider is beyond its maximum.
         """
         default = self._default_controls(tab)
-        sampling = default.sampling.to_dict()
-        heat, top_k, guidance = (sampling[name] for name in ("temperature", "top_k", "guidance"))
-        info = "0: always the most likely code"
-        controls = [
-            gr.Slider(0, max(2, heat), heat, step=0.05, label="Temperature", info=info),
-            gr.Slider(SLIDER_STEP, self.limits.seconds, default.seconds, step=SLIDER_STEP, label="Seconds"),
-        ]
+        (first, slider), *others = default.sampling.sliders().items()
+        main = self._slider(slider, getattr(default.sampling, first))
+        seconds = gr.Slider(SLIDER_STEP, self.limits.seconds, default.seconds, step=SLIDER_STEP, label="Seconds")
         with gr.Row():
             seed = gr.Number(default.seed, label="Seed", precision=0, minimum=0, min_width=110)
             use_new_seed = gr.Checkbox(True, label="New seed each time", min_width=150)
         with gr.Accordion("More", open=False):
-            info = "above 1: follows the prompt more closely, at half the speed"
-            size = max(loaded.model.config.codebook_size for loaded in self.service.loaded_runs.values())
-            more = [
-                gr.Slider(0, max(size, top_k), top_k, step=1, label="Top-k", info="0: all codes"),
-                gr.Slider(0, max(6, guidance), guidance, step=0.1, label="Guidance", info=info),
-            ]
-        return [controls[0], *more, controls[1], seed, use_new_seed]
+            more = [self._slider(slider, getattr(default.sampling, name)) for name, slider in others]
+        return [main, *more, seconds, seed, use_new_seed]
+
+    def _slider(self, slider: Slider, value: float) -> gr.Slider:
+        size = max(loaded.model.config.codebook_size for loaded in self.service.loaded_runs.values())
+        maximum = max(size if slider.maximum is None else slider.maximum, value)
+        return gr.Slider(0, maximum, value, step=slider.step, label=slider.label, info=slider.info)
 
     def _default_controls(self, tab: Tab) -> Controls:
         return Controls(self.service.settings.sampling, round(self.seconds(tab.sounds), 1), 0)
@@ -174,7 +171,7 @@ class Page:
                 used, own_values = self._default_controls(tab), values
                 if controls:
                     own_values, (*numbers, use_new_seed) = values[: len(inputs)], values[len(inputs) :]
-                    used = read_controls(used.sampling, *numbers, use_new_seed=use_new_seed and name is not None)
+                    used = read_controls(used.sampling, numbers, use_new_seed and name is not None)
                 visitor = visitor_name(request.client.host)
                 tab_request = TabRequest(self.service, self.streams, folder, visitor, used, progress)
                 for updates in tab.run(tab_request, *own_values):

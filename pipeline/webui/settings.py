@@ -80,9 +80,10 @@ class DemoSettings(CommandSettings):
     @field_validator("sampling")
     @classmethod
     def _check_sampling(cls, sampling: SamplingSettings) -> SamplingSettings:
-        temperature = sampling.to_dict()["temperature"]
-        if isinstance(temperature, list):
-            raise InputError(
-                f"sampling.temperature={temperature}: expected one number; the page has one slider for all codebooks"
-            )
+        for name in sampling.sliders():
+            value = getattr(sampling, name)
+            if isinstance(value, list):
+                raise InputError(
+                    f"sampling.{name}={value}: expected one number; the page has one slider for all codebooks"
+                )
         return sampling

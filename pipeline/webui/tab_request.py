@@ -38,16 +38,27 @@ class Controls:
     seed: int
 
 
-def read_controls(
-    default: SamplingSettings, temperature: float | None, top_k: float | None, guidance: float | None,
-    seconds: float | None, seed: float | None, *, use_new_seed: bool,
-) -> Controls:  # fmt: skip
-    """Return the values of the controls, with the seed that is used. Raises InputError if a number is missing."""
+def read_controls(default: SamplingSettings, numbers: Sequence[float | None], use_new_seed: bool) -> Controls:
+    """Return the values of the controls, with the seed that is used.
+
+    Args:
+        default: The sampling settings that have no slider.
+        numbers: The values of the sliders, the seconds and the seed.
+        use_new_seed: Whether a random seed replaces that of the controls.
+
+    Raises:
+        InputError: A number is missing.
+    """
+    *values, seconds, seed = numbers
     if use_new_seed:
         seed = secrets.randbelow(MAX_RANDOM_SEED)
-    if temperature is None or top_k is None or guidance is None or seconds is None or seed is None:
+    chosen = {
+        name: int(value) if isinstance(slider.step, int) else value
+        for (name, slider), value in zip(default.sliders().items(), values, strict=True)
+        if value is not None
+    }
+    if seconds is None or seed is None or len(chosen) < len(values):
         raise InputError("a setting has no number: give one")
-    chosen = {"temperature": temperature, "top_k": int(top_k), "guidance": guidance}
     return Controls(sampling_settings(**{**default.to_dict(), **chosen}), seconds, int(seed))
 
 

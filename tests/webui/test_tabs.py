@@ -46,24 +46,26 @@ class UnlimitedTab(Tab):
 
 
 def test_tab_of_a_plugin_obeys_the_page(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tab of docs/extending.md generates; its requests pass the guard, and its generations have the same limits."""
-    code = re.search(r"```py\n# temperatures\.py\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
-    assert code is not None
-    (tmp_path / "temperatures.py").write_text(code.group(1))
+    """The tab of docs/extending.md generates, with the slider of a filter; the limits are those of the page."""
+    examples = re.findall(r"```py\n# (\w+)\.py\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    for name in ("temperatures", "top_n_sigma"):
+        (tmp_path / f"{name}.py").write_text(dict(examples)[name])
     (tmp_path / "unlimited.py").write_text(UNLIMITED)
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    overrides = ("plugins=[temperatures,unlimited]", "limits.seconds=5", f"examples={workspace.tones[0]}")
+    overrides = ("plugins=[temperatures,top_n_sigma,unlimited]", "limits.seconds=5", f"examples={workspace.tones[0]}")
     with running_demo([workspace.run()], tmp_path / "folder", *overrides) as server:
         config = json.loads(server.get("/config")[1])
         titles = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
         assert titles[:2] == ["Unlimited", "Generate"] and titles.index("Temperatures") == titles.index("Generate") + 1
+        labels = [part["props"].get("label") for part in config["components"] if part["type"] == "slider"]
+        assert labels.count("Top-n-sigma") == labels.count("Top-k") == labels.count("Guidance") > 0
         client, run = server.client(tmp_path / "down"), str(server.runs[0])
-        html, seed = client.predict(run, None, 0.7, 0, 1, LENGTH, 4, False, api_name="/temperatures")
+        html, seed = client.predict(run, None, 0.7, 0, 0, 1, LENGTH, 4, False, api_name="/temperatures")
         assert html.count("<audio") == 3 and "temperature 1.0" in html and seed == 4
         with pytest.raises(Exception, match="n=100: this page generates at most 8"):
             client.predict(run, api_name="/unlimited")
-        data = [run, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0.7, 0, 1, LENGTH, 0, False]
+        data = [run, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0.7, 0, 0, 1, LENGTH, 0, False]
         assert server.post("/gradio_api/call/temperatures", {"data": data})[0] == 400
 
 

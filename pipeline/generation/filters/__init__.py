@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pipeline.common.registry import Registry
 from pipeline.common.settings import Settings
@@ -19,16 +19,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Slider(NamedTuple):
+    """How the web page shows a number, from 0 to `maximum`; None: to the size of a codebook. An int step: integers."""
+
+    label: str
+    maximum: float | None
+    step: float
+    info: str
+
+
 class SamplingFilter(Settings):
     """A filter with its value. A subclass has a field `value`, whose type is that of its setting.
 
     Attributes:
         off: The value that changes nothing.
         order: Filters of a lower order are applied before it: temperature 10, top_k 20, top_p 30, min_p 40.
+        slider: Its slider on the web page; None: it has none, and the page uses the value of the command line.
     """
 
     off: ClassVar[object]
     order: ClassVar[int]
+    slider: ClassVar[Slider | None] = None
 
     @abstractmethod
     def apply(self, logits: Tensor) -> Tensor:

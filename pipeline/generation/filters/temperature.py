@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.common.errors import InputError
 from pipeline.common.setting_types import NonNegative
-from pipeline.generation.filters import FILTERS, SamplingFilter
+from pipeline.generation.filters import FILTERS, SamplingFilter, Slider
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ class Temperature(SamplingFilter):
 
     off: ClassVar[object] = 1
     order: ClassVar[int] = 10
+    slider: ClassVar[Slider | None] = Slider("Temperature", 2, 0.05, "0: always the most likely code")
 
     value: NonNegative | list[NonNegative]
 

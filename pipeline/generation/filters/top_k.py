@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.common.setting_types import Count
-from pipeline.generation.filters import FILTERS, SamplingFilter
+from pipeline.generation.filters import FILTERS, SamplingFilter, Slider
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,7 @@ class TopK(SamplingFilter):
 
     off: ClassVar[object] = 0
     order: ClassVar[int] = 20
+    slider: ClassVar[Slider | None] = Slider("Top-k", None, 1, "0: all codes")
 
     value: Count
 
