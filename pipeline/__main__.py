@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import sys
 from pathlib import Path
 
 from pipeline.common.console import print_error
 from pipeline.common.exit_codes import EXIT_USAGE
+from pipeline.common.messages import nearest
 from pipeline.common.paths import CONF
 from pipeline.config.cli import with_safe_output
 
@@ -30,8 +30,8 @@ def main() -> None:
     listed = commands()
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--help", "-h")]
     if arguments:
-        nearest = difflib.get_close_matches(arguments[0], listed, n=1, cutoff=0.5)
-        hint = f"type `python -m pipeline.{nearest[0]}`" if nearest else "`python -m pipeline` lists the commands"
+        near = nearest(arguments[0], listed)
+        hint = f"type `python -m pipeline.{near}`" if near else "`python -m pipeline` lists the commands"
         print_error(f"{arguments[0]}: {hint}")
         sys.exit(EXIT_USAGE)
     for name, summary in listed.items():

@@ -11,7 +11,6 @@ group `codec_audio_lm.plugins`; others by `plugins=[MODULE]` on the command line
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -24,6 +23,7 @@ from types import ModuleType
 from typing import Generic, TypeVar
 
 from pipeline.common.errors import InputError
+from pipeline.common.messages import unknown_choice
 
 ENTRY_POINTS = "codec_audio_lm.plugins"
 PLUGINS = (
@@ -81,12 +81,8 @@ class Registry(Generic[_T]):
         entries = self._discover()
         if name in entries:
             return entries[name]
-        near = difflib.get_close_matches(name, entries, n=1, cutoff=0.5)
-        suggestion = f"did you mean '{near[0]}'? " if near else ""
-        raise InputError(
-            f"{setting or self.kind}={name}: there is no such {self.kind}; {suggestion}choices are "
-            f"{', '.join(sorted(entries))}; a plug-in is added by plugins=[MODULE]"
-        )
+        message = unknown_choice(setting or self.kind, name, entries, self.kind)
+        raise InputError(f"{message}; a plug-in is added by plugins=[MODULE]")
 
     def _discover(self) -> dict[str, _T]:
         _import_package(self._package)

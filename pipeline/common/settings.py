@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pydantic import (
 )
 
 from pipeline.common.errors import InputError, redact
+from pipeline.common.messages import missing_setting, unknown_setting
 from pipeline.common.setting_types import coerce, describe_field
 
 
@@ -49,7 +49,7 @@ class Settings(BaseModel):
         """The class with the fields that registered extensions add; by default the class itself."""
         return cls
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The values as plain data, from which `parse_settings` reads the same settings."""
         return self.model_dump(by_alias=True, serialize_as_any=True)
 
@@ -128,16 +128,9 @@ def _explain(model: type[Settings], error: ValidationError, values: Mapping[str,
         return missing_setting(setting)
     fields = {field.alias or key: field for key, field in model.model_fields.items()}
     if details["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-        suggestion = f"; did you mean '{prefix}{near[0]}'?" if near else ""
-        return f"there is no setting '{setting}'{suggestion} (--help lists them)"
+        return unknown_setting(setting, [f"{prefix}{field}" for field in fields])
     expected = f"expected {describe_field(fields[name])}" if cause is None else str(cause)
     return f"{setting}={format_value(values.get(name))}: {expected}"
-
-
-def missing_setting(setting: str) -> str:
-    """The message about a setting that has neither a default nor a value."""
-    return f"the setting '{setting}' has no default: give {setting}=..."
 
 
 def format_value(value: object) -> str:

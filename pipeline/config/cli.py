@@ -22,9 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.common.console import print_error
 from pipeline.common.errors import InputError, print_exception
 from pipeline.common.exit_codes import EXIT_FAILED, EXIT_OUTPUT_CLOSED, EXIT_REQUEUE, EXIT_USAGE
+from pipeline.common.messages import missing_setting
 from pipeline.common.paths import CONF
 from pipeline.common.registry import import_plugins, plugin_conf_folders
-from pipeline.common.settings import CommandSettings, hydra_quote, missing_setting, parse_settings
+from pipeline.common.settings import CommandSettings, hydra_quote, parse_settings
 from pipeline.config import help, sweeps
 from pipeline.config.conf_files import list_groups
 from pipeline.config.hints import explain_error

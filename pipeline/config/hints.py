@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from pipeline.common.settings import hydra_quote, missing_setting
+from pipeline.common.messages import missing_setting, unknown_choice, unknown_setting
+from pipeline.common.settings import hydra_quote
 from pipeline.config.conf_files import EXPERIMENTS, GROUPS, list_choices, list_commands, list_groups, list_settings
 
 
@@ -26,30 +26,33 @@ def explain_error(command: str, error: Exception) -> str:
         return quoting_hint(ambiguous[1] if ambiguous else str(error.override))  # type: ignore[attr-defined]
     choice = re.search(r"Could not find '([^']+)/([^'/]*)'", line)
     if isinstance(error, MissingConfigException) and choice:
-        return unknown_choice(choice[1], choice[2], error.options)
+        return explain_unknown_choice(choice[1], choice[2], error.options)
     repeated = re.search(r"Multiple values for (\S+)\. ", line)
     if repeated:
         return f"{_as_typed(repeated[1])}: given more than once; choose one"
     unknown = re.search(r"Could not override '([^']+)'", line) or re.search(r"Key '([^']+)' is not in struct", line)
     if unknown:
-        return unknown_setting(command, unknown[1])
+        return explain_unknown_setting(command, unknown[1])
     missing = re.search(r"(?:Missing mandatory value|full_key): ([\w.]+)", line)
     if "Missing mandatory value" in line and missing:
         return missing_setting(missing[1])
     return line
 
 
-def unknown_setting(command: str, setting: str) -> str:
-    """The message about a setting that does not exist, with the nearest one that does."""
-    return f"there is no setting '{setting}'{_suggest_setting(command, setting)} (--help lists them)"
+def explain_unknown_setting(command: str, setting: str) -> str:
+    """The message about a setting that a command does not have, with the setting or the command that may be meant."""
+    hint = ""
+    if setting == EXPERIMENTS and command == "train":
+        hint = "; add an experiment with a plus: +exp=delay_gpt2"
+    elif setting in GROUPS:
+        others = ", ".join(other for other in list_commands() if setting in list_groups(other))
+        hint = f" of this command; {setting}=CHOICE is a setting of {others}" if others else ""
+    return unknown_setting(setting, () if setting in GROUPS else list_settings(command), hint)
 
 
-def unknown_choice(group: str, choice: str, choices: Iterable[str] | None = None) -> str:
+def explain_unknown_choice(group: str, choice: str, choices: Iterable[str] | None = None) -> str:
     """The message about a choice that a group does not have, with the nearest one and all of them."""
-    known = sorted(choices or list_choices(group))
-    nearest = _nearest(choice, known)
-    suggestion = f"did you mean '{nearest}'? " if nearest else ""
-    return f"{_as_typed(group)}={choice}: there is no such choice; {suggestion}choices are {', '.join(known)}"
+    return unknown_choice(_as_typed(group), choice, choices or list_choices(group))
 
 
 def quoting_hint(override: str) -> str:
@@ -66,21 +69,6 @@ def quoting_hint(override: str) -> str:
     shell = shlex.quote(quoted) if set('"$`\\!') & set(value) else f'"{quoted}"'
     several = " ([A,B] is a list, -m sweeps)" if "," in value else ""
     return f"{override}: quote a value with special characters, and the whole setting for the shell: {shell}{several}"
-
-
-def _suggest_setting(command: str, setting: str) -> str:
-    """The part of a message that names the setting or the command that may be meant; empty where none is near."""
-    if setting == EXPERIMENTS and command == "train":
-        return "; add an experiment with a plus: +exp=delay_gpt2"
-    if setting in GROUPS:
-        others = ", ".join(other for other in list_commands() if setting in list_groups(other))
-        return f" of this command; {setting}=CHOICE is a setting of {others}" if others else ""
-    nearest = _nearest(setting, [*list_settings(command)])
-    return f"; did you mean '{nearest}'?" if nearest else ""
-
-
-def _nearest(name: str, known: Sequence[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
 
 def _as_typed(group: str) -> str:

@@ -11,7 +11,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.setting_types import accepts_text, describe_field
 from pipeline.common.settings import CommandSettings, Settings, settings_class
 from pipeline.config.conf_files import EXPERIMENTS, list_groups, list_settings
-from pipeline.config.hints import unknown_choice, unknown_setting
+from pipeline.config.hints import explain_unknown_choice, explain_unknown_setting
 
 
 def check_overrides(command: str, overrides: Sequence[str]) -> None:
@@ -30,11 +30,11 @@ def check_overrides(command: str, overrides: Sequence[str]) -> None:
             raise InputError(f"{override.input_line}: settings are given as name=value")
         is_choice = key in groups and not override.is_delete() and not override.is_sweep_override()
         if is_choice and not isinstance(override.value(), (str, list, dict)):
-            raise InputError(unknown_choice(key, text))
+            raise InputError(explain_unknown_choice(key, text))
         is_added = override.is_add() or override.is_force_add()
         is_read_elsewhere = key in groups or key.startswith(("hydra", "deepspeed."))
         if is_added and not is_read_elsewhere and key not in list_settings(command):
-            raise InputError(unknown_setting(command, key))
+            raise InputError(explain_unknown_setting(command, key))
 
 
 def keep_typed_texts(model: type[CommandSettings], cfg: DictConfig, overrides: Sequence[str]) -> set[str]:
