@@ -2,7 +2,7 @@
 
 A sample is three members of a USTAR tar, in this order:
 
-    {key}.codes.npy    uint16 [K, T], codes 0..1023, codebooks coarse to fine
+    {key}.codes.npy    uint16 [K, T], codes from 0, codebooks coarse to fine
     {key}.prompt.npy   float16 [D], mean over time of the embedder's features
     {key}.json         path, start, duration, split, labels
 

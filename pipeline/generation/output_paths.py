@@ -21,7 +21,7 @@ def check_output(out: str) -> None:
         return
     suffix = Path(out).suffix
     try:
-        soundfile.write(io.BytesIO(), np.zeros(1, np.float32), 24_000, format=suffix[1:].upper())
+        soundfile.write(io.BytesIO(), np.zeros(1, np.float32), 44_100, format=suffix[1:].upper())
     except (ValueError, TypeError, RuntimeError):
         raise InputError(
             f"out={out}: '{suffix}' is not a supported format; give .wav, .flac, .ogg or .mp3, or for a folder add a "

@@ -23,17 +23,21 @@ import torch
 from torch import Tensor
 
 from pipeline.audio import metrics
-from pipeline.audio.codecs.encodec_embedded import EMBEDDED_FILE, EncodecEmbeddedSettings
+from pipeline.audio.codecs.encodec_embedded import (
+    CODEBOOK_SIZE,
+    CODEBOOKS,
+    EMBEDDED_FILE,
+    SAMPLE_RATE,
+    EncodecEmbeddedSettings,
+)
 from pipeline.audio.encodec.spectral import BAND_SPACING, FLOOR, HOP, WINDOW, SpectralEncoder, band_centres
 from pipeline.common.console import print_error
 from pipeline.common.errors import InputError
 from pipeline.corpora.soundfont import Synthesizer, default_soundfont
 from pipeline.models.weights import save_tensors
 
-RATE = 24_000
 SECONDS, KEY_SECONDS = 4, 3  # of a note, and of its key being pressed
 DRUM_SECONDS = 2
-BOOKS, SIZE = 8, 1024
 ITERATIONS = 9  # of k-means
 FRAMES = 50  # of 300, sampled from each clip
 EPSILON = 1e-4  # added to a clip's peak before it is scaled to 1
@@ -48,7 +52,7 @@ def render_notes(synth: Synthesizer, every: int, random: np.random.Generator) ->
         for pitch in range(21 + program % every, 109, every):
             velocity = int(random.choice(VELOCITIES))
             wav = synth.render_note(program, pitch, velocity, KEY_SECONDS, SECONDS - KEY_SECONDS)
-            if np.abs(wav[:RATE]).max() > 3e-3:
+            if np.abs(wav[:SAMPLE_RATE]).max() > 3e-3:
                 notes.append(normalize_peak(wav))
     return notes
 
@@ -96,28 +100,32 @@ def sample_frames(clips: Iterator[np.ndarray]) -> Tensor:
 
 
 def nearest(frames: Tensor, book: Tensor) -> Tensor:
-    """Return the index [N] of the codeword in book [SIZE, D] that is nearest to each frame [N, D]."""
+    """Return the index [N] of the codeword in book [CODEBOOK_SIZE, D] that is nearest to each frame [N, D]."""
     lengths = book.square().sum(1)
     return torch.cat([torch.addmm(lengths, part, book.T, alpha=-2).argmin(1) for part in frames.split(20_000)])
 
 
 def fit(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit codebooks [BOOKS, SIZE, D] and the mean [D], both float16, to frames [N, D].
+    """Fit codebooks [CODEBOOKS, CODEBOOK_SIZE, D] and the mean [D], both float16, to frames [N, D].
 
     Raises:
         InputError: There are fewer frames than codewords.
     """
-    if len(frames) < SIZE:
-        raise InputError(f"{len(frames)} frames to fit {SIZE} codewords on: render more notes (--every, --clips)")
+    if len(frames) < CODEBOOK_SIZE:
+        raise InputError(
+            f"{len(frames)} frames to fit {CODEBOOK_SIZE} codewords on: render more notes (--every, --clips)"
+        )
     mean = frames.mean(0).half()
     residual, books = frames - mean.float(), []
-    for number in range(BOOKS):
-        book = residual[torch.randperm(len(residual))[:SIZE]].clone()
+    for number in range(CODEBOOKS):
+        book = residual[torch.randperm(len(residual))[:CODEBOOK_SIZE]].clone()
         for _ in range(ITERATIONS):
             owner = nearest(residual, book)
-            count = torch.bincount(owner, minlength=SIZE)[:, None]
+            count = torch.bincount(owner, minlength=CODEBOOK_SIZE)[:, None]
             sums = torch.zeros_like(book).index_add_(0, owner, residual)
-            sampled = residual[torch.randint(len(residual), (SIZE,))]  # replaces codewords of less than two frames
+            sampled = residual[
+                torch.randint(len(residual), (CODEBOOK_SIZE,))
+            ]  # replaces codewords of less than two frames
             book = torch.where(count < 2, sampled, sums / count.clamp(min=1))
         books.append(book.half())
         residual = residual - book.half().float()[nearest(residual, book.half().float())]
@@ -127,18 +135,18 @@ def fit(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 def evaluate_codec(folder: Path, held_out: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
     """Measure the codec in `folder` on held-out notes, with 1, 2, 4 and 8 codebooks."""
-    settings = EncodecEmbeddedSettings(name="encodec_embedded", codebooks=BOOKS, weights_dir=str(folder))
+    settings = EncodecEmbeddedSettings(name="encodec_embedded", codebooks=CODEBOOKS, weights_dir=str(folder))
     codec = settings.load("cpu")
     rows = []
     for font, notes in held_out.items():
         wav = torch.from_numpy(np.stack(notes).astype(np.float32) * 0.5)[:, None]  # [B, 1, S]
         codes, bands = codec.encode(wav), codec.model.encoder(wav)
-        before = np.array([metrics.pitch(note, RATE) for note in wav[:, 0].numpy()])
+        before = np.array([metrics.pitch(note, SAMPLE_RATE) for note in wav[:, 0].numpy()])
         for count in (1, 2, 4, 8):
             kept, last = codes[:, :count], codes[:, count - 1]
             error = (codec.model.quantizer.decode(kept.transpose(0, 1)) - bands).square().mean().sqrt()
-            share = torch.bincount(last.flatten(), minlength=SIZE) / last.numel()
-            after = np.array([metrics.pitch(note, RATE) for note in codec.decode(kept)[:, 0].numpy()])
+            share = torch.bincount(last.flatten(), minlength=CODEBOOK_SIZE) / last.numel()
+            after = np.array([metrics.pitch(note, SAMPLE_RATE) for note in codec.decode(kept)[:, 0].numpy()])
             is_pitched = ~np.isnan(before)
             rows.append(
                 {
@@ -173,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     drums: list[np.ndarray] = []
     held_out: dict[str, list[np.ndarray]] = {}
     for soundfont in args.soundfonts or [default_soundfont()]:
-        synth = Synthesizer(soundfont, RATE)
+        synth = Synthesizer(soundfont, SAMPLE_RATE)
         notes = render_notes(synth, args.every, random)
         random.shuffle(notes)
         held_out[soundfont.stem] = notes[: args.held_out]
@@ -184,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     books, mean = fit(sample_frames(mix_notes(train, drums, random)))
     args.out.mkdir(parents=True, exist_ok=True)
     metadata = {
-        "sample_rate": RATE,
+        "sample_rate": SAMPLE_RATE,
         "hop": HOP,
         "n_fft": WINDOW,
         "bands": len(mean),

@@ -3,9 +3,9 @@
   python -m pipeline.tools.memory_table
   python -m pipeline.tools.memory_table --ranks 64 --micro-batch 4 --pattern flatten
 
-Estimated by the formulas of pipeline.training.memory_model for bf16, layers compiled except at ZeRO-3, 8 codebooks and
-prompts of 768 numbers. The first figure of a cell is weights, gradients and optimizer, and what a micro-batch adds;
-the second, in brackets, is with trainer.activation_checkpointing=true.
+Estimated by the formulas of pipeline.training.memory_model for bf16, layers compiled except at ZeRO-3, and the
+default number of codebooks. The first figure of a cell is weights, gradients and optimizer, and what a micro-batch
+adds; the second, in brackets, is with trainer.activation_checkpointing=true.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from pipeline.training.run_estimate import Hardware, estimate_memory, load_zero_
 from pipeline.training.settings import TrainSettings
 
 SIZES = ("small", "medium", "large", "xl")
-CODEBOOKS, PROMPT, FRAME_RATE = 8, 768, 75
+FRAMES = 300  # of a clip: 4 s of the default codec
+PROMPT = 768  # width of the default embedder's vectors
 
 
 def shape(size: str, pattern: str, frames: int) -> ModelConfig:
     """Return the config of `model=SIZE` for clips of `frames` frames."""
-    m = load_settings(TrainSettings, [f"model={size}", f"pattern={pattern}"]).model
+    settings = load_settings(TrainSettings, [f"model={size}", f"pattern={pattern}"])
+    m, codebooks = settings.model, settings.codec.codebooks
     return ModelConfig(
-        codebooks=CODEBOOKS, pattern=pattern, prompt_dim=PROMPT, width=m.width, layers=m.layers, heads=m.heads,
-        positions=max(1024, build_pattern(pattern, CODEBOOKS).num_steps(frames)), dropout=m.dropout,
+        codebooks=codebooks, pattern=pattern, prompt_dim=PROMPT, width=m.width, layers=m.layers, heads=m.heads,
+        positions=max(1024, build_pattern(pattern, codebooks).num_steps(frames)), dropout=m.dropout,
         prompt_dropout=m.prompt_dropout, end_of_audio=False,
     )  # fmt: skip
 
 
-def rows(ranks: int, batch: int, seconds: float, pattern: str) -> list[list[str]]:
+def rows(ranks: int, batch: int, frames: int, pattern: str) -> list[list[str]]:
     """Return the header, and a row per size: its parameters, and GiB per GPU for each choice of conf/deepspeed."""
     choices = load_zero_choices()
     hardware = Hardware("GPU", True, ranks, min(ranks, 8), 0, 0, 0)
-    frames = round(seconds * FRAME_RATE)
     table = [["model", "parameters", *choices]]
     for size in SIZES:
         config = shape(size, pattern, frames)
@@ -64,12 +65,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8], help="numbers of GPUs, with a table each")
     parser.add_argument("--micro-batch", type=int, default=16, help="clips per GPU and forward pass")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="length of a clip")
     parser.add_argument("--pattern", choices=PATTERNS.names(), default="delay")
     args = parser.parse_args()
     for ranks in args.ranks:
-        print(f"GiB per GPU, {ranks} GPU{'s' * (ranks > 1)}, {args.micro_batch} clips of {args.seconds:g} s each:\n")
-        print(markdown(rows(ranks, args.micro_batch, args.seconds, args.pattern)) + "\n")
+        print(f"GiB per GPU, {ranks} GPU{'s' * (ranks > 1)}, {args.micro_batch} clips of {args.frames} frames each:\n")
+        print(markdown(rows(ranks, args.micro_batch, args.frames, args.pattern)) + "\n")
 
 
 if __name__ == "__main__":

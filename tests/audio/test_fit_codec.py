@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs.encodec_embedded import CODEBOOK_SIZE
 from pipeline.common.errors import InputError
-from pipeline.tools.fit_codec import SIZE, fit, main, nearest
+from pipeline.tools.fit_codec import fit, main, nearest
 
 
 def test_fitted_codebooks_are_a_working_codec(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_fitted_codebooks_are_a_working_codec(tmp_path: Path) -> None:
 def test_each_codebook_reduces_the_residual() -> None:
     """`nearest` returns the nearest codeword."""
     torch.manual_seed(0)
-    frames = torch.randn(4 * SIZE, 6)
+    frames = torch.randn(4 * CODEBOOK_SIZE, 6)
     books, mean = fit(frames)
     rest = frames - mean.float()
     left = [rest.square().mean()]

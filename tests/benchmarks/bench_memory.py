@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pipeline.config.cli import load_settings
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
-from pipeline.tools.memory_table import CODEBOOKS, FRAME_RATE, PROMPT, markdown, shape
+from pipeline.tools.memory_table import FRAMES, PROMPT, markdown, shape
 from pipeline.training import distributed
 from pipeline.training.context import RunContext
 from pipeline.training.engine import build_engine
@@ -31,7 +31,6 @@ from pipeline.training.run_estimate import Hardware, MemoryEstimate, estimate_me
 from pipeline.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
-FRAMES = 4 * FRAME_RATE
 
 
 def measure_case(args: argparse.Namespace, size: str, choice: str) -> tuple[int, MemoryEstimate]:
@@ -61,7 +60,7 @@ def measure_case(args: argparse.Namespace, size: str, choice: str) -> tuple[int,
 def train(context: RunContext, config: ModelConfig) -> None:
     """Build the engine as the trainer does, and run three steps."""
     clips, world = context.settings.trainer.micro_batch, context.world
-    codes = torch.randint(0, 1024, (clips, CODEBOOKS, FRAMES), device=world.device)
+    codes = torch.randint(0, 1024, (clips, config.codebooks, FRAMES), device=world.device)
     prompt = torch.randn(clips, PROMPT, device=world.device)
     engine = build_engine(context, CodecGPT(config))
     for _ in range(3):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pipeline.audio.encodec.package import EncodecModel
 
 EMBEDDED_FILE = "encodec_embedded.safetensors"
+SAMPLE_RATE = 24_000  # Hz
+CODEBOOKS, CODEBOOK_SIZE = 8, 1024
 
 
 @CODECS.register("encodec_embedded")
@@ -33,7 +35,7 @@ class EncodecEmbeddedSettings(CodecSettings):
     licence: ClassVar[str] = "It is under the program's licence."
     needs_download: ClassVar[bool] = False
 
-    codebooks: Annotated[int, Field(ge=1, le=8)]
+    codebooks: Annotated[int, Field(ge=1, le=CODEBOOKS)]
 
     def load(self, device: str | torch.device) -> EncodecCodec:
         """See `CodecSettings.load`."""
@@ -64,7 +66,7 @@ def _read_model(file: Path, name: str) -> EncodecModel:
         decoder=PhaseDecoder(mean),  # type: ignore[arg-type]
         quantizer=ResidualVectorQuantizer(dimension=books.shape[2], n_q=len(books), bins=books.shape[1]),
         target_bandwidths=[0.75, 1.5, 3.0, 6.0],
-        sample_rate=24_000,
+        sample_rate=SAMPLE_RATE,
         channels=1,
         name=name,
     )
