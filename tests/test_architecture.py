@@ -192,6 +192,24 @@ def test_no_code_is_unused() -> None:
     assert {name for _, name in unused} - USED_BY_LIBRARIES <= UNUSED, unused
 
 
+def test_settings_have_no_untyped_values() -> None:
+    """No field and no signature of a class of settings has `Any`."""
+    classes = [node for file in files("pipeline") for _, node in public(file) if isinstance(node, ast.ClassDef)]
+    names, count = {"Settings"}, 0
+    while count < len(names):
+        count = len(names)
+        names |= {node.name for node in classes if names & {ast.unparse(base) for base in node.bases}}
+    untyped = []
+    for node in (node for node in classes if node.name in names):
+        for part in node.body:
+            function = part if isinstance(part, ast.FunctionDef) else None
+            arguments = [*function.args.args, *function.args.kwonlyargs] if function else []
+            typed = [part.annotation] if isinstance(part, ast.AnnAssign) else [a.annotation for a in arguments]
+            typed += [function.returns] if function else []
+            untyped += [node.name for item in typed if item and re.search(r"\bAny\b", ast.unparse(item))]
+    assert len(names) > 30 and not untyped
+
+
 def identifiers(file: Path) -> Iterator[tuple[int, str]]:
     """The names that a file defines, without underscores around them, and their lines."""
     for node in ast.walk(ast.parse(file.read_text())):

@@ -73,9 +73,10 @@ def generate_audio(
     """
     if changes["mode"] not in ("prompt", "continue"):
         raise InputError(f"mode={changes['mode']}: expected prompt or continue")
-    defaults = default_settings().to_dict()
-    values = defaults | {name: value for name, value in changes.items() if value is not None}
-    settings = parse_settings(GenerateSettings, {**values, "sampling": {**defaults["sampling"], **sampling}})
+    defaults = default_settings()
+    own = {name: value for name, value in changes.items() if value is not None}
+    own["sampling"] = defaults.sampling.to_dict() | dict(sampling)
+    settings = parse_settings(GenerateSettings, defaults.to_dict() | own)
     vectors = [
         None if prompt is None else _embed_prompt(run, prompt, rate, settings.prompt_seconds) for prompt in prompts
     ]

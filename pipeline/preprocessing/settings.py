@@ -40,7 +40,7 @@ class PreprocessSettings(CommandSettings):
     part: str
     reembed: bool
 
-    def requested(self) -> dict[str, Any]:
+    def requested(self) -> dict[str, object]:
         """The settings that a dataset's contents depend on, by their recorded names."""
         return {
             "data": self._data_without(),
@@ -49,7 +49,7 @@ class PreprocessSettings(CommandSettings):
             **self._sample_settings(),
         }
 
-    def without_models(self) -> dict[str, Any]:
+    def without_models(self) -> dict[str, object]:
         """Those of `requested` that shape the samples and need no model, and the name of the resampler."""
         data = {**self._data_without(self.data.location_settings), "resampler": RESAMPLER}
         return {"data": data, **self._sample_settings()}
@@ -59,12 +59,12 @@ class PreprocessSettings(CommandSettings):
         paths = [getattr(self.data, name) for name in sorted(self.data.location_settings)]
         return [self.data.root, *(path for path in paths if path)]
 
-    def _data_without(self, names: Iterable[str] = ()) -> dict[str, Any]:
+    def _data_without(self, names: Iterable[str] = ()) -> dict[str, object]:
         """The settings of the corpus that are recorded, without some."""
         ignored = {"root", "scan_cache_dir", *names}
         return _recorded({name: value for name, value in self.data.to_dict().items() if name not in ignored})
 
-    def _sample_settings(self) -> dict[str, Any]:
+    def _sample_settings(self) -> dict[str, object]:
         names = ("samples_per_shard", "max_seconds", "bad_amplitude", "truncated")
         return _recorded({name: getattr(self, name) for name in names})
 
@@ -96,7 +96,7 @@ def check_settings_unchanged(
         raise InputError(f"{store.display_path()} was made with {differences}: give another out=, or remove it{hint}")
 
 
-def _recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _recorded(settings: Mapping[str, Any]) -> dict[str, object]:
     return {RECORDED_NAMES.get(name, name): value for name, value in settings.items()}
 
 

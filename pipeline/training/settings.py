@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MinLen
 from pydantic import ConfigDict, Field, model_validator
@@ -30,8 +30,8 @@ from pipeline.training.optimizers import OPTIMIZERS, OptimizerSettings
 class ExternalSettings(Settings):
     """Codec and embedder of external shards, which have no manifest."""
 
-    codec: dict[str, Any]
-    embedder: dict[str, Any]
+    codec: dict[str, object]
+    embedder: dict[str, object]
 
 
 class DataSettings(Settings):
@@ -73,19 +73,16 @@ class ZeroSettings(Settings):
 
     def offloads(self, part: str) -> bool:
         """Whether a part, `optimizer` or `param`, is in host memory."""
-        device: str = self._extra(f"offload_{part}", {}).get("device", "none")
-        return device != "none"
+        offload = (self.model_extra or {}).get(f"offload_{part}")
+        return isinstance(offload, dict) and offload.get("device", "none") != "none"
 
     @property
     def bucket_size(self) -> int:
         """Numbers in the buffer through which gradients are reduced; 0 without a buffer."""
         # gradients that are not copied into a bucket are flattened after the backward pass, in memory that is free then
-        uses_bucket = self.stage > 1 or self._extra("contiguous_gradients", True)
-        return int(self._extra("reduce_bucket_size", 500_000_000)) if uses_bucket else 0  # DeepSpeed's default
-
-    def _extra(self, name: str, default: Any) -> Any:
-        value = (self.model_extra or {}).get(name)
-        return default if value is None else value
+        extra = {"contiguous_gradients": True, "reduce_bucket_size": 500_000_000}  # DeepSpeed's defaults
+        extra |= {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        return int(extra["reduce_bucket_size"]) if self.stage > 1 or extra["contiguous_gradients"] else 0
 
     @model_validator(mode="after")
     def _check_offload(self) -> ZeroSettings:

@@ -5,8 +5,6 @@ Each schedule is a file of this package: a class with its settings and its formu
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.common.registry import Registry
 from pipeline.common.setting_types import Count, Fraction
 from pipeline.common.settings import Settings
@@ -24,7 +22,7 @@ class Schedule(Settings):
     name: str
     warmup: Count
     floor: Fraction
-    parts: list[dict[str, Any]] | None
+    parts: list[dict[str, object]] | None
 
     def multiplier(self, step: int, steps: int) -> float:
         """The learning rate as a fraction of its peak.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
@@ -31,7 +30,7 @@ class Sequence(Schedule):
 
     @field_validator("parts")
     @classmethod
-    def _check_parts(cls, parts: list[dict[str, Any]] | None, info: ValidationInfo) -> list[dict[str, Any]]:
+    def _check_parts(cls, parts: list[dict[str, object]] | None, info: ValidationInfo) -> list[dict[str, object]]:
         if not parts:
             raise ValueError("expected a list of one or more parts, [{name: linear, steps: 1000}, {name: constant}]")
         setting = f"{(info.context or {}).get('prefix', '')}parts"
@@ -55,10 +54,10 @@ class Sequence(Schedule):
         return [parse_part(part) for part in self.parts or ()]
 
 
-def parse_part(values: dict[str, Any], prefix: str = "") -> tuple[Part, Schedule]:
+def parse_part(values: dict[str, object], prefix: str = "") -> tuple[Part, Schedule]:
     """A part of a sequence and its schedule; prefix: the dotted name of the part, with a dot at its end."""
-    limits = {name: values.get(name, default) for name, default in (("steps", None), ("scale", 1.0))}
-    own = {"warmup": 0, "floor": 0.0, "parts": None}
+    limits = {"steps": values.get("steps"), "scale": values.get("scale", 1.0)}
+    own: dict[str, object] = {"warmup": 0, "floor": 0.0, "parts": None}
     own |= {name: value for name, value in values.items() if name not in limits}
     schedule = SCHEDULES.get(str(own.get("name")), f"{prefix}name")
     return parse_settings(Part, limits, prefix), parse_settings(schedule, own, prefix)
