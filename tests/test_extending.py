@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -59,14 +59,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(folder: Path, *command: str) -> str:
-    """Run a program in the folder; it has to succeed. Returns what it printed."""
+RUNNER = """
+import json, runpy, sys
+for command, *arguments in json.load(sys.stdin):
+    sys.argv = [command, *arguments]
+    try:
+        runpy.run_module(command, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert not end.code, (command, end.code)
+"""
+
+
+def run(folder: Path, *commands: Sequence[str]) -> None:
+    """Run modules one after another in one program in the folder; each has to succeed."""
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     done = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-c", RUNNER], cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+        input=json.dumps(commands),
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def test_every_kind_has_an_example_of_one_file() -> None:
@@ -78,7 +89,7 @@ def test_every_kind_has_an_example_of_one_file() -> None:
 
 
 def test_the_tests_of_the_examples_pass(folder: Path) -> None:
-    run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder))
+    run(folder, ["pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)])
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +103,12 @@ def trained(folder: Path, plugins: str) -> Path:
     """A run of the examples: its dataset and its model are made by the real commands."""
     codec, embedder = f"codec={name_of('codec')}", f"embedder={name_of('embedder')}"
     corpus = [f"data={name_of('corpus')}", "data.root=sounds", "out=shards"]
-    run(folder, "-m", "pipeline.preprocess", plugins, *corpus, codec, embedder, "encoder_workers=1")
-    train = [str(ROOT / "pipeline" / "train.py"), plugins, "shards=shards", "audio_samples.clips=0", codec]
-    train += [
-        "model=tiny",
-        "model.width=32",
-        "model.layers=2",
-        "trainer.steps=4",
-        "trainer.micro_batch=2",
-        "trainer.log_every=1",
-    ]
-    tracking = f"tracking={name_of('tracker')}"
-    run(folder, *train, "run=run", f"pattern={name_of('pattern')}", f"optim={name_of('optimizer')}", tracking)
-    run(folder, *train, "run=scheduled", f"optim={choice_of('learning-rate schedule')}", "tracking=none")
+    prepare = ["pipeline.preprocess", plugins, *corpus, codec, embedder, "encoder_workers=1"]
+    train = ["pipeline.train", plugins, "shards=shards", "audio_samples.clips=0", codec, "model=tiny", "model.width=32"]
+    train += ["model.layers=2", "trainer.steps=4", "trainer.micro_batch=2", "trainer.log_every=1"]
+    extended = [f"pattern={name_of('pattern')}", f"optim={name_of('optimizer')}", f"tracking={name_of('tracker')}"]
+    scheduled = [f"optim={choice_of('learning-rate schedule')}", "tracking=none"]
+    run(folder, prepare, [*train, "run=run", *extended], [*train, "run=scheduled", *scheduled])
     return folder / "run"
 
 
@@ -121,9 +125,8 @@ def test_commands_use_the_examples(trained: Path) -> None:
 
 def test_a_sampling_filter_changes_the_sound(trained: Path, plugins: str) -> None:
     name = name_of("sampling filter")
-    command = ["-m", "pipeline.generate", plugins, "run=run", "seconds=0.5", f"sampling={name}"]
-    run(trained.parent, *command, "out=on.wav")
-    run(trained.parent, *command, "out=off.wav", f"sampling.{name}=0")
+    command = ["pipeline.generate", plugins, "run=run", "seconds=0.5", f"sampling={name}"]
+    run(trained.parent, [*command, "out=on.wav"], [*command, "out=off.wav", f"sampling.{name}=0"])
     assert (trained.parent / "on.wav").read_bytes() != (trained.parent / "off.wav").read_bytes()
 
 
@@ -134,5 +137,5 @@ def test_an_installed_plugin_needs_no_setting(trained: Path) -> None:
     (folder / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
     entries = "".join(f"{module} = {module}\n" for files in EXTENSIONS.values() for module in modules(files))
     (folder / "mine-1.dist-info" / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n{entries}")
-    run(folder, "-m", "pipeline.generate", "run=run", "seconds=0.5", f"sampling={name}", "out=installed.wav")
+    run(folder, ["pipeline.generate", "run=run", "seconds=0.5", f"sampling={name}", "out=installed.wav"])
     assert (folder / "installed.wav").read_bytes() == (folder / "on.wav").read_bytes()

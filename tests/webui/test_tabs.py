@@ -7,6 +7,7 @@ import json
 import re
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,46 +46,52 @@ class UnlimitedTab(Tab):
 '''
 
 
-def test_tab_of_a_plugin_obeys_the_page(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tab of docs/extending.md generates, with the slider of a filter; the limits are those of the page."""
+@pytest.fixture(scope="module")
+def server(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A page with the tab and the filter of docs/extending.md, and a tab that asks for more than the page allows."""
+    root = tmp_path_factory.mktemp("tabs")
     examples = re.findall(r"```py\n# (\w+)\.py\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
     for name in ("temperatures", "top_n_sigma"):
-        (tmp_path / f"{name}.py").write_text(dict(examples)[name])
-    (tmp_path / "unlimited.py").write_text(UNLIMITED)
-    (tmp_path / "folder").mkdir()
-    monkeypatch.chdir(tmp_path)
-    overrides = ("plugins=[temperatures,top_n_sigma,unlimited]", "limits.seconds=5", f"examples={workspace.tones[0]}")
-    with running_demo([workspace.run()], tmp_path / "folder", *overrides) as server:
-        config = json.loads(server.get("/config")[1])
-        titles = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
-        assert titles[:2] == ["Unlimited", "Generate"] and titles.index("Temperatures") == titles.index("Generate") + 1
-        labels = [part["props"].get("label") for part in config["components"] if part["type"] == "slider"]
-        assert labels.count("Top-n-sigma") == labels.count("Top-k") == labels.count("Guidance") > 0
-        client, run = server.client(tmp_path / "down"), str(server.runs[0])
-        html, seed = client.predict(run, None, 0.7, 0, 0, 1, LENGTH, 4, False, api_name="/temperatures")
-        assert html.count("<audio") == 3 and "temperature 1.0" in html and seed == 4
-        with pytest.raises(Exception, match="n=100: this page generates at most 8"):
-            client.predict(run, api_name="/unlimited")
-        data = [run, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0.7, 0, 0, 1, LENGTH, 0, False]
-        assert server.post("/gradio_api/call/temperatures", {"data": data})[0] == 400
+        (root / f"{name}.py").write_text(dict(examples)[name])
+    (root / "unlimited.py").write_text(UNLIMITED)
+    (root / "folder").mkdir()
+    overrides = ("plugins=[temperatures,top_n_sigma,unlimited]", "limits.seconds=60", f"examples={workspace.tones[0]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        with running_demo([workspace.run()], root / "folder", *overrides) as running:
+            yield running
 
 
-def test_closing_the_page_stops_the_codec(workspace: Workspace, tmp_path: Path) -> None:
+def test_tab_of_a_plugin_obeys_the_page(server: Server, tmp_path: Path) -> None:
+    """The tab of docs/extending.md generates, with the slider of a filter; the limits are those of the page."""
+    config = json.loads(server.get("/config")[1])
+    titles = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
+    assert titles[:2] == ["Unlimited", "Generate"] and titles.index("Temperatures") == titles.index("Generate") + 1
+    labels = [part["props"].get("label") for part in config["components"] if part["type"] == "slider"]
+    assert labels.count("Top-n-sigma") == labels.count("Top-k") == labels.count("Guidance") > 0
+    client, run = server.client(tmp_path / "down"), str(server.runs[0])
+    html, seed = client.predict(run, None, 0.7, 0, 0, 1, LENGTH, 4, False, api_name="/temperatures")
+    assert html.count("<audio") == 3 and "temperature 1.0" in html and seed == 4
+    with pytest.raises(Exception, match="n=100: this page generates at most 8"):
+        client.predict(run, api_name="/unlimited")
+    data = [run, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0.7, 0, 0, 1, LENGTH, 0, False]
+    assert server.post("/gradio_api/call/temperatures", {"data": data})[0] == 400
+
+
+def test_closing_the_page_stops_the_codec(server: Server, tmp_path: Path) -> None:
     """Decoding stops between two numbers of codebooks, and no results are stored."""
-    (tmp_path / "folder").mkdir()
     soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 60 * 24_000), 24_000)
-    with running_demo([workspace.run()], tmp_path / "folder", "limits.seconds=60", "examples=[]") as server:
-        upload = json.loads(_upload(server, tmp_path / "long.wav"))
-        file = {"path": upload[0], "orig_name": "long.wav", "meta": {"_type": "gradio.FileData"}}
-        body = {"data": [str(server.runs[0]), file, list(range(1, 9))]}
-        event = json.loads(server.post("/gradio_api/call/codec", body)[1])["event_id"]
-        (requests,) = server.folder.glob("*/requests")
-        with urllib.request.urlopen(f"{server.address}/gradio_api/call/codec/{event}"):
-            while not list(requests.iterdir()):
-                time.sleep(0.01)
-        while list(requests.iterdir()):
+    upload = json.loads(_upload(server, tmp_path / "long.wav"))
+    file = {"path": upload[0], "orig_name": "long.wav", "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [str(server.runs[0]), file, list(range(1, 9))]}
+    event = json.loads(server.post("/gradio_api/call/codec", body)[1])["event_id"]
+    (requests,) = server.folder.glob("*/requests")
+    with urllib.request.urlopen(f"{server.address}/gradio_api/call/codec/{event}"):
+        while not list(requests.iterdir()):
             time.sleep(0.01)
-        assert not list(server.folder.rglob("*.k8.wav"))
+    while list(requests.iterdir()):
+        time.sleep(0.01)
+    assert not list(server.folder.rglob("*.k8.wav"))
 
 
 def _upload(server: Server, path: Path) -> bytes:
