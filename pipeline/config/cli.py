@@ -138,14 +138,19 @@ def compose(name: str, overrides: Sequence[str] = (), with_hydra: bool = False) 
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
     check_overrides(name, overrides)
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None  # a command may compose the settings of another
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             return hydra_compose(name, [*overrides, *_search_path()], return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain_error(name, error)) from None
+    finally:
+        state.hydra = outer
 
 
 def _format_help(model: type[CommandSettings], docstring: str, overrides: Sequence[str]) -> str:

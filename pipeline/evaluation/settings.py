@@ -55,6 +55,15 @@ class CompareSettings(MeasureSettings):
     benchmark_batch: PositiveInt
 
 
+class LearningCurveSettings(MeasureSettings):
+    """The settings of `pipeline.learning_curve`."""
+
+    command: ClassVar[str] = "learning_curve"
+
+    shares: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3)]
+    train: dict[str, str | int | float] | None
+
+
 class ReportSettings(_ModelSettings):
     """The settings of `pipeline.report`."""
 

@@ -27,6 +27,8 @@ SMALL = {  # added to a command, except for settings that it gives itself
     "trainer.steps=2 trainer.micro_batch=4 audio_samples.clips=0",
     "evaluate": "n=4 resamples=10 temperatures=[1.0]",
     "compare": "n=4 resamples=10 benchmark_batch=2",
+    "learning_curve": "n=2 resamples=10 shares=[0.4,0.7,1] train={model.width:32,model.heads:2,model.layers:1,"
+    "trainer.steps:2,trainer.micro_batch:2,codec.codebooks:2}",
     "report": "n=2 temperatures=[1.0] codebooks=[1,2] num_interpolations=1 steps=3",
     "reconstruct": "codec=encodec_embedded codebooks=[1,2]",
     "dashboard": "dry_run=true",
