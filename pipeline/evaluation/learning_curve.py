@@ -124,7 +124,7 @@ def measure_point(settings: LearningCurveSettings, share: float, manifest: Manif
 def _has_settings(result: EvaluationResult, own: Mapping[str, object], n: int) -> bool:
     """Whether an evaluation has these settings, and n clips or all that there are."""
     known = result.settings.model_dump()
-    return known | own == known and known["n"] == min(n, result.loss.clips)
+    return {**known, **own} == known and known["n"] == min(n, result.loss.clips)
 
 
 class LearningCurve:
