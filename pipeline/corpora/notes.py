@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import random
 import wave
 from functools import partial
@@ -116,9 +117,11 @@ def _render_missing(data: NotesSettings) -> None:
         **data.model_dump(include={"clips", "seed", "split_by", "valid", "test", "peak"}),
         "soundfont": sha256_file(soundfont),
     }
-    groups = _assign_splits(settings)
-    state = _read_settings(root)
-    if state == {"complete": True, **settings}:
+    groups, state = _assign_splits(settings), _read_settings(root)
+    complete_notes = {"complete": True, **settings}
+    if data.seconds is not None and data.seconds < SECONDS:
+        settings["seconds"] = math.ceil(data.seconds)
+    if state in (complete_notes, {"complete": True, **settings}):
         return
     if state != {"complete": False, **settings}:  # equal: another process may be rendering the same bytes
         _refuse_other_notes(root, state, settings)
@@ -147,9 +150,12 @@ def _read_settings(root: Path) -> dict[str, Any]:
 
 
 def _refuse_other_notes(root: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
-    changed = [name for name in settings if state and state.get(name) != settings[name]]
+    names = sorted((settings.keys() | state.keys()) - {"complete"})
+    changed = [name for name in names if state and state.get(name) != settings.get(name)]
     if changed:
-        differences = ", ".join(f"data.{name}={state.get(name)!s:.40} (now {settings[name]!s:.40})" for name in changed)
+        differences = ", ".join(
+            f"data.{name}={state.get(name)!s:.40} (now {settings.get(name)!s:.40})" for name in changed
+        )
         raise InputError(
             f"data.root={printable(root)} contains notes rendered with {differences}: choose another data.root=,"
             " or delete it"
@@ -164,7 +170,7 @@ def _render_all(root: Path, synth: Synthesizer, settings: dict[str, Any], groups
     left = settings["clips"] or len(notes)
     print_log(f"rendering {left:,} notes into {printable(root)}")
     for number, note in enumerate(notes):
-        wav = _render(synth, note, settings["peak"])
+        wav = _render(synth, note, settings["peak"], settings.get("seconds", SECONDS))
         if wav is None:
             continue
         split = groups[_split_group(note, settings["split_by"])]
@@ -179,12 +185,13 @@ def _render_all(root: Path, synth: Synthesizer, settings: dict[str, Any], groups
             _write_file(root / f"nsynth-{split}" / "examples.json", _encode_json(index))
 
 
-def _render(synth: Synthesizer, note: Note, peak: float | None) -> np.ndarray | None:
-    """Return a note as float32 [SECONDS * RATE], or None if it is silent. The key is pressed for KEY_SECONDS."""
+def _render(synth: Synthesizer, note: Note, peak: float | None, seconds: int) -> np.ndarray | None:
+    """Return a note as float32 [seconds * RATE], or None if it is silent. The key is pressed for KEY_SECONDS."""
     import soxr
 
+    pressed = min(KEY_SECONDS, seconds)
     wav: np.ndarray = soxr.resample(
-        synth.render_note(*note, KEY_SECONDS, SECONDS - KEY_SECONDS), RENDER_RATE, RATE, quality="HQ"
+        synth.render_note(*note, pressed, seconds - pressed), RENDER_RATE, RATE, quality="HQ"
     )
     loudest = float(np.abs(wav).max())
     if loudest < SILENCE_PEAK:

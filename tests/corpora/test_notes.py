@@ -147,3 +147,20 @@ def test_unwritable_root_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"data\.root=.*file/notes cannot be written"):
         render_notes(tmp_path / "file" / "notes")
+
+
+def test_only_the_used_seconds_are_rendered(notes_folder: Path, tmp_path: Path) -> None:
+    """Notes are rendered up to the next second of data.seconds; complete notes serve as well."""
+    short = render_notes(tmp_path / "short", "data.seconds=0.6")
+    for name, content in tree(short).items():
+        if name.endswith(".wav"):
+            wav, complete = (soundfile.read(root / name, dtype="float32")[0] for root in (short, notes_folder))
+            assert len(wav) == 16_000 and content != tree(notes_folder)[name]
+            part = complete[: len(wav) - 200]
+            scale = np.dot(wav[: len(part)], part) / np.dot(part, part)
+            assert np.abs(wav[: len(part)] - scale * part).max() < 2e-3 and scale > 0.99
+    before = tree(notes_folder)
+    render_notes(notes_folder, "data.seconds=0.6")
+    assert tree(notes_folder) == before
+    with pytest.raises(InputError, match=r"rendered with data\.seconds=1 \(now None\): choose"):
+        render_notes(short)
