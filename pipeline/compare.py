@@ -25,6 +25,7 @@ def main(settings: CompareSettings) -> None:
     from rich.console import Console
 
     from pipeline.common.files import check_output_folder
+    from pipeline.common.settings import format_command
     from pipeline.evaluation.comparison import compare
     from pipeline.evaluation.results import write_results
 
@@ -38,6 +39,7 @@ def main(settings: CompareSettings) -> None:
     if warning := comparison.warning:
         print(f"warning: {warning}")
     print(f"written: {out}/compare.json, {out}/compare.md")
+    print(f"next: {format_command('report', run=comparison.best_run, shards=settings.shards)}")
 
 
 if __name__ == "__main__":

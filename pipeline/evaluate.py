@@ -39,16 +39,18 @@ def main(settings: EvaluateSettings) -> None:
     from pipeline.evaluation.run_folder import read_config
     from pipeline.evaluation.tables import print_evaluation
     from pipeline.generation.loaded_run import load_run
-    from pipeline.tracking.run_tracker import reopen_tracker
+    from pipeline.tracking.run_tracker import build_tracker, find_tracked_run
 
     out = Path(settings.out)
     check_output_folder("out", out)
+    folder = Path(settings.run)
+    tracked = find_tracked_run(folder, read_config(folder)) if settings.wandb else None
     run = load_run(settings.run, settings.device, settings.codec_weights, settings.embedder_weights)
     with Console(stderr=True).status("evaluating") as status:
         evaluation = evaluate(settings, run, status.update)
     evaluation.write(out)
-    if settings.wandb:
-        tracker, step = reopen_tracker(Path(settings.run), read_config(Path(settings.run)))
+    if tracked:
+        tracker, step = build_tracker(*tracked), tracked[1].step
         tracker.log(step, {f"eval/{name}": value for name, value in evaluation.result.flatten().items()})
         tracker.log_audio(step, evaluation.sounds_by_clip(MAX_LOGGED_CLIPS), run.codec.sample_rate)
         tracker.close()

@@ -77,6 +77,11 @@ class Comparison:
             "codebooks, and metrics have other ceilings; compare only runs that have these in common"
         )
 
+    @property
+    def best_run(self) -> str:
+        """The run folder with the lowest validation loss in bits per second of audio."""
+        return min(self.evaluations, key=lambda run: self.evaluations[run].loss.model.bits_second)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of `compare.json`."""
         rows = [{**row.facts, **{name: value.to_dict() for name, value in row.metrics.items()}} for row in self.rows]

@@ -55,6 +55,11 @@ class TrackerSettings(Settings):
 
     name: str
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether a tracker that is built now records anything."""
+        return True
+
     def with_environment(self, overridden: Collection[str]) -> TrackerSettings:
         """These settings, with those that the tracker's own environment variables set.
 
@@ -65,4 +70,4 @@ class TrackerSettings(Settings):
 
     @abstractmethod
     def build(self, run: TrackedRun) -> Tracker:
-        """The tracker of a run; a plain `Tracker` if it is turned off."""
+        """The tracker of a run; a plain `Tracker` unless `is_enabled`."""

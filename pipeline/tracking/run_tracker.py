@@ -82,8 +82,8 @@ def build_tracker(settings: TrackerSettings, run: TrackedRun) -> Tracker:
     return RunTracker(run, settings.build(run))
 
 
-def reopen_tracker(run: Path, config: Mapping[str, Any]) -> tuple[Tracker, int]:
-    """The tracker of a finished run, to which an evaluation is added, and the last step of its metrics.
+def find_tracked_run(run: Path, config: Mapping[str, Any]) -> tuple[TrackerSettings, TrackedRun]:
+    """The tracker's settings of a finished run, and the run at its last step, for `build_tracker`. Starts no tracker.
 
     Args:
         run: The run folder.
@@ -96,11 +96,9 @@ def reopen_tracker(run: Path, config: Mapping[str, Any]) -> tuple[Tracker, int]:
     if not isinstance(values, Mapping) or not rows:
         raise InputError(f"wandb=true: {run} was not tracked; train with tracking=wandb")
     settings = parse_settings(TRACKERS.get(str(values.get("name")), "tracking.name"), values, "tracking.")
-    tracked = TrackedRun(run, max(row["step"] for row in rows), str(config.get("name", run.name)), config)
-    tracker = settings.build(tracked)
-    if type(tracker) is Tracker:
+    if not settings.is_enabled:
         raise InputError(
             f"wandb=true: {run} was trained with tracking={settings.name}, or its tracker is turned off by "
             "tracking.mode, WANDB_MODE or WANDB_DISABLED; train with tracking=wandb, or unset them"
         )
-    return RunTracker(tracked, tracker), tracked.step
+    return settings, TrackedRun(run, max(row["step"] for row in rows), str(config.get("name", run.name)), config)

@@ -45,6 +45,8 @@ def test_rows_have_log_and_metrics_of_each_run(
     assert len(lines) == 4 and "Warning" not in lines[-1] and {line.count("|") for line in lines} == {len(first) + 1}
     out = capsys.readouterr().out
     assert "flatten" in out and "compare.md" in out and "2 runs, 2 clips of valid" in out
+    best = min((first, second), key=lambda row: row["bits"])["run"]
+    assert out.splitlines()[-1] == f"next: python -m pipeline.report run={best} shards={workspace.dataset}"
 
 
 def test_runs_with_other_codebooks_give_a_warning(

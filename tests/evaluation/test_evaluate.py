@@ -169,6 +169,7 @@ def test_wandb_needs_a_tracked_run(workspace: Workspace, tmp_path: Path, monkeyp
     overrides = (f"shards={workspace.dataset}", f"out={tmp_path}", "wandb=true", *SMALL)
     with pytest.raises(InputError, match=r"wandb=true: .* was not tracked"):
         run_command("evaluate", f"run={workspace.run()}", *overrides)
+    assert not list(tmp_path.iterdir()), "refused before the work"
     shutil.copytree(workspace.run(), tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3}\n')
     settings = {"tracking": yaml.safe_load((CONF / "tracking" / "wandb.yaml").read_text())}

@@ -10,6 +10,11 @@ from pipeline.tracking.trackers import TRACKERS
 class NoTracker(TrackerSettings):
     """Only `metrics.jsonl` in the run folder."""
 
+    @property
+    def is_enabled(self) -> bool:
+        """False."""
+        return False
+
     def build(self, run: TrackedRun) -> Tracker:
         """A tracker that records nothing."""
         return Tracker()

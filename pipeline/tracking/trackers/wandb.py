@@ -67,9 +67,14 @@ class WandbSettings(TrackerSettings):
         mode = os.environ.get("WANDB_MODE") or "auto"
         return _OLD_MODES.get(mode, mode)
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether W&B is on at a start now."""
+        return self.current_mode() != "disabled"
+
     def build(self, run: TrackedRun) -> Tracker:
         """The tracker of a run."""
-        if self.current_mode() == "disabled":
+        if not self.is_enabled:
             log.info("W&B is off, by tracking.mode, WANDB_MODE or WANDB_DISABLED")
             return Tracker()
         return WandbTracker(self, run)
