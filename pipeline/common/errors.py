@@ -9,7 +9,10 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 REDACTED = "***"
 _KEY = r"(?:api|access|account|private|secret)[_-]?key(?:[_-]?id)?"
@@ -75,6 +78,15 @@ def first_line(error: object) -> str:
     """The first line of the message of an exception, for libraries that print pages; otherwise like `one_line`."""
     lines = str(error).strip().splitlines()
     return one_line(lines[0] if lines else error)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a file that pydantic has checked, in one line: `splits.train is 5: ...`."""
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"])) or "its content"
+    if problem["type"] == "missing":
+        return one_line(f"{where} is missing")
+    return one_line(f"{where} is {problem['input']!r:.80}: {problem['msg'].removeprefix('Value error, ')}")
 
 
 def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

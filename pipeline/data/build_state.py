@@ -13,20 +13,42 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
+
+from pydantic import BaseModel, StrictInt, StrictStr
 
 from pipeline.common.errors import InputError
+from pipeline.data.manifest import FORMAT, Manifest, Skipped, read_json, skipped_rows
 from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
-from pipeline.data.manifest import Manifest, parse_skipped
-from pipeline.data.shard import ShardInfo, index_name, validate_shard_name
+from pipeline.data.shard import ShardInfo, ShardName, index_name
 from pipeline.data.storage import WRITE_TEST, LocalStorage, Storage
 
 PLAN = "plan.json"
-FORMAT = 1
 _BUILD_FILE = re.compile(r"\w+-\d{6,}(\.tar|\.index\.npy|\.done\.json)")
-_T = TypeVar("_T")
+
+
+class _PlanFile(BaseModel):
+    """The content of plan.json: older names of the fields of `BuildPlan`."""
+
+    asked: dict[str, Any]
+    made: dict[str, Any]
+    tree: StrictStr
+    shards: list[tuple[ShardName, StrictStr, StrictInt, StrictStr]]
+    set_aside: list[Skipped]
+
+
+class _RecordFile(BaseModel):
+    """The content of a record: `made` is `resolved`, `set_aside` is `skipped`."""
+
+    inputs: StrictStr
+    made: StrictStr
+    codes: StrictStr
+    shard: ShardInfo | None
+    silent: StrictInt
+    set_aside: list[Skipped]
+    adjusted: list[Skipped] = []
 
 
 @dataclass(frozen=True)
@@ -66,20 +88,11 @@ class BuildPlan:
     def load(cls, store: Storage) -> BuildPlan | None:
         """Read the plan of a dataset; None if it has none. Raises InputError if it is damaged."""
         try:
-            content = json.loads(store.read(PLAN))
+            file = read_json(store, PLAN, _PlanFile, "remove it and run again, or give another out=")[1]
         except FileNotFoundError:
             return None
-        except InputError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{store.display_path(PLAN)} is damaged ({error}): remove it and run again") from error
-        return _parse_json(store.display_path(PLAN), content, cls._parse)
-
-    @classmethod
-    def _parse(cls, content: dict[str, Any]) -> BuildPlan:
-        shards = [PlannedShard(validate_shard_name(n), str(s), int(c), str(i)) for n, s, c, i in content["shards"]]
-        requested, resolved = dict(content["asked"]), dict(content["made"])
-        return cls(requested, resolved, str(content["tree"]), shards, list(content["set_aside"]))
+        shards = [PlannedShard(*row) for row in file.shards]
+        return cls(file.asked, file.made, file.tree, shards, skipped_rows(file.set_aside))
 
     def save(self, store: Storage) -> None:
         """Write the plan atomically."""
@@ -128,14 +141,6 @@ class ShardRecord:
         content["made"], content["set_aside"] = content.pop("resolved"), content.pop("skipped")
         _write_json(store, record_name(name), content)
 
-    @classmethod
-    def _parse(cls, content: dict[str, Any]) -> ShardRecord:
-        shard = None if content["shard"] is None else ShardInfo.parse(content["shard"])
-        skipped = [parse_skipped(row) for row in content["set_aside"]]
-        adjusted = [parse_skipped(row) for row in content.get("adjusted", [])]
-        inputs, resolved, codes = content["inputs"], content["made"], content["codes"]
-        return cls(inputs, resolved, codes, shard, int(content["silent"]), skipped, adjusted)
-
 
 def record_name(shard: str) -> str:
     """Return the name of a shard's record: `train-000000.tar` -> `train-000000.done.json`."""
@@ -167,9 +172,11 @@ def load_records(store: Storage, sizes: Mapping[str, int]) -> dict[str, ShardRec
     records = {}
     for name in names:
         try:
-            record = ShardRecord._parse(json.loads(contents[record_name(name)]))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            file = _RecordFile.model_validate(json.loads(contents[record_name(name)]))
+        except (ValueError, KeyError, RecursionError):
             continue
+        skipped, adjusted = skipped_rows(file.set_aside), skipped_rows(file.adjusted)
+        record = ShardRecord(file.inputs, file.made, file.codes, file.shard, file.silent, skipped, adjusted)
         if record.shard and record.shard.name != name:
             continue
         is_complete = record.shard and sizes.get(name) == record.shard.bytes and index_name(name) in sizes
@@ -256,16 +263,6 @@ def _build_manifest(plan: BuildPlan, records: Mapping[str, ShardRecord], digest:
 def delete_manifest(store: Storage) -> None:
     """Delete the manifest before the dataset changes."""
     store.remove(MANIFEST)
-
-
-def _parse_json(path: str, content: Any, parse: Callable[[dict[str, Any]], _T]) -> _T:
-    try:
-        if content["format"] == FORMAT:
-            return parse(content)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path} is malformed ({error!r:.200}): remove it and run again") from error
-    version = f"{content['format']!r:.40}"
-    raise InputError(f"{path} has format {version}, but this version writes {FORMAT}: give another out=")
 
 
 def _write_json(store: Storage, name: str, value: dict[str, Any]) -> None:

@@ -3,20 +3,83 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pipeline.common.errors import InputError, first_line
+from pydantic import (
+    BaseModel,
+    Field,
+    InstanceOf,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
+
+from pipeline.common.errors import InputError, first_problem
 from pipeline.common.files import is_intact, with_checksum
 from pipeline.data.shard import ShardInfo
 from pipeline.data.storage import Storage, open_storage
 
 FORMAT = 1
-_MAX_SIZES = {"codebooks": 1024, "codebook_size": 65_536, "dim": 1 << 20}  # codes have 16 bits, a batch fits in memory
 MANIFEST_NAME = "manifest.json"
+_File = TypeVar("_File", bound=BaseModel)
+_Rate = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Identity(BaseModel):
+    name: StrictStr
+    weights: StrictStr
+    sample_rate: _Rate
+
+
+class _CodecIdentity(_Identity):
+    frame_rate: _Rate
+    codebooks: Annotated[StrictInt, Field(ge=1, le=1024)]
+    codebook_size: Annotated[StrictInt, Field(ge=1, le=65_536)]  # codes have 16 bits
+
+
+class _EmbedderIdentity(_Identity):
+    dim: Annotated[StrictInt, Field(ge=1, le=1 << 20)]  # a batch fits in memory
+
+
+class _Split(BaseModel):
+    shards: list[ShardInfo]
+    samples: StrictInt
+    frames: StrictInt
+
+    @model_validator(mode="after")
+    def _totals_add_up(self) -> _Split:
+        totals = (sum(shard.samples for shard in self.shards), sum(shard.frames for shard in self.shards))
+        if (self.samples, self.frames) != totals:
+            raise ValueError("its totals do not add up")
+        return self
+
+
+class Skipped(BaseModel):
+    """What `skipped_row` returns, in a file."""
+
+    path: InstanceOf[str]  # names of files may have surrogates
+    key: InstanceOf[str]
+    reason: InstanceOf[str]
+    retry: StrictBool = False
+
+
+class _ManifestFile(BaseModel):
+    """The content of the file; `set_aside` is its name for what is skipped."""
+
+    codec: _CodecIdentity
+    embedder: _EmbedderIdentity
+    data: dict[str, Any]
+    splits: dict[str, _Split]
+    silent: StrictInt
+    set_aside: list[Skipped]
+    adjusted: list[Skipped] = []
+    plan: StrictStr = ""
 
 
 @dataclass
@@ -78,61 +141,19 @@ class Manifest:
         """Read the manifest of a dataset. Raises InputError if it is missing, malformed, or of another format."""
         store = open_storage(folder)
         try:
-            content = json.loads(store.read(MANIFEST_NAME))
-            if isinstance(content, dict) and content.get("format") == FORMAT and not is_intact(content):
-                raise ValueError("its sha256 differs")
+            content, file = read_json(store, MANIFEST_NAME, _ManifestFile, "run pipeline.preprocess again")
         except FileNotFoundError as error:
-            has_shards = any(name.endswith(".tar") for name in store.sizes())
-            advice = (
-                "its preprocessing has not finished: run it again"
-                if has_shards
-                else "create one with python -m pipeline.preprocess"
-            )
+            advice = "create one with python -m pipeline.preprocess"
+            if any(name.endswith(".tar") for name in store.sizes()):
+                advice = "its preprocessing has not finished: run it again"
             raise InputError(
                 f"there is no dataset at {store.display_path()} ({MANIFEST_NAME} is missing): {advice}"
             ) from error
-        except OSError as error:
-            raise InputError(
-                f"{store.display_path(MANIFEST_NAME)} cannot be read ({error.strerror}): give the folder of a dataset"
-            ) from error
-        except InputError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{store.display_path(MANIFEST_NAME)} is damaged ({error}): run pipeline.preprocess again"
-            ) from error
-        if isinstance(content, dict) and content.get("format") != FORMAT:
-            version = f"{content.get('format')!r:.40}"
-            raise InputError(
-                f"{store.display_path(MANIFEST_NAME)} has format {version}, but this version reads {FORMAT}: "
-                "run pipeline.preprocess again"
-            )
-        try:
-            return cls._parse(content, store.display_path())
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise InputError(
-                f"{store.display_path(MANIFEST_NAME)} is malformed ({reason:.200}): run pipeline.preprocess again"
-            ) from error
-
-    @classmethod
-    def _parse(cls, content: dict[str, Any], path: str) -> Manifest:
-        splits = {str(split): [*map(ShardInfo.parse, part["shards"])] for split, part in content["splits"].items()}
-        for split, shards in splits.items():
-            totals = content["splits"][split]
-            if (totals["samples"], totals["frames"]) != (sum(s.samples for s in shards), sum(s.frames for s in shards)):
-                raise TypeError(f"the totals of {split} do not add up")
-        codec, embedder = dict(content["codec"]), dict(content["embedder"])
-        _validate_identity(
-            codec, "codec", ("name", "weights"), ("sample_rate", "frame_rate"), ("codebooks", "codebook_size")
-        )
-        _validate_identity(embedder, "embedder", ("name", "weights"), ("sample_rate",), ("dim",))
-        if type(content["silent"]) is not int:
-            raise TypeError(f"silent is {content['silent']!r:.40}, expected an integer")
-        skipped = [parse_skipped(row) for row in content["set_aside"]]
-        adjusted = [parse_skipped(row) for row in content.get("adjusted", [])]
-        data, plan = dict(content["data"]), str(content.get("plan", ""))
-        return cls(codec, embedder, data, splits, content["silent"], skipped, plan, path, adjusted=adjusted)
+        splits = {split: part.shards for split, part in file.splits.items()}
+        return cls(
+            content["codec"], content["embedder"], file.data, splits, file.silent, skipped_rows(file.set_aside),
+            file.plan, store.display_path(), adjusted=skipped_rows(file.adjusted),
+        )  # fmt: skip
 
     def save(self, folder: str | Path | Storage) -> None:
         """Write the manifest atomically. The same contents give the same bytes."""
@@ -193,27 +214,43 @@ class Manifest:
             raise InputError(f"the shards at {self.path} do not match: {differences}")
 
 
+def read_json(store: Storage, name: str, model: type[_File], remedy: str) -> tuple[dict[str, Any], _File]:
+    """Read a JSON file of a dataset: its content as it is, and as a model.
+
+    Args:
+        store: of the dataset.
+        name: of the file.
+        model: what the file must contain, besides its format.
+        remedy: what to do about a file that cannot be used, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it cannot be read, is damaged or malformed, or has another format.
+    """
+    path = store.display_path(name)
+    try:
+        content = json.loads(store.read(name))
+        if isinstance(content, dict) and content.get("format") != FORMAT:
+            version = f"{content.get('format')!r:.40}"
+            raise InputError(f"{path} has format {version}, but this version reads {FORMAT}: {remedy}")
+        if isinstance(content, dict) and not is_intact(content):
+            raise ValueError("its sha256 differs")
+        return content, model.model_validate(content)
+    except (FileNotFoundError, InputError):
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give the folder of a dataset") from error
+    except ValidationError as error:
+        raise InputError(f"{path} is malformed ({first_problem(error):.200}): {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): {remedy}") from error
+
+
 def skipped_row(path: str, key: str, reason: str, retry: bool = False) -> dict[str, Any]:
     """Return a skipped input as JSON. retry: whether the next run tries it again."""
     return {"path": path, "key": key, "reason": reason, **({"retry": True} if retry else {})}
 
 
-def parse_skipped(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate what `skipped_row` returned. Raises KeyError or TypeError for anything else."""
-    return skipped_row(str(row["path"]), str(row["key"]), str(row["reason"]), row.get("retry") is True)
-
-
-def _validate_identity(
-    identity: Mapping[str, Any], part: str, texts: tuple[str, ...], rates: tuple[str, ...], counts: tuple[str, ...]
-) -> None:
-    """Raise KeyError, TypeError or ValueError for an identity that no codec or embedder can have."""
-    for name in (*texts, *rates, *counts):
-        value = identity[name]
-        if name in texts:
-            fits = isinstance(value, str)
-        elif name in rates:
-            fits = type(value) in (int, float) and 0 < value < math.inf
-        else:
-            fits = type(value) is int and 0 < value <= _MAX_SIZES[name]
-        if not fits:
-            raise ValueError(f"{part}.{name} is {value!r:.40}")
+def skipped_rows(rows: Iterable[Skipped]) -> list[dict[str, Any]]:
+    """Return the skipped inputs of a file as `skipped_row` does."""
+    return [skipped_row(row.path, row.key, row.reason, row.retry) for row in rows]

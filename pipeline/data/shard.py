@@ -21,15 +21,17 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xxhash
+from pydantic import AfterValidator, Field, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pipeline.common.errors import InputError
 from pipeline.data.file_reader import FileReader
@@ -44,7 +46,6 @@ _INDEX_VERSION = 2  # version 1 had no row of checksums
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MAX_MEMBER_BYTES = 2**48  # limit of a shard's bytes, and of all offsets and counts in it
 _SHARD_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
-_SHA256 = re.compile(r"[0-9a-f]{64}|")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,44 +65,38 @@ class Sample:
     metadata: dict[str, Any]
 
 
-@dataclass(frozen=True)
+def validate_shard_name(name: str) -> str:
+    """Return the name of a shard. Raises ValueError for hidden files, and for names that leave the folder."""
+    if not _SHARD_NAME.fullmatch(name):
+        raise ValueError(f"{name!r:.80} is not a valid shard name")
+    return name
+
+
+ShardName = Annotated[StrictStr, AfterValidator(validate_shard_name)]
+_Count = Annotated[StrictInt, Field(ge=0, le=MAX_MEMBER_BYTES)]
+
+
+@checked_dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest says about a shard.
+    """What the manifest says about a shard. Values that no shard can have raise a ValueError.
 
     Attributes:
         name: file name.
         samples: number of samples.
         frames: sum of T over the samples.
         bytes: size of the tar.
-        sha256: of the tar, in hex.
+        sha256: of the tar, in hex; empty if unknown.
     """
 
-    name: str
-    samples: int
-    frames: int
-    bytes: int
-    sha256: str
+    name: ShardName
+    samples: _Count
+    frames: _Count
+    bytes: _Count
+    sha256: Annotated[StrictStr, Field(pattern=r"^([0-9a-f]{64})?$")]  # file names contain it
 
-    @classmethod
-    def parse(cls, row: Mapping[str, Any]) -> ShardInfo:
-        """Validate untrusted JSON. Raises KeyError, TypeError or ValueError for impossible values."""
-        name = validate_shard_name(row["name"])
-        samples, frames, size = (row[name] for name in ("samples", "frames", "bytes"))
-        for count in (samples, frames, size):
-            if type(count) is not int:
-                raise TypeError(f"{count!r:.40} is not an integer")
-        if not (0 <= samples * len(MEMBERS) * BLOCK <= size <= MAX_MEMBER_BYTES and 0 <= frames <= MAX_MEMBER_BYTES):
-            raise ValueError(f"{samples} samples of {frames} frames do not fit in a shard of {size} bytes")
-        if not isinstance(row["sha256"], str) or not _SHA256.fullmatch(row["sha256"]):  # file names contain it
-            raise ValueError(f"{row['sha256']!r:.80} is not a sha256")
-        return cls(name, samples, frames, size, row["sha256"])
-
-
-def validate_shard_name(name: Any) -> str:
-    """Return the name of a shard. Raises ValueError for hidden files, and for names that leave the folder."""
-    if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
-        raise ValueError(f"{name!r:.80} is not a valid shard name")
-    return name
+    def __post_init__(self) -> None:
+        if self.samples * len(MEMBERS) * BLOCK > self.bytes:
+            raise ValueError(f"{self.samples} samples do not fit in a shard of {self.bytes} bytes")
 
 
 def index_name(shard: str) -> str:
