@@ -1,6 +1,6 @@
 """Similarity of two waveforms, and the pitch of a note.
 
-Letters: S samples, D width.
+Letters: N clips, S samples, D width.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def log_spectral_distance(reference: np.ndarray, other: np.ndarray) -> float:
     It is the root mean square difference of log magnitudes over bins, averaged over frames of 2,048 samples with hop
     512 and a Hann window. Both are floored 80 dB below the reference's loudest bin.
     """
-    a, b = _magnitudes(reference), _magnitudes(other[: len(reference)])
+    a, b = magnitudes(reference), magnitudes(other[: len(reference)])
     floor = max(float(a.max()), 1e-8) * 10 ** (-RANGE_DB / 20)
     difference = 20 * np.log10(np.maximum(a, floor) / np.maximum(b, floor))
     return float(np.sqrt(np.square(difference).mean(axis=1)).mean())
@@ -48,6 +48,13 @@ def snr(reference: np.ndarray, other: np.ndarray) -> float:
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the cosine similarity of vectors: [..., D] and [..., D] -> [...]."""
     return np.asarray((a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)).clip(min=1e-12))
+
+
+def mismatched_similarity(prompts: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """The mean cosine similarity of each prompt and the sounds of all other prompts: [N], from two [N, D], N >= 2."""
+    cosines: np.ndarray = cosine(prompts[:, None], embeddings[None])
+    others: np.ndarray = cosines.sum(1) - np.diagonal(cosines)
+    return others / (len(prompts) - 1)
 
 
 def pitch(wav: np.ndarray, rate: int) -> float:
@@ -75,8 +82,8 @@ def _tracker() -> Any:
     return SwiftF0(threads=1, spin=False)
 
 
-def _magnitudes(wav: np.ndarray) -> np.ndarray:
-    """[S] -> [frames, WINDOW / 2 + 1]."""
+def magnitudes(wav: np.ndarray) -> np.ndarray:
+    """Return the magnitudes of the spectrum of a waveform over time: [S] -> [frames, WINDOW / 2 + 1]."""
     wav = np.pad(np.asarray(wav, np.float32), WINDOW // 2)
     frames = np.lib.stride_tricks.sliding_window_view(wav, WINDOW)[::HOP]
     return np.abs(np.fft.rfft(frames * np.hanning(WINDOW).astype(np.float32))) / WINDOW

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,49 @@ from pipeline.common.errors import redact
 FOLDER = Path(__file__).parent / "templates"
 
 
+@dataclass(frozen=True)
+class LabeledAudio:
+    """A sound, wav [S], and the label below it."""
+
+    label: str
+    wav: np.ndarray
+
+
+@dataclass(frozen=True)
+class AudioRow:
+    """Sounds next to each other."""
+
+    title: str
+    sounds: list[LabeledAudio]
+
+
+@dataclass(frozen=True)
+class SectionContent:
+    """The content of a section: a text, then HTML, then rows of sounds."""
+
+    text: str = ""
+    html: Markup = field(default_factory=Markup)
+    rows: list[AudioRow] = field(default_factory=list)
+
+
 def render(template: str, **values: Any) -> Markup:
     """Render a template of `FOLDER`. Only values of type `Markup` are inserted as HTML."""
     return Markup(_ENVIRONMENT.get_template(template).render(values))
+
+
+def render_report(title: str, facts: Mapping[str, str], sections: Mapping[str, SectionContent], rate: int) -> str:
+    """Render the report.
+
+    Args:
+        title: The run's name.
+        facts: Facts at the head of the page, by title.
+        sections: The contents of the sections, by title.
+        rate: The sample rate of the sounds, in Hz.
+
+    Returns:
+        The page's HTML.
+    """
+    return render("report.html", title=title, facts=facts, sections=sections, rate=rate)
 
 
 def macros(template: str) -> Any:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.metrics_file import read_metrics
 from pipeline.common.settings import format_command
 from pipeline.data.dataset import ShardedDataset
-from pipeline.evaluation.html_templates import render
+from pipeline.evaluation.html_templates import render_report
 from pipeline.evaluation.reference_clips import check_dataset, max_frames, sample_reference_clips
 from pipeline.evaluation.results import read_evaluation
 from pipeline.evaluation.run_folder import run_facts, training_shards
 from pipeline.evaluation.sections import list_sections
-from pipeline.evaluation.sections.base import ReportInputs, SectionContent
+from pipeline.evaluation.sections.base import ReportInputs
 from pipeline.evaluation.settings import ReportSettings
 from pipeline.generation.loaded_run import load_run
 
@@ -69,18 +69,3 @@ def build_report(settings: ReportSettings, on_status: Callable[[str], None]) -> 
             sections[section.title] = content
     html = render_report(folder.name, run_facts(run, settings), sections, run.codec.sample_rate)
     return Report(html, sum(len(row.sounds) for section in sections.values() for row in section.rows), notes)
-
-
-def render_report(title: str, facts: Mapping[str, str], sections: Mapping[str, SectionContent], rate: int) -> str:
-    """Render the report.
-
-    Args:
-        title: The run's name.
-        facts: Facts at the head of the page, by title.
-        sections: The contents of the sections, by title.
-        rate: The sample rate of the sounds, in Hz.
-
-    Returns:
-        The page's HTML.
-    """
-    return render("report.html", title=title, facts=facts, sections=sections, rate=rate)

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.audio.spectrogram import spectrogram
-from pipeline.evaluation.html_templates import flac_data_uri, macros, png_data_uri
-from pipeline.evaluation.sections.base import LabeledAudio
+from pipeline.evaluation.html_templates import LabeledAudio, flac_data_uri, macros, png_data_uri
 
 COLUMNS = 240  # points of a waveform
 _CARDS = macros("cards.html")

@@ -22,7 +22,7 @@ from pipeline.audio.audio_io import AudioError
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings, format_override, format_value
-from pipeline.evaluation.sections.base import LabeledAudio
+from pipeline.evaluation.html_templates import LabeledAudio
 from pipeline.generation.loaded_run import LoadedRun, limit_threads
 from pipeline.generation.prompts import SourceAudio
 from pipeline.generation.request import AudioRequest, build_requests, num_samples

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from pipeline.audio.metrics import mismatched_similarity
 from pipeline.evaluation.audio_set import AudioSet
 from pipeline.evaluation.metrics.base import summarize
 from pipeline.evaluation.metrics.diversity import vendi_score
 from pipeline.evaluation.metrics.frechet_distance import frechet_distance
 from pipeline.evaluation.metrics.loops import is_looping
 from pipeline.evaluation.metrics.pitch import chance_of_pitch, is_pitch_correct
-from pipeline.evaluation.metrics.prompt_fidelity import mismatched_similarity
 from pipeline.evaluation.metrics.silence import falls_silent
 
 

@@ -24,8 +24,7 @@ from PIL import Image
 from pipeline.common.errors import InputError
 from pipeline.config.cli import load_settings
 from pipeline.evaluation import comparison, html_templates, svg_plots
-from pipeline.evaluation.report_builder import render_report
-from pipeline.evaluation.sections.base import LabeledAudio, SectionContent
+from pipeline.evaluation.html_templates import LabeledAudio, SectionContent, render_report
 from pipeline.evaluation.sections.results import render_results
 from pipeline.evaluation.svg_plots import Curve
 from pipeline.generation.loaded_run import load_run

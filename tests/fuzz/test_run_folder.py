@@ -16,9 +16,8 @@ from pipeline.common.metrics_file import METRICS, MetricsWriter, read_metrics
 from pipeline.config.cli import compose
 from pipeline.data.storage import is_remote
 from pipeline.evaluation import comparison, run_folder
-from pipeline.evaluation.report_builder import render_report
+from pipeline.evaluation.html_templates import SectionContent, render_report
 from pipeline.evaluation.results import read_evaluation
-from pipeline.evaluation.sections.base import SectionContent
 from pipeline.evaluation.sections.results import render_results
 from pipeline.generation import sidecar
 from pipeline.hub import model_card

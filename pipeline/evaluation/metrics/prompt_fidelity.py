@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.audio.metrics import cosine
+from pipeline.audio.metrics import cosine, mismatched_similarity
 from pipeline.evaluation.metrics import METRICS, AudioSet, Metric, References
 
 
@@ -23,10 +23,3 @@ class PromptFidelity(Metric):
     def measure_floor(self, sounds: AudioSet, references: References) -> np.ndarray:
         """The mean similarity of each prompt and the reconstructions of all other clips."""
         return mismatched_similarity(references.prompts, references.reconstructions.embeddings)
-
-
-def mismatched_similarity(prompts: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-    """The mean cosine similarity of each prompt and the sounds of all other prompts: [N], from two [N, P], N >= 2."""
-    cosines: np.ndarray = cosine(prompts[:, None], embeddings[None])
-    others: np.ndarray = cosines.sum(1) - np.diagonal(cosines)
-    return others / (len(prompts) - 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.common.registry import Registry
-from pipeline.evaluation.sections.base import AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
+from pipeline.evaluation.html_templates import AudioRow, LabeledAudio, SectionContent
+from pipeline.evaluation.sections.base import ReportInputs, Section
 
 __all__ = ["SECTIONS", "AudioRow", "LabeledAudio", "ReportInputs", "Section", "SectionContent", "list_sections"]
 

@@ -7,45 +7,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from markupsafe import Markup
 from torch import Tensor
 
 from pipeline.data.dataset import ShardedDataset
+from pipeline.evaluation.html_templates import SectionContent
 from pipeline.evaluation.reference_clips import ReferenceClip
 from pipeline.evaluation.results import EvaluationResult
 from pipeline.evaluation.settings import ReportSettings
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode_codes
-
-
-@dataclass(frozen=True)
-class LabeledAudio:
-    """A sound, wav [S], and the label below it."""
-
-    label: str
-    wav: np.ndarray
-
-
-@dataclass(frozen=True)
-class AudioRow:
-    """Sounds next to each other."""
-
-    title: str
-    sounds: list[LabeledAudio]
-
-
-@dataclass(frozen=True)
-class SectionContent:
-    """The content of a section: a text, then HTML, then rows of sounds."""
-
-    text: str = ""
-    html: Markup = field(default_factory=Markup)
-    rows: list[AudioRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.audio import audio_io, metrics
 from pipeline.common.errors import InputError
-from pipeline.evaluation.sections.base import LabeledAudio
+from pipeline.evaluation.html_templates import LabeledAudio
 from pipeline.webui import components
 from pipeline.webui.page import Page
 from pipeline.webui.tab_request import TabRequest

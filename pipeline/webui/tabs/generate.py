@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline.evaluation.sections.base import LabeledAudio
+from pipeline.evaluation.html_templates import LabeledAudio
 from pipeline.webui import components
 from pipeline.webui.page import Page
 from pipeline.webui.tab_request import TabRequest
