@@ -34,9 +34,11 @@ def sample_clips(
     ends = np.cumsum([shard.samples for shard in shards])
     total = int(ends[-1]) if shards else 0
     positions = np.random.default_rng(seed).choice(total, min(num_clips, total), replace=False)
-    for position in sorted(positions.tolist()):
-        number = int(np.searchsorted(ends, position, side="right"))
+    positions.sort()
+    numbers = np.searchsorted(ends, positions, side="right")
+    for number in np.unique(numbers).tolist():
         name = shards[number].name
         shard = store.open(name)
-        row = position - (int(ends[number]) - shards[number].samples)
-        yield from iter_samples(shard, load_index(store, name, shard)[row : row + 1])
+        rows = positions[numbers == number] - (ends[number] - shards[number].samples)
+        index = load_index(store, name, shard)
+        yield from iter_samples(shard, index[rows[rows < len(index)]])
