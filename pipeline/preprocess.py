@@ -17,7 +17,8 @@ unmounted disk, a killed process). ^C and SIGTERM leave no incomplete files; the
 
 Main settings: data=, data.root=, out= (a folder, or s3://..., gs://...), codec=, codec.codebooks=, embedder=,
 samples_per_shard=, devices=, encoder_workers=, part=.
-Inspect the result with: python -m pipeline.shards verify|describe|decode DIR
+At the end it names what is wrong with the dataset: python -m pipeline.shards doctor DIR says more, and what to do.
+Inspect the result with: python -m pipeline.shards verify|describe|doctor|decode DIR
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 from types import FrameType
 
 from pipeline.config.cli import hydra_command
+from pipeline.data.storage import Storage
 from pipeline.preprocessing.settings import PreprocessSettings
 
 
@@ -37,12 +39,20 @@ def main(settings: PreprocessSettings) -> int:
 
     previous_handler = signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
-        return preprocess(settings)
+        return preprocess(settings, lambda store: _print_findings(store, settings))
     except SystemExit:
         print("terminated: finished shards are kept; run the same command again", file=sys.stderr)
         raise
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
+
+
+def _print_findings(store: Storage, settings: PreprocessSettings) -> None:
+    """Print what is wrong with the finished dataset."""
+    if settings.examine_clips:
+        from pipeline.evaluation.doctor.command import print_findings
+
+        print_findings(store, settings.examine_clips, settings.codec.weights_dir, settings.embedder.source)
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:

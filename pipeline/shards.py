@@ -1,12 +1,15 @@
-"""Verify, describe, decode, index or merge a dataset of shards: a folder, or s3://..., gs://..., http(s)://...
+"""Verify, describe, examine, decode, index or merge a dataset of shards: a folder, or s3://..., gs://..., http(s)://...
 
   python -m pipeline.shards verify DIR      check every byte, count, key and code against the manifest; exit 1 on faults
   python -m pipeline.shards describe DIR    print hours, clips, bytes per hour, labels, and the usage of each codebook
+  python -m pipeline.shards doctor DIR      find what is wrong with it, and what to do: duplicates, loudness, silence,
+                                            clipping, bandwidth, labels, and what its codec cannot say about its sounds;
+                                            writes DIR/doctor/doctor.html, doctor.json, and the worst clips as wavs
   python -m pipeline.shards decode DIR      decode random clips into wav files
   python -m pipeline.shards index DIR       write the indices again, with checksums, after a check against the manifest
   python -m pipeline.shards merge DIR       write the manifest when all parts of a preprocessing run are finished
 
-What people change: workers= of verify; clips=, seed=, split=, out=, device= of decode.
+What people change: workers= of verify; clips=, seed=, split=, out=, device= of doctor and decode.
 """
 
 from __future__ import annotations
@@ -24,6 +27,10 @@ def main(settings: ShardsSettings) -> int:
     from pipeline.data.storage import open_storage
     from pipeline.preprocessing.maintenance import ACTIONS
 
+    if settings.action == "doctor":
+        from pipeline.evaluation.doctor.command import doctor
+
+        return doctor(open_storage(settings.shards), settings)
     return ACTIONS[settings.action](open_storage(settings.shards), settings)
 
 

@@ -13,12 +13,13 @@ class ShardsSettings(CommandSettings):
 
     command: ClassVar[str] = "shards"
 
-    action: Literal["verify", "describe", "decode", "index", "merge"]
+    action: Literal["verify", "describe", "doctor", "decode", "index", "merge"]
     shards: str
     workers: Literal["auto"] | PositiveInt
-    clips: PositiveInt
+    clips: Literal["auto"] | PositiveInt
     seed: Count
     split: str | None
     out: str
     codec_weights: str | None
+    embedder_weights: str | None
     device: str

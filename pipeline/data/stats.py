@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
-from pipeline.data.shard import iter_samples, load_index
+from pipeline.data.shard import Sample, iter_samples, load_index
 from pipeline.data.storage import Storage
 
 MAX_VALUES_SHOWN = 8  # of a label, the most frequent first
@@ -21,23 +21,16 @@ MAX_CLASSES = 1000  # a label with more distinct values is a name, not a class
 def dataset_stats(store: Storage) -> Iterator[str]:
     """Yield lines about a dataset. Reads every shard. Raises InputError if it is missing or damaged."""
     manifest = Manifest.load(store)
-    usage = np.zeros((manifest.codebooks, manifest.codec["codebook_size"]), np.int64)  # [K, codes]
+    usage = np.zeros((manifest.codebooks, manifest.codec["codebook_size"]), np.int64)
     labels: dict[str, Counter[str]] = {}
     seconds: list[float] = []
     for shards in manifest.splits.values():
         for info in shards:
             shard = store.open(info.name)
             for sample in iter_samples(shard, load_index(store, info.name, shard)):
-                if len(sample.codes) != len(usage) or sample.codes.max(initial=0) >= usage.shape[1]:
-                    raise InputError(
-                        f"{shard.path}: {sample.key} does not match the manifest: "
-                        "`python -m pipeline.shards verify` lists all faults"
-                    )
-                for k, codes in enumerate(sample.codes):
-                    usage[k] += np.bincount(codes, minlength=usage.shape[1])
+                count_codes(usage, sample, shard.path)
                 seconds.append(sample.codes.shape[1] / manifest.frame_rate)
-                sample_labels = sample.metadata.get("labels")
-                _count_labels(labels, sample_labels if isinstance(sample_labels, dict) else {})
+                count_labels(labels, sample)
     yield from _size_lines(manifest)
     if seconds:
         shortest, middle, longest = np.quantile(seconds, [0, 0.5, 1])
@@ -78,11 +71,28 @@ def _size_lines(manifest: Manifest) -> Iterator[str]:
     yield f"silent clips: {manifest.silent:,}; inputs skipped: {skipped:,}"
 
 
-def _count_labels(labels: dict[str, Counter[str]], sample_labels: dict[str, Any]) -> None:
-    for name, value in sample_labels.items():
+def labels_of(sample: Sample) -> dict[str, Any]:
+    """Return the labels of a clip by name."""
+    labels = sample.metadata.get("labels")
+    return labels if isinstance(labels, dict) else {}
+
+
+def count_labels(labels: dict[str, Counter[str]], sample: Sample) -> None:
+    """Count the values of a clip's labels, by label, up to `MAX_CLASSES` values each."""
+    for name, value in labels_of(sample).items():
         counter = labels.setdefault(name, Counter())
         if len(counter) <= MAX_CLASSES:
             counter.update(map(str, value) if isinstance(value, list) else [str(value)])
+
+
+def count_codes(usage: np.ndarray, sample: Sample, where: str) -> None:
+    """Count the codes of a clip of `where` in int64 [K, codes]. Raises InputError if they do not fit."""
+    if len(sample.codes) != len(usage) or sample.codes.max(initial=0) >= usage.shape[1]:
+        raise InputError(
+            f"{where}: {sample.key} does not match the manifest: `python -m pipeline.shards verify` lists all faults"
+        )
+    for k, codes in enumerate(sample.codes):
+        usage[k] += np.bincount(codes, minlength=usage.shape[1])
 
 
 def _label_lines(labels: dict[str, Counter[str]], clips: int) -> Iterator[str]:

@@ -15,6 +15,8 @@ from pipeline.data.stats import dataset_stats
 from pipeline.data.storage import Storage
 from pipeline.data.verify import rebuild_index, verify
 
+DECODED_CLIPS = 8  # with clips=auto
+
 
 def verify_dataset(storage: Storage, settings: ShardsSettings) -> int:
     """Print every fault of a dataset and their number, and return the exit code: 1 if there are faults."""
@@ -70,9 +72,11 @@ def decode_clips(storage: Storage, settings: ShardsSettings) -> int:
     manifest = Manifest.load(storage)
     codec = load_codec(manifest.codec["name"], manifest.codebooks, settings.codec_weights, settings.device)
     manifest.check_codec(codec.identity, manifest.codebooks)
-    for sample in sample_clips(storage, manifest, settings.clips, settings.seed, settings.split):
+    clips = DECODED_CLIPS if settings.clips == "auto" else settings.clips
+    out = Path("decoded" if settings.out == "auto" else settings.out)
+    for sample in sample_clips(storage, manifest, clips, settings.seed, settings.split):
         wav = codec.decode_clip(torch.from_numpy(sample.codes.astype("int64")))
-        file = Path(settings.out) / f"{sample.key.replace('/', '_')}.wav"
+        file = out / f"{sample.key.replace('/', '_')}.wav"
         audio_io.write(file, wav, codec.sample_rate)
         source, labels = sample.metadata.get("path"), sample.metadata.get("labels")
         print(f"{file}  {len(wav) / codec.sample_rate:.2f} s  {source!r} {labels}")

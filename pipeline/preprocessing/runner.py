@@ -35,18 +35,22 @@ from pipeline.preprocessing.shard_planner import ClipSpool, plan_shards, tree_fi
 BATCH_SIZE = {"cpu": 8, "cuda": 64}  # clips; see `Codec.best_batch`
 
 
-def preprocess(settings: PreprocessSettings) -> int:
+def preprocess(settings: PreprocessSettings, on_finish: Callable[[Storage], None] = lambda store: None) -> int:
     """Build the dataset of these settings, or resume it. Returns the exit code.
 
     Raises InputError, before any work, for what the user has to correct.
+
+    Args:
+        settings: The settings.
+        on_finish: Called with the dataset if this run has finished it, before the summary is printed.
     """
     try:
-        return _preprocess(settings)
+        return _preprocess(settings, on_finish)
     except MachineError as error:
         return messages.print_machine_error(error)
 
 
-def _preprocess(settings: PreprocessSettings) -> int:
+def _preprocess(settings: PreprocessSettings, on_finish: Callable[[Storage], None]) -> int:
     partition = parse_partition(settings.part)
     store, root, reembed = open_storage(settings.out), settings.data.root, settings.reembed
     old = BuildPlan.load(store)
@@ -82,7 +86,7 @@ def _preprocess(settings: PreprocessSettings) -> int:
         )
         load = partial(load_encoder, settings.codec, settings.embedder)
         run = _PreprocessRun(store, plan, old, partition, spool, options, settings.codec)
-        return run.run((lambda device: encoder) if devices == ["cpu"] else load, devices, decode_workers)
+        return run.run((lambda device: encoder) if devices == ["cpu"] else load, devices, decode_workers, on_finish)
 
 
 class _PreprocessRun:
@@ -123,7 +127,13 @@ class _PreprocessRun:
             return False
         return (record.inputs, record.codes) == (shard.inputs, build_state.codes_digest(self.plan.resolved))
 
-    def run(self, load: Callable[..., Any], devices: list[str], decode_workers: int) -> int:
+    def run(
+        self,
+        load: Callable[..., Any],
+        devices: list[str],
+        decode_workers: int,
+        on_finish: Callable[[Storage], None],
+    ) -> int:
         """Write the missing shards, and the manifest once all parts are finished. Returns the exit code."""
         messages.print_plan(self.store, self.plan, self.partition, self.done, self.total, devices)
         progress = Progress(self.total, self.done)
@@ -142,6 +152,8 @@ class _PreprocessRun:
         if self.tasks:
             messages.print_speed(progress)
         if isinstance(manifest, Manifest):
+            if self.tasks:
+                on_finish(self.store)
             return messages.print_summary(self.store, manifest, self.codec)
         _check_file_times_match(self.store, self.plan, self.partition)  # another part may have replaced the plan
         messages.print_unfinished(self.store, self.partition, manifest)

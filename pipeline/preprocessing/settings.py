@@ -38,6 +38,7 @@ class PreprocessSettings(CommandSettings):
     decode_workers: Count | Literal["auto"]
     batch: PositiveInt | Literal["auto"]
     part: str
+    examine_clips: Count
     reembed: bool
 
     def requested(self) -> dict[str, object]:

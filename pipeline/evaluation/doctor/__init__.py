@@ -1,0 +1,1 @@
+"""The dataset doctor: what a dataset has, what is wrong with it, and what its codec cannot say about its sounds."""
