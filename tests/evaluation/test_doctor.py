@@ -241,7 +241,7 @@ def test_preprocess_ends_with_the_findings(tmp_path: Path, capsys: pytest.Captur
     assert run_command("preprocess", *overrides) == 0
     out = capsys.readouterr().out
     assert "1. little sound: 0.1 minutes" in " ".join(out.split()) and out.index("little sound") < out.index("next:")
-    assert f"action=doctor shards={tmp_path / 'out'}" in out
+    assert f"python -m pipeline.shards doctor {tmp_path / 'out'}" in out
     assert run_command("preprocess", *overrides) == 0
     assert "little sound" not in capsys.readouterr().out
 

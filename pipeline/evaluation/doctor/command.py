@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from pipeline.common.files import check_output_folder
-from pipeline.common.settings import format_command
 from pipeline.data.settings import ShardsSettings
 from pipeline.data.storage import LocalStorage, Storage
 from pipeline.evaluation.doctor.checks import find_faults
@@ -42,4 +42,4 @@ def print_findings(store: Storage, clips: int, codec_weights: str | None, embedd
     for line in diagnosis.finding_lines(is_short=True):
         print(line)
     if diagnosis.findings:
-        print(f"more, and what to do: {format_command('shards', action='doctor', shards=store.display_path())}")
+        print(f"what to do: python -m pipeline.shards doctor {shlex.quote(store.display_path())}")
