@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, StrictInt, StrictStr
+from pydantic import BaseModel, Field, StrictInt, StrictStr
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import FORMAT, Manifest, Skipped, read_json, skipped_rows
@@ -30,24 +30,24 @@ _BUILD_FILE = re.compile(r"\w+-\d{6,}(\.tar|\.index\.npy|\.done\.json)")
 
 
 class _PlanFile(BaseModel):
-    """The content of plan.json: older names of the fields of `BuildPlan`."""
+    """The content of plan.json."""
 
-    asked: dict[str, Any]
-    made: dict[str, Any]
-    tree: StrictStr
+    requested: dict[str, Any] = Field(alias="asked")
+    resolved: dict[str, Any] = Field(alias="made")
+    source_fingerprint: StrictStr = Field(alias="tree")
     shards: list[tuple[ShardName, StrictStr, StrictInt, StrictStr]]
-    set_aside: list[Skipped]
+    skipped: list[Skipped] = Field(alias="set_aside")
 
 
 class _RecordFile(BaseModel):
-    """The content of a record: `made` is `resolved`, `set_aside` is `skipped`."""
+    """The content of a record."""
 
     inputs: StrictStr
-    made: StrictStr
+    resolved: StrictStr = Field(alias="made")
     codes: StrictStr
     shard: ShardInfo | None
     silent: StrictInt
-    set_aside: list[Skipped]
+    skipped: list[Skipped] = Field(alias="set_aside")
     adjusted: list[Skipped] = []
 
 
@@ -92,7 +92,7 @@ class BuildPlan:
         except FileNotFoundError:
             return None
         shards = [PlannedShard(*row) for row in file.shards]
-        return cls(file.asked, file.made, file.tree, shards, skipped_rows(file.set_aside))
+        return cls(file.requested, file.resolved, file.source_fingerprint, shards, skipped_rows(file.skipped))
 
     def save(self, store: Storage) -> None:
         """Write the plan atomically."""
@@ -175,8 +175,8 @@ def load_records(store: Storage, sizes: Mapping[str, int]) -> dict[str, ShardRec
             file = _RecordFile.model_validate(json.loads(contents[record_name(name)]))
         except (ValueError, KeyError, RecursionError):
             continue
-        skipped, adjusted = skipped_rows(file.set_aside), skipped_rows(file.adjusted)
-        record = ShardRecord(file.inputs, file.made, file.codes, file.shard, file.silent, skipped, adjusted)
+        skipped, adjusted = skipped_rows(file.skipped), skipped_rows(file.adjusted)
+        record = ShardRecord(file.inputs, file.resolved, file.codes, file.shard, file.silent, skipped, adjusted)
         if record.shard and record.shard.name != name:
             continue
         is_complete = record.shard and sizes.get(name) == record.shard.bytes and index_name(name) in sizes

@@ -70,14 +70,14 @@ class Skipped(BaseModel):
 
 
 class _ManifestFile(BaseModel):
-    """The content of the file; `set_aside` is its name for what is skipped."""
+    """The content of the file."""
 
     codec: _CodecIdentity
     embedder: _EmbedderIdentity
     data: dict[str, Any]
     splits: dict[str, _Split]
     silent: StrictInt
-    set_aside: list[Skipped]
+    skipped: list[Skipped] = Field(alias="set_aside")
     adjusted: list[Skipped] = []
     plan: StrictStr = ""
 
@@ -151,7 +151,7 @@ class Manifest:
             ) from error
         splits = {split: part.shards for split, part in file.splits.items()}
         return cls(
-            content["codec"], content["embedder"], file.data, splits, file.silent, skipped_rows(file.set_aside),
+            content["codec"], content["embedder"], file.data, splits, file.silent, skipped_rows(file.skipped),
             file.plan, store.display_path(), adjusted=skipped_rows(file.adjusted),
         )  # fmt: skip
 

@@ -57,7 +57,7 @@ def encode(wav: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass
-class Made:
+class Dataset:
     """What a dataset is made of."""
 
     splits: dict[str, list[np.ndarray]] = field(
@@ -103,31 +103,31 @@ def diagnose(folder: Path, options: ExamineOptions = OPTIONS) -> Diagnosis:
     return Diagnosis(data, find_faults(data))
 
 
-def changed(split: str, change: Callable[[list[np.ndarray]], list[np.ndarray]]) -> Made:
+def changed(split: str, change: Callable[[list[np.ndarray]], list[np.ndarray]]) -> Dataset:
     """The clean dataset with a change of the sounds of a split, or of all."""
-    made = Made()
-    for name in made.splits:
+    dataset = Dataset()
+    for name in dataset.splits:
         if split in (name, "all"):
-            made.splits[name] = change(made.splits[name])
-    return made
+            dataset.splits[name] = change(dataset.splits[name])
+    return dataset
 
 
-def each(change: Callable[[np.ndarray], np.ndarray]) -> Made:
+def each(change: Callable[[np.ndarray], np.ndarray]) -> Dataset:
     return changed("all", lambda wavs: [change(wav).astype(np.float32) for wav in wavs])
 
 
-def twins(change: Callable[[np.ndarray], np.ndarray]) -> Made:
-    made = Made()
-    made.splits["valid"][0] = change(made.splits["train"][0]).astype(np.float32)
-    return made
+def twins(change: Callable[[np.ndarray], np.ndarray]) -> Dataset:
+    dataset = Dataset()
+    dataset.splits["valid"][0] = change(dataset.splits["train"][0]).astype(np.float32)
+    return dataset
 
 
-FAULTS: dict[str, tuple[Made, set[str]]] = {
-    "none": (Made(), set()),
-    "short": (Made(is_long=False), {"little sound"}),
+FAULTS: dict[str, tuple[Dataset, set[str]]] = {
+    "none": (Dataset(), set()),
+    "short": (Dataset(is_long=False), {"little sound"}),
     "few": (replace(changed("valid", lambda wavs: wavs[:3]), is_long=False), {"few clips", "little sound"}),
     "skipped": (
-        Made(skipped=[skipped_row(f"{i}.m4a", "", "unsupported format: m4a") for i in range(9)]),
+        Dataset(skipped=[skipped_row(f"{i}.m4a", "", "unsupported format: m4a") for i in range(9)]),
         {"skipped inputs"},
     ),
     "blips": (each(lambda wav: wav[:4000]), {"short clips"}),
@@ -141,28 +141,28 @@ FAULTS: dict[str, tuple[Made, set[str]]] = {
     "twin": (twins(lambda wav: wav), {"duplicates across splits"}),
     "shifted twin": (twins(lambda wav: np.roll(wav, 320)), {"duplicates across splits"}),
     "copies": (changed("train", lambda wavs: [*wavs[2:], wavs[2], wavs[2]]), {"copies"}),
-    "unlabeled": (Made(labels=lambda split, i: {"family": "ab"[i % 2]} if i % 3 else {}), {"missing labels"}),
+    "unlabeled": (Dataset(labels=lambda split, i: {"family": "ab"[i % 2]} if i % 3 else {}), {"missing labels"}),
     "unbalanced": (
-        Made(labels=lambda split, i: {"family": "b" if (split, i) == ("train", 1) else "a"}),
+        Dataset(labels=lambda split, i: {"family": "b" if (split, i) == ("train", 1) else "a"}),
         {"label balance"},
     ),
     "unseen": (
-        Made(labels=lambda split, i: {"family": "c" if (split, i) == ("valid", 1) else "ab"[i % 2]}),
+        Dataset(labels=lambda split, i: {"family": "c" if (split, i) == ("valid", 1) else "ab"[i % 2]}),
         {"unseen labels"},
     ),
-    "dead": (Made(codes=lambda codes: np.where(np.arange(8)[:, None] == 6, 7, codes)), {"codebook usage"}),
+    "dead": (Dataset(codes=lambda codes: np.where(np.arange(8)[:, None] == 6, 7, codes)), {"codebook usage"}),
     "unlike": (
-        Made(prompts=lambda prompt: np.random.default_rng(int(abs(prompt[0]) * 1e4)).standard_normal(192)),
+        Dataset(prompts=lambda prompt: np.random.default_rng(int(abs(prompt[0]) * 1e4)).standard_normal(192)),
         {"prompt fidelity"},
     ),
-    "pitch": (Made(labels=lambda split, i: {"pitch": 60 + i % 2}), {"pitch"}),
+    "pitch": (Dataset(labels=lambda split, i: {"pitch": 60 + i % 2}), {"pitch"}),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_named_and_no_other(fault: str, tmp_path: Path) -> None:
-    made, expected = FAULTS[fault]
-    diagnosis = diagnose(made.write(tmp_path / "cache"))
+    dataset, expected = FAULTS[fault]
+    diagnosis = diagnose(dataset.write(tmp_path / "cache"))
     assert {finding.name for finding in diagnosis.findings} == expected
     assert all(finding.problem and finding.advice for finding in diagnosis.findings)
     assert not diagnosis.data.left_out
@@ -170,7 +170,7 @@ def test_each_fault_is_named_and_no_other(fault: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Made().write(tmp_path_factory.mktemp("doctor") / "cache")
+    return Dataset().write(tmp_path_factory.mktemp("doctor") / "cache")
 
 
 def doctor(folder: Path, *overrides: str) -> int:
@@ -178,8 +178,8 @@ def doctor(folder: Path, *overrides: str) -> int:
 
 
 def test_command_prints_and_writes_its_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = Made(is_long=False, labels=lambda split, i: {"<b>&": f"<i>{i % 2}"})
-    folder = made.write(tmp_path / "cache")
+    dataset = Dataset(is_long=False, labels=lambda split, i: {"<b>&": f"<i>{i % 2}"})
+    folder = dataset.write(tmp_path / "cache")
     assert doctor(folder) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines()[:-1])) <= 80
@@ -209,7 +209,7 @@ def test_what_cannot_be_examined_is_left_out_and_named(
     part: str, change: dict[str, str], message: str, is_decoded: bool, tmp_path: Path
 ) -> None:
     """The findings that need neither codec nor embedder are there."""
-    folder = replace(Made(is_long=False), **{part: {**getattr(Made(), part), **change}}).write(tmp_path / "cache")
+    folder = replace(Dataset(is_long=False), **{part: {**getattr(Dataset(), part), **change}}).write(tmp_path / "cache")
     diagnosis = diagnose(folder)
     assert bool(diagnosis.data.decoded) == is_decoded and len(diagnosis.data.left_out) == 1
     assert {finding.name for finding in diagnosis.findings} == {"little sound"}
