@@ -14,12 +14,10 @@ from pipeline.common.metrics_file import read_metrics
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.comparison import training_stats
 from pipeline.evaluation.evaluator import evaluate
-from pipeline.evaluation.html_templates import render
+from pipeline.evaluation.html_templates import SectionContent, render, render_report
 from pipeline.evaluation.metrics import list_metrics
 from pipeline.evaluation.power_law import fit_power_law
-from pipeline.evaluation.report_builder import render_report
 from pipeline.evaluation.results import EvaluationResult, MetricValues, read_evaluation
-from pipeline.evaluation.sections.base import SectionContent
 from pipeline.evaluation.settings import LearningCurveSettings
 from pipeline.evaluation.svg_plots import Curve, plot
 from pipeline.evaluation.tables import print_table
