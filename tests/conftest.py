@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers.corpora import build_jamendo, render_notes
+from tests.helpers.ranks import single_rank
 
 pytest_plugins = ["tests.helpers.trained_run"]
 
@@ -63,11 +63,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def here() -> Iterator[None]:
     """One rank in this process, which is faster, for tests that do not test the launcher."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    handlers = logging.getLogger().handlers[:]
-    yield
-    logging.getLogger().handlers[:] = handlers
+    with single_rank():
+        yield

@@ -32,7 +32,7 @@ from pipeline.config.cli import CONF, compose
 from pipeline.shards import positional_to_overrides
 from tests.helpers.documented_folder import ENVIRONMENT, Sandbox, build_sandbox
 from tests.helpers.documents import COMMAND_DOCUMENTS, ROOT, all_commands, blocks_of
-from tests.training.test_train import free_port, fresh_env
+from tests.helpers.ranks import free_port, fresh_env
 
 COMMANDS = all_commands()
 SWITCHES = ("--growth", "--music", "--again")

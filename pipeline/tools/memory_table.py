@@ -3,7 +3,7 @@
   python -m pipeline.tools.memory_table
   python -m pipeline.tools.memory_table --ranks 64 --micro-batch 4 --pattern flatten
 
-Estimated by the formulas of pipeline.training.memory_model for bf16, layers compiled except at ZeRO-3, and the
+Estimated by the formulas of pipeline.training.memory for bf16, layers compiled except at ZeRO-3, and the
 default number of codebooks. The first figure of a cell is weights, gradients and optimizer, and what a micro-batch
 adds; the second, in brackets, is with trainer.activation_checkpointing=true.
 """
@@ -18,7 +18,8 @@ from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.pattern import build_pattern
 from pipeline.models.patterns import PATTERNS
 from pipeline.training import zero_patches
-from pipeline.training.run_estimate import Hardware, estimate_memory, load_zero_choices, sharding_config
+from pipeline.training.memory import ShardingConfig, estimate_memory
+from pipeline.training.run_estimate import load_zero_choices
 from pipeline.training.settings import TrainSettings
 
 SIZES = ("small", "medium", "large", "xl")
@@ -40,13 +41,12 @@ def shape(size: str, pattern: str, frames: int) -> ModelConfig:
 def rows(ranks: int, batch: int, frames: int, pattern: str) -> list[list[str]]:
     """Return the header, and a row per size: its parameters, and GiB per GPU for each choice of conf/deepspeed."""
     choices = load_zero_choices()
-    hardware = Hardware("GPU", True, ranks, min(ranks, 8), 0, 0, 0)
     table = [["model", "parameters", *choices]]
     for size in SIZES:
         config = shape(size, pattern, frames)
         cells = []
         for zero in choices.values():
-            sharding = sharding_config(zero, True, hardware)
+            sharding = ShardingConfig.of(zero, True, ranks, min(ranks, 8))
             mode = "compiled" if zero_patches.should_compile("auto", sharding.stage, is_cuda=True) else "eager"
             totals = [estimate_memory(config, sharding, batch, frames, m).total for m in (mode, "checkpointed")]
             cells.append("{:.1f} ({:.1f})".format(*(total / 2**30 for total in totals)))

@@ -3,7 +3,7 @@
     python -m pipeline.train +exp=delay_gpt2 trainer.preflight=only      print the tables, time a few steps, and exit
 
 `trainer.preflight` is true, false (no table, no refusal) or only. Memory is estimated by the formulas of
-`pipeline.training.memory_model`. *total* adds up all that a rank may allocate. A run is refused only if what must be
+`pipeline.training.memory`. *total* adds up all that a rank may allocate. A run is refused only if what must be
 allocated at the same time (weights, optimizer, and either gradients or activations) exceeds the device's memory.
 """
 
@@ -21,8 +21,9 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import RunContext
 from pipeline.training.data import RunBatches, TrainData
 from pipeline.training.engine import build_engine, build_model
+from pipeline.training.memory import MemoryEstimate
 from pipeline.training.preflight_table import build_memory_table, build_table, format_bytes
-from pipeline.training.run_estimate import MemoryEstimate, RunEstimate, probe_hardware
+from pipeline.training.run_estimate import RunEstimate, probe_hardware
 from pipeline.training.trainer import Trainer
 
 _DEEPSPEED_MARGIN = 1.5  # included in DeepSpeed's estimate of host memory
@@ -106,10 +107,9 @@ def find_blockers(estimate: RunEstimate) -> list[str]:
 
 def _format_sum(memory: MemoryEstimate) -> str:
     """The terms of `memory.least`."""
-    states = memory.states
-    terms = {"weights": states.weights, "optimizer": states.optimizer, "buffers": states.buffers}
-    if states.gradients > memory.activations + memory.temporary:
-        terms["gradients"] = states.gradients
+    terms = {"weights": memory.weights, "optimizer": memory.optimizer, "buffers": memory.buffers}
+    if memory.gradients > memory.activations + memory.temporary:
+        terms["gradients"] = memory.gradients
     else:
         terms |= {"activations": memory.activations, "logits": memory.temporary}
     return " + ".join(f"{name} {format_bytes(count)}" for name, count in terms.items() if count)

@@ -74,8 +74,8 @@ def build_memory_table(estimate: RunEstimate) -> Table:
     for name in _MEMORY_COLUMNS:
         table.add_column(name, justify="right")
     for name, memory in memories.items():
-        states, is_selected = memory.states, choices[name] == estimate.sharding
-        counts = [states.weights, states.gradients + states.buffers, states.optimizer, memory.activations]
+        is_selected = choices[name] == estimate.sharding
+        counts = [memory.weights, memory.gradients + memory.buffers, memory.optimizer, memory.activations]
         counts += [memory.temporary, memory.total, estimate.host_bytes(choices[name])]
         cells = (f"{count / 2**power:,.1f}" for count in counts)
         table.add_row(f"{name} <-" if is_selected else name, *cells, style="bold" if is_selected else "")

@@ -18,10 +18,10 @@ from pipeline.common.settings import parse_settings
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.pattern import build_pattern
-from pipeline.training import memory_model, zero_patches
+from pipeline.training import memory, zero_patches
 from pipeline.training.data import TrainData
 from pipeline.training.distributed import World
-from pipeline.training.memory_model import ModelStateBytes, ShardingConfig
+from pipeline.training.memory import MemoryEstimate, ShardingConfig
 from pipeline.training.settings import TrainSettings, ZeroSettings
 
 
@@ -46,31 +46,6 @@ class Hardware:
     memory: int
     host: int
     disk: int
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes on the device of one rank.
-
-    Attributes:
-        states: weights, gradients, optimizer and buffers.
-        activations: stored by the forward pass.
-        temporary: the larger of the logits and a layer that is recomputed, both freed during the backward pass.
-    """
-
-    states: ModelStateBytes
-    activations: int
-    temporary: int
-
-    @property
-    def total(self) -> int:
-        """The sum of all."""
-        return self.states.total + self.activations + self.temporary
-
-    @property
-    def least(self) -> int:
-        """What must be allocated at the same time: gradients replace activations during the backward pass."""
-        return self.states.persistent + max(self.states.gradients, self.activations + self.temporary)
 
 
 @dataclass(frozen=True)
@@ -101,7 +76,8 @@ class RunEstimate:
     @property
     def sequence_steps(self) -> int:
         """Steps of the longest clip under the model's pattern."""
-        return _num_steps(self.model, self.frames)
+        pattern = build_pattern(self.model.pattern, self.model.codebooks)
+        return pattern.num_steps(self.frames + self.model.end_of_audio)
 
     @property
     def clips_per_step(self) -> int:
@@ -116,7 +92,10 @@ class RunEstimate:
     @property
     def sharding(self) -> ShardingConfig:
         """The sharding of the settings."""
-        return sharding_config(self.settings.deepspeed.zero_optimization, self.bf16, self.hardware)
+        return self._shard(self.settings.deepspeed.zero_optimization)
+
+    def _shard(self, zero: ZeroSettings) -> ShardingConfig:
+        return ShardingConfig.of(zero, self.bf16, self.hardware.ranks, self.hardware.ranks_per_node)
 
     def activation_mode(self, sharding: ShardingConfig) -> str:
         """How activations are stored: `checkpointed`, `compiled` or `eager`."""
@@ -128,16 +107,16 @@ class RunEstimate:
         """Memory of one rank; the activation mode and the micro-batch are those of the settings if not given."""
         mode = self.activation_mode(sharding) if mode is None else mode
         batch = self.settings.trainer.micro_batch if batch is None else batch
-        return estimate_memory(self.model, sharding, batch, self.frames, mode)
+        return memory.estimate_memory(self.model, sharding, batch, self.frames, mode)
 
     def host_bytes(self, sharding: ShardingConfig) -> int:
         """Bytes of host memory for all ranks of a node."""
         parameters, largest = model_stats.num_parameters(self.model), model_stats.largest_module(self.model)
-        return memory_model.host_bytes(parameters, largest, sharding)
+        return memory.host_bytes(parameters, largest, sharding)
 
     def sharding_choices(self) -> dict[str, ShardingConfig]:
         """Each choice of conf/deepspeed by name, and `yours` if the settings are not among them."""
-        choices = {name: sharding_config(zero, self.bf16, self.hardware) for name, zero in load_zero_choices().items()}
+        choices = {name: self._shard(zero) for name, zero in load_zero_choices().items()}
         return choices if self.sharding in choices.values() else {**choices, "yours": self.sharding}
 
     @property
@@ -147,7 +126,7 @@ class RunEstimate:
         saves = math.ceil(t.steps / t.save_every) if t.save_every else 1
         kept = t.keep + bool(t.keep_best) + (t.steps // t.keep_every if t.keep_every else 0) if t.keep else saves
         parameters = model_stats.num_parameters(self.model)
-        return memory_model.checkpoint_bytes(parameters, self.sharding, ema=bool(t.ema)), min(kept + 1, saves)
+        return memory.checkpoint_bytes(parameters, self.sharding, ema=bool(t.ema)), min(kept + 1, saves)
 
     @property
     def disk_bytes(self) -> int:
@@ -158,34 +137,11 @@ class RunEstimate:
         return max(0, size * count - existing) + 4 * model_stats.num_parameters(self.model)
 
 
-def estimate_memory(model: ModelConfig, sharding: ShardingConfig, batch: int, frames: int, mode: str) -> MemoryEstimate:
-    """Memory of one rank that trains on `batch` clips of `frames` frames; mode: see `memory_model.activation_bytes`."""
-    states = memory_model.model_state_bytes(
-        model_stats.num_parameters(model), model_stats.largest_module(model), sharding
-    )
-    steps, frames = _num_steps(model, frames), frames + model.end_of_audio
-    recomputed = memory_model.recompute_bytes(model, sharding, batch, steps) if mode == "checkpointed" else 0
-    activations = memory_model.activation_bytes(model, sharding, batch, frames, steps, mode)
-    return MemoryEstimate(states, activations, max(memory_model.logits_bytes(model, batch, frames), recomputed))
-
-
-def _num_steps(model: ModelConfig, frames: int) -> int:
-    return build_pattern(model.pattern, model.codebooks).num_steps(frames + model.end_of_audio)
-
-
 def load_zero_choices() -> dict[str, ZeroSettings]:
     """`zero_optimization` of each file of conf/deepspeed, by name; those with offload come last."""
     files = sorted((CONF / "deepspeed").glob("*.yaml"), key=lambda file: ("_" in file.stem, file.stem))
     values = {file.stem: yaml.safe_load(file.read_text())["zero_optimization"] for file in files}
     return {name: parse_settings(ZeroSettings, zero, "deepspeed.zero_optimization.") for name, zero in values.items()}
-
-
-def sharding_config(zero: ZeroSettings, bf16: bool, hardware: Hardware) -> ShardingConfig:
-    """How DeepSpeed's `zero_optimization` shards a model on some hardware."""
-    return ShardingConfig(
-        zero.stage, bf16, hardware.ranks, hardware.ranks_per_node, zero.offloads("optimizer"), zero.offloads("param"),
-        zero.bucket_size,
-    )  # fmt: skip
 
 
 def probe_hardware(world: World, run: Path) -> Hardware:

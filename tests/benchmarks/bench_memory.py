@@ -6,7 +6,7 @@
 Each case runs in a new process: three optimizer steps on random clips of 4 s under the delay pattern, in bf16 on a GPU
 and fp32 on a CPU, without dropout (on a CPU, attention with dropout stores what a GPU never stores). The measurement is
 the peak of PyTorch's allocator; the estimates are `least` and `total` of
-`pipeline.training.run_estimate.MemoryEstimate`.
+`pipeline.training.memory.MemoryEstimate`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.tools.memory_table import FRAMES, PROMPT, markdown, shape
 from pipeline.training import distributed
 from pipeline.training.context import RunContext
 from pipeline.training.engine import build_engine
-from pipeline.training.run_estimate import Hardware, MemoryEstimate, estimate_memory, sharding_config
+from pipeline.training.memory import MemoryEstimate, ShardingConfig, estimate_memory
 from pipeline.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +40,7 @@ def measure_case(args: argparse.Namespace, size: str, choice: str) -> tuple[int,
     settings = load_settings(TrainSettings, overrides)
     context = RunContext(settings, Path(settings.run), distributed.init_distributed(600))
     config, is_cuda = replace(shape(size, "delay", FRAMES), dropout=0.0), context.world.device.type == "cuda"
-    zero, hardware = settings.deepspeed.zero_optimization, Hardware("", is_cuda, 1, 1, 0, 0, 0)
-    sharding = sharding_config(zero, context.bf16, hardware)
+    sharding = ShardingConfig.of(settings.deepspeed.zero_optimization, context.bf16, 1, 1)
     mode = "checkpointed" if args.checkpointing else "compiled" if args.compile else "eager"
     estimate = estimate_memory(config, sharding, args.micro_batch, FRAMES, mode)
     if is_cuda:

@@ -24,8 +24,9 @@ from pipeline.hub import model_card, upload
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
 from pipeline.training import checkpoint
 from tests.helpers.hub_server import Hub
+from tests.helpers.ranks import ROOT, single_rank
 from tests.helpers.training_caches import write_cache
-from tests.training.test_train import ROOT, SMALL, fresh_env
+from tests.training.test_train import train_here
 
 TRAINED = ("trainer.steps=6", "trainer.save_every=3", "trainer.val_every=3", "trainer.ema=0.9")
 
@@ -35,12 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps with a moving average of its weights, saved and validated at steps 3 and 6."""
     folder = tmp_path_factory.mktemp("runs")
     dataset = write_cache(folder / "dataset")
-    overrides = ["+exp=delay_gpt2", f"shards={dataset}", f"run={folder / 'run'}", *SMALL, *TRAINED]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.train", *overrides], env={**fresh_env(folder), "PYTHONPATH": str(ROOT)},
-        cwd=folder, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    with single_rank():
+        train_here(dataset, folder / "run", *TRAINED)
     return folder / "run"
 
 

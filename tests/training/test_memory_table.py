@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.common.paths import CONF
 from pipeline.tools.memory_table import SIZES, markdown, rows
-from tests.training.test_train import ROOT
+from tests.helpers.ranks import ROOT
 
 
 def gibibytes(cell: str) -> tuple[float, float]:

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,9 +24,9 @@ from pipeline.models.codec_gpt import ModelConfig
 from pipeline.train import main
 from pipeline.training import checkpoint
 from pipeline.training.run_lock import RunLock
+from tests.helpers.ranks import TRAIN, Ranks, free_port, fresh_env, start_ranks
 from tests.helpers.training_caches import write_cache
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
     "codec=encodec_embedded", "codec.codebooks=4", "model=tiny", "model.width=32", "model.layers=2", "tracking=none",
     "trainer.micro_batch=4", "trainer.log_every=1", "trainer.save_every=5", "trainer.val_every=10", "optim.lr=0.01",
@@ -35,27 +34,10 @@ SMALL = (
 )  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def fresh_env(extensions: Path) -> dict[str, str]:
-    """The environment of a fresh shell: no PYTHONPATH, the programs of this environment first, no extension built."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {
-        **env,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}",
-        "TORCH_EXTENSIONS_DIR": str(extensions),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
 def start(cache: Path, run: Path, *overrides: str, ranks: int = 1) -> subprocess.Popen[str]:
     """Start `deepspeed --num_gpus N pipeline/train.py +exp=delay_gpt2 ...` in a new process group."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
-    command = [*launcher, "--master_port", str(free_port()), str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2"]
+    command = [*launcher, "--master_port", str(free_port()), TRAIN, "+exp=delay_gpt2"]
     return subprocess.Popen(
         [*command, f"shards={cache}", f"run={run}", *SMALL, *overrides],
         env=fresh_env(run.parent / "extensions"),
@@ -75,21 +57,16 @@ def train(cache: Path, run: Path, *overrides: str, ranks: int = 1) -> str:
     return out
 
 
+def start_training(cache: Path | str, run: Path, *overrides: str, ranks: int = 2) -> Ranks:
+    """Start training on ranks without the launcher, which would cost as much as a rank."""
+    return start_ranks(
+        run.parent, TRAIN, "+exp=delay_gpt2", f"shards={cache}", f"run={run}", *SMALL, *overrides, ranks=ranks
+    )
+
+
 def train_ranks(cache: Path | str, run: Path, *overrides: str, ranks: int = 2) -> str:
-    """Train on ranks that are started as by srun: the launcher would cost as much as a rank."""
-    command = [sys.executable, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2", f"shards={cache}", f"run={run}"]
-    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    env, pipes = fresh_env(run.parent / "extensions") | world, {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    processes = [
-        subprocess.Popen(
-            [*command, *SMALL, *overrides], env={**env, "RANK": str(n), "LOCAL_RANK": str(n)}, cwd=run.parent,
-            text=True, **pipes,
-        )
-        for n in range(ranks)
-    ]  # fmt: skip
-    outs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, outs
-    return "".join(outs)
+    """Train to the end without the launcher, and return the output."""
+    return start_training(cache, run, *overrides, ranks=ranks).wait()
 
 
 def rows(run: Path, name: str = "train/loss") -> dict[int, float]:
@@ -99,16 +76,14 @@ def rows(run: Path, name: str = "train/loss") -> dict[int, float]:
     return {row["step"]: row[name] for row in rows if name in row}
 
 
-def kill_at(process: subprocess.Popen[str], run: Path, step: int, delay: float = 0) -> None:
-    """Kill the launcher and its ranks with SIGKILL as soon as a step is logged, or some seconds later."""
-    while process.poll() is None:
+def kill_at(ranks: Ranks, run: Path, step: int, delay: float = 0) -> None:
+    """Kill the ranks with SIGKILL as soon as a step is logged, or some seconds later."""
+    while ranks.poll() is None:
         if (run / "metrics.jsonl").exists() and step in logged_steps(run):
             break
         time.sleep(0.02)
     time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    kill_all(f"run={run} ")
-    process.communicate()
+    ranks.kill()
 
 
 def pids(command: str) -> list[int]:
@@ -165,8 +140,8 @@ def test_run_learns_and_writes_its_folder(unbroken: Path) -> None:
 def test_resume_matches_unbroken_run(cache: Path, unbroken: Path, tmp_path: Path) -> None:
     """After SIGKILL, by the same command, with dropout and dropped prompts: losses are equal to 6 decimals."""
     overrides, run = ("trainer.steps=20", "model.dropout=0.1"), tmp_path / "run"
-    kill_at(start(cache, run, *overrides, ranks=2), run, 7)
-    assert "resuming at step" in train(cache, run, *overrides, ranks=2)
+    kill_at(start_training(cache, run, *overrides), run, 7)
+    assert "resuming at step" in train_ranks(cache, run, *overrides)
     assert rows(run) == pytest.approx(rows(unbroken), abs=1e-6)
     assert rows(run, "val/loss") == pytest.approx(rows(unbroken, "val/loss"), abs=1e-6)
 
@@ -175,26 +150,26 @@ def test_resume_matches_unbroken_run(cache: Path, unbroken: Path, tmp_path: Path
 def test_five_kills_at_random_moments_change_nothing(cache: Path, tmp_path: Path) -> None:
     """In a step, in a save, or right after it: losses are those of an uninterrupted run."""
     overrides, run, unbroken_run = ("trainer.steps=60", "model.dropout=0.1"), tmp_path / "run", tmp_path / "whole"
-    train(cache, unbroken_run, *overrides, ranks=2)
+    train_ranks(cache, unbroken_run, *overrides)
     generator = random.Random(0)
     for step in sorted(generator.sample(range(2, 55), 5)):
-        kill_at(start(cache, run, *overrides, ranks=2), run, step, generator.uniform(0, 0.3))
-    train(cache, run, *overrides, ranks=2)
+        kill_at(start_training(cache, run, *overrides), run, step, generator.uniform(0, 0.3))
+    train_ranks(cache, run, *overrides)
     assert rows(run) == pytest.approx(rows(unbroken_run), abs=1e-6)
     assert rows(run, "val/loss") == pytest.approx(rows(unbroken_run, "val/loss"), abs=1e-6)
     assert rows(run, "train/clips") == rows(unbroken_run, "train/clips")
 
 
 @pytest.mark.slow
-def test_resume_on_other_ranks_sees_every_clip_once(cache: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_resume_on_other_ranks_sees_every_clip_once(cache: Path, tmp_path: Path) -> None:
     """From two ranks to one and back: no clip is lost or repeated, and the losses agree."""
     run, overrides = tmp_path / "run", ("trainer.steps=20", "model.prompt_dropout=0")
     unbroken_run = tmp_path / "whole"
-    train(cache, unbroken_run, *overrides, ranks=2)
-    kill_at(start(cache, run, *overrides, ranks=2), run, 7)
-    out = train(cache, run, *overrides[1:], "trainer.steps=10", "trainer.micro_batch=8")
+    train_ranks(cache, unbroken_run, *overrides)
+    kill_at(start_training(cache, run, *overrides), run, 7)
+    out = train_ranks(cache, run, *overrides[1:], "trainer.steps=10", "trainer.micro_batch=8", ranks=1)
     assert "for 1 ranks" in out and "resuming at step 5 of 10" in out
-    out = train(cache, run, *overrides, ranks=2)
+    out = train_ranks(cache, run, *overrides)
     assert "for 2 ranks" in out
     assert rows(run, "train/clips") == rows(unbroken_run, "train/clips")
     assert rows(run) == pytest.approx(rows(unbroken_run), abs=2e-3)
@@ -436,7 +411,7 @@ def test_watchdog_prints_stacks_and_ends_the_job(cache: Path, tmp_path: Path) ->
 def test_refusal_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     message = r"error: there is no dataset at nowhere"
     process = subprocess.run(
-        [sys.executable, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2", "shards=nowhere"],
+        [sys.executable, TRAIN, "+exp=delay_gpt2", "shards=nowhere"],
         env=fresh_env(tmp_path), cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert process.returncode == 2, process.stderr

@@ -14,8 +14,9 @@ import pytest
 
 from pipeline.common.exit_codes import EXIT_REQUEUE
 from pipeline.training.stop_signals import stop_signals
+from tests.helpers.ranks import ROOT, fresh_env
 from tests.helpers.training_caches import write_cache
-from tests.training.test_train import ROOT, SMALL, fresh_env, logged_steps, rows
+from tests.training.test_train import SMALL, logged_steps, rows
 
 TRAIN = [sys.executable, str(ROOT / "pipeline" / "train.py"), "+exp=delay_gpt2"]
 MESSAGE = "stopped on request before training began\n"

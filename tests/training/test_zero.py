@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.ranks import start_ranks
 from tests.helpers.zero_choices import BEFORE, CHOICES, CONVERTED
-from tests.training.test_train import ROOT, fresh_env
 
 Losses = dict[str, list[float]]
 
@@ -20,16 +18,7 @@ QUICK = [("zero0", "fp32"), ("zero1", "bf16"), ("zero3", "fp32")]  # one of each
 
 def run_ranks(ranks: int, folder: Path, *checkpoints: str) -> Losses:
     """Losses on a number of ranks; on one rank, resumed from these checkpoints."""
-    command = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
-    env = {**fresh_env(folder / "extensions"), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    process = subprocess.run(
-        [*command, "-m", "tests.helpers.zero_choices", folder, *checkpoints],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert process.returncode == 0, process.stderr
+    start_ranks(folder, "tests.helpers.zero_choices", str(folder), *checkpoints, ranks=ranks).wait()
     assert not list(folder.rglob("*.so"))  # nothing was compiled
     losses: Losses = json.loads((folder / f"{ranks}.json").read_text())
     return losses

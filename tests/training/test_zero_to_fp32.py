@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,10 @@ from safetensors.torch import load_file
 from pipeline.common.errors import InputError
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
-from pipeline.training import checkpoint, memory_model
+from pipeline.training import checkpoint, memory
 from pipeline.training.distributed import World
 from pipeline.training.zero_to_fp32 import check_pickles_are_safe, consolidated_state_dict
+from tests.helpers.ranks import start_ranks
 from tests.helpers.sharded_checkpoints import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -26,12 +25,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    command = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [*command, "-m", "tests.helpers.sharded_checkpoints", out], env=env, capture_output=True, text=True, timeout=200
-    )
-    assert process.returncode == 0, process.stderr
+    start_ranks(out, "tests.helpers.sharded_checkpoints", str(out)).wait()
     return out
 
 
@@ -52,11 +46,9 @@ def test_checkpoint_size_matches_the_estimate(runs: Path, kind: str) -> None:
     folder = runs / kind / "checkpoints" / "step-2"
     state = checkpoint.read_metadata(folder)
     parameters = model_stats.num_parameters(ModelConfig(**state["model"]))
-    sharding = memory_model.ShardingConfig(state["stage"], kind.endswith("bf16"), 2, 2)
+    sharding = memory.ShardingConfig(state["stage"], kind.endswith("bf16"), 2, 2)
     size = sum(file.stat().st_size for file in folder.rglob("*"))
-    assert size == pytest.approx(
-        memory_model.checkpoint_bytes(parameters, sharding, ema=kind.startswith("1-")), rel=0.06
-    )
+    assert size == pytest.approx(memory.checkpoint_bytes(parameters, sharding, ema=kind.startswith("1-")), rel=0.06)
 
 
 def test_moving_average_is_used_if_there_is_one(runs: Path) -> None:

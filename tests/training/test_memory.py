@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
-from pipeline.training import memory_model
-from pipeline.training.memory_model import ModelStateBytes, ShardingConfig
+from pipeline.training import memory
+from pipeline.training.memory import MemoryEstimate, ShardingConfig
 from tests.helpers.models import GPT2_SMALL, TINY
 
 
@@ -23,8 +23,8 @@ def test_state_bytes_equal_deepspeeds_estimates(ranks: int) -> None:
 
     def ours(stage: int, **offload: bool) -> tuple[int, int]:
         sharding = ShardingConfig(stage, bf16=True, ranks=ranks, ranks_per_node=per_node, **offload)  # type: ignore[arg-type]
-        host = memory_model.host_bytes(P, largest, sharding)
-        return host, memory_model.model_state_bytes(P, largest, sharding).total
+        host = memory.host_bytes(P, largest, sharding)
+        return host, memory.model_state_bytes(P, largest, sharding).total
 
     for offload in (False, True):
         host, device = zero2(P, per_node, nodes, cpu_offload=offload)
@@ -38,9 +38,9 @@ def test_state_bytes_equal_deepspeeds_estimates(ranks: int) -> None:
         assert ours(3, offload_optimizer=optimizer, offload_weights=weights) == expected
 
 
-def states(stage: int, bf16: bool, ranks: int, largest: int = 10**7) -> ModelStateBytes:
+def states(stage: int, bf16: bool, ranks: int, largest: int = 10**7) -> MemoryEstimate:
     """Bytes of 10**9 parameters."""
-    return memory_model.model_state_bytes(10**9, largest, ShardingConfig(stage, bf16, ranks, ranks))
+    return memory.model_state_bytes(10**9, largest, ShardingConfig(stage, bf16, ranks, ranks))
 
 
 def test_each_zero_stage_shards_one_more_state() -> None:
@@ -59,8 +59,8 @@ def test_activation_bytes_equal_what_autograd_stores(compiler: None, mode: str, 
     batch, frames = 3, 80
     steps = frames + config.codebooks - 1
     stored = bytes_stored_by_autograd(config, mode, batch, frames, torch.bfloat16 if bf16 else torch.float32)
-    estimate = memory_model.activation_bytes(config, ShardingConfig(0, bf16, 1, 1), batch, frames, steps, mode)
-    log_probabilities = memory_model.logits_bytes(config, batch, frames) // 3
+    estimate = memory.activation_bytes(config, ShardingConfig(0, bf16, 1, 1), batch, frames, steps, mode)
+    log_probabilities = memory.logits_bytes(config, batch, frames) // 3
     assert estimate + log_probabilities == pytest.approx(stored, rel=0.03)
 
 
@@ -69,7 +69,7 @@ def test_dropout_masks_take_a_byte_per_number_unless_compiled() -> None:
     without = replace(GPT2_SMALL, dropout=0.0)
 
     def size(config: ModelConfig, mode: str) -> int:
-        return memory_model.activation_bytes(config, sharding, *shape, mode)
+        return memory.activation_bytes(config, sharding, *shape, mode)
 
     assert size(GPT2_SMALL, "eager") - size(without, "eager") == (2 * 12 + 1) * 16 * 307 * 768
     assert size(GPT2_SMALL, "compiled") == size(without, "compiled")

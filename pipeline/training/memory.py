@@ -13,9 +13,12 @@ T frames, C classes, a numbers stored per step, width and layer.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.pattern import build_pattern
+from pipeline.training.settings import ZeroSettings
 
 # numbers that a GPT-2 layer stores, in multiples of B S D: inputs and outputs of two norms (4); queries, keys and
 # values (3); the output of attention (1); and the two feed-forward activations (4 each)
@@ -35,6 +38,12 @@ class ShardingConfig:
     offload_weights: bool = False
     bucket_size: int = 0  # elements of the buffer through which gradients are reduced
 
+    @classmethod
+    def of(cls, zero: ZeroSettings, bf16: bool, ranks: int, ranks_per_node: int) -> ShardingConfig:
+        """The sharding by DeepSpeed's `zero_optimization` on some ranks."""
+        offloads = zero.offloads("optimizer"), zero.offloads("param")
+        return cls(zero.stage, bf16, ranks, ranks_per_node, *offloads, zero.bucket_size)
+
     @property
     def bytes_per_number(self) -> int:
         """Size of a weight or an activation."""
@@ -42,30 +51,53 @@ class ShardingConfig:
 
 
 @dataclass(frozen=True)
-class ModelStateBytes:
-    """Bytes of the model states on the device of one rank, whatever the batch size.
+class MemoryEstimate:
+    """Bytes on the device of one rank.
 
-    Gradients and the buffer that reduces them exist from the backward pass to the update, the rest always.
+    Attributes:
+        weights: of the model.
+        gradients: with the buffer that reduces them; they exist from the backward pass to the update.
+        optimizer: fp32 weights and moments.
+        buffers: what ZeRO-3 allocates besides.
+        activations: stored by the forward pass.
+        temporary: the larger of the logits and a layer that is recomputed, both freed during the backward pass.
     """
 
     weights: int
     gradients: int
     optimizer: int
     buffers: int
-
-    @property
-    def persistent(self) -> int:
-        """Bytes that are always allocated."""
-        return self.weights + self.optimizer + self.buffers
+    activations: int = 0
+    temporary: int = 0
 
     @property
     def total(self) -> int:
-        """Bytes including gradients."""
-        return self.persistent + self.gradients
+        """The sum of all."""
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.temporary
+
+    @property
+    def least(self) -> int:
+        """What must be allocated at the same time: gradients replace activations during the backward pass."""
+        persistent = self.weights + self.optimizer + self.buffers
+        return persistent + max(self.gradients, self.activations + self.temporary)
 
 
-def model_state_bytes(parameters: int, largest_module: int, sharding: ShardingConfig) -> ModelStateBytes:
-    """Bytes of weights, gradients and optimizer on the device of one rank.
+def estimate_memory(
+    config: ModelConfig, sharding: ShardingConfig, batch: int, frames: int, mode: str
+) -> MemoryEstimate:
+    """Memory of one rank that trains on `batch` clips of `frames` frames; mode: see `activation_bytes`."""
+    states = model_state_bytes(model_stats.num_parameters(config), model_stats.largest_module(config), sharding)
+    frames += config.end_of_audio
+    steps = build_pattern(config.pattern, config.codebooks).num_steps(frames)
+    # a layer that is recomputed in the backward pass, after the logits are freed
+    layer = sharding.bytes_per_number * _STORED_PER_LAYER * batch * steps * config.width
+    temporary = max(logits_bytes(config, batch, frames), layer if mode == "checkpointed" else 0)
+    activations = activation_bytes(config, sharding, batch, frames, steps, mode)
+    return replace(states, activations=activations, temporary=temporary)
+
+
+def model_state_bytes(parameters: int, largest_module: int, sharding: ShardingConfig) -> MemoryEstimate:
+    """Bytes of weights, gradients and optimizer on the device of one rank, whatever the batch size.
 
     The sums are those of DeepSpeed's own estimators (estimate_zero2/zero3_model_states_mem_needs) where these apply: to
     bf16 at stages 2 and 3. At stage 3 theirs leave out half of the fp32 gradients, 2 P/N.
@@ -92,7 +124,7 @@ def model_state_bytes(parameters: int, largest_module: int, sharding: ShardingCo
         buffers += bucket
     else:
         gradients += bucket
-    return ModelStateBytes(int(weights), int(gradients), int(optimizer), int(buffers))
+    return MemoryEstimate(int(weights), int(gradients), int(optimizer), int(buffers))
 
 
 def host_bytes(parameters: int, largest_module: int, sharding: ShardingConfig) -> int:
@@ -138,11 +170,6 @@ def activation_bytes(
 def logits_bytes(config: ModelConfig, batch: int, frames: int) -> int:
     """Peak bytes of the logits and their gradients, when the backward pass begins."""
     return 12 * batch * config.codebooks * frames * (config.codebook_size + 1)
-
-
-def recompute_bytes(config: ModelConfig, sharding: ShardingConfig, batch: int, steps: int) -> int:
-    """Bytes of the layer that activation checkpointing recomputes in the backward pass, after the logits are freed."""
-    return sharding.bytes_per_number * _STORED_PER_LAYER * batch * steps * config.width
 
 
 def checkpoint_bytes(parameters: int, sharding: ShardingConfig, ema: bool = False) -> int:
