@@ -27,26 +27,29 @@ from pipeline.training.settings import TrainSettings
 def main(settings: TrainSettings) -> int:
     """Wire data, model, trainer and tracker; train; export."""
     from pipeline.hub import model_card
-    from pipeline.training import checkpoint, data, distributed, engine, preflight, resume_check, run
+    from pipeline.training import checkpoint, data, distributed, engine, finetune, preflight, resume_check, run
     from pipeline.training.context import RunContext
 
     stop_signals.begin_start()
     tracking = settings.tracking.with_environment(overridden_settings())
+    base = finetune.open_base(settings.finetune)
+    settings = finetune.inherit_settings(settings, base, overridden_settings())
     settings = settings.model_copy(update={"tracking": tracking})
     world = distributed.init_distributed(settings.trainer.watchdog_seconds)
     context = RunContext(settings, Path(settings.run), world)
     resume_from, skipped = checkpoint.resolve_resume(context.run_dir, settings.resume, world)
-    dataset = data.open_datasets(settings)
-    model_config = engine.model_config(settings, dataset)
+    dataset = data.open_datasets(settings, base)
+    model_config = engine.model_config(settings, dataset, base)
     context = context.with_steps(data.steps_from_compute_budget(context, model_config, dataset))
-    record = resume_check.training_settings(context, dataset.content_digests())
-    changes = resume_check.check_resume(resume_from, context, model_config, record) if resume_from else []
-    if preflight.run_preflight(context, model_config, dataset, resume_from):
+    record = resume_check.training_settings(context, dataset.content_digests(), base)
+    notes = base.notes() if base else []
+    notes += resume_check.check_resume(resume_from, context, model_config, record, base) if resume_from else []
+    if preflight.run_preflight(context, model_config, dataset, resume_from, base):
         return 0
-    model = engine.build_model(context.settings, model_config, dataset, from_pretrained=resume_from is None)
+    model = engine.build_model(context.settings, model_config, dataset, resume_from is None, base)
     with run.init_run_dir(context, skipped):
         trainer = run.build_trainer(context, model, dataset, record, resume_from)
-        run.log_run_summary(context, trainer, dataset, changes)
+        run.log_run_summary(context, trainer, dataset, notes)
         with run.RunObserver(context, trainer, dataset) as observer:
             observer.exit_code = trainer.train(observer)
             if world.is_main:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.codec_gpt import GELU, CodecGPT
+from pipeline.models.lora import merged_weight
 
 _MAX_SUM = 1024  # up to this many products, oneDNN sums in an order that does not depend on the number of rows
 _PACKED_ROWS = 16  # the number of rows for which the weights are packed
@@ -100,11 +101,11 @@ class InferenceEngine:
         self.layers = [
             DecoderLayer(
                 attention_norm=block.ln_1,
-                qkv=PackedLinear(block.attn.c_attn.weight, block.attn.c_attn.bias, batch_invariant),
-                out=PackedLinear(block.attn.c_proj.weight, block.attn.c_proj.bias, batch_invariant),
+                qkv=PackedLinear(merged_weight(block.attn.c_attn), block.attn.c_attn.bias, batch_invariant),
+                out=PackedLinear(merged_weight(block.attn.c_proj), block.attn.c_proj.bias, batch_invariant),
                 mlp_norm=block.ln_2,
-                up=PackedLinear(block.mlp.c_fc.weight, block.mlp.c_fc.bias, batch_invariant),
-                down=PackedLinear(block.mlp.c_proj.weight, block.mlp.c_proj.bias, batch_invariant),
+                up=PackedLinear(merged_weight(block.mlp.c_fc), block.mlp.c_fc.bias, batch_invariant),
+                down=PackedLinear(merged_weight(block.mlp.c_proj), block.mlp.c_proj.bias, batch_invariant),
             )
             for block in cast(Any, backbone.h)
         ]

@@ -17,6 +17,7 @@ from pipeline.common.errors import InputError, first_line
 from pipeline.common.versions import package_versions
 from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
+from pipeline.models.lora import ADAPTER, is_adapter
 
 if TYPE_CHECKING:
     from pipeline.generation.in_memory import Audio, Prompt
@@ -170,19 +171,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def find_export(run: str | Path) -> Path:
-    """The folder with a run's model: `run/export`, or `run` itself.
+def find_export(run: str | Path, setting: str = "run") -> Path:
+    """The folder with a run's model: `run/export`, `run/export/adapter`, or `run` itself.
+
+    Args:
+        run: The run folder, or the folder of a model or of an adapter.
+        setting: The setting that names it, for messages.
 
     Raises:
-        InputError: Neither has a model.
+        InputError: None of them has a model.
     """
     run = Path(run)
-    for folder in (run / "export", run):
-        if (folder / WEIGHTS).is_file():
+    for folder in (run / "export", run / "export" / ADAPTER, run):
+        if (folder / WEIGHTS).is_file() or is_adapter(folder):
             return folder
     if not run.is_dir():
-        raise InputError(f"run={run}: there is no such folder; pipeline.train writes runs/NAME")
-    raise InputError(f"run={run}: it has no export; create it: python -m pipeline.export run={run}")
+        raise InputError(f"{setting}={run}: there is no such folder; pipeline.train writes runs/NAME")
+    raise InputError(f"{setting}={run}: it has no export; create it: python -m pipeline.export run={run}")
 
 
 def load_run(
@@ -201,7 +206,8 @@ def load_run(
         (24000,)
 
     Args:
-        run: A run folder, or a folder with `model.safetensors` and `config.json`.
+        run: A run folder, a folder with `model.safetensors` and `config.json`, or one with an adapter, whose base is
+            where it was in training.
         device: `auto` (a GPU if there is one), `cpu` or `cuda:0`.
         codec_weights: The folder with the codec's weights.
         embedder_weights: The embedder's weights, as `embedder.source`.

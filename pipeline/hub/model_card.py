@@ -78,6 +78,7 @@ def render_model_card(
             trainer=settings["trainer"],
             optim=settings["optim"],
             pretrained=settings["model"].get("pretrained"),
+            base=_describe_base(settings, metadata),
             state=metadata,
             config=config,
             codec=config.codec,
@@ -95,6 +96,16 @@ def render_model_card(
             raise
         why = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"pipeline.train did not write {run}/config.yaml or {checkpoint} ({why:.200})") from error
+
+
+def _describe_base(settings: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
+    """The repository or the name of the folder of the fine-tuned model, and its sha256; no local path is published."""
+    source = settings.get("finetune", {}).get("from")
+    if source is None:
+        return None
+    folder = Path(source)  # absolute, or a repository
+    name = source if not folder.is_absolute() else folder.parent.name if folder.name == "export" else folder.name
+    return f"{name}, {metadata['settings']['finetune.from']}"
 
 
 def _local_datasets(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from pipeline.models.weights import save_tensors
 
 with hide_broken_packages("torchaudio", "torchvision"):  # transformers imports both where they are installed
     from transformers import GPT2Config, GPT2Model
+
+if TYPE_CHECKING:
+    from pipeline.models.lora import Adapter
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 GELU = "gelu_pytorch_tanh"  # GPT-2's activation as one operation; transformers' own implementation has eight
@@ -135,6 +138,7 @@ class CodecGPT(nn.Module):
         self.null_prompt = nn.Parameter(torch.empty(config.width))
         self.label_smoothing = 0.0  # only in training
         self.weights_sha256 = ""  # of the file from which the model was loaded
+        self.adapter: Adapter | None = None  # that is trained, while all other weights are frozen
         self.register_buffer("prompt_mean", torch.zeros(config.prompt_dim))
         self.register_buffer("prompt_std", torch.ones(config.prompt_dim))
         self.register_buffer("offsets", torch.arange(config.codebooks)[:, None] * self.classes, persistent=False)
@@ -282,7 +286,8 @@ class CodecGPT(nn.Module):
         """Load a model, in eval mode.
 
         Args:
-            source: a folder that `save_pretrained` wrote, or a Hub repository with its files.
+            source: a folder that `save_pretrained` wrote, or a Hub repository with its files; or the folder of an
+                adapter, which is merged into its base.
             device: where to put it.
 
         Raises:
@@ -291,9 +296,13 @@ class CodecGPT(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from pipeline.models import lora
+
         folder = Path(source)
         if not folder.is_dir():
             folder = _download(str(source))
+        if lora.is_adapter(folder):
+            return lora.load_merged(folder).to(device)
         try:
             content = json.loads((folder / CONFIG).read_text())
             config = ModelConfig.parse(content)

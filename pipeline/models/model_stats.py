@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.lora import Adapter
 from pipeline.models.pattern import build_pattern
 
 
@@ -21,6 +22,20 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
 def num_parameters(config: ModelConfig) -> int:
     """Number of parameters of a CodecGPT."""
     return sum(parameter_counts(config).values())
+
+
+def adapter_parameters(config: ModelConfig, adapter: Adapter) -> int:
+    """Number of parameters that an adapter adds: in + out of the four matrices of a layer are 4, 2, 5 and 5 D."""
+    return adapter.rank * 16 * config.width * config.layers
+
+
+def num_trained(config: ModelConfig, adapter: Adapter | None) -> int:
+    """Number of parameters that are trained."""
+    if adapter is None:
+        return num_parameters(config)
+    counts = parameter_counts(config)
+    embeddings = sum(counts[part] for part in ("codes", "head", "prompt"))
+    return adapter_parameters(config, adapter) + embeddings * adapter.train_embeddings
 
 
 def largest_module(config: ModelConfig) -> int:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import InputError
 from pipeline.common.files import is_intact, sha256_file, with_checksum, write_atomic
+from pipeline.models import lora
 from pipeline.models.codec_gpt import ModelConfig, write_pretrained
 from pipeline.training import zero_to_fp32
 from pipeline.training.distributed import World
@@ -223,10 +224,15 @@ def start_save(
         shutil.rmtree(folder)  # incomplete, or the same step again after a resume from an earlier checkpoint
     world.barrier()
     writer = engine.checkpoint_engine = AsyncCheckpointEngine(background)
-    engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    adapter = engine.module.adapter  # of which the base is not saved
+    engine.save_checkpoint(
+        str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=adapter is not None
+    )
     if ema is not None:
         writer.add_checksum(ema.save(folder))
     layout = {"ranks": world.world_size, "stage": engine.zero_optimization_stage(), "bf16": engine.bfloat16_enabled()}
+    if adapter is not None:
+        layout["adapter"] = adapter.model_dump()
     return PendingCheckpoint(folder, {**state, **layout, "model": asdict(engine.module.config)}, writer)
 
 
@@ -256,7 +262,7 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
     """The content of `complete.json`.
 
     Its keys are step, place (the position of the data stream), seed, settings, ranks, stage, bf16, model, files (the
-    sha256 of each), and val_loss if the model was validated at this step.
+    sha256 of each), and val_loss if the model was validated at this step, and adapter if only that is trained.
 
     Raises:
         InputError: the file is damaged.
@@ -322,7 +328,8 @@ def load(engine: Any, checkpoint: Checkpoint, world: World, run: Path) -> None:
         world.barrier()
     optimizer = engine.optimizer
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+    strict = engine.module.adapter is None
+    loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name, load_module_strict=strict)
     assert loaded is not None, f"{path} is complete, but DeepSpeed has not loaded it"
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)  # DeepSpeed loads those of the checkpoint, and at ZeRO-3 those of one group for all
@@ -334,18 +341,26 @@ def load(engine: Any, checkpoint: Checkpoint, world: World, run: Path) -> None:
 def export(path: Path, folder: Path, use_ema: bool = True) -> None:
     """Write the weights of a checkpoint, in safetensors, and the config of its model.
 
+    An adapter is written to `folder/adapter`, and merged into its base to `folder`.
+
     Args:
         path: a complete checkpoint.
         folder: where to write.
         use_ema: write the moving average of the weights if the checkpoint has one.
 
     Raises:
-        InputError: the checkpoint is damaged.
+        InputError: the checkpoint is damaged, or the base of its adapter is missing.
     """
     if faults := damage(path):
         raise InputError(f"{path} is damaged ({faults[0]}): give another checkpoint")
     weights = zero_to_fp32.consolidated_state_dict(path, use_ema)
-    write_pretrained(folder, ModelConfig(**read_metadata(path)["model"]), weights)
+    metadata = read_metadata(path)
+    if "adapter" in metadata:
+        adapter = lora.Adapter.model_validate(metadata["adapter"])
+        trained = {name: value for name, value in weights.items() if name not in ("prompt_mean", "prompt_std")}
+        weights = lora.merge_adapter(lora.load_base(adapter, str(path)).state_dict(), trained, adapter)
+        lora.write_adapter(folder / lora.ADAPTER, trained, adapter)
+    write_pretrained(folder, ModelConfig(**metadata["model"]), weights)
 
 
 def _step(path: Path) -> int:

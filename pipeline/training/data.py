@@ -22,11 +22,13 @@ from pipeline.data.shard_cache import LocalShardCache
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
 from pipeline.training.context import RunContext
+from pipeline.training.finetune import Base
 from pipeline.training.settings import DataSettings, TrainSettings
 
 _VALID_OPEN_SHARDS = 8  # validation shards are read one after another
 _NUM_PROMPTS = 10_000  # prompts from which their mean and deviation are estimated
 _NO_CROP = 2**31 - 1
+KEEP = "finetune.keep"  # the name of its dataset
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class TrainData:
     Attributes:
         folders: folder or URL of each dataset, by name; a single dataset has the name "".
         train: training split of each dataset, in the same order.
-        valid: validation split of each dataset.
+        valid: validation split of each dataset, except `finetune.keep`.
         sampler: order of the training clips of all datasets.
         crop: longer clips are cropped to this number of frames; None: no crop.
     """
@@ -76,8 +78,8 @@ class TrainData:
     def content_digests(self) -> dict[str, str]:
         """A sha256 of the shards of each split, by the setting that names it."""
         digests = {}
-        for name, *splits in zip(self.folders, self.train, self.valid, strict=True):
-            for setting, split in zip(("shards", "data.valid"), splits, strict=True):
+        for setting, splits in (("shards", self.train), ("data.valid", self.valid)):
+            for name, split in zip(self.folders, splits, strict=False):  # finetune.keep, the last, has no validation
                 rows = [f"{shard.samples} {shard.frames} {shard.bytes} {shard.sha256}" for shard in split.shards]
                 key = f"{setting}.{name}" if name else setting
                 digests[key] = hashlib.sha256("\n".join(rows).encode()).hexdigest()
@@ -133,15 +135,21 @@ class RunBatches:
                 yield (clips or filler), clips is not None
 
 
-def open_datasets(settings: TrainSettings) -> TrainData:
-    """Open the datasets of `shards=`.
+def open_datasets(settings: TrainSettings, base: Base | None = None) -> TrainData:
+    """Open the datasets of `shards=`, and `finetune.keep`, which is for training only.
+
+    Args:
+        settings: the settings.
+        base: the model that is fine-tuned.
 
     Raises:
-        InputError: a dataset is missing or empty, or was made by another codec or embedder than the settings or the
-            first dataset name.
+        InputError: a dataset is missing or empty, or was made by another codec or embedder than the settings, the base
+            or the first dataset name.
     """
-    data, codec = settings.data, settings.codec
+    data, codec, keep = settings.data, settings.codec, settings.finetune.keep
     folders = {"": settings.shards} if isinstance(settings.shards, str) else settings.shards
+    if keep is not None:
+        folders = {**folders, KEEP: keep}
     train: list[ShardedDataset] = []
     valid: list[ShardedDataset] = []
     shard_cache, external = LocalShardCache(data.cache_dir, data.cache_gib), _external_source(data)
@@ -152,10 +160,11 @@ def open_datasets(settings: TrainSettings) -> TrainData:
             shard_cache=shard_cache, external=external,
         )  # fmt: skip
 
-    for folder in folders.values():
+    for name, folder in folders.items():
         train.append(open_split(folder, data.train, 2 * data.shuffle_shards))
-        valid.append(open_split(folder, data.valid, _VALID_OPEN_SHARDS))
         manifest, first = train[-1].manifest, train[0].manifest
+        if base is not None:
+            base.check_dataset(manifest)
         manifest.check_codec({"name": codec.name}, codec.codebooks)
         if manifest is not first:
             manifest.check_codec(first.codec, codec.codebooks)
@@ -163,7 +172,10 @@ def open_datasets(settings: TrainSettings) -> TrainData:
         if not len(train[-1]):
             known = ", ".join(f"{name} ({manifest.num_samples(name)} clips)" for name in manifest.splits)
             raise InputError(f"{folder} has no clips in data.train={data.train}: its splits are {known or 'none'}")
-        train[-1].codebooks = valid[-1].codebooks = codec.codebooks
+        if name != KEEP:
+            valid.append(open_split(folder, data.valid, _VALID_OPEN_SHARDS))
+    for split in (*train, *valid):
+        split.codebooks = codec.codebooks
     crop = None if data.seconds is None else round(data.seconds * train[0].manifest.frame_rate)
     return TrainData(folders, train, valid, _build_sampler(settings, [*folders], train, crop), crop)
 
@@ -184,8 +196,11 @@ def _build_sampler(settings: TrainSettings, names: list[str], train: list[Sharde
     }
     sampler: EpochSampler | MixtureSampler = next(iter(samplers.values()))
     if len(samplers) > 1:
-        by_size = {name: float(each.epoch_size) for name, each in samplers.items()}
-        sampler = MixtureSampler(samplers, settings.mixture_weights or by_size, seed)
+        weights = settings.mixture_weights or {n: float(each.epoch_size) for n, each in samplers.items() if n != KEEP}
+        if KEEP in samplers:
+            share = settings.finetune.keep_weight
+            weights = {**weights, KEEP: share / (1 - share) * sum(weights.values())}
+        sampler = MixtureSampler(samplers, weights, seed)
     return bucket_by_length(sampler, _cropped_lengths(train, crop), seed, data.max_padding)
 
 

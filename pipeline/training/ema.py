@@ -15,22 +15,22 @@ FILE = "ema.safetensors"
 
 
 class Ema:
-    """mean <- decay * mean + (1 - decay) * weights, in fp32, on the first rank.
+    """mean <- decay * mean + (1 - decay) * weights, of those that are trained, in fp32, on the first rank.
 
     The decay is at most (1 + n) / (10 + n) at step n, so that early means do not consist of the initial weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.mean = {name: p.detach().float().clone() for name, p in model.named_parameters()}
+        self.mean = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Add the weights after a step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        weights = {name: p.detach().float() for name, p in model.named_parameters()}
-        torch._foreach_lerp_([self.mean[name] for name in weights], [*weights.values()], 1 - decay)
+        weights = [p.detach().float() for name, p in model.named_parameters() if name in self.mean]
+        torch._foreach_lerp_([*self.mean.values()], weights, 1 - decay)
 
     def save(self, folder: Path) -> Path:
         """Write the mean to the folder of a checkpoint, and return the path of its file."""

@@ -13,18 +13,21 @@ from pipeline.models.pattern import build_pattern
 from pipeline.training import zero_patches
 from pipeline.training.context import RunContext
 from pipeline.training.data import TrainData
+from pipeline.training.finetune import Base
 from pipeline.training.settings import TrainSettings
 
 # dense bf16 TFLOP/s from NVIDIA's data sheets, by a part of the device's name
 _PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A10": 125, "4090": 165, "V100": 125}
 
 
-def model_config(settings: TrainSettings, data: TrainData) -> ModelConfig:
-    """The model of the settings, for these datasets.
+def model_config(settings: TrainSettings, data: TrainData, base: Base | None = None) -> ModelConfig:
+    """The model of the settings or of the base, for these datasets.
 
     Raises:
-        InputError: the longest clip has more steps than `model.positions`.
+        InputError: the longest clip has more steps than `model.positions`, or than the positions of the base.
     """
+    if base is not None:
+        return base.model_config(settings, data.max_frames)
     manifest, model, codebooks = data.manifest, settings.model, settings.codec.codebooks
     frames, end_of_audio, pattern = data.max_frames, settings.data.end_of_audio, settings.pattern.name
     steps = build_pattern(pattern, codebooks).num_steps(frames + end_of_audio)
@@ -52,7 +55,9 @@ def model_config(settings: TrainSettings, data: TrainData) -> ModelConfig:
     )
 
 
-def build_model(settings: TrainSettings, config: ModelConfig, data: TrainData, from_pretrained: bool) -> CodecGPT:
+def build_model(
+    settings: TrainSettings, config: ModelConfig, data: TrainData, from_pretrained: bool, base: Base | None = None
+) -> CodecGPT:
     """Build the model, with the same weights on all ranks.
 
     Args:
@@ -60,11 +65,14 @@ def build_model(settings: TrainSettings, config: ModelConfig, data: TrainData, f
         config: the model.
         data: gives the prompts from which their normalization is estimated.
         from_pretrained: whether to load `model.pretrained`; unnecessary where a checkpoint is loaded afterwards.
+        base: the model that is fine-tuned; it has its own normalization.
 
     Raises:
         InputError: pretrained weights cannot be loaded, or no prompt is finite.
     """
     torch.manual_seed(settings.seed)
+    if base is not None:
+        return base.build_model(config)
     model = pretrained_gpt2.build_model(config, settings.model.pretrained if from_pretrained else None)
     model.fit_prompt_normalization(data.sample_prompts())
     return model

@@ -6,6 +6,8 @@
     activations   b B S D a L  stored by the forward pass for the backward pass
     logits        12 B K T C   log-probabilities, their gradient and the gradient of the logits, in fp32
 
+Where an adapter is trained, gradients and optimizer are those of its parameters.
+
 Letters: P parameters, N ranks, b bytes per number, B clips of a micro-batch, S steps, D width, L layers, K codebooks,
 T frames, C classes, a numbers stored per step, width and layer.
 """
@@ -17,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.lora import Adapter
 from pipeline.models.pattern import build_pattern
 from pipeline.training.settings import ZeroSettings
 
@@ -83,20 +86,26 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: ModelConfig, sharding: ShardingConfig, batch: int, frames: int, mode: str
+    config: ModelConfig, sharding: ShardingConfig, batch: int, frames: int, mode: str, adapter: Adapter | None = None
 ) -> MemoryEstimate:
-    """Memory of one rank that trains on `batch` clips of `frames` frames; mode: see `activation_bytes`."""
-    states = model_state_bytes(model_stats.num_parameters(config), model_stats.largest_module(config), sharding)
+    """Memory of one rank that trains a model, or its adapter; see `activation_bytes` for the arguments."""
+    trained = model_stats.num_trained(config, adapter)
+    parameters = model_stats.num_parameters(config) + (
+        model_stats.adapter_parameters(config, adapter) if adapter else 0
+    )
+    states = model_state_bytes(parameters, model_stats.largest_module(config), sharding, trained)
     frames += config.end_of_audio
     steps = build_pattern(config.pattern, config.codebooks).num_steps(frames)
     # a layer that is recomputed in the backward pass, after the logits are freed
     layer = sharding.bytes_per_number * _STORED_PER_LAYER * batch * steps * config.width
     temporary = max(logits_bytes(config, batch, frames), layer if mode == "checkpointed" else 0)
-    activations = activation_bytes(config, sharding, batch, frames, steps, mode)
+    activations = activation_bytes(config, sharding, batch, frames, steps, mode, adapter)
     return replace(states, activations=activations, temporary=temporary)
 
 
-def model_state_bytes(parameters: int, largest_module: int, sharding: ShardingConfig) -> MemoryEstimate:
+def model_state_bytes(
+    parameters: int, largest_module: int, sharding: ShardingConfig, trained: int | None = None
+) -> MemoryEstimate:
     """Bytes of weights, gradients and optimizer on the device of one rank, whatever the batch size.
 
     The sums are those of DeepSpeed's own estimators (estimate_zero2/zero3_model_states_mem_needs) where these apply: to
@@ -106,13 +115,15 @@ def model_state_bytes(parameters: int, largest_module: int, sharding: ShardingCo
         parameters: number of parameters of the model.
         largest_module: number of parameters of the largest module, which ZeRO-3 gathers.
         sharding: how they are sharded.
+        trained: number of parameters that are trained; None: all.
     """
     stage, b, N = sharding.stage, sharding.bytes_per_number, sharding.ranks
+    trained = parameters if trained is None else trained
     shards = N if stage >= 1 else 1
     master = 4 if sharding.bf16 or stage >= 1 else 0  # DeepSpeed updates a copy, even of fp32 weights
     weights: float = b * parameters
-    gradients: float = b * parameters / (N if stage >= 2 else 1) + (4 * parameters / shards if master else 0)
-    optimizer: float = (master + 8) * parameters / shards
+    gradients: float = b * trained / (N if stage >= 2 else 1) + (4 * trained / shards if master else 0)
+    optimizer: float = (master + 8) * trained / shards
     bucket = b * sharding.bucket_size if stage >= 1 else 0  # allocated in each backward pass, at stage 3 only once
     buffers = 0.0
     if sharding.offload_optimizer:
@@ -120,7 +131,7 @@ def model_state_bytes(parameters: int, largest_module: int, sharding: ShardingCo
     if stage == 3:
         weights = 4 * largest_module + (0 if sharding.offload_weights else b * parameters / N)
         if not sharding.offload_optimizer:  # the rank's gradients have a buffer from the start
-            gradients, buffers = 4 * parameters / N, b * parameters / N
+            gradients, buffers = 4 * trained / N, b * trained / N
         buffers += bucket
     else:
         gradients += bucket
@@ -145,8 +156,9 @@ def host_bytes(parameters: int, largest_module: int, sharding: ShardingConfig) -
 
 
 def activation_bytes(
-    config: ModelConfig, sharding: ShardingConfig, batch: int, frames: int, steps: int, mode: str = "eager"
-) -> int:
+    config: ModelConfig, sharding: ShardingConfig, batch: int, frames: int, steps: int, mode: str = "eager",
+    adapter: Adapter | None = None,
+) -> int:  # fmt: skip
     """Bytes that a forward pass stores for the backward pass, without the logits.
 
     Attention is a fused kernel, so no S x S matrix is stored. In eager mode, dropout stores a byte for each
@@ -159,11 +171,16 @@ def activation_bytes(
         frames: frames of each clip.
         steps: steps of these frames under the model's pattern.
         mode: `eager`, `compiled` or `checkpointed` (activation checkpointing).
+        adapter: what is trained; None: all weights. It stores A x of four matrices, and with dropout their inputs.
     """
     row = batch * steps * config.width
     layers = config.layers * (_STORED_PER_CHECKPOINTED_LAYER if mode == "checkpointed" else _STORED_PER_LAYER)
     masks = (2 * config.layers + 1) * row if config.dropout and mode == "eager" else 0
     around = 2 * row + batch * config.codebooks * frames * config.width  # the last norm, and the input of the heads
+    if adapter and mode != "checkpointed":
+        around += 4 * adapter.rank * batch * steps * config.layers
+        if adapter.dropout:
+            around, masks = around + 7 * row * config.layers, masks + 7 * row * config.layers * (mode == "eager")
     return sharding.bytes_per_number * (layers * row + around) + masks
 
 
@@ -172,8 +189,8 @@ def logits_bytes(config: ModelConfig, batch: int, frames: int) -> int:
     return 12 * batch * config.codebooks * frames * (config.codebook_size + 1)
 
 
-def checkpoint_bytes(parameters: int, sharding: ShardingConfig, ema: bool = False) -> int:
-    """Bytes on disk of one checkpoint, over all ranks."""
-    weights = 0 if sharding.stage == 3 else sharding.bytes_per_number * parameters
-    master = 4 * parameters if sharding.bf16 or sharding.stage >= 1 else 0
-    return weights + master + 8 * parameters + (4 * parameters if ema else 0)
+def checkpoint_bytes(trained: int, sharding: ShardingConfig, ema: bool = False) -> int:
+    """Bytes on disk of one checkpoint of this many trained parameters, over all ranks."""
+    weights = 0 if sharding.stage == 3 else sharding.bytes_per_number * trained
+    master = 4 * trained if sharding.bf16 or sharding.stage >= 1 else 0
+    return weights + master + 8 * trained + (4 * trained if ema else 0)

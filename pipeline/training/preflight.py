@@ -21,6 +21,7 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import RunContext
 from pipeline.training.data import RunBatches, TrainData
 from pipeline.training.engine import build_engine, build_model
+from pipeline.training.finetune import Base
 from pipeline.training.memory import MemoryEstimate
 from pipeline.training.preflight_table import build_memory_table, build_table, format_bytes
 from pipeline.training.run_estimate import RunEstimate, probe_hardware
@@ -35,8 +36,9 @@ _TIMED_STEPS = 4  # the first, which may compile the model, does not count
 
 
 def run_preflight(
-    context: RunContext, model: ModelConfig, data: TrainData, resume_from: Checkpoint | None = None
-) -> bool:
+    context: RunContext, model: ModelConfig, data: TrainData, resume_from: Checkpoint | None = None,
+    base: Base | None = None,
+) -> bool:  # fmt: skip
     """Print the tables on the first rank, and check that the run fits. A barrier.
 
     Returns:
@@ -49,7 +51,7 @@ def run_preflight(
     if request is False:
         return False
     hardware, done = probe_hardware(context.world, context.run_dir), resume_from.step if resume_from else 0
-    estimate = RunEstimate(context.settings, model, data, hardware, context.bf16, done)
+    estimate = RunEstimate(context.settings, model, data, hardware, context.bf16, done, base.adapter if base else None)
     console = Console(quiet=not context.world.is_main, soft_wrap=False)
     if not console.is_terminal:
         console.width = _WIDTH
@@ -60,17 +62,17 @@ def run_preflight(
     if blockers := find_blockers(estimate):
         raise InputError("; ".join(blockers))
     if request == "only":
-        console.print(measure_time(context, model, data, done), highlight=False)
+        console.print(measure_time(context, model, data, done, base), highlight=False)
     else:
         console.print("time: see eta below; trainer.preflight=only times a few steps instead", highlight=False)
     return request == "only"
 
 
-def measure_time(context: RunContext, model: ModelConfig, data: TrainData, done: int) -> str:
+def measure_time(context: RunContext, model: ModelConfig, data: TrainData, done: int, base: Base | None) -> str:
     """A line with the time that the steps after `done` take, by timing a few of them. Nothing is written. A barrier."""
     left = context.settings.trainer.steps - done
     try:
-        engine = build_engine(context, build_model(context.settings, model, data, from_pretrained=False))
+        engine = build_engine(context, build_model(context.settings, model, data, False, base))
         times = Trainer(context, engine, RunBatches(data, context), {}).time_steps(_TIMED_STEPS)
     except (RuntimeError, OSError, FloatingPointError) as error:  # such as too little memory, or a damaged clip
         return f"time: not measured ({first_line(error)})"

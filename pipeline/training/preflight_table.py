@@ -26,6 +26,7 @@ def build_table(estimate: RunEstimate) -> Table:
         "model": f"{sum(parts.values()):,} parameters: "
         + ", ".join(f"{name} {n:,}" for name, n in parts.items())
         + f"; {model.layers} layers of width {model.width}",
+        **_describe_finetuning(estimate),
         "sequence": f"{estimate.frames} frames ({estimate.frames / frame_rate:.2f} s, the longest clip) of "
         f"{model.codebooks} codebooks are {estimate.sequence_steps} steps under pattern {model.pattern}, of "
         f"{model.positions} positions",
@@ -51,6 +52,16 @@ def build_table(estimate: RunEstimate) -> Table:
     for name, row in rows.items():
         table.add_row(name, row)
     return table
+
+
+def _describe_finetuning(estimate: RunEstimate) -> dict[str, str]:
+    """The row about the base, if there is one."""
+    finetune, adapter = estimate.settings.finetune, estimate.adapter
+    if finetune.source is None:
+        return {}
+    rank = f"adapters of rank {adapter.rank}" if adapter else "all weights"
+    kept = f"; {finetune.keep_weight:.0%} of the clips from {finetune.keep}" if finetune.keep else ""
+    return {"base": f"{finetune.source}; {rank}, {estimate.trained:,} parameters, are trained{kept}"}
 
 
 def build_memory_table(estimate: RunEstimate) -> Table:

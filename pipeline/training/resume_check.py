@@ -16,8 +16,10 @@ from typing import Any
 from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings
 from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.lora import Adapter
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import RunContext
+from pipeline.training.finetune import Base
 from pipeline.training.schedules import Schedule
 
 COMPARED_SETTINGS = (
@@ -29,24 +31,39 @@ CLIPS_PER_RANK = "clips a rank and step"  # a key of the record
 _NOT_COMPARED = {"ranks", CLIPS_PER_RANK, "trainer.steps"}
 _NOT_RECORDED = {"optim.name": "adamw"}  # by older versions, which had one optimizer
 _NOT_ARCHITECTURE = ("frames", "dropout", "prompt_dropout")  # longer clips may follow; dropout is a recorded setting
+_ADAPTER = {  # an adapter does not fit another base, or a model without one
+    "finetune.lora.rank": "rank",
+    "finetune.lora.train_embeddings": "train_embeddings",
+    "the sha256 of finetune.from": "base_sha256",
+}
 _DIGEST_LENGTH = 12  # hex digits that are recorded
 
 
-def training_settings(context: RunContext, digests: Mapping[str, str]) -> dict[str, Any]:
+def training_settings(context: RunContext, digests: Mapping[str, str], base: Base | None = None) -> dict[str, Any]:
     """The settings that a checkpoint records, by name.
 
     Args:
         context: the run.
         digests: a digest of the contents of the shards, by the setting that names them.
+        base: the model that is fine-tuned.
     """
     trainer, flat = context.settings.trainer, flatten_settings(context.settings.to_dict())
     record = {key: flat[key] for name in COMPARED_SETTINGS for key in flat if key == name or key.startswith(f"{name}.")}
+    if base is not None:
+        finetune = context.settings.finetune
+        record |= {
+            "finetune.from": f"weights {base.sha256[:_DIGEST_LENGTH]}",
+            **flatten_settings({"finetune.lora": finetune.lora.to_dict()}),
+        }
+        record |= {"finetune.keep_weight": finetune.keep_weight} if finetune.keep else {}
     record |= {name: f"contents {digest[:_DIGEST_LENGTH]}" for name, digest in digests.items()}
     record |= {"ranks": context.world.world_size, CLIPS_PER_RANK: trainer.clips_per_rank}
     return {**record, "trainer.steps": trainer.steps}
 
 
-def check_resume(checkpoint: Checkpoint, context: RunContext, model: ModelConfig, now: Mapping[str, Any]) -> list[str]:
+def check_resume(
+    checkpoint: Checkpoint, context: RunContext, model: ModelConfig, now: Mapping[str, Any], base: Base | None = None
+) -> list[str]:
     """Check that a checkpoint can be resumed.
 
     Args:
@@ -54,6 +71,7 @@ def check_resume(checkpoint: Checkpoint, context: RunContext, model: ModelConfig
         context: the run of now.
         model: the model of now.
         now: what `training_settings` returns for now.
+        base: the model that is fine-tuned.
 
     Returns:
         A line to log for each difference that is accepted.
@@ -62,17 +80,21 @@ def check_resume(checkpoint: Checkpoint, context: RunContext, model: ModelConfig
         InputError: the checkpoint is of another model, optimizer layout or precision; nothing is left to train; or
             settings have changed and `resume=` does not name the checkpoint.
     """
-    check_model(checkpoint, model)
+    check_model(checkpoint, model, base.adapter if base else None)
     _check_engine(checkpoint, context.settings.deepspeed.zero_optimization.stage, context.bf16)
     _check_steps(checkpoint, context)
     return _check_settings(checkpoint, context, now)
 
 
-def check_model(checkpoint: Checkpoint, config: ModelConfig) -> None:
-    """Raises InputError, naming the settings that differ, unless the checkpoint has this architecture."""
+def check_model(checkpoint: Checkpoint, config: ModelConfig, adapter: Adapter | None = None) -> None:
+    """Raises InputError, naming the settings that differ, unless the checkpoint has this architecture and adapter."""
     old, new = checkpoint.metadata["model"], json.loads(json.dumps(asdict(config)))
     names = [name for name in new if name not in _NOT_ARCHITECTURE]
     changes = [f"{name} was {old.get(name)!r}, is now {new[name]!r}" for name in names if old.get(name) != new[name]]
+    before, now = (each or {} for each in (checkpoint.metadata.get("adapter"), adapter and adapter.model_dump()))
+    for setting, name in _ADAPTER.items():
+        if before.get(name) != now.get(name):
+            changes.append(f"{setting} was {before.get(name)!r:.20}, is now {now.get(name)!r:.20}")
     if changes:
         raise InputError(
             f"{checkpoint.path} is of another model ({'; '.join(changes)}): use its settings, or another run=DIR"

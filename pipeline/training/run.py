@@ -79,14 +79,14 @@ def build_trainer(
     return trainer
 
 
-def log_run_summary(context: RunContext, trainer: Trainer, data: TrainData, changes: Sequence[str]) -> None:
+def log_run_summary(context: RunContext, trainer: Trainer, data: TrainData, notes: Sequence[str]) -> None:
     """Log what is about to be trained on which data.
 
     Args:
         context: the run.
         trainer: the trainer, resumed where there is a checkpoint.
         data: the datasets.
-        changes: a line for each setting that has changed since the checkpoint.
+        notes: lines about the base, and about each setting that has changed since the checkpoint.
     """
     settings, t, config = context.settings, context.settings.trainer, trainer.model.config
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in trainer.model.parameters())
@@ -107,7 +107,7 @@ def log_run_summary(context: RunContext, trainer: Trainer, data: TrainData, chan
         log.info("clips are batched by length: %.1f %% of the frames are padding instead of %.1f %%", *percentages)
     if trainer.step:
         log.info("resuming at step %d of %d (epoch %.2f)", trainer.step, t.steps, trainer.samples_seen / epoch)
-    for line in changes:
+    for line in notes:
         log.info("note: %s", line)
 
 

@@ -17,6 +17,7 @@ from pipeline.common.paths import CONF
 from pipeline.common.settings import parse_settings
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.lora import Adapter
 from pipeline.models.pattern import build_pattern
 from pipeline.training import memory, zero_patches
 from pipeline.training.data import TrainData
@@ -59,6 +60,7 @@ class RunEstimate:
         hardware: the hardware.
         bf16: the precision.
         resumed_step: the step of the checkpoint that is resumed, or 0.
+        adapter: what is trained; None: all weights.
     """
 
     settings: TrainSettings
@@ -67,6 +69,7 @@ class RunEstimate:
     hardware: Hardware
     bf16: bool
     resumed_step: int = 0
+    adapter: Adapter | None = None
 
     @cached_property
     def frames(self) -> int:
@@ -78,6 +81,11 @@ class RunEstimate:
         """Steps of the longest clip under the model's pattern."""
         pattern = build_pattern(self.model.pattern, self.model.codebooks)
         return pattern.num_steps(self.frames + self.model.end_of_audio)
+
+    @property
+    def trained(self) -> int:
+        """Number of parameters that are trained."""
+        return model_stats.num_trained(self.model, self.adapter)
 
     @property
     def clips_per_step(self) -> int:
@@ -107,7 +115,7 @@ class RunEstimate:
         """Memory of one rank; the activation mode and the micro-batch are those of the settings if not given."""
         mode = self.activation_mode(sharding) if mode is None else mode
         batch = self.settings.trainer.micro_batch if batch is None else batch
-        return memory.estimate_memory(self.model, sharding, batch, self.frames, mode)
+        return memory.estimate_memory(self.model, sharding, batch, self.frames, mode, self.adapter)
 
     def host_bytes(self, sharding: ShardingConfig) -> int:
         """Bytes of host memory for all ranks of a node."""
@@ -125,16 +133,16 @@ class RunEstimate:
         t = self.settings.trainer
         saves = math.ceil(t.steps / t.save_every) if t.save_every else 1
         kept = t.keep + bool(t.keep_best) + (t.steps // t.keep_every if t.keep_every else 0) if t.keep else saves
-        parameters = model_stats.num_parameters(self.model)
-        return memory.checkpoint_bytes(parameters, self.sharding, ema=bool(t.ema)), min(kept + 1, saves)
+        return memory.checkpoint_bytes(self.trained, self.sharding, ema=bool(t.ema)), min(kept + 1, saves)
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that checkpoints and the export will take in addition to the checkpoints that exist."""
+        """Bytes that checkpoints and exports will take in addition to the checkpoints that exist."""
         size, count = self.checkpoints
         files = (Path(self.settings.run) / "checkpoints").rglob("*")
+        exported = 4 * model_stats.num_parameters(self.model) + (4 * self.trained if self.adapter else 0)
         existing = sum(file.stat().st_size for file in files if file.is_file())
-        return max(0, size * count - existing) + 4 * model_stats.num_parameters(self.model)
+        return max(0, size * count - existing) + exported
 
 
 def load_zero_choices() -> dict[str, ZeroSettings]:

@@ -64,6 +64,31 @@ class ModelSettings(Settings):
     prompt_dropout: Fraction
 
 
+class LoraSettings(Settings):
+    """The adapter that is trained instead of all weights, if its rank is not 0."""
+
+    rank: Count
+    alpha: Positive | None
+    dropout: FractionBelow1
+    train_embeddings: bool
+
+
+class FinetuneSettings(Settings):
+    """The trained model from which a run starts."""
+
+    source: str | None = Field(alias="from")
+    lora: LoraSettings
+    keep: str | None
+    keep_weight: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _check_source(self) -> FinetuneSettings:
+        for setting, value in (("lora.rank", self.lora.rank), ("keep", self.keep)):
+            if value and self.source is None:
+                raise InputError(f"finetune.{setting}={value}: there is no base; give finetune.from=RUN too")
+        return self
+
+
 class ZeroSettings(Settings):
     """DeepSpeed's `zero_optimization`, of which only the stage is checked here."""
 
@@ -164,6 +189,7 @@ class TrainSettings(CommandSettings):
     run: str
     shards: str | dict[str, str]
     mixture_weights: dict[str, Positive] | None
+    finetune: FinetuneSettings
     resume: str
     seed: Count
     data: DataSettings

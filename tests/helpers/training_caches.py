@@ -17,6 +17,7 @@ def write_cache(
     codec: str = "encodec_embedded",
     per_shard: int = 16,
     broken: tuple[str, ...] = (),
+    seed: int = 0,
 ) -> Path:
     """Write clips whose prompt says which of eight melodies they are; three quarters are for training.
 
@@ -27,10 +28,13 @@ def write_cache(
         codec: name of the codec.
         per_shard: clips per shard.
         broken: keys of clips whose prompt is not finite.
+        seed: of the melodies; the prompts are the same for all seeds.
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     melodies, prompts = rng.integers(0, 1024, (8, K, max(lengths))), rng.normal(size=(8, P))
+    if seed:
+        melodies = np.random.default_rng(seed).integers(0, 1024, melodies.shape)
     splits: dict[str, list] = {}
     for split, count in (("train", clips * 3 // 4), ("valid", clips - clips * 3 // 4)):
         for s, first in enumerate(range(0, count, per_shard)):

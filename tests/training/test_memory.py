@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.lora import Adapter, add_adapter
 from pipeline.training import memory
 from pipeline.training.memory import MemoryEstimate, ShardingConfig
 from tests.helpers.models import GPT2_SMALL, TINY
@@ -64,6 +66,25 @@ def test_activation_bytes_equal_what_autograd_stores(compiler: None, mode: str, 
     assert estimate + log_probabilities == pytest.approx(stored, rel=0.03)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("mode", ["eager", "checkpointed"])
+def test_adapters_store_what_the_estimate_says(mode: str, dropout: float) -> None:
+    """Weights that are frozen have no gradients and no optimizer; their inputs are stored nevertheless."""
+    config, batch, frames = replace(TINY, width=64, layers=6, positions=256), 3, 80
+    adapter = Adapter(rank=8, alpha=16.0, dropout=dropout, train_embeddings=False, base="", base_sha256="")
+    steps, sharding = frames + config.codebooks - 1, ShardingConfig(1, False, 1, 1)
+    stored = bytes_stored_by_autograd(config, mode, batch, frames, torch.float32, adapter)
+    estimate = memory.activation_bytes(config, sharding, batch, frames, steps, mode, adapter)
+    log_probabilities = memory.logits_bytes(config, batch, frames) // 3
+    assert estimate + log_probabilities == pytest.approx(stored, rel=0.08)
+    model = CodecGPT(config)
+    add_adapter(model, adapter)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == model_stats.num_trained(config, adapter) == model_stats.adapter_parameters(config, adapter)
+    whole, low_rank = (memory.estimate_memory(config, sharding, batch, frames, mode, a) for a in (None, adapter))
+    assert low_rank.optimizer == 12 * trained and low_rank.weights == whole.weights + 4 * trained
+
+
 def test_dropout_masks_take_a_byte_per_number_unless_compiled() -> None:
     sharding, shape = ShardingConfig(1, True, 1, 1), (16, 300, 307)
     without = replace(GPT2_SMALL, dropout=0.0)
@@ -75,9 +96,13 @@ def test_dropout_masks_take_a_byte_per_number_unless_compiled() -> None:
     assert size(GPT2_SMALL, "compiled") == size(without, "compiled")
 
 
-def bytes_stored_by_autograd(config: ModelConfig, mode: str, batch: int, frames: int, dtype: torch.dtype) -> int:
+def bytes_stored_by_autograd(
+    config: ModelConfig, mode: str, batch: int, frames: int, dtype: torch.dtype, adapter: Adapter | None = None
+) -> int:
     """Bytes of everything that a forward pass saves, except parameters."""
     model = CodecGPT(config).to(dtype)
+    if adapter:
+        add_adapter(model, adapter)
     if mode == "checkpointed":
         model.backbone.activation_checkpointing_enable()
     if mode == "compiled":

@@ -85,9 +85,14 @@ def load_codec(
     Raises:
         InputError: The name is unknown, the codec has fewer codebooks, or the weights are missing or damaged.
     """
+    return codec_settings(name, codebooks, weights_dir).load(device)
+
+
+def codec_settings(name: str, codebooks: int, weights_dir: str | Path | None = None) -> CodecSettings:
+    """The settings of a codec; see `load_codec`."""
     folder = None if weights_dir is None else str(weights_dir)
     values = {"name": name, "codebooks": codebooks, "weights_dir": folder}
-    return parse_settings(CODECS.get(name, "codec.name"), values, "codec.").load(device)
+    return parse_settings(CODECS.get(name, "codec.name"), values, "codec.")
 
 
 def offline_codecs() -> str:

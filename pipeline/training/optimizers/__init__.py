@@ -44,4 +44,5 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decay = [p for name, p in named if p.ndim >= 2 and id(p) not in embeddings and not name.endswith("bias")]
     decay_ids = {id(p) for p in decay}
     no_decay = [p for _, p in named if id(p) not in decay_ids]
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

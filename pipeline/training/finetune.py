@@ -1,0 +1,184 @@
+"""Fine-tuning: a new run, at step 0 with a schedule of its own, from the weights of a trained model.
+
+Whatever the weights depend on comes from the base: codec, codebooks, embedder, pattern, size and the normalization of
+prompts. All weights are trained, or an adapter of low rank (`pipeline.models.lora`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.audio.codecs import codec_settings
+from pipeline.common.errors import InputError
+from pipeline.common.settings import flatten_settings, format_value, parse_settings
+from pipeline.data.manifest import Manifest
+from pipeline.generation.loaded_run import find_export
+from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.lora import ADAPTER, Adapter, add_adapter, is_adapter
+from pipeline.models.pattern import build_pattern
+from pipeline.models.patterns import PATTERNS
+from pipeline.training.settings import FinetuneSettings, TrainSettings
+
+# settings that come from the base, and the settings that select them together
+_INHERITED = {
+    "pattern.name": "pattern", "codec.name": "codec", "codec.codebooks": "", "model.width": "model",
+    "model.layers": "model", "model.heads": "model", "model.positions": "", "model.pretrained": "",
+    "data.end_of_audio": "",
+}  # fmt: skip
+_NOT_IDENTITY = ("codebooks", "dtype", "version", "dim")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model from which a fine-tuning starts.
+
+    Attributes:
+        source: its folder or Hub repository.
+        config: its config.
+        sha256: of its weights.
+        settings: those of the fine-tuning.
+    """
+
+    source: str
+    config: ModelConfig
+    sha256: str
+    settings: FinetuneSettings
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that is trained; None: all weights are."""
+        lora = self.settings.lora
+        if not lora.rank:
+            return None
+        return Adapter(
+            rank=lora.rank, alpha=float(lora.alpha or 2 * lora.rank), dropout=float(lora.dropout),
+            train_embeddings=lora.train_embeddings, base=self.source, base_sha256=self.sha256,
+        )  # fmt: skip
+
+    def notes(self) -> list[str]:
+        """Lines to log about what is trained."""
+        trained = f"adapters of rank {self.settings.lora.rank}" if self.adapter else "all weights"
+        notes = [f"fine-tuning {self.source} (sha256 {self.sha256[:12]}): {trained}"]
+        if self.adapter and is_adapter(Path(self.source) / ADAPTER):
+            notes.append("the base is an export with an adapter merged into it; it has to stay, without its own base")
+        return notes
+
+    def check_dataset(self, manifest: Manifest) -> None:
+        """Raise InputError unless the model can be trained on a dataset, naming what differs and what to do."""
+        differences = [
+            f"{part}.{name} is {actual.get(name)!r}, expected {value!r}"
+            for part, trained, actual in (
+                ("codec", self.config.codec, manifest.codec),
+                ("embedder", self.config.embedder, manifest.embedder),
+            )
+            for name, value in trained.items()
+            if name not in _NOT_IDENTITY and actual.get(name) != value
+        ]
+        if manifest.codebooks < self.config.codebooks:
+            differences.append(f"it has {manifest.codebooks} codebooks, expected {self.config.codebooks} or more")
+        if manifest.prompt_dim != self.config.prompt_dim:
+            differences.append(f"its prompts are {manifest.prompt_dim} wide, expected {self.config.prompt_dim}")
+        if differences:
+            codec, embedder = self.config.codec.get("name"), str(self.config.embedder.get("name"))
+            raise InputError(
+                f"the dataset {manifest.path} does not fit finetune.from={self.settings.source} "
+                f"({'; '.join(differences)}): preprocess the sounds again with codec={codec} "
+                f"codec.codebooks={self.config.codebooks} embedder={embedder.partition('/')[0]} and the same weights, "
+                "or give a base of this codec and embedder"
+            )
+
+    def model_config(self, settings: TrainSettings, frames: int) -> ModelConfig:
+        """The config of the base for clips of at most `frames` frames.
+
+        Raises:
+            InputError: they are longer than the base can read.
+        """
+        config = self.config
+        steps = build_pattern(config.pattern, config.codebooks).num_steps(frames + config.end_of_audio)
+        if steps > config.positions:
+            raise InputError(
+                f"clips of {frames} frames are {steps} steps under pattern={config.pattern}, but "
+                f"finetune.from={self.settings.source} has {config.positions} positions: crop with data.seconds"
+            )
+        model = settings.model
+        return replace(config, frames=frames, dropout=model.dropout, prompt_dropout=model.prompt_dropout)
+
+    def build_model(self, config: ModelConfig) -> CodecGPT:
+        """The model with the weights and the normalization of prompts of the base, and an untrained adapter if any."""
+        model, trained = CodecGPT(config), CodecGPT.from_pretrained(self.source)
+        if trained.weights_sha256 != self.sha256:
+            raise InputError(f"finetune.from={self.settings.source} has changed during the start: start again")
+        model.load_state_dict(trained.state_dict())
+        if self.adapter:
+            add_adapter(model, self.adapter)
+        return model
+
+
+def open_base(settings: FinetuneSettings) -> Base | None:
+    """The base of `finetune.from`; None without one.
+
+    Raises:
+        InputError: it is missing, damaged, or an adapter on which another would be stacked.
+    """
+    source = settings.source
+    if source is None:
+        return None
+    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists()
+    folder = source if is_repository else str(find_export(source, "finetune.from").absolute())
+    if settings.lora.rank and is_adapter(folder):
+        raise InputError(
+            f"finetune.from={source} is an adapter, and adapters are not stacked: give the merged export (the folder "
+            "above it), or train all weights with finetune.lora.rank=0"
+        )
+    try:
+        model = CodecGPT.from_pretrained(folder)
+    except InputError as error:
+        raise InputError(f"finetune.from={source}: {error}") from error
+    return Base(folder, model.config, model.weights_sha256, settings)
+
+
+def inherit_settings(settings: TrainSettings, base: Base | None, typed: Collection[str]) -> TrainSettings:
+    """The settings with those of the base.
+
+    Args:
+        settings: the settings.
+        base: the base; None: nothing changes.
+        typed: the names of the settings on the command line.
+
+    Raises:
+        InputError: one of them contradicts the base.
+    """
+    if base is None:
+        return settings
+    config, old = base.config, settings
+    update: dict[str, Any] = {name: getattr(config, name) for name in ("width", "layers", "heads", "positions")}
+    for name in ("dropout", "prompt_dropout"):
+        if f"model.{name}" not in typed:
+            update[name] = getattr(config, name)
+    update |= {"name": "base", "pretrained": None}
+    codec, name = old.codec.model_copy(update={"codebooks": config.codebooks}), str(config.codec.get("name"))
+    if codec.name != name:
+        codec = codec_settings(name, config.codebooks)
+    pattern = old.pattern
+    if pattern.name != config.pattern:
+        pattern = parse_settings(PATTERNS.get(config.pattern, "pattern.name"), {"name": config.pattern}, "pattern.")
+    data = old.data.model_copy(update={"end_of_audio": config.end_of_audio})
+    new = old.model_copy(
+        update={
+            "codec": codec, "pattern": pattern, "data": data, "model": old.model.model_copy(update=update),
+            "finetune": old.finetune.model_copy(update={"source": base.source}),  # config.yaml has the absolute path
+        }
+    )  # fmt: skip
+    before, after = flatten_settings(old.to_dict()), flatten_settings(new.to_dict())
+    for setting, choice in _INHERITED.items():
+        cause = next((name for name in (setting, choice) if name in typed), None)
+        if cause and before[setting] != after[setting]:
+            raise InputError(
+                f"{setting}={format_value(before[setting])}: finetune.from={base.settings.source} has "
+                f"{format_value(after[setting])}, and fine-tuning keeps it: remove {cause}=, or give another base"
+            )
+    return new
