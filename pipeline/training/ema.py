@@ -29,8 +29,8 @@ class Ema:
         """Add the weights after a step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        weights = [p.detach().float() for name, p in model.named_parameters() if name in self.mean]
-        torch._foreach_lerp_([*self.mean.values()], weights, 1 - decay)
+        weights = {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
+        torch._foreach_lerp_([self.mean[name] for name in weights], [*weights.values()], 1 - decay)
 
     def save(self, folder: Path) -> Path:
         """Write the mean to the folder of a checkpoint, and return the path of its file."""

@@ -110,7 +110,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("exp", EXPERIMENTS)
 def test_every_experiment_builds_its_model(exp: str, shards: dict[str, Path]) -> None:
-    overrides = [f"+exp={exp}", "codec.codebooks=4", "finetune.from=base"]
+    overrides = [f"+exp={exp}", "codec.codebooks=4"]
     path = shards[compose("train", overrides).codec.name]
     small = ["model.pretrained=null", "model.width=48", "model.heads=4", "model.layers=1"]
     settings = load_settings(TrainSettings, [*overrides, f"shards='{path}'", *small])
