@@ -28,7 +28,7 @@ import sys
 from types import FrameType
 
 from pipeline.config.cli import hydra_command
-from pipeline.data.storage import Storage
+from pipeline.data.storage import LocalStorage, Storage
 from pipeline.preprocessing.settings import PreprocessSettings
 
 
@@ -48,8 +48,8 @@ def main(settings: PreprocessSettings) -> int:
 
 
 def _print_findings(store: Storage, settings: PreprocessSettings) -> None:
-    """Print what is wrong with the finished dataset."""
-    if settings.examine_clips:
+    """Print what is wrong with the finished dataset, unless its shards are remote."""
+    if settings.examine_clips and isinstance(store, LocalStorage):
         from pipeline.evaluation.doctor.command import print_findings
 
         print_findings(store, settings.examine_clips, settings.codec.weights_dir, settings.embedder.source)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pipeline.common.errors import InputError
@@ -77,54 +77,43 @@ class Dataset(ShardedDataset):
                 f"{self.store.display_path()} has {len(self)} clips in split={self.split}, fewer than the "
                 f"{world_size} x {batch_size} of a step: give a smaller batch_size or drop_last=False"
             )
-        return DatasetLoader(
-            self, batch_size, epochs, shuffle, seed, rank, world_size, max_frames, drop, position, shuffle_shards,
-            num_threads,
+        if not shuffle:
+            return DatasetLoader(partial(self._in_order, batch_size, epochs, rank, world_size, max_frames, drop))
+        loader = ShardDataLoader(
+            [self], EpochSampler(self.clips_per_shard, seed, shuffle_shards), batch_size=batch_size, rank=rank,
+            world_size=world_size, max_frames=max_frames, seed=seed, num_threads=num_threads,
         )  # fmt: skip
+        return DatasetLoader(partial(self._shuffled, loader, epochs, position, drop))
+
+    def _shuffled(self, loader: ShardDataLoader, epochs: int | None, position: int, drop_last: bool) -> Iterator[Batch]:
+        with contextlib.closing(loader.batches(position)) as batches:  # type: ignore[type-var]  # a generator
+            if epochs is None:
+                yield from batches
+                return
+            left = max(0, epochs * len(self) - position)
+            complete, rest = divmod(left, loader.batch_size * loader.world_size)
+            yield from itertools.islice(batches, complete)
+            own = min(loader.batch_size, rest - loader.rank * loader.batch_size)
+            if own > 0 and not drop_last:
+                yield _first_clips(next(batches), own, position + left)
+
+    def _in_order(
+        self, batch_size: int, epochs: int | None, rank: int, world_size: int, max_frames: int | None, drop_last: bool
+    ) -> Iterator[Batch]:
+        complete = len(self) // world_size // batch_size
+        for _ in itertools.count() if epochs is None else range(epochs):
+            batches = iter_once(self, batch_size, rank, world_size, max_frames)
+            yield from itertools.islice(batches, complete) if drop_last else batches
 
 
-@dataclass(frozen=True)
 class DatasetLoader:
     """The batches of one rank, from the same position each time that it is iterated. See `Dataset.loader`."""
 
-    dataset: Dataset
-    batch_size: int
-    epochs: int | None
-    shuffle: bool
-    seed: int
-    rank: int
-    world_size: int
-    max_frames: int | None
-    drop_last: bool
-    position: int
-    shuffle_shards: int
-    num_threads: int
+    def __init__(self, batches: Callable[[], Iterator[Batch]]) -> None:
+        self._batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._shuffled() if self.shuffle else self._in_order()
-
-    def _shuffled(self) -> Iterator[Batch]:
-        sampler = EpochSampler(self.dataset.clips_per_shard, self.seed, self.shuffle_shards)
-        loader = ShardDataLoader(
-            [self.dataset], sampler, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size,
-            max_frames=self.max_frames, seed=self.seed, num_threads=self.num_threads,
-        )  # fmt: skip
-        with contextlib.closing(loader.batches(self.position)) as batches:  # type: ignore[type-var]  # a generator
-            if self.epochs is None:
-                yield from batches
-                return
-            left = max(0, self.epochs * len(self.dataset) - self.position)
-            complete, rest = divmod(left, self.batch_size * self.world_size)
-            yield from itertools.islice(batches, complete)
-            own = min(self.batch_size, rest - self.rank * self.batch_size)
-            if own > 0 and not self.drop_last:
-                yield _first_clips(next(batches), own, self.position + left)
-
-    def _in_order(self) -> Iterator[Batch]:
-        complete = len(self.dataset) // self.world_size // self.batch_size
-        for _ in itertools.count() if self.epochs is None else range(self.epochs):
-            batches = iter_once(self.dataset, self.batch_size, self.rank, self.world_size, self.max_frames)
-            yield from itertools.islice(batches, complete) if self.drop_last else batches
+        return self._batches()
 
 
 def _first_clips(batch: Batch, clips: int, position: int) -> Batch:

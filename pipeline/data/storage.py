@@ -170,19 +170,21 @@ class RemoteStorage(Storage):
         return redact(f"{self.address}/{name}" if name else self.address)
 
     @contextlib.contextmanager
-    def _reading(self, name: str = "") -> Iterator[None]:
-        """Convert exceptions of a backend (credentials, network, permissions) to InputError, except missing files."""
+    def _converted(self, verb: str, name: str = "", kind: type[Exception] = InputError) -> Iterator[None]:
+        """Convert exceptions of a backend (credentials, network, permissions) to one kind, except missing files."""
         try:
             yield
         except FileNotFoundError:
             raise
         except Exception as error:  # each backend has its own exceptions
-            raise InputError(f"cannot read {self.display_path(name)} ({one_line(error)})") from error
+            if isinstance(error, kind):
+                raise
+            raise kind(f"cannot {verb} {self.display_path(name)} ({one_line(error)})") from error
 
     def sizes(self) -> dict[str, int]:
         self.fs.invalidate_cache(self.root)
         try:
-            with self._reading():
+            with self._converted("read"):
                 entries = self.fs.ls(self.root, detail=True)
         except FileNotFoundError:
             return {}
@@ -192,17 +194,17 @@ class RemoteStorage(Storage):
     def size(self, name: str) -> int | None:
         self.fs.invalidate_cache(self.root)
         try:
-            with self._reading(name):
+            with self._converted("read", name):
                 return int(self.fs.info(f"{self.root}/{name}")["size"])
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes:
-        with self._reading(name):
+        with self._converted("read", name):
             return bytes(self.fs.cat_file(f"{self.root}/{name}"))
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        with self._reading():
+        with self._converted("read"):
             contents = self.fs.cat([f"{self.root}/{name}" for name in names], on_error="return") if names else {}
             for content in contents.values():
                 if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
@@ -220,22 +222,12 @@ class RemoteStorage(Storage):
         with tempfile.NamedTemporaryFile(prefix="shard-") as file:
             yield file
             file.flush()
-            try:
+            with self._converted("write", name, OSError):
                 self.fs.put_file(file.name, f"{self.root}/{name}")
-            except OSError:
-                raise
-            except Exception as error:
-                raise OSError(f"{self.display_path(name)} cannot be written ({one_line(error)})") from error
 
     def remove(self, name: str) -> None:
-        try:
+        with contextlib.suppress(FileNotFoundError), self._converted("remove", name, OSError):
             self.fs.rm_file(f"{self.root}/{name}")
-        except FileNotFoundError:
-            pass
-        except OSError:
-            raise
-        except Exception as error:
-            raise OSError(f"{self.display_path(name)} cannot be removed ({one_line(error)})") from error
 
     def check_writable(self) -> None:
         try:

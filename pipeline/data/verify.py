@@ -10,7 +10,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
@@ -122,12 +121,11 @@ def _check_shards(
     store: Storage, manifest: Manifest, listed: list[tuple[str, ShardInfo]], workers: int
 ) -> Iterator[ShardReport]:
     rows = [(store.address, manifest, split, shard) for split, shard in listed]
-    with ExitStack() as stack:
-        if min(workers, len(rows)) > 1:
-            pool = stack.enter_context(ProcessPoolExecutor(min(workers, len(rows)), get_context("spawn")))
-            yield from pool.map(_check_shard, rows)
-        else:
-            yield from map(_check_shard, rows)
+    if min(workers, len(rows)) <= 1:
+        yield from map(_check_shard, rows)
+        return
+    with ProcessPoolExecutor(min(workers, len(rows)), get_context("spawn")) as pool:
+        yield from pool.map(_check_shard, rows)
 
 
 def _check_shard(row: tuple[str, Manifest, str, ShardInfo]) -> ShardReport:

@@ -22,12 +22,14 @@ from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest, skipped_row
 from pipeline.data.shard import Sample, ShardWriter
 from pipeline.data.storage import open_storage
+from pipeline.evaluation.doctor import examination
 from pipeline.evaluation.doctor.checks import find_faults
 from pipeline.evaluation.doctor.diagnosis import Diagnosis
 from pipeline.evaluation.doctor.examination import ExamineOptions, examine
 from pipeline.evaluation.doctor.sound_facts import find_cliff, sound_facts
 from pipeline.generation.prompts import decode_codes, embed_audio
 from pipeline.shards import positional_to_overrides
+from tests.helpers.caches import write_cache
 from tests.helpers.preprocess_runs import HERE, args, tones
 from tests.helpers.trained_run import run_command
 
@@ -262,3 +264,16 @@ def test_cliff_is_told_from_a_slope() -> None:
     f = np.linspace(0, 12, 1025)
     assert find_cliff(-4.0 * f, RATE) is None
     assert find_cliff(np.where(f < 8, -2.0 * f, -50), RATE) == pytest.approx(7650, abs=400)
+
+
+def test_large_dataset_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each split one shard at least, and not all bytes of a dataset of any size."""
+    write_cache(tmp_path, [3, 3, 3], split="train")
+    write_cache(tmp_path, [3, 3], split="valid", first=9)
+    assert len(examine(open_storage(tmp_path), OPTIONS, lambda _: None).samples) == 15
+    monkeypatch.setattr(examination, "MAX_SHARD_BYTES", 1)
+    some = examine(open_storage(tmp_path), OPTIONS, lambda _: None)
+    assert some.num_clips == 15 and [sample.metadata["split"] for sample in some.samples] == [
+        *["train"] * 3,
+        *["valid"] * 3,
+    ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.common.errors import InputError
 from pipeline.common.files import check_output_folder
 from pipeline.data.settings import ShardsSettings
 from pipeline.data.storage import LocalStorage, Storage
@@ -37,7 +38,11 @@ def doctor(store: Storage, settings: ShardsSettings) -> int:
 
 def print_findings(store: Storage, clips: int, codec_weights: str | None, embedder_weights: str | None) -> None:
     """Print what is wrong with a dataset, in a line or two each, and how to see more. clips: that are decoded."""
-    data = examine(store, ExamineOptions(clips, 0, None, "cpu", codec_weights, embedder_weights), lambda _: None)
+    try:
+        data = examine(store, ExamineOptions(clips, 0, None, "cpu", codec_weights, embedder_weights), lambda _: None)
+    except InputError as error:  # the dataset itself is finished
+        print(f"not examined: {error}")
+        return
     diagnosis = Diagnosis(data, find_faults(data))
     for line in diagnosis.finding_lines(is_short=True):
         print(line)

@@ -61,7 +61,7 @@ class Diagnosis:
             return {}
         sounds = [clip.sound for clip in decoded]
         facts = {
-            "decoded": f"{len(decoded):,} clips, at random, to which the next lines refer",
+            "decoded": f"{len(decoded):,} clips, at random; level to pitch are of these",
             "level": _range([sound.level for sound in sounds], "dBFS", (0.05, 0.5, 0.95), 0),
             "silence": f"{percent(np.mean([sound.silence for sound in sounds]))} of the time",
             "full scale": f"{percent(np.mean([sound.at_full_scale for sound in sounds]), 2)} of the samples",
@@ -80,7 +80,7 @@ class Diagnosis:
         texts = {}
         for name, total in self.data.label_totals.items():
             if 1 < len(total) <= max(MAX_VALUES, len(self.data.samples) // 4):
-                shown = ", ".join(f"{value} {count:,}" for value, count in total.most_common(MAX_VALUES))
+                shown = ", ".join(f"{value} ({count:,})" for value, count in total.most_common(MAX_VALUES))
                 more = f" and {len(total) - MAX_VALUES:,} more" if len(total) > MAX_VALUES else ""
                 texts[f"label {name}"] = shown + more
         return texts
@@ -91,7 +91,7 @@ class Diagnosis:
         facts = self.facts()
         column = min(max(map(len, facts)), 24) + 2
         for title, text in facts.items():
-            yield from _fill(f"{title:<{column}}{text}", " " * column)
+            yield from _fill(f"{title:<{column - 1}} {text}", " " * column)
         yield from self.finding_lines()
         for line in self.data.left_out:
             yield from _fill(f"not examined: {line}", "  ")

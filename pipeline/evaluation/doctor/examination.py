@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -21,7 +21,7 @@ from pipeline.audio.embedders import embedder_of
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
 from pipeline.data.random_clips import sample_clips
-from pipeline.data.shard import Sample
+from pipeline.data.shard import Sample, ShardInfo
 from pipeline.data.stats import count_codes, count_labels, labels_of
 from pipeline.data.storage import Storage
 from pipeline.evaluation.doctor.sound_facts import SoundFacts, sound_facts
@@ -29,6 +29,7 @@ from pipeline.generation.prompts import decode_codes, embed_audio
 
 MAX_READ = 20_000  # clips
 MAX_READ_CODES = 50_000_000  # of all clips that are read: 100 MB
+MAX_SHARD_BYTES = 1 << 30  # of the shards that are opened: each is read once, for its checksum
 DECODED_CLIPS, DECODED_SECONDS = 64, 300.0  # with clips=auto, whichever is less
 NEAR = 0.99  # cosine similarity of prompts, about their mean, of clips that are nearly the same
 _ROWS = 1024  # clips that are compared at once
@@ -176,7 +177,7 @@ class Examination:
         return np.asarray(np.mean([clip.sound.spectrum for clip in self.decoded], axis=0))
 
     def worst(self, count: int) -> list[DecodedClip]:
-        """The clips that the codec changes most, by fidelity, or by pitch where that was not measured."""
+        """The clips that the codec changes most, by their fidelity; none if it was not measured."""
         rows = [clip for clip in self.decoded if clip.fidelity is not None]
         return sorted(rows, key=lambda clip: clip.fidelity or 0.0)[:count]
 
@@ -205,11 +206,22 @@ def examine(store: Storage, options: ExamineOptions, on_status: Callable[[str], 
     frames, clips = (sum(map(f, manifest.splits)) for f in (manifest.num_frames, manifest.num_samples))
     most = max(1, MAX_READ_CODES * max(1, clips) // max(1, frames * manifest.codebooks))
     on_status("reading clips")
-    samples = list(sample_clips(store, manifest, min(MAX_READ, most), options.seed, options.split))
+    some = replace(manifest, splits=_random_shards(manifest, options.seed))
+    samples = list(sample_clips(store, some, min(MAX_READ, most), options.seed, options.split))
     result = Examination(manifest, samples)
     if samples:
         _decode(result, options, on_status)
     return result
+
+
+def _random_shards(manifest: Manifest, seed: int) -> dict[str, list[ShardInfo]]:
+    """The shards of each split, of a large dataset only some: one at least, and `MAX_SHARD_BYTES` in all."""
+    draw = np.random.default_rng(seed)
+    share = MAX_SHARD_BYTES / max(1, sum(shard.bytes for shards in manifest.splits.values() for shard in shards))
+    return {
+        split: [shards[i] for i in sorted(draw.permutation(len(shards))[: max(1, int(share * len(shards)))])]
+        for split, shards in manifest.splits.items()
+    }
 
 
 def _decode(result: Examination, options: ExamineOptions, on_status: Callable[[str], None]) -> None:
