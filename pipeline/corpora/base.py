@@ -101,7 +101,7 @@ class CorpusSettings(Settings):
         Args:
             digest: Returns a hash of the decoded audio of a file, given by its path or its bytes; None if it cannot be
                 decoded. For finding files with the same audio; by default only equal bytes count.
-            durations: Measures files that are cut into segments; by default their headers are trusted.
+            durations: Measures files that are cut into segments; without it, each is one segment.
 
         Raises:
             InputError: The folder is missing, or is not this corpus.

@@ -5,14 +5,11 @@ Duplicates are skipped; versions of a recording in several formats share a split
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Literal
-
-import soundfile
 
 from pipeline.common import sound_files
 from pipeline.common.setting_types import Fraction, Seconds
@@ -33,8 +30,6 @@ from pipeline.corpora.clip import Clip
 from pipeline.corpora.scan_cache import cache_file, cached_map
 from pipeline.corpora.segments import assign_split, cut_segments
 from pipeline.corpora.sound_identity import find_duplicate_files, find_versions
-
-MAX_FRAMES_PER_BYTE = 8192  # a header that declares more is wrong; even silence in FLAC or Opus has fewer
 
 
 @CORPORA.register("folder")
@@ -106,10 +101,9 @@ class Folder:
     def _recordings(self) -> Iterator[tuple[str, float | None]]:
         """Yield the name below the root and the duration in seconds, None if it is unknown or not needed."""
         files = list_files(self._root, self._suffixes, self.skipped, self._unsupported)
-        if self._settings.segment_seconds is None:
+        if self._settings.segment_seconds is None or self._durations is None:
             return ((name, None) for name, _ in files)
-        kind = self._durations.kind if self._durations else "durations"
-        rows = cached_map(self._cache_file(kind), files, self._duration)
+        rows = cached_map(self._cache_file(self._durations.kind), files, self._duration)
         return ((name, duration) for name, _, duration in rows)
 
     def _files(self) -> Iterator[tuple[str, str]]:
@@ -120,7 +114,7 @@ class Folder:
         return cache_file(Path(self._settings.scan_cache_dir), self._root, kind)
 
     def _duration(self, name: str) -> float | None:
-        return (self._durations or header_duration)(f"{self._root}/{name}")
+        return self._durations(f"{self._root}/{name}") if self._durations else None
 
     def _group(self, name: str) -> str:
         """Return the group that must stay in one split: the recording, or its subfolder."""
@@ -169,17 +163,3 @@ def list_files(
         else:
             suffix = Path(name).suffix.lower()
             skip(f"{root}/{name}", sound_files.unsupported(suffix, suffix))
-
-
-def header_duration(path: str) -> float | None:
-    """Return the duration in seconds that a file's header declares; None if it declares none.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    try:
-        with open(path, "rb", buffering=0) as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as sound:  # noqa: PTH123
-            fits = 0 < sound.frames <= os.fstat(handle.fileno()).st_size * MAX_FRAMES_PER_BYTE
-            return (round(sound.frames / sound.samplerate, 6) or None) if fits else None
-    except soundfile.LibsndfileError:
-        return None

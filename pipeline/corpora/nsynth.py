@@ -5,16 +5,13 @@ The splits are those of NSynth, by instrument; any of them may be missing.
 
 from __future__ import annotations
 
-import codecs
-import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.common.errors import InputError
 from pipeline.common.setting_types import Seconds
@@ -45,7 +42,6 @@ LABELS = (
     *("pitch", "velocity", "instrument", "instrument_str", "instrument_family", "instrument_family_str"),
     *("instrument_source", "instrument_source_str", "qualities_str", "note_str"),
 )
-MAX_ENTRY_LENGTH = 1 << 22  # characters; a note has 600
 NO_NOTE = "its entry in the index is not a note"
 
 
@@ -132,21 +128,16 @@ class NSynth:
 
     def _unpacked_rows(self, split: str) -> Iterator[list[Any]]:
         """Yield [key, path, span, labels, reason to skip it or ""] for every note in the index or on disk."""
-        folder = self._folder(split) / "audio"
+        folder, path = self._folder(split) / "audio", self._folder(split) / "examples.json"
         with reading(folder):
             on_disk = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
         on_disk = {name for name in on_disk if name.endswith(".wav") and not name.startswith(".")}
-        listed = set()
-        path = self._folder(split) / "examples.json"
-        with reading(path), path.open("rb") as index:
-            for name, note in iter_json_entries(index, printable(index.name)):
-                wav = f"{name}.wav"
-                listed.add(wav)
-                reason = (
-                    NO_NOTE if not isinstance(note, dict) else "" if wav in on_disk else "in the index, not on disk"
-                )
-                yield [slug(name), f"{folder}/{wav}", None, {} if reason else _select_labels(note), reason]
-        for wav in sorted(on_disk - listed):
+        with reading(path):
+            index = _parse_index(path.read_bytes(), printable(path))
+        for name, labels in index.items():
+            reason = NO_NOTE if labels is None else "" if f"{name}.wav" in on_disk else "in the index, not on disk"
+            yield [slug(name), f"{folder}/{name}.wav", None, {} if reason else labels, reason]
+        for wav in sorted(on_disk - {f"{name}.wav" for name in index}):
             yield [slug(wav[:-4]), f"{folder}/{wav}", None, {}, "on disk, not in the index"]
 
     def _archive_rows(self, split: str) -> Iterator[list[Any]]:
@@ -169,11 +160,7 @@ class NSynth:
         try:
             for member, content in iter_members(archive, content_suffix="examples.json"):
                 if content is not None:
-                    entries = iter_json_entries(io.BytesIO(content), member_path(archive, member.name))
-                    index = {
-                        name: _intern_strings(_select_labels(note)) if isinstance(note, dict) else None
-                        for name, note in entries
-                    }
+                    index = _parse_index(content, member_path(archive, member.name))
                     yield from map(row, early)
                 elif member.name.endswith(".wav") and not PurePosixPath(member.name).name.startswith("."):
                     if index is None:
@@ -192,58 +179,26 @@ class NSynth:
             yield [slug(name), member_path(archive, f"{name}.wav"), None, {}, "in the index, not in the archive"]
 
 
-def iter_json_entries(stream: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of a JSON object one by one: NSynth's index is 200 MB, or a gigabyte of Python objects.
+def _parse_index(content: bytes, path: str) -> dict[str, dict[str, Any] | None]:
+    """Return the labels of each note of an index by its name; None for an entry that is not a note.
 
     Raises:
-        InputError: The stream is not a JSON object, or ends too early.
+        InputError: The index is not a JSON object.
     """
-    reader = codecs.getreader("utf-8")(stream)
-    text, at = "", 0
-    while True:
-        try:
-            key, value, at = _parse_entry(text, at)
-        except RecursionError as error:
-            raise InputError(f"{name} is broken: an entry is nested too deeply; download or create it again") from error
-        except ValueError:
-            if _CLOSE.match(text, at):
-                return
-            try:
-                more = reader.read(1 << 20)
-            except UnicodeDecodeError as error:
-                raise InputError(f"{name} is not JSON: {error}") from error
-            if not more or len(text) - at > MAX_ENTRY_LENGTH:
-                raise InputError(
-                    f"{name} is broken: expected one JSON object of notes; download or create it again"
-                ) from None
-            text, at = text[at:] + more, 0
-            continue
-        yield key, value
+    try:
+        index = json.loads(content, object_hook=_select_labels)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "an entry is nested too deeply"
+        raise InputError(f"{path} is broken ({reason}): download or create it again") from error
+    if not isinstance(index, dict):
+        raise InputError(f"{path} is broken: expected one JSON object of notes; download or create it again")
+    return {name: labels if isinstance(labels, dict) else None for name, labels in index.items()}
 
 
-_decode = json.JSONDecoder().raw_decode
-_OPEN, _COLON, _NEXT = re.compile(r'\s*[{,]\s*(?=")'), re.compile(r"\s*:\s*"), re.compile(r"\s*(?=[,}])")
-_CLOSE = re.compile(r"\s*(\{\s*)?\}")
-
-
-def _parse_entry(text: str, at: int) -> tuple[str, Any, int]:
-    """Return the key, value and end of the entry at `at`; raise ValueError if the text has no complete entry."""
-    key, at = _decode(text, _match_end(_OPEN, text, at))
-    value, at = _decode(text, _match_end(_COLON, text, at))
-    return key, value, _match_end(_NEXT, text, at)
-
-
-def _match_end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    match = pattern.match(text, at)
-    if not match:
-        raise ValueError
-    return match.end()
-
-
-def _select_labels(note: dict[str, Any]) -> dict[str, Any]:
-    return {name: note[name] for name in LABELS if name in note}
-
-
-def _intern_strings(labels: dict[str, Any]) -> dict[str, Any]:
-    """Share equal strings, which 300,000 notes repeat, to save memory."""
-    return {name: sys.intern(value) if isinstance(value, str) else value for name, value in labels.items()}
+def _select_labels(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the labels of a note while it is parsed: 300,000 complete notes would take a gigabyte."""
+    if "note_str" not in entry and "pitch" not in entry:  # the index itself
+        return entry
+    return {
+        name: sys.intern(entry[name]) if type(entry[name]) is str else entry[name] for name in LABELS if name in entry
+    }

@@ -18,9 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
+from pipeline.corpora import Corpus
 from pipeline.corpora.scan_cache import cached_map
 from pipeline.corpora.segments import assign_split, cut_segments
+from pipeline.preprocessing.audio_hash import MeasuredDurations
 from tests.helpers.corpora import data
+
+DURATIONS = MeasuredDurations(keep_truncated=False)
 
 
 def sound(path: Path, seconds: float = 0.5, **kind: str) -> Path:
@@ -39,13 +43,17 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+def folder(root: Path, *settings: str) -> Corpus:
+    return data("folder", root, *settings).open(durations=DURATIONS)
+
+
 def names(root: Path, *settings: str) -> list[str]:
-    return [os.path.relpath(clip.path, root) for clip in data("folder", root, *settings).open().clips()]
+    return [os.path.relpath(clip.path, root) for clip in folder(root, *settings).clips()]
 
 
 def durations(folder: Path) -> list[Path]:
     """The cache files of durations, complete or temporary."""
-    return [path for path in (folder / "scan_cache").iterdir() if ".durations." in path.name]
+    return [path for path in (folder / "scan_cache").iterdir() if ".seconds." in path.name]
 
 
 def test_files_are_listed_in_order(root: Path) -> None:
@@ -53,7 +61,7 @@ def test_files_are_listed_in_order(root: Path) -> None:
     sound(root / ".trash" / "old.wav")
     sound(root / ".hidden.wav")
     assert names(root) == ["a.wav", "b/c/three.mp3", "b/one.flac", "b/two.ogg", "b.wav"]
-    corpus = data("folder", root).open()
+    corpus = folder(root)
     assert list(corpus.clips()) == list(corpus.clips())
     assert corpus.skipped == []
 
@@ -62,12 +70,12 @@ def test_unsupported_formats_are_reported(root: Path) -> None:
     """With the command that converts them; pictures, texts and a Mac's `._` files are ignored."""
     for name in ("x.m4a", "b/Y.WMA", "z.webm", "._a.wav", "b/._one.flac", "notes.txt", "cover.jpg"):
         (root / name).write_bytes(b"\0\5\x16\7")
-    corpus = data("folder", root).open()
+    corpus = folder(root)
     assert len(list(corpus.clips())) == 5
     reasons = {os.path.relpath(left.path, root): left.reason for left in corpus.skipped}
     assert reasons.keys() == {"x.m4a", "b/Y.WMA", "z.webm"}
     assert reasons["x.m4a"] == ("unsupported format: .m4a is not read; convert it: ffmpeg -i IN.m4a OUT.flac")
-    chosen = data("folder", root, "data.extensions=[WAV,.flac]").open()
+    chosen = folder(root, "data.extensions=[WAV,.flac]")
     assert [os.path.relpath(clip.path, root) for clip in chosen.clips()] == ["a.wav", "b/one.flac", "b.wav"]
     assert chosen.skipped == []
 
@@ -78,7 +86,7 @@ def test_folder_of_unsupported_files_says_how_to_convert(tmp_path: Path) -> None
     with pytest.raises(
         InputError, match=r"it contains 2 \.m4a, 1 \.ape, which are not supported: .*ffmpeg -i IN\.m4a OUT\.flac"
     ):
-        list(data("folder", tmp_path).open().clips())
+        list(folder(tmp_path).clips())
 
 
 @pytest.mark.parametrize(
@@ -86,21 +94,21 @@ def test_folder_of_unsupported_files_says_how_to_convert(tmp_path: Path) -> None
 )
 def test_any_file_name_has_a_valid_key(root: Path, name: str) -> None:
     sound(root / name)
-    clip = next(clip for clip in data("folder", root).open().clips() if Path(clip.path).name == name)
+    clip = next(clip for clip in folder(root).clips() if Path(clip.path).name == name)
     assert re.fullmatch("[A-Za-z0-9_-]{1,80}", clip.key)
     assert soundfile.info(clip.path).duration == pytest.approx(0.5)
 
 
 def test_non_unicode_name_is_listed(root: Path) -> None:
     shutil.move(sound(root / "cafe.wav"), os.fsencode(root) + b"/caf\xe9.wav")
-    clips = list(data("folder", root).open().clips())
+    clips = list(folder(root).clips())
     assert os.fsencode(root) + b"/caf\xe9.wav" in {os.fsencode(clip.path) for clip in clips}
 
 
 def test_similar_names_have_different_keys(root: Path) -> None:
     for name in ("loop 1.wav", "loop-1.wav", "loop_1.wav", "loop.1.wav", "loop 1.flac", "Loop 1.wav", "loop/1.wav"):
         sound(root / name)
-    keys = [clip.key for clip in data("folder", root).open().clips()]
+    keys = [clip.key for clip in folder(root).clips()]
     assert len(set(keys)) == len(keys) == 12
 
 
@@ -114,7 +122,7 @@ def test_links_do_not_loop_or_repeat_recordings(root: Path, tmp_path: Path) -> N
     (root / "far too").symlink_to(outside)
     (root / "gone.wav").symlink_to("nowhere.wav")
     (root / "self.wav").symlink_to("self.wav")
-    corpus = data("folder", root).open()
+    corpus = folder(root)
     listed = [os.path.relpath(clip.path, root) for clip in corpus.clips()]
     assert listed == ["a.wav", "b/c/three.mp3", "b/one.flac", "b/two.ogg", "b.wav", "far/far.wav"]
     reasons = {os.path.relpath(left.path, root): left.reason for left in corpus.skipped}
@@ -136,7 +144,7 @@ def test_links_into_hidden_folders_are_followed(root: Path) -> None:
 def test_segments_are_contiguous_and_in_one_split(root: Path) -> None:
     sound(root / "long.flac", 5.3)
     settings = ("data.segment_seconds=1", "data.min_seconds=0.25", "data.valid=0.3", "data.test=0.3")
-    clips = list(data("folder", root, *settings).open().clips())
+    clips = list(folder(root, *settings).clips())
     runs = [(path, list(run)) for path, run in groupby(clips, lambda clip: clip.path)]
     assert len(runs) == 6, "the segments of a recording are contiguous"
     for path, run in runs:
@@ -164,34 +172,37 @@ def test_segments_cover_the_recording(duration: float, length: float, shortest: 
 def test_unreadable_header_gives_one_clip(root: Path) -> None:
     (root / "broken.wav").write_bytes(b"not a sound")
     (root / "empty.mp3").write_bytes(b"")
-    clips = data("folder", root, "data.segment_seconds=0.1").open().clips()
+    clips = folder(root, "data.segment_seconds=0.1").clips()
     broken = [clip for clip in clips if Path(clip.path).name in {"broken.wav", "empty.mp3"}]
     assert [(clip.start, clip.duration) for clip in broken] == [(0, None), (0, None)]
 
 
-def test_headers_are_cached_until_files_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = data("folder", root, "data.segment_seconds=0.2")
-    before = list(settings.open().clips())
-    opened = []
-    original = soundfile.SoundFile
-    monkeypatch.setattr(soundfile, "SoundFile", lambda *a, **k: opened.append(a) or original(*a, **k))
-    assert list(settings.open().clips()) == before
-    assert opened == []
+def test_durations_are_cached_until_files_change(root: Path) -> None:
+    class Counting(MeasuredDurations):
+        def __call__(self, path: str) -> float | None:
+            measured.append(path)
+            return super().__call__(path)
+
+    measured: list[str] = []
+    settings, durations = data("folder", root, "data.segment_seconds=0.2"), Counting(keep_truncated=False)
+    before = list(settings.open(durations=durations).clips())
+    measured.clear()
+    assert list(settings.open(durations=durations).clips()) == before
+    assert measured == []
     sound(root / "b" / "one.flac", 0.9)
     sound(root / "new.wav")
     (root / "b.wav").unlink()
-    opened.clear()
-    after = list(settings.open().clips())
-    assert len(opened) == 2, "the changed file and the new one"
+    after = list(settings.open(durations=durations).clips())
+    assert len(measured) == 2, "the changed file and the new one"
     assert Counter(clip.path for clip in after)[f"{root}/b/one.flac"] == 4
 
 
 def test_split_is_independent_of_other_recordings(root: Path) -> None:
     shares = ("data.valid=0.3", "data.test=0.3")
-    before = {clip.path: clip.split for clip in data("folder", root, *shares).open().clips()}
+    before = {clip.path: clip.split for clip in folder(root, *shares).clips()}
     for number in range(40):
         sound(root / f"more-{number}.wav", 0.01)
-    after = {clip.path: clip.split for clip in data("folder", root, *shares).open().clips()}
+    after = {clip.path: clip.split for clip in folder(root, *shares).clips()}
     assert {path: after[path] for path in before} == before
     assert set(after.values()) == {"train", "valid", "test"}
 
@@ -201,7 +212,7 @@ def test_split_by_folder(root: Path) -> None:
         sound(root / f"album-{number // 6}" / f"{number}.wav", 0.01)
     settings = ("data.split_by=folder", "data.valid=0.3", "data.test=0.3")
     splits: dict[Path, set] = {}
-    for clip in data("folder", root, *settings).open().clips():
+    for clip in folder(root, *settings).clips():
         splits.setdefault(Path(clip.path).parent, set()).add(clip.split)
     assert all(len(of) == 1 for of in splits.values())
     assert len(set.union(*splits.values())) > 1
@@ -250,22 +261,22 @@ def test_settings_out_of_range_are_errors(root: Path, settings: list[str], messa
 
 def test_missing_and_empty_folders_are_errors(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root=.*absent is not a folder.*\.wav.*data\.root=DIR"):
-        data("folder", tmp_path / "absent").open()
+        folder(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"data\.root=.*empty contains no clips"):
-        list(data("folder", tmp_path / "empty").open().clips())
+        list(folder(tmp_path / "empty").clips())
 
 
 def test_unwritable_scan_cache_names_its_setting(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     settings = data("folder", root, "data.segment_seconds=1", f"data.scan_cache_dir={tmp_path / 'file' / 'below'}")
     with pytest.raises(InputError, match=r"data\.scan_cache_dir=.*cannot be written"):
-        list(settings.open().clips())
+        list(settings.open(durations=DURATIONS).clips())
 
 
 def test_stale_temporary_files_are_deleted(root: Path, tmp_path: Path) -> None:
     settings = data("folder", root, "data.segment_seconds=1")
-    plan = settings.open().clips()
+    plan = settings.open(durations=DURATIONS).clips()
     next(plan)
     (unfinished,) = durations(tmp_path)
     assert unfinished.name.startswith("."), "a cache file is renamed when it is complete"
@@ -273,7 +284,7 @@ def test_stale_temporary_files_are_deleted(root: Path, tmp_path: Path) -> None:
     left.write_text("incomplete")
     os.utime(left, (0, 0))
     plan.close()
-    list(settings.open().clips())
+    list(settings.open(durations=DURATIONS).clips())
     (whole,) = durations(tmp_path)
     assert not whole.name.startswith(".")
     (tmp_path / "usual").write_text("")
@@ -283,7 +294,7 @@ def test_stale_temporary_files_are_deleted(root: Path, tmp_path: Path) -> None:
 def test_concurrent_scans_do_not_conflict(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One deletes stale temporary files while another renames its cache file."""
     settings = data("folder", root, "data.segment_seconds=1")
-    other = settings.open().clips()
+    other = settings.open(durations=DURATIONS).clips()
     next(other)
     (unfinished,) = durations(tmp_path)
     real = Path.glob
@@ -295,17 +306,17 @@ def test_concurrent_scans_do_not_conflict(root: Path, tmp_path: Path, monkeypatc
         return iter(paths)
 
     monkeypatch.setattr(Path, "glob", glob)
-    assert [*settings.open().clips()]
+    assert [*settings.open(durations=DURATIONS).clips()]
     assert not unfinished.exists()
 
 
 def test_broken_cache_file_is_an_error(root: Path, tmp_path: Path) -> None:
     settings = data("folder", root, "data.segment_seconds=1")
-    list(settings.open().clips())
+    list(settings.open(durations=DURATIONS).clips())
     (listing,) = durations(tmp_path)
     listing.write_text("{")
-    with pytest.raises(InputError, match=r"durations.*jsonl is not a valid cache file: delete it"):
-        list(settings.open().clips())
+    with pytest.raises(InputError, match=r"seconds.*jsonl is not a valid cache file: delete it"):
+        list(settings.open(durations=DURATIONS).clips())
 
 
 def test_impossible_length_in_header_is_ignored(root: Path) -> None:
@@ -314,5 +325,5 @@ def test_impossible_length_in_header_is_ignored(root: Path) -> None:
     content[21] |= 0x0F
     content[22:26] = b"\xff" * 4
     (root / "wrong.flac").write_bytes(content)
-    clips = [c for c in data("folder", root, "data.segment_seconds=1").open().clips() if c.path.endswith("wrong.flac")]
+    clips = [c for c in folder(root, "data.segment_seconds=1").clips() if c.path.endswith("wrong.flac")]
     assert len(clips) == 1 and clips[0].duration is None

@@ -13,6 +13,7 @@ import soundfile
 
 from pipeline.common.errors import InputError
 from pipeline.corpora import Clip, load
+from pipeline.preprocessing.audio_hash import MeasuredDurations
 from tests.helpers.corpora import data, pack
 
 NOBODY = 65534
@@ -47,7 +48,7 @@ def lock(home: Path) -> Callable[[Path], None]:
 
 
 def listed(name: str, root: Path, *settings: str) -> tuple[list[Clip], dict[str, str]]:
-    corpus = data(name, root, *settings).open()
+    corpus = data(name, root, *settings).open(durations=MeasuredDurations(keep_truncated=False))
     clips = list(corpus.clips())
     return clips, {left.path.removeprefix(f"{root}/"): left.reason for left in corpus.skipped}
 

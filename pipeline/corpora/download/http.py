@@ -54,7 +54,7 @@ class DownloadError(Exception):
 
 
 class _RetryableError(Exception):
-    """A failure that may be temporary. after: seconds to wait, as the server requests."""
+    """A failure after which a new attempt may succeed. after: seconds to wait, as the server requests."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -70,55 +70,9 @@ class _ServerMetadata:
     md5: str | None = None
 
 
-class _PartialFile:
-    """A file that is being downloaded, and the server's metadata."""
-
-    def __init__(self, path: Path) -> None:
-        self.target = path
-        self.path = self.path_of(path)
-        self._metadata_path = path.with_name(f".partial.{path.name}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    def adopt(self, metadata: _ServerMetadata) -> None:
-        """Use the file that another program left at the target as the beginning."""
-        self.target.replace(self.path)
-        self.metadata = metadata
-
-    @staticmethod
-    def path_of(target: Path) -> Path:
-        return target.with_name(f".partial.{target.name}")  # keeps the suffix, which determines how an archive is read
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    @property
-    def metadata(self) -> _ServerMetadata:
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return _ServerMetadata(**json.loads(self._metadata_path.read_text()))
-        return _ServerMetadata()
-
-    @metadata.setter
-    def metadata(self, metadata: _ServerMetadata) -> None:
-        self._metadata_path.write_text(json.dumps(vars(metadata)))
-
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._metadata_path.unlink(missing_ok=True)
-
-    def finish(self) -> None:
-        with self.path.open("rb+") as file:
-            os.fsync(file.fileno())
-        self.path.replace(self.target)
-        self._metadata_path.unlink(missing_ok=True)
-
-
 def bytes_on_disk(remote: RemoteFile) -> int:
     """Return the number of bytes of a file that are on disk."""
-    for path in (_PartialFile.path_of(remote.path), remote.path):
-        if path.exists():
-            return path.stat().st_size
-    return 0
+    return next((path.stat().st_size for path in (_partial_path(remote.path), remote.path) if path.exists()), 0)
 
 
 def remote_size(remote: RemoteFile, timeout: float) -> int | None:
@@ -163,20 +117,15 @@ def download(
     """
     stop = stop or threading.Event()
     try:
-        partial = _PartialFile(remote.path)
-        _adopt_existing(remote, partial, policy.timeout)
-        best, left = partial.size, policy.attempts
+        file = _Download(remote, policy.timeout, on_progress, stop)
+        file.adopt_existing()
+        best, left = file.size, policy.attempts
         while True:
             try:
-                on_progress(partial.size)
-                if partial.metadata.size is None or partial.size != partial.metadata.size:
-                    _transfer(remote, partial, policy.timeout, on_progress, stop)
-                how = _verify_partial(remote, partial)
-                partial.finish()
-                return how
+                return file.complete()
             except _RetryableError as error:
-                left = policy.attempts if partial.size > best else left - 1
-                best = max(best, partial.size)
+                left = policy.attempts if file.size > best else left - 1
+                best = max(best, file.size)
                 if left == 0 or stop.is_set():
                     raise DownloadError(f"{remote.url}: {error}") from error
                 stop.wait(error.after or min(MAX_PAUSE, policy.pause * 2 ** (policy.attempts - left - 1)))
@@ -184,93 +133,141 @@ def download(
         raise DownloadError(f"{remote.path} cannot be written: {error.strerror or error}") from error
 
 
-def _adopt_existing(remote: RemoteFile, partial: _PartialFile, timeout: float) -> None:
-    """Resume the download of another program if a checksum can verify it; it may be of another version of the file."""
-    if partial.size:
-        if partial.metadata == _ServerMetadata() and not remote.sha256:
-            partial.discard()
-        return
-    if not remote.path.exists():
-        return
-    reported = _ServerMetadata()
-    if not remote.sha256:
-        with contextlib.suppress(requests.RequestException):
-            reported = _request_metadata(remote, timeout)
-    if remote.sha256 or reported.md5:
-        partial.adopt(_ServerMetadata(md5=reported.md5))
-
-
 def verify_file(remote: RemoteFile) -> str:
     """Verify a complete file and return how; raise DownloadError if it differs from the published file."""
     try:
         return _verify(remote, remote.path, None)
-    except _VerificationError as error:
+    except _RetryableError as error:
         raise DownloadError(f"{remote.path}: {error}: delete it and run again") from error
 
 
-def _verify_partial(remote: RemoteFile, partial: _PartialFile) -> str:
-    """Verify a complete partial file and return how; discard it and raise _RetryableError if it is wrong."""
-    try:
-        return _verify(remote, partial.path, partial.metadata.md5)
-    except _VerificationError as error:
-        partial.discard()
-        raise _RetryableError(str(error)) from error
+def _partial_path(target: Path) -> Path:
+    return target.with_name(f".partial.{target.name}")  # keeps the suffix, which determines how an archive is read
 
 
-def _transfer(
-    remote: RemoteFile,
-    partial: _PartialFile,
-    timeout: float,
-    on_progress: Callable[[int], None],
-    stop: threading.Event,
-) -> None:
-    """Download the rest of a partial file; raise _RetryableError if the connection breaks."""
-    offset, before = partial.size, partial.metadata
-    headers = dict(_HEADERS)
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
-        if before.version:
-            headers["If-Range"] = before.version
-    try:
-        with requests.get(remote.url, headers=headers, timeout=timeout, stream=True) as response:
-            skip = _reconcile(remote, partial, response, offset)
-            if response.ok:
-                _receive(remote, partial, response.raw, skip, on_progress, stop)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
-        if isinstance(error, ValueError):  # an invalid address
-            raise DownloadError(f"{remote.url}: {error}") from error
-        raise _RetryableError(f"the connection broke after {partial.size:,} bytes ({type(error).__name__})") from error
-    size = partial.metadata.size
-    if size is not None and partial.size < size:
-        raise _RetryableError(f"the connection broke after {partial.size:,} of {size:,} bytes")
+class _Download:
+    """The download of a file to a partial file, with the server's metadata beside it; see `download`."""
 
+    def __init__(
+        self, remote: RemoteFile, timeout: float, on_progress: Callable[[int], None], stop: threading.Event
+    ) -> None:
+        self._remote, self._timeout, self._on_progress, self._stop = remote, timeout, on_progress, stop
+        self._partial = _partial_path(remote.path)
+        self._metadata_path = self._partial.with_name(f"{self._partial.name}.json")
+        remote.path.parent.mkdir(parents=True, exist_ok=True)
 
-def _reconcile(remote: RemoteFile, partial: _PartialFile, response: requests.Response, offset: int) -> int:
-    """Store the server's metadata, discard a partial file that does not match, and return the bytes to skip."""
-    if response.status_code in RETRY_STATUSES:
-        wait = response.headers.get("Retry-After", "")
-        raise _RetryableError(
-            f"HTTP {response.status_code} {response.reason}", min(float(wait), 3600) if _COUNT.fullmatch(wait) else 0.0
-        )
-    if response.status_code == 416 and response.headers.get("Content-Range") == f"bytes */{offset}":
-        partial.metadata = replace(partial.metadata, size=offset)  # it is complete: the size reported before was wrong
-        return 0
-    if response.status_code == 416 or (
-        response.status_code == 206 and not _range_matches(response, partial.metadata, offset)
-    ):
-        partial.discard()
-        raise _RetryableError("the partial file does not match the file on the server")
-    if response.status_code not in (200, 206):
-        raise DownloadError(f"{remote.url}: HTTP {response.status_code} {response.reason}")
-    now = _parse_metadata(response, offset if response.status_code == 206 else 0)
-    if response.status_code == 206:
-        partial.metadata = replace(now, md5=now.md5 or partial.metadata.md5)
-        return 0
-    is_same = now.version is not None and now.version == partial.metadata.version and now.size == partial.metadata.size
-    if not is_same:  # the server sends the complete file; a partial file of another version is useless
-        partial.discard()
-    partial.metadata = now
-    return partial.size
+    @property
+    def size(self) -> int:
+        """Bytes of the partial file."""
+        return self._partial.stat().st_size if self._partial.exists() else 0
+
+    @property
+    def _metadata(self) -> _ServerMetadata:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return _ServerMetadata(**json.loads(self._metadata_path.read_text()))
+        return _ServerMetadata()
+
+    @_metadata.setter
+    def _metadata(self, metadata: _ServerMetadata) -> None:
+        self._metadata_path.write_text(json.dumps(vars(metadata)))
+
+    def _discard(self) -> None:
+        self._partial.unlink(missing_ok=True)
+        self._metadata_path.unlink(missing_ok=True)
+
+    def adopt_existing(self) -> None:
+        """Resume the download of another program if a checksum can verify it; it may be of another version."""
+        if self.size:
+            if self._metadata == _ServerMetadata() and not self._remote.sha256:
+                self._discard()
+            return
+        if not self._remote.path.exists():
+            return
+        reported = _ServerMetadata()
+        if not self._remote.sha256:
+            with contextlib.suppress(requests.RequestException):
+                reported = _request_metadata(self._remote, self._timeout)
+        if self._remote.sha256 or reported.md5:
+            self._remote.path.replace(self._partial)
+            self._metadata = _ServerMetadata(md5=reported.md5)
+
+    def complete(self) -> str:
+        """Download the rest, verify the file, give it its name, and return how it was verified.
+
+        Raises:
+            _RetryableError: The connection broke, or the file is wrong and was discarded.
+        """
+        self._on_progress(self.size)
+        if self._metadata.size is None or self.size != self._metadata.size:
+            self._transfer()
+        try:
+            how = _verify(self._remote, self._partial, self._metadata.md5)
+        except _RetryableError:
+            self._discard()
+            raise
+        with self._partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        self._partial.replace(self._remote.path)
+        self._metadata_path.unlink(missing_ok=True)
+        return how
+
+    def _transfer(self) -> None:
+        offset, version, headers = self.size, self._metadata.version, dict(_HEADERS)
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if version:
+                headers["If-Range"] = version
+        try:
+            with requests.get(self._remote.url, headers=headers, timeout=self._timeout, stream=True) as response:
+                skip = self._reconcile(response, offset)
+                if response.ok:
+                    self._receive(response.raw, skip)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
+            if isinstance(error, ValueError):  # an invalid address
+                raise DownloadError(f"{self._remote.url}: {error}") from error
+            reason = f"the connection broke after {self.size:,} bytes ({type(error).__name__})"
+            raise _RetryableError(reason) from error
+        size = self._metadata.size
+        if size is not None and self.size < size:
+            raise _RetryableError(f"the connection broke after {self.size:,} of {size:,} bytes")
+
+    def _reconcile(self, response: requests.Response, offset: int) -> int:
+        """Store the server's metadata, discard a partial file that does not match, and return the bytes to skip."""
+        status, before = response.status_code, self._metadata
+        if status in RETRY_STATUSES:
+            wait = response.headers.get("Retry-After", "")
+            after = min(float(wait), 3600) if _COUNT.fullmatch(wait) else 0.0
+            raise _RetryableError(f"HTTP {status} {response.reason}", after)
+        if status == 416 and response.headers.get("Content-Range") == f"bytes */{offset}":
+            self._metadata = replace(before, size=offset)  # it is complete: the size reported before was wrong
+            return 0
+        if status == 416 or (status == 206 and not _range_matches(response, before, offset)):
+            self._discard()
+            raise _RetryableError("the partial file does not match the file on the server")
+        if status not in (200, 206):
+            raise DownloadError(f"{self._remote.url}: HTTP {status} {response.reason}")
+        now = _parse_metadata(response, offset if status == 206 else 0)
+        if status == 206:
+            self._metadata = replace(now, md5=now.md5 or before.md5)
+            return 0
+        if now.version is None or (now.version, now.size) != (before.version, before.size):
+            self._discard()  # the server sends the complete file; a partial file of another version is useless
+        self._metadata = now
+        return self.size
+
+    def _receive(self, stream: urllib3.response.BaseHTTPResponse, skip: int) -> None:
+        """Append the response to the partial file, without its first `skip` bytes."""
+        magic = self._remote.magic
+        with self._partial.open("ab") as file:
+            for chunk in stream.stream(CHUNK, decode_content=False):
+                if self._stop.is_set():
+                    raise _RetryableError("stopped")
+                new = chunk[skip:]
+                skip -= len(chunk) - len(new)
+                if new and file.tell() == 0 and not new.startswith(magic[: len(new)]):
+                    raise DownloadError(f"{self._remote.url} sends another file: it starts with {new[:16]!r}")
+                file.write(new)
+                self._on_progress(file.tell())
 
 
 def _range_matches(response: requests.Response, before: _ServerMetadata, offset: int) -> bool:
@@ -290,48 +287,23 @@ def _parse_metadata(response: requests.Response, offset: int) -> _ServerMetadata
     return _ServerMetadata(size, version, base64.b64decode(md5[1]).hex() if md5 else None)
 
 
-def _receive(
-    remote: RemoteFile,
-    partial: _PartialFile,
-    stream: urllib3.response.BaseHTTPResponse,
-    skip: int,
-    on_progress: Callable[[int], None],
-    stop: threading.Event,
-) -> None:
-    """Append the response to the partial file, without its first `skip` bytes."""
-    with partial.path.open("ab") as file:
-        for chunk in stream.stream(CHUNK, decode_content=False):
-            if stop.is_set():
-                raise _RetryableError("stopped")
-            new = chunk[skip:]
-            skip -= len(chunk) - len(new)
-            if new and file.tell() == 0 and not new.startswith(remote.magic[: len(new)]):
-                raise DownloadError(f"{remote.url} sends another file: it starts with {new[:16]!r}")
-            file.write(new)
-            on_progress(file.tell())
-
-
-class _VerificationError(Exception):
-    """A complete file differs from the published one."""
-
-
 def _verify(remote: RemoteFile, path: Path, md5: str | None) -> str:
-    """Verify a complete file by the best available method and return which."""
+    """Verify a complete file by the best available method and return which; raise _RetryableError if it is wrong."""
     with path.open("rb") as file:
         if not file.read(len(remote.magic)) == remote.magic:
-            raise _VerificationError("its first bytes are those of another file type")
+            raise _RetryableError("its first bytes are those of another file type")
     if remote.sha256:
         if hash_file(path, "sha256") != remote.sha256:
-            raise _VerificationError("its SHA-256 is not the published one")
+            raise _RetryableError("its SHA-256 is not the published one")
         return "SHA-256 as published"
     if md5:
         if hash_file(path, "md5") != md5:
-            raise _VerificationError("its MD5 is not the one that the server reports")
+            raise _RetryableError("its MD5 is not the one that the server reports")
         return "MD5 as reported by the server"
     if path.name.endswith((".tar", ".tar.gz")):
         try:
             count = sum(1 for _ in iter_members(path))
         except TruncatedArchive as error:
-            raise _VerificationError(f"the archive is truncated: {error}") from error
+            raise _RetryableError(f"the archive is truncated: {error}") from error
         return f"read to the end: {count:,} files, no published checksum"
     return "size only: no published checksum"
