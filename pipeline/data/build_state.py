@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel, Field, StrictInt, StrictStr
 
 from pipeline.common.errors import InputError
+from pipeline.data.labels import LabelCounter, Vocabularies, dump_vocabularies
 from pipeline.data.manifest import FORMAT, Manifest, Skipped, read_json, skipped_rows
 from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
 from pipeline.data.shard import ShardInfo, ShardName, index_name
@@ -37,6 +38,7 @@ class _PlanFile(BaseModel):
     source_fingerprint: StrictStr = Field(alias="tree")
     shards: list[tuple[ShardName, StrictStr, StrictInt, StrictStr]]
     skipped: list[Skipped] = Field(alias="set_aside")
+    adjusted: list[Skipped] = []
 
 
 class _RecordFile(BaseModel):
@@ -49,6 +51,7 @@ class _RecordFile(BaseModel):
     silent: StrictInt
     skipped: list[Skipped] = Field(alias="set_aside")
     adjusted: list[Skipped] = []
+    labels: Vocabularies = {}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class BuildPlan:
         source_fingerprint: of the corpus folder.
         shards: all shards, in order.
         skipped: inputs that the corpus skipped, as `skipped_row` returns them.
+        adjusted: inputs that it uses in part, such as a recording without its labels, in the form of `skipped`.
     """
 
     requested: dict[str, Any]
@@ -78,6 +82,7 @@ class BuildPlan:
     source_fingerprint: str
     shards: list[PlannedShard]
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    adjusted: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def clips(self) -> int:
@@ -92,7 +97,8 @@ class BuildPlan:
         except FileNotFoundError:
             return None
         shards = [PlannedShard(*row) for row in file.shards]
-        return cls(file.requested, file.resolved, file.source_fingerprint, shards, skipped_rows(file.skipped))
+        skipped, adjusted = skipped_rows(file.skipped), skipped_rows(file.adjusted)
+        return cls(file.requested, file.resolved, file.source_fingerprint, shards, skipped, adjusted)
 
     def save(self, store: Storage) -> None:
         """Write the plan atomically."""
@@ -104,6 +110,7 @@ class BuildPlan:
             "tree": self.source_fingerprint,
             "shards": shards,
             "set_aside": self.skipped,
+            **({"adjusted": self.adjusted} if self.adjusted else {}),
         }
         _write_json(store, PLAN, content)
 
@@ -120,6 +127,7 @@ class ShardRecord:
         silent: number of silent clips.
         skipped: inputs that are not in the shard, as `skipped_row` returns them.
         adjusted: clips whose audio differs from their files, in the form of `skipped`.
+        labels: the vocabulary of each label of its clips.
     """
 
     inputs: str
@@ -129,6 +137,7 @@ class ShardRecord:
     silent: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
     adjusted: list[dict[str, Any]] = field(default_factory=list)
+    labels: Vocabularies = field(default_factory=dict)
 
     @property
     def retry(self) -> bool:
@@ -139,6 +148,8 @@ class ShardRecord:
         """Write the record of the shard `name`, which must be complete."""
         content = asdict(self)
         content["made"], content["set_aside"] = content.pop("resolved"), content.pop("skipped")
+        if labels := dump_vocabularies(content.pop("labels")):
+            content["labels"] = labels
         _write_json(store, record_name(name), content)
 
 
@@ -176,7 +187,8 @@ def load_records(store: Storage, sizes: Mapping[str, int]) -> dict[str, ShardRec
         except (ValueError, KeyError, RecursionError):
             continue
         skipped, adjusted = skipped_rows(file.skipped), skipped_rows(file.adjusted)
-        record = ShardRecord(file.inputs, file.resolved, file.codes, file.shard, file.silent, skipped, adjusted)
+        digests = (file.inputs, file.resolved, file.codes)
+        record = ShardRecord(*digests, file.shard, file.silent, skipped, adjusted, file.labels)
         if record.shard and record.shard.name != name:
             continue
         is_complete = record.shard and sizes.get(name) == record.shard.bytes and index_name(name) in sizes
@@ -254,10 +266,14 @@ def _build_manifest(plan: BuildPlan, records: Mapping[str, ShardRecord], digest:
     silent = sum(records[planned.name].silent for planned in plan.shards)
     settings = plan.resolved
     data = settings["data"] | {name: settings[name] for name in ("bad_amplitude",) if name in settings}
-    adjusted = [row for planned in plan.shards for row in records[planned.name].adjusted]
+    adjusted = plan.adjusted + [row for planned in plan.shards for row in records[planned.name].adjusted]
+    labels = LabelCounter()
+    for planned in plan.shards:
+        labels.add_all(records[planned.name].labels)
     return Manifest(
-        settings["codec"], settings["embedder"], data, splits, silent, skipped, plan=digest, adjusted=adjusted
-    )
+        settings["codec"], settings["embedder"], data, splits, silent, skipped, plan=digest, adjusted=adjusted,
+        labels=labels.vocabularies(),
+    )  # fmt: skip
 
 
 def delete_manifest(store: Storage) -> None:

@@ -22,6 +22,7 @@ from pydantic import (
 
 from pipeline.common.errors import InputError, first_problem
 from pipeline.common.files import is_intact, with_checksum
+from pipeline.data.labels import Vocabularies, dump_vocabularies
 from pipeline.data.shard import ShardInfo
 from pipeline.data.storage import Storage, open_storage
 
@@ -79,6 +80,7 @@ class _ManifestFile(BaseModel):
     silent: StrictInt
     skipped: list[Skipped] = Field(alias="set_aside")
     adjusted: list[Skipped] = []
+    labels: Vocabularies = {}
     plan: StrictStr = ""
 
 
@@ -94,7 +96,8 @@ class Manifest:
         silent: number of clips that are silent; they are in the dataset.
         skipped: inputs that are not in the dataset, as `skipped_row` returns them.
         plan: digest of the build plan, for resuming.
-        adjusted: clips whose audio differs from their files, in the form of `skipped`.
+        adjusted: inputs that differ from their files or have no labels, in the form of `skipped`.
+        labels: the vocabulary of each label that clips have.
         path: of the folder that the manifest was loaded from, for messages.
     """
 
@@ -106,6 +109,7 @@ class Manifest:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     plan: str = ""
     adjusted: list[dict[str, Any]] = field(default_factory=list, kw_only=True)
+    labels: Vocabularies = field(default_factory=dict, kw_only=True)
     path: str = field(default="the dataset", compare=False)
 
     @property
@@ -152,7 +156,7 @@ class Manifest:
         splits = {split: part.shards for split, part in file.splits.items()}
         return cls(
             content["codec"], content["embedder"], file.data, splits, file.silent, skipped_rows(file.skipped),
-            file.plan, store.display_path(), adjusted=skipped_rows(file.adjusted),
+            file.plan, store.display_path(), adjusted=skipped_rows(file.adjusted), labels=file.labels,
         )  # fmt: skip
 
     def save(self, folder: str | Path | Storage) -> None:
@@ -176,6 +180,7 @@ class Manifest:
                 "silent": self.silent,
                 "set_aside": self.skipped,
                 "adjusted": self.adjusted,
+                **({"labels": dump_vocabularies(self.labels)} if self.labels else {}),
                 "plan": self.plan,
             }
         )

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.common.errors import InputError
+from pipeline.data.labels import MAX_VALUES
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard import Sample, iter_samples, load_index
 from pipeline.data.storage import Storage
 
 MAX_VALUES_SHOWN = 8  # of a label, the most frequent first
-MAX_CLASSES = 1000  # a label with more distinct values is a name, not a class
 
 
 def dataset_stats(store: Storage) -> Iterator[str]:
@@ -78,10 +78,10 @@ def labels_of(sample: Sample) -> dict[str, Any]:
 
 
 def count_labels(labels: dict[str, Counter[str]], sample: Sample) -> None:
-    """Count the values of a clip's labels, by label, up to `MAX_CLASSES` values each."""
+    """Count the values of a clip's labels, by label, up to `MAX_VALUES` values each."""
     for name, value in labels_of(sample).items():
         counter = labels.setdefault(name, Counter())
-        if len(counter) <= MAX_CLASSES:
+        if len(counter) <= MAX_VALUES:
             counter.update(map(str, value) if isinstance(value, list) else [str(value)])
 
 
@@ -99,7 +99,7 @@ def _label_lines(labels: dict[str, Counter[str]], clips: int) -> Iterator[str]:
     for name, counter in labels.items():
         if not counter:
             continue
-        if len(counter) > MAX_CLASSES or (len(counter) > MAX_VALUES_SHOWN and len(counter) >= clips):
+        if len(counter) > MAX_VALUES or (len(counter) > MAX_VALUES_SHOWN and len(counter) >= clips):
             yield f"{name}: a different value for nearly every clip"
             continue
         shown = ", ".join(f"{value} {count:,}" for value, count in counter.most_common(MAX_VALUES_SHOWN))

@@ -17,6 +17,7 @@ from pipeline.common.errors import MachineError
 from pipeline.common.paths import CONF
 from pipeline.common.settings import format_override
 from pipeline.data.build_state import BuildPlan
+from pipeline.data.labels import describe_vocabulary
 from pipeline.data.manifest import Manifest
 from pipeline.data.storage import Storage
 from pipeline.preprocessing.partition import Partition
@@ -77,6 +78,9 @@ def print_summary(store: Storage, manifest: Manifest, codec: CodecSettings) -> i
     print("  " + ", ".join(f"{split} {format_duration(duration)}" for split, duration in seconds.items()))
     if manifest.silent:
         print(f"silent, but kept: {manifest.silent:,} clips")
+    if manifest.labels:
+        names = (f"{name} ({describe_vocabulary(label)})" for name, label in manifest.labels.items())
+        _print(f"labels: {', '.join(names)}")
     _print_examples("adjusted", manifest.adjusted)
     _print_examples("skipped", manifest.skipped)
     if retried := sum("retry" in row for row in manifest.skipped):

@@ -20,6 +20,7 @@ from pipeline.common.errors import MachineError
 from pipeline.corpora import Clip, load
 from pipeline.data import build_state
 from pipeline.data.build_state import PlannedShard, ShardRecord
+from pipeline.data.labels import LabelCounter
 from pipeline.data.manifest import skipped_row
 from pipeline.data.shard import ShardWriter, iter_samples, load_index
 from pipeline.data.storage import Storage
@@ -171,8 +172,11 @@ class ShardAssembler:
         keys = {sample.key for sample in samples}
         adjusted = [row for part in parts for row in part.adjusted if row["key"] in keys]
         num_silent = sum(len(part.silent & keys) for part in parts)
-        inputs = task.planned.inputs
-        record = ShardRecord(inputs, self._settings_digest, self._codes_digest, shard, num_silent, skipped, adjusted)
+        labels = LabelCounter()
+        for sample in samples:
+            labels.add(sample.metadata["labels"])
+        digests = (task.planned.inputs, self._settings_digest, self._codes_digest)
+        record = ShardRecord(*digests, shard, num_silent, skipped, adjusted, labels.vocabularies())
         record.save(self._store, name)
         self._on_written(name)
 
