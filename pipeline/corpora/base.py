@@ -28,11 +28,15 @@ KEY_LENGTH = 80  # a tar header has 100 bytes for a name: key + ".codes.npy" nev
 
 
 class SkippedInput(NamedTuple):
-    """An input that is not encoded, and why. `key` is empty if the input has none."""
+    """An input that is not encoded, and why.
+
+    key: Empty if the input has none. is_used: Whether only a part of the input is skipped, such as its labels.
+    """
 
     path: str
     key: str
     reason: str
+    is_used: bool = False
 
 
 class Durations(Protocol):
@@ -79,6 +83,8 @@ class CorpusSettings(Settings):
         how_to_get: What to do if it is missing, or why it cannot be downloaded; part of errors.
         addresses: The servers to download it from, by the names of the settings `addresses.NAME`.
         location_settings: The settings besides `root` that say where the corpus is, not what it contains.
+        label_settings: The settings that decide the labels of clips, and nothing else. They may change while a dataset
+            is updated: the shards whose clips get other labels are encoded again.
         root: Its folder.
         scan_cache_dir: A folder that caches what slow scans found.
     """
@@ -89,6 +95,7 @@ class CorpusSettings(Settings):
     how_to_get: ClassVar[str] = "give the folder as data.root=DIR"
     addresses: ClassVar[Mapping[str, str]] = {}
     location_settings: ClassVar[tuple[str, ...]] = ()
+    label_settings: ClassVar[tuple[str, ...]] = ()
 
     name: str
     root: str

@@ -27,6 +27,7 @@ from pipeline.corpora.base import (
     slug,
 )
 from pipeline.corpora.clip import Clip
+from pipeline.corpora.labels import LabelReader
 from pipeline.corpora.scan_cache import cache_file, cached_map
 from pipeline.corpora.segments import assign_split, cut_segments
 from pipeline.corpora.sound_identity import find_duplicate_files, find_versions
@@ -38,6 +39,10 @@ class FolderSettings(CorpusSettings):
 
     title: ClassVar[str] = "audio files of a local folder"
     licence: ClassVar[str] = "whose owner decides about their licence"
+    location_settings: ClassVar[tuple[str, ...]] = ("labels",)
+    label_settings: ClassVar[tuple[str, ...]] = (
+        *("labels", "labels_file_column", "labels_list_columns", "labels_beside", "labels_from_folders"),
+    )
 
     extensions: Literal["auto"] | list[str]
     segment_seconds: Seconds | None
@@ -46,6 +51,11 @@ class FolderSettings(CorpusSettings):
     split_by: Literal["recording", "folder"]
     valid: Fraction
     test: TestShare
+    labels: str | None
+    labels_file_column: str | None
+    labels_list_columns: list[str]
+    labels_beside: bool
+    labels_from_folders: list[str]
 
     def open(self, digest: AudioDigest | None = None, durations: Durations | None = None) -> Folder:
         """Open the folder."""
@@ -64,6 +74,7 @@ class Folder:
             self._suffixes, self._unsupported = tuple(f".{e.lower().lstrip('.')}" for e in settings.extensions), ()
         self._expected = f"audio files ({', '.join(self._suffixes)})"
         self._root = require_folder(settings.root, self._expected, settings.how_to_get)
+        self._labels = LabelReader(settings, self._root)
 
     def clips(self) -> Iterator[Clip]:
         """Yield the clips, sorted by the parts of their paths."""
@@ -74,19 +85,25 @@ class Folder:
         is_empty = True
         for name, duration in self._recordings():
             is_empty = False
+            labels, faults = self._labels.read(name)
             if name in duplicates:
-                reason = f"duplicate: the same audio as {printable(duplicates[name])}"
-                self.skipped.append(SkippedInput(printable(f"{self._root}/{name}"), "", reason))
+                self._skip(name, f"duplicate: the same audio as {printable(duplicates[name])}")
                 continue
+            for fault in faults:
+                self._skip(name, fault, is_used=True)
             group = self._group(name)
             split = assign_split(groups.get(group, group), settings.seed, settings.valid, settings.test)
             key = slug(name.rpartition(".")[0], of=name, length=KEY_LENGTH - 6)
             cuts = cut_segments(duration, settings.segment_seconds, settings.min_seconds)
             for number, (start, length) in enumerate(cuts):
                 part = key if settings.segment_seconds is None else f"{key}-{number:05d}"
-                yield Clip(part, f"{self._root}/{name}", split, start, length)
+                yield Clip(part, f"{self._root}/{name}", split, start, length, labels)
         if is_empty:
             raise no_clips_error(self._root, self._expected, self._conversion_hint() or settings.how_to_get)
+        self.skipped += self._labels.unused()
+
+    def _skip(self, name: str, reason: str, is_used: bool = False) -> None:
+        self.skipped.append(SkippedInput(printable(f"{self._root}/{name}"), "", reason, is_used))
 
     def _conversion_hint(self) -> str:
         """Return how to convert the files of the folder if all of them have unsupported formats, else ""."""

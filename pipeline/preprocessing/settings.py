@@ -43,8 +43,9 @@ class PreprocessSettings(CommandSettings):
 
     def requested(self) -> dict[str, object]:
         """The settings that a dataset's contents depend on, by their recorded names."""
+        unset = [name for name in self.data.label_settings if not getattr(self.data, name)]
         return {
-            "data": self._data_without(),
+            "data": self._data_without(unset),
             "codec": self.codec.to_dict(),
             "embedder": self.embedder.to_dict(),
             **self._sample_settings(),
@@ -52,7 +53,8 @@ class PreprocessSettings(CommandSettings):
 
     def without_models(self) -> dict[str, object]:
         """Those of `requested` that shape the samples and need no model, and the name of the resampler."""
-        data = {**self._data_without(self.data.location_settings), "resampler": RESAMPLER}
+        data = self._data_without((*self.data.location_settings, *self.data.label_settings))
+        data["resampler"] = RESAMPLER
         return {"data": data, **self._sample_settings()}
 
     def source_paths(self) -> list[str]:

@@ -141,10 +141,11 @@ def plan_shards(
     names = _assign_names(planned, old.shards if old else [])
     spool.rename_shards(names)
     planned = [replace(shard, name=names[shard.name]) for shard in planned]
-    skipped += [
-        skipped_row(printable(row.path), row.key, row.reason, UNREADABLE in row.reason) for row in skipped_inputs()
-    ]
-    return replace(empty_plan, shards=planned, skipped=skipped)
+    adjusted: list[dict[str, Any]] = []
+    for row in skipped_inputs():
+        rows = adjusted if row.is_used else skipped
+        rows.append(skipped_row(printable(row.path), row.key, row.reason, UNREADABLE in row.reason))
+    return replace(empty_plan, shards=planned, skipped=skipped, adjusted=adjusted)
 
 
 class _OpenShard:

@@ -63,6 +63,8 @@ def build_sandbox(root: Path, nsynth_folder: Path) -> Iterator[Sandbox]:
         (root / name).symlink_to(ROOT / name)
     for number, name in enumerate(("a.wav", "FOLDER/d.wav", "FOLDER/e.wav")):
         write_tone(root / name, 220 * 2 ** (number / 5), 1.5)
+    (root / "labels.csv").write_text("file,mood\nd.wav,calm\ne.wav,wild\n")
+    (root / "FOLDER" / "d.json").write_text('{"mood": "calm"}')
     (root / "CODEC").mkdir()
     (root / "CODEC" / EMBEDDED_FILE).symlink_to(ROOT / "pipeline" / "assets" / EMBEDDED_FILE)
     (root / "data").mkdir()
