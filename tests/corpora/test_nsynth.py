@@ -245,7 +245,7 @@ def test_name_with_surrogate_is_skipped(root: Path) -> None:
     index.write_text(json.dumps({"a\ud800b": {"pitch": 1}, **json.loads(index.read_text())}))
     corpus = data("nsynth", root).open()
     assert len(list(corpus.clips())) == 24
-    ((path, _, reason),) = corpus.skipped
+    ((path, _, reason, _),) = corpus.skipped
     assert path.endswith("a\\ud800b.wav") and reason == "in the index, not on disk"
 
 

@@ -43,7 +43,7 @@ def use(settings: CorpusSettings, most: int = 100_000) -> None:
         assert clip.span is None or len(clip.content or b"") == clip.span[1]
         assert Path(settings.root) in Path(tar_archive.archive_of(clip.path) if clip.span else clip.path).parents
     assert count < most
-    for path, key, reason in corpus.skipped:
+    for path, key, reason, _ in corpus.skipped:
         (path + key + reason).encode()
 
 
