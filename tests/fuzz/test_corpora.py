@@ -25,12 +25,17 @@ TRACKS = "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\n" + "".join(
 SUMS = "".join(f"{i:064x} raw_30s_audio-0{i}.tar\n" for i in range(4))
 
 
+SETTINGS = {name: data(name, Path("unused")) for name in ("nsynth", "jamendo")}  # composed once
+
+DOWNLOAD = load_settings(DownloadSettings, ["data=jamendo"])
+
+
 def nsynth(root: Path) -> CorpusSettings:
-    return data("nsynth", root, f"data.scan_cache_dir='{root}/scan_cache'")
+    return SETTINGS["nsynth"].model_copy(update={"root": str(root), "scan_cache_dir": f"{root}/scan_cache"})
 
 
 def jamendo(root: Path) -> CorpusSettings:
-    return data("jamendo", root, f"data.scan_cache_dir='{root}/scan_cache'")
+    return SETTINGS["jamendo"].model_copy(update={"root": str(root), "scan_cache_dir": f"{root}/scan_cache"})
 
 
 def use(settings: CorpusSettings, most: int = 100_000) -> None:
@@ -155,7 +160,7 @@ def test_damaged_archive_members(tmp_path: Path, seed: int) -> None:
 @given(seed=seeds)
 def test_damaged_checksum_list(tmp_path: Path, seed: int) -> None:
     """Whatever a server lists is written below data.root."""
-    settings = load_settings(DownloadSettings, ["data=jamendo", f"data.root='{tmp_path}'"])
+    settings = DOWNLOAD.model_copy(update={"data": jamendo(tmp_path)})
 
     def get(remote: RemoteFile) -> None:
         lines = damaged(seed, [SUMS.encode(), SUMS.replace("raw_30s_audio", "../../../x").encode()])
