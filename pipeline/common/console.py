@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -53,19 +54,32 @@ class ProgressDisplay:
 
     def __enter__(self) -> ProgressDisplay:
         self._last_line = time.monotonic()
-        if self._bars is not None:
-            self._bars.start()
+        with self._until_terminal_closes():
+            if self._bars is not None:
+                self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        with self._until_terminal_closes():
+            if self._bars is not None:
+                self._bars.stop()
+
+    @contextlib.contextmanager
+    def _until_terminal_closes(self) -> Iterator[None]:
+        """Show no bars any more after an OSError: nobody reads a closed terminal, and the work goes on."""
+        try:
+            yield
+        except OSError:
+            bars, self._bars = self._bars, None
+            with contextlib.suppress(OSError):  # it restores sys.stdout and sys.stderr before it writes
+                if bars is not None:
+                    bars.stop()
 
     def update(self, key: Hashable, completed: float, total: float | None, label: str = "", **fields: str) -> None:
         """Move the bar of `key`, which is added at its first update. label, fields: texts for its columns."""
-        with self._lock:
+        with self._lock, self._until_terminal_closes():
             if self._bars is None:
                 return
             if key not in self._tasks:
@@ -74,7 +88,7 @@ class ProgressDisplay:
 
     def remove(self, key: Hashable) -> None:
         """Remove the bar of `key`, if there is one."""
-        with self._lock:
+        with self._lock, self._until_terminal_closes():
             if self._bars is not None and key in self._tasks:
                 self._bars.remove_task(self._tasks.pop(key))
 
@@ -87,10 +101,11 @@ class ProgressDisplay:
 
     def log(self, line: str) -> None:
         """Print a line, above the bars."""
-        if self._bars is not None:
-            self._bars.console.print(line, markup=False, highlight=False)
-        else:
-            print_log(line)
+        with self._until_terminal_closes():
+            if self._bars is not None:
+                self._bars.console.print(line, markup=False, highlight=False)
+            else:
+                print_log(line)
 
 
 def _rich_progress(columns: Sequence[Any]) -> Any:

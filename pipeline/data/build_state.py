@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, Field, StrictInt, StrictStr
@@ -146,7 +146,7 @@ class ShardRecord:
 
     def save(self, store: Storage, name: str) -> None:
         """Write the record of the shard `name`, which must be complete."""
-        content = asdict(self)
+        content = {**vars(self), "shard": self.shard and self.shard.model_dump()}
         content["made"], content["set_aside"] = content.pop("resolved"), content.pop("skipped")
         if labels := dump_vocabularies(content.pop("labels")):
             content["labels"] = labels

@@ -142,7 +142,8 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSou
         # remote shards are checked against their sha256 after each download
         digest = "" if isinstance(store, LocalStorage) else shard.sha256()
         split = _SPLIT.fullmatch(name)
-        info = ShardInfo(name, len(index), int(index[:, 1].sum()), shard.size, digest)
+        frames = int(index[:, 1].sum())
+        info = ShardInfo(name=name, samples=len(index), frames=frames, bytes=shard.size, sha256=digest)
         splits.setdefault((split and split[1]) or "train", []).append(info)
     if shape is None:
         raise InputError(f"the shards at {store.display_path()} are empty")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -163,7 +163,7 @@ class Manifest:
         """Write the manifest atomically. The same contents give the same bytes."""
         splits = {
             split: {
-                "shards": [asdict(shard) for shard in shards],
+                "shards": [shard.model_dump() for shard in shards],
                 "samples": self.num_samples(split),
                 "frames": self.num_frames(split),
                 "hours": round(self.hours(split), 6),

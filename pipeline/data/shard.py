@@ -30,8 +30,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import xxhash
-from pydantic import AfterValidator, Field, StrictInt, StrictStr
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr, model_validator
 
 from pipeline.common.errors import InputError
 from pipeline.data.file_reader import FileReader
@@ -76,8 +75,7 @@ ShardName = Annotated[StrictStr, AfterValidator(validate_shard_name)]
 _Count = Annotated[StrictInt, Field(ge=0, le=MAX_MEMBER_BYTES)]
 
 
-@checked_dataclass(frozen=True)
-class ShardInfo:
+class ShardInfo(BaseModel, frozen=True):
     """What the manifest says about a shard. Values that no shard can have raise a ValueError.
 
     Attributes:
@@ -94,9 +92,11 @@ class ShardInfo:
     bytes: _Count
     sha256: Annotated[StrictStr, Field(pattern=r"^([0-9a-f]{64})?$")]  # file names contain it
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fits(self) -> ShardInfo:
         if self.samples * len(MEMBERS) * BLOCK > self.bytes:
             raise ValueError(f"{self.samples} samples do not fit in a shard of {self.bytes} bytes")
+        return self
 
 
 def index_name(shard: str) -> str:
@@ -168,7 +168,10 @@ class ShardWriter:
             self._store.remove(index_name(self.name))
         rows = np.array(self._index, np.int64).reshape(-1, 5)
         write_index(self._store, self.name, rows, _to_signed(self._xxh3.intdigest()))
-        self.info = ShardInfo(self.name, len(self._index), self._frames, self._offset, self._sha256.hexdigest())
+        self.info = ShardInfo(
+            name=self.name, samples=len(self._index), frames=self._frames, bytes=self._offset,
+            sha256=self._sha256.hexdigest(),
+        )  # fmt: skip
 
 
 def read_shard(address: str | Path) -> Iterator[Sample]:

@@ -23,7 +23,10 @@ EMBEDDER = {"name": "encodecmae_tiny", "weights": "cd" * 32, "sample_rate": 2400
 
 
 def manifest() -> Manifest:
-    shards = [ShardInfo(f"train-{i:06d}.tar", 100, 30000, 1_000_000, "ef" * 32) for i in range(9)]
+    shards = [
+        ShardInfo(name=f"train-{i:06d}.tar", samples=100, frames=30000, bytes=1_000_000, sha256="ef" * 32)
+        for i in range(9)
+    ]
     skipped = [{"path": "a\nb.wav", "key": "a", "reason": "is empty"}]
     return Manifest(CODEC, EMBEDDER, {"name": "nsynth"}, {"train": shards, "valid": []}, 3, skipped)
 

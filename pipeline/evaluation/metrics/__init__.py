@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pipeline.common.registry import Registry
-from pipeline.evaluation.audio_set import AudioSet, References
-from pipeline.evaluation.metrics.base import Metric
-
-__all__ = ["METRICS", "AudioSet", "Metric", "References", "list_metrics"]
+from pipeline.evaluation.audio_set import AudioSet as AudioSet
+from pipeline.evaluation.audio_set import References as References
+from pipeline.evaluation.metrics.base import Metric as Metric
 
 METRICS: Registry[type[Metric]] = Registry("metric", __name__)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pipeline.common.registry import Registry
-from pipeline.evaluation.html_templates import AudioRow, LabeledAudio, SectionContent
-from pipeline.evaluation.sections.base import ReportInputs, Section
-
-__all__ = ["SECTIONS", "AudioRow", "LabeledAudio", "ReportInputs", "Section", "SectionContent", "list_sections"]
+from pipeline.evaluation.html_templates import AudioRow as AudioRow
+from pipeline.evaluation.html_templates import LabeledAudio as LabeledAudio
+from pipeline.evaluation.html_templates import SectionContent as SectionContent
+from pipeline.evaluation.sections.base import ReportInputs as ReportInputs
+from pipeline.evaluation.sections.base import Section as Section
 
 SECTIONS: Registry[type[Section]] = Registry("report section", __name__)
 
