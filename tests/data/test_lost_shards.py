@@ -9,7 +9,6 @@ import os
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -332,7 +331,7 @@ def test_invalid_codes_are_refused(tmp_path: Path) -> None:
     tar.write_bytes(data)
     tar.with_name("train-000000.index.npy").unlink()
     manifest = Manifest.load(folder)
-    manifest.splits["train"] = [replace(info, sha256="") for info in manifest.splits["train"]]
+    manifest.splits["train"] = [info.model_copy(update={"sha256": ""}) for info in manifest.splits["train"]]
     manifest.save(folder)
     with pytest.raises(InputError, match=r"codes above 1023.*pipeline\.shards verify"):
         next(iter_once(ShardedDataset(folder, "train"), 4))

@@ -124,7 +124,7 @@ def test_samples_that_differ_from_manifest_are_reported(cache: Path, change, mes
 
 def test_wrong_counts_are_reported(cache: Path) -> None:
     manifest = Manifest.load(cache)
-    wrong = [replace(info, samples=info.samples + 1) for info in manifest.splits["train"]]
+    wrong = [info.model_copy(update={"samples": info.samples + 1}) for info in manifest.splits["train"]]
     replace(manifest, splits={**manifest.splits, "train": wrong}).save(cache)
     assert f"{TRAIN}: " in faults(cache) and "samples of" in faults(cache)
     text = json.loads((cache / MANIFEST_NAME).read_text())

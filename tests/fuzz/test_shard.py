@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write one shard of 12 clips, more than are checked when a shard is opened."""
     folder = write_cache(tmp_path_factory.mktemp("fuzz") / "cache", [12], (2, 3))
     manifest = Manifest.load(folder)
-    manifest.splits["train"] = [replace(info, sha256="") for info in manifest.splits["train"]]
+    manifest.splits["train"] = [info.model_copy(update={"sha256": ""}) for info in manifest.splits["train"]]
     manifest.save(folder)
     return folder
 
