@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.audio.codecs import CodecSettings
-from pipeline.common.console import COLUMNS, print_error, print_next
+from pipeline.common.console import COLUMNS, format_duration, print_error, print_next
 from pipeline.common.errors import MachineError
 from pipeline.common.paths import CONF
 from pipeline.common.settings import format_override
@@ -20,10 +20,10 @@ from pipeline.data.build_state import BuildPlan
 from pipeline.data.labels import describe_vocabulary
 from pipeline.data.manifest import Manifest
 from pipeline.data.storage import Storage
+from pipeline.data.training_length import suggest_steps
 from pipeline.preprocessing.partition import Partition
-from pipeline.preprocessing.progress import Progress, format_duration
+from pipeline.preprocessing.progress import Progress
 
-EPOCHS = 30  # how often the suggested training sees each clip
 MAX_NAMED = 5  # skipped inputs that are printed, or one of each kind; the manifest names all
 
 
@@ -119,8 +119,7 @@ def _print_examples(what: str, rows: list[dict[str, Any]]) -> None:
 def training_command(shards: str, clips: int, codec: CodecSettings) -> list[str]:
     """The command that trains on shards.
 
-    The run folder is named after the dataset. The steps are as many as show each clip to the model some tens of times
-    (`EPOCHS`), and at most those of conf/train.yaml.
+    The run folder is named after the dataset, and the steps are those that `suggest_steps` suggests for one process.
 
     Args:
         shards: The address of the dataset.
@@ -137,7 +136,7 @@ def training_command(shards: str, clips: int, codec: CodecSettings) -> list[str]
     if not codec.needs_download:  # a machine that cannot download a codec has no pretrained GPT-2 either
         settings["model"] = "tiny"
     settings |= {"shards": shards, "run": f"runs/{re.split(r'[/:]', shards.rstrip('/'))[-1]}"}
-    steps = int(float(f"{max(1, EPOCHS * clips / train['trainer']['micro_batch']):.2g}"))
+    steps = suggest_steps(clips, train["trainer"]["micro_batch"])
     if steps < train["trainer"]["steps"]:
         settings["trainer.steps"] = steps
     return ["deepspeed", "pipeline/train.py", *(format_override(name, value) for name, value in settings.items())]

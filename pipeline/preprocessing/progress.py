@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from pipeline.common.console import ProgressDisplay
+from pipeline.common.console import ProgressDisplay, format_duration
 
 
 class Progress:
@@ -72,11 +72,3 @@ def _columns() -> tuple[Any, ...]:
         *(BarColumn(), MofNCompleteColumn(), TextColumn("clips · {task.fields[summary]} ·")),
         *(TimeRemainingColumn(), TextColumn("left")),
     )
-
-
-def format_duration(seconds: float) -> str:
-    """A duration in words: `3 h 05 min`, `12 min`, `40 s`; "?" where it is infinite."""
-    if seconds == float("inf"):
-        return "?"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
