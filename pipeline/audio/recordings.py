@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.audio import audio_io
+from pipeline.audio import audio_io, loudness
 
 
 def load_source_audio(root: str | None, info: Mapping[str, Any], rate: int) -> np.ndarray | None:
@@ -16,7 +16,7 @@ def load_source_audio(root: str | None, info: Mapping[str, Any], rate: int) -> n
 
     Args:
         root: The corpus folder, as preprocessing's data.root; None if the corpus is not available.
-        info: The clip's `json` in the dataset: path, start and duration in seconds.
+        info: The clip's `json` in the dataset: path, start and duration in seconds, gain in dB where it has one.
         rate: The sample rate of the result in Hz.
 
     Returns:
@@ -30,4 +30,5 @@ def load_source_audio(root: str | None, info: Mapping[str, Any], rate: int) -> n
     path = Path(str(info.get("path")))
     if "path" not in info or path.is_absolute() or ".." in path.parts:  # datasets are not trusted
         raise audio_io.AudioError(str(path), "missing: it is not in corpus_root=")
-    return audio_io.read(Path(root) / path, start=info["start"], duration=info["duration"], rate=rate)
+    wav = audio_io.read(Path(root) / path, start=info["start"], duration=info["duration"], rate=rate)
+    return loudness.amplify(wav, info["gain_db"]) if "gain_db" in info else wav

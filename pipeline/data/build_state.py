@@ -265,7 +265,7 @@ def _build_manifest(plan: BuildPlan, records: Mapping[str, ShardRecord], digest:
         skipped += record.skipped
     silent = sum(records[planned.name].silent for planned in plan.shards)
     settings = plan.resolved
-    data = settings["data"] | {name: settings[name] for name in ("bad_amplitude",) if name in settings}
+    data = settings["data"] | {name: settings[name] for name in ("bad_amplitude", "prepare") if name in settings}
     adjusted = plan.adjusted + [row for planned in plan.shards for row in records[planned.name].adjusted]
     labels = LabelCounter()
     for planned in plan.shards:

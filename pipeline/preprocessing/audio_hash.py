@@ -8,19 +8,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
+from pathlib import Path
 
 from pipeline.audio import audio_io
 from pipeline.corpora import Clip
-from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job, Skipped, kill_after, read_error
-from pipeline.preprocessing.decode_workers import DecodeFunction, DecodeWorkerPool
+from pipeline.preprocessing.decode import (
+    DecodedBatch,
+    DecodedClip,
+    DecodeOptions,
+    Job,
+    Skipped,
+    kill_after,
+    read_error,
+)
+from pipeline.preprocessing.decode_workers import DecodeWorkerPool
 
 MAX_FRAMES_PER_BYTE = 8192  # FLAC and Opus store silence in less, but a header that claims more is wrong
 HASH_RATE = 24_000  # Hz at which all audio is hashed, whatever the codec's rate
-_DIGEST = re.compile("[0-9a-f]{32}")
+Measure = Callable[[str | bytes], str | None]
 
 
 def hash_audio(source: str | bytes) -> str | None:
@@ -55,54 +63,57 @@ class MeasuredDurations:
         return (round(info.seconds, 6) or None) if info.frames <= size * MAX_FRAMES_PER_BYTE else None
 
 
-def hash_job(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
-    """`hash_audio` in the form of `decode_job`: for a job of one recording, the hash is the reason of a `Skipped`."""
-    source: str | bytes = job.clips[0].path
-    if job.contents_file is not None:
-        with open(job.contents_file, "rb") as file:  # noqa: PTH123
-            source = file.read()
-    with kill_after(options.timeout):
-        digest = hash_audio(source)
-        fault = None if digest else read_error(source)
-    yield job.skip(Skipped(digest or fault or "cannot be decoded", retry=fault is not None))
+class _MeasureJob:
+    """A function of whole recordings in the form of `decode_job`: its result is the note of a skipped clip."""
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+
+    def __call__(self, job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
+        source: str | bytes = job.clips[0].path
+        if job.contents_file is not None:
+            source = Path(job.contents_file).read_bytes()
+        with kill_after(options.timeout):
+            result = self._measure(source)
+            fault = None if result else read_error(source)
+        skipped = Skipped(fault or "cannot be decoded", retry=fault is not None)
+        yield DecodedBatch(job.shard, job.first, [DecodedClip(job.clips[0], skipped, result or "")])
 
 
-class AudioHasher:
-    """`hash_audio` in a worker process, which starts with the first recording.
+class RecordingWorker:
+    """A function of whole recordings in a worker process, which starts with the first recording.
 
     Args:
-        decode_workers: 0 to hash in the calling thread instead.
-        timeout: Seconds that a recording may take; one that takes longer, twice, has no hash.
-        hash_job: The function that hashes a job.
+        measure: The function; it returns None for a recording that cannot be decoded.
+        decode_workers: 0 to call it in the calling thread instead.
+        timeout: Seconds that a recording may take; one that takes longer, twice, has no result.
     """
 
-    def __init__(self, decode_workers: int, timeout: float, hash_job: DecodeFunction = hash_job) -> None:
+    def __init__(self, measure: Measure, decode_workers: int, timeout: float) -> None:
         self._options, self._count = DecodeOptions(HASH_RATE, 0.0, 1, timeout), min(1, decode_workers)
-        self._hash_job = hash_job
+        self._measure = measure
         self._pool: DecodeWorkerPool | None = None
 
     def __call__(self, source: str | bytes) -> str | None:
-        """The hash of a file, or of its bytes; None where it cannot be decoded.
+        """The result for a file, or for its bytes; None where it cannot be decoded.
 
         Raises OSError where the system cannot read it, which is no property of the file.
         """
-        self._pool = self._pool or DecodeWorkerPool(self._count, self._options, self._hash_job)
+        self._pool = self._pool or DecodeWorkerPool(self._count, self._options, _MeasureJob(self._measure))
         with tempfile.NamedTemporaryFile(prefix="preprocess-") as file:
             path = source if isinstance(source, str) else file.name  # a slow recording is remembered by this name
             if isinstance(source, bytes):
                 file.write(source)
                 file.flush()
-            contents_file = None if isinstance(source, str) else file.name
-            job = Job("", 0, [Clip("", path, "")], contents_file)
+            jobs = iter([Job("", 0, [Clip("", path, "")], None if isinstance(source, str) else file.name)])
             inbox, sender = Pipe()
             with inbox, sender:
-                jobs = iter([job])
                 (batch,) = self._pool.decode(inbox, lambda: sender.send(next(jobs, None)))
-        result = batch.clips[0].audio
-        assert isinstance(result, Skipped)  # see hash_job
-        if result.retry and not result.reason.startswith("too slow"):
-            raise OSError(result.reason)
-        return result.reason if _DIGEST.fullmatch(result.reason) else None
+        (result,) = batch.clips
+        assert isinstance(result.audio, Skipped)  # see _MeasureJob
+        if result.audio.retry and not result.audio.reason.startswith("too slow"):
+            raise OSError(result.audio.reason)
+        return result.note or None
 
     def close(self) -> None:
         """End the process."""

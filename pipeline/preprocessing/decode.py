@@ -22,6 +22,7 @@ import numpy as np
 from pipeline.audio import amplitude, audio_io
 from pipeline.common.errors import one_line
 from pipeline.corpora import Clip, fingerprint
+from pipeline.preprocessing.preparation import PrepareSettings, prepare_audio
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,15 @@ MISSING = Skipped("missing: the file was there when it was listed; run again", r
 
 @dataclass(frozen=True, eq=False)
 class DecodedClip:
-    """A clip with its audio, float32 [S], or why there is none. note: how the audio differs from its file."""
+    """A clip with its audio, float32 [S], or why there is none.
+
+    note: How the audio differs from its file. gain: In dB, of `prepare.loudness`.
+    """
 
     clip: Clip
     audio: np.ndarray | Skipped
     note: str = ""
+    gain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class DecodeOptions:
         timeout: Seconds that decoding one clip may take; after that the process is ended. 0 for no limit.
         bad_amplitude: A policy of `pipeline.audio.amplitude`.
         keep_truncated: Whether to use what is there of a file with less audio than its header declares.
+        prepare: What is done to the audio of a clip; None for nothing.
     """
 
     rate: int
@@ -105,6 +111,7 @@ class DecodeOptions:
     timeout: float
     bad_amplitude: str = "keep"
     keep_truncated: bool = False
+    prepare: PrepareSettings | None = None
 
     def fault_callback(self, faults: list[str]) -> audio_io.OnFault | None:
         """What `audio_io.read` calls for channels that cancel each other; None where such clips are kept."""
@@ -138,13 +145,29 @@ def decode_clips(job: Job, options: DecodeOptions) -> Iterator[DecodedClip]:
                 audio = next(decoded)
                 now = fingerprint(clip)
                 audio = audio if now == clip.fingerprint else CHANGED if now else MISSING
-            note = ""
-            if isinstance(audio, np.ndarray):
-                wav, note = amplitude.apply_policy(audio, options.bad_amplitude, faults)
-                audio = Skipped(note) if wav is None else wav
-                note = "; ".join(filter(None, [*truncated, note]))
+            if isinstance(audio, Skipped):
+                yield DecodedClip(clip, audio)
+            else:
+                yield _prepare_clip(clip, audio, options, faults, truncated)
             faults.clear()
-            yield DecodedClip(clip, audio, note if isinstance(audio, np.ndarray) else "")
+
+
+def _prepare_clip(
+    clip: Clip, wav: np.ndarray, options: DecodeOptions, faults: list[str], truncated: list[str]
+) -> DecodedClip:
+    """A clip as it is encoded. faults, truncated: see `_decode_recording`."""
+    scaled, note = amplitude.apply_policy(wav, options.bad_amplitude, faults)
+    if scaled is None:
+        return DecodedClip(clip, Skipped(note))
+    notes = [*truncated, note]
+    if options.prepare is None:
+        return DecodedClip(clip, scaled, "; ".join(filter(None, notes)))
+    prepared = prepare_audio(scaled, options.rate, options.prepare)
+    if prepared.wav is None:
+        return DecodedClip(clip, Skipped(prepared.note))
+    if prepared.start:
+        clip = replace(clip, start=round(clip.start + prepared.start, 6))
+    return DecodedClip(clip, prepared.wav, "; ".join(filter(None, [*notes, prepared.note])), prepared.gain)
 
 
 @contextmanager

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline.audio import audio_io
 from pipeline.audio.embedders.base import embed_sounds
 from pipeline.common.errors import MachineError
-from pipeline.corpora import Clip, printable
+from pipeline.corpora import printable
 from pipeline.data.manifest import skipped_row
 from pipeline.data.shard import Sample
 from pipeline.preprocessing.decode import DecodedBatch, DecodedClip, DecodeOptions, Skipped
@@ -47,7 +46,6 @@ class EncodedBatch:
         shard, first: The shard, and the number of its first clip in it.
         num_clips: Clips that were decoded, or skipped.
         samples: The encoded clips, in order; without codes [0, 0] where only prompts were asked for.
-        silent: Keys of the silent ones.
         adjusted: Those whose audio differs from their files, as `skipped_row` returns them.
         skipped: The others, as `skipped_row` returns them.
     """
@@ -56,7 +54,6 @@ class EncodedBatch:
     first: int
     num_clips: int
     samples: list[Sample] = field(default_factory=list)
-    silent: set[str] = field(default_factory=set)
     adjusted: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
@@ -101,7 +98,6 @@ class Encoder:
                     result.skipped.append(skipped_row(path, key, NOT_FINITE))
                 else:
                     result.samples.append(samples[key])
-                    result.silent.update([key] if audio_io.is_silent(decoded.audio) else [])
                     result.adjusted.extend([skipped_row(path, key, decoded.note)] if decoded.note else [])
             return result
 
@@ -147,7 +143,7 @@ class Encoder:
                 codes_uint16 = self._validate_codes(codes.cpu().numpy(), frames)
             for clip, wav, clip_codes, vector in zip(clips, wavs, codes_uint16, vectors, strict=True):
                 if np.isfinite(vector).all():
-                    yield _build_sample(clip.clip, clip_codes, vector, len(wav) / self.codec.sample_rate)
+                    yield _build_sample(clip, clip_codes, vector, len(wav) / self.codec.sample_rate)
 
         return finish
 
@@ -164,13 +160,15 @@ def samples_of(clip: DecodedClip) -> np.ndarray:
     return clip.audio
 
 
-def _build_sample(clip: Clip, codes: np.ndarray, prompt: np.ndarray, seconds: float) -> Sample:
+def _build_sample(decoded: DecodedClip, codes: np.ndarray, prompt: np.ndarray, seconds: float) -> Sample:
+    clip = decoded.clip
     metadata = {
         "path": printable(clip.source),
         "start": clip.start,
         "duration": round(seconds, 6),
         "split": clip.split,
         "labels": clip.labels,
+        **({"gain_db": decoded.gain} if decoded.gain else {}),
     }
     return Sample(clip.key, codes, prompt, metadata)
 

@@ -77,7 +77,7 @@ def print_summary(store: Storage, manifest: Manifest, codec: CodecSettings) -> i
     )
     print("  " + ", ".join(f"{split} {format_duration(duration)}" for split, duration in seconds.items()))
     if manifest.silent:
-        print(f"silent, but kept: {manifest.silent:,} clips")
+        print(f"silent, but kept by an older version: {manifest.silent:,} clips")
     if manifest.labels:
         names = (f"{name} ({describe_vocabulary(label)})" for name, label in manifest.labels.items())
         _print(f"labels: {', '.join(names)}")

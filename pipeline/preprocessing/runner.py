@@ -10,12 +10,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.audio.codecs import CodecSettings
+from pipeline.audio.loudness import check_meter
 from pipeline.common.errors import InputError, MachineError
+from pipeline.corpora import Corpus
 from pipeline.data import build_state
 from pipeline.data.build_state import PLAN, BuildPlan
 from pipeline.data.manifest import MANIFEST_NAME as MANIFEST
@@ -23,9 +26,10 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.shard import index_name
 from pipeline.data.storage import LocalStorage, Storage, open_storage
 from pipeline.preprocessing import encoder_pool, messages
-from pipeline.preprocessing.audio_hash import AudioHasher, MeasuredDurations
+from pipeline.preprocessing.audio_hash import MeasuredDurations, RecordingWorker, hash_audio
 from pipeline.preprocessing.decode import DecodeOptions
 from pipeline.preprocessing.encoder import Encoder, load_encoder
+from pipeline.preprocessing.near_copies import GroupedCorpus, measure_spectrum
 from pipeline.preprocessing.partition import Partition, parse_partition
 from pipeline.preprocessing.progress import Progress
 from pipeline.preprocessing.settings import PreprocessSettings, changed_settings, check_settings_unchanged
@@ -63,18 +67,26 @@ def _preprocess(settings: PreprocessSettings, on_finish: Callable[[Storage], Non
     devices = encoder_pool.resolve_devices(settings.devices, settings.encoder_workers)
     decode_workers = encoder_pool.resolve_decode_workers(settings.decode_workers, devices)
     keep_truncated = settings.truncated == "keep"
-    hasher = AudioHasher(decode_workers, settings.decode_timeout)
-    corpus = settings.data.open(hasher, MeasuredDurations(keep_truncated))
+    hasher, measurer = (
+        RecordingWorker(measure, decode_workers, settings.decode_timeout) for measure in (hash_audio, measure_spectrum)
+    )
+    corpus: Corpus = settings.data.open(hasher, MeasuredDurations(keep_truncated))
+    if settings.prepare.group_copies:
+        corpus = GroupedCorpus(corpus, Path(settings.data.scan_cache_dir), Path(root), measurer)
+    if settings.prepare.loudness is not None:
+        check_meter()
     store.check_writable()
     encoder = load_encoder(settings.codec, settings.embedder, "cpu")
     resolved = _resolve_settings(settings, encoder)
     check_settings_unchanged(store, old, resolved, reembed)
     with closing(ClipSpool(root)) as spool:
         empty_plan = BuildPlan(settings.requested(), resolved, tree_fingerprint(*settings.source_paths()), [])
-        with closing(hasher):
+        with closing(hasher), closing(measurer):
             plan = plan_shards(
                 corpus.clips(), spool, settings.samples_per_shard, old, empty_plan, lambda: corpus.skipped
             )
+        if isinstance(corpus, GroupedCorpus):
+            plan = replace(plan, adjusted=[*plan.adjusted, *corpus.moved])
         _check_file_times_match(store, plan, partition)
         options = DecodeOptions(
             encoder.codec.sample_rate,
@@ -83,6 +95,7 @@ def _preprocess(settings: PreprocessSettings, on_finish: Callable[[Storage], Non
             settings.decode_timeout,
             settings.bad_amplitude,
             keep_truncated,
+            settings.prepare,
         )
         load = partial(load_encoder, settings.codec, settings.embedder)
         run = _PreprocessRun(store, plan, old, partition, spool, options, settings.codec)

@@ -14,6 +14,7 @@ from pipeline.common.settings import Choice, CommandSettings, flatten_settings
 from pipeline.corpora import CORPORA, CorpusSettings
 from pipeline.data.build_state import BuildPlan
 from pipeline.data.storage import Storage
+from pipeline.preprocessing.preparation import PrepareSettings
 
 # Older names that plan.json keeps, so that existing datasets stay valid.
 RECORDED_NAMES = {"max_seconds": "longest_seconds", "min_seconds": "shortest_seconds"}
@@ -33,6 +34,7 @@ class PreprocessSettings(CommandSettings):
     bad_amplitude: Literal["scale", "skip", "keep"]
     decode_timeout: Seconds
     truncated: Literal["skip", "keep"]
+    prepare: PrepareSettings
     devices: str | list[str]
     encoder_workers: PositiveInt | Literal["auto"]
     decode_workers: Count | Literal["auto"]
@@ -69,12 +71,14 @@ class PreprocessSettings(CommandSettings):
 
     def _sample_settings(self) -> dict[str, object]:
         names = ("samples_per_shard", "max_seconds", "bad_amplitude", "truncated")
-        return _recorded({name: getattr(self, name) for name in names})
+        prepare = self.prepare.recorded()
+        return _recorded({name: getattr(self, name) for name in names}) | ({"prepare": prepare} if prepare else {})
 
 
 def changed_settings(plan: BuildPlan, settings: Mapping[str, Any]) -> list[str]:
     """The dotted names of the recorded settings that differ from those of a plan. settings: all of them, or some."""
-    before, now = flatten_settings({name: plan.resolved.get(name, {}) for name in settings}), flatten_settings(settings)
+    names = {*settings, "prepare"}  # which is recorded only where something is done
+    before, now = flatten_settings({name: plan.resolved.get(name, {}) for name in names}), flatten_settings(settings)
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 

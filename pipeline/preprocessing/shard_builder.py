@@ -171,12 +171,11 @@ class ShardAssembler:
             build_state.delete_shard(self._store, name)
         keys = {sample.key for sample in samples}
         adjusted = [row for part in parts for row in part.adjusted if row["key"] in keys]
-        num_silent = sum(len(part.silent & keys) for part in parts)
         labels = LabelCounter()
         for sample in samples:
             labels.add(sample.metadata["labels"])
         digests = (task.planned.inputs, self._settings_digest, self._codes_digest)
-        record = ShardRecord(*digests, shard, num_silent, skipped, adjusted, labels.vocabularies())
+        record = ShardRecord(*digests, shard, 0, skipped, adjusted, labels.vocabularies())
         record.save(self._store, name)
         self._on_written(name)
 

@@ -1,7 +1,6 @@
 """Hashes of recordings depend on the audio, not on the file; a recording that cannot be decoded has none."""
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -9,8 +8,7 @@ import pytest
 import soundfile
 
 from pipeline.audio import audio_io
-from pipeline.preprocessing.audio_hash import AudioHasher, hash_audio, hash_job
-from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job
+from pipeline.preprocessing.audio_hash import RecordingWorker, hash_audio
 from tests.preprocessing.test_decode_workers import tone
 
 
@@ -28,23 +26,23 @@ def test_hash_depends_on_audio_not_on_file(tmp_path: Path) -> None:
 def test_hash_in_worker_matches_direct_hash(tmp_path: Path, decode_workers: int) -> None:
     path = tone(tmp_path / "a.wav", 11.0)
     whole = path.read_bytes() * 2  # more than a pipe holds
-    with closing(AudioHasher(decode_workers, 60)) as digest:
+    with closing(RecordingWorker(hash_audio, decode_workers, 60)) as digest:
         assert digest(str(path)) == digest(whole[: len(whole) // 2]) == hash_audio(str(path))
         assert digest(b"no sound at all") is None
         with pytest.raises(OSError, match="No such file"):  # so that nothing is remembered of it
             digest(str(tmp_path / "gone.wav"))
 
 
-def stuck(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
+def stuck(source: str | bytes) -> str | None:
     """A decoder that hangs in one file."""
     real = audio_io._open
     audio_io._open = lambda source, keep: time.sleep(600) if "stuck" in str(source) else real(source, keep)  # type: ignore[assignment]
-    return hash_job(job, options)
+    return hash_audio(source)
 
 
 def test_hanging_decoder_gives_no_hash(tmp_path: Path) -> None:
     """The next recording has a hash again."""
     path = tone(tmp_path / "a.wav")
-    with closing(AudioHasher(1, 0.5, stuck)) as digest:
+    with closing(RecordingWorker(stuck, 1, 0.5)) as digest:
         assert digest(str(tone(tmp_path / "stuck.wav"))) is None
         assert digest(str(path)) == hash_audio(str(path))
