@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.audio import audio_io, similarity
-from pipeline.corpora import Clip, Corpus, fingerprint, printable
+from pipeline.corpora import Clip, Corpus, SkippedInput, fingerprint, printable
 from pipeline.corpora.scan_cache import cache_file, cached_map
-from pipeline.data.manifest import skipped_row
 
 _CACHED_SOUNDS = 16  # decoded, of 19 MB at most
 
@@ -37,13 +35,12 @@ class GroupedCorpus:
         spectrum: `measure_spectrum`, maybe in another process.
 
     Attributes:
-        moved: The recordings that are in another split than without this, as `skipped_row` returns them.
+        skipped: What the corpus skipped, and the recordings that are in another split than without this.
     """
 
     def __init__(self, corpus: Corpus, scan_cache: Path, root: Path, spectrum: Callable[[str], str | None]) -> None:
         self._corpus, self._cache, self._spectrum = corpus, cache_file(scan_cache, root, "spectra"), spectrum
         self._root, self.skipped = root, corpus.skipped
-        self.moved: list[dict[str, Any]] = []
 
     def clips(self) -> Iterator[Clip]:
         """See `pipeline.corpora.Corpus`."""
@@ -52,15 +49,16 @@ class GroupedCorpus:
         rows = {path: value for path, _, value in cached_map(self._cache, items, self._spectrum)}
         spectra = {path: bytes.fromhex(rows[path]) for path in recordings if rows[path]}
         first = find_near_copies(spectra)
-        self.moved.clear()
+        moved = []
         for path, original in first.items():
             before, split = recordings[path].split, recordings[original].split
             if before != split:
-                names = [printable(name.removeprefix(f"{self._root}/")) for name in (path, original)]
-                reason = f"near copy: of {names[1]!r}, and in its split: {split} instead of {before}"
-                self.moved.append(skipped_row(names[0], recordings[path].key, reason))
+                first_name = printable(original.removeprefix(f"{self._root}/"))
+                reason = f"near copy: of {first_name!r}, and in its split: {split} instead of {before}"
+                moved.append(SkippedInput(path.removeprefix(f"{self._root}/"), recordings[path].key, reason, True))
         for clip in self._corpus.clips():
             yield replace(clip, split=recordings[first[clip.path]].split) if clip.path in first else clip
+        self.skipped.extend(moved)
 
 
 def find_near_copies(spectra: dict[str, bytes]) -> dict[str, str]:

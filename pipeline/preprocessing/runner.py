@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,8 +84,6 @@ def _preprocess(settings: PreprocessSettings, on_finish: Callable[[Storage], Non
             plan = plan_shards(
                 corpus.clips(), spool, settings.samples_per_shard, old, empty_plan, lambda: corpus.skipped
             )
-        if isinstance(corpus, GroupedCorpus):
-            plan = replace(plan, adjusted=[*plan.adjusted, *corpus.moved])
         _check_file_times_match(store, plan, partition)
         options = DecodeOptions(
             encoder.codec.sample_rate,
