@@ -25,7 +25,7 @@ class PrepareSettings(Settings):
     peak: Annotated[float, Field(ge=-20, le=0), Unit("dBTP")]
     group_copies: bool
 
-    def recorded(self) -> dict[str, float | bool]:
+    def recorded(self) -> dict[str, object]:
         """Those that differ from doing nothing. A dataset records only these, so that older ones stay valid."""
         recorded = {name: value for name, value in self.to_dict().items() if value != _OFF.get(name)}
         if self.loudness is None:
