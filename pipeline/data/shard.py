@@ -30,7 +30,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import xxhash
-from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr, model_validator
+from pydantic import BeforeValidator, BaseModel, Field, StrictInt, StrictStr, model_validator
 
 from pipeline.common.errors import InputError
 from pipeline.data.file_reader import FileReader
@@ -64,14 +64,14 @@ class Sample:
     metadata: dict[str, Any]
 
 
-def validate_shard_name(name: str) -> str:
+def validate_shard_name(name: Any) -> str:
     """Return the name of a shard. Raises ValueError for hidden files, and for names that leave the folder."""
-    if not _SHARD_NAME.fullmatch(name):
+    if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
         raise ValueError(f"{name!r:.80} is not a valid shard name")
     return name
 
 
-ShardName = Annotated[StrictStr, AfterValidator(validate_shard_name)]
+ShardName = Annotated[StrictStr, BeforeValidator(validate_shard_name)]
 _Count = Annotated[StrictInt, Field(ge=0, le=MAX_MEMBER_BYTES)]
 
 
