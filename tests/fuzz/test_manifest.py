@@ -19,6 +19,9 @@ from pipeline.data.shard_cache import LocalShardCache
 from pipeline.data.stats import dataset_stats
 from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
+from pipeline.evaluation.doctor.checks import find_faults
+from pipeline.evaluation.doctor.diagnosis import Diagnosis
+from pipeline.evaluation.doctor.examination import ExamineOptions, examine
 from tests.helpers.caches import CODEC, write_cache
 from tests.helpers.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
 
@@ -51,6 +54,9 @@ def read_all(cache: Path, manifest: Manifest) -> None:
             assert batch.codes.shape[1] == manifest.codebooks
     assert all("\n" not in line for line in verify(LocalStorage(cache)))
     assert [*dataset_stats(LocalStorage(cache))]
+    data = examine(LocalStorage(cache), ExamineOptions(), lambda _: None)
+    diagnosis = Diagnosis(data, find_faults(data))
+    assert [*diagnosis.lines()] and json.dumps(diagnosis.to_dict(), allow_nan=False) and diagnosis.to_html()
     assert len([*sample_clips(LocalStorage(cache), manifest, 2, 0)]) <= 2
 
 

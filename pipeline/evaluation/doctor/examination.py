@@ -187,6 +187,11 @@ def split_of(sample: Sample) -> str:
     return str(sample.metadata.get("split", ""))
 
 
+def is_pitch(label: object) -> bool:
+    """Whether a label is a MIDI note number."""
+    return isinstance(label, (int, float)) and 0 <= label <= 127
+
+
 def _digest(sample: Sample) -> bytes:
     return hashlib.blake2b(sample.codes.tobytes(), digest_size=16).digest()
 
@@ -268,6 +273,9 @@ def _measure_fidelity(
         return [None] * len(samples)
     embeddings = embed_audio(embedder, wavs, result.rate).numpy()
     prompts = np.stack([sample.prompt for sample in samples]).astype(np.float32)
+    if not np.isfinite(prompts).all():
+        result.left_out.append("prompt fidelity: prompts have values that are not finite; see pipeline.shards verify")
+        return [None] * len(samples)
     if len(samples) > 1:
         result.floor = float(metrics.mismatched_similarity(prompts, embeddings).mean())
     fidelities: list[float] = metrics.cosine(prompts, embeddings).tolist()
@@ -278,13 +286,13 @@ def _measure_pitch(
     result: Examination, samples: Sequence[Sample], wavs: Sequence[np.ndarray], on_status: Callable[[str], None]
 ) -> list[float | None]:
     """The pitch error of each clip; None for those without a label."""
-    labels = [labels_of(sample).get("pitch") for sample in samples]
-    if not any(isinstance(label, (int, float)) for label in labels):
+    labels = [label if is_pitch(label := labels_of(sample).get("pitch")) else None for sample in samples]
+    if not any(label is not None for label in labels):
         return [None] * len(samples)
     on_status(f"tracking the pitch of {len(wavs)} clips")
     try:
         return [
-            metrics.pitch(wav, result.rate) - label if isinstance(label, (int, float)) else None
+            None if label is None else metrics.pitch(wav, result.rate) - label
             for wav, label in zip(wavs, labels, strict=True)
         ]
     except InputError as error:
