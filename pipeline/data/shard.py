@@ -30,7 +30,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import xxhash
-from pydantic import BeforeValidator, BaseModel, Field, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StrictInt, StrictStr, model_validator
 
 from pipeline.common.errors import InputError
 from pipeline.data.file_reader import FileReader
