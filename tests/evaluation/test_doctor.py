@@ -239,7 +239,9 @@ def test_missing_and_empty_datasets(tmp_path: Path) -> None:
 
 def test_preprocess_ends_with_the_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Once: the run that finds nothing to do does not examine the dataset again."""
-    overrides = args("folder", tones(tmp_path / "in", 12), tmp_path / "out", *HERE, "data.min_seconds=0.1")
+    overrides = args(
+        "folder", tones(tmp_path / "in", 12), tmp_path / "out", *HERE, "data.min_seconds=0.1", "examine_clips=8"
+    )
     assert run_command("preprocess", *overrides) == 0
     out = capsys.readouterr().out
     assert "1. little sound: 0.1 minutes" in " ".join(out.split()) and out.index("little sound") < out.index("next:")

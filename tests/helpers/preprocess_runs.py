@@ -24,7 +24,7 @@ HERE = ("encoder_workers=1", "decode_workers=0", "devices=cpu")  # in the callin
 def args(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:
     """The command line that builds a small dataset of a corpus; its scan cache is next to the corpus."""
     scan_cache = f"data.scan_cache_dir='{root.parent / 'scan_cache'}'"
-    location = (f"data={data}", f"data.root='{root}'", scan_cache, f"out='{out}'")
+    location = (f"data={data}", f"data.root='{root}'", scan_cache, f"out='{out}'", "examine_clips=0")
     return [*location, *SMALL, *overrides]
 
 

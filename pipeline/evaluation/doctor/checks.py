@@ -56,7 +56,7 @@ def check_size(data: Examination) -> Iterator[Finding]:
         yield Finding(
             "little sound",
             f"{minutes:.1f} minutes of training clips: a model learns them by heart.",
-            "Add recordings, or start from a trained model instead of from nothing.",
+            "Add recordings, or start from a trained model (finetune.from=RUN).",
         )
 
 
@@ -108,7 +108,7 @@ def check_levels(data: Examination) -> Iterator[Finding]:
         yield Finding(
             "loudness",
             f"Levels differ by {high - low:.0f} dB ({low:.0f} to {high:.0f} dBFS), so generated levels will too.",
-            "Normalise the loudness of the recordings, unless their dynamics are what the model shall learn.",
+            "Preprocess with prepare.loudness=-23, unless these dynamics are what the model shall learn.",
             _keys(sorted(data.decoded, key=lambda clip: np.nan_to_num(clip.sound.level, nan=0.0))),
         )
 
@@ -123,7 +123,7 @@ def check_silence(data: Examination) -> Iterator[Finding]:
         yield Finding(
             "silence",
             f"{percent(silent_share)} of the clips are silent, and {percent(share)} of all time (below -60 dBFS).",
-            "Trim silent ends, skip silent segments, or cut shorter ones: the model spends its training on silence.",
+            "Training goes to silence: preprocess with prepare.trim=true, prepare.min_sound=0.3, or shorter segments.",
             _keys(sorted(data.decoded, key=lambda clip: -clip.sound.silence)),
         )
 
@@ -165,7 +165,7 @@ def check_twins(data: Examination) -> Iterator[Finding]:
             "duplicates across splits",
             f"Training has {count:,} clip{'s' * (count > 1)} of other splits too, {identical:,} with the same codes: "
             "validation and evaluation are better than they should be.",
-            "Remove the copies, or keep what belongs together in one split (data.split_by); the most similar pairs:",
+            "Remove the copies, or keep them in one split (prepare.group_copies=true, data.split_by):",
             [f"{twin.key} = {twin.other} ({twin.similarity:.3f})" for twin in data.twins[:_NAMED]],
         )
 
@@ -195,7 +195,7 @@ def check_labels(data: Examination) -> Iterator[Finding]:
             yield Finding(
                 "missing labels",
                 f"{len(data.samples) - labeled:,} of {len(data.samples):,} clips have no {name}.",
-                f"Add the labels, or do not use {name} as a condition.",
+                "Add them to the table or the names that the labels come from (data.labels and the like).",
             )
         if len(total) > 1 and most > MAX_SHARE * total.total():
             yield Finding(
