@@ -40,7 +40,7 @@ def main(settings: TrainSettings) -> int:
     resume_from, skipped = checkpoint.resolve_resume(context.run_dir, settings.resume, world)
     dataset = data.open_datasets(settings, base)
     model_config = engine.model_config(settings, dataset, base)
-    context = context.with_steps(data.steps_from_compute_budget(context, model_config, dataset))
+    context = context.with_steps(data.steps_from_compute_budget(context, model_config, dataset, base))
     record = resume_check.training_settings(context, dataset.content_digests(), base)
     notes = base.notes() if base else []
     notes += resume_check.check_resume(resume_from, context, model_config, record, base) if resume_from else []

@@ -282,13 +282,14 @@ class CodecGPT(nn.Module):
         write_pretrained(folder, self.config, self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: str = "cpu") -> CodecGPT:
+    def from_pretrained(cls, source: str | Path, device: str = "cpu", local_only: bool = False) -> CodecGPT:
         """Load a model, in eval mode.
 
         Args:
             source: a folder that `save_pretrained` wrote, or a Hub repository with its files; or the folder of an
                 adapter, which is merged into its base.
             device: where to put it.
+            local_only: do not download a repository, only read what was downloaded before.
 
         Raises:
             InputError: the files do not exist, are damaged, or are not those of a CodecGPT.
@@ -300,7 +301,7 @@ class CodecGPT(nn.Module):
 
         folder = Path(source)
         if not folder.is_dir():
-            folder = _download(str(source))
+            folder = _download(str(source), local_only)
         if lora.is_adapter(folder):
             return lora.load_merged(folder).to(device)
         try:
@@ -372,14 +373,13 @@ def _gpt2_config(config: ModelConfig) -> GPT2Config:
     )  # fmt: skip
 
 
-def _download(source: str) -> Path:
+def _download(source: str, local_only: bool) -> Path:
     """Download a model from the Hub, or find it in the local cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=[WEIGHTS, CONFIG]))
+        return Path(snapshot_download(source, allow_patterns=[WEIGHTS, CONFIG], local_files_only=local_only))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{source}: not a local folder, and not available on the Hub ({type(error).__name__})"
-        ) from error
+        how = f"downloaded before: run `hf download {source}`" if local_only else "available on the Hub"
+        raise InputError(f"{source}: not a local folder, and not {how} ({type(error).__name__})") from error

@@ -48,7 +48,7 @@ class Adapter(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
+    alpha: float = Field(gt=0, allow_inf_nan=False)
     dropout: float = Field(ge=0, lt=1)
     train_embeddings: bool
     base: str
@@ -98,7 +98,10 @@ def merge_adapter(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], ada
         if name.endswith(a):
             layer = name.removesuffix(a)
             delta = trained[layer + b].float() @ value.float()  # [out, in]
-            merged[f"{layer}.weight"] = base[f"{layer}.weight"] + adapter.alpha / adapter.rank * delta.T
+            weight = base[f"{layer}.weight"]  # [in, out]
+            if delta.T.shape != weight.shape or len(value) != adapter.rank:
+                raise ValueError(f"{name} has the shape of another layer or rank")
+            merged[f"{layer}.weight"] = weight + adapter.alpha / adapter.rank * delta.T
         elif not name.endswith(b):
             if name.partition(".")[0] not in _EMBEDDINGS or value.shape != base[name].shape:
                 raise ValueError(f"{name} does not belong to an adapter")
@@ -164,7 +167,7 @@ def load_base(adapter: Adapter, owner: str) -> CodecGPT:
     if is_adapter(adapter.base):
         raise InputError(f"{owner} belongs to {adapter.base}, which is an adapter too: adapters are not stacked")
     try:
-        model = CodecGPT.from_pretrained(adapter.base)
+        model = CodecGPT.from_pretrained(adapter.base, local_only=True)  # a file must not decide what is fetched
     except InputError as error:
         raise InputError(f"{owner} needs its base {adapter.base}: {error}") from error
     if model.weights_sha256 != adapter.base_sha256:

@@ -44,12 +44,18 @@ def largest_module(config: ModelConfig) -> int:
     return max(parameter_counts(config)["head"], 4 * D * D + 4 * D, config.positions * D)
 
 
-def training_flops(config: ModelConfig, frames: float) -> float:
+def training_flops(config: ModelConfig, frames: float, adapter: Adapter | None = None) -> float:
     """Floating-point operations of the forward and backward pass on one clip.
 
-    6 per weight and position (Kaplan et al. 2020, arXiv:2001.08361), plus 12 L D S S for the products of attention.
+    6 per weight and position (Kaplan et al. 2020, arXiv:2001.08361), plus 12 L D S S for the products of attention. A
+    weight that is frozen beside an adapter takes 4, since it has no gradient.
     """
     D, K = config.width, config.codebooks
     steps = build_pattern(config.pattern, K).num_steps(round(frames))
     head = frames * K * (config.codebook_size + 1) * D  # each code is predicted by the classifier of its codebook only
-    return 6 * (12 * config.layers * D * D * steps + head) + 12 * config.layers * D * steps**2
+    attention = 12 * config.layers * D * steps**2
+    backbone = 12 * config.layers * D * D * steps
+    if adapter is None:
+        return 6 * (backbone + head) + attention
+    trained = adapter_parameters(config, adapter) * steps
+    return 4 * backbone + 6 * trained + (6 if adapter.train_embeddings else 4) * head + attention

@@ -209,10 +209,14 @@ def _cropped_lengths(splits: list[ShardedDataset], crop: int | None) -> list[np.
     return [np.minimum(split.lengths(), crop or _NO_CROP) for split in splits]
 
 
-def steps_from_compute_budget(context: RunContext, config: ModelConfig, data: TrainData) -> int:
+def steps_from_compute_budget(
+    context: RunContext, config: ModelConfig, data: TrainData, base: Base | None = None
+) -> int:
     """Optimizer steps that spend `trainer.compute_budget_pflop`; without one, `trainer.steps`."""
     trainer = context.settings.trainer
     if trainer.compute_budget_pflop is None:
         return trainer.steps
-    flops_per_step = model_stats.training_flops(config, data.mean_frames) * context.clips_per_step
+    flops_per_step = (
+        model_stats.training_flops(config, data.mean_frames, base.adapter if base else None) * context.clips_per_step
+    )
     return max(1, round(trainer.compute_budget_pflop * 1e15 / flops_per_step))

@@ -171,7 +171,7 @@ def activation_bytes(
         frames: frames of each clip.
         steps: steps of these frames under the model's pattern.
         mode: `eager`, `compiled` or `checkpointed` (activation checkpointing).
-        adapter: what is trained; None: all weights. It stores A x of four matrices, and with dropout their inputs.
+        adapter: what is trained; None: all weights. It stores A x of four matrices, and what dropout leaves of x.
     """
     row = batch * steps * config.width
     layers = config.layers * (_STORED_PER_CHECKPOINTED_LAYER if mode == "checkpointed" else _STORED_PER_LAYER)
@@ -179,8 +179,9 @@ def activation_bytes(
     around = 2 * row + batch * config.codebooks * frames * config.width  # the last norm, and the input of the heads
     if adapter and mode != "checkpointed":
         around += 4 * adapter.rank * batch * steps * config.layers
-        if adapter.dropout:
-            around, masks = around + 7 * row * config.layers, masks + 7 * row * config.layers * (mode == "eager")
+        if adapter.dropout:  # a mask for each number; compiled, the dropped inputs are computed again from it
+            masks += 7 * row * config.layers
+            around += 7 * row * config.layers if mode == "eager" else 0
     return sharding.bytes_per_number * (layers * row + around) + masks
 
 

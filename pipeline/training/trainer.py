@@ -315,8 +315,8 @@ class Trainer:
         if self.world.device.type == "cuda":
             metrics["memory/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if peak := peak_flops(self.world.device):
-            config = self.model.config
-            flops = clips * model_stats.training_flops(config, tokens / clips / config.codebooks) if clips else 0.0
+            config, frames = self.model.config, tokens / max(1, clips) / self.model.config.codebooks
+            flops = clips * model_stats.training_flops(config, frames, self.model.adapter)
             metrics["speed/mfu"] = flops / seconds / self.world.world_size / peak
         meter.restart_timer()
         return metrics

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given
 from omegaconf import OmegaConf
 
+from pipeline.common.files import with_checksum
 from pipeline.common.metrics_file import METRICS, MetricsWriter, read_metrics
 from pipeline.config.cli import compose
 from pipeline.data.storage import is_remote
@@ -22,6 +23,7 @@ from pipeline.evaluation.sections.results import render_results
 from pipeline.generation import sidecar
 from pipeline.hub import model_card
 from pipeline.models.codec_gpt import CONFIG, WEIGHTS, CodecGPT, ModelConfig
+from pipeline.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, add_adapter, write_adapter
 from pipeline.training import checkpoint, resume_check
 from tests.helpers.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
 
@@ -196,3 +198,28 @@ def test_damaged_export(export: Path, name: str, seed: int) -> None:
             assert CodecGPT.from_pretrained(export).config.width == 16
     finally:
         (export / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+@some(40)
+@given(seed=seeds)
+def test_damaged_adapter(export: Path, name: str, seed: int) -> None:
+    folder, base = export.parent / "adapter", CodecGPT.from_pretrained(export)
+    if not folder.exists():
+        adapter = Adapter(
+            rank=2, alpha=1.0, dropout=0.0, train_embeddings=True, base=str(export), base_sha256=base.weights_sha256
+        )
+        add_adapter(base, adapter)
+        write_adapter(folder, {n: p for n, p in base.named_parameters() if p.requires_grad}, adapter)
+    whole = (folder / name).read_bytes()
+    broken = damaged(seed, [whole])
+    if name == ADAPTER_CONFIG and seed % 3:
+        content = damaged_json(seed, json.loads(whole))
+        content = with_checksum(content) if isinstance(content, dict) else content  # so that no checksum finds it
+        broken = text_of(content).encode()
+    (folder / name).write_bytes(broken)
+    try:
+        with inside(export.parent), refused_or_right(str(folder)):
+            assert CodecGPT.from_pretrained(folder).config.width == 16
+    finally:
+        (folder / name).write_bytes(whole)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import model_stats
 from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.lora import Adapter, add_adapter
 from pipeline.models.patterns import PATTERNS
 from tests.helpers.models import GPT2_SMALL, TINY
 
@@ -54,3 +57,18 @@ def test_flops_are_those_of_the_matrices(pattern: str, steps: int) -> None:
     config = replace(TINY, pattern=pattern, codebooks=4)
     D, L, C, K, T = config.width, config.layers, 1025, 4, 24
     assert model_stats.training_flops(config, T) == 6 * (12 * L * D * D * steps + K * C * D * T) + 12 * L * D * steps**2
+
+
+def test_flops_of_an_adapter_are_those_that_torch_counts() -> None:
+    """Frozen weights have no gradients: the difference to training all weights is what PyTorch counts less."""
+    config = replace(TINY, width=64, layers=4)
+    adapter = Adapter(rank=8, alpha=8.0, dropout=0.0, train_embeddings=False, base="", base_sha256="")
+    counted = []
+    for each in (None, adapter):
+        model = CodecGPT(config)
+        if each:
+            add_adapter(model, each)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randint(0, 1024, (1, 4, 24)), None, torch.randn(1, 12))[0].sum().backward()
+        counted.append(counter.get_total_flops() - model_stats.training_flops(config, 24, each))
+    assert counted[0] == pytest.approx(counted[1], abs=0.02 * model_stats.training_flops(config, 24))

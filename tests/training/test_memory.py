@@ -67,8 +67,8 @@ def test_activation_bytes_equal_what_autograd_stores(compiler: None, mode: str, 
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("mode", ["eager", "checkpointed"])
-def test_adapters_store_what_the_estimate_says(mode: str, dropout: float) -> None:
+@pytest.mark.parametrize("mode", ["eager", "compiled", "checkpointed"])
+def test_adapters_store_what_the_estimate_says(compiler: None, mode: str, dropout: float) -> None:
     """Weights that are frozen have no gradients and no optimizer; their inputs are stored nevertheless."""
     config, batch, frames = replace(TINY, width=64, layers=6, positions=256), 3, 80
     adapter = Adapter(rank=8, alpha=16.0, dropout=dropout, train_embeddings=False, base="", base_sha256="")
