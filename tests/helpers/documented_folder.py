@@ -22,7 +22,7 @@ from tests.helpers.download_server import Site, serve
 
 SMALL = {  # added to a command, except for settings that it gives itself
     "preprocess": "codec=encodec_embedded codec.codebooks=2 embedder=encodecmae_tiny samples_per_shard=6 "
-    "encoder_workers=1 decode_workers=0 devices=cpu",
+    "encoder_workers=1 decode_workers=0 devices=cpu examine_clips=0",
     "train": "codec=encodec_embedded codec.codebooks=2 model=tiny model.width=32 model.layers=2 tracking=none "
     "trainer.steps=2 trainer.micro_batch=4 audio_samples.clips=0",
     "evaluate": "n=4 resamples=10 temperatures=[1.0]",
