@@ -184,7 +184,8 @@ def test_command_prints_and_writes_its_findings(tmp_path: Path, capsys: pytest.C
     folder = dataset.write(tmp_path / "cache")
     assert doctor(folder) == 0
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert max(len(line) for line in out.splitlines() if str(folder) not in line) <= 80
+    assert out.splitlines()[-1].endswith(f"shards={folder}") and "next: python -m pipeline.learning_curve" in out
     assert "1 finding" in out and "little sound" in out and "perplexities" in out and "label <b>&" in out
     content = json.loads((folder / "doctor" / "doctor.json").read_text())
     assert [finding["name"] for finding in content["findings"]] == ["little sound"] and content["left_out"] == []

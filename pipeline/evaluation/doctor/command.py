@@ -7,8 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.common.console import print_next
 from pipeline.common.errors import InputError
 from pipeline.common.files import check_output_folder
+from pipeline.common.settings import format_override
 from pipeline.data.settings import ShardsSettings
 from pipeline.data.storage import LocalStorage, Storage
 from pipeline.evaluation.doctor.checks import find_faults
@@ -33,6 +35,7 @@ def doctor(store: Storage, settings: ShardsSettings) -> int:
     for line in diagnosis.lines():
         print(line)
     print(f"written: {out}/doctor.html, doctor.json" + (", *.codec.wav" if diagnosis.worst else ""))
+    print_next(["python", "-m", "pipeline.learning_curve", format_override("shards", store.display_path())])
     return 0
 
 
