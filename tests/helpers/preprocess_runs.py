@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import soundfile
 from pipeline.config.cli import load_settings
 from pipeline.preprocessing.runner import preprocess
 from pipeline.preprocessing.settings import PreprocessSettings
+from tests.helpers.ranks import run_program
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tiny", "samples_per_shard=6")
@@ -45,6 +47,39 @@ def command(module: str, *arguments: str, **options: Any) -> subprocess.Complete
     process = start(module, *arguments, **options)
     out, error = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+class ForkedCommand:
+    """`python -m pipeline.preprocess` as a process that is forked from a server with the slow packages imported.
+
+    Attributes:
+        pid: of the process.
+        output: the file to which it prints.
+    """
+
+    def __init__(self, output: Path, *arguments: str) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["hydra", "pipeline.preprocessing.runner", "pipeline.audio.encodecmae.model"])
+        self.output = output
+        output.touch()
+        run = ("pipeline.preprocess", arguments, {**os.environ, "OMP_NUM_THREADS": "1"}, str(ROOT), str(output))
+        self._process = context.Process(target=run_program, args=run)
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """Send SIGKILL and wait for the end."""
+        self._process.kill()
+        self._process.join()
+
+    def wait(self) -> tuple[int | None, str]:
+        """Wait for the end; the exit code and what was printed, its lines joined."""
+        self._process.join()
+        return self._process.exitcode, " ".join(self.output.read_text().split())
 
 
 def contents(folder: Path) -> dict[str, bytes]:

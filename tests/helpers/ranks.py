@@ -97,7 +97,9 @@ def start_ranks(folder: Path, program: str, *arguments: str, ranks: int = 2) -> 
     processes: list[BaseProcess] = []
     for n, output in enumerate(outputs):
         env = {**fresh_env(folder / "extensions"), **world, "RANK": str(n), "LOCAL_RANK": str(n)}
-        process = context.Process(target=_run, args=(program, arguments, env, str(folder), str(output)), daemon=True)
+        process = context.Process(
+            target=run_program, args=(program, arguments, env, str(folder), str(output)), daemon=True
+        )
         process.start()
         processes.append(process)
     if threads is None:
@@ -107,7 +109,7 @@ def start_ranks(folder: Path, program: str, *arguments: str, ranks: int = 2) -> 
     return Ranks(processes, outputs)
 
 
-def _run(program: str, arguments: tuple[str, ...], env: dict[str, str], folder: str, output: str) -> None:
+def run_program(program: str, arguments: tuple[str, ...], env: dict[str, str], folder: str, output: str) -> None:
     """Run a program in a forked process, as Python would run it."""
     os.environ.clear()
     os.environ.update(env)

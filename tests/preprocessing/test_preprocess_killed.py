@@ -20,7 +20,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.corpora import pack
-from tests.helpers.preprocess_runs import args, command, contents, start, tones
+from tests.helpers.preprocess_runs import ForkedCommand, args, command, contents, start, tones
 
 MODULE = "pipeline.preprocess"
 HERE = ("encoder_workers=1", "decode_workers=0")
@@ -44,7 +44,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | ForkedCommand) -> bool:
     """Wait until a condition holds or the process ends, however busy the machine; pytest's timeout is the limit."""
     while process.poll() is None:
         if condition():
@@ -55,15 +55,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> b
 
 def killed_run(arguments: list[str], out: Path, draw: random.Random, work: float) -> None:
     """Start a run, and kill it at most `work` seconds after it started to encode."""
-    process = start(MODULE, *arguments)
+    process = ForkedCommand(out.with_suffix(".killed.txt"), *arguments)
     before = (out / PLAN).stat().st_mtime_ns if (out / PLAN).exists() else 0
     shards = len([*out.glob("*.done.json")])
     wait_for(lambda: any(out.glob("*")) and (before > 0 or (out / PLAN).exists()), process)
     if draw.random() < 0.7:  # else in the middle of the start, or of the plan
         wait_for(lambda: len([*out.glob("*.done.json")]) > shards, process)
     time.sleep(draw.uniform(0, work))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +70,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tones(tmp_path_factory.mktemp("corpora") / "tones", 60, 1.0)
 
 
+def finish(out: Path, arguments: list[str]) -> str:
+    """Run to the end without an error; what was printed."""
+    code, printed = ForkedCommand(out.with_suffix(".txt"), *arguments).wait()
+    assert code == 0, printed
+    return printed
+
+
 def build(corpus: Path, out: Path) -> Path:
     """Build the dataset by the command: a process that computed other things before may round differently."""
-    done = command(MODULE, *args("folder", corpus, out, *TRAIN_AND_VALID, *HERE))
-    assert done.returncode == 0, done.stderr
+    finish(out, args("folder", corpus, out, *TRAIN_AND_VALID, *HERE))
     return out
 
 
@@ -95,8 +100,7 @@ def kill_and_compare(corpus: Path, whole: Path, out: Path, kills: int, *override
             shutil.rmtree(out)
         killed_run(arguments, out, draw, 0.5)
         cut_short += not (out / MANIFEST).exists()
-    done = command(MODULE, *arguments)
-    assert done.returncode == 0, done.stderr
+    finish(out, arguments)
     assert contents(out) == contents(whole)
     assert cut_short > kills // 2, "too few of the kills came before the end to say anything"
 
@@ -112,12 +116,12 @@ def test_twenty_kills_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: 
 
 def test_killed_run_leaves_no_process(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(MODULE, *args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=1"))
+    arguments = args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=1")
+    process = ForkedCommand(tmp_path / "printed.txt", *arguments)
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
     children = descendants(process.pid)
     assert len(children) >= 4, "two encoders and a reader each"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     while any(map(alive, children)):  # pytest's timeout is the limit
         time.sleep(0.05)
 
@@ -147,14 +151,13 @@ def test_sigterm_leaves_no_files(nsynth_folder: Path, tmp_path: Path, workers: i
 def test_killed_encoder_is_reported_and_resumed(corpus: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=0")
-    process = start(MODULE, *arguments)
+    process = ForkedCommand(tmp_path / "printed.txt", *arguments)
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
     named = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(process.pid)}
     os.kill(next(pid for pid, command_line in named.items() if "spawn_main" in command_line), signal.SIGKILL)
-    _, error = process.communicate()
-    assert process.returncode == 1 and "exit code -9" in error and "out of memory" in error
-    assert command(MODULE, *args("folder", corpus, out, *TRAIN_AND_VALID, *HERE)).returncode == 0
-    assert contents(out) == contents(whole)
+    code, printed = process.wait()
+    assert code == 1 and "exit code -9" in printed and "out of memory" in printed
+    assert contents(build(corpus, out)) == contents(whole)
 
 
 def test_parts_finish_in_any_order(corpus: Path, whole: Path, tmp_path: Path) -> None:
@@ -162,15 +165,12 @@ def test_parts_finish_in_any_order(corpus: Path, whole: Path, tmp_path: Path) ->
     out = tmp_path / "out"
     part = [args("folder", corpus, out, *TRAIN_AND_VALID, *HERE, f"part={n}/3") for n in (1, 2, 3)]
     killed_run(part[0], out, random.Random(1), 0.02)
-    first = command(MODULE, *part[2])
-    assert first.returncode == 0 and "the last part to finish writes the manifest" in " ".join(first.stdout.split())
+    assert "the last part to finish writes the manifest" in finish(out, part[2])
     assert not (out / MANIFEST).exists()
     merge = command("pipeline.shards", "merge", str(out))
     assert merge.returncode == 1 and "not finished" in merge.stderr
-    both = [start(MODULE, *part[1]), start(MODULE, *part[0])]
-    assert [process.wait() for process in both] == [0, 0]
-    for process in both:
-        process.communicate()
+    both = [ForkedCommand(tmp_path / f"{n}.txt", *part[n]) for n in (1, 0)]
+    assert [process.wait()[0] for process in both] == [0, 0]
     assert contents(out) == contents(whole)
 
 
@@ -202,7 +202,8 @@ def test_partial_files_are_removed(corpus: Path, whole: Path, tmp_path: Path) ->
 def test_killed_workers_cost_no_clip(corpus: Path, whole: Path, tmp_path: Path) -> None:
     """As on a machine out of memory: other workers decode their clips, and the dataset is the same."""
     out = tmp_path / "out"
-    process = start(MODULE, *args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=1", "decode_workers=2"))
+    arguments = args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=1", "decode_workers=2")
+    process = ForkedCommand(tmp_path / "printed.txt", *arguments)
     killed: set[int] = set()
     while process.poll() is None:
         time.sleep(0.05)
@@ -213,8 +214,8 @@ def test_killed_workers_cost_no_clip(corpus: Path, whole: Path, tmp_path: Path) 
                     os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
                 time.sleep(0.7)  # a clip whose second reader is killed at it, too, would be set aside
-    _, error = process.communicate()
-    assert process.returncode == 0 and killed, error
+    code, printed = process.wait()
+    assert code == 0 and killed, printed
     assert contents(out) == contents(whole)
 
 
