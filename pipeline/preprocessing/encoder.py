@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.audio.embedders.base import embed_sounds
-from pipeline.common.errors import MachineError
+from pipeline.common.errors import InputError, MachineError, first_line
 from pipeline.corpora import printable
 from pipeline.data.manifest import skipped_row
 from pipeline.data.shard import Sample
@@ -63,26 +63,17 @@ class EncodedBatch:
         return float(sum(sample.metadata["duration"] for sample in self.samples))
 
 
-@dataclass(frozen=True)
-class WorkerError:
-    """Why an encoder stopped. kind: the name of the exception."""
-
-    kind: str
-    text: str
-
-
 class Encoder:
     """A codec and an embedder on one device."""
 
     def __init__(self, codec: Codec, embedder: Embedder) -> None:
         self.codec, self.embedder = codec, embedder
 
-    def encode(self, batch: DecodedBatch) -> EncodedBatch:
-        """Encode clips in groups of equal length. Which clips share a group depends on the batch alone."""
-        return self.encode_async(batch)()
-
     def encode_async(self, batch: DecodedBatch) -> Callable[[], EncodedBatch]:
-        """Start to encode a batch. The returned function waits for the result, so a GPU can start the next batch."""
+        """Start to encode a batch. The returned function waits for the result, so a GPU can start the next batch.
+
+        Clips are encoded in groups of equal length. Which clips share a group depends on the batch alone.
+        """
         clips = [clip for clip in batch.clips if isinstance(clip.audio, np.ndarray)]
         groups = self._group_by_length(clips)
         pending = [self._encode_group(group, frames, batch.embed_only) for frames, group in groups]
@@ -205,9 +196,13 @@ def encoder_loop(conn: Connection, load: Callable[[], Encoder], decode_workers: 
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # the process that sends the jobs has ended
     except MachineError as error:
-        send(WorkerError("MachineError", str(error)))
+        send(error)
     except Exception as error:
-        send(WorkerError(type(error).__name__, f"{error}\n{traceback.format_exc()}"))
+        if type(error).__name__ == "OutOfMemoryError":
+            reason = first_line(str(error))
+            send(InputError(f"the device is out of memory ({reason}): give a smaller batch= or max_seconds="))
+        else:
+            send(RuntimeError(f"an encoder failed: {error}\n{traceback.format_exc()}"))
     finally:
         pool.close()
         conn.close()

@@ -15,14 +15,13 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Literal, cast
 
-from pipeline.common.errors import InputError, MachineError, first_line
+from pipeline.common.errors import InputError, MachineError
 from pipeline.preprocessing.decode import DecodeOptions, Job
 from pipeline.preprocessing.encoder import (
     DONE,
     NEXT_JOB,
     EncodedBatch,
     Encoder,
-    WorkerError,
     encoder_loop,
     run_encoder_process,
 )
@@ -95,13 +94,8 @@ class EncoderPool:
                 + (" (killed, as by a machine out of memory: give fewer encoder_workers=)" if is_killed else "")
                 + "; finished shards are kept: run the same command again"
             ) from error
-        if isinstance(message, WorkerError):
-            if message.kind == "MachineError":
-                raise MachineError(message.text)
-            if message.kind == "OutOfMemoryError":
-                reason = first_line(message.text)
-                raise InputError(f"the device is out of memory ({reason}): give a smaller batch= or max_seconds=")
-            raise RuntimeError(f"an encoder failed: {message.text}")
+        if isinstance(message, Exception):
+            raise message
         return message
 
     def __enter__(self) -> EncoderPool:

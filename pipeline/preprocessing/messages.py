@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +12,6 @@ import yaml
 
 from pipeline.audio.codecs import CodecSettings
 from pipeline.common.console import COLUMNS, format_duration, print_error, print_next
-from pipeline.common.errors import MachineError
 from pipeline.common.paths import CONF
 from pipeline.common.settings import format_override
 from pipeline.data.build_state import BuildPlan
@@ -86,10 +84,9 @@ def print_summary(store: Storage, manifest: Manifest, codec: CodecSettings) -> i
     if retried := sum("retry" in row for row in manifest.skipped):
         _print(f"could not be read for now: {retried:,} of these; run the same command again to retry them")
     if not clips:
-        print(
-            f"error: {store.display_path()} has no clip to train on: every input was skipped for the reasons above; "
-            "correct the inputs or the settings and run the same command again",
-            file=sys.stderr,
+        print_error(
+            f"{store.display_path()} has no clip to train on: every input was skipped for the reasons above; "
+            "correct the inputs or the settings and run the same command again"
         )
         return 1
     print_next(training_command(store.display_path(), manifest.num_samples("train"), codec))
@@ -147,20 +144,13 @@ def _print(line: str) -> None:
     print(textwrap.fill(line, COLUMNS, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
 
 
-def print_machine_error(error: MachineError) -> int:
-    """Print an error that the machine caused. Returns the exit code."""
-    print_error(str(error))
-    return 1
-
-
 def print_unreadable(store: Storage, root: str, shards: Mapping[str, str], num_finished: int) -> int:
     """Print the shards of which no clip could be read, with a reason. Returns the exit code."""
     name, reason = next(iter(shards.items()))
     more = f" and of {len(shards) - 1:,} other shards" if len(shards) > 1 else ""
-    print(
-        f"error: {store.display_path()}: no clip of {name}{more} could be read ({reason}): check that data.root={root} "
-        f"is there and can be read, and run the same command again; {num_finished} finished shards are kept",
-        file=sys.stderr,
+    print_error(
+        f"{store.display_path()}: no clip of {name}{more} could be read ({reason}): check that data.root={root} "
+        f"is there and can be read, and run the same command again; {num_finished} finished shards are kept"
     )
     return 1
 
@@ -169,10 +159,9 @@ def print_write_error(store: Storage, error: OSError, num_finished: int, missing
     """Print that writing failed, as on a full disk. Returns the exit code."""
     reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
-    print(
-        f"error: writing to {store.display_path()} failed: {reason}; {num_finished} finished shards are kept; "
+    print_error(
+        f"writing to {store.display_path()} failed: {reason}; {num_finished} finished shards are kept; "
         f"not written: {', '.join(missing[:MAX_NAMED]) or 'manifest.json'}{more}; make room and run the same command "
-        "again",
-        file=sys.stderr,
+        "again"
     )
     return 1

@@ -16,7 +16,9 @@ from typing import Any
 
 from pipeline.audio.codecs import CodecSettings
 from pipeline.audio.loudness import check_meter
+from pipeline.common.console import print_error
 from pipeline.common.errors import InputError, MachineError
+from pipeline.common.exit_codes import EXIT_FAILED
 from pipeline.corpora import Corpus
 from pipeline.data import build_state
 from pipeline.data.build_state import PLAN, BuildPlan
@@ -50,7 +52,8 @@ def preprocess(settings: PreprocessSettings, on_finish: Callable[[Storage], None
     try:
         return _preprocess(settings, on_finish)
     except MachineError as error:
-        return messages.print_machine_error(error)
+        print_error(str(error))
+        return EXIT_FAILED
 
 
 def _preprocess(settings: PreprocessSettings, on_finish: Callable[[Storage], None]) -> int:
