@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[2]
 SMALL = ("codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tiny", "samples_per_shard=6")
 HERE = ("encoder_workers=1", "decode_workers=0", "devices=cpu")  # in the calling process
 
+_PRELOADED = [
+    *("pipeline.config.cli", "pipeline.preprocessing.runner", "pipeline.corpora.folder"),
+    *("pipeline.audio.codecs.encodec_embedded", "pipeline.audio.encodecmae.embedder"),
+]
+
 
 def args(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:
     """The command line that builds a small dataset of a corpus; its scan cache is next to the corpus."""
@@ -59,7 +64,7 @@ class ForkedCommand:
 
     def __init__(self, output: Path, *arguments: str) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["hydra", "pipeline.preprocessing.runner", "pipeline.audio.encodecmae.model"])
+        context.set_forkserver_preload(_PRELOADED)
         self.output = output
         output.touch()
         run = ("pipeline.preprocess", arguments, {**os.environ, "OMP_NUM_THREADS": "1"}, str(ROOT), str(output))
