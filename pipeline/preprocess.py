@@ -16,7 +16,8 @@ are skipped and listed with the reason in manifest.json; the next run retries th
 unmounted disk, a killed process). ^C and SIGTERM leave no incomplete files; the exit codes are 130 and 143.
 
 Main settings: data=, data.root=, out= (a folder, or s3://..., gs://...), codec=, codec.codebooks=, embedder=,
-samples_per_shard=, devices=, encoder_workers=, part=.
+samples_per_shard=, devices=, encoder_workers=, part=; prepare.trim=, prepare.loudness=, prepare.min_sound=,
+prepare.group_copies= (see docs/preprocessing.md).
 At the end it names what is wrong with the dataset: python -m pipeline.shards doctor DIR says more, and what to do.
 Inspect the result with: python -m pipeline.shards verify|describe|doctor|decode DIR
 """

@@ -74,5 +74,5 @@ def _meter(rate: int) -> Meter:
     try:
         from pyloudnorm import Meter
     except ImportError as error:
-        raise InputError(f"loudness is measured by pyloudnorm ({error}): pip install -e .[loudness]") from None
+        raise InputError(f"measuring loudness needs pyloudnorm ({error}): pip install -e .[loudness]") from None
     return Meter(rate, block_size=BLOCK_SECONDS)

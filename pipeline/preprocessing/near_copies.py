@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.audio import audio_io, similarity
+from pipeline.common.console import print_log
 from pipeline.corpora import Clip, Corpus, SkippedInput, fingerprint, printable
 from pipeline.corpora.scan_cache import cache_file, cached_map
 
@@ -45,6 +46,7 @@ class GroupedCorpus:
     def clips(self) -> Iterator[Clip]:
         """See `pipeline.corpora.Corpus`."""
         recordings = {clip.path: clip for clip in self._corpus.clips() if clip.span is None}
+        print_log(f"comparing {len(recordings):,} recordings to find near copies")
         items = sorted(((path, fingerprint(clip)) for path, clip in recordings.items()), key=lambda i: i[0].split("/"))
         rows = {path: value for path, _, value in cached_map(self._cache, items, self._spectrum)}
         spectra = {path: bytes.fromhex(rows[path]) for path in recordings if rows[path]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.audio import loudness
+from pipeline.common.errors import InputError
 
 RATE = 24_000
 
@@ -59,6 +61,12 @@ def test_silence_after_a_short_sound_keeps_its_loudness() -> None:
     wav = sound(1, 0.1, -6, 20)
     padded = np.pad(wav, (0, RATE * 3 // 10))
     assert loudness.measure_loudness(wav, RATE) == pytest.approx(loudness.measure_loudness(padded, RATE), abs=1e-6)
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyloudnorm", None)
+    with pytest.raises(InputError, match=r"measuring loudness needs pyloudnorm .*: pip install -e \.\[loudness\]"):
+        loudness.measure_loudness(np.zeros(800, np.float32), 7_999)  # a rate that no other test uses
 
 
 def test_sound_below_the_gate_is_left_as_it_is() -> None:
