@@ -26,7 +26,7 @@ $(VENV)/.installed-%: $(VENV)/.installed
 
 # Render and encode notes, train on two CPU ranks, evaluate; at the end it prints figures and where the sounds are.
 quickstart: install
-	$(RUN) python -m pipeline.preprocess data=notes data.root=quickstart/notes data.scan_cache_dir=quickstart/scan_cache data.clips=2000 data.seconds=1.5 out=quickstart/shards $(CHEAP)
+	$(RUN) python -m pipeline.preprocess data=notes data.root=quickstart/notes data.scan_cache_dir=quickstart/scan_cache data.clips=6000 data.seconds=1.5 data.test=0 out=quickstart/shards $(CHEAP) codec.codebooks=4
 	$(RUN) deepspeed --num_gpus 2 pipeline/train.py +exp=quickstart
 	$(RUN) python -m pipeline.evaluate run=quickstart/run shards=quickstart/shards sampling.guidance=2.5
 
