@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from rich.console import Console
 
+from pipeline.common.console import format_duration
 from pipeline.common.metrics_file import read_metrics
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.comparison import training_stats
@@ -181,12 +182,13 @@ class LearningCurve:
     @property
     def conclusion(self) -> list[str]:
         """What twice the data would bring, in a line for each quantity."""
-        hours = f"with {GROWTH} times the data, {self.target_hours:.3g} h ([..]: 95 % prediction interval)"
-        return [f"{hours}:", *(f"  {quantity.sentence()}" for quantity in self.quantities)]
+        duration = format_duration(3600 * self.target_hours)
+        title = f"with {GROWTH} times the data, {duration} ([..]: 95 % prediction interval):"
+        return [title, *(f"  {quantity.sentence()}" for quantity in self.quantities)]
 
     def print(self, console: Console) -> None:
         """Print the points and the conclusion."""
-        labels = [f"{point.share:.3g} of the data, {point.hours:.3g} h" for point in self.points]
+        labels = [f"{point.share:.3g} of the data, {format_duration(3600 * point.hours)}" for point in self.points]
         columns = [("epochs", [f"{point.epochs:.3g}" for point in self.points])]
         columns += [(q.heading, [q.format(value) for value in q.values]) for q in self.quantities]
         print_table(console, "models of one size and compute, trained on parts of the data", labels, columns)

@@ -91,7 +91,7 @@ def test_a_metric_at_its_ceiling_has_no_forecast() -> None:
 CEILING = {"pitch": MetricValue(mean=0.8, interval=[0, 1], n=4)}
 
 
-def test_command_trains_on_parts_and_resumes(workspace: Workspace, tmp_path: Path) -> None:
+def test_command_trains_on_parts_and_resumes(here: None, workspace: Workspace, tmp_path: Path) -> None:
     """The same command again trains nothing and writes the same; a lost evaluation is measured again."""
     settings = (
         f"shards={workspace.dataset}", f"out={tmp_path}", "n=2", "shares=[0.4,0.7,1]", f"train={SMALL}"
