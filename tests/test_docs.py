@@ -46,6 +46,9 @@ SMALLEST = {  # each benchmark at its smallest size, for settings that the comma
 }
 
 
+EVENING = r"python -m pipeline\.\w+ .*(shards/sounds|runs/scratch|runs/finetuned|=sounds\b)"
+
+
 def _smallest(command: str) -> str:
     """A benchmark's command at its smallest size, with its switches."""
     arguments = command.split()
@@ -118,6 +121,12 @@ def find_example(sandbox: Sandbox, arguments: list[str]) -> None:
 def check_command(sandbox: Sandbox, arguments: list[str]) -> None:
     """The settings that `pipeline.check` is given are right."""
     assert check_settings(arguments[3], arguments[4:]) is None
+
+
+def check_evening(sandbox: Sandbox, arguments: list[str]) -> None:
+    """The settings of a command of docs/your-own-sounds.md are right."""
+    name, settings = arguments[2].rpartition(".")[2], arguments[3:]
+    assert check_settings(name, positional_to_overrides(settings) if name == "shards" else settings) is None
 
 
 def compose_sweep(sandbox: Sandbox, arguments: list[str]) -> None:
@@ -264,6 +273,7 @@ ENTRIES = (
     Entry(r"python -m pipeline\.check ", check_command),
     Entry(r"python -m pipeline\.train -m ", compose_sweep, "one training per combination; Slurm for some"),
     Entry(r"python -m pipeline\.preprocess .*reembed=", reembed, "weights from the hub: the small embedder runs"),
+    Entry(EVENING, check_evening, "minutes each: tests/test_your_own_sounds.py runs them on real recordings"),
     Entry(r"python -m pipeline\.\w+ ", run_command),
     Entry(r"python -m pipeline\.tools\.memory_table", run_memory_table),
     Entry(r"python -m pipeline\.tools\.fit_codec ", parse_arguments, "minutes: tests/audio/test_fit_codec.py fits one"),
