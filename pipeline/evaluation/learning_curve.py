@@ -162,9 +162,9 @@ class LearningCurve:
         if law is None:
             return None
         value, low, high = law.predict(self.target_hours)
-        return (
-            Forecast(value, low, high) if ceiling is None else Forecast(ceiling - value, ceiling - high, ceiling - low)
-        )
+        if ceiling is None:
+            return Forecast(value, low, high)
+        return Forecast(*(max(0.0, ceiling - lack) for lack in (value, high, low)))  # no metric is below 0
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `learning_curve.json`."""
