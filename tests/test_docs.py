@@ -28,7 +28,8 @@ from packaging.requirements import Requirement
 
 from pipeline.check import check_settings
 from pipeline.common.errors import InputError
-from pipeline.config.cli import CONF, compose
+from pipeline.config.cli import CONF, compose, load_settings
+from pipeline.preprocessing.settings import PreprocessSettings
 from pipeline.shards import positional_to_overrides
 from tests.helpers.documented_folder import ENVIRONMENT, Sandbox, build_sandbox
 from tests.helpers.documents import COMMAND_DOCUMENTS, ROOT, all_commands, blocks_of
@@ -79,6 +80,11 @@ def reembed(sandbox: Sandbox, arguments: list[str]) -> None:
         sandbox,
         [*(argument for argument in arguments if not argument.startswith("embedder=")), "embedder=encodecmae_tiny"],
     )
+
+
+def compose_preprocess(sandbox: Sandbox, arguments: list[str]) -> None:
+    """The settings are right."""
+    load_settings(PreprocessSettings, arguments[3:])
 
 
 def run_help(sandbox: Sandbox, arguments: list[str]) -> None:
@@ -272,6 +278,7 @@ ENTRIES = (
     Entry(r"python -m pipeline\.demo ", compose_demo, "serves until it is stopped: a slow test below opens the page"),
     Entry(r"python -m pipeline\.check ", check_command),
     Entry(r"python -m pipeline\.train -m ", compose_sweep, "one training per combination; Slurm for some"),
+    Entry(r"python -m pipeline\.preprocess .*data\.dataset=", compose_preprocess, "a hub: local datasets are read"),
     Entry(r"python -m pipeline\.preprocess .*reembed=", reembed, "weights from the hub: the small embedder runs"),
     Entry(EVENING, check_evening, "minutes each: tests/test_your_own_sounds.py runs them on real recordings"),
     Entry(r"python -m pipeline\.\w+ ", run_command),

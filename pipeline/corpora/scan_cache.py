@@ -36,17 +36,29 @@ def cached_scan(folder: Path, source: Path, scan: Callable[[], Iterator[Any]]) -
         InputError: `folder` cannot be written.
     """
     status = source.stat()
-    identity = [str(source.resolve()), status.st_size, status.st_mtime_ns]
     file = cache_file(folder, source)
+
+    def logged_scan() -> Iterator[Any]:
+        if status.st_size > LARGE_BYTES:
+            print_log(
+                f"scanning {printable(source)}: {status.st_size / 1e9:,.0f} GB are read once; "
+                f"the result is cached in {printable(folder)}"
+            )
+        yield from scan()
+
+    return cached_rows(file, [str(source.resolve()), status.st_size, status.st_mtime_ns], logged_scan)
+
+
+def cached_rows(file: Path, identity: Any, scan: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """Yield the rows of `scan()`, from the cache if it has the same identity. Rows and identity are stored as JSON.
+
+    Raises:
+        InputError: The folder of `file` cannot be written.
+    """
     rows = _read_rows(file)
     if next(rows, None) == identity:
         yield from rows
         return
-    if status.st_size > LARGE_BYTES:
-        print_log(
-            f"scanning {printable(source)}: {status.st_size / 1e9:,.0f} GB are read once; "
-            f"the result is cached in {printable(folder)}"
-        )
     with _open_cache_file(file) as new:
         print(json.dumps(identity), file=new)
         for row in scan():
