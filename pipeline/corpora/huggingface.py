@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -92,6 +93,10 @@ class _Row(NamedTuple):
     reason: str
 
 
+class _NoAudioError(Exception):
+    """Why a row has no audio."""
+
+
 class HuggingFace:
     """See `pipeline.corpora.base.Corpus`.
 
@@ -108,12 +113,10 @@ class HuggingFace:
             raise InputError(f"{settings.source} does not exist: expected a folder or a .parquet or .arrow file")
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            for _ in self._rows():  # refuses what cannot be used, and writes the audio, before any other work
-                pass
         except OSError as error:
-            raise InputError(
-                f"data.root={printable(self._root)} cannot be written ({error.strerror or error})"
-            ) from error
+            raise InputError(f"data.root={printable(self._root)} cannot be written ({error.strerror})") from error
+        for _ in self._rows():  # refuses what cannot be used, and writes the audio, before any other work
+            pass
 
     def clips(self) -> Iterator[Clip]:
         """Yield the clips, in the order of the rows."""
@@ -157,47 +160,57 @@ class HuggingFace:
         for split, role in roles.items():
             audio, names = self._select_columns(splits[split].features)
             rows = _without_decoding(splits[split].select_columns([audio, *names]), audio)
-            features = rows.features
-            try:
-                for index, row in enumerate(rows):
-                    yield self._read_row(split, role, index, row.pop(audio), _name_classes(row, features))
-            except (InputError, MemoryError):
-                raise
-            except Exception as error:  # of pyarrow, fsspec, requests and others
-                raise self._error(f"its split {split} cannot be read to the end: {first_line(error)}") from error
+            for number, row in self._enumerate(rows, split):
+                cells = _name_classes({name: row[name] for name in names}, rows.features)
+                yield self._read_row(split, role, number, row[audio], cells)
 
-    def _read_row(self, split: str, role: Role, index: int, audio: object, cells: Mapping[str, object]) -> _Row:
-        labels, faults = select_labels(cells)
+    def _enumerate(self, rows: Any, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the rows of a split with their numbers. Raises InputError if they cannot be read to the end."""
+        try:
+            yield from enumerate(rows)
+        except Exception as error:  # of pyarrow, huggingface_hub and others
+            raise self._error(f"its split {split} cannot be read to the end: {first_line(error)}") from error
+
+    def _read_row(self, split: str, role: Role, number: int, audio: object, cells: Mapping[str, object]) -> _Row:
+        labels, wrong = select_labels(cells)
+        faults = [f"unusable label: {fault}" for fault in wrong]
         path, reason, seconds = "", "", None
         try:
-            path = self._locate_audio(f"{split}/{index:08d}", audio)
+            path = self._locate_audio(f"{split}/{number:08d}", audio)
             if self._durations and self._settings.segment_seconds:
-                seconds = self._durations(str(self._root / path))
-        except ValueError as error:
-            reason = str(error)
-        return _Row(split, role, index, path, labels, seconds, [f"unusable label: {fault}" for fault in faults], reason)
+                with suppress(OSError):  # then the decoder says why
+                    seconds = self._durations(str(self._root / path))
+        except _NoAudioError as error:
+            reason = f"no audio: {error}"
+        return _Row(
+            split, role, number, path, labels, seconds, [f"unusable label: {fault}" for fault in faults], reason
+        )
 
     def _locate_audio(self, name: str, audio: object) -> str:
         """Return the path of a row's audio, which is written below the root if it is not a local file.
 
         Raises:
-            ValueError: The row has no audio, or names a file that does not belong to the dataset.
+            _NoAudioError: The row has no audio, or names a file that does not belong to the dataset.
+            InputError: The hub cannot be reached.
         """
         content, address = (audio.get("bytes"), audio.get("path")) if isinstance(audio, dict) else (None, audio)
         content, address = (audio, None) if isinstance(audio, bytes) else (content, address)
         if not content and not address:
-            raise ValueError("no audio: its cell is empty")
+            raise _NoAudioError("its cell is empty")
         suffix = Path(str(address)).suffix.lower()
         if not content:
             container = str(address).rpartition("::")[2]  # of an address like zip://a.wav::FILE
             folder = self._settings.path and Path(self._settings.path).resolve()
             is_ours = folder and (Path(container).resolve() == folder or folder in Path(container).resolve().parents)
             if not (is_ours or (folder is None and container.startswith("hf://datasets/"))):
-                raise ValueError(f"no audio: {printable(str(address)):.200} is not a file of the dataset")
+                raise _NoAudioError(f"{printable(str(address)):.200} is not a file of the dataset")
             if container == address and is_ours:
                 return str(Path(container).absolute())
-            with fsspec.open(str(address), "rb") as file:
-                content = file.read()
+            try:
+                with fsspec.open(str(address), "rb") as file:
+                    content = file.read()
+            except Exception as error:  # of huggingface_hub, zipfile and others
+                raise self._error(f"{printable(str(address))} cannot be read: {first_line(error)}") from error
         file_name = f"{slug(name.rpartition('/')[0])}/{name.rpartition('/')[2]}"
         path = self._root / (file_name + (suffix if suffix in sound_files.SUFFIXES else ".wav"))
         path.parent.mkdir(exist_ok=True)
