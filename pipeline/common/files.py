@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.common.errors import InputError
+from pipeline.common.machine import sync_folder
 
 PARTIAL = ".partial"  # the suffix of a file that is being written, or whose writer was killed
 SHA256 = "sha256"  # the key of a JSON object's own checksum
@@ -53,7 +54,11 @@ def open_atomic(path: str | Path, mode: str = "wb", *, shared: bool = False, syn
         shared: Whether several processes may write this file at the same time.
         sync: Whether the file must survive a power cut: it is flushed to disk before and after the rename.
     """
-    with atomic_path(path, shared=shared) as temporary, temporary.open(mode) as file:
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")  # the same bytes on every system
+    with (
+        atomic_path(path, shared=shared) as temporary,
+        temporary.open(mode, encoding=encoding, newline=newline) as file,
+    ):
         yield file
         file.flush()
         if sync:
@@ -69,15 +74,11 @@ def write_atomic(path: str | Path, content: str | bytes, *, shared: bool = False
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_folder(folder)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
             raise
-    finally:
-        os.close(descriptor)
 
 
 def sha256_file(path: str | Path) -> str:

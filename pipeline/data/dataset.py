@@ -14,7 +14,6 @@ import errno
 import functools
 import hashlib
 import logging
-import resource
 import threading
 import weakref
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.common import machine
 from pipeline.common.errors import InputError
 from pipeline.data.external_shards import ExternalSource, index_external_shards, is_glob
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
@@ -296,15 +296,11 @@ def _max_open_shards(dataset: ShardedDataset, requested: int) -> int:
     requested shards need it; shards beyond the request use at most half of it, over all splits.
     """
     shards, others = len(dataset.shards), sum(_open_shard_counts.values())
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = 2**20 if hard == resource.RLIM_INFINITY else hard
+    limit = machine.open_file_limit()
     count = min(requested or shards, shards)
     if isinstance(dataset.store, LocalStorage):
         affordable = min(_MAX_OPEN_SHARDS, limit // 2 - _OTHER_FILES) - others
         count = max(count, min(shards, affordable, _MAX_CACHED_CLIPS * shards // max(1, len(dataset))))
     _open_shard_counts[dataset] = count = max(1, min(count, limit - _OTHER_FILES - others))
-    needed = min(limit, _OTHER_FILES + others + count)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        with contextlib.suppress(ValueError, OSError):  # some systems allow less than the hard limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    machine.raise_open_file_limit(min(limit, _OTHER_FILES + others + count))
     return count

@@ -11,6 +11,7 @@ from typing import IO
 import xxhash
 
 from pipeline.common.errors import InputError
+from pipeline.common.machine import read_at, read_into
 
 _CHUNK = 1 << 18  # bytes: fits in a processor's cache
 
@@ -34,14 +35,14 @@ class FileReader:
 
     def read(self, at: int, size: int) -> bytes:
         """Return `size` bytes from an offset. Raises InputError if the file does not have them."""
-        data = os.pread(self._descriptor, size, at) if 0 <= at <= at + size <= self.size else b""
+        data = read_at(self._descriptor, size, at) if 0 <= at <= at + size <= self.size else b""
         if len(data) != size:
             raise self._truncated(at + size)
         return data
 
     def read_into(self, at: int, buffer: memoryview) -> None:
         """Fill a buffer of bytes from an offset. Raises InputError if the file does not have them."""
-        if os.preadv(self._descriptor, [buffer], at) != len(buffer):
+        if read_into(self._descriptor, buffer, at) != len(buffer):
             raise self._truncated(at + len(buffer))
 
     def check_size(self) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import logging
 import os
 import stat
@@ -29,6 +28,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pipeline.common import machine
 from pipeline.common.errors import InputError, one_line
 from pipeline.data.file_reader import FileReader
 from pipeline.data.shard import ShardInfo, build_index, index_name, load_index, shard_checksum, write_index
@@ -86,7 +86,7 @@ class LocalShardCache:
         """Raise InputError if another user may have created the folder, as below /tmp: cached files are trusted."""
         world_writable = stat.S_ISVTX | stat.S_IWOTH
         if (
-            self.folder.stat().st_uid != os.getuid()
+            machine.is_owned_by_another(self.folder)
             and self.folder.resolve().parent.stat().st_mode & world_writable == world_writable
         ):
             raise InputError(f"data.cache_dir={self.folder} belongs to another user: give a folder that you own")
@@ -166,7 +166,7 @@ class LocalShardCache:
         path = self._path(shard)
         try:
             with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
+                machine.lock_file(file, shared=True)
                 if os.fstat(file.fileno()).st_nlink == 0:  # evicted before it was locked
                     return None
                 now = time.time_ns()  # more precise than the clock of the file system
@@ -274,7 +274,7 @@ def file_lock(path: Path, wait: bool) -> Iterator[bool]:
     while True:
         with path.open("ab") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                machine.lock_file(file, wait=wait)
             except BlockingIOError:
                 yield False
                 return
@@ -294,7 +294,7 @@ def _remove_unlocked(path: Path, first: Path) -> bool:
     """Remove `first` and then `path`, unless `path` is locked. Returns whether `path` is removed."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            machine.lock_file(file, wait=False)
             if _is_same_file(file, path):
                 first.unlink(missing_ok=True)
                 path.unlink()

@@ -5,7 +5,6 @@ Letters: N clips, K codebooks, T frames, S samples, P prompt width.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.audio import metrics
+from pipeline.common.machine import num_cores
 from pipeline.evaluation.reference_clips import ReferenceClip
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode_codes, embed_audio
@@ -52,7 +52,7 @@ class AudioSet:
             InputError: The pitch tracker is not installed.
         """
         metrics.pitch(self.wavs[0], self.rate)  # creates the shared pitch tracker before there are threads
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(num_cores()) as pool:
             return np.array(list(pool.map(lambda wav: metrics.pitch(wav, self.rate), self.wavs)))
 
 

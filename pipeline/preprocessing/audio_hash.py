@@ -14,6 +14,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 from pipeline.audio import audio_io
+from pipeline.common import machine
 from pipeline.corpora import Clip
 from pipeline.preprocessing.decode import (
     DecodedBatch,
@@ -21,7 +22,6 @@ from pipeline.preprocessing.decode import (
     DecodeOptions,
     Job,
     Skipped,
-    kill_after,
     read_error,
 )
 from pipeline.preprocessing.decode_workers import DecodeWorkerPool
@@ -73,7 +73,7 @@ class _MeasureJob:
         source: str | bytes = job.clips[0].path
         if job.contents_file is not None:
             source = Path(job.contents_file).read_bytes()
-        with kill_after(options.timeout):
+        with machine.end_process_after(options.timeout):
             result = self._measure(source)
             fault = None if result else read_error(source)
         skipped = Skipped(fault or "cannot be decoded", retry=fault is not None)

@@ -10,16 +10,16 @@ Letters: S samples.
 from __future__ import annotations
 
 import os
-import signal
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
 
 from pipeline.audio import amplitude, audio_io
+from pipeline.common import machine
 from pipeline.common.errors import one_line
 from pipeline.corpora import Clip, fingerprint
 from pipeline.preprocessing.preparation import PrepareSettings, prepare_audio
@@ -141,7 +141,7 @@ def decode_clips(job: Job, options: DecodeOptions) -> Iterator[DecodedClip]:
         truncated: list[str] = []  # of the recording
         decoded = _decode_recording(job.contents_file, span, clips, options, faults, truncated)
         for clip in clips:
-            with kill_after(options.timeout):
+            with machine.end_process_after(options.timeout):
                 audio = next(decoded)
                 now = fingerprint(clip)
                 audio = audio if now == clip.fingerprint else CHANGED if now else MISSING
@@ -168,19 +168,6 @@ def _prepare_clip(
     if prepared.start:
         clip = replace(clip, start=round(clip.start + prepared.start, 6))
     return DecodedClip(clip, prepared.wav, "; ".join(filter(None, [*notes, prepared.note])), prepared.gain)
-
-
-@contextmanager
-def kill_after(seconds: float) -> Iterator[None]:
-    """End this process if the block takes longer. A signal does it: a hanging decoder lets no other thread run."""
-    if not seconds:
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def read_error(source: str | bytes) -> str | None:

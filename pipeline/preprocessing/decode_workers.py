@@ -27,15 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.common import machine
 from pipeline.common.errors import MachineError
 from pipeline.preprocessing.decode import DecodedBatch, DecodeOptions, Job, Skipped, decode_job
 
-CRASH_EXIT_CODES = {
-    -signal.SIGSEGV,
-    -signal.SIGABRT,
-    -signal.SIGFPE,
-    -signal.SIGILL,
-}  # exit codes of a decoder with a bug
 _EXIT_GRACE_SECONDS = 5.0
 _STARTED = "started"  # the first message of a worker
 _MAX_FAILED_STARTS = 10  # workers in a row that may end before they start
@@ -58,7 +53,7 @@ def exit_with_parent() -> None:
 def _worker_loop(conn: Connection, options: DecodeOptions, decode: DecodeFunction) -> None:
     """The main function of a worker process: decodes the jobs that come through `conn` until None comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends this process
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends this process
+    machine.allow_ending_by_timer()
     exit_with_parent()
     conn.send(_STARTED)
     while (job := conn.recv()) is not None:
@@ -234,21 +229,21 @@ class DecodeWorkerPool:
             return
         if job.is_retry:
             reason = self._skip_reason(code)
-            if code == -signal.SIGALRM:  # the other clips of the file would take as long, one by one
+            if code == machine.TIMED_OUT:  # the other clips of the file would take as long, one by one
                 self._slow_files[job.clips[0].path] = reason
             yield job.skip(reason)
         else:
             jobs.extendleft(job.single_clip(i) for i in reversed(range(worker.num_received, len(job.clips))))
 
     def _skip_reason(self, code: int | None) -> Skipped:
-        if code == -signal.SIGALRM:
+        if code == machine.TIMED_OUT:
             limit = f"decode_timeout={self._options.timeout:g}"
             return Skipped(f"too slow: reading it took more than {limit}, twice", retry=True)
-        if code == -signal.SIGKILL:
+        if code == machine.KILLED:
             killed = "the process that decodes it was killed twice, as by a machine out of memory"
             return Skipped(f"unreadable: {killed}", retry=True)
         reason = f"unreadable: it ends the process that decodes it (exit code {code})"
-        return Skipped(reason, retry=code not in CRASH_EXIT_CODES)
+        return Skipped(reason, retry=code not in machine.CRASHED)
 
     def close(self) -> None:
         """End the processes."""

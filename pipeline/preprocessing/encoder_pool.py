@@ -6,7 +6,6 @@ Each encoder gets its next job when it asks for one, so a slow job does not hold
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, cast
 
 from pipeline.common.errors import InputError, MachineError
+from pipeline.common.machine import num_cores
 from pipeline.preprocessing.decode import DecodeOptions, Job
 from pipeline.preprocessing.encoder import (
     DONE,
@@ -135,11 +135,6 @@ def resolve_decode_workers(setting: int | Literal["auto"], devices: list[str]) -
     if setting != "auto":
         return setting
     return 1 if devices[0] == "cpu" else max(1, min(MAX_DECODE_WORKERS, (num_cores() - 1) // len(devices)))
-
-
-def num_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _resolve_device_names(setting: str | list[str]) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.common.exit_codes import EXIT_FAILED
+from pipeline.common.machine import num_cores
 from pipeline.data import build_state
 from pipeline.data.manifest import Manifest
 from pipeline.data.settings import ShardsSettings
@@ -21,7 +21,7 @@ DECODED_CLIPS = 8  # with clips=auto
 def verify_dataset(storage: Storage, settings: ShardsSettings) -> int:
     """Print every fault of a dataset and their number, and return the exit code: 1 if there are faults."""
     count = 0
-    workers = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
+    workers = num_cores() if settings.workers == "auto" else settings.workers
     for fault in verify(storage, workers):
         count += 1
         print(fault)

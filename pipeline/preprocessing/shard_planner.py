@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.common.errors import InputError, MachineError
+from pipeline.common.machine import read_at
 from pipeline.corpora import UNREADABLE, Clip, SkippedInput, fingerprint, printable
 from pipeline.data.build_state import BuildPlan, PlannedShard
 from pipeline.data.manifest import skipped_row
@@ -64,7 +65,7 @@ class ClipSpool:
     def read_shard(self, shard: str) -> list[Clip]:
         """The clips of a shard, in order, with fingerprints and sources. Any thread may call this."""
         start, size = self._spans[shard]
-        return [self._decode_clip(line) for line in os.pread(self._file.fileno(), size, start).splitlines()]
+        return [self._decode_clip(line) for line in read_at(self._file.fileno(), size, start).splitlines()]
 
     def _decode_clip(self, line: bytes) -> Clip:
         key, source, inside, split, start, duration, labels, span, seen_as = json.loads(line)

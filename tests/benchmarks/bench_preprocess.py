@@ -31,6 +31,7 @@ import soundfile
 import soxr
 import torch
 
+from pipeline.common.machine import num_cores
 from pipeline.corpora import Clip
 from pipeline.data.build_state import BuildPlan
 from pipeline.data.shard import read_shard
@@ -192,13 +193,9 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=0, help="clips at which memory is measured as well")
     args = parser.parse_args()
     device = "cuda:0" if args.device == "cuda" else "cpu"
-    everything = (
-        [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        if device != "cpu"
-        else ["cpu"] * encoder_pool.num_cores()
-    )
+    everything = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device != "cpu" else ["cpu"] * num_cores()
     readers = encoder_pool.resolve_decode_workers("auto", everything)
-    name = torch.cuda.get_device_name() if device != "cpu" else f"{encoder_pool.num_cores()} cores"
+    name = torch.cuda.get_device_name() if device != "cpu" else f"{num_cores()} cores"
     print(f"torch {torch.__version__}, {name}, {args.files} files of {SECONDS:g} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         clips = write_files(Path(folder), args.files, SECONDS)
