@@ -41,12 +41,13 @@ def main(settings: ReconstructSettings) -> None:
     """Reconstruct every file and report the measurements."""
     from pipeline.audio import reconstruction
     from pipeline.audio.find_files import find_audio_files
+    from pipeline.audio.precision import codec_device
     from pipeline.generation.loaded_run import pick_device
 
     files, counts = find_audio_files("audio", settings.audio), sorted(set(settings.codebooks))
     check_output_folder("out", settings.out)
     values = {**settings.codec.to_dict(), "codebooks": max(counts)}
-    codec = parse_settings(type(settings.codec), values, "codec.").load(pick_device(settings.device))
+    codec = parse_settings(type(settings.codec), values, "codec.").load(codec_device(pick_device(settings.device)))
     result = reconstruction.reconstruct_files(codec, files, counts, settings.out)
     report = {"codec": codec.identity, "clips": result.clips, "refused": result.refused}
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

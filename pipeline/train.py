@@ -36,10 +36,10 @@ def main(settings: TrainSettings) -> int:
     settings = finetune.inherit_settings(settings, base, overridden_settings())
     settings = settings.model_copy(update={"tracking": tracking})
     world = distributed.init_distributed(settings.trainer.watchdog_seconds)
-    context = RunContext(settings, Path(settings.run), world)
+    context = RunContext.create(settings, world)
     resume_from, skipped = checkpoint.resolve_resume(context.run_dir, settings.resume, world)
-    dataset = data.open_datasets(settings, base)
-    model_config = engine.model_config(settings, dataset, base)
+    dataset = data.open_datasets(context.settings, base)
+    model_config = engine.model_config(context.settings, dataset, base)
     context = context.with_steps(data.steps_from_compute_budget(context, model_config, dataset, base))
     record = resume_check.training_settings(context, dataset.content_digests(), base)
     notes = base.notes() if base else []

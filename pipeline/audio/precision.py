@@ -13,6 +13,14 @@ NEW = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv",
 OLD = ("cuda.matmul", "cudnn")
 
 
+def codec_device(device: torch.device) -> torch.device:
+    """The device of codec and embedder beside a model on `device`: the CPU beside Apple's GPU.
+
+    Its kernels choose other codes: EnCodec's quantizer was wrong there in public reports.
+    """
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Disable autocast, TF32 and nondeterministic cuDNN algorithms within the block, and restore them after it."""

@@ -41,7 +41,7 @@ def measure_losses(run: LoadedRun, valid: ShardedDataset, train: ShardedDataset,
     valid_counts = torch.zeros(K, size, dtype=torch.float64)
     for batch in iter_once(valid, _BATCH, max_frames=frames):
         batch_nats, batch_cells = run.model(*batch.to(run.device))
-        nats += batch_nats.double().cpu()
+        nats += batch_nats.cpu().double()
         cells += batch_cells.cpu()
         valid_counts += count_codes(batch.codes, batch.frames, size)
     train_counts = torch.ones(K, size, dtype=torch.float64)  # add-one smoothing, for codes that training never has

@@ -13,7 +13,9 @@ from pipeline.audio.codecs import load_codec
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.embedders import embedder_of
 from pipeline.audio.embedders.base import Embedder
+from pipeline.audio.precision import codec_device
 from pipeline.common.errors import InputError, first_line
+from pipeline.common.machine import accelerator
 from pipeline.common.versions import package_versions
 from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
@@ -57,7 +59,7 @@ class LoadedRun:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model, the codec and the embedder."""
+        """The device of the model, and where `codec_device` allows it, of the codec and the embedder."""
         return self.model.null_prompt.device
 
     def best_batch(self, frames: int) -> int:
@@ -156,18 +158,18 @@ def limit_threads(run: LoadedRun, clips: int) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device with this name; "auto" is a GPU if there is one, else the CPU.
+    """The device with this name; "auto" is a GPU if there is one (CUDA or Apple's), else the CPU.
 
     Raises:
         InputError: There is no such device.
     """
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        return torch.device(accelerator())
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name}: {first_line(error)}; give auto, cpu or cuda:0") from None
+        raise InputError(f"device={name}: {first_line(error)}; give auto, cpu, cuda:0 or mps") from None
     return device
 
 
@@ -208,7 +210,7 @@ def load_run(
     Args:
         run: A run folder, a folder with `model.safetensors` and `config.json`, or one with an adapter, whose base is
             where it was in training.
-        device: `auto` (a GPU if there is one), `cpu` or `cuda:0`.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda:0` or `mps`.
         codec_weights: The folder with the codec's weights.
         embedder_weights: The embedder's weights, as `embedder.source`.
         batch_invariant: Whether results on a CPU have the same bits at any batch size; false is faster at batch size 1
@@ -219,8 +221,8 @@ def load_run(
     """
     folder, torch_device = find_export(run), pick_device(device)
     model = CodecGPT.from_pretrained(folder, str(torch_device))
-    codec = _load_codec(model, folder, codec_weights, torch_device)
-    embedder = _load_embedder(model, folder, embedder_weights, torch_device)
+    codec = _load_codec(model, folder, codec_weights, codec_device(torch_device))
+    embedder = _load_embedder(model, folder, embedder_weights, codec_device(torch_device))
     return LoadedRun(model, InferenceEngine(model, batch_invariant), codec, embedder, folder)
 
 

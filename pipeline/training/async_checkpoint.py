@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from pipeline.common.files import sha256_file
+
+try:
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+except ImportError:  # `plain_engine` needs no more than `save`
+    TorchCheckpointEngine = object
 
 
 class AsyncCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]  # it has no types

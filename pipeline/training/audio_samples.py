@@ -9,6 +9,7 @@ import torch
 
 from pipeline.audio.codecs import CodecSettings
 from pipeline.audio.codecs.base import Codec
+from pipeline.audio.precision import codec_device
 from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
 from pipeline.data.dataset import ShardedDataset
@@ -105,7 +106,7 @@ def build_audio_sampler(
     if not settings.clips or not len(split):
         return None
     try:
-        loaded = codec.load(device)
+        loaded = codec.load(codec_device(device))
     except InputError as error:
         log.warning("no audio samples will be generated during training: %s", error)
         return None

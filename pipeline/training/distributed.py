@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, one_line
+from pipeline.common.machine import accelerator
 
 _SHUTDOWN_SECONDS = 0.2
 _gloo_groups: list[dist.ProcessGroup] = []  # the one group, once there are several ranks
@@ -25,11 +26,12 @@ _gloo_groups: list[dist.ProcessGroup] = []  # the one group, once there are seve
 
 @dataclass(frozen=True)
 class World:
-    """Rank of this process (0-based), number of ranks, and device of this rank."""
+    """Rank of this process (0-based), number of ranks, device of this rank, and whether DeepSpeed can be imported."""
 
     rank: int
     world_size: int
     device: torch.device
+    has_deepspeed: bool = True
 
     @property
     def is_main(self) -> bool:
@@ -70,10 +72,13 @@ def init_distributed(timeout: float) -> World:
         timeout: seconds after which a rank stops waiting for another.
 
     Raises:
-        InputError: the launcher sets only some of the variables that are needed.
+        InputError: the launcher sets only some of the variables that are needed; or there are several ranks, but no
+            DeepSpeed.
     """
-    import deepspeed
-
+    try:
+        import deepspeed
+    except ImportError as error:
+        return _only_rank(error)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # caused by DeepSpeed
     if "RANK" not in os.environ:
@@ -99,6 +104,16 @@ def init_distributed(timeout: float) -> World:
         assert isinstance(group, dist.ProcessGroup), "every rank is a member"
         _gloo_groups[:] = [group]
     return World(rank, world_size, device)
+
+
+def _only_rank(error: ImportError) -> World:
+    """The world without DeepSpeed, which `error` says is missing: one rank, without a process group."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: several ranks need DeepSpeed, which cannot be imported "
+            f"({one_line(error)}); install it, or train on one device: python -m pipeline.train"
+        ) from None
+    return World(0, 1, torch.device(accelerator()), has_deepspeed=False)
 
 
 def _read_environment() -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""The model of a run inside a DeepSpeed engine."""
+"""The model of a run inside a DeepSpeed engine, or a plain one without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipeline.training import zero_patches
 from pipeline.training.context import RunContext
 from pipeline.training.data import TrainData
 from pipeline.training.finetune import Base
+from pipeline.training.plain_engine import PlainEngine
 from pipeline.training.settings import TrainSettings
 
 # dense bf16 TFLOP/s from NVIDIA's data sheets, by a part of the device's name
@@ -79,7 +80,7 @@ def build_model(
 
 
 def build_engine(context: RunContext, model: CodecGPT, load_universal: bool = False) -> Any:
-    """Put the model and its optimizer into a DeepSpeed engine.
+    """Put the model and its optimizer into a DeepSpeed engine, or into a `PlainEngine` where there is no DeepSpeed.
 
     Args:
         context: the run.
@@ -89,8 +90,6 @@ def build_engine(context: RunContext, model: CodecGPT, load_universal: bool = Fa
     Raises:
         InputError: settings exclude each other.
     """
-    import deepspeed
-
     trainer, device, bf16 = context.settings.trainer, context.world.device, context.bf16
     stage = context.settings.deepspeed.zero_optimization.stage
     if trainer.ema and stage == 3:
@@ -105,6 +104,10 @@ def build_engine(context: RunContext, model: CodecGPT, load_universal: bool = Fa
     has_zero_optimizer = stage > 0 or bf16  # else the engine uses our optimizer as it is
     if not has_zero_optimizer:
         zero_patches.add_clipping(optimizer, trainer.max_grad_norm)
+    if not context.world.has_deepspeed:
+        return PlainEngine(model, optimizer, trainer.gradient_accumulation_steps)
+    import deepspeed
+
     config = {
         **context.settings.deepspeed.to_dict(),
         "train_micro_batch_size_per_gpu": trainer.micro_batch,

@@ -21,6 +21,7 @@ class LossMeter:
             device: where the sums are kept.
             saved: what `state` returned; for the first rank only, since these are the sums over all ranks.
         """
+        device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         self.sums = torch.zeros(2, codebooks, dtype=torch.float64, device=device)
         if saved:
             self.sums += torch.tensor(saved, dtype=torch.float64, device=device).view(2, codebooks)
@@ -32,7 +33,7 @@ class LossMeter:
 
     def add(self, loss_sums: Tensor, num_tokens: Tensor, clips: int) -> None:
         """Add a batch: summed cross-entropy in nats [K], number of tokens [K]."""
-        self.sums += torch.stack([loss_sums.detach(), num_tokens])
+        self.sums += torch.stack([loss_sums.detach(), num_tokens]).to(self.sums.device)
         self.clips += clips
 
     def state(self, world: World) -> list[float]:

@@ -141,11 +141,13 @@ def model_state_bytes(
 def host_bytes(parameters: int, largest_module: int, sharding: ShardingConfig) -> int:
     """Bytes of host memory for all ranks of a node, by DeepSpeed's estimators: each rank builds the model there.
 
-    They include a margin of 50 %.
+    They include a margin of 50 %, and so does the estimate for plain PyTorch where DeepSpeed is not installed.
     """
-    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
-    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
-
+    try:
+        from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+        from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+    except ImportError:  # plain PyTorch
+        return 6 * parameters
     nodes = math.ceil(sharding.ranks / sharding.ranks_per_node)
     layout = {"num_gpus_per_node": sharding.ranks_per_node, "num_nodes": nodes}
     layout |= {"cpu_offload": sharding.offload_optimizer}

@@ -81,7 +81,7 @@ def check_resume(
             settings have changed and `resume=` does not name the checkpoint.
     """
     check_model(checkpoint, model, base.adapter if base else None)
-    _check_engine(checkpoint, context.settings.deepspeed.zero_optimization.stage, context.bf16)
+    _check_engine(checkpoint, context)
     _check_steps(checkpoint, context)
     return _check_settings(checkpoint, context, now)
 
@@ -101,11 +101,17 @@ def check_model(checkpoint: Checkpoint, config: ModelConfig, adapter: Adapter | 
         )
 
 
-def _check_engine(checkpoint: Checkpoint, stage: int, bf16: bool) -> None:
-    """Raises InputError unless an engine of this ZeRO stage and precision can read the optimizer of the checkpoint."""
+def _check_engine(checkpoint: Checkpoint, context: RunContext) -> None:
+    """Raises InputError unless the engine of this run can read the optimizer of the checkpoint."""
+    stage, bf16 = context.settings.deepspeed.zero_optimization.stage, context.bf16
     old_stage, old_bf16 = checkpoint.metadata["stage"], checkpoint.metadata.get("bf16", bf16)
     if (_file_layout(old_stage), old_bf16) == (_file_layout(stage), bf16):
         return
+    if not context.world.has_deepspeed:
+        raise InputError(
+            f"{checkpoint.path} has the optimizer state of ZeRO stage {old_stage} in {'bf16' if old_bf16 else 'fp32'}: "
+            "without DeepSpeed only checkpoints of stage 0 in fp32 can be resumed; install it, or use another run=DIR"
+        )
     choices = " or ".join(f"zero{n}" for n in range(4) if _file_layout(n) == _file_layout(old_stage))
     precision, old_precision = ("bf16" if value else "fp32" for value in (bf16, old_bf16))
     raise InputError(

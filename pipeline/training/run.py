@@ -107,7 +107,7 @@ def log_run_summary(context: RunContext, trainer: Trainer, data: TrainData, note
         log.info("clips are batched by length: %.1f %% of the frames are padding instead of %.1f %%", *percentages)
     if trainer.step:
         log.info("resuming at step %d of %d (epoch %.2f)", trainer.step, t.steps, trainer.samples_seen / epoch)
-    for line in notes:
+    for line in [*context.notes, *notes]:
         log.info("note: %s", line)
 
 

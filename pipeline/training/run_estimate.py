@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shutil
@@ -124,6 +125,8 @@ class RunEstimate:
 
     def sharding_choices(self) -> dict[str, ShardingConfig]:
         """Each choice of conf/deepspeed by name, and `yours` if the settings are not among them."""
+        if importlib.util.find_spec("deepspeed") is None:
+            return {"zero0": self.sharding}
         choices = {name: self._shard(zero) for name, zero in load_zero_choices().items()}
         return choices if self.sharding in choices.values() else {**choices, "yours": self.sharding}
 

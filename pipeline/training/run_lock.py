@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.common import machine
 from pipeline.common.errors import InputError
 from pipeline.training.distributed import World
 
@@ -46,7 +46,7 @@ class RunLock:
             log.warning("%s has no heartbeat of %s any more and is replaced", self.path, owner.get("host"))
             self.path.unlink(missing_ok=True)
         os.truncate(self._file, 0)
-        os.pwrite(self._file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        os.write(self._file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
         threading.Thread(target=self._beat, name="run-lock", daemon=True).start()
 
     def __enter__(self) -> RunLock:
@@ -56,15 +56,20 @@ class RunLock:
         """Release the lock."""
         self._done.set()
         if self._file >= 0:
-            self.path.unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = -1
+            file, self._file = self._file, -1
+            if machine.IS_WINDOWS:  # it removes no open file
+                os.close(file)
+                with suppress(PermissionError):  # the next owner has opened it
+                    self.path.unlink(missing_ok=True)
+            else:
+                self.path.unlink(missing_ok=True)
+                os.close(file)
 
     def _try_lock(self) -> bool:
         """Whether this process has locked the file."""
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            machine.lock_file(file, wait=False)
         except BlockingIOError:
             os.close(file)
             return False
@@ -105,7 +110,7 @@ class RunLock:
     def _beat(self) -> None:
         while not self._done.wait(self._heartbeat):
             with suppress(OSError):
-                os.utime(self._file)
+                os.utime(self.path)
 
 
 def lock_run(run: Path, world: World) -> RunLock:

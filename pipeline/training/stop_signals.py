@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import threading
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pipeline.common.exit_codes import EXIT_REQUEUE
+from pipeline.common.machine import STOP_SIGNALS, process_group
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -31,17 +33,16 @@ _is_starting = threading.Event()
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that request a stop; SIGHUP, sent when the terminal is closed, only if `nohup` does not ignore it."""
-    signals = [signal.SIGUSR1, signal.SIGTERM]
-    return signals if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*signals, signal.SIGHUP]
+    """The signals that request a stop, without those that are ignored: SIGHUP, if `nohup` has started this process."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def install() -> None:
     """Exit with `EXIT_REQUEUE` on a stop signal, or when the launcher ends, until `begin_training` is called."""
     _is_starting.set()
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    reader, writer = socket.socketpair()  # Windows waits for sockets only
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     for number in stop_signals():
         signal.signal(number, _ignore)  # a Python handler is needed for the number to reach the pipe
     threading.Thread(target=_watch, args=(reader,), name="stop-signals", daemon=True).start()
@@ -61,14 +62,14 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """The thread of `_watch` processes the signal."""
 
 
-def _watch(reader: int) -> None:
+def _watch(reader: socket.socket) -> None:
     """Wait for stop signals and for the end of the launcher."""
     launchers = _find_launchers()
     if launchers is None:
         _stop()
     while True:
         ready, _, _ = select.select([reader], [], [], _POLL_SECONDS)
-        numbers = os.read(reader, 4096) if ready else b""
+        numbers = reader.recv(4096) if ready else b""
         if _is_starting.is_set() and set(numbers) & set(stop_signals()):
             _stop()
         if launchers and not all(map(_is_alive, launchers)):
@@ -79,7 +80,7 @@ def _watch(reader: int) -> None:
 def _stop() -> None:
     """Exit if there is nothing to save; otherwise send SIGTERM to the trainer."""
     if not _is_starting.is_set():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return
     if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # the terminal may be closed
@@ -122,7 +123,7 @@ def _is_orphan(launcher: Process) -> bool:
     has_node_rank = any(argument.startswith("--node_rank") for argument in command)
     if "deepspeed.launcher.launch" not in command or has_node_rank:
         return False
-    return parent is None or os.getpgid(parent.pid) != os.getpgid(launcher.pid)
+    return parent is None or process_group(parent.pid) != process_group(launcher.pid)
 
 
 def _is_launcher(command: Sequence[str]) -> bool:

@@ -21,7 +21,6 @@ import faulthandler
 import json
 import logging
 import math
-import resource
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +32,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.exit_codes import EXIT_REQUEUE
+from pipeline.common.machine import peak_memory
 from pipeline.common.seeds import fold_seed
 from pipeline.data.dataloader import Batch
 from pipeline.models import model_stats
@@ -298,7 +298,7 @@ class Trainer:
         """Metrics over the steps since the last row of the log."""
         meter = self.meter
         seconds = time.perf_counter() - meter.started_at
-        host_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        host_gib = peak_memory() / 2**30
         local = [meter.clips, float(meter.sums[1].sum()), meter.data_wait / seconds]
         local.append(local_param_sq_norm(self.engine, self.world))
         clips, tokens, data_wait, param_sq_norm = self.world.all_reduce_sum(local)

@@ -42,7 +42,7 @@ def consolidated_state_dict(checkpoint: Path, use_ema: bool = True) -> dict[str,
     model_files, optimizer_files = _files(checkpoint, "model_states"), _files(checkpoint, "optim_states")
     if not model_files:
         raise InputError(f"{checkpoint} has no *_model_states.pt: it is not a checkpoint of this trainer")
-    states = _open(model_files[0])
+    states = open_states(model_files[0])
     try:
         module, buffers = states["module"], set(states["buffer_names"] or ())
         if use_ema and (checkpoint / ema.FILE).is_file():
@@ -73,7 +73,7 @@ def check_pickles_are_safe(folder: Path, part: int = 0, parts: int = 1) -> None:
         InputError: a file is damaged, or contains more than the data of a checkpoint.
     """
     for file in sorted(folder.rglob("*.pt"))[part::parts]:
-        _open(file)
+        open_states(file)
 
 
 def _files(checkpoint: Path, kind: str) -> list[Path]:
@@ -82,14 +82,10 @@ def _files(checkpoint: Path, kind: str) -> list[Path]:
     return [path for _, path in sorted((int(rank.group(1)) if rank else 0, path) for rank, path in ranks)]
 
 
-def _open(file: Path) -> Any:
+def open_states(file: Path) -> Any:
     """Memory-map a file. Raises InputError if it is damaged, or contains more than the data of a checkpoint."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
     try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        with torch.serialization.safe_globals(_deepspeed_classes()):
             return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -99,9 +95,20 @@ def _open(file: Path) -> Any:
         raise InputError(f"{file} is damaged ({first_line(error)}): give another checkpoint") from error
 
 
+def _deepspeed_classes() -> list[Any]:
+    """The harmless classes in DeepSpeed's files; those of ZeRO-0 in fp32, which are read without it too, have none."""
+    try:
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+    except ImportError:
+        return []
+    return [LossScaler, ZeroStageEnum, fragment_address]
+
+
 def _merge_shards(checkpoint: Path, files: list[Path], groups: list[Shapes]) -> dict[str, Tensor]:
     """The fp32 weights from the shards of all ranks; groups: the shapes of each group of the optimizer, in order."""
-    states = [_open(file)["optimizer_state_dict"] for file in files]
+    states = [open_states(file)["optimizer_state_dict"] for file in files]
     partitions = states[0]["partition_count"]
     ranks = max(partitions) if isinstance(partitions, (list, tuple)) else int(partitions)
     if len(files) != ranks:

@@ -205,7 +205,7 @@ class RequestGuard:
         while more:
             try:
                 message = await asyncio.wait_for(receive(), end - asyncio.get_running_loop().time())
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise RefusedError(408, "the request did not arrive in time") from None
             if message["type"] == "http.disconnect":
                 raise RefusedError(400, "the connection was closed")

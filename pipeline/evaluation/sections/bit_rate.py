@@ -25,7 +25,7 @@ class BitRate(Section):
         """A row for each clip."""
         run, settings, generated = inputs.run, inputs.settings, inputs.run.model.config.codebooks
         codebooks = inputs.split.manifest.codebooks if settings.corpus_root is None else run.codec.max_codebooks
-        codec = load_codec(run.codec.name, codebooks, settings.codec_weights, run.device)
+        codec = load_codec(run.codec.name, codebooks, settings.codec_weights, run.codec.device)
         rows = []
         for clip in inputs.clips:
             original = load_source_audio(settings.corpus_root, clip.sample.metadata, codec.sample_rate)
