@@ -2,17 +2,23 @@
 # shellcheck disable=SC2034
 # Sourced by every job. Needs REPO (the repository); defines PYTHON, log and requeue.
 
-# shellcheck source=/dev/null
-source "${SITE:-$REPO/jobs/site.env}"
+environment=$'\n'$(compgen -e)$'\n'
+for file in "$REPO/jobs/site.env" ${SITE:+"$SITE"}; do # the first has a default for each variable
+    # shellcheck source=/dev/null
+    source <(while IFS= read -r line; do # assignments to variables that the environment has are left out
+        name=${line#export }
+        [[ $environment == *$'\n'"${name%%=*}"$'\n'* ]] || printf '%s\n' "$line"
+    done <"$file")
+done
 
-if [[ -n ${MODULES:-} ]]; then
+if [[ -n $MODULES ]]; then
     type module &>/dev/null || source /etc/profile
     for module in $MODULES; do module load "$module"; done
 fi
 PYTHON=(python)
-if [[ -n ${CONTAINER:-} ]]; then
+if [[ -n $CONTAINER ]]; then
     PYTHON=(apptainer exec --nv --bind "$REPO,$PWD${CONTAINER_BINDS:+,$CONTAINER_BINDS}" "$CONTAINER" python)
-elif [[ -n ${VENV:-} || -d $REPO/.venv ]]; then
+elif [[ -n $VENV || -d $REPO/.venv ]]; then
     export PATH="${VENV:-$REPO/.venv}/bin:$PATH"
 fi
 export PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}"

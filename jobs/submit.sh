@@ -70,11 +70,15 @@ hydra_quote() { # a value in Hydra's quotes, in which a backslash is special onl
     printf "'%s'" "${value//\'/\\\'}"
 }
 
-sbatch_options() { # NODES RANKS GPUS CPUS MEM TIME
-    local gpus=$3
-    echo "--nodes=$1" "--ntasks-per-node=$2" "--cpus-per-task=$4" "--mem=$5" "--time=$6"
-    if [[ -n ${PARTITION:-} ]]; then echo "--partition=$PARTITION"; fi
-    if [[ -n ${ACCOUNT:-} ]]; then echo "--account=$ACCOUNT"; fi
+sbatch_options() { # KIND NODES RANKS GPUS; KIND: of the variables of the site
+    local option kind=$1 gpus=$4
+    local -n cpus=$1_CPUS mem=$1_MEM time=$1_TIME partition=$1_PARTITION
+    echo "--nodes=$2 --ntasks-per-node=$3 --cpus-per-task=$cpus --mem=$mem --time=$time"
+    if [[ -n ${partition:-$PARTITION} ]]; then echo "--partition=${partition:-$PARTITION}"; fi
+    for option in account qos reservation constraint; do
+        local -n value=${option^^}
+        [[ -z $value || $kind-$option == CPU-constraint ]] || echo "--$option=$value"
+    done
     if ((gpus)); then echo "--gpus-per-node=${GPU_TYPE:+$GPU_TYPE:}$gpus"; fi
 }
 
@@ -111,7 +115,9 @@ is_selected() { [[ " ${steps[*]} " == *" $1 "* ]]; }
 
 for setting in "${both[@]}"; do [[ $setting == data=* ]] || shared+=("$setting"); done
 preprocess=("out=$(hydra_quote "$shards")" "${both[@]}" "${preprocess[@]}")
-train=("+exp=$experiment" "run=$(hydra_quote "$run")" "shards=$(hydra_quote "$shards")" "${shared[@]}" "${train[@]}")
+read_from=$shards # local:// is read through the cache of remote shards
+[[ -z $STAGE_DIR || $shards == *://* ]] || read_from=local://$(realpath -m "$shards")
+train=("+exp=$experiment" "run=$(hydra_quote "$run")" "shards=$(hydra_quote "$read_from")" "${shared[@]}" "${train[@]}")
 generate=("run=$(hydra_quote "$run")" "out=$(hydra_quote "$run/generated/clip.wav")" "${generate[@]}")
 evaluate=("run=$(hydra_quote "$run")" "shards=$(hydra_quote "$shards")" "${evaluate[@]}")
 
@@ -132,19 +138,18 @@ if [[ -z $unchecked ]]; then
 fi
 
 [[ -n $dry_run ]] || mkdir -p "$run/slurm"
-infer=$(sbatch_options 1 1 "$INFER_GPUS" "$INFER_CPUS" "$INFER_MEM" "$INFER_TIME" | xargs)
+infer=$(sbatch_options INFER 1 1 "$INFER_GPUS" | xargs)
 if is_selected preprocess; then
-    encode=$(sbatch_options 1 1 "$ENCODE_GPUS" "$ENCODE_CPUS" "$ENCODE_MEM" "$ENCODE_TIME" | xargs)
-    submit_step preprocess "$encode --array=0-$((ENCODE_PARTS - 1))" "${preprocess[@]}"
+    encode=$(sbatch_options ENCODE 1 1 "$ENCODE_GPUS" | xargs)
+    submit_step preprocess "$encode --array=0-$((ENCODE_PARTS - 1))${ENCODE_LIMIT:+%$ENCODE_LIMIT}" "${preprocess[@]}"
     job=$submitted
 fi
 if is_selected merge; then
-    submit_step merge "$infer" "$shards"
+    submit_step merge "$(sbatch_options CPU 1 1 0 | xargs)" "$shards"
     job=$submitted
 fi
 if is_selected train; then
-    train_options=$(sbatch_options "$TRAIN_NODES" "$TRAIN_RANKS" "$TRAIN_GPUS" "$TRAIN_CPUS" "$TRAIN_MEM" "$TRAIN_TIME" | xargs)
-    submit_step train "$train_options" "${train[@]}"
+    submit_step train "$(sbatch_options TRAIN "$TRAIN_NODES" "$TRAIN_RANKS" "$TRAIN_GPUS" | xargs)" "${train[@]}"
     job=$submitted
 fi
 if is_selected generate; then submit_step generate "$infer" "${generate[@]}"; fi

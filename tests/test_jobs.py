@@ -175,14 +175,52 @@ def test_from_skips_earlier_steps(tmp_path: Path) -> None:
     assert list(commands) == ["train", "generate", "evaluate"] and not any("dependency" in w for w in commands["train"])
 
 
-def test_site_file_sets_the_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "jobs" / "site.env").read_text()
-    for name, value in (("PARTITION", "gpu"), ("ACCOUNT", "lab"), ("GPU_TYPE", "h100"), ("TRAIN_NODES", "8")):
-        text, count = re.subn(rf"^{name}=\S*", f"{name}={value}", text, flags=re.MULTILINE)
-        assert count == 1
-    (tmp_path / "mine.env").write_text(text)
+SITE = """
+PARTITION=gpu
+CPU_PARTITION=cpu
+ACCOUNT=lab
+QOS=high
+RESERVATION=course
+CONSTRAINT=nvlink
+GPU_TYPE=h100
+TRAIN_NODES=8
+TRAIN_RANKS=2
+TRAIN_GPUS=$TRAIN_RANKS
+ENCODE_LIMIT=2
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a site, which sets some variables; the others keep their defaults."""
+    (tmp_path / "mine.env").write_text(SITE)
     monkeypatch.setenv("SITE", str(tmp_path / "mine.env"))
+
+
+def test_site_file_sets_the_resources(site: None, tmp_path: Path) -> None:
+    commands = dry_run(tmp_path, "delay_gpt2")
+    everywhere = {"--account=lab", "--qos=high", "--reservation=course"}
+    with_gpu = everywhere | {"--partition=gpu", "--constraint=nvlink"}
+    assert {*with_gpu, "--gpus-per-node=h100:2", "--nodes=8", "--ntasks-per-node=2"} < set(commands["train"])
+    assert {*with_gpu, "--gpus-per-node=h100:1", "--array=0-3%2"} < set(commands["preprocess"])
+    assert with_gpu < set(commands["generate"]) and with_gpu < set(commands["evaluate"])
+    assert {*everywhere, "--partition=cpu", "--mem=16G"} < set(commands["merge"])
+    assert not [option for option in commands["merge"] if option.startswith(("--gpus", "--constraint"))]
+
+
+def test_environment_has_priority_over_the_site_file(
+    site: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is empty, and for what the file derives from it."""
+    for name, value in (("QOS", ""), ("TRAIN_RANKS", "4"), ("TRAIN_PARTITION", "long")):
+        monkeypatch.setenv(name, value)
     command = dry_run(tmp_path, "delay_gpt2")["train"]
-    assert {"--partition=gpu", "--account=lab", "--gpus-per-node=h100:4", "--nodes=8", "--ntasks-per-node=4"} < set(
-        command
-    )
+    assert {"--gpus-per-node=h100:4", "--ntasks-per-node=4", "--partition=long", "--account=lab"} < set(command)
+    assert not [option for option in command if option.startswith("--qos")]
+
+
+def test_staged_shards_are_read_through_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAGE_DIR", "/local/shards")
+    commands = dry_run(tmp_path, "delay_gpt2", "--shards", "my shards")
+    assert f"shards='local://{tmp_path}/my shards'" in commands["train"]
+    assert "shards='my shards'" in commands["evaluate"]

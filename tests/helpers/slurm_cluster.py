@@ -18,13 +18,14 @@ import pytest
 T = TypeVar("T")
 HERE = Path(__file__).parents[1] / "slurm"
 ROOT = HERE.parents[1]
-SITE = f"""
-PARTITION=test ACCOUNT= GPU_TYPE=
-TRAIN_NODES=2 TRAIN_RANKS=2 TRAIN_GPUS=2 TRAIN_CPUS=1 TRAIN_MEM=0 TRAIN_TIME=00:30:00
-ENCODE_PARTS=2 ENCODE_GPUS=1 ENCODE_CPUS=1 ENCODE_MEM=4G ENCODE_TIME=00:30:00 ENCODE_ATTEMPTS=3
-INFER_GPUS=1 INFER_CPUS=2 INFER_MEM=4G INFER_TIME=00:30:00
-VENV='{sys.prefix}' MODULES= CONTAINER= CONTAINER_BINDS=
-"""  # the GPUs are fake: the same flags, but the ranks find none
+# the GPUs are fake: the same flags, but the ranks find none
+SITE = {
+    "PARTITION": "test", "CPU_PARTITION": "cpu", "CONSTRAINT": "fast", "ENCODE_LIMIT": "2", "NETWORK_INTERFACE": "lo",
+    "TRAIN_NODES": 2, "TRAIN_RANKS": 2, "TRAIN_GPUS": 2, "TRAIN_CPUS": 1, "TRAIN_MEM": 0, "TRAIN_TIME": "00:30:00",
+    "ENCODE_PARTS": 2, "ENCODE_GPUS": 1, "ENCODE_CPUS": 1, "ENCODE_MEM": "4G", "ENCODE_TIME": "00:30:00",
+    "ENCODE_ATTEMPTS": 3, "INFER_GPUS": 1, "INFER_CPUS": 2, "INFER_MEM": "4G", "INFER_TIME": "00:30:00",
+    "CPU_CPUS": 1, "CPU_MEM": "4G", "CPU_TIME": "00:30:00", "VENV": f"'{sys.prefix}'",
+}  # fmt: skip
 
 
 class Cluster:
@@ -36,7 +37,7 @@ class Cluster:
         self.root, self.work = Path(tempfile.mkdtemp(prefix="slurm-test-")) / "cluster", folder / "work of mine"
         self.root.parent.chmod(0o755)
         self.work.mkdir()
-        (folder / "site.env").write_text(SITE)
+        (folder / "site.env").write_text("".join(f"{name}={value}\n" for name, value in SITE.items()))
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
         self.env |= {"SLURM_TEST_ROOT": str(self.root), "SLURM_CONF": str(self.root / "slurm.conf")}
         self.env |= {"SLURM_TEST_NODES": "3"}

@@ -95,7 +95,8 @@ JobRequeue=1
 MinJobAge=3600
 # use the sizes below, whatever the machine has
 SlurmdParameters=config_overrides
-NodeName=node[1-$N] NodeAddr=127.0.0.1 Port=[$SLURMD_PORT-$((SLURMD_PORT+N-1))] CPUs=64 Sockets=2 CoresPerSocket=32 ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:8 State=UNKNOWN
+NodeName=node[1-$N] NodeAddr=127.0.0.1 Port=[$SLURMD_PORT-$((SLURMD_PORT+N-1))] CPUs=64 Sockets=2 CoresPerSocket=32 ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:8 Feature=fast State=UNKNOWN
+PartitionName=cpu Nodes=node[1-$N] MaxTime=INFINITE State=UP OverSubscribe=NO
 PartitionName=test Nodes=node[1-$N] Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 CONF
 for i in 0 1 2 3 4 5 6 7; do mknod "$ROOT/gpu/fake$i" c 1 3; done   # gres.conf accepts device files only
