@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # the `deepspeed` launcher starts the first `python3` on the PATH
 RUN := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH"
+# two ranks; one, with as many clips a step, where DeepSpeed cannot be installed (macOS)
+TRAIN = $(if $(wildcard $(BIN)/deepspeed),deepspeed --num_gpus 2 pipeline/train.py,python -m pipeline.train trainer.micro_batch=16)
 CHEAP := codec=encodec_embedded embedder=encodecmae_tiny
 
 .PHONY: install install-test install-demo quickstart demo test test-slow test-slurm test-versions coverage bench fuzz lint docs clean
@@ -27,7 +29,7 @@ $(VENV)/.installed-%: $(VENV)/.installed
 # Render and encode notes, train on two CPU ranks, evaluate; at the end it prints figures and where the sounds are.
 quickstart: install
 	$(RUN) python -m pipeline.preprocess data=notes data.root=quickstart/notes data.scan_cache_dir=quickstart/scan_cache data.clips=6000 data.seconds=1.5 data.test=0 out=quickstart/shards $(CHEAP) codec.codebooks=4
-	$(RUN) deepspeed --num_gpus 2 pipeline/train.py +exp=quickstart
+	$(RUN) $(TRAIN) +exp=quickstart
 	$(RUN) python -m pipeline.evaluate run=quickstart/run shards=quickstart/shards sampling.guidance=2.5
 
 # the web page, with the run of the quickstart

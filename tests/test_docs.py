@@ -17,6 +17,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -194,7 +195,6 @@ def compose_deepspeed(sandbox: Sandbox, arguments: list[str]) -> None:
 
 def check_requirements(sandbox: Sandbox, arguments: list[str]) -> None:
     """What pip installs is this package with extras that it has, or a package that one of its extras names."""
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     known = {Requirement(line).name for lines in [project["dependencies"], *extras.values()] for line in lines}
@@ -225,21 +225,29 @@ def dry_run_make(sandbox: Sandbox, arguments: list[str]) -> None:
         compose("train", shlex.split(rest))
 
 
+def check_image(sandbox: Sandbox, arguments: list[str]) -> None:
+    """The recipe of the image exists."""
+    assert (ROOT / arguments[-1]).is_file()
+
+
 def dry_run_submit(sandbox: Sandbox, arguments: list[str]) -> None:
     """`jobs/submit.sh --dry-run` prints five jobs, whose settings compose."""
     arguments = ["delay_gpt2" if argument == "EXPERIMENT" else argument for argument in arguments]
-    output = run_script(sandbox, [*arguments, "--dry-run"])
+    script = next(i for i, argument in enumerate(arguments) if argument.endswith(".sh"))
+    variables = dict(argument.split("=", 1) for argument in arguments[:script] if "CONTAINER" not in argument)
+    output = run_script(sandbox, [*arguments[script:], "--dry-run"], **variables)
     steps = [shlex.split(line) for line in output.splitlines() if line.startswith("sbatch")]
-    assert len(steps) == 5
+    assert len(steps) == (3 if "--from" in arguments else 5)
+    assert all(f"--{name.lower()}={value}" in steps[0] for name, value in variables.items() if name == "QOS")
     for step in steps:
         compose_job(sandbox, step)
 
 
-def run_script(sandbox: Sandbox, arguments: list[str]) -> str:
+def run_script(sandbox: Sandbox, arguments: list[str], **variables: str) -> str:
     """A script of jobs/, as it is; returns what it prints."""
     site = sandbox.root / "site.env"  # names this environment: another command makes an empty .venv
     site.write_text((ROOT / "jobs" / "site.env").read_text() + f"VENV={shlex.quote(sys.prefix)}\n")
-    environment = {**os.environ, "SITE": str(site)}
+    environment = {**os.environ, "SITE": str(site), **variables}
     done = subprocess.run(["bash", *arguments], cwd=sandbox.root, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -291,7 +299,8 @@ ENTRIES = (
     Entry(r"pip install ", check_requirements, "changes the environment, and needs a registry"),
     Entry(r"hf download ", check_hub_name, "needs the hub"),
     Entry(r"make [\w-]+$", dry_run_make, "minutes each"),
-    Entry(r"jobs/submit\.sh ", dry_run_submit, "needs a cluster: tests/slurm starts one and runs it"),
+    Entry(r"apptainer build ", check_image, "needs apptainer"),
+    Entry(r"([A-Z_]+=\S+ )*jobs/submit\.sh ", dry_run_submit, "needs a cluster: tests/slurm starts one and runs it"),
     Entry(r"jobs/sync_wandb\.sh ", run_script),
     Entry(r"sbatch .*\.sbatch\b", compose_job, "needs a cluster: tests/slurm starts one and runs it"),
     Entry(r"python3 -m venv \.venv$|\. \.venv/bin/activate$", make_environment),

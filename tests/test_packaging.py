@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,6 @@ import pipeline
 from pipeline.data.manifest import Manifest
 from tests.helpers.trained_run import Workspace
 
-tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no reader of TOML")
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 BASE = {Requirement(line).name for line in PYPROJECT["project"]["dependencies"]}
