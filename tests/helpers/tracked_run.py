@@ -1,7 +1,8 @@
 """`python -m tests.helpers.tracked_run RUN STEP OVERRIDES... -- WORDS...`: tracks a simulated training from a step on.
 
-Words: `rows:N` logs N rows ten steps apart, `nan` one without a finite loss, `sleep:S` waits, `listen`, `cache:DIR`,
-`checkpoint`, `export`, `kill-core` ends W&B's own process, `die` ends this one, `finish:CODE`.
+Words: `rows:N` logs N rows ten steps apart, `nan` one without a finite loss, `sleep:S` waits, `logged` waits until W&B has
+the rows, `listen`, `cache:DIR`, `checkpoint`, `export`, `kill-core` ends W&B's own process, `die` ends this one,
+`finish:CODE`.
 Prints the longest time that a call took.
 """
 
@@ -58,11 +59,20 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if name == "sleep":
             time.sleep(float(value))
+        elif name == "logged":
+            _wait_until_logged(run, step)
         elif name == "finish":
             tracker.close(int(value))
         else:
             longest = max(longest, time.perf_counter() - began)
     print(f"longest call: {longest:.3f} s")
+
+
+def _wait_until_logged(run: Path, step: int) -> None:
+    """Wait until W&B has the rows up to a step, as our own record of them says."""
+    record = run / "wandb" / "logged_steps.json"
+    while not record.exists() or json.loads(record.read_text()).get("val/loss", 0) < step:
+        time.sleep(0.05)  # pytest's timeout is the limit
 
 
 def _write_output(run: Path, kind: str, step: int) -> Path:

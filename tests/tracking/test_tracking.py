@@ -84,7 +84,7 @@ def requeued(tmp_path_factory: pytest.TempPathFactory) -> Uploaded:
     folder = tmp_path_factory.mktemp("a folder with spaces")
     write_cache(folder / "nsynth")
     run = Path("delay gpt2")  # a relative path, as most people type it
-    actions = ("rows:4", "sleep:8")  # ends without a word
+    actions = ("rows:4", "logged")  # ends without a word
     track(run, 0, "tracking.mode=offline", "--", "cache:nsynth", *actions, cwd=folder)
     actions = ("rows:4", "nan", "nan", "listen", "checkpoint", "export", "finish:75")
     output = track(run, 20, "tracking.mode=offline", "--", "cache:nsynth", *actions, cwd=folder)
