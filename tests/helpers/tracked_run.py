@@ -1,7 +1,7 @@
 """`python -m tests.helpers.tracked_run RUN STEP OVERRIDES... -- WORDS...`: tracks a simulated training from a step on.
 
-Words: `rows:N` logs N rows ten steps apart, `nan` one without a finite loss, `sleep:S` waits, `logged` waits until W&B has
-the rows, `listen`, `cache:DIR`, `checkpoint`, `export`, `kill-core` ends W&B's own process, `die` ends this one,
+Words: `rows:N` logs N rows ten steps apart, `nan` one without a finite loss, `sleep:S` waits, `logged` waits until W&B
+has the rows, `listen`, `cache:DIR`, `checkpoint`, `export`, `kill-core` ends W&B's own process, `die` ends this one,
 `finish:CODE`.
 Prints the longest time that a call took.
 """
