@@ -300,7 +300,7 @@ def test_linter_accepts_the_dockerfile() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_images_copy_files_that_exist_and_extras_that_are_declared() -> None:
+def test_images_name_files_and_extras_that_exist() -> None:
     docker, apptainer = (ROOT / "Dockerfile").read_text(), (ROOT / "jobs" / "apptainer.def").read_text()
     copied = " ".join(re.findall(r"^COPY (.*) \S+$", docker, re.MULTILINE)).split()
     copied += re.findall(r"^    (\S+) /opt/packages/", apptainer, re.MULTILINE)

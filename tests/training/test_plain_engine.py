@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.ranks import ROOT, fresh_env
 from tests.helpers.training_caches import write_cache
-from tests.training.test_train import ROOT, SMALL, fresh_env, rows, train_here
+from tests.training.test_train import SMALL, rows, train_here
 
 # as `python -m pipeline.train` where DeepSpeed cannot be imported
 PLAIN = """

@@ -71,6 +71,16 @@ def test_nohup_ignores_sighup() -> None:
     assert signal.SIGHUP in stop_signals()
 
 
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_signals_that_the_parent_ignores_still_stop(name: str) -> None:
+    """As in the shells of jobs/train.sbatch, which ignore SIGUSR1."""
+    before = signal.signal(getattr(signal, name), signal.SIG_IGN)
+    try:
+        assert getattr(signal, name) in stop_signals()
+    finally:
+        signal.signal(getattr(signal, name), before)
+
+
 @pytest.mark.slow
 def test_closed_terminal_stops_a_training_with_75(tmp_path: Path) -> None:
     """SIGHUP arrives, and nothing can be printed any more."""
