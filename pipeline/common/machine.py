@@ -22,6 +22,7 @@ def _import_if_available(name: str) -> Any:
 fcntl, resource = _import_if_available("fcntl"), _import_if_available("resource")
 IS_WINDOWS, IS_MACOS = sys.platform == "win32", sys.platform == "darwin"
 # requests to stop, besides ^C; a closed terminal sends SIGHUP or, on Windows, SIGBREAK
+HANGUP = getattr(signal, "SIGHUP", None)
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )

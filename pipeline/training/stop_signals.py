@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pipeline.common.exit_codes import EXIT_REQUEUE
-from pipeline.common.machine import STOP_SIGNALS, process_group
+from pipeline.common.machine import HANGUP, STOP_SIGNALS, process_group
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -33,8 +33,11 @@ _is_starting = threading.Event()
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that request a stop, without those that are ignored: SIGHUP, if `nohup` has started this process."""
-    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    """The signals that request a stop; SIGHUP, sent when the terminal is closed, only if `nohup` does not ignore it.
+
+    The others count even if the parent ignores them, as the shells of `jobs/train.sbatch` ignore SIGUSR1.
+    """
+    return [n for n in STOP_SIGNALS if n != HANGUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 def install() -> None:
