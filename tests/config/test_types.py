@@ -56,7 +56,7 @@ REFUSED = [
         "expected a number above 0 or null",
     ),
     ("download", "parallel=2.5", "expected a whole number"),
-    ("shards", "clips=many", "expected a whole number"),
+    ("shards", "clips=many", "expected auto or a whole number"),
     ("generate", "seconds=null", "expected auto or a number"),
     ("generate", "seconds=inf", "expected auto or a number"),
     ("generate", "seconds=long", "expected auto or a number"),
