@@ -55,7 +55,7 @@ def test_folder_is_reconstructed_at_each_bit_rate(tmp_path: Path) -> None:
         (["audio=empty.wav"], "no file could be read: empty.wav: empty"),
         (["audio=a.wav", "codebooks=[1,16]"], "codec.codebooks=16: expected a whole number from 1 to 8"),
         (["audio=a.wav", "codebooks=[0]"], "codebooks=.0.: expected a list, each a whole number of 1 or more"),
-        (["audio=a.wav", "device=gpu"], "device=gpu: .*; give auto, cpu or cuda:0"),
+        (["audio=a.wav", "device=gpu"], "device=gpu: .*; give auto, cpu, cuda:0 or mps"),
     ],
 )
 def test_invalid_settings_are_errors(

@@ -289,7 +289,7 @@ def test_local_shards_use_half_of_the_open_files(tmp_path: Path, monkeypatch: py
     folder = write_cache(tmp_path / "c", [1] * 60)
     gc.collect()
     for limit, kept in ((4096, 60), (600, 44), (300, 10)):
-        monkeypatch.setattr("pipeline.data.dataset.resource.getrlimit", lambda _, limit=limit: (limit, limit))
+        monkeypatch.setattr("pipeline.common.machine.resource.getrlimit", lambda _, limit=limit: (limit, limit))
         split = ShardedDataset(folder, "train", open_shards=10)
         opened = [split.get_shard(number) for number in range(60)]
         assert all(split.get_shard(number) is opened[number] for number in range(60 - kept, 60))
