@@ -116,7 +116,13 @@ def test_adapter_and_base_equal_the_merged_model(base: Path, tuned: Path) -> Non
     assert separate.weights_sha256 != merged.weights_sha256
 
 
-@pytest.mark.parametrize("overrides", [(), ("finetune.lora.rank=4", "finetune.lora.dropout=0.1")], ids=["all", "lora"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param((), id="all", marks=pytest.mark.slow),
+        pytest.param(("finetune.lora.rank=4", "finetune.lora.dropout=0.1"), id="lora"),
+    ],
+)
 def test_resume_matches_unbroken_tuning(caches: Caches, base: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     """After SIGKILL on two ranks, with dropout, mixed with the base's data: the same losses."""
     run, unbroken = tmp_path / "run", tmp_path / "unbroken"
