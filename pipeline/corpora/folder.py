@@ -29,8 +29,8 @@ from pipeline.corpora.base import (
 from pipeline.corpora.clip import Clip
 from pipeline.corpora.labels import LabelReader
 from pipeline.corpora.scan_cache import cache_file, cached_map
-from pipeline.corpora.segments import assign_split, cut_segments
-from pipeline.corpora.sound_identity import find_duplicate_files, find_versions
+from pipeline.corpora.segments import assign_split, cut_clip
+from pipeline.corpora.sound_identity import find_duplicate_files, find_versions, follow
 
 
 @CORPORA.register("folder")
@@ -94,10 +94,8 @@ class Folder:
             group = self._group(name)
             split = assign_split(groups.get(group, group), settings.seed, settings.valid, settings.test)
             key = slug(name.rpartition(".")[0], of=name, length=KEY_LENGTH - 6)
-            cuts = cut_segments(duration, settings.segment_seconds, settings.min_seconds)
-            for number, (start, length) in enumerate(cuts):
-                part = key if settings.segment_seconds is None else f"{key}-{number:05d}"
-                yield Clip(part, f"{self._root}/{name}", split, start, length, labels)
+            whole = Clip(key, f"{self._root}/{name}", split, 0.0, duration, labels)
+            yield from cut_clip(whole, settings.segment_seconds, settings.min_seconds)
         if is_empty:
             raise no_clips_error(self._root, self._expected, self._conversion_hint() or settings.how_to_get)
         self.skipped += self._labels.unused()
@@ -141,22 +139,16 @@ class Folder:
         """Return {group: the group whose split it shares}, for groups with versions of the same recordings."""
         linked: dict[str, str] = {}
 
-        def first(group: str) -> str:
-            while group in linked:
-                group = linked[group]
-            return group
-
         def duration(name: str) -> float | None:
             with suppress(OSError):
                 return self._duration(name)
             return None
 
         for names in find_versions(self._files, duration):
-            ours = sorted(
-                {first(self._group(duplicates.get(name, name))) for name in names}, key=lambda group: group.split("/")
-            )
+            groups = {follow(linked, self._group(duplicates.get(name, name))) for name in names}
+            ours = sorted(groups, key=lambda group: group.split("/"))
             linked |= dict.fromkeys(ours[1:], ours[0])
-        return {group: first(group) for group in linked}
+        return {group: follow(linked, group) for group in linked}
 
 
 def list_files(

@@ -36,7 +36,7 @@ from pipeline.corpora.base import (
 from pipeline.corpora.clip import Clip
 from pipeline.corpora.labels import Labels, select_labels
 from pipeline.corpora.scan_cache import cached_rows
-from pipeline.corpora.segments import assign_split, cut_segments
+from pipeline.corpora.segments import assign_split, cut_clip
 
 FORMATS = ("arrow", "audiofolder", "parquet")  # the modules of `datasets` that may read a dataset
 ROWS_FILE = "rows.jsonl"
@@ -133,10 +133,8 @@ class HuggingFace:
             role: str = row.role
             if role == "divide":
                 role = assign_split(f"{row.split}/{row.number}", settings.seed, settings.valid, settings.test)
-            cuts = cut_segments(row.seconds, settings.segment_seconds, settings.min_seconds)
-            for number, (start, length) in enumerate(cuts):
-                part = key if settings.segment_seconds is None else f"{key}-{number:05d}"
-                yield Clip(part, path, role, start, length, row.labels)
+            whole = Clip(key, path, role, 0.0, row.seconds, row.labels)
+            yield from cut_clip(whole, settings.segment_seconds, settings.min_seconds)
         if is_empty:
             raise InputError(f"{settings.source} contains no audio that can be used")
 
@@ -182,9 +180,7 @@ class HuggingFace:
                     seconds = self._durations(str(self._root / path))
         except _NoAudioError as error:
             reason = f"no audio: {error}"
-        return _Row(
-            split, role, number, path, labels, seconds, [f"unusable label: {fault}" for fault in faults], reason
-        )
+        return _Row(split, role, number, path, labels, seconds, faults, reason)
 
     def _locate_audio(self, name: str, audio: object) -> str:
         """Return the path of a row's audio, which is written below the root if it is not a local file.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
 
 from pipeline.corpora.base import encode_name
+from pipeline.corpora.clip import Clip
 
 
 def assign_split(group: str, seed: int, valid: float, test: float) -> str:
@@ -36,3 +39,10 @@ def cut_segments(
     if rest >= min_seconds:
         cuts.append((round(count * length, 6), rest))
     return cuts
+
+
+def cut_clip(whole: Clip, segment_seconds: float | None, min_seconds: float) -> Iterator[Clip]:
+    """Yield the segments of a recording as `cut_segments` cuts it: the clip itself, or numbered clips of its parts."""
+    for number, (start, duration) in enumerate(cut_segments(whole.duration, segment_seconds, min_seconds)):
+        key = whole.key if segment_seconds is None else f"{whole.key}-{number:05d}"
+        yield replace(whole, key=key, start=start, duration=duration)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -27,6 +28,7 @@ LOSSLESS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".aif", ".aiff", 
 SAME_DURATION = 0.1  # seconds: the padding of an encoder that does not declare it
 ListFiles = Callable[[], Iterator[tuple[str, str]]]  # yields name and stamp of each file, sorted by parts
 Row = tuple[str, str, str | None]  # name, stamp and a value, None if the file cannot be read
+_T = TypeVar("_T")
 
 
 def find_duplicate_files(
@@ -101,6 +103,13 @@ def find_versions(files: ListFiles, duration: Callable[[str], float | None]) -> 
         if len({_suffix(name) for name in names}) > 1:
             versions += _group_by_duration([(seconds, name) for name in names if (seconds := duration(name))])
     return versions
+
+
+def follow(links: Mapping[_T, _T], item: _T) -> _T:
+    """Return the end of the chain of links that starts at an item: itself, if it has no link."""
+    while item in links:
+        item = links[item]
+    return item
 
 
 def _group_by_duration(files: list[tuple[float, str]]) -> Iterator[list[str]]:

@@ -13,6 +13,7 @@ from pipeline.audio import audio_io, similarity
 from pipeline.common.console import print_log
 from pipeline.corpora import Clip, Corpus, SkippedInput, fingerprint, printable
 from pipeline.corpora.scan_cache import cache_file, cached_map
+from pipeline.corpora.sound_identity import follow
 
 _CACHED_SOUNDS = 16  # decoded, of 19 MB at most
 
@@ -69,21 +70,15 @@ def find_near_copies(spectra: dict[str, bytes]) -> dict[str, str]:
     spectra: what `similarity.spectrum` returned, by path.
     """
     paths, first = list(spectra), dict[int, int]()
-
-    def root(i: int) -> int:
-        while i in first:
-            i = first[i]
-        return i
-
     read = lru_cache(_CACHED_SOUNDS)(_read)
     for i, j in similarity.similar_spectra(list(spectra.values())):
-        if root(i) == root(j):
+        if follow(first, i) == follow(first, j):
             continue
         a, b = read(paths[i]), read(paths[j])
         if a is not None and b is not None and similarity.is_copy(a, b):
-            low, high = sorted((root(i), root(j)))
+            low, high = sorted((follow(first, i), follow(first, j)))
             first[high] = low
-    return {paths[i]: paths[root(i)] for i in sorted(first)}
+    return {paths[i]: paths[follow(first, i)] for i in sorted(first)}
 
 
 def _read(source: str | bytes) -> np.ndarray | None:

@@ -153,6 +153,17 @@ def test_rows_without_audio_are_skipped(tmp_path: Path) -> None:
     ]
 
 
+def test_unusable_label_is_named_once(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    features = datasets.Features(audio=datasets.Audio(), mood=datasets.Value("string"))
+    rows = [{"audio": {"bytes": SOUNDS[0], "path": None}, "mood": 20_000 * "a"}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=features.arrow_schema), tmp_path / "a.parquet")
+    clips, reported = read(tmp_path, f"data.path={tmp_path / 'a.parquet'}")
+    assert [clip.labels for clip in clips] == [{}]
+    assert reported == ["unusable label: 'mood' is not a text, a number or a list of texts"]
+
+
 def test_refused_datasets(tmp_path: Path) -> None:
     source = parquet_files(tmp_path / "source")
     texts = tmp_path / "texts"
