@@ -68,7 +68,7 @@ class ProgressDisplay:
 
     @contextlib.contextmanager
     def _until_terminal_closes(self) -> Iterator[None]:
-        """Show no bars any more after an OSError: nobody reads a closed terminal, and the work goes on."""
+        """Show no bars any more after an OSError: nobody reads a closed terminal, and the work continues."""
         try:
             yield
         except OSError:

@@ -7,16 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-T_QUANTILES = (
-    12.71,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-)  # of Student's t at 97.5 %, by degrees of freedom
+T_QUANTILES = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # Student's t at 97.5 %, by degrees of freedom
 NORMAL_QUANTILE = 1.96
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipeline.models.codec_gpt import CodecGPT
@@ -89,14 +89,5 @@ class PlainEngine:
         path = Path(folder) / tag / FILE
         state = zero_to_fp32.open_states(path)
         self.module.load_state_dict(state["module"], strict=load_module_strict)
-        optimizer = {**state["optimizer"], "state": _copy(state["optimizer"]["state"])}  # the file is memory-mapped
-        self.optimizer.load_state_dict(optimizer)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # the file is memory-mapped
         return str(path), {}
-
-
-def _copy(states: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The optimizer's states with tensors of their own."""
-    return {
-        number: {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
-        for number, state in states.items()
-    }

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.data.stats import labels_of, perplexities
 from pipeline.evaluation.doctor.examination import DecodedClip, Examination
 from pipeline.evaluation.doctor.sound_facts import find_cliff
+from pipeline.evaluation.metrics.pitch import TOLERANCE
 
 MIN_MINUTES = 10.0  # of training clips
 MIN_CLIPS = 8  # of a split other than train
@@ -28,7 +29,7 @@ MAX_UNLABELED, MAX_SHARE = 0.02, 0.9  # of the clips
 MAX_KINDS = 200  # a label with more values names things, and is not a class
 MIN_PERPLEXITY = 0.005  # of the size of a codebook
 MIN_GAIN = 0.5  # of the way from the floor to 1
-MIN_PITCH, PITCH_TOLERANCE = 0.75, 0.5  # of the clips, semitones
+MIN_PITCH = 0.75  # of the clips
 _NAMED = 5  # clips of a finding
 
 
@@ -86,7 +87,7 @@ def check_skipped(data: Examination) -> Iterator[Finding]:
 
 
 def check_lengths(data: Examination) -> Iterator[Finding]:
-    """Few clips are too short to be heard as anything."""
+    """Few clips are too short to be recognized."""
     short = data.seconds < SHORT_SECONDS
     if short.mean() > MAX_SHORT:
         yield Finding(
@@ -240,12 +241,13 @@ def check_ceiling(data: Examination) -> Iterator[Finding]:
                 _keys(data.worst(_NAMED)),
             )
     errors = data.pitch_errors
-    if len(errors) and (share := float((np.abs(errors) <= PITCH_TOLERANCE).mean())) < MIN_PITCH:
+    if len(errors) and (share := float((np.abs(errors) <= TOLERANCE).mean())) < MIN_PITCH:
+        noted = [clip for clip in data.decoded if clip.pitch_error is not None]
         yield Finding(
             "pitch",
             f"{percent(share)} of the notes still have the pitch of their label after the codec.",
             f"{advice} Labels of the wrong octave, and sounds without a clear pitch, count as well.",
-            _keys([clip for clip in data.decoded if clip.pitch_error is not None and not abs(clip.pitch_error) <= 0.5]),
+            _keys([clip for clip in noted if not abs(clip.pitch_error or 0.0) <= TOLERANCE]),
         )
 
 

@@ -15,9 +15,10 @@ from markupsafe import Markup
 from pipeline.audio import audio_io
 from pipeline.common.console import COLUMNS
 from pipeline.data.stats import perplexities
-from pipeline.evaluation.doctor.checks import PITCH_TOLERANCE, Finding, percent
+from pipeline.evaluation.doctor.checks import Finding, percent
 from pipeline.evaluation.doctor.examination import DecodedClip, Examination, split_of
 from pipeline.evaluation.html_templates import AudioRow, LabeledAudio, SectionContent, render, render_report
+from pipeline.evaluation.metrics.pitch import TOLERANCE
 from pipeline.evaluation.results import write_results
 from pipeline.evaluation.svg_plots import Curve, plot
 
@@ -71,7 +72,7 @@ class Diagnosis:
             floor = "" if data.floor is None else f" (to other clips: {data.floor:.2f})"
             facts["fidelity"] = f"{data.fidelities.mean():.2f} to the original, through the codec{floor}"
         if len(data.pitch_errors):
-            share = (np.abs(data.pitch_errors) <= PITCH_TOLERANCE).mean()
+            share = (np.abs(data.pitch_errors) <= TOLERANCE).mean()
             facts["pitch"] = f"{percent(share)} of the notes as labeled, through the codec"
         return facts
 

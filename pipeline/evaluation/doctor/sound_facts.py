@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.audio.metrics import magnitudes
+from pipeline.evaluation.metrics.silence import QUIET
 
-SILENT = 1e-3  # -60 dBFS
 FULL_SCALE = 0.99
 TREBLE_DB = -50.0  # relative to the loudest frequency: weaker ones do not count as bandwidth
 CLIFF_DB = 12.0  # a drop of the spectrum by so much, for good, that is no slope of an instrument
@@ -42,7 +42,7 @@ def sound_facts(wav: np.ndarray, rate: int) -> SoundFacts:
     """Measure a sound [S], S > 0, of a sample rate in Hz."""
     size = max(1, min(len(wav), round(_FRAME * rate)))
     power = np.square(wav[: len(wav) // size * size], dtype=np.float64).reshape(-1, size).mean(1)
-    is_silent = power < SILENT**2
+    is_silent = power < QUIET**2
     level = float("nan") if is_silent.all() else float(10 * np.log10(power[~is_silent].mean()))
     spectrum = magnitudes(wav)
     spectrum = spectrum[2:-2] if len(spectrum) > 4 else spectrum  # without the click of an abrupt start or end
