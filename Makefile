@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 RUN := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH"
 # two ranks; one, with as many clips a step, where DeepSpeed cannot be installed (macOS)
 TRAIN = $(if $(wildcard $(BIN)/deepspeed),deepspeed --num_gpus 2 pipeline/train.py,python -m pipeline.train trainer.micro_batch=16)
+# which of the tests on a Slurm cluster run
+SLURM ?= slurm
 CHEAP := codec=encodec_embedded embedder=encodecmae_tiny
 
 .PHONY: install install-test install-demo quickstart demo test test-slow test-slurm test-versions coverage bench fuzz lint docs clean
@@ -36,10 +38,10 @@ quickstart: install
 demo: install-demo
 	$(RUN) python -m pipeline.demo run=quickstart/run
 
-# Two processes of one thread each; the tests of one file run in one process, since they share fixtures. Fuzz tests limit
-# the memory of their whole process, so they run apart from the tests that keep servers in theirs.
+# Three processes of one thread each, since tests also wait; the tests of one file run in one process, since they share
+# fixtures. Fuzz tests limit the memory of their whole process, so they run apart from the tests that keep servers in theirs.
 test: install-test
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm" --ignore tests/fuzz
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm" --ignore tests/fuzz
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/fuzz
 
 test-slow: install-test
@@ -51,7 +53,7 @@ coverage: install-test
 
 # Start a real Slurm cluster of two nodes on this machine (Debian, as root); elsewhere the tests are skipped.
 test-slurm: install-test
-	$(RUN) python -m pytest -m slurm
+	$(RUN) python -m pytest -m "$(SLURM)"
 
 # Test the lowest and the newest versions that pyproject.toml allows, each in its own environment: 12 GB in .versions/.
 test-versions: install-test

@@ -79,6 +79,7 @@ def test_chain_of_jobs_generates_and_evaluates(complete_run: Path, cluster: Clus
     assert max(losses(complete_run)) == STEPS and (complete_run / "export" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_dataset_of_parts_equals_one_encoded_alone(complete_run: Path, cluster: Cluster, tmp_path: Path) -> None:
     overrides = [*SMALL, *PREPROCESS, f"data.root='{cluster.work.parent / 'sounds'}'", "data.min_seconds=0.01"]
     command = [
@@ -119,6 +120,7 @@ def test_preempted_training_matches_unbroken_run(complete_run: Path, cluster: Cl
     assert not [*cluster.work.glob(".train-*")]
 
 
+@pytest.mark.slow
 def test_training_resumes_after_a_node_failure(complete_run: Path, cluster: Cluster) -> None:
     run = cluster.work / "runs" / "node died"
     if (cluster.root / "mode").read_text().strip() != "ns":
@@ -178,6 +180,7 @@ def test_refused_input_is_not_retried(cluster: Cluster) -> None:
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
 
 
+@pytest.mark.slow
 def test_sweep_is_an_array_of_jobs(complete_run: Path, cluster: Cluster) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
     launcher = [
