@@ -8,6 +8,7 @@ Bodies are limited in size and time, and so is the number of requests that one v
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import re
@@ -36,6 +37,7 @@ GET_PATHS = re.compile(
 CALL_PATHS = re.compile(r"/gradio_api/(queue/join|(call|run|api)/\w+/?|cancel|reset/?)")
 CALL_BYTES = 256 * 1024  # of the JSON body of a call
 FORM_BYTES = 64 * 1024  # of an upload, without its file
+LINGER_SECONDS = 1  # for which the rest of a refused body is read
 FORWARDED = (b"x-forwarded-", b"forwarded", b"x-gradio-server")
 # The page may load from this server and send to it only
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
@@ -80,16 +82,14 @@ class RequestGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visitor, send = visitor_of(scope), _with_security_headers(send)
+        visitor, body, send = visitor_of(scope), _Body(receive), _with_security_headers(send)
         self._open_requests[visitor] += 1
         try:
             if self._open_requests[visitor] > self.visitor_requests:
                 raise RefusedError(429, "too many requests at the same time: try again in a moment")
-            await self._handle(scope, receive, send, visitor)
+            await self._handle(scope, body.receive, send, visitor)
         except RefusedError as refused:
-            # the body may not have been read to its end, so the connection cannot be used again
-            response = JSONResponse({"detail": refused.message}, refused.status, {"connection": "close"})
-            await response(scope, receive, send)
+            await _refuse(refused, body, send)
         finally:
             self._open_requests[visitor] -= 1
             if not self._open_requests[visitor]:
@@ -220,6 +220,33 @@ class RequestGuard:
 
     def _too_large(self) -> RefusedError:
         return RefusedError(413, f"exceeds the maximum allowed size of {self.upload_bytes / (1 << 20):g} MB")
+
+
+class _Body:
+    """Receives a request's body, and knows whether it has arrived to its end. receive: of the request."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.ended = receive, False
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        self.ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
+
+
+async def _refuse(refused: RefusedError, body: _Body, send: Send) -> None:
+    """Respond with a refusal, and close the connection.
+
+    What still arrives is read for a moment: a connection closed with unread data is reset, and the response is lost.
+    """
+    response = JSONResponse({"detail": refused.message}, refused.status, {"connection": "close"})
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while not body.ended:
+                await body.receive()
+    await send({"type": "http.response.body", "body": b""})
 
 
 class TrustedProxies:

@@ -91,6 +91,18 @@ def test_failed_uploads_leave_no_files(page: SmallPage) -> None:
     assert page.bytes_on_disk() <= before + 4
 
 
+def test_refusal_arrives_while_the_body_is_sent(page: SmallPage) -> None:
+    """A client that sends its whole body before it reads still receives the response."""
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", page.port), timeout=20) as client:
+            head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2 * MB}\r\n"
+            client.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode())
+            time.sleep(0.01)  # the refusal is on its way
+            client.sendall(bytes(2 * MB))
+            response = b"".join(iter(lambda client=client: client.recv(65536), b""))
+            assert response.startswith(b"HTTP/1.1 413") and b"maximum allowed size of 0.25 MB" in response
+
+
 def test_upload_names_stay_inside_the_folder(page: SmallPage) -> None:
     for name in (
         "../../a.wav",
