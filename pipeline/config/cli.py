@@ -221,6 +221,8 @@ class _Job:
         except OmegaConfBaseException as error:
             self.errors.append(explain_error(self._command.settings.command, error))
         except OSError as error:
+            if _is_output_closed():
+                sys.exit(EXIT_OUTPUT_CLOSED)
             if not _is_disk_full(error):
                 raise
             self.codes.append(_fail_on_full_disk(error))

@@ -33,7 +33,7 @@ def main(settings):
     "A task."
     if settings.out == "refuse":
         raise InputError("out=refuse: give another")
-    print("out", settings.out, settings.codec.codebooks)
+    print("out", settings.out, settings.codec.codebooks, flush=True)
     return 75 if settings.out == "stop" else None
 
 __doc__ = "What it does."
@@ -93,7 +93,15 @@ def test_names_are_escaped_on_a_terminal_without_utf8() -> None:
     assert done.returncode == 0 and done.stdout == "out Bj\\xf6rk 8\n", done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["-m", "pipeline.train", "--help"], ["-m", "pipeline"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "pipeline.train", "--help"],
+        ["-m", "pipeline"],
+        ["-c", COMMAND.format(root=str(ROOT), name="preprocess")],
+    ],
+    ids=["help", "list", "task"],
+)
 def test_a_closed_pipe_leaves_no_traceback(arguments: list[str]) -> None:
     """As with `| head`, which closes its input when it has read enough."""
     reader, writer = os.pipe()
