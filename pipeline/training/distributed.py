@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import logging
 import os
-import socket
 import time
 import warnings
 from collections.abc import Sequence
@@ -82,8 +81,8 @@ def init_distributed(timeout: float) -> World:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # caused by DeepSpeed
     if "RANK" not in os.environ:
-        single_rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(single_rank, MASTER_PORT=str(_free_port()))
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = "0"  # the system chooses a free port when it is bound, so that no other can take it
     rank, world_size, local_rank, local_world_size = _read_environment()
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -148,9 +147,3 @@ def _shutdown() -> None:
     _gloo_groups.clear()
     dist.destroy_process_group()
     time.sleep(_SHUTDOWN_SECONDS)  # DeepSpeed's groups have threads too, and nothing joins them
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
