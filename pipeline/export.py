@@ -40,7 +40,7 @@ class ExportSettings(CommandSettings):
 def main(settings: ExportSettings) -> int:
     """Check the settings; write the export; push it if `push=` is set."""
     from pipeline.hub import model_card, upload
-    from pipeline.models.codec_gpt import WEIGHTS
+    from pipeline.models.model_files import WEIGHTS
     from pipeline.training import checkpoint
 
     if settings.push:

@@ -21,7 +21,8 @@ from pipeline.data.dataset import ShardedDataset
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
-from pipeline.models.codec_gpt import CONFIG, WEIGHTS, CodecGPT
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.model_files import CONFIG, WEIGHTS
 from pipeline.train import main
 from pipeline.training import checkpoint
 from pipeline.training.zero_to_fp32 import consolidated_state_dict

@@ -18,8 +18,9 @@ from pipeline.common.errors import InputError, first_line
 from pipeline.common.machine import accelerator
 from pipeline.common.versions import package_versions
 from pipeline.generation.engine import InferenceEngine
-from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
+from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.lora import ADAPTER, is_adapter
+from pipeline.models.model_files import WEIGHTS
 
 if TYPE_CHECKING:
     from pipeline.generation.in_memory import Audio, Prompt

@@ -28,7 +28,8 @@ from pipeline.evaluation import run_folder
 from pipeline.evaluation.metrics import list_metrics
 from pipeline.evaluation.results import read_evaluation
 from pipeline.models import model_stats
-from pipeline.models.codec_gpt import WEIGHTS, ModelConfig
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.model_files import WEIGHTS
 
 log = logging.getLogger("pipeline")
 FILE_NAME = "README.md"  # as the hub expects it

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.common.errors import InputError, one_line
 from pipeline.hub.model_card import FILE_NAME
-from pipeline.models.codec_gpt import CONFIG, WEIGHTS
+from pipeline.models.model_files import CONFIG, WEIGHTS
 
 FILES = [WEIGHTS, CONFIG, FILE_NAME]
 

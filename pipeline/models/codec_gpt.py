@@ -10,21 +10,18 @@ width, N rows.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.common.errors import InputError, one_line
-from pipeline.common.files import is_intact, sha256_file, with_checksum, write_atomic
+from pipeline.common.errors import InputError
 from pipeline.common.import_guards import hide_broken_packages
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.model_files import download_model, invalid_export, read_pretrained, write_pretrained
 from pipeline.models.pattern import SPECIAL_TOKEN, build_pattern
-from pipeline.models.weights import save_tensors
 
 with hide_broken_packages("torchaudio", "torchvision"):  # transformers imports both where they are installed
     from transformers import GPT2Config, GPT2Model
@@ -32,69 +29,7 @@ with hide_broken_packages("torchaudio", "torchvision"):  # transformers imports 
 if TYPE_CHECKING:
     from pipeline.models.lora import Adapter
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 GELU = "gelu_pytorch_tanh"  # GPT-2's activation as one operation; transformers' own implementation has eight
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything that is needed to build a model, and the identities of the codec and embedder of its training data.
-
-    Attributes:
-        codebooks: K.
-        pattern: name of the codebook pattern.
-        prompt_dim: P.
-        width: D.
-        layers: number of transformer layers.
-        heads: number of attention heads.
-        positions: maximum number of steps.
-        dropout: probability.
-        prompt_dropout: fraction of training clips whose prompt is replaced by the null vector, for guidance.
-        end_of_audio: whether the special token in an active cell means that the clip has ended.
-        codebook_size: number of codes per codebook.
-        frames: frames of the longest training clip; None: unknown.
-        codec: identity of the codec.
-        embedder: identity of the embedder.
-    """
-
-    codebooks: int
-    pattern: str
-    prompt_dim: int
-    width: int
-    layers: int
-    heads: int
-    positions: int
-    dropout: float
-    prompt_dropout: float
-    end_of_audio: bool
-    codebook_size: int = 1024
-    frames: int | None = None
-    codec: dict[str, Any] = field(default_factory=dict)
-    embedder: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, content: Mapping[str, Any]) -> ModelConfig:
-        """A config from untrusted JSON. Raises TypeError if a value is not valid."""
-        if not isinstance(content, dict):
-            raise TypeError("its settings are not a JSON object")
-        annotations = {f.name: str(f.type) for f in fields(cls)}
-        types: dict[str, type | tuple[type, ...]] = {
-            "int": int, "int | None": (int, type(None)), "str": str, "float": (int, float), "bool": bool,
-            "dict[str, Any]": dict,
-        }  # fmt: skip
-        for name, value in content.items():
-            annotation = annotations.get(name)
-            if annotation is None:
-                continue
-            is_misplaced_bool = isinstance(value, bool) and annotation != "bool"
-            is_bad_count = annotation.startswith("int") and isinstance(value, int) and value < 1
-            if not isinstance(value, types[annotation]) or is_misplaced_bool or is_bad_count:
-                raise TypeError(f"its {name} is {value!r:.40}")
-        return cls(**{name: value for name, value in content.items() if name in annotations})
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InputError(f"model.width={self.width} is not a multiple of model.heads={self.heads}")
 
 
 class CodebookHeads(nn.Module):
@@ -294,75 +229,21 @@ class CodecGPT(nn.Module):
         Raises:
             InputError: the files do not exist, are damaged, or are not those of a CodecGPT.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         from pipeline.models import lora
 
         folder = Path(source)
         if not folder.is_dir():
-            folder = _download(str(source), local_only)
+            folder = download_model(str(source), local_only)
         if lora.is_adapter(folder):
             return lora.load_merged(folder).to(device)
+        config, state, weights_sha256 = read_pretrained(folder)
         try:
-            content = json.loads((folder / CONFIG).read_text())
-            config = ModelConfig.parse(content)
-            weights_sha256 = _check_files(folder, content)
-            state = load_file(folder / WEIGHTS)
-            _check_sizes(config, state)
             model = cls(config)
             model.load_state_dict(state)
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError, SafetensorError) as error:
-            raise InputError(
-                f"{folder} is not an exported CodecGPT ({one_line(error):.300}); "
-                "`python -m pipeline.export run=RUN` writes one"
-            ) from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise invalid_export(folder, error) from error
         model.weights_sha256 = weights_sha256
         return model.to(device).eval()
-
-
-def write_pretrained(folder: str | Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
-    """Write the weights of a model and its config, which contains the sha256 of the weights file and of itself.
-
-    The config is written last: until then the folder has none, or one that does not match the new weights.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(state, folder / WEIGHTS)
-    content = with_checksum({**asdict(config), "files": {WEIGHTS: sha256_file(folder / WEIGHTS)}})
-    write_atomic(folder / CONFIG, json.dumps(content, indent=2) + "\n")
-
-
-def _check_files(folder: Path, content: Mapping[str, Any]) -> str:
-    """The sha256 of the weights file.
-
-    Raises ValueError if config or weights have changed since they were written; older exports have no checksums.
-    """
-    if not is_intact(content):
-        raise ValueError(f"{CONFIG} has changed since it was written: its sha256 differs")
-    files, sha256 = content.get("files"), sha256_file(folder / WEIGHTS)
-    if isinstance(files, dict) and files.get(WEIGHTS, sha256) != sha256:
-        raise ValueError(f"{WEIGHTS} has changed since it was written: its sha256 differs")
-    return sha256
-
-
-def _check_sizes(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless the weights have the sizes of the config, before memory is allocated for these."""
-    layers = len({name.split(".")[2] for name in state if name.startswith("backbone.h.")})
-    sizes = {
-        "codes.weight": (config.codebooks * (config.codebook_size + 1), config.width),
-        "backbone.wpe.weight": (config.positions, config.width),
-        "prompt_mean": (config.prompt_dim,),
-    }
-    faults = [
-        f"{name} has shape {list(state[name].shape)}, expected {list(size)}"
-        for name, size in sizes.items()
-        if state[name].shape != size
-    ]
-    if layers != config.layers:
-        faults.append(f"there are {layers} layers, expected {config.layers}")
-    if faults:
-        raise ValueError("; ".join(faults))
 
 
 def _gpt2_config(config: ModelConfig) -> GPT2Config:
@@ -371,15 +252,3 @@ def _gpt2_config(config: ModelConfig) -> GPT2Config:
         n_positions=config.positions, n_embd=config.width, n_layer=config.layers, n_head=config.heads,
         attn_pdrop=config.dropout, resid_pdrop=config.dropout, embd_pdrop=config.dropout, activation_function=GELU,
     )  # fmt: skip
-
-
-def _download(source: str, local_only: bool) -> Path:
-    """Download a model from the Hub, or find it in the local cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=[WEIGHTS, CONFIG], local_files_only=local_only))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        how = f"downloaded before: run `hf download {source}`" if local_only else "available on the Hub"
-        raise InputError(f"{source}: not a local folder, and not {how} ({type(error).__name__})") from error

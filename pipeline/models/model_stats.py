@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.lora import Adapter
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.pattern import build_pattern
 
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from pipeline.common.errors import InputError, one_line
 from pipeline.common.import_guards import hide_broken_packages
-from pipeline.models.codec_gpt import CONFIG, GELU, WEIGHTS, CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import GELU, CodecGPT
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.model_files import CONFIG, WEIGHTS
 
 with hide_broken_packages("torchaudio", "torchvision"):  # transformers imports both where they are installed
     import transformers

@@ -14,7 +14,7 @@ import argparse
 
 from pipeline.config.cli import load_settings
 from pipeline.models import model_stats
-from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.pattern import build_pattern
 from pipeline.models.patterns import PATTERNS
 from pipeline.training import zero_patches

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.common.errors import InputError
 from pipeline.common.files import is_intact, sha256_file, with_checksum, write_atomic
 from pipeline.models import lora
-from pipeline.models.codec_gpt import ModelConfig, write_pretrained
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.model_files import write_pretrained
 from pipeline.training import zero_to_fp32
 from pipeline.training.distributed import World
 from pipeline.training.ema import Ema

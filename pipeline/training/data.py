@@ -20,7 +20,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.sampler import EpochSampler, MixtureSampler, Sampler
 from pipeline.data.shard_cache import LocalShardCache
 from pipeline.models import model_stats
-from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.training.context import RunContext
 from pipeline.training.finetune import Base
 from pipeline.training.settings import DataSettings, TrainSettings

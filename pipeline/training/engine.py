@@ -8,7 +8,8 @@ import torch
 
 from pipeline.common.errors import InputError, redact_all
 from pipeline.models import pretrained_gpt2
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.pattern import build_pattern
 from pipeline.training import zero_patches
 from pipeline.training.context import RunContext

@@ -17,8 +17,9 @@ from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings, format_value, parse_settings
 from pipeline.data.manifest import Manifest
 from pipeline.generation.loaded_run import find_export
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.lora import ADAPTER, Adapter, add_adapter, is_adapter
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.pattern import build_pattern
 from pipeline.models.patterns import PATTERNS
 from pipeline.training.settings import FinetuneSettings, TrainSettings

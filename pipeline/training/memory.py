@@ -18,8 +18,8 @@ import math
 from dataclasses import dataclass, replace
 
 from pipeline.models import model_stats
-from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.lora import Adapter
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.pattern import build_pattern
 from pipeline.training.settings import ZeroSettings
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from pipeline.common.console import format_duration
 from pipeline.common.errors import InputError, first_line
 from pipeline.data.training_length import round_down, suggest_steps
-from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import RunContext
 from pipeline.training.data import RunBatches, TrainData

@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings
-from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.lora import Adapter
+from pipeline.models.model_config import ModelConfig
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import RunContext
 from pipeline.training.finetune import Base

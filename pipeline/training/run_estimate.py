@@ -17,8 +17,8 @@ import yaml
 from pipeline.common.paths import CONF
 from pipeline.common.settings import parse_settings
 from pipeline.models import model_stats
-from pipeline.models.codec_gpt import ModelConfig
 from pipeline.models.lora import Adapter
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.pattern import build_pattern
 from pipeline.training import memory, zero_patches
 from pipeline.training.data import TrainData

@@ -22,7 +22,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.config.cli import load_settings
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.model_config import ModelConfig
 from pipeline.tools.memory_table import FRAMES, PROMPT, markdown, shape
 from pipeline.training import distributed
 from pipeline.training.context import RunContext

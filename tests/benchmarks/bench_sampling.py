@@ -27,7 +27,8 @@ from torch import Tensor
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import Generation, GenerationSpec
 from pipeline.generation.settings import sampling_settings
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.model_config import ModelConfig
 
 WIDTH, LAYERS, HEADS, CODEBOOKS, PROMPT, RATE = 768, 12, 12, 8, 768, 75
 TEMPERATURE = 0.7

@@ -22,8 +22,10 @@ from pipeline.evaluation.results import read_evaluation
 from pipeline.evaluation.sections.results import render_results
 from pipeline.generation import sidecar
 from pipeline.hub import model_card
-from pipeline.models.codec_gpt import CONFIG, WEIGHTS, CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, add_adapter, write_adapter
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.model_files import CONFIG, WEIGHTS
 from pipeline.training import checkpoint, resume_check
 from tests.helpers.damage import damaged, damaged_json, inside, refused_or_right, seeds, some, text_of
 

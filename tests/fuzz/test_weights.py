@@ -14,7 +14,7 @@ from pipeline.audio.codecs.encodec_embedded import EMBEDDED_FILE
 from pipeline.audio.embedders import load_embedder
 from pipeline.audio.embedders.encodecmae_tiny import TINY
 from pipeline.common.paths import ASSETS
-from pipeline.models.codec_gpt import CONFIG, WEIGHTS
+from pipeline.models.model_files import CONFIG, WEIGHTS
 from pipeline.models.pretrained_gpt2 import build_model
 from tests.helpers.damage import damaged, damaged_json, refused_or_right, seeds, some, text_of
 from tests.helpers.models import TINY as SIZES

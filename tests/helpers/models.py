@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.model_config import ModelConfig
 
 TINY = ModelConfig(
     codebooks=4, pattern="delay", prompt_dim=12, width=32, layers=2, heads=4, positions=128, dropout=0.0,

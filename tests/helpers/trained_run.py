@@ -16,7 +16,8 @@ import torch
 from omegaconf import OmegaConf
 
 from pipeline.data.manifest import Manifest
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.pattern import build_pattern
 from tests.helpers.demo_server import LIMITS, Server, running_demo, write_bad_prompts
 from tests.helpers.preprocess_runs import make

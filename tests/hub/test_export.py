@@ -21,7 +21,8 @@ from pipeline.common.errors import InputError
 from pipeline.evaluation.losses import loss_result
 from pipeline.evaluation.results import LossResults
 from pipeline.hub import model_card, upload
-from pipeline.models.codec_gpt import WEIGHTS, CodecGPT
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.model_files import WEIGHTS
 from pipeline.training import checkpoint
 from tests.helpers.hub_server import Hub
 from tests.helpers.ranks import ROOT, single_rank

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import model_stats
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.lora import Adapter, add_adapter
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.patterns import PATTERNS
 from tests.helpers.models import GPT2_SMALL, TINY
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pipeline.models import model_stats
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.lora import Adapter, add_adapter
+from pipeline.models.model_config import ModelConfig
 from pipeline.training import memory
 from pipeline.training.memory import MemoryEstimate, ShardingConfig
 from tests.helpers.models import GPT2_SMALL, TINY

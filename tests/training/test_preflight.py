@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pipeline.config.cli import load_settings
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.model_config import ModelConfig
 from pipeline.training import checkpoint, preflight
 from pipeline.training.context import RunContext
 from pipeline.training.data import TrainData, open_datasets

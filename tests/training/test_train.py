@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from pipeline.common.errors import InputError
 from pipeline.models import model_stats
-from pipeline.models.codec_gpt import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.train import main
 from pipeline.training import checkpoint
 from pipeline.training.run_lock import RunLock

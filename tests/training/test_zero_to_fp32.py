@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from pipeline.common.errors import InputError
 from pipeline.models import model_stats
-from pipeline.models.codec_gpt import CodecGPT, ModelConfig
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.model_config import ModelConfig
 from pipeline.training import checkpoint, memory
 from pipeline.training.distributed import World
 from pipeline.training.zero_to_fp32 import check_pickles_are_safe, consolidated_state_dict
