@@ -11,7 +11,9 @@ Prints, and writes to RUN/evaluation/evaluate.json:
   pitch             fraction of notes within half a semitone of the clip's label (class: octaves are ignored); floor:
                     labels of other clips
   Fréchet distance  between the embeddings of n sounds and of all validation clips: lower is better; depends on n and
-                    on the embedding: compare it with the ceiling, not with other papers
+                    on the embedding: compare it with the ceiling, not with other papers. n → ∞: extrapolated
+                    to infinitely many sounds (FAD-inf), from 32 sounds on
+  KAD               kernel distance between the same embeddings: unbiased for any n
   different         Vendi score of the embeddings: n if all sounds differ, 1 if all are equal
   silent, loops     fraction of sounds whose last quarter is silent, but not that of the clip; whose last half repeats
                     with one period in all codebooks (steady tones do: see the ceiling)

@@ -7,7 +7,8 @@ from pipeline.audio.metrics import mismatched_similarity
 from pipeline.evaluation.audio_set import AudioSet
 from pipeline.evaluation.metrics.base import summarize
 from pipeline.evaluation.metrics.diversity import vendi_score
-from pipeline.evaluation.metrics.frechet_distance import frechet_distance
+from pipeline.evaluation.metrics.frechet_distance import frechet_distance, frechet_distance_limit
+from pipeline.evaluation.metrics.kernel_distance import kernel_distance
 from pipeline.evaluation.metrics.loops import is_looping
 from pipeline.evaluation.metrics.pitch import chance_of_pitch, is_pitch_correct
 from pipeline.evaluation.metrics.silence import falls_silent
@@ -34,6 +35,42 @@ def test_frechet_of_shifted_set_is_shift_squared() -> None:
     a = np.random.default_rng(0).normal(size=(50, 8))
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(a, a + 2) == pytest.approx(8 * 4)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "D", "distance", "limit", "kernel"),
+    [
+        (40, 63, 12, 6.451911079428438, 5.7563289506824775, 3.966214482386876),
+        (500, 301, 64, 30.108212233170235, 28.604771523832422, 2.8594170547892928),
+        (64, 191, 192, 213.42707520708063, 189.04130165884, 2.513313071260481),
+    ],
+)
+def test_distances_match_published_tools(n: int, m: int, D: int, distance: float, limit: float, kernel: float) -> None:
+    """Of fadtk 1.1.0 (the limit: its distances of the same subsets, and numpy.polyfit) and kadtk 1.1.0."""
+    r = np.random.default_rng(D)
+    a, b = r.normal(size=(n, D)) @ r.normal(size=(D, D)) / D**0.5, r.normal(size=(m, D)) + 0.3
+    assert frechet_distance(a, b) == pytest.approx(distance, rel=1e-4)
+    assert frechet_distance_limit(a, b) == pytest.approx(limit, rel=1e-4)
+    assert kernel_distance(a, b) == pytest.approx(kernel, rel=1e-4)
+
+
+def test_limit_and_kernel_distance_depend_less_on_n() -> None:
+    """Of two normal distributions with a known Fréchet distance, the shift squared, for 30 sets of 64 sounds."""
+    rng, deviations, shift = np.random.default_rng(0), 1 / np.arange(1, 49), 0.05
+    reference = rng.normal(size=(3000, 48)) * deviations
+    sounds = rng.normal(size=(30, 64, 48)) * deviations + shift
+    bias = np.mean([frechet_distance(part, reference) for part in sounds]) - 48 * shift**2
+    bias_of_limit = np.mean([frechet_distance_limit(part, reference) for part in sounds]) - 48 * shift**2
+    assert abs(bias_of_limit) < 0.3 * bias
+    of_all = kernel_distance(sounds.reshape(-1, 48), reference)
+    assert np.mean([kernel_distance(part, reference) for part in sounds]) == pytest.approx(of_all, rel=0.1)
+
+
+def test_kernel_distance_of_one_distribution_is_about_zero() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(500, 8))
+    values = [kernel_distance(rng.normal(size=(20, 8)), reference) for _ in range(200)]
+    assert min(values) < 0 < max(values) and abs(np.mean(values)) < 0.1 * np.std(values) + 0.02
 
 
 def test_interval_covers_true_mean_in_95_percent() -> None:

@@ -1,10 +1,15 @@
-"""The Fréchet distance between generated sounds and clips of the dataset."""
+"""The Fréchet distance between generated sounds and clips of the dataset, and its limit for infinitely many sounds."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.evaluation.metrics import METRICS, AudioSet, Metric, References
+
+MIN_SOUNDS = 32  # from which the limit is extrapolated
+SIZES, SUBSETS = 8, 4  # the sizes of the subsets that the limit is extrapolated from, and the subsets of each size
 
 
 @METRICS.register("distance")
@@ -20,16 +25,81 @@ class FrechetDistance(Metric):
         return frechet_distance(sounds.embeddings, references.embeddings) if len(sounds.wavs) > 1 else None
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+@METRICS.register("distance_limit")
+class FrechetDistanceLimit(Metric):
+    """The same for infinitely many sounds, extrapolated, so that it does not depend on the number of sounds."""
+
+    title = "Fréchet, n → ∞"
+    higher_is_better = False
+    order = 41
+
+    def measure(self, sounds: AudioSet, references: References) -> float | None:
+        """One value for the set, if it has `MIN_SOUNDS` or more."""
+        if len(sounds.wavs) < MIN_SOUNDS:
+            return None
+        return frechet_distance_limit(sounds.embeddings, references.embeddings)
+
+
+@dataclass(frozen=True)
+class FittedNormal:
+    """A normal distribution fitted to embeddings.
+
+    Attributes:
+        mean: [P].
+        root: The square root of the covariance [P, P].
+    """
+
+    mean: np.ndarray
+    root: np.ndarray
+
+    @classmethod
+    def fit(cls, embeddings: np.ndarray) -> FittedNormal:
+        """Fit to embeddings [N, P], N >= 2."""
+        embeddings = np.asarray(embeddings, np.float64)
+        values, vectors = np.linalg.eigh(np.cov(embeddings, rowvar=False))
+        return cls(embeddings.mean(0), (vectors * np.sqrt(values.clip(min=0))) @ vectors.T)
+
+    def distance(self, embeddings: np.ndarray) -> float:
+        """The Fréchet distance to embeddings [N, P], N >= 2.
+
+        |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017; on audio: Kilgour et al. 2019). The trace
+        of (A B)^(1/2) is the sum of the singular values of A^(1/2) X', where B = X' X: exact also without full rank.
+        """
+        embeddings = np.asarray(embeddings, np.float64)
+        mean = embeddings.mean(0)
+        centered = (embeddings - mean) / np.sqrt(len(embeddings) - 1)  # X [N, P]
+        shared = np.linalg.svd(self.root @ centered.T, compute_uv=False).sum()
+        return float(
+            np.square(self.mean - mean).sum() + np.square(self.root).sum() + np.square(centered).sum() - 2 * shared
+        )
+
+
+def frechet_distance(sounds: np.ndarray, reference: np.ndarray) -> float:
     """The Fréchet distance of normal distributions fitted to two sets of embeddings, [N, P] and [M, P], N, M >= 2.
 
-    |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017; on audio: Kilgour et al. 2019). Biased upwards
-    for few clips: compare only results with the same N. The trace is computed from (A^(1/2) B A^(1/2))^(1/2), which is
-    symmetric, so that it is exact also for covariances without full rank.
+    Biased upwards for few sounds: compare only results with the same N.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    A, B = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values, vectors = np.linalg.eigh(A)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    shared = np.sqrt(np.linalg.eigvalsh(root @ B @ root).clip(min=0)).sum()
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(A) + np.trace(B) - 2 * shared)
+    return FittedNormal.fit(reference).distance(sounds)
+
+
+def frechet_distance_limit(sounds: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
+    """The Fréchet distance extrapolated to infinitely many sounds (Gui et al., arXiv:2311.01616).
+
+    The distances of random subsets of N/4 to N sounds lie about a line over 1 / size, whose value at 0 is the limit.
+
+    Args:
+        sounds: embeddings [N, P], N >= 8.
+        reference: embeddings [M, P], M >= 2.
+        seed: of the subsets.
+    """
+    target, subsets = FittedNormal.fit(reference), random_subsets(len(sounds), seed)
+    distances = [target.distance(sounds[subset]) for subset in subsets]
+    _, limit = np.polyfit([1 / len(subset) for subset in subsets], distances, 1)
+    return float(limit)
+
+
+def random_subsets(count: int, seed: int) -> list[np.ndarray]:
+    """`SUBSETS` subsets of each of `SIZES` sizes from count / 4 to count, as indices without repetition."""
+    rng = np.random.default_rng(seed)
+    sizes = np.linspace(count / 4, count, SIZES).round().astype(int)
+    return [rng.permutation(count)[:size] for size in sizes for _ in range(SUBSETS)]
