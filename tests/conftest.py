@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from tests.helpers.corpora import build_jamendo, render_notes
 from tests.helpers.ranks import single_rank
+from tests.helpers.warm_python import choose_server
 
 pytest_plugins = ["tests.helpers.trained_run"]
 
@@ -24,6 +25,11 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 # the longest test files run first, so that two workers of pytest-xdist end at about the same time
 LONG_FILES = ("test_train", "test_zero", "test_preprocess_killed", "test_generate", "test_export", "test_train_reach")
+
+
+def pytest_configure() -> None:
+    """Before the processes of pytest-xdist start: they share one server of forked programs."""
+    choose_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

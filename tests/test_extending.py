@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from pipeline.common.metrics_file import read_metrics
 from pipeline.common.registry import ENTRY_POINTS
 from tests.helpers.documented_folder import write_tone
+from tests.helpers.warm_python import run_python
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
@@ -73,10 +72,7 @@ for command, *arguments in json.load(sys.stdin):
 def run(folder: Path, *commands: Sequence[str]) -> None:
     """Run modules one after another in one program in the folder; each has to succeed."""
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER], cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
-        input=json.dumps(commands),
-    )  # fmt: skip
+    done = run_python(["-c", RUNNER], cwd=folder, env=environment, stdin=json.dumps(commands))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.common import machine
 from tests.helpers.preprocess_runs import tones
+from tests.helpers.warm_python import run_python
 
 ROOT = Path(__file__).parents[1]
 
 
 def run_as(system: str, *arguments: str) -> str:
     """The output of `tests.helpers.other_system`."""
-    command = [sys.executable, "-m", "tests.helpers.other_system", system, *arguments]
-    env = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = run_python(["-m", "tests.helpers.other_system", system, *arguments])
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

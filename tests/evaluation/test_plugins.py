@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.helpers.trained_run import Workspace
+from tests.helpers.warm_python import run_python
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -28,9 +27,7 @@ def test_plugins_are_in_every_table_and_page(workspace: Workspace, tmp_path: Pat
         (tmp_path / f"{name}.py").write_text(code)
     program = PROGRAM.replace("{run}", str(workspace.run())).replace("{shards}", str(workspace.dataset))
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "COLUMNS": "80"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run_python(["-c", program], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "e" / "evaluate.json").read_text())
     assert set(result["temperatures"]["1"]["loudness"]) == {"mean", "interval", "n"}

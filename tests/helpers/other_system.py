@@ -43,7 +43,7 @@ def pretend(system: str) -> None:
     """Remove what a system has not, after other packages have been imported, which look at the real system."""
     sys.modules["deepspeed"] = None  # type: ignore[assignment]
     import_all()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "pipeline"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("deepspeed", "pipeline")]:
         del sys.modules[name]
     for name in MISSING_MODULES[system]:
         sys.modules[name] = None  # type: ignore[assignment]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,16 +15,10 @@ import soundfile
 from pipeline.config.cli import load_settings
 from pipeline.preprocessing.runner import preprocess
 from pipeline.preprocessing.settings import PreprocessSettings
-from tests.helpers.ranks import run_program
+from tests.helpers.warm_python import ROOT, WarmPython
 
-ROOT = Path(__file__).parents[2]
 SMALL = ("codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tiny", "samples_per_shard=6")
 HERE = ("encoder_workers=1", "decode_workers=0", "devices=cpu")  # in the calling process
-
-_PRELOADED = [
-    *("pipeline.config.cli", "pipeline.preprocessing.runner", "pipeline.corpora.folder"),
-    *("pipeline.audio.codecs.encodec_embedded", "pipeline.audio.encodecmae.embedder"),
-]
 
 
 def args(data: str, root: Path, out: Path | str, *overrides: str) -> list[str]:
@@ -54,37 +47,10 @@ def command(module: str, *arguments: str, **options: Any) -> subprocess.Complete
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-class ForkedCommand:
-    """`python -m pipeline.preprocess` as a process that is forked from a server with the slow packages imported.
-
-    Attributes:
-        pid: of the process.
-        output: the file to which it prints.
-    """
-
-    def __init__(self, output: Path, *arguments: str) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
-        self.output = output
-        output.touch()
-        run = ("pipeline.preprocess", arguments, {**os.environ, "OMP_NUM_THREADS": "1"}, str(ROOT), str(output))
-        self._process = context.Process(target=run_program, args=run)
-        self._process.start()
-        self.pid = self._process.pid or 0
-
-    def poll(self) -> int | None:
-        """The exit code; None while it runs."""
-        return self._process.exitcode
-
-    def kill(self) -> None:
-        """Send SIGKILL and wait for the end."""
-        self._process.kill()
-        self._process.join()
-
-    def wait(self) -> tuple[int | None, str]:
-        """Wait for the end; the exit code and what was printed, its lines joined."""
-        self._process.join()
-        return self._process.exitcode, " ".join(self.output.read_text().split())
+def start_forked(output: Path, *arguments: str) -> WarmPython:
+    """Start `python -m pipeline.preprocess arguments`, which prints to a file."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return WarmPython(["-m", "pipeline.preprocess", *arguments], output, env=env)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

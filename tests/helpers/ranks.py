@@ -1,25 +1,24 @@
-"""Ranks as processes of their own, forked from a server that has imported the slow packages once."""
+"""Ranks as processes of their own."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import runpy
+import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.warm_python import WarmPython
+
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "pipeline" / "train.py")
-_PRELOADED = ["deepspeed", "hydra", "pipeline.hub.model_card", "pipeline.training.run", "pipeline.training.preflight"]
 
 
 def free_port() -> int:
@@ -54,28 +53,26 @@ def single_rank() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Running ranks, and the file of each to which it prints."""
+    """Running ranks."""
 
-    processes: list[BaseProcess]
-    outputs: list[Path]
+    processes: list[WarmPython]
 
     def poll(self) -> int | None:
         """The exit code of the first rank; None while it runs."""
-        return self.processes[0].exitcode
+        return self.processes[0].poll()
 
     def kill(self) -> None:
         """Send SIGKILL to all ranks."""
         for process in self.processes:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
         for process in self.processes:
-            process.join()
+            process.wait()
 
     def wait(self) -> str:
         """Wait until all ranks have ended without an error; what they have printed."""
-        for process in self.processes:
-            process.join()
-        printed = "".join(path.read_text() for path in self.outputs)
-        assert [process.exitcode for process in self.processes] == [0] * len(self.processes), printed
+        codes = [process.wait() for process in self.processes]
+        printed = "".join(process.output.read_text() for process in self.processes)
+        assert codes == [0] * len(self.processes), printed
         return printed
 
 
@@ -88,37 +85,11 @@ def start_ranks(folder: Path, program: str, *arguments: str, ranks: int = 2) -> 
         arguments: its arguments.
         ranks: their number.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when the server imports torch
     world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    outputs = [Path(tempfile.mkstemp(dir=folder, suffix=f".rank-{n}.txt")[1]) for n in range(ranks)]
-    processes: list[BaseProcess] = []
-    for n, output in enumerate(outputs):
+    command = [program, *arguments] if program.endswith(".py") else ["-m", program, *arguments]
+    processes = []
+    for n in range(ranks):
         env = {**fresh_env(folder / "extensions"), **world, "RANK": str(n), "LOCAL_RANK": str(n)}
-        process = context.Process(
-            target=run_program, args=(program, arguments, env, str(folder), str(output)), daemon=True
-        )
-        process.start()
-        processes.append(process)
-    if threads is None:
-        del os.environ["OMP_NUM_THREADS"]
-    else:
-        os.environ["OMP_NUM_THREADS"] = threads
-    return Ranks(processes, outputs)
-
-
-def run_program(program: str, arguments: tuple[str, ...], env: dict[str, str], folder: str, output: str) -> None:
-    """Run a program in a forked process, as Python would run it."""
-    os.environ.clear()
-    os.environ.update(env)
-    os.chdir(folder)
-    file = os.open(output, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv = [program, *arguments]
-    if program.endswith(".py"):
-        runpy.run_path(program, run_name="__main__")
-    else:
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+        output = Path(tempfile.mkstemp(dir=folder, suffix=f".rank-{n}.txt")[1])
+        processes.append(WarmPython(command, output, env=env, cwd=folder))
+    return Ranks(processes)

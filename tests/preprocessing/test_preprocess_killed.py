@@ -20,7 +20,8 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.storage import LocalStorage
 from pipeline.data.verify import verify
 from tests.helpers.corpora import pack
-from tests.helpers.preprocess_runs import ForkedCommand, args, command, contents, start, tones
+from tests.helpers.preprocess_runs import args, command, contents, start, start_forked, tones
+from tests.helpers.warm_python import WarmPython
 
 MODULE = "pipeline.preprocess"
 HERE = ("encoder_workers=1", "decode_workers=0")
@@ -44,7 +45,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | ForkedCommand) -> bool:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | WarmPython) -> bool:
     """Wait until a condition holds or the process ends, however busy the machine; pytest's timeout is the limit."""
     while process.poll() is None:
         if condition():
@@ -53,9 +54,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | For
     return condition()
 
 
+def printed(process: WarmPython) -> str:
+    """What a process has printed, its lines joined."""
+    return " ".join(process.output.read_text().split())
+
+
 def killed_run(arguments: list[str], out: Path, draw: random.Random, work: float) -> None:
     """Start a run, and kill it at most `work` seconds after it started to encode."""
-    process = ForkedCommand(out.with_suffix(".killed.txt"), *arguments)
+    process = start_forked(out.with_suffix(".killed.txt"), *arguments)
     before = (out / PLAN).stat().st_mtime_ns if (out / PLAN).exists() else 0
     shards = len([*out.glob("*.done.json")])
     wait_for(lambda: any(out.glob("*")) and (before > 0 or (out / PLAN).exists()), process)
@@ -72,9 +78,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def finish(out: Path, arguments: list[str]) -> str:
     """Run to the end without an error; what was printed."""
-    code, printed = ForkedCommand(out.with_suffix(".txt"), *arguments).wait()
-    assert code == 0, printed
-    return printed
+    process = start_forked(out.with_suffix(".txt"), *arguments)
+    assert process.wait() == 0, printed(process)
+    return printed(process)
 
 
 def build(corpus: Path, out: Path) -> Path:
@@ -117,7 +123,7 @@ def test_twenty_kills_leave_the_same_bytes(corpus: Path, whole: Path, tmp_path: 
 def test_killed_run_leaves_no_process(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=1")
-    process = ForkedCommand(tmp_path / "printed.txt", *arguments)
+    process = start_forked(tmp_path / "printed.txt", *arguments)
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
     children = descendants(process.pid)
     assert len(children) >= 4, "two encoders and a reader each"
@@ -151,12 +157,11 @@ def test_sigterm_leaves_no_files(nsynth_folder: Path, tmp_path: Path, workers: i
 def test_killed_encoder_is_reported_and_resumed(corpus: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=2", "decode_workers=0")
-    process = ForkedCommand(tmp_path / "printed.txt", *arguments)
+    process = start_forked(tmp_path / "printed.txt", *arguments)
     assert wait_for(lambda: any(out.glob("*.done.json")), process)
     named = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(process.pid)}
     os.kill(next(pid for pid, command_line in named.items() if "spawn_main" in command_line), signal.SIGKILL)
-    code, printed = process.wait()
-    assert code == 1 and "exit code -9" in printed and "out of memory" in printed
+    assert process.wait() == 1 and "exit code -9" in printed(process) and "out of memory" in printed(process)
     assert contents(build(corpus, out)) == contents(whole)
 
 
@@ -169,8 +174,8 @@ def test_parts_finish_in_any_order(corpus: Path, whole: Path, tmp_path: Path) ->
     assert not (out / MANIFEST).exists()
     merge = command("pipeline.shards", "merge", str(out))
     assert merge.returncode == 1 and "not finished" in merge.stderr
-    both = [ForkedCommand(tmp_path / f"{n}.txt", *part[n]) for n in (1, 0)]
-    assert [process.wait()[0] for process in both] == [0, 0]
+    both = [start_forked(tmp_path / f"{n}.txt", *part[n]) for n in (1, 0)]
+    assert [process.wait() for process in both] == [0, 0]
     assert contents(out) == contents(whole)
 
 
@@ -203,7 +208,7 @@ def test_killed_workers_cost_no_clip(corpus: Path, whole: Path, tmp_path: Path) 
     """As on a machine out of memory: other workers decode their clips, and the dataset is the same."""
     out = tmp_path / "out"
     arguments = args("folder", corpus, out, *TRAIN_AND_VALID, "encoder_workers=1", "decode_workers=2")
-    process = ForkedCommand(tmp_path / "printed.txt", *arguments)
+    process = start_forked(tmp_path / "printed.txt", *arguments)
     killed: set[int] = set()
     while process.poll() is None:
         time.sleep(0.05)
@@ -214,8 +219,7 @@ def test_killed_workers_cost_no_clip(corpus: Path, whole: Path, tmp_path: Path) 
                     os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
                 time.sleep(0.7)  # a clip whose second reader is killed at it, too, would be set aside
-    code, printed = process.wait()
-    assert code == 0 and killed, printed
+    assert process.wait() == 0 and killed, printed(process)
     assert contents(out) == contents(whole)
 
 

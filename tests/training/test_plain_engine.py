@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.ranks import ROOT, fresh_env
+from tests.helpers.ranks import fresh_env
 from tests.helpers.training_caches import write_cache
+from tests.helpers.warm_python import run_python
 from tests.training.test_train import SMALL, rows, train_here
 
 # as `python -m pipeline.train` where DeepSpeed cannot be imported
 PLAIN = """
 import runpy, sys
+for name in [name for name in sys.modules if name.partition(".")[0] in ("deepspeed", "pipeline")]:
+    del sys.modules[name]
 sys.modules["deepspeed"] = None
 runpy.run_module("pipeline.train", run_name="__main__", alter_sys=True)
 """
@@ -29,8 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_plain(cache: Path, run: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Train without DeepSpeed, in a process of its own."""
     arguments = ["+exp=delay_gpt2", f"shards='{cache}'", f"run={run}", *SMALL, *ACCUMULATE, *overrides]
-    command, environment = [sys.executable, "-c", PLAIN, *arguments], fresh_env(run.parent / "extensions") | env
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return run_python(["-c", PLAIN, *arguments], env=fresh_env(run.parent / "extensions") | env)
 
 
 def train_by_deepspeed(cache: Path, run: Path, *overrides: str) -> None:

@@ -26,6 +26,7 @@ from pipeline.training import checkpoint
 from pipeline.training.run_lock import RunLock
 from tests.helpers.ranks import TRAIN, Ranks, free_port, fresh_env, start_ranks
 from tests.helpers.training_caches import write_cache
+from tests.helpers.warm_python import run_python
 
 SMALL = (
     "codec=encodec_embedded", "codec.codebooks=4", "model=tiny", "model.width=32", "model.layers=2", "tracking=none",
@@ -410,10 +411,7 @@ def test_watchdog_prints_stacks_and_ends_the_job(cache: Path, tmp_path: Path) ->
 
 def test_refusal_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     message = r"error: there is no dataset at nowhere"
-    process = subprocess.run(
-        [sys.executable, TRAIN, "+exp=delay_gpt2", "shards=nowhere"],
-        env=fresh_env(tmp_path), cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+    process = run_python([TRAIN, "+exp=delay_gpt2", "shards=nowhere"], env=fresh_env(tmp_path), cwd=tmp_path)
     assert process.returncode == 2, process.stderr
     errors = [line for line in process.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and re.match(message, errors[0]) and "Traceback" not in process.stderr, process.stderr
