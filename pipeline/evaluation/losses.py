@@ -40,7 +40,8 @@ def measure_losses(run: LoadedRun, valid: ShardedDataset, train: ShardedDataset,
     nats, cells = torch.zeros(2, K, dtype=torch.float64)
     valid_counts = torch.zeros(K, size, dtype=torch.float64)
     for batch in iter_once(valid, _BATCH, max_frames=frames):
-        batch_nats, batch_cells = run.model(*batch.to(run.device))
+        codes, lengths, prompts = batch.to(run.device)
+        batch_nats, batch_cells = run.model(codes, lengths, run.model.condition_values(prompts, {}))
         nats += batch_nats.cpu().double()
         cells += batch_cells.cpu()
         valid_counts += count_codes(batch.codes, batch.frames, size)

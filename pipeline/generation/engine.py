@@ -10,12 +10,12 @@ was a quarter faster, on another half as fast. `batch_invariant=False` uses it f
 
 On a GPU `decode_step` can be captured as a CUDA graph: see `cuda_graph.py`.
 
-Letters: B rows, n positions, D width, H heads, K codebooks, C classes, P prompt width.
+Letters: B rows, n positions, L positions of the prefix, D width, H heads, K codebooks, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -96,7 +96,7 @@ class InferenceEngine:
         backbone = model.backbone
         assert backbone.config.activation_function == GELU and not backbone.config.scale_attn_by_inverse_layer_idx
         self.model, self.config, self.pattern = model, model.config, model.pattern
-        self.device, self.heads = model.null_prompt.device, model.config.heads
+        self.device, self.heads = model.device, model.config.heads
         self.use_cuda_graph = self.device.type == "cuda"
         self.layers = [
             DecoderLayer(
@@ -114,18 +114,21 @@ class InferenceEngine:
     def new_cache(self, rows: int, positions: int) -> KVCache:
         """Allocate an empty cache of the given size."""
         shape = (rows, self.heads, positions, self.config.width // self.heads)
-        zeros = self.model.null_prompt.new_zeros
+        zeros = self.model.codes.weight.new_zeros
         return KVCache([zeros(shape) for _ in self.layers], [zeros(shape) for _ in self.layers])
 
-    def condition(self, prompts: Tensor | None, rows: int) -> Tensor:
-        """The input at position 0, [B, 1, D], from prompts [B, P], or from the null prompt.
+    def prefix(self, values: Mapping[str, Tensor] | None, rows: int) -> Tensor:
+        """The inputs before the first step, [B, L, D], from values [B, ...] of conditions; see `CodecGPT.prefix`.
 
         Each row is computed alone, so that the result does not depend on the other rows.
         """
-        if prompts is None:
-            return self.model.condition(None, rows)
-        prompts = prompts.to(self.device)
-        return torch.cat([self.model.condition(prompts[i : i + 1], 1) for i in range(rows)])
+        if not values:
+            return self.model.prefix(None, rows)
+        on_device = {name: each.to(self.device) for name, each in values.items()}
+        prefixes = [
+            self.model.prefix({name: each[i : i + 1] for name, each in on_device.items()}, 1) for i in range(rows)
+        ]
+        return torch.cat(prefixes)
 
     def forward(self, inputs: Tensor, cache: KVCache, position: int) -> Tensor:
         """Compute the logits of the next step, and add the inputs to the cache.

@@ -18,7 +18,8 @@ Cells before the window's first frame are empty, as at the start of every traini
 Where the prompt changes, the new prompt replaces the old one at position 0, and all steps are read again, because every
 key and value depends on the prompt. Under the delay pattern a change reaches codebook k up to k frames late.
 
-Letters: B clips, K codebooks, T frames, N frames of a window, S steps, C = 1025 classes, P prompt width, D model width.
+Letters: B clips, K codebooks, T frames, N frames of a window or vectors of a prompt, S steps, L positions of the
+prefix, C = 1025 classes, P prompt width, D model width.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pipeline.generation.cuda_graph import CudaGraphStep
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.sampling import all_finite, sample_token
 from pipeline.generation.settings import SamplingSettings
+from pipeline.models.conditions import PROMPT
 from pipeline.models.pattern import SPECIAL_TOKEN
 
 
@@ -55,7 +57,7 @@ class GenerationSpec:
         frames: Frames of each clip, at most.
         seeds: One per clip.
         sampling: How codes are sampled.
-        prompts: Prompts [B, P] and the frames from which they apply, the first from 0. Empty: no prompt.
+        prompts: Prompts [B, P] or [B, N, P], and the frames from which they apply, the first from 0. Empty: no prompt.
         prefix_codes: Codes [B, K, T0] with which each clip begins.
         window: The sliding window, for sounds longer than the model can read or was trained on.
     """
@@ -97,7 +99,8 @@ class Generation:
         rows = B * (1 + self.is_guided)
         self.first_inputs = [self._first_input(prompts) for _, prompts in spec.prompts] or [self._first_input(None)]
         steps = self.pattern.num_steps(self.window)
-        self.cache = engine.new_cache(rows, steps)
+        self.offset = config.prefix_length - 1  # step s - 1 is at position s + offset
+        self.cache = engine.new_cache(rows, steps + self.offset)
         # of the current window: its tokens in the pattern's order, which cells hold a code, and their noise keys
         self.sequence = torch.full((B, config.codebooks, steps), SPECIAL_TOKEN, device=device)
         self.active, self.keys = torch.zeros_like(self.sequence, dtype=torch.bool), self.sequence.to(torch.int32)
@@ -213,10 +216,10 @@ class Generation:
 
     # ---- one step ----------------------------------------------------------------------------------------------
     def _first_input(self, prompts: Tensor | None) -> Tensor:
-        """The input at position 0: [B, 1, D], or with guidance [2 B, 1, D], the second half without a prompt."""
+        """The prefix: [B, L, D], or with guidance [2 B, L, D], the second half without a prompt."""
         B = len(self.spec.seeds)
-        first_input = self.engine.condition(prompts, B)
-        return torch.cat([first_input, self.engine.condition(None, B)]) if self.is_guided else first_input
+        first_input = self.engine.prefix(None if prompts is None else {PROMPT: prompts}, B)
+        return torch.cat([first_input, self.engine.prefix(None, B)]) if self.is_guided else first_input
 
     def _prefill(self, steps: Tensor, prompt_index: int) -> Tensor:
         """Read a prompt and the steps [B, K, s] after it; returns the logits [B, K, C] of step s."""
@@ -224,17 +227,17 @@ class Generation:
         return self._apply_guidance(self.engine.forward(inputs, self.cache, 0))
 
     def _decode_step(self, s: int) -> None:
-        """Read step s - 1, which is at position s, and sample step s."""
+        """Read step s - 1, and sample step s."""
         if self.cuda_graph is not None:
             self.cuda_graph(s)
             return
         inputs = self._embed_steps(self.sequence[:, :, s - 1 : s])
-        self._write_step(self._apply_guidance(self.engine.forward(inputs, self.cache, s)), s)
+        self._write_step(self._apply_guidance(self.engine.forward(inputs, self.cache, s + self.offset)), s)
 
     def _decode_step_at(self, s: Tensor) -> None:
         """`_decode_step` for a step number in a tensor [1], without control flow that depends on values."""
         inputs = self._embed_steps(self.sequence.index_select(2, s - 1))
-        logits = self._apply_guidance(self.engine.decode_step(inputs, self.cache, s))
+        logits = self._apply_guidance(self.engine.decode_step(inputs, self.cache, s + self.offset))
         active, keys = self.active.index_select(2, s)[:, :, 0], self.keys.index_select(2, s)[:, :, 0]
         known = self.sequence.index_select(2, s)[:, :, 0]
         self.sequence.index_copy_(2, s, self._sample_step(logits, keys, active, known)[:, :, None])
@@ -272,7 +275,7 @@ class Generation:
     def _validate(self) -> None:
         spec, positions = self.spec, self.engine.config.positions
         for _, prompts in spec.prompts:
-            rows = (~prompts.isfinite().all(1)).nonzero().flatten().tolist()
+            rows = (~prompts.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
             if rows:
                 raise InputError(f"prompts {rows} have values that are not finite: use other sounds")
         steps = self.pattern.num_steps(self.window)
@@ -298,7 +301,7 @@ def generate(
 
     Args:
         engine: The model's inference engine.
-        prompts: [B, P], or None for no prompt.
+        prompts: [B, P] or [B, N, P]; None: no prompt.
         frames: Frames of each clip.
         sampling: How codes are sampled.
         seeds: One per clip.

@@ -61,7 +61,7 @@ class LoadedRun:
     @property
     def device(self) -> torch.device:
         """The device of the model, and where `codec_device` allows it, of the codec and the embedder."""
-        return self.model.null_prompt.device
+        return self.model.device
 
     def best_batch(self, frames: int) -> int:
         """The number of clips to generate at once: the KV cache then takes at most 1 GiB, on a GPU 8 GiB.

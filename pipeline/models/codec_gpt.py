@@ -1,17 +1,20 @@
-"""CodecGPT: a GPT-2 over codec tokens. A step is the sum of K code embeddings; a prompt vector comes first.
+"""CodecGPT: a GPT-2 over codec tokens. A step is the sum of K code embeddings; a prefix of conditions comes first.
 
-    position   0        1          2          ...   S-1
-    input      prompt   step 0     step 1     ...   step S-2
-    predicts   step 0   step 1     step 2     ...   step S-1
+    position   0 ... L-2   L-1      L          L+1        ...   L+S-2
+    input      prefix      prefix   step 0     step 1     ...   step S-2
+    predicts               step 0   step 1     step 2     ...   step S-1
 
-Letters: B clips, K codebooks, T frames, S steps, D width, C classes (the special token and the codes), P prompt
-width, N rows.
+By default the prefix is one prompt vector: L = 1.
+
+Letters: B clips, K codebooks, T frames, S steps, L positions of the prefix, D width, C classes (the special token and
+the codes), P prompt width, N rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import InputError
 from pipeline.common.import_guards import hide_broken_packages
+from pipeline.models.conditions.base import Condition, LabelCondition
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.model_files import download_model, invalid_export, read_pretrained, write_pretrained
 from pipeline.models.pattern import SPECIAL_TOKEN, build_pattern
@@ -68,14 +72,10 @@ class CodecGPT(nn.Module):
         self.classes = config.codebook_size + 1
         self.codes = nn.Embedding(config.codebooks * self.classes, config.width)
         self.head = CodebookHeads(config.codebooks, config.width, self.classes)
-        same_width = config.prompt_dim == config.width
-        self.prompt = nn.Identity() if same_width else nn.Linear(config.prompt_dim, config.width)
-        self.null_prompt = nn.Parameter(torch.empty(config.width))
+        self.conditions = nn.ModuleList([settings.build(config, self) for settings in config.condition_settings])
         self.label_smoothing = 0.0  # only in training
         self.weights_sha256 = ""  # of the file from which the model was loaded
         self.adapter: Adapter | None = None  # that is trained, while all other weights are frozen
-        self.register_buffer("prompt_mean", torch.zeros(config.prompt_dim))
-        self.register_buffer("prompt_std", torch.ones(config.prompt_dim))
         self.register_buffer("offsets", torch.arange(config.codebooks)[:, None] * self.classes, persistent=False)
         self._init_weights()
         self.train()
@@ -84,44 +84,83 @@ class CodecGPT(nn.Module):
         """Initialize everything except the backbone."""
         # the sum of K embeddings has the deviation of GPT-2's word embeddings; unit normals would drown its positions
         nn.init.normal_(self.codes.weight, std=0.14 / self.config.codebooks**0.5)
-        nn.init.normal_(self.null_prompt, std=0.02)
+        for condition in self.condition_list:
+            condition.init_weights()
         # logits with deviation 0.4: the loss starts at ln C + 0.08; with smaller ones the model learns to repeat a code
         # much later
         norm = torch.stack([self.backbone.ln_f.weight, self.backbone.ln_f.bias]).detach().norm()
         nn.init.normal_(self.head.weight, std=0.4 / float(norm))
 
+    @property
+    def condition_list(self) -> Sequence[Condition]:
+        """The conditions, in the order of the prefix."""
+        return cast(Sequence[Condition], self.conditions)
+
+    @property
+    def label_conditions(self) -> dict[str, LabelCondition]:
+        """The conditions on labels, by name."""
+        return {each.name: each for each in self.condition_list if isinstance(each, LabelCondition)}
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.codes.weight.device
+
     def fit_prompt_normalization(self, prompts: Tensor) -> None:
-        """Set the mean and deviation of prompts from a sample [N, P]: embedders differ in scale by large factors.
+        """Set the mean and deviation of prompts from a sample [..., P]: embedders differ in scale by large factors.
 
         Raises:
             InputError: no prompt is finite.
         """
+        prompts = prompts.flatten(0, -2)
         prompts = prompts[prompts.isfinite().all(1)]
         if not len(prompts):
             raise InputError("no prompt of the dataset is finite: preprocess it again with reembed=true")
         self.prompt_mean.copy_(prompts.float().mean(0))
         self.prompt_std.copy_(prompts.float().std(0, correction=0).clamp_min(1e-3))
 
-    # ---- inputs and targets ------------------------------------------------------------------------------------
-    def condition(self, prompt: Tensor | None, batch: int, drop: Tensor | None = None) -> Tensor:
-        """The input of position 0.
+    def condition_values(self, prompts: Tensor, labels: Mapping[str, Sequence[object]]) -> dict[str, Tensor]:
+        """The values of the conditions of a batch, by name, on the model's device; unknown labels count as missing.
 
         Args:
-            prompt: [B, P], or None for the learned null vector.
+            prompts: [B, P] or [B, N, P].
+            labels: the value of each clip, by the name of the label; None where a clip has none.
+        """
+        values = {each.name: prompts for each in self.condition_list}
+        for name, condition in self.label_conditions.items():
+            clips = labels.get(name, [None] * len(prompts))
+            values[name] = condition.encode_all(clips).to(self.device, non_blocking=True)
+        return values
+
+    # ---- inputs and targets ------------------------------------------------------------------------------------
+    def prefix(
+        self, values: Mapping[str, Tensor] | None, batch: int, drop: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The inputs before the first step.
+
+        Args:
+            values: values [B, ...] by the condition's name; without its name, a condition has its null vector.
             batch: B.
-            drop: bool [B], clips that get the null vector instead of their prompt.
+            drop: bool [B] by the condition's name, clips that get the null vector instead of their value.
 
         Returns:
-            [B, 1, D].
+            [B, L, D].
         """
-        null = self.null_prompt.expand(batch, -1)  # [B, D]
-        if prompt is None:
-            return null[:, None]
-        scaled = (prompt.float() - self.prompt_mean.float()) / self.prompt_std.float()
-        vector: Tensor = self.prompt(scaled.to(self.null_prompt.dtype))  # [B, D]
-        if drop is not None:
-            vector = torch.where(drop[:, None], null, vector)
-        return vector[:, None]
+        values, drop = values or {}, drop or {}
+        assert values.keys() <= {each.name for each in self.condition_list}, [*values]
+        return torch.cat([each(values.get(each.name), batch, drop.get(each.name)) for each in self.condition_list], 1)
+
+    def draw_drops(self, values: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+        """Which clips of a training batch lose a condition, together with all others or alone: bool [B] by name."""
+        drops: dict[str, Tensor] = {}
+        if values and self.config.prompt_dropout:
+            all_conditions = torch.rand(batch, device=self.device) < self.config.prompt_dropout  # [B]
+            drops = dict.fromkeys(values, all_conditions)
+        for each in self.condition_list:
+            if each.name in values and each.dropout:
+                alone = torch.rand(batch, device=self.device) < each.dropout
+                drops[each.name] = drops[each.name] | alone if each.name in drops else alone
+        return drops
 
     def embed(self, sequence: Tensor) -> Tensor:
         """A token sequence [B, K, S] -> the sum of its embeddings over codebooks [B, S, D]."""
@@ -144,25 +183,23 @@ class CodecGPT(nn.Module):
 
     # ---- training ----------------------------------------------------------------------------------------------
     def forward(
-        self, codes: Tensor, frames: Tensor | None = None, prompt: Tensor | None = None
+        self, codes: Tensor, frames: Tensor | None = None, values: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The training loss as a sum; the mean over all tokens is the first sum divided by the second.
 
         Args:
             codes: 0..codebook_size - 1 [B, K, T].
             frames: real frames of each clip [B]; None: all.
-            prompt: [B, P]; None: the null vector.
+            values: values [B, ...] of conditions by name, see `prefix`.
 
         Returns:
             Summed cross-entropy in nats [K], and number of tokens [K], over active cells of real frames.
         """
         tokens, lengths = self.targets(codes, frames)  # [B, K, T], [B]
         sequence = self.pattern.build_sequence(tokens, lengths)  # [B, K, S]
-        drop = None
-        if self.training and prompt is not None and self.config.prompt_dropout:
-            drop = torch.rand(len(codes), device=codes.device) < self.config.prompt_dropout  # [B]
-        inputs = torch.cat([self.condition(prompt, len(codes), drop), self.embed(sequence[:, :, :-1])], 1)  # [B, S, D]
-        loss_sums, num_tokens = self.token_loss(self.backbone_forward(inputs), tokens, lengths)
+        drop = self.draw_drops(values or {}, len(codes)) if self.training else None
+        hidden = self.backbone_forward(self.inputs(sequence, values, drop))  # [B, S, D]
+        loss_sums, num_tokens = self.token_loss(hidden, tokens, lengths)
         return loss_sums, num_tokens.expand(len(loss_sums))
 
     def token_loss(self, hidden: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,15 +225,23 @@ class CodecGPT(nn.Module):
             block.compile()
         self.token_loss = torch.compile(self.token_loss)  # type: ignore[method-assign]
 
+    def inputs(
+        self, sequence: Tensor, values: Mapping[str, Tensor] | None = None, drop: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Inputs of the backbone [B, L + S - 1, D] for a sequence [B, K, S]: the prefix, and all steps but the last."""
+        return torch.cat([self.prefix(values, len(sequence), drop), self.embed(sequence[:, :, :-1])], 1)
+
     def backbone_forward(self, inputs: Tensor) -> Tensor:
-        """Inputs [B, S, D] -> output of the backbone [B, S, D]; each position attends to itself and those before it.
+        """Inputs [B, L + S - 1, D] -> output of the backbone [B, S, D], whose row s predicts step s.
+
+        Each position attends to itself and those before it.
 
         It replaces `GPT2Model.forward`, in which the host waits for a GPU to find out whether there is a mask.
         """
         x: Tensor = self.backbone.drop(inputs + self.backbone.wpe(torch.arange(inputs.shape[1], device=inputs.device)))
         for block in self.backbone.h:
             x = block(x)
-        normalized: Tensor = self.backbone.ln_f(x)
+        normalized: Tensor = self.backbone.ln_f(x[:, self.config.prefix_length - 1 :])
         return normalized
 
     # ---- sampling ----------------------------------------------------------------------------------------------
@@ -206,10 +251,9 @@ class CodecGPT(nn.Module):
         logits: Tensor = self.head(rows).float().transpose(0, 1).unflatten(0, hidden.shape[:2])  # [B, S, K, C]
         return logits
 
-    def logits(self, sequence: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """A sequence [B, K, S] -> logits [B, S, K, C] of every step, given the prompt [B, P] and the steps before."""
-        inputs = torch.cat([self.condition(prompt, len(sequence)), self.embed(sequence[:, :, :-1])], 1)  # [B, S, D]
-        return self.head_logits(self.backbone_forward(inputs))
+    def logits(self, sequence: Tensor, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        """A sequence [B, K, S] -> logits [B, S, K, C] of every step, given the conditions and the steps before."""
+        return self.head_logits(self.backbone_forward(self.inputs(sequence, values)))
 
     # ---- files -------------------------------------------------------------------------------------------------
     def save_pretrained(self, folder: str | Path) -> None:
@@ -249,6 +293,6 @@ class CodecGPT(nn.Module):
 def _gpt2_config(config: ModelConfig) -> GPT2Config:
     return GPT2Config(
         vocab_size=1, bos_token_id=0, eos_token_id=0,
-        n_positions=config.positions, n_embd=config.width, n_layer=config.layers, n_head=config.heads,
+        n_positions=config.backbone_positions, n_embd=config.width, n_layer=config.layers, n_head=config.heads,
         attn_pdrop=config.dropout, resid_pdrop=config.dropout, embd_pdrop=config.dropout, activation_function=GELU,
     )  # fmt: skip

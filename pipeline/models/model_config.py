@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from pipeline.common.errors import InputError
+from pipeline.common.settings import parse_settings
+from pipeline.models.conditions import CONDITIONS, PROMPT
+from pipeline.models.conditions.base import ConditionSettings
+
+
+def prompt_alone() -> list[dict[str, Any]]:
+    """The conditions of a model that has no others; also of all configs of older versions."""
+    return [{"kind": PROMPT, "name": PROMPT, "dropout": 0.0}]
 
 
 @dataclass(frozen=True)
@@ -23,14 +32,15 @@ class ModelConfig:
         width: D.
         layers: number of transformer layers.
         heads: number of attention heads.
-        positions: maximum number of steps.
+        positions: maximum number of steps; the prefix has positions of its own.
         dropout: probability.
-        prompt_dropout: fraction of training clips whose prompt is replaced by the null vector, for guidance.
+        prompt_dropout: fraction of training clips all of whose conditions are replaced by null vectors, for guidance.
         end_of_audio: whether the special token in an active cell means that the clip has ended.
         codebook_size: number of codes per codebook.
         frames: frames of the longest training clip; None: unknown.
         codec: identity of the codec.
         embedder: identity of the embedder.
+        conditions: the settings of each condition, in the order of the prefix; see `pipeline.models.conditions`.
     """
 
     codebooks: int
@@ -47,16 +57,17 @@ class ModelConfig:
     frames: int | None = None
     codec: dict[str, Any] = field(default_factory=dict)
     embedder: dict[str, Any] = field(default_factory=dict)
+    conditions: list[dict[str, Any]] = field(default_factory=prompt_alone)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any]) -> ModelConfig:
-        """A config from untrusted JSON. Raises TypeError if a value is not valid."""
+        """A config from untrusted JSON. Raises TypeError or InputError if a value is not valid."""
         if not isinstance(content, dict):
             raise TypeError("its settings are not a JSON object")
         annotations = {f.name: str(f.type) for f in fields(cls)}
         types: dict[str, type | tuple[type, ...]] = {
             "int": int, "int | None": (int, type(None)), "str": str, "float": (int, float), "bool": bool,
-            "dict[str, Any]": dict,
+            "dict[str, Any]": dict, "list[dict[str, Any]]": list,
         }  # fmt: skip
         for name, value in content.items():
             annotation = annotations.get(name)
@@ -71,3 +82,27 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise InputError(f"model.width={self.width} is not a multiple of model.heads={self.heads}")
+        names = [settings.name for settings in self.condition_settings]
+        if not names or len({*names}) < len(names):
+            raise InputError(f"conditions=[{', '.join(names)}]: expected one condition or more, each once")
+
+    @cached_property
+    def condition_settings(self) -> list[ConditionSettings]:
+        """The settings of each condition. Raises InputError if they are not valid."""
+        return [_parse_condition(content) for content in self.conditions]
+
+    @cached_property
+    def prefix_length(self) -> int:
+        """The number of positions before the first step's."""
+        return sum(settings.positions(self) for settings in self.condition_settings)
+
+    @property
+    def backbone_positions(self) -> int:
+        """The number of positions of the backbone: those of the prefix and of all steps but the last."""
+        return self.positions + self.prefix_length - 1
+
+
+def _parse_condition(content: object) -> ConditionSettings:
+    if not isinstance(content, dict):
+        raise InputError(f"conditions: expected an object for each, not {content!r:.40}")
+    return parse_settings(CONDITIONS.get(str(content.get("kind")), "conditions.kind"), content, "conditions.")

@@ -73,11 +73,11 @@ def _check_files(folder: Path, content: Mapping[str, Any]) -> str:
 def _check_sizes(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """Raises ValueError unless the weights have the sizes of the config, before memory is allocated for these."""
     layers = len({name.split(".")[2] for name in state if name.startswith("backbone.h.")})
-    sizes = {
+    sizes: dict[str, tuple[int, ...]] = {
         "codes.weight": (config.codebooks * (config.codebook_size + 1), config.width),
-        "backbone.wpe.weight": (config.positions, config.width),
-        "prompt_mean": (config.prompt_dim,),
+        "backbone.wpe.weight": (config.backbone_positions, config.width),
     }
+    sizes |= {"prompt_mean": (config.prompt_dim,)} if "prompt_mean" in state else {}
     faults = [
         f"{name} has shape {list(state[name].shape)}, expected {list(size)}"
         for name, size in sizes.items()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
 from pipeline.models.lora import Adapter
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.pattern import build_pattern
@@ -9,14 +12,24 @@ from pipeline.models.pattern import build_pattern
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Number of parameters of each part of a CodecGPT."""
-    D, K, P = config.width, config.codebooks, config.prompt_dim
+    D, K = config.width, config.codebooks
     classes = config.codebook_size + 1
+    prompt, labels = _condition_parameters(config)
     return {
-        "backbone": config.positions * D + config.layers * (12 * D * D + 13 * D) + 2 * D,
+        "backbone": config.backbone_positions * D + config.layers * (12 * D * D + 13 * D) + 2 * D,
         "codes": K * classes * D,
         "head": K * classes * (D + 1),
-        "prompt": D + (0 if P == D else P * D + D),
+        **({"prompt": prompt} if prompt else {}),
+        **({"labels": labels} if labels else {}),
     }
+
+
+def _condition_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Number of parameters of the prompt, which belong to the model itself, and of the conditions on labels."""
+    with torch.device("meta"):  # shapes without memory
+        model = nn.Module()
+        conditions = nn.ModuleList([settings.build(config, model) for settings in config.condition_settings])
+    return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in conditions.parameters())
 
 
 def num_parameters(config: ModelConfig) -> int:
@@ -34,14 +47,14 @@ def num_trained(config: ModelConfig, adapter: Adapter | None) -> int:
     if adapter is None:
         return num_parameters(config)
     counts = parameter_counts(config)
-    embeddings = sum(counts[part] for part in ("codes", "head", "prompt"))
+    embeddings = sum(counts.get(part, 0) for part in ("codes", "head", "prompt", "labels"))
     return adapter_parameters(config, adapter) + embeddings * adapter.train_embeddings
 
 
 def largest_module(config: ModelConfig) -> int:
     """Number of parameters of the largest module."""
     D = config.width
-    return max(parameter_counts(config)["head"], 4 * D * D + 4 * D, config.positions * D)
+    return max(parameter_counts(config)["head"], 4 * D * D + 4 * D, config.backbone_positions * D)
 
 
 def training_flops(config: ModelConfig, frames: float, adapter: Adapter | None = None) -> float:
@@ -51,7 +64,7 @@ def training_flops(config: ModelConfig, frames: float, adapter: Adapter | None =
     weight that is frozen beside an adapter takes 4, since it has no gradient.
     """
     D, K = config.width, config.codebooks
-    steps = build_pattern(config.pattern, K).num_steps(round(frames))
+    steps = build_pattern(config.pattern, K).num_steps(round(frames)) + config.prefix_length - 1
     head = frames * K * (config.codebook_size + 1) * D  # each code is predicted by the classifier of its codebook only
     attention = 12 * config.layers * D * steps**2
     backbone = 12 * config.layers * D * D * steps

@@ -36,13 +36,13 @@ def build_model(config: ModelConfig, pretrained: str | None = None) -> CodecGPT:
     if pretrained is None:
         return CodecGPT(config)
     backbone = load_gpt2(pretrained, config)
-    known = backbone.config.n_positions
-    if config.positions > known:
-        log.info("position table extended from %d to %d rows; the new ones are untrained", known, config.positions)
-        table = nn.Embedding(config.positions, config.width)
+    known, positions = backbone.config.n_positions, config.backbone_positions
+    if positions > known:
+        log.info("position table extended from %d to %d rows; the new ones are untrained", known, positions)
+        table = nn.Embedding(positions, config.width)
         nn.init.normal_(table.weight, std=backbone.config.initializer_range)
         table.weight.data[:known] = backbone.wpe.weight.data
-        backbone.wpe, backbone.config.n_positions = table, config.positions
+        backbone.wpe, backbone.config.n_positions = table, positions
     return CodecGPT(config, backbone)
 
 

@@ -52,7 +52,7 @@ class AudioSampler:
             codec), `temperature T`.
         """
         prompts = torch.from_numpy(np.stack([clip.prompt for clip in self.clips])).float()  # [B, P]
-        prompts = prompts.to(model.null_prompt.device)
+        prompts = prompts.to(model.device)
         max_frames = max(codes.shape[1] for codes in self.codes)
         seeds = list(range(SEED, SEED + len(prompts)))
         was_training = model.training

@@ -95,7 +95,7 @@ def estimate_memory(
     )
     states = model_state_bytes(parameters, model_stats.largest_module(config), sharding, trained)
     frames += config.end_of_audio
-    steps = build_pattern(config.pattern, config.codebooks).num_steps(frames)
+    steps = build_pattern(config.pattern, config.codebooks).num_steps(frames) + config.prefix_length - 1
     # a layer that is recomputed in the backward pass, after the logits are freed
     layer = sharding.bytes_per_number * _STORED_PER_LAYER * batch * steps * config.width
     temporary = max(logits_bytes(config, batch, frames), layer if mode == "checkpointed" else 0)

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings
 from pipeline.models.lora import Adapter
-from pipeline.models.model_config import ModelConfig
+from pipeline.models.model_config import ModelConfig, prompt_alone
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import RunContext
 from pipeline.training.finetune import Base
@@ -89,6 +89,7 @@ def check_resume(
 def check_model(checkpoint: Checkpoint, config: ModelConfig, adapter: Adapter | None = None) -> None:
     """Raises InputError, naming the settings that differ, unless the checkpoint has this architecture and adapter."""
     old, new = checkpoint.metadata["model"], json.loads(json.dumps(asdict(config)))
+    old = {"conditions": prompt_alone(), **old}  # older versions had no other conditions
     names = [name for name in new if name not in _NOT_ARCHITECTURE]
     changes = [f"{name} was {old.get(name)!r}, is now {new[name]!r}" for name in names if old.get(name) != new[name]]
     before, now = (each or {} for each in (checkpoint.metadata.get("adapter"), adapter and adapter.model_dump()))

@@ -212,7 +212,7 @@ class Trainer:
 
     def _forward_backward(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy [K] and number of tokens [K] of a batch; a GPU may still be computing them."""
-        loss_sums, num_tokens = self.engine(*batch.to(self.world.device))  # [K], [K]
+        loss_sums, num_tokens = self._losses(batch)  # [K], [K]
         loss = loss_sums.sum()  # []
         # an infinite loss can have finite gradients: make them NaN, so that the step is skipped
         self.engine.backward(loss * torch.where(loss.detach().isfinite(), scale, math.nan))
@@ -259,7 +259,7 @@ class Trainer:
         with torch.no_grad():
             for batch, counts in self.batches.validation():
                 self._reset_watchdog()
-                loss_sums, num_tokens = self.engine(*batch.to(self.world.device))
+                loss_sums, num_tokens = self._losses(batch)
                 meter.add(loss_sums * counts, num_tokens * counts, len(batch.frames))
         self.engine.train()
         self.meter.restart_timer()  # validation must not count in the speed of training
@@ -267,6 +267,12 @@ class Trainer:
         if metrics:
             self._val_loss = (self.step, metrics["val/loss"])
         return metrics
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The output of the model for a batch, see `CodecGPT.forward`."""
+        codes, frames, prompts = batch.to(self.world.device)
+        losses: tuple[Tensor, Tensor] = self.engine(codes, frames, self.model.condition_values(prompts, {}))
+        return losses
 
     def save(self) -> None:
         """Write a checkpoint; in the background, a later step commits it once all ranks have written their files."""

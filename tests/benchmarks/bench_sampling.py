@@ -57,7 +57,7 @@ def article(model: CodecGPT, prompts: Tensor, steps: int) -> None:
     backbone, cache = model.backbone, DynamicCache(config=model.backbone.config)
     is_renamed = "cache" in inspect.signature(type(backbone).forward).parameters  # transformers 5.24 and later
     cache_argument = {"cache" if is_renamed else "past_key_values": cache}
-    inputs = model.condition(prompts, len(prompts))
+    inputs = model.prefix({"prompt": prompts}, len(prompts))
     for _ in range(steps):
         hidden = backbone(inputs_embeds=inputs, use_cache=True, **cache_argument).last_hidden_state
         inputs = model.embed(sample(model.head_logits(hidden[:, -1:])[:, 0])[:, :, None])
@@ -66,7 +66,7 @@ def article(model: CodecGPT, prompts: Tensor, steps: int) -> None:
 @torch.inference_mode()
 def without_cache(model: CodecGPT, prompts: Tensor, steps: int) -> None:
     """The whole sequence is read again at each step."""
-    inputs = model.condition(prompts, len(prompts))
+    inputs = model.prefix({"prompt": prompts}, len(prompts))
     for _ in range(steps):
         tokens = sample(model.head_logits(model.backbone_forward(inputs)[:, -1:])[:, 0])
         inputs = torch.cat([inputs, model.embed(tokens[:, :, None])], 1)

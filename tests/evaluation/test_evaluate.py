@@ -40,7 +40,7 @@ def evaluated(workspace: Workspace) -> tuple[dict, Path]:
 def test_loss_is_mean_over_validation_clips(workspace: Workspace, evaluated: tuple[dict, Path]) -> None:
     model, valid = CodecGPT.from_pretrained(workspace.run() / "export"), ShardedDataset(workspace.dataset, "valid", 2)
     with torch.no_grad():
-        parts = [model(b.codes, b.frames, b.prompts) for b in iter_once(valid, 1)]
+        parts = [model(b.codes, b.frames, {"prompt": b.prompts}) for b in iter_once(valid, 1)]
     nats, cells = sum(p[0] for p in parts), sum(p[1] for p in parts)
     losses = evaluated[0]["loss"]
     assert losses["clips"] == len(valid) and losses["model"]["nats_codebook"] == pytest.approx((nats / cells).tolist())

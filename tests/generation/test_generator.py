@@ -38,7 +38,7 @@ def fill_slowly(
         if not is_last and s >= model.pattern.steps_before_slide(N):
             break  # the next window completes these frames
         cells = [k for k in range(K) if frame[k, s] >= 0]
-        logits = model.logits(sequence, prompt(base + int(frame[cells[0], s])))[:, s]  # [B, K, C]
+        logits = model.logits(sequence, {"prompt": prompt(base + int(frame[cells[0], s]))})[:, s]  # [B, K, C]
         logits[..., SPECIAL_TOKEN] = -torch.inf
         for k in cells:
             sequence[:, k, s] = torch.where(
@@ -140,7 +140,7 @@ def test_end_of_audio_ends_a_sliding_window(name: str) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(250):  # from every first frame, as in a sliding window
         first = step % 10
-        nats, cells = model(melody[:, :, first:], None, prompt)
+        nats, cells = model(melody[:, :, first:], None, {"prompt": prompt})
         (nats.sum() / cells.sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -203,10 +203,10 @@ def test_engine_logits_equal_model_logits(name: str) -> None:
     model, prompts = tiny(pattern=name, width=1056, layers=1).eval(), torch.randn(3, 12)
     sequence = model.pattern.build_sequence(torch.randint(1, 1025, (3, K, 6)))
     with torch.inference_mode():
-        expected = model.logits(sequence, prompts)
+        expected = model.logits(sequence, {"prompt": prompts})
         for batch_invariant in (True, False):
             engine = InferenceEngine(model, batch_invariant)
-            cache, inputs = engine.new_cache(3, sequence.shape[2]), engine.condition(prompts, 3)
+            cache, inputs = engine.new_cache(3, sequence.shape[2]), engine.prefix({"prompt": prompts}, 3)
             for s in range(sequence.shape[2]):
                 assert torch.allclose(engine.forward(inputs, cache, s), expected[:, s], atol=1e-4)
                 inputs = model.embed(sequence[:, :, s : s + 1])

@@ -149,7 +149,7 @@ def test_cached_loop_equals_greedy_search_on_full_logits(name: str, guidance: fl
     sequence = torch.zeros(2, 4, model.pattern.num_steps(frames), dtype=torch.long)
     frame = model.pattern.frame_at_step(frames)
     for s in range(sequence.shape[2]):
-        logits = model.logits(sequence, prompt)[:, s]
+        logits = model.logits(sequence, {"prompt": prompt})[:, s]
         if guidance != 1:
             unprompted = model.logits(sequence, None)[:, s]
             logits = unprompted + guidance * (logits - unprompted)

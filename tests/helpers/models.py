@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.conditions import PROMPT
 from pipeline.models.model_config import ModelConfig
 
 TINY = ModelConfig(
@@ -31,7 +32,7 @@ def train_on_clips(model: CodecGPT, codes: Tensor, frames: Tensor | None, prompt
     """Train a model on clips [B, K, T] with prompts [B, P]; the last loss per token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(steps):
-        loss_sums, num_tokens = model(codes, frames, prompts)
+        loss_sums, num_tokens = model(codes, frames, {PROMPT: prompts})
         loss = loss_sums.sum() / num_tokens.sum()
         optimizer.zero_grad()
         loss.backward()

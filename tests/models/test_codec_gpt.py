@@ -33,7 +33,7 @@ def test_initial_loss_is_ln_of_the_number_of_classes(name: str) -> None:
     torch.manual_seed(0)
     model = CodecGPT(replace(TINY, pattern=name))
     with torch.no_grad():
-        loss_sums, num_tokens = model(codes(20, 30), prompt=torch.randn(20, 12))
+        loss_sums, num_tokens = model(codes(20, 30), values={"prompt": torch.randn(20, 12)})
     assert float(loss_sums.sum() / num_tokens.sum()) == pytest.approx(math.log(1025), abs=0.1)
     assert num_tokens.tolist() == [600] * 4
 
@@ -46,10 +46,10 @@ def test_padding_does_not_change_the_loss(name: str, lengths: list[int], end_of_
     T, frames = max(lengths), torch.tensor(lengths)
     x, prompt = codes(len(lengths), T), torch.randn(len(lengths), 12)
     other = torch.where(torch.arange(T) >= frames[:, None, None], codes(len(lengths), T, seed=1), x)
-    loss_sums, num_tokens = model(x, frames, prompt)
-    assert torch.equal(loss_sums, model(other, frames, prompt)[0])
+    loss_sums, num_tokens = model(x, frames, {"prompt": prompt})
+    assert torch.equal(loss_sums, model(other, frames, {"prompt": prompt})[0])
     assert num_tokens.tolist() == [sum(lengths) + len(lengths) * end_of_audio] * 4
-    alone = [model(x[b : b + 1, :, :n], None, prompt[b : b + 1])[0] for b, n in enumerate(lengths)]
+    alone = [model(x[b : b + 1, :, :n], None, {"prompt": prompt[b : b + 1]})[0] for b, n in enumerate(lengths)]
     assert torch.allclose(loss_sums, torch.stack(alone).sum(0), rtol=1e-4)
 
 
@@ -58,10 +58,10 @@ def test_clips_of_a_batch_are_independent(name: str) -> None:
     """Bit for bit, even if another clip is not finite; nor do padded frames contribute to the loss."""
     model, prompt = tiny(pattern=name).eval(), torch.randn(3, 12)
     sequence = model.pattern.build_sequence(codes(3, 9) + 1)
-    expected = model.logits(sequence, prompt)
+    expected = model.logits(sequence, {"prompt": prompt})
     non_finite = prompt.clone()
     non_finite[1] = math.nan
-    assert torch.equal(model.logits(sequence, non_finite)[::2], expected[::2])
+    assert torch.equal(model.logits(sequence, {"prompt": non_finite})[::2], expected[::2])
     tokens, lengths = codes(1, 9) + 1, torch.tensor([5])
     hidden = torch.randn(1, model.pattern.num_steps(9), 32)
     real = model.pattern.gather_positions(torch.arange(hidden.shape[1])[None, :, None], 9, lengths)[:, :, :5].flatten()
@@ -75,22 +75,22 @@ def test_loss_is_the_cross_entropy_at_active_cells(name: str) -> None:
     model = tiny(pattern=name).eval()
     x, prompt = codes(2, 9), torch.randn(2, 12)
     sequence = model.pattern.build_sequence(x + 1)
-    logits = model.logits(sequence, prompt)  # [B, S, K, C]
+    logits = model.logits(sequence, {"prompt": prompt})  # [B, S, K, C]
     losses = torch.nn.functional.cross_entropy(logits.permute(0, 3, 2, 1), sequence, reduction="none")  # [B, K, S]
     active = build_pattern(name, 4).frame_at_step(9) >= 0
     expected = (losses * active).sum((0, 2))
-    assert torch.allclose(model(x, None, prompt)[0], expected, rtol=1e-5)
+    assert torch.allclose(model(x, None, {"prompt": prompt})[0], expected, rtol=1e-5)
 
 
 def test_a_step_depends_on_prompt_and_earlier_steps_only() -> None:
     model = tiny().eval()
     sequence, prompt = model.pattern.build_sequence(codes(1, 10) + 1), torch.randn(1, 12)
-    before = model.logits(sequence, prompt)
+    before = model.logits(sequence, {"prompt": prompt})
     changed = sequence.clone()
     changed[:, 0, 5] = 1 + changed[:, 0, 5] % 1024
-    after = model.logits(changed, prompt)
+    after = model.logits(changed, {"prompt": prompt})
     assert torch.equal(before[:, :6], after[:, :6]) and not torch.allclose(before[:, 6], after[:, 6])
-    assert not torch.allclose(before[:, 0], model.logits(sequence, prompt + 1)[:, 0])
+    assert not torch.allclose(before[:, 0], model.logits(sequence, {"prompt": prompt + 1})[:, 0])
 
 
 @given(st.sampled_from(PATTERNS.names()), st.integers(1, 7))
@@ -100,8 +100,8 @@ def test_cached_logits_equal_full_logits(name: str, first: int) -> None:
     """After a prefill of some positions, and after each further position, by either way to decode a step."""
     model = tiny(pattern=name).eval()
     sequence, prompt = model.pattern.build_sequence(codes(2, 8) + 1), torch.randn(2, 12)
-    inputs = torch.cat([model.condition(prompt, 2), model.embed(sequence[:, :, :-1])], 1)
-    full, engine, S = model.logits(sequence, prompt), InferenceEngine(model), inputs.shape[1]
+    inputs = model.inputs(sequence, {"prompt": prompt})
+    full, engine, S = model.logits(sequence, {"prompt": prompt}), InferenceEngine(model), inputs.shape[1]
     forward_cache, step_cache = engine.new_cache(2, S), engine.new_cache(2, S)
     for cache in (forward_cache, step_cache):
         assert torch.allclose(engine.forward(inputs[:, :first], cache, 0), full[:, first - 1], atol=1e-5)
@@ -172,7 +172,7 @@ def test_attention_mask_has_the_dtype_of_the_queries() -> None:
 def test_missing_prompt_is_the_learned_null_vector() -> None:
     model = tiny(prompt_dropout=1.0)
     prompt = torch.randn(2, 12)
-    loss_sums, _ = model(codes(2, 6), None, prompt)  # every prompt dropped
+    loss_sums, _ = model(codes(2, 6), None, {"prompt": prompt})  # every prompt dropped
     assert torch.equal(loss_sums, model(codes(2, 6))[0])
     model.zero_grad()
     loss_sums.sum().backward()
@@ -186,7 +186,7 @@ def test_prompts_are_normalized() -> None:
     scaled = torch.nn.functional.linear(
         (prompts - prompts.mean(0)) / prompts.std(0, correction=0), model.prompt.weight, model.prompt.bias
     )
-    assert torch.allclose(model.condition(prompts, 500)[:, 0], scaled, atol=1e-4)
+    assert torch.allclose(model.prefix({"prompt": prompts}, 500)[:, 0], scaled, atol=1e-4)
 
 
 def test_end_of_audio_adds_a_frame_that_counts() -> None:
@@ -212,7 +212,7 @@ def test_saved_and_loaded_model_is_the_same(tmp_path: Path) -> None:
     loaded = CodecGPT.from_pretrained(tmp_path)
     assert loaded.config == model.config and not loaded.training
     sequence, prompt = model.pattern.build_sequence(codes(1, 5) + 1), torch.randn(1, 12)
-    assert torch.equal(loaded.logits(sequence, prompt), model.logits(sequence, prompt))
+    assert torch.equal(loaded.logits(sequence, {"prompt": prompt}), model.logits(sequence, {"prompt": prompt}))
 
 
 @pytest.mark.parametrize("damage", ["no weights", "no config", "config of something else", "weights of another size"])
@@ -248,7 +248,7 @@ def test_pretrained_weights_are_loaded_and_extended(gpt2: str, caplog: pytest.Lo
     assert "from 16 to 40" in caplog.text
     assert not any("wte" in name for name in model.state_dict())
     with torch.no_grad():
-        loss_sums, num_tokens = model(codes(20, 30), None, torch.randn(20, 12))
+        loss_sums, num_tokens = model(codes(20, 30), None, {"prompt": torch.randn(20, 12)})
     assert float(loss_sums.sum() / num_tokens.sum()) == pytest.approx(math.log(1025), abs=0.1)
 
 

@@ -70,6 +70,6 @@ def test_flops_of_an_adapter_are_those_that_torch_counts() -> None:
         if each:
             add_adapter(model, each)
         with FlopCounterMode(display=False) as counter:
-            model(torch.randint(0, 1024, (1, 4, 24)), None, torch.randn(1, 12))[0].sum().backward()
+            model(torch.randint(0, 1024, (1, 4, 24)), None, {"prompt": torch.randn(1, 12)})[0].sum().backward()
         counted.append(counter.get_total_flops() - model_stats.training_flops(config, 24, each))
     assert counted[0] == pytest.approx(counted[1], abs=0.02 * model_stats.training_flops(config, 24))

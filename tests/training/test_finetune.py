@@ -70,7 +70,7 @@ def changed(old: Path, new: Path) -> set[str]:
 def logits(model: CodecGPT) -> torch.Tensor:
     """The logits of a model on one sequence."""
     torch.manual_seed(0)
-    return model.logits(torch.randint(0, 1025, (2, 4, 12)), torch.randn(2, 12)).detach()
+    return model.logits(torch.randint(0, 1025, (2, 4, 12)), {"prompt": torch.randn(2, 12)}).detach()
 
 
 def loss_of(run: Path, cache: Path, folder: Path) -> float:
@@ -111,7 +111,7 @@ def test_adapter_and_base_equal_the_merged_model(base: Path, tuned: Path) -> Non
         peft = PeftModel.from_pretrained(CodecGPT.from_pretrained(base / "export"), adapter).base_model.model
     torch.testing.assert_close(logits(peft), logits(merged), atol=1e-5, rtol=0)
     engines = [InferenceEngine(model) for model in (peft, merged)]
-    steps = [engine.forward(engine.condition(None, 2), engine.new_cache(2, 8), 0) for engine in engines]
+    steps = [engine.forward(engine.prefix(None, 2), engine.new_cache(2, 8), 0) for engine in engines]
     torch.testing.assert_close(*steps, atol=1e-5, rtol=0)
     assert separate.weights_sha256 != merged.weights_sha256
 

@@ -118,6 +118,8 @@ def bytes_stored_by_autograd(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_sums, _ = model(torch.randint(0, 1024, (batch, config.codebooks, frames)), None, torch.randn(batch, 12))
+        loss_sums, _ = model(
+            torch.randint(0, 1024, (batch, config.codebooks, frames)), None, {"prompt": torch.randn(batch, 12)}
+        )
     assert loss_sums.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
