@@ -11,7 +11,7 @@ A clip of a lost shard is replaced by another clip, chosen by the position alone
 Clips are read by `os.preadv` into the buffers of their batch. A memory map would be twice as fast, but a shard that is
 truncated while it is open would end the process (SIGBUS); so it is a lost shard.
 
-Letters: B clips, K codebooks, T frames, P prompt dimensions, n batches.
+Letters: B clips, K codebooks, T frames, N prompt vectors of a clip, P prompt dimensions, n batches.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Batch:
     Attributes:
         codes: int16 [B, K, T], padded with 0.
         frames: int64 [B], true number of frames of each clip.
-        prompts_fp16: float16 [B, P], prompt vectors as stored.
+        prompts_fp16: float16 [B, P] or [B, N, P], prompt vectors as stored.
         position: position of the stream after this batch on all ranks; saved to resume.
         clip_positions: int64 [B], position of each clip.
     """
@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def prompts(self) -> Tensor:
-        """Prompt vectors: float32 [B, P]."""
+        """Prompt vectors: float32 [B, P] or [B, N, P]."""
         return self.prompts_fp16.float()
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +67,7 @@ class Batch:
         Returns:
             codes: int16 [B, K, T].
             frames: int64 [B].
-            prompts: float32 [B, P].
+            prompts: float32 [B, N, P].
         """
         if device.type == "cpu":
             return self.codes, self.frames, self.prompts
@@ -266,12 +266,13 @@ class _BatchPlan:
         first = i * self.batch_size
         clips, frames = self.clips[first : first + self.batch_size], self.frames[first : first + self.batch_size]
         manifest = self.datasets[0].manifest
-        B, K, P, T = len(clips), self.datasets[0].codebooks, manifest.prompt_dim, int(frames.max())
-        code_bytes, prompt_bytes = bytearray(2 * B * K * T), bytearray(2 * B * P)
+        B, K, T = len(clips), self.datasets[0].codebooks, int(frames.max())
+        N, P = manifest.prompt_frames, manifest.prompt_dim
+        code_bytes, prompt_bytes = bytearray(2 * B * K * T), bytearray(2 * B * N * P)
         codes = np.frombuffer(code_bytes, np.int16).reshape(B, K, T)
-        prompts = np.frombuffer(prompt_bytes, np.float16).reshape(B, P)
+        prompts = np.frombuffer(prompt_bytes, np.float16).reshape((B, P) if N == 1 else (B, N, P))
         all_codes, all_prompts = memoryview(code_bytes), memoryview(prompt_bytes)
-        C, D = 2 * K * T, 2 * P  # bytes of a clip
+        C, D = 2 * K * T, 2 * N * P  # bytes of a clip
         for row, (shard, codes_at, stored, prompt_at, start, length) in enumerate(clips):
             try:
                 if stored == T:

@@ -2,7 +2,8 @@
 
 The address is a folder of tars, or a glob of names in one folder (`notes-{000..127}.tar`, `notes-*.tar`), local or
 remote. The part of a shard's name before its number is its split: `train-000.tar` belongs to `train`. Arrays must have
-our format, uint16 [K, T] and float16 [D], with one K and one D. The tars do not name their codec and embedder.
+our format, uint16 [K, T], and float16 [D] or [N, D], with one K, one N and one D. The tars do not name their codec and
+embedder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
+from pipeline.data.open_shard import describe_shape
 from pipeline.data.shard import ShardInfo, build_index, iter_samples, shard_checksum, write_index
 from pipeline.data.shard_cache import file_lock
 from pipeline.data.storage import LocalStorage, Storage, open_storage
@@ -38,7 +40,7 @@ class ExternalSource:
 
     Attributes:
         codec: identity of the codec, as in a manifest, without `codebooks`.
-        embedder: identity of the embedder, as in a manifest, without `dim`.
+        embedder: identity of the embedder, as in a manifest, without `dim` and `frames`.
         index_dir: where indices and a manifest are stored.
     """
 
@@ -122,18 +124,18 @@ def _refuse_compressed(store: Storage, name: str) -> None:
 def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSource, index_store: LocalStorage) -> None:
     """Write the index of each shard, then the manifest."""
     log.info("scanning %d shards at %s, once", len(sizes), store.display_path())
-    shape: tuple[int, int] | None = None
+    shape: tuple[int, int, int] | None = None
     splits: dict[str, list[ShardInfo]] = {}
     for name in sizes:
         shard = store.open(name)
         index, where = build_index(shard), shard.path
         for sample in iter_samples(shard, index):
-            sample_shape = (len(sample.codes), len(sample.prompt))
+            sample_shape = (len(sample.codes), *sample.prompt_vectors.shape)
             shape = shape or sample_shape
             if sample_shape != shape:
                 raise InputError(
-                    f"{where}: {sample.key} has {sample_shape[0]} codebooks and a prompt of {sample_shape[1]} values, "
-                    f"earlier samples have {shape[0]} and {shape[1]}: all samples of a dataset need the same shape"
+                    f"{where}: {sample.key} has {describe_shape(sample_shape)}, earlier samples have "
+                    f"{describe_shape(shape)}: all samples of a dataset need the same shape"
                 )
             if sample.codes.max(initial=0) >= external.codec["codebook_size"] or not np.isfinite(sample.prompt).all():
                 size = external.codec["codebook_size"]
@@ -147,5 +149,7 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSou
         splits.setdefault((split and split[1]) or "train", []).append(info)
     if shape is None:
         raise InputError(f"the shards at {store.display_path()} are empty")
-    codec, embedder = {**external.codec, "codebooks": shape[0]}, {**external.embedder, "dim": shape[1]}
+    codebooks, vectors, values = shape
+    codec, embedder = {**external.codec, "codebooks": codebooks}, {**external.embedder, "dim": values}
+    embedder |= {"frames": vectors} if vectors > 1 else {}
     Manifest(codec, embedder, {"name": "external"}, splits).save(index_store)

@@ -46,6 +46,7 @@ class _CodecIdentity(_Identity):
 
 class _EmbedderIdentity(_Identity):
     dim: Annotated[StrictInt, Field(ge=1, le=1 << 20)]  # a batch fits in memory
+    frames: Annotated[StrictInt, Field(ge=1, le=256)] = 1
 
 
 class _Split(BaseModel):
@@ -121,6 +122,11 @@ class Manifest:
     def prompt_dim(self) -> int:
         """Number of values of a prompt vector, D."""
         return int(self.embedder["dim"])
+
+    @property
+    def prompt_frames(self) -> int:
+        """Number of prompt vectors of a clip, N."""
+        return int(self.embedder.get("frames", 1))
 
     @property
     def frame_rate(self) -> float:
@@ -207,10 +213,10 @@ class Manifest:
 
     def check_embedder(self, embedder: Mapping[str, Any]) -> None:
         """Raise InputError unless the prompt vectors are of this embedder."""
-        self._check_identity("embedder", embedder)
+        self._check_identity("embedder", {"frames": 1, **embedder})
 
     def _check_identity(self, part: str, expected: Mapping[str, Any]) -> None:
-        actual = self.codec if part == "codec" else self.embedder
+        actual = self.codec if part == "codec" else {"frames": 1, **self.embedder}
         differ = [name for name, value in expected.items() if actual.get(name) != value]
         if differ:
             differences = ", ".join(

@@ -2,9 +2,9 @@
 
     dataset = open_dataset("shards/nsynth")
     for batch in dataset.loader(batch_size=16, epochs=3):
-        batch.codes, batch.frames, batch.prompts      # [B, K, T], [B], [B, P]
+        batch.codes, batch.frames, batch.prompts      # [B, K, T], [B], [B, N, P]
 
-Letters: B clips, K codebooks, T frames, P prompt width.
+Letters: B clips, K codebooks, T frames, N prompt vectors of a clip, P prompt width.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def open_dataset(
         >>> import pipeline
         >>> dataset = pipeline.open_dataset("shards/nsynth")
         >>> for batch in dataset.loader(batch_size=16):
-        ...     loss = batch.codes.float().mean()  # codes [B, K, T], frames [B], prompts [B, P]
+        ...     loss = batch.codes.float().mean()  # codes [B, K, T], frames [B], prompts [B, N, P]
         >>> batch.codes.shape[1] == dataset.codebooks
         True
 

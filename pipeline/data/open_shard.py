@@ -1,6 +1,6 @@
 """A shard that is open for random access, after its checks.
 
-Letters: N samples, K codebooks, T frames, P prompt dimensions.
+Letters: N samples, K codebooks, T frames.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OpenShard:
         starts = index[:, :3:2]  # [N, 2], of codes and prompts
         ends = (
             codes + manifest.codebooks * frames * CODES_DTYPE.itemsize,
-            prompts + manifest.prompt_dim * PROMPT_DTYPE.itemsize,
+            prompts + manifest.prompt_frames * manifest.prompt_dim * PROMPT_DTYPE.itemsize,
         )
         inside = frames.min(initial=0) >= 0 and all(x.max(initial=0) <= reader.size for x in ends)
         if not inside or starts.min(initial=BLOCK) < BLOCK or ((starts - NPY_HEADER_BYTES) % BLOCK).any():
@@ -53,12 +53,21 @@ class OpenShard:
 
     def _check_samples(self, index: np.ndarray, manifest: Manifest) -> None:
         rows = np.unique(np.linspace(0, len(index) - 1, min(_SAMPLES_CHECKED, len(index))).astype(np.int64))
+        expected = (manifest.codebooks, manifest.prompt_frames, manifest.prompt_dim)
         for sample in iter_samples(self.reader, index[rows]):
-            if (len(sample.codes), len(sample.prompt)) != (manifest.codebooks, manifest.prompt_dim):
+            shape = (len(sample.codes), *sample.prompt_vectors.shape)
+            if shape != expected:
                 raise InputError(
-                    f"{self.reader.path}: {sample.key} has {len(sample.codes)} codebooks and a prompt of "
-                    f"{len(sample.prompt)} where the manifest says {manifest.codebooks} and {manifest.prompt_dim}"
+                    f"{self.reader.path}: {sample.key} has {describe_shape(shape)} where the manifest says "
+                    f"{describe_shape(expected)}"
                 )
+
+
+def describe_shape(shape: tuple[int, int, int]) -> str:
+    """The number of codebooks, of prompt vectors and of their values, in words."""
+    codebooks, vectors, values = shape
+    prompt = f"a prompt of {values} values" if vectors == 1 else f"{vectors} prompt vectors of {values} values"
+    return f"{codebooks} codebooks and {prompt}"
 
 
 def check_counts(shard: FileReader, clips: int, info: ShardInfo) -> None:

@@ -3,7 +3,7 @@
 A sample is three members of a USTAR tar, in this order:
 
     {key}.codes.npy    uint16 [K, T], codes from 0, codebooks coarse to fine
-    {key}.prompt.npy   float16 [D], mean over time of the embedder's features
+    {key}.prompt.npy   float16 [D], mean over time of the embedder's features; [N, D], of N stretches of the clip
     {key}.json         path, start, duration, split, labels
 
 Time, owner, mode and order are fixed, so the same samples give the same bytes. `{stem}.index.npy` is int64 [1 + N, 5].
@@ -11,7 +11,7 @@ Its first row: version, checksum (xxh3) of the shard, checksum of the other rows
 byte offset of the codes' array data, frames T, byte offset of the prompt's array data, byte offset of the JSON text,
 bytes of the JSON text. External shards have no index: `build_index` creates one from their tar headers.
 
-Letters: N samples, K codebooks, T frames, D prompt dimensions.
+Letters: B samples, K codebooks, T frames, N prompt vectors of a sample (samples of an index), D prompt dimensions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ MEMBERS = ("codes.npy", "prompt.npy", "json")
 CODES_DTYPE, PROMPT_DTYPE = np.dtype("<u2"), np.dtype("<f2")
 _INDEX_DTYPE = np.dtype("<i8")
 _INDEX_VERSION = 2  # version 1 had no row of checksums
+_EXPECTED = "codes of uint16 [K, T] and a prompt of float16 [D] or [N, D]"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MAX_MEMBER_BYTES = 2**48  # limit of a shard's bytes, and of all offsets and counts in it
 _SHARD_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar")
@@ -54,7 +55,7 @@ class Sample:
     Attributes:
         key: unique in the dataset.
         codes: uint16 [K, T].
-        prompt: float16 [D].
+        prompt: float16 [D], or [N, D] for N vectors of a clip.
         metadata: content of `{key}.json`.
     """
 
@@ -62,6 +63,16 @@ class Sample:
     codes: np.ndarray
     prompt: np.ndarray
     metadata: dict[str, Any]
+
+    @property
+    def prompt_vectors(self) -> np.ndarray:
+        """The prompt as float32 [N, D]."""
+        return self.prompt.astype(np.float32).reshape(-1, self.prompt.shape[-1])
+
+
+def stack_prompts(samples: Iterable[Sample]) -> np.ndarray:
+    """The prompts of samples: float32 [B, N, D]."""
+    return np.stack([sample.prompt_vectors for sample in samples])
 
 
 def validate_shard_name(name: Any) -> str:
@@ -131,8 +142,9 @@ class ShardWriter:
         """Append a sample. Raises ValueError for an invalid or repeated key, or arrays of another type."""
         if not KEY_PATTERN.fullmatch(sample.key) or sample.key in self._keys:
             raise ValueError(f"the key {sample.key!r} is not valid, or is already in {self.name}")
-        if sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2 or sample.prompt.dtype != PROMPT_DTYPE:
-            raise ValueError(f"{sample.key}: expected codes of uint16 [K, T] and a prompt of float16 [D]")
+        is_valid = sample.codes.dtype == CODES_DTYPE and sample.codes.ndim == 2
+        if not is_valid or sample.prompt.dtype != PROMPT_DTYPE or sample.prompt.ndim not in (1, 2):
+            raise ValueError(f"{sample.key}: expected {_EXPECTED}")
         self._keys.add(sample.key)
         text = json.dumps(sample.metadata, sort_keys=True, separators=(",", ":")).encode()
         codes = self._add_member(f"{sample.key}.codes.npy", npy_bytes(sample.codes)) + NPY_HEADER_BYTES
@@ -307,7 +319,7 @@ def build_index(shard: FileReader) -> np.ndarray:
 
     Raises:
         InputError: the tar is truncated or damaged, a sample lacks a member, a member has an absolute or `..` path, or
-            an array is not uint16 [K, T] or float16 [D].
+            an array is not uint16 [K, T], or float16 [D] or [N, D].
     """
     where = shard.path
     groups: list[tuple[str, dict[str, tuple[int, int]]]] = []  # key, and offset and size by extension
@@ -352,8 +364,8 @@ def _dotted_key(groups: list[tuple[str, dict[str, tuple[int, int]]]]) -> str | N
 def _read_array(shard: FileReader, at: int, dtype: np.dtype, key: str, size: int | None = None) -> np.ndarray:
     """Return the array whose data start at an offset. size: bytes of its member, to be checked."""
     shape = npy_shape(shard.read(at - NPY_HEADER_BYTES, NPY_HEADER_BYTES), dtype)
-    if shape is None or len(shape) != (2 if dtype == CODES_DTYPE else 1):
-        raise InputError(f"{shard.path}: {key}: expected codes of uint16 [K, T] and a prompt of float16 [D]")
+    if shape is None or len(shape) not in ((2,) if dtype == CODES_DTYPE else (1, 2)):
+        raise InputError(f"{shard.path}: {key}: expected {_EXPECTED}")
     num_bytes = math.prod(shape) * dtype.itemsize
     if at + num_bytes > shard.size or size not in (None, NPY_HEADER_BYTES + num_bytes):
         raise InputError(f"{shard.path}: {key} has an array of {shape} that does not fit its member")

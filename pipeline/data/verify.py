@@ -178,14 +178,16 @@ def _check_contents(
 def _sample_faults(
     codes: np.ndarray, prompt: np.ndarray, info: dict[str, Any], split: str, manifest: Manifest
 ) -> Iterator[str]:
-    """Yield faults of one sample, without its key. codes: uint16 [K, T]; prompt: float16 [D]."""
+    """Yield faults of one sample, without its key. codes: uint16 [K, T]; prompt: float16 [D] or [N, D]."""
     size = manifest.codec["codebook_size"]
     if codes.shape[0] != manifest.codebooks:
         yield f"{codes.shape[0]} codebooks where the manifest says {manifest.codebooks}"
     if codes.max(initial=0) >= size:
         yield f"codes of {size} or more"
-    if len(prompt) != manifest.prompt_dim:
-        yield f"prompts of {len(prompt)} values where the manifest says {manifest.prompt_dim}"
+    expected = (manifest.prompt_frames, manifest.prompt_dim)
+    if (1, *prompt.shape)[-2:] != expected:
+        stored, listed = (" x ".join(str(n) for n in shape if n > 1) for shape in (prompt.shape, expected))
+        yield f"prompts of {stored} values where the manifest says {listed}"
     if not np.isfinite(prompt).all():
         yield "prompts with NaN or infinite values"
     if info.get("split") != split:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.audio import metrics
 from pipeline.common.machine import num_cores
+from pipeline.data.shard import stack_prompts
 from pipeline.evaluation.reference_clips import ReferenceClip
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode_codes, embed_audio
@@ -74,8 +75,9 @@ class References:
 
     @cached_property
     def prompts(self) -> np.ndarray:
-        """The prompts of the clips: float32 [N, P]."""
-        return np.stack([clip.sample.prompt for clip in self.clips]).astype(np.float32)
+        """The prompts of the clips, the mean vector of each: float32 [N, P]."""
+        means: np.ndarray = stack_prompts(clip.sample for clip in self.clips).mean(1)
+        return means
 
     @cached_property
     def pitch_labels(self) -> np.ndarray:

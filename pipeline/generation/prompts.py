@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.audio import amplitude, audio_io, find_files
 from pipeline.audio.codecs.base import Codec
-from pipeline.audio.embedders.base import Embedder, embed_sounds
+from pipeline.audio.embedders.base import Embedder, pad_sounds
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_file
 
@@ -104,9 +104,9 @@ def _glob(pattern: str) -> list[str]:
 
 
 def embed_audio(embedder: Embedder, wavs: Sequence[np.ndarray], rate: int) -> Tensor:
-    """Prompt vectors, float32 [B, P], of sounds [S] at a rate; rounded to float16, like the prompts in a dataset."""
+    """A vector, float32 [B, P], for each sound [S] at a rate; rounded to float16, like the prompts of a dataset."""
     batch = embedder.best_batch
-    rows = [embed_sounds(embedder, wavs[i : i + batch], rate).cpu() for i in range(0, len(wavs), batch)]
+    rows = [embedder.embed(*pad_sounds(embedder, wavs[i : i + batch], rate)).cpu() for i in range(0, len(wavs), batch)]
     return torch.cat(rows).half().float()
 
 

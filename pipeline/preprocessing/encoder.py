@@ -1,6 +1,6 @@
 """From decoded clips to codes and prompts: the encoder that owns one device, and the loop of its process.
 
-Letters: B clips, K codebooks, T frames, S samples, D prompt width.
+Letters: B clips, K codebooks, T frames, S samples, N prompt vectors of a clip, D prompt width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline.audio.embedders.base import embed_sounds
+from pipeline.audio.embedders.base import pad_sounds
 from pipeline.common.errors import InputError, MachineError, first_line
 from pipeline.corpora import printable
 from pipeline.data.manifest import skipped_row
@@ -122,12 +122,13 @@ class Encoder:
         lengths = torch.tensor([len(wav) for wav in wavs])
         codes = None if embed_only else self.codec.encode(batch[:, None], lengths)  # [B, K, T]
         if self.embedder.sample_rate == self.codec.sample_rate:
-            prompts = self.embedder.embed(batch, lengths)  # [B, D]
+            prompts = self.embedder.embed_frames(batch, lengths)  # [B, N, D]
         else:
-            prompts = embed_sounds(self.embedder, wavs, self.codec.sample_rate)
+            prompts = self.embedder.embed_frames(*pad_sounds(self.embedder, wavs, self.codec.sample_rate))
 
         def finish() -> Iterator[Sample]:
             vectors = prompts.cpu().numpy().astype(np.float16)
+            vectors = vectors[:, 0] if self.embedder.frames == 1 else vectors
             if codes is None:
                 codes_uint16 = np.zeros((len(wavs), 0, 0), np.uint16)
             else:

@@ -49,7 +49,7 @@ class PreprocessSettings(CommandSettings):
         return {
             "data": self._data_without(unset),
             "codec": self.codec.to_dict(),
-            "embedder": self.embedder.to_dict(),
+            "embedder": self.embedder.recorded(),
             **self._sample_settings(),
         }
 

@@ -140,7 +140,7 @@ def test_changed_shards_are_scanned_again(external_shards: Path, tmp_path: Path)
     [
         (
             {"K": K + 1},
-            r"train-004.tar: some-where/clip-50 has 4 codebooks and a prompt of 5 values.*earlier samples have 3 and 5",
+            r"train-004.tar: some-where/clip-50 has 4 codebooks and a prompt of 5 values.* have 3 codebooks and",
         ),
         ({"P": P + 1}, r"train-004.tar: some-where/clip-50 has 3 codebooks and a prompt of 6 values"),
         ({"dtype": "<i8"}, r"train-004.tar: some-where/clip-50: expected codes of uint16 \[K, T\]"),

@@ -29,7 +29,7 @@ class EncodecMaeSettings(EmbedderSettings):
         from pipeline.audio.encodecmae.embedder import EncodecMaeEmbedder
 
         file, gin = _locate_checkpoint(self.source or str(self.default_source))
-        return EncodecMaeEmbedder(self.name, load_checkpoint(file, gin), sha256_file(file), device)
+        return EncodecMaeEmbedder(self.name, load_checkpoint(file, gin), sha256_file(file), device, self.frames)
 
 
 @EMBEDDERS.register("encodecmae_base")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.audio.embedders import EMBEDDERS
+from pipeline.audio.embedders.base import Embedder, pool_frames, valid_samples
 from pipeline.audio.embedders.encodecmae import EncodecMaeSettings
 from pipeline.common.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from pipeline.audio.embedders.base import Embedder
 
 
 @EMBEDDERS.register("encodecmae_package")
@@ -24,7 +23,7 @@ class EncodecMaePackageSettings(EncodecMaeSettings):
 
     def load(self, device: str | torch.device) -> Embedder:
         """See `EmbedderSettings.load`."""
-        return EncodecMaePackageEmbedder(self.source or str(self.default_source), device)
+        return EncodecMaePackageEmbedder(self.source or str(self.default_source), device, self.frames)
 
     @classmethod
     def source_of(cls, identity_name: str) -> str | None:
@@ -33,13 +32,13 @@ class EncodecMaePackageSettings(EncodecMaeSettings):
         return super().source_of(identity_name) if "/" in model else model or cls.default_source
 
 
-class EncodecMaePackageEmbedder:
-    """The authors' implementation, one clip at a time."""
+class EncodecMaePackageEmbedder(Embedder):
+    """The authors' implementation, one clip at a time. `weights`: a sha256 over names and values of its tensors."""
 
     best_batch = 1
     sample_rate = 24_000
 
-    def __init__(self, model: str, device: str | torch.device) -> None:
+    def __init__(self, model: str, device: str | torch.device, frames: int) -> None:
         import torch
 
         try:
@@ -51,31 +50,34 @@ class EncodecMaePackageEmbedder:
                 f"https://github.com/habla-liaa/encodecmae, with a torchaudio that was built for torch "
                 f"{torch.__version__}, or choose another embedder=, which needs no package"
             ) from error
-        self.name, self.device = f"encodecmae_package/{model}", torch.device(device)
+        self.name, self.frames, self.device = f"encodecmae_package/{model}", frames, torch.device(device)
         self.model = load_model(model, mode="eval", device=str(device))
         digest = hashlib.sha256()
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(key.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         self.weights = digest.hexdigest()
-        self.dim = self._embed_clip(torch.zeros(self.sample_rate)).shape[0]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `Embedder.identity`; `weights` is a sha256 over the names and values of the model's tensors."""
-        return {"name": self.name, "weights": self.weights, "sample_rate": self.sample_rate, "dim": self.dim}
+        self.dim = self._features(torch.zeros(self.sample_rate)).shape[1]
 
     def embed(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Embed clips [B, S] to float32 [B, D]."""
         import torch
 
-        valid = [wav.shape[1]] * len(wav) if lengths is None else lengths.tolist()
-        return torch.stack([self._embed_clip(row[:length]) for row, length in zip(wav, valid, strict=True)])
+        return torch.stack([self._features(row).mean(0) for row in valid_samples(wav, lengths)])
 
-    def _embed_clip(self, wav: Tensor) -> Tensor:
+    def embed_frames(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """See `Embedder.embed_frames`."""
+        import torch
+
+        if self.frames == 1:
+            return self.embed(wav, lengths)[:, None]
+        return torch.stack([pool_frames(self._features(row), self.frames) for row in valid_samples(wav, lengths)])
+
+    def _features(self, wav: Tensor) -> Tensor:
+        """[S] -> [T, D]."""
         import torch
 
         from pipeline.audio.precision import full_precision
 
         with full_precision(self.device):
             features = torch.as_tensor(self.model.extract_features_from_array(wav.float().cpu().numpy()))
-        return features.float().flatten(0, -2).mean(0)  # v1 returns [T, D], v2 [1, T, D]
+        return features.float().flatten(0, -2)  # v1 returns [T, D], v2 [1, T, D]

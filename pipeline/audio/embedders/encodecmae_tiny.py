@@ -30,7 +30,7 @@ class EncodecMaeTinySettings(EmbedderSettings):
         from pipeline.audio.encodecmae.embedder import EncodecMaeEmbedder
 
         file = TINY if self.source is None else Path(self.source)
-        return EncodecMaeEmbedder(self.name, _read_model(file), sha256_file(file), device)
+        return EncodecMaeEmbedder(self.name, _read_model(file), sha256_file(file), device, self.frames)
 
 
 def _read_model(file: Path) -> EncodecMae:

@@ -1,16 +1,17 @@
 """`EncodecMaeEmbedder`: embeds clips of any length and number by the mean of EnCodecMAE's features.
 
-Letters: B clips, S samples at 24 kHz, N chunks, T frames, D width.
+Letters: B clips, S samples at 24 kHz, N chunks, T frames, F vectors of a clip, D width.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.audio.embedders.base import Embedder, pool_frames
 from pipeline.audio.encodecmae.model import CHUNK, HOP, SAMPLE_RATE, EncodecMae
 from pipeline.audio.precision import full_precision
 
@@ -18,21 +19,16 @@ BEST_BATCH_CPU = 8  # chunks that go through the transformer in one batch
 BEST_BATCH_GPU = 64
 
 
-class EncodecMaeEmbedder:
+class EncodecMaeEmbedder(Embedder):
     """Embeds clips by the mean of EnCodecMAE's features, in fp32 under any autocast and TF32 settings."""
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, name: str, model: EncodecMae, weights: str, device: str | torch.device) -> None:
-        """Wrap a model. weights: the sha256 of the weights file."""
-        self.name, self.weights, self.device = name, weights, torch.device(device)
+    def __init__(self, name: str, model: EncodecMae, weights: str, device: str | torch.device, frames: int = 1) -> None:
+        """Wrap a model. weights: the sha256 of the weights file; frames: vectors of a clip."""
+        self.name, self.weights, self.frames, self.device = name, weights, frames, torch.device(device)
         self.model = model.to(self.device)
         self.dim = model.arch.dim
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `Embedder.identity`."""
-        return {"name": self.name, "weights": self.weights, "sample_rate": self.sample_rate, "dim": self.dim}
 
     @property
     def best_batch(self) -> int:
@@ -51,21 +47,39 @@ class EncodecMaeEmbedder:
         Returns:
             float32 [B, D] on the embedder's device.
         """
+        sums, counts, clips = [], [], list[int]()
+        for own, features, frames in self._chunk_features(wav, lengths):
+            padded = torch.arange(features.shape[1], device=self.device) >= frames[:, None]
+            sums.append(features.masked_fill(padded[..., None], 0).sum(1))
+            counts.append(frames)
+            clips += own
+        return _clip_means(torch.cat(sums), torch.cat(counts), clips, len(wav))
+
+    @torch.inference_mode()
+    def embed_frames(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """See `Embedder.embed_frames`: [B, S] -> [B, F, D], the mean features of each stretch."""
+        if self.frames == 1:
+            return self.embed(wav, lengths)[:, None]
+        chunks: list[list[Tensor]] = [[] for _ in wav]  # in order: all but the last of a clip have the same length
+        for own, features, frames in self._chunk_features(wav, lengths):
+            for b, chunk, count in zip(own, features, frames.tolist(), strict=True):
+                chunks[b].append(chunk[:count])
+        with full_precision(self.device):
+            return torch.stack([pool_frames(torch.cat(parts), self.frames) for parts in chunks])
+
+    def _chunk_features(self, wav: Tensor, lengths: Tensor | None) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Batches of N chunks: the clip of each, the features [N, T, D], and the number of frames of each [N]."""
         batch, samples = wav.shape
         valid = [samples] * batch if lengths is None else lengths.tolist()
         assert len(valid) == batch and min(valid) > 0 and max(valid) <= samples, valid
         wav = wav.to(self.device, torch.float32)
         parts = [(b, *part) for b, length in enumerate(valid) for part in self._chunks(wav[b, :length])]
         parts.sort(key=lambda part: len(part[1]), reverse=True)  # batches of chunks of similar length
-        sums, counts = [], []
-        with full_precision(self.device):
-            for i in range(0, len(parts), self.best_batch):
-                _, chunks, attend = zip(*parts[i : i + self.best_batch], strict=True)
-                features, frames = self.model(chunks, attend)  # [N, T, D], [N]
-                padded = torch.arange(features.shape[1], device=self.device) >= frames[:, None]
-                sums.append(features.masked_fill(padded[..., None], 0).sum(1))
-                counts.append(frames)
-        return _clip_means(torch.cat(sums), torch.cat(counts), [b for b, *_ in parts], batch)
+        for i in range(0, len(parts), self.best_batch):
+            own, chunks, attend = zip(*parts[i : i + self.best_batch], strict=True)
+            with full_precision(self.device):
+                features, frames = self.model(chunks, attend)
+            yield list(own), features, frames
 
     @torch.inference_mode()
     def features(self, wav: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from pipeline.audio.embedders import embedder_of
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
 from pipeline.data.random_clips import sample_clips
-from pipeline.data.shard import Sample, ShardInfo
+from pipeline.data.shard import Sample, ShardInfo, stack_prompts
 from pipeline.data.stats import count_codes, count_labels, labels_of
 from pipeline.data.storage import Storage
 from pipeline.evaluation.doctor.sound_facts import SoundFacts, sound_facts
@@ -145,7 +145,7 @@ class Examination:
         own, others = np.flatnonzero(splits == first), np.flatnonzero(splits != first)
         if not len(own) or not len(others):
             return []
-        prompts = np.stack([sample.prompt for sample in self.samples]).astype(np.float32)  # [N, P]
+        prompts = stack_prompts(self.samples).mean(1)  # [N, P]
         prompts -= prompts.mean(0)
         prompts /= np.linalg.norm(prompts, axis=1, keepdims=True).clip(min=1e-6)
         codes = {_digest(self.samples[i]): int(i) for i in own}
@@ -272,7 +272,7 @@ def _measure_fidelity(
         result.left_out.append(f"prompt fidelity: {error}")
         return [None] * len(samples)
     embeddings = embed_audio(embedder, wavs, result.rate).numpy()
-    prompts = np.stack([sample.prompt for sample in samples]).astype(np.float32)
+    prompts = stack_prompts(samples).mean(1)
     if not np.isfinite(prompts).all():
         result.left_out.append("prompt fidelity: prompts have values that are not finite; see pipeline.shards verify")
         return [None] * len(samples)
