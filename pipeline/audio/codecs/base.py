@@ -100,6 +100,11 @@ class Codec(ABC):
         """Decode codes int64 [B, k, T] on the codec's device, of the first k codebooks, to [B, 1, hop_length T]."""
 
     @property
+    def can_decode_in_pieces(self) -> bool:
+        """Whether `streaming_decoder` needs memory for a few frames only, whatever the length."""
+        return self.context_frames is not None
+
+    @property
     def frame_rate(self) -> float:
         """Frames per second; an int where it is whole."""
         rate = self.sample_rate / self.hop_length
@@ -184,7 +189,7 @@ class Codec(ABC):
 
         from pipeline.audio.precision import full_precision
 
-        if self.context_frames is not None and codes.shape[-1] > LONGEST_PIECE:
+        if self.can_decode_in_pieces and codes.shape[-1] > LONGEST_PIECE:
             decoder = self.streaming_decoder()
             pieces = [decoder.push(piece) for piece in codes.split(LONGEST_PIECE // 2, dim=-1)]
             return torch.cat([*pieces, decoder.flush()], dim=-1)
@@ -196,8 +201,14 @@ class Codec(ABC):
         return self.decode(codes[None])[0, 0].cpu().numpy()
 
     def streaming_decoder(self) -> StreamingDecoder:
-        """Return a decoder that receives codes chunk by chunk."""
-        return OverlapDecoder(self)
+        """Return a decoder that receives codes chunk by chunk.
+
+        Here it decodes overlapping pieces, each with `context_frames` on both sides, and everything at the end if the
+        context is unknown.
+        """
+        from pipeline.audio.codecs.streaming import Overlap, StagedDecoder
+
+        return StagedDecoder(self, [Overlap(self.decode_batch, self.hop_length, self.context_frames)])
 
     def validate_codes(self, codes: Tensor) -> Tensor:
         """Return codes [B, K, T] as int64 on the codec's device; raise InputError if it cannot decode them."""
@@ -208,41 +219,3 @@ class Codec(ABC):
         if low < 0 or high >= self.codebook_size:
             raise InputError(f"codes from {low} to {high}: {self.name} decodes 0..{self.codebook_size - 1} only")
         return codes.to(self.device).long()
-
-
-class OverlapDecoder:
-    """Decodes overlapping pieces: each with the codec's `context_frames` on both sides, whose samples are dropped.
-
-    Latency: `context_frames`. A codec whose context is unknown decodes everything at `flush`.
-    """
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self._codes: Tensor | None = None  # [B, k, t]: the context before the next frame, and the frames from it on
-        self._next = 0  # the frame in _codes that is decoded next
-
-    def push(self, chunk: Tensor) -> Tensor:
-        """Decode codes [B, k, t] and return the samples [B, 1, s] that are now complete."""
-        import torch
-
-        codes = self._codec.validate_codes(chunk)
-        self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=-1)
-        context = self._codec.context_frames
-        ready = self._next if context is None else self._codes.shape[-1] - context
-        return self._decode_until(ready)
-
-    def flush(self) -> Tensor:
-        """Return the samples [B, 1, s] that remain after the last push."""
-        return self._decode_until(0 if self._codes is None else self._codes.shape[-1])
-
-    def _decode_until(self, end: int) -> Tensor:
-        """Decode the frames before `end` that are not decoded yet."""
-        import torch
-
-        if self._codes is None or end <= self._next:
-            return torch.zeros(1 if self._codes is None else len(self._codes), 1, 0, device=self._codec.device)
-        hop = self._codec.hop_length
-        wav = self._codec.decode(self._codes)[..., self._next * hop : end * hop]
-        first = max(0, end - (self._codec.context_frames or 0))
-        self._codes, self._next = self._codes[..., first:], end - first
-        return wav
