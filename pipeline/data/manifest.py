@@ -134,6 +134,12 @@ class Manifest:
         rate: float = self.codec["frame_rate"]
         return rate
 
+    @property
+    def hop_length(self) -> int:
+        """Samples of a frame, at the codec's sample rate."""
+        rate: float = self.codec["sample_rate"]
+        return round(rate / self.frame_rate)
+
     def num_samples(self, split: str) -> int:
         """Return the number of clips in a split."""
         return sum(shard.samples for shard in self.splits.get(split, []))

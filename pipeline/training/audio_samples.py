@@ -12,6 +12,7 @@ from pipeline.audio.codecs.base import Codec
 from pipeline.audio.precision import codec_device
 from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
+from pipeline.common.frames import count_frames
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample
@@ -38,7 +39,7 @@ class AudioSampler:
             settings: how many clips, how long, and at which temperatures.
         """
         self.codec, self.settings, self.sample_rate = codec, settings, codec.sample_rate
-        max_frames = round(settings.seconds * codec.frame_rate)
+        max_frames = count_frames(settings.seconds, codec.sample_rate, codec.hop_length)
         self.clips = [*sample_clips(split.store, split.manifest, settings.clips, SEED, split.split)]
         self.codes = [torch.from_numpy(c.codes[: codec.codebooks, :max_frames].astype(np.int64)) for c in self.clips]
         self._references = [*map(self._decode_reference, self.clips, self.codes)]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.common.errors import InputError
+from pipeline.common.frames import count_frames
 from pipeline.data.bucketing import bucket_by_length
 from pipeline.data.dataloader import Batch, ShardDataLoader, iter_once
 from pipeline.data.dataset import ShardedDataset
@@ -176,7 +177,9 @@ def open_datasets(settings: TrainSettings, base: Base | None = None) -> TrainDat
             valid.append(open_split(folder, data.valid, _VALID_OPEN_SHARDS))
     for split in (*train, *valid):
         split.codebooks = codec.codebooks
-    crop = None if data.seconds is None else round(data.seconds * train[0].manifest.frame_rate)
+    manifest = train[0].manifest
+    rate, hop = manifest.codec["sample_rate"], manifest.hop_length
+    crop = None if data.seconds is None else count_frames(data.seconds, rate, hop)
     return TrainData(folders, train, valid, _build_sampler(settings, [*folders], train, crop), crop)
 
 

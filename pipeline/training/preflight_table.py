@@ -36,7 +36,7 @@ def build_table(estimate: RunEstimate) -> Table:
         "of validation audio",
         "run": f"{t.steps:,} steps are {estimate.epochs:,.1f} epochs{resumed}",
         "dataset": "\n".join(
-            f"{split.manifest.path}: {split.manifest.codec['name']} at {split.manifest.frame_rate} Hz, "
+            f"{split.manifest.path}: {split.manifest.codec['name']} at {split.manifest.frame_rate:g} Hz, "
             f"{split.codebooks} of {split.manifest.codebooks} codebooks; prompts of {split.manifest.embedder['name']}, "
             f"{split.manifest.prompt_dim} wide"
             for split in data.train
