@@ -14,6 +14,7 @@ from pipeline.audio.codecs.transformers_codec import TransformersCodec, Transfor
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class DacSettings(TransformersCodecSettings):
@@ -24,7 +25,7 @@ class DacSettings(TransformersCodecSettings):
     licence: ClassVar[str] = "Descript published them under the MIT licence."
     model_class: ClassVar[str] = "DacModel"
 
-    def wrap(self, model: Any, weights: str, device: str | torch.device) -> DacCodec:
+    def wrap(self, model: PreTrainedModel, weights: str, device: str | torch.device) -> DacCodec:
         """See `TransformersCodecSettings.wrap`."""
         return DacCodec(self, model, weights, device)
 

@@ -41,8 +41,8 @@ class Overlap:
         Args:
             function: Maps [B, C, t] to [B, C', ratio t].
             ratio: The output steps of an input step.
-            before: The steps before a step that its outputs depend on; None: all of them, so that everything is computed
-                at the end.
+            before: The steps before a step that its outputs depend on; None: all of them, so that the function is
+                applied at the end.
             after: The steps after a step that its outputs depend on; None: as many as before it.
         """
         self._function, self._ratio, self._before = function, ratio, before

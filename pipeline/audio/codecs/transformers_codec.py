@@ -22,6 +22,7 @@ from pipeline.common.import_guards import hide_broken_packages
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HUB = "hub:"  # codec.weights_dir=hub:OWNER/NAME
@@ -39,7 +40,7 @@ class TransformersCodecSettings(CodecSettings):
     model_class: ClassVar[str]
 
     @abstractmethod
-    def wrap(self, model: Any, weights: str, device: str | torch.device) -> Codec:
+    def wrap(self, model: PreTrainedModel, weights: str, device: str | torch.device) -> Codec:
         """The codec around a loaded model. weights: the sha256 of the weights file."""
 
     def load(self, device: str | torch.device) -> Codec:
@@ -107,7 +108,7 @@ def find_model_folder(name: str, weights_dir: str | None, repository: str) -> Pa
     return folder
 
 
-def _read_model(folder: Path, class_name: str) -> Any:
+def _read_model(folder: Path, class_name: str) -> PreTrainedModel:
     """The model of a folder, in fp32 and eval mode."""
     import torch
 
@@ -131,7 +132,8 @@ def _read_model(folder: Path, class_name: str) -> Any:
             if info[problem]:
                 raise ValueError(f"{problem.replace('_', ' ')}: {min(map(str, info[problem]))}")
         check_finite(model.state_dict())
-    return model.eval().requires_grad_(False)
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    return loaded
 
 
 @contextmanager
