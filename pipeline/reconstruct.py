@@ -47,7 +47,7 @@ def main(settings: ReconstructSettings) -> None:
     files, counts = find_audio_files("audio", settings.audio), sorted(set(settings.codebooks))
     check_output_folder("out", settings.out)
     values = {**settings.codec.to_dict(), "codebooks": max(counts)}
-    codec = parse_settings(type(settings.codec), values, "codec.").load(codec_device(pick_device(settings.device)))
+    codec = parse_settings(type(settings.codec), values, "codec.").open(codec_device(pick_device(settings.device)))
     result = reconstruction.reconstruct_files(codec, files, counts, settings.out)
     report = {"codec": codec.identity, "clips": result.clips, "refused": result.refused}
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -3,7 +3,7 @@
 A float file in the scale of integers has a peak of 32,768. A lossy codec or a filter overshoots -1..1 a little, which
 is normal. Stereo in antiphase (one channel inverted) is silent in the mono mix.
 
-Letters: S samples.
+Letters: S samples, C channels.
 """
 
 from __future__ import annotations
@@ -25,6 +25,23 @@ def mix_channels(block: np.ndarray) -> np.ndarray:
     return np.stack([block.mean(axis=1, dtype=np.float32), block[:, 0]], axis=1)
 
 
+def split_stereo(block: np.ndarray) -> np.ndarray:
+    """Return a block [S, C] as stereo [S, 2]: one channel becomes two equal ones, more than two are mixed.
+
+    The first channel is left, the second is right, and the others are on both sides. The mean of the two sides is the
+    mean of all channels.
+    """
+    if block.shape[1] <= 2:
+        return block if block.shape[1] == 2 else np.repeat(block, 2, axis=1)
+    centre = block[:, 2:].sum(axis=1, keepdims=True, dtype=np.float32)
+    return np.asarray((2 * block[:, :2] + centre) / np.float32(block.shape[1]), np.float32)
+
+
+def mix_sound(wav: np.ndarray) -> np.ndarray:
+    """Return a sound, [S] or stereo [S, 2], as mono [S]: the mean, or the left channel if both cancel each other."""
+    return wav if wav.ndim == 1 else to_mono(mix_channels(wav))[0]
+
+
 def to_mono(channels: np.ndarray) -> tuple[np.ndarray, bool]:
     """Return the mono mix [S], or the first channel if the channels cancel, and whether they do.
 
@@ -43,7 +60,7 @@ def apply_policy(wav: np.ndarray, policy: str, faults: Sequence[str] = ()) -> tu
     """Apply `bad_amplitude` to a clip.
 
     Args:
-        wav: [S], finite.
+        wav: [S] or stereo [S, 2], finite.
         policy: "scale", "skip" or "keep"; see conf/preprocess.yaml.
         faults: Faults of the channels for which the first channel was already used instead of the mix.
 

@@ -1,8 +1,8 @@
-"""Audio files: read as mono float32 at one sample rate, and written.
+"""Audio files: read as float32 at one sample rate, mono or stereo, and written.
 
-The format is detected from the content, whatever the extension (`pipeline.audio.decoding.decoder`). Channels are
-averaged. soxr resamples once, at the quality that librosa, the article and the released models used. A segment of a
-file equals the same segment of the complete file resampled.
+The format is detected from the content, whatever the extension (`pipeline.audio.decoding.decoder`). For mono, channels
+are averaged; for stereo see `amplitude.split_stereo`. soxr resamples once, at the quality that librosa, the article and
+the released models used. A segment of a file equals the same segment of the complete file resampled.
 
 A file with less audio than its header declares is truncated: an error, or with `keep_truncated` what it contains.
 
@@ -81,33 +81,35 @@ def read(
     start: float = 0.0,
     duration: float | None = None,
     rate: int,
+    channels: int = 1,
     keep_truncated: bool = False,
     on_fault: OnFault | None = None,
 ) -> np.ndarray:
-    """Decode a segment of an audio file to mono.
+    """Decode a segment of an audio file.
 
     Args:
         source: A path, or the bytes of a file.
         start: In seconds.
         duration: In seconds; None decodes to the end.
         rate: The sample rate of the result in Hz.
+        channels: 1 for mono, 2 for stereo.
         keep_truncated: Accept truncated files.
-        on_fault: Called if the channels cancel in the mix; then the first channel is returned. By default the mix is
-            returned in any case.
+        on_fault: Called if the channels cancel in the mono mix; then the first channel is returned. By default the mix
+            is returned in any case.
 
     Returns:
-        float32 [S], S = round(duration * rate), less if the file ends earlier.
+        float32 [S], or for stereo [S, 2]; S = round(duration * rate), less if the file ends earlier.
 
     Raises:
         AudioError: The file is missing, empty, truncated, damaged, not finite or not audio.
     """
-    with _open(source, keep_truncated) as file:
+    with _open(source, keep_truncated, channels) as file:
         first = _context_start(file, start, rate)
         skip = round(start * rate) - first * rate // file.rate
         stop = None if duration is None else skip + round(duration * rate)
         parts: list[np.ndarray] = []
         decoded = dropped = 0
-        for block in _resample_blocks(file, first, rate, on_fault is not None):
+        for block in _resample_blocks(file, first, rate, _num_columns(file, channels, on_fault)):
             decoded += len(block)
             if decoded <= skip:  # entirely before the segment
                 dropped = decoded
@@ -117,7 +119,7 @@ def read(
                 break
         wav = np.concatenate(parts)[skip - dropped :] if parts else np.zeros(0, np.float32)
         wav = wav if stop is None else wav[: stop - skip]
-        return _validate(wav, file.name, start, on_fault=on_fault)
+        return _validate(wav, file.name, start, channels, on_fault=on_fault)
 
 
 def read_segments(
@@ -125,11 +127,12 @@ def read_segments(
     cuts: Iterable[tuple[float, float]],
     *,
     rate: int,
+    channels: int = 1,
     finite: bool = True,
     keep_truncated: bool = False,
     on_fault: OnFault | None = None,
 ) -> Iterator[np.ndarray]:
-    """Decode a long file once and yield its segments as mono float32 [S].
+    """Decode a long file once and yield its segments as float32, mono [S] or stereo [S, 2].
 
     Memory holds one segment and one block, whatever the length of the file; decoding stops after the last segment.
     Each segment equals the same segment of the complete file bit for bit.
@@ -139,6 +142,7 @@ def read_segments(
         cuts: (start, duration) of each segment in seconds, ordered by start; they may overlap. A segment past the end
             is short.
         rate: The sample rate of the results in Hz.
+        channels: 1 for mono, 2 for stereo.
         finite: Raise AudioError for NaN or infinite samples; if False, yield them.
         keep_truncated: Accept truncated files.
         on_fault: See `read`; called before the segment is yielded.
@@ -146,8 +150,8 @@ def read_segments(
     Raises:
         AudioError: As for `read`, after the segments before the fault were yielded.
     """
-    with _open(source, keep_truncated) as file:
-        blocks = _resample_blocks(file, 0, rate, on_fault is not None)
+    with _open(source, keep_truncated, channels) as file:
+        blocks = _resample_blocks(file, 0, rate, _num_columns(file, channels, on_fault))
         buffer, offset = np.zeros(0, np.float32), 0  # buffer[0] is sample `offset` of the file
         for start, duration in cuts:
             first, size = round(start * rate), round(duration * rate)
@@ -161,7 +165,7 @@ def read_segments(
                 decoded += len(block)
             buffer = np.concatenate(parts) if parts else np.zeros(0, np.float32)
             buffer, offset = buffer[first - offset :], first
-            yield _validate(buffer[:size].copy(), file.name, start, finite, on_fault)
+            yield _validate(buffer[:size].copy(), file.name, start, channels, finite, on_fault)
 
 
 def write(path: str | Path, wav: np.ndarray, rate: int) -> None:
@@ -193,16 +197,16 @@ def write(path: str | Path, wav: np.ndarray, rate: int) -> None:
 
 
 def resample(wav: np.ndarray, rate: int, to: int) -> np.ndarray:
-    """Resample a sound [S] of at least one sample; at the same rate return it as it is."""
+    """Resample a sound, [S] or [S, 2], of at least one sample; at the same rate return it as it is."""
     if rate == to:
         return wav
     resampled = soxr.resample(wav, rate, to, quality=QUALITY)
-    return resampled if len(resampled) else np.zeros(1, np.float32)
+    return resampled if len(resampled) else np.zeros((1, *wav.shape[1:]), np.float32)
 
 
 def is_silent(wav: np.ndarray) -> bool:
-    """Whether [S] stays below -80 dBFS around its mean."""
-    return not len(wav) or bool(np.abs(wav - wav.mean()).max() < SILENCE)
+    """Whether a sound, [S] or [S, 2], stays below -80 dBFS around the mean of each channel."""
+    return not len(wav) or bool(np.abs(wav - wav.mean(axis=0)).max() < SILENCE)
 
 
 class _SeekSafeBytes(io.BytesIO):
@@ -216,7 +220,7 @@ class _SeekSafeBytes(io.BytesIO):
 
 
 @contextmanager
-def _open(source: Source, keep_truncated: bool) -> Iterator[AudioFile]:
+def _open(source: Source, keep_truncated: bool, channels: int = 1) -> Iterator[AudioFile]:
     """Open a path, bytes, or a stream, which is read into memory and need not be seekable."""
     with ExitStack() as stack:
         if isinstance(source, (str, Path)):
@@ -234,6 +238,7 @@ def _open(source: Source, keep_truncated: bool) -> Iterator[AudioFile]:
             name = str(getattr(source, "name", "audio in memory"))
             handle = _SeekSafeBytes(source if isinstance(source, bytes) else source.read())
         file = AudioFile(name, handle, keep_truncated)
+        file.mix = amplitude.split_stereo if channels == 2 else file.mix
         stack.callback(file.close)
         yield file
 
@@ -245,12 +250,16 @@ def _context_start(file: AudioFile, start: float, rate: int) -> int:
     return min(first, file.seekable_frames // grid * grid)
 
 
-def _resample_blocks(file: AudioFile, first: int, rate: int, with_channel: bool) -> Iterator[np.ndarray]:
+def _num_columns(file: AudioFile, channels: int, on_fault: OnFault | None) -> int:
+    """2 for stereo, and for mono if the first channel is needed beside the mix; else 1."""
+    return 2 if channels == 2 or (on_fault and any(stream.channels > 1 for stream in file.streams)) else 1
+
+
+def _resample_blocks(file: AudioFile, first: int, rate: int, columns: int) -> Iterator[np.ndarray]:
     """Yield blocks at `rate` from frame `first` on, round(frames * rate / file.rate) samples in total.
 
-    Blocks are [S], or [S, 2] (the mix and the first channel) if `with_channel` and the file has several channels.
+    Blocks are [S], or [S, 2]: left and right, or for mono the mix and the first channel.
     """
-    columns = 2 if with_channel and any(stream.channels > 1 for stream in file.streams) else 1
     for own_rate, blocks in file.blocks_by_rate(first):
         blocks = (_with_columns(block, columns) for block in blocks)
         if own_rate == rate:
@@ -263,19 +272,24 @@ def _resample_blocks(file: AudioFile, first: int, rate: int, with_channel: bool)
 
 
 def _with_columns(block: np.ndarray, columns: int) -> np.ndarray:
-    """Convert [S] or [S, 2] to [S] (the mix) or [S, 2] (the mix and the first channel)."""
+    """Convert [S] or [S, 2] to [S] (the mix) or [S, 2] (left and right, or the mix and the first channel)."""
     if block.ndim == columns:
         return block
     return np.ascontiguousarray(block[:, 0]) if columns == 1 else np.stack([block, block], axis=1)
 
 
 def _validate(
-    wav: np.ndarray, name: str, start: float, finite: bool = True, on_fault: OnFault | None = None
+    wav: np.ndarray,
+    name: str,
+    start: float,
+    channels: int,
+    finite: bool = True,
+    on_fault: OnFault | None = None,
 ) -> np.ndarray:
-    """Return the mono clip [S] of [S] or [S, 2]; raise AudioError if it is empty or not finite."""
+    """Return the clip, mono [S] of [S] or [S, 2], or stereo; raise AudioError if it is empty or not finite."""
     if not len(wav):
         raise AudioError(name, f"empty: there is no sound from {start:g} s on")
-    wav, is_cancelled = amplitude.to_mono(wav)
+    wav, is_cancelled = amplitude.to_mono(wav) if channels == 1 else (wav, False)
     if finite and not np.isfinite(wav).all():
         raise AudioError(name, NOT_FINITE)
     if is_cancelled and on_fault is not None:

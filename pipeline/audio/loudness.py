@@ -22,17 +22,18 @@ OVERSAMPLING = 4  # of the true peak, as BS.1770-4 recommends for 48 kHz
 
 
 def measure_loudness(wav: np.ndarray, rate: int) -> float:
-    """The integrated loudness of a mono sound [S] in LUFS; -inf below -70, the standard's absolute gate.
+    """The integrated loudness of a sound, [S] or [S, 2], in LUFS; -inf below -70, the standard's absolute gate.
 
-    A sound shorter than a gating block is measured as one that is followed by silence.
+    Two equal channels are 3 dB louder than one, as the standard defines. A sound shorter than a gating block is
+    measured as one that is followed by silence.
     """
     size = math.ceil(BLOCK_SECONDS * rate)
-    padded = np.pad(wav.astype(np.float64), (0, max(0, size - len(wav))))
-    return float(_meter(rate).integrated_loudness(padded))
+    padding = [(0, max(0, size - len(wav)))] + [(0, 0)] * (wav.ndim - 1)
+    return float(_meter(rate).integrated_loudness(np.pad(wav.astype(np.float64), padding)))
 
 
 def measure_true_peak(wav: np.ndarray, rate: int) -> float:
-    """The peak of the waveform between the samples of a sound [S] of at least one sample, in dB (dBTP)."""
+    """The peak of the waveform between the samples of a sound, [S] or [S, 2], of at least one sample, in dB."""
     dense = soxr.resample(wav.astype(np.float32), rate, OVERSAMPLING * rate, quality="HQ")
     peak = max(float(np.abs(wav).max()), float(np.abs(dense).max(initial=0)))
     return 20 * math.log10(peak) if peak else -math.inf
@@ -42,7 +43,7 @@ def loudness_gain(wav: np.ndarray, rate: int, target: float, peak: float) -> tup
     """The gain that gives a sound a target loudness.
 
     Args:
-        wav: [S].
+        wav: [S] or [S, 2].
         rate: Hz.
         target: LUFS.
         peak: The highest true peak that the sound may have, in dB.
@@ -60,7 +61,7 @@ def loudness_gain(wav: np.ndarray, rate: int, target: float, peak: float) -> tup
 
 
 def amplify(wav: np.ndarray, gain: float) -> np.ndarray:
-    """A sound with a gain in dB, float32 [S]."""
+    """A sound with a gain in dB, float32."""
     return np.asarray(wav * np.float32(10 ** (gain / 20)))
 
 

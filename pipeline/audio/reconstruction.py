@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.audio import audio_io, metrics
+from pipeline.audio.amplitude import mix_sound
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
 
@@ -44,14 +44,14 @@ def reconstruct_files(
     result = Reconstructions()
     for name, file in files.items():
         try:
-            wav = audio_io.read(file, rate=codec.sample_rate)
+            wav = audio_io.read(file, rate=codec.sample_rate, channels=codec.channels)
         except audio_io.AudioError as error:
             result.refused.append(str(error))
             continue
         audio_io.write(Path(out) / f"{name}.original.wav", wav, codec.sample_rate)
-        codes = codec.encode(torch.from_numpy(wav)[None, None])  # [1, K, T]
+        codes = codec.encode_clip(wav)  # [K, T]
         for count in counts:
-            decoded = codec.decode(codes[:, :count])[0, 0, : len(wav)].cpu().numpy()
+            decoded = codec.decode_clip(codes[: count * codec.streams_per_codebook])[: len(wav)]
             path = Path(out) / f"{name}.k{count}.wav"
             audio_io.write(path, decoded, codec.sample_rate)
             result.clips.append({"file": str(file), "wav": str(path), **measure(codec, wav, decoded, count)})
@@ -61,15 +61,16 @@ def reconstruct_files(
 
 
 def measure(codec: Codec, wav: np.ndarray, decoded: np.ndarray, count: int) -> dict[str, Any]:
-    """Return the bit rate and the quality of a reconstruction [S] of `wav` [S] from `count` codebooks.
+    """Return the bit rate and the quality of a reconstruction of `wav`, [S] or [S, 2], from `count` codebooks.
 
-    snr_db is None for a silent clip and for a codec that does not keep phases.
+    The log-spectral distance of two channels is that of their mono mixes. snr_db is None for a silent clip and for a
+    codec that does not keep phases.
     """
     ratio = metrics.snr(wav, decoded)
     return {
         "codebooks": count,
-        "kbit_s": count * codec.bandwidth / 1000,
-        "log_spectral_distance_db": round(metrics.log_spectral_distance(wav, decoded), 2),
+        "kbit_s": count * codec.streams_per_codebook * codec.bandwidth / 1000,
+        "log_spectral_distance_db": round(metrics.log_spectral_distance(mix_sound(wav), mix_sound(decoded)), 2),
         "snr_db": round(ratio, 2) if codec.is_waveform_codec and math.isfinite(ratio) else None,
     }
 

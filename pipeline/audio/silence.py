@@ -15,7 +15,12 @@ SILENCE_DB = -80.0  # dBFS: digital silence and dither are below it
 
 
 def sounding_frames(wav: np.ndarray, rate: int, level: float) -> np.ndarray:
-    """Whether each frame of a sound [S] reaches a level in dBFS, bool [F]; the last frame may be shorter."""
+    """Whether each frame of a sound, [S] or [S, 2], reaches a level in dBFS, bool [F]; the last frame may be shorter.
+
+    A frame of two channels does if one of them does.
+    """
+    if wav.ndim == 2:
+        return np.asarray(np.any([sounding_frames(channel, rate, level) for channel in wav.T], axis=0))
     size = round(rate * FRAME_SECONDS)
     frames = np.pad(wav, (0, -len(wav) % size), mode="edge").reshape(-1, size)
     return np.asarray((frames.max(axis=1) - frames.min(axis=1)) / 2 >= 10 ** (level / 20))

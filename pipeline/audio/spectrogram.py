@@ -13,13 +13,14 @@ def spectrogram(wav: NDArray[np.float32], size: int = 1024, height: int = 128) -
     """Draw a waveform: time to the right, frequency upwards on a logarithmic scale, a range of 80 dB.
 
     Args:
-        wav: [S].
+        wav: [S], or [S, 2], whose channels are averaged.
         size: Samples of a window.
         height: Rows of the picture.
 
     Returns:
         RGB [height, T, 3], with T at most about 600.
     """
+    wav = wav.mean(axis=1) if wav.ndim == 2 else wav
     hop = max(size // 4, len(wav) // 600)
     padded = np.pad(wav.astype(np.float32), (size // 2, size))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]  # [T, size]

@@ -42,6 +42,7 @@ class _CodecIdentity(_Identity):
     frame_rate: _Rate
     codebooks: Annotated[StrictInt, Field(ge=1, le=1024)]
     codebook_size: Annotated[StrictInt, Field(ge=1, le=65_536)]  # codes have 16 bits
+    channels: Annotated[StrictInt, Field(ge=1, le=2)] = 1
 
 
 class _EmbedderIdentity(_Identity):
@@ -115,8 +116,13 @@ class Manifest:
 
     @property
     def codebooks(self) -> int:
-        """Number of codebooks, K."""
+        """Number of streams of codes, K: one for each codebook, or for each codebook and channel."""
         return int(self.codec["codebooks"])
+
+    @property
+    def channels(self) -> int:
+        """1 for mono, 2 for stereo."""
+        return int(self.codec.get("channels", 1))
 
     @property
     def prompt_dim(self) -> int:
@@ -203,14 +209,19 @@ class Manifest:
         """Check that a model of a codec can read these shards.
 
         Args:
-            codec: the expected identity of the codec.
-            codebooks: number of codebooks that the model reads.
+            codec: the expected identity of the codec; one channel where it names none.
+            codebooks: number of streams of codes that the model reads, K.
 
         Raises:
             InputError: the codec differs, or the shards have fewer codebooks.
         """
         expected = {name: value for name, value in codec.items() if name not in ("codebooks", "dtype", "version")}
-        self._check_identity("codec", expected)
+        self._check_identity("codec", {"channels": 1, **expected})
+        if codebooks > self.codebooks and self.channels > 1:
+            raise InputError(
+                f"codec.codebooks: {codebooks} streams of codes are expected, but the shards at {self.path} have "
+                f"{self.codebooks}; give fewer codebooks, or preprocess again with more"
+            )
         if codebooks > self.codebooks:
             raise InputError(
                 f"codec.codebooks={codebooks}: the shards at {self.path} have {self.codebooks}; give "
@@ -222,7 +233,8 @@ class Manifest:
         self._check_identity("embedder", {"frames": 1, **embedder})
 
     def _check_identity(self, part: str, expected: Mapping[str, Any]) -> None:
-        actual = self.codec if part == "codec" else {"frames": 1, **self.embedder}
+        is_codec = part == "codec"
+        actual = {"channels": self.channels, **self.codec} if is_codec else {"frames": 1, **self.embedder}
         differ = [name for name, value in expected.items() if actual.get(name) != value]
         if differ:
             differences = ", ".join(

@@ -55,7 +55,8 @@ def perplexities(usage: np.ndarray) -> np.ndarray:
 def _size_lines(manifest: Manifest) -> Iterator[str]:
     codec, embedder = manifest.codec, manifest.embedder
     yield f"{manifest.path}"
-    size_of_codes = f"{codec['codebooks']} codebooks at {codec['frame_rate']:g} Hz"
+    channels = " of two channels" if manifest.channels == 2 else ""
+    size_of_codes = f"{codec['codebooks']} codebooks{channels} at {codec['frame_rate']:g} Hz"
     yield f"codec {codec['name']} ({codec['weights'][:12]}): {size_of_codes}"
     yield f"embedder {embedder['name']} ({embedder['weights'][:12]}): {embedder['dim']} dimensions"
     yield "split        hours      clips   shards         MB   MB/hour"

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.audio import metrics
+from pipeline.audio.amplitude import mix_sound
 from pipeline.common.machine import num_cores
 from pipeline.data.shard import stack_prompts
 from pipeline.evaluation.reference_clips import ReferenceClip
@@ -28,7 +29,7 @@ class AudioSet:
     Attributes:
         name: "codec", or "t" and the temperature.
         codes: [K, T] each.
-        wavs: [S] each.
+        wavs: [S] or [S, 2] each.
         embeddings: float32 [N, P].
         rate: The sample rate in Hz.
     """
@@ -52,9 +53,9 @@ class AudioSet:
         Raises:
             InputError: The pitch tracker is not installed.
         """
-        metrics.pitch(self.wavs[0], self.rate)  # creates the shared pitch tracker before there are threads
+        metrics.pitch(mix_sound(self.wavs[0]), self.rate)  # creates the shared pitch tracker before there are threads
         with ThreadPoolExecutor(num_cores()) as pool:
-            return np.array(list(pool.map(lambda wav: metrics.pitch(wav, self.rate), self.wavs)))
+            return np.array(list(pool.map(lambda wav: metrics.pitch(mix_sound(wav), self.rate), self.wavs)))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class LabeledAudio:
-    """A sound, wav [S], and the label below it."""
+    """A sound, wav [S] or [S, 2], and the label below it."""
 
     label: str
     wav: np.ndarray

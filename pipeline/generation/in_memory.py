@@ -16,6 +16,7 @@ import soundfile
 from torch import Tensor
 
 from pipeline.audio import amplitude, audio_io
+from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
 from pipeline.common.settings import parse_settings
 from pipeline.generation.prompts import SourceAudio, prompt_vector, read_source
@@ -34,7 +35,7 @@ class Audio:
     """Generated audio.
 
     Attributes:
-        samples: Float32 [S], mono.
+        samples: Float32, as soundfile has it: [S] for mono, [S, 2] for stereo.
         rate: Samples per second.
         seed: The seed that generates it again.
         codes: Int64 [K, T], the codes that were decoded.
@@ -66,7 +67,7 @@ def generate_audio(
 
     Args:
         run: The run that generates.
-        prompts: Audio files, arrays [S], or None for no prompt.
+        prompts: Audio files, arrays [S] or [S, channels], or None for no prompt.
         rate: The sample rate of the arrays.
         sampling: Changes of the default settings of `sampling`.
         changes: Changes of the default settings of `pipeline.generate`; None: the default.
@@ -91,29 +92,31 @@ def generate_audio(
 
 
 def _embed_prompt(run: LoadedRun, prompt: Prompt, rate: int | None, seconds: float) -> Tensor:
-    """Return the prompt vector [P] of an audio file or of an array [S] at `rate`; only its first seconds count.
+    """Return the prompt vector [P] of an audio file or of an array at `rate`; only its first seconds count.
 
     Raises:
         InputError: An array has another shape or type, or no rate.
         AudioError: The prompt cannot be read.
     """
     if isinstance(prompt, (str, Path)):
-        source = read_source(prompt, seconds, run.codec.sample_rate)
+        source = read_source(prompt, seconds, run.codec)
     else:
-        source = SourceAudio(Path("prompt"), "", _read_array(prompt, rate, seconds, run.codec.sample_rate))
+        source = SourceAudio(Path("prompt"), "", _read_array(prompt, rate, seconds, run.codec))
     return prompt_vector(run.embedder, source, run.codec.sample_rate)
 
 
-def _read_array(array: np.ndarray, rate: int | None, seconds: float, target: int) -> np.ndarray:
-    """Samples [S] as the same samples in a file would be read."""
+def _read_array(array: np.ndarray, rate: int | None, seconds: float, codec: Codec) -> np.ndarray:
+    """Samples [S] or [S, channels] as the same samples in a file would be read."""
     array = np.asarray(array)
-    if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.floating):
-        raise InputError(f"prompt={array.dtype} {list(array.shape)}: expected a path, or floating-point samples [S]")
+    is_sound = array.ndim in (1, 2) and array.size and array.shape[-1] <= len(array)  # else channels are first
+    if not is_sound or not np.issubdtype(array.dtype, np.floating):
+        expected = "a path, or floating-point samples [S] or [S, channels]"
+        raise InputError(f"prompt={array.dtype} {list(array.shape)}: expected {expected}")
     if rate is None:
         raise InputError("rate=None: expected the sample rate of the array, such as rate=44100")
     content = io.BytesIO()
     soundfile.write(content, array, rate, format="WAV", subtype="DOUBLE" if array.dtype == np.float64 else "FLOAT")
-    wav = audio_io.read(content.getvalue(), duration=seconds, rate=target)
+    wav = audio_io.read(content.getvalue(), duration=seconds, rate=codec.sample_rate, channels=codec.channels)
     scaled, note = amplitude.apply_policy(wav, "scale")
     if scaled is None:
         raise audio_io.AudioError("prompt", note)
@@ -122,7 +125,5 @@ def _read_array(array: np.ndarray, rate: int | None, seconds: float, target: int
 
 def _decode(run: LoadedRun, seed: int, codes: Tensor, samples: int) -> Audio:
     """Decode a clip [K, T] alone, so that other clips of its batch do not change it."""
-    wav = np.zeros(0, np.float32)
-    if codes.shape[1]:
-        wav = run.codec.decode_clip(codes)[:samples]
+    wav = run.codec.decode_clip(codes)[:samples] if codes.shape[1] else run.codec.silence(0)
     return Audio(wav, run.codec.sample_rate, seed, codes.numpy())

@@ -68,10 +68,10 @@ def keyframe_schedule(
 
 
 def crossfade(wavs: Sequence[np.ndarray], overlap: int) -> np.ndarray:
-    """Join sounds [S] with equal-power crossfades of `overlap` samples."""
+    """Join sounds, [S] or [S, 2], with equal-power crossfades of `overlap` samples."""
     out = wavs[0]
     for wav in wavs[1:]:
         n = min(overlap, len(out), len(wav))
-        rise = np.sin(np.linspace(0, np.pi / 2, n, dtype=np.float32))
+        rise = np.sin(np.linspace(0, np.pi / 2, n, dtype=np.float32)).reshape(-1, *[1] * (wav.ndim - 1))
         out = np.concatenate([out[: len(out) - n], out[len(out) - n :] * rise[::-1] + wav[:n] * rise, wav[n:]])
     return out

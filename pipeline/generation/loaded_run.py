@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs import codec_of
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.embedders import embedder_of
 from pipeline.audio.embedders.base import Embedder
@@ -123,7 +123,8 @@ class LoadedRun:
             [7, 8]
 
         Args:
-            prompt: An audio file, an array [S] of floating-point samples, or a list of these. None: no prompt.
+            prompt: An audio file, an array [S] or [S, channels] of floating-point samples, or a list of these. None: no
+                prompt.
             n: The number of results for each prompt.
             rate: The sample rate of the arrays.
             seconds: The length of each result. By default the length of the training clips, or 4 s if that is unknown.
@@ -231,7 +232,7 @@ def _load_codec(model: CodecGPT, folder: Path, codec_weights: str | None, device
     trained = model.config.codec
     if not trained:
         raise InputError(f"{folder}/config.json names no codec: train on a dataset that pipeline.preprocess wrote")
-    codec = load_codec(trained["name"], model.config.codebooks, codec_weights, device)
+    codec = codec_of(trained, model.config.codebooks, codec_weights).open(device)
     _check_identity("codec", trained, codec.identity, folder, "codec_weights=FOLDER gives the folder with its weights")
     return codec
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.audio import amplitude, audio_io, find_files
-from pipeline.audio.codecs.base import Codec
+from pipeline.audio.codecs.base import Codec, to_array
 from pipeline.audio.embedders.base import Embedder, pad_sounds
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_file
@@ -31,7 +31,7 @@ class SourceAudio:
     Attributes:
         path: The file.
         sha256: The sha256 of the file.
-        wav: The mono sound [S], at the codec's sample rate.
+        wav: The sound, [S] or stereo [S, 2], at the codec's sample rate.
     """
 
     path: Path
@@ -43,15 +43,17 @@ class SourceAudio:
         return {"path": str(self.path.absolute()), "sha256": self.sha256}
 
 
-def read_source(path: str | Path, seconds: float, rate: int) -> SourceAudio:
-    """Read the first `seconds` of a sound file, resampled to `rate`; sounds above full scale are scaled down.
+def read_source(path: str | Path, seconds: float, codec: Codec) -> SourceAudio:
+    """Read the first `seconds` of a sound file for a codec; sounds above full scale are scaled down.
 
     Raises:
         AudioError: The file cannot be read as sound.
     """
     path = Path(path)
     faults: list[str] = []
-    sound = audio_io.read(path, duration=seconds, rate=rate, on_fault=faults.append)
+    sound = audio_io.read(
+        path, duration=seconds, rate=codec.sample_rate, channels=codec.channels, on_fault=faults.append
+    )
     wav, note = amplitude.apply_policy(sound, "scale", faults)
     if wav is None:
         raise audio_io.AudioError(str(path), note)
@@ -111,8 +113,8 @@ def embed_audio(embedder: Embedder, wavs: Sequence[np.ndarray], rate: int) -> Te
 
 
 def decode_codes(codec: Codec, codes: Sequence[Tensor]) -> list[np.ndarray]:
-    """Decode codes [K, T] of any lengths to sounds [S]; codes of the same length are decoded in batches."""
-    wavs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(codes)
+    """Decode codes [K, T] of any lengths to sounds, [S] or [S, 2]; codes of the same length are decoded in batches."""
+    wavs = [codec.silence(0)] * len(codes)
     by_length: dict[int, list[int]] = {}
     for i, clip in enumerate(codes):
         by_length.setdefault(clip.shape[1], []).append(i)
@@ -120,7 +122,7 @@ def decode_codes(codec: Codec, codes: Sequence[Tensor]) -> list[np.ndarray]:
         for first in range(0, len(clips), codec.best_batch):
             batch = clips[first : first + codec.best_batch]
             if length:
-                sounds = codec.decode(torch.stack([codes[i] for i in batch]).long())[:, 0].cpu().numpy()
+                sounds = codec.decode(torch.stack([codes[i] for i in batch]).long()).cpu()
                 for i, wav in zip(batch, sounds, strict=True):
-                    wavs[i] = wav
+                    wavs[i] = to_array(wav)
     return wavs

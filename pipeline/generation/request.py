@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from pipeline.audio.audio_io import AudioError
@@ -183,12 +182,12 @@ def _read_start(settings: GenerateSettings, run: LoadedRun) -> tuple[SourceAudio
     if settings.audio is None:
         raise InputError("mode=extend continues a sound file: give audio=a.wav")
     rate, samples = run.codec.sample_rate, num_samples(settings.seconds, run)
-    start = read_source(settings.audio, (samples + 1) / rate, rate)
+    start = read_source(settings.audio, (samples + 1) / rate, run.codec)
     if len(start.wav) >= samples:
         raise InputError(
             f"audio={start.path}: it is not shorter than the {samples / rate:g} s to generate: give more seconds="
         )
-    codes = run.codec.encode(torch.from_numpy(start.wav)[None, None])[0].cpu()  # [K, T]
+    codes = run.codec.encode_clip(start.wav).cpu()  # [K, T]
     return start, codes[:, : max(1, len(start.wav) // run.codec.hop_length)]  # the last frame may be partly silence
 
 
@@ -265,7 +264,7 @@ def read_prompts(
     prompts, unreadable = [], []
     for name, path in paths.items():
         try:
-            source = read_source(path, seconds, run.codec.sample_rate)
+            source = read_source(path, seconds, run.codec)
             prompts.append(Prompt(name, source, prompt_vector(run.embedder, source, run.codec.sample_rate)))
         except AudioError as error:
             unreadable.append(str(error))

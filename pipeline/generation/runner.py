@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.audio import audio_io
+from pipeline.audio.codecs.base import to_array
 from pipeline.generation import sidecar
 from pipeline.generation.generator import Generation, GenerationSpec
 from pipeline.generation.interpolation import crossfade
@@ -37,7 +38,7 @@ class GeneratedFile:
         codes_sha256: The hash of its codes.
         is_complete: False if the generation was interrupted.
         clipped_fraction: The fraction of its samples that are at full scale.
-        clips: Its clips [S] before they were joined; empty if it was streamed.
+        clips: Its clips, [S] or [S, 2], before they were joined; empty if it was streamed.
     """
 
     path: Path
@@ -196,18 +197,18 @@ def _write_file(
         codes = [codes[0][:, : run.codec.num_frames(samples)]]
     else:
         clips = [run.codec.decode_clip(clip)[: request.samples] for clip in codes if clip.shape[1]]
-        wav = crossfade(clips, request.crossfade) if clips else np.zeros(0, np.float32)
+        wav = crossfade(clips, request.crossfade) if clips else run.codec.silence(0)
         samples, clipped = len(wav), _count_clipped(wav)
         if is_complete or samples:
             audio_io.write(request.out, wav, rate)
     if is_complete or samples:
         sidecar.write(request, run, codes, slot, samples / rate, is_complete)
-    clipped_fraction = clipped / max(1, samples)
+    clipped_fraction = clipped / max(1, samples * run.codec.channels)
     return GeneratedFile(request.out, samples / rate, sidecar.hash_codes(codes), is_complete, clipped_fraction, clips)
 
 
 def _count_clipped(wav: np.ndarray) -> int:
-    """The number of samples of a sound [S] at full scale, which are clipped in the file."""
+    """The number of samples of a sound, of all its channels, at full scale, which are clipped in the file."""
     return int((np.abs(wav) >= 1).sum())
 
 
@@ -224,7 +225,7 @@ class _SoundStream:
         rate = run.codec.sample_rate
         self.samples_left = round(original.seconds * rate) if original and original.frames else request.samples
         self.clipped, self._path, self._decoder = 0, request.out, run.codec.streaming_decoder()
-        self._file = soundfile.SoundFile(request.out, "w", rate, 1)
+        self._file = soundfile.SoundFile(request.out, "w", rate, run.codec.channels)
 
     def push(self, codes: Tensor) -> None:
         """Decode codes [1, K, t] and write what is complete."""
@@ -241,7 +242,7 @@ class _SoundStream:
         return int(soundfile.info(self._path).frames)
 
     def _write(self, sound: Tensor) -> None:
-        wav = sound[0, 0, : self.samples_left].cpu().numpy()  # [S]
+        wav = to_array(sound[0, :, : self.samples_left])
         if len(wav):
             self._file.write(wav.clip(-1, 1))
             self._file.flush()

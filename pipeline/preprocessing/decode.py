@@ -39,7 +39,7 @@ MISSING = Skipped("missing: the file was there when it was listed; run again", r
 
 @dataclass(frozen=True, eq=False)
 class DecodedClip:
-    """A clip with its audio, float32 [S], or why there is none.
+    """A clip with its audio, float32 [S] or [S, 2], or why there is none.
 
     note: How the audio differs from its file. gain: In dB, of `prepare.loudness`.
     """
@@ -103,6 +103,7 @@ class DecodeOptions:
         bad_amplitude: A policy of `pipeline.audio.amplitude`.
         keep_truncated: Whether to use what is there of a file with less audio than its header declares.
         prepare: What is done to the audio of a clip; None for nothing.
+        channels: 1 for mono [S], 2 for stereo [S, 2].
     """
 
     rate: int
@@ -112,6 +113,7 @@ class DecodeOptions:
     bad_amplitude: str = "keep"
     keep_truncated: bool = False
     prepare: PrepareSettings | None = None
+    channels: int = 1
 
     def fault_callback(self, faults: list[str]) -> audio_io.OnFault | None:
         """What `audio_io.read` calls for channels that cancel each other; None where such clips are kept."""
@@ -232,6 +234,7 @@ def _decode_clip(source: str | bytes, clip: Clip, options: DecodeOptions, faults
             start=start,
             duration=seconds,
             rate=options.rate,
+            channels=options.channels,
             keep_truncated=options.keep_truncated,
             on_fault=options.fault_callback(faults),
         )
@@ -259,6 +262,7 @@ def _decode_segments(
             cuts,  # type: ignore[arg-type]  # no duration is None here
             finite=False,
             rate=options.rate,
+            channels=options.channels,
             keep_truncated=options.keep_truncated,
             on_fault=options.fault_callback(faults),
         ):

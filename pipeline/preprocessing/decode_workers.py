@@ -12,6 +12,7 @@ died on it alone, for the second time. Where processes cannot start, no clip is 
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import multiprocessing
 import os
@@ -84,25 +85,26 @@ def _send_batch(conn: Connection, batch: DecodedBatch) -> None:
         except (AttributeError, OSError):
             conn.send((batch, []))
             return
-        conn.send((_with_audio(batch, itertools.repeat(_PLACEHOLDER)), [*map(len, wavs)]))
+        conn.send((_with_audio(batch, itertools.repeat(_PLACEHOLDER)), [wav.shape for wav in wavs]))
         if wavs:
             send_handle(conn, descriptor, os.getppid())
 
 
 def _receive_message(conn: Connection) -> DecodedBatch | str | None:
     """The next message of a worker: a batch, _STARTED, or None at the end of a job."""
-    message: tuple[DecodedBatch, list[int]] | str | None = conn.recv()
+    message: tuple[DecodedBatch, list[tuple[int, ...]]] | str | None = conn.recv()
     if not isinstance(message, tuple):
         return message
-    batch, lengths = message
-    if not lengths:
+    batch, shapes = message
+    if not shapes:
         return batch
     descriptor = recv_handle(conn)
     try:
         samples = np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.float32)
     finally:
         os.close(descriptor)
-    return _with_audio(batch, iter(np.split(samples, np.cumsum(lengths)[:-1])))
+    parts = np.split(samples, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+    return _with_audio(batch, (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
 def _with_audio(batch: DecodedBatch, wavs: Iterator[np.ndarray]) -> DecodedBatch:

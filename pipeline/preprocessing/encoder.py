@@ -102,7 +102,8 @@ class Encoder:
 
         for frames, same in groupby(sorted(clips, key=num_frames), key=num_frames):
             group = list(same)
-            size = max(1, int(MAX_BATCH_SECONDS[self.codec.device.type] * self.codec.frame_rate / frames))
+            seconds = MAX_BATCH_SECONDS[self.codec.device.type] / self.codec.channels
+            size = max(1, int(seconds * self.codec.frame_rate / frames))
             for start in range(0, len(group), size):
                 yield frames, group[start : start + size]
 
@@ -115,14 +116,15 @@ class Encoder:
 
         wavs = [samples_of(clip) for clip in clips]
         on_gpu = self.codec.device.type == "cuda"
-        batch = torch.zeros(len(wavs), frames * self.codec.hop_length, pin_memory=on_gpu)  # [B, S]
+        size = (len(wavs), self.codec.channels, frames * self.codec.hop_length)
+        batch = torch.zeros(size, pin_memory=on_gpu)  # [B, channels, S]
         for row, wav in zip(batch.numpy(), wavs, strict=True):
-            row[: len(wav)] = wav
+            row[:, : len(wav)] = wav.T
         batch = batch.to(self.codec.device, non_blocking=True)
         lengths = torch.tensor([len(wav) for wav in wavs])
-        codes = None if embed_only else self.codec.encode(batch[:, None], lengths)  # [B, K, T]
-        if self.embedder.sample_rate == self.codec.sample_rate:
-            prompts = self.embedder.embed_frames(batch, lengths)  # [B, N, D]
+        codes = None if embed_only else self.codec.encode(batch, lengths)  # [B, K, T]
+        if self.embedder.sample_rate == self.codec.sample_rate and self.codec.channels == 1:
+            prompts = self.embedder.embed_frames(batch[:, 0], lengths)  # [B, N, D]
         else:
             prompts = self.embedder.embed_frames(*pad_sounds(self.embedder, wavs, self.codec.sample_rate))
 
@@ -147,7 +149,7 @@ class Encoder:
 
 
 def samples_of(clip: DecodedClip) -> np.ndarray:
-    """The audio of a clip that has some, float32 [S]."""
+    """The audio of a clip that has some, float32 [S] or [S, 2]."""
     assert isinstance(clip.audio, np.ndarray)
     return clip.audio
 
@@ -171,7 +173,7 @@ def load_encoder(codec: CodecSettings, embedder: EmbedderSettings, device: str) 
 
     if device == "cpu":
         torch.set_num_threads(1)
-    return Encoder(codec.load(device), embedder.load(device))
+    return Encoder(codec.open(device), embedder.load(device))
 
 
 def encoder_loop(conn: Connection, load: Callable[[], Encoder], decode_workers: int, options: DecodeOptions) -> None:

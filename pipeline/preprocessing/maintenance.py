@@ -66,11 +66,11 @@ def decode_clips(storage: Storage, settings: ShardsSettings) -> int:
     import torch
 
     from pipeline.audio import audio_io
-    from pipeline.audio.codecs import load_codec
+    from pipeline.audio.codecs import codec_of
     from pipeline.data.random_clips import sample_clips
 
     manifest = Manifest.load(storage)
-    codec = load_codec(manifest.codec["name"], manifest.codebooks, settings.codec_weights, settings.device)
+    codec = codec_of(manifest.codec, manifest.codebooks, settings.codec_weights).open(settings.device)
     manifest.check_codec(codec.identity, manifest.codebooks)
     clips = DECODED_CLIPS if settings.clips == "auto" else settings.clips
     out = Path("decoded" if settings.out == "auto" else settings.out)

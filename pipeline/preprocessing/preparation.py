@@ -38,7 +38,7 @@ class PreparedAudio:
     """The audio of a clip as it is encoded.
 
     Attributes:
-        wav: float32 [S]; None if the clip is skipped.
+        wav: float32 [S] or [S, 2]; None if the clip is skipped.
         start: Seconds that were trimmed before it.
         gain: In dB.
         note: Why it is skipped, or what could not be done.
@@ -54,7 +54,7 @@ def prepare_audio(wav: np.ndarray, rate: int, settings: PrepareSettings) -> Prep
     """Skip, trim and normalize a clip.
 
     Args:
-        wav: float32 [S].
+        wav: float32 [S] or [S, 2].
         rate: Hz.
         settings: What to do.
     """

@@ -96,6 +96,7 @@ def _preprocess(settings: PreprocessSettings, on_finish: Callable[[Storage], Non
             settings.bad_amplitude,
             keep_truncated,
             settings.prepare,
+            encoder.codec.channels,
         )
         load = partial(load_encoder, settings.codec, settings.embedder)
         run = _PreprocessRun(store, plan, old, partition, spool, options, settings.codec)

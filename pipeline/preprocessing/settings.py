@@ -48,7 +48,7 @@ class PreprocessSettings(CommandSettings):
         unset = [name for name in self.data.label_settings if not getattr(self.data, name)]
         return {
             "data": self._data_without(unset),
-            "codec": self.codec.to_dict(),
+            "codec": self.codec.recorded(),
             "embedder": self.embedder.recorded(),
             **self._sample_settings(),
         }

@@ -135,7 +135,9 @@ def fit(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 def evaluate_codec(folder: Path, held_out: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
     """Measure the codec in `folder` on held-out notes, with 1, 2, 4 and 8 codebooks."""
-    settings = EncodecEmbeddedSettings(name="encodec_embedded", codebooks=CODEBOOKS, weights_dir=str(folder))
+    settings = EncodecEmbeddedSettings(
+        name="encodec_embedded", codebooks=CODEBOOKS, channels=1, weights_dir=str(folder)
+    )
     codec = settings.load("cpu")
     rows = []
     for font, notes in held_out.items():

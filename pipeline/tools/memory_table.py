@@ -30,7 +30,7 @@ PROMPT = 768  # width of the default embedder's vectors
 def shape(size: str, pattern: str, frames: int) -> ModelConfig:
     """Return the config of `model=SIZE` for clips of `frames` frames."""
     settings = load_settings(TrainSettings, [f"model={size}", f"pattern={pattern}"])
-    m, codebooks = settings.model, settings.codec.codebooks
+    m, codebooks = settings.model, settings.codec.streams
     return ModelConfig(
         codebooks=codebooks, pattern=pattern, prompt_dim=PROMPT, width=m.width, layers=m.layers, heads=m.heads,
         positions=max(1024, build_pattern(pattern, codebooks).num_steps(frames)), dropout=m.dropout,

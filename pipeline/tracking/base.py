@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.settings import Settings
 
-Sounds = Mapping[str, NDArray[np.float32]]  # wavs [S] by name, such as "prompt" or "temperature 0.7"
+Sounds = Mapping[str, NDArray[np.float32]]  # wavs [S] or [S, 2] by name, such as "prompt" or "temperature 0.7"
 NamedAudio = tuple[str, Sounds]  # a clip's name and its sounds
 
 
@@ -24,7 +24,7 @@ class Tracker:
         """Record metrics at a step. Steps never decrease, but a step may have several calls."""
 
     def log_audio(self, step: int, clips: Sequence[NamedAudio], rate: int) -> None:
-        """Record audio at a step. clips: the name of each clip, and its wavs [S] of `rate` Hz by their names."""
+        """Record audio at a step. clips: the name of each clip, and its wavs, [S] or [S, 2], of `rate` Hz by name."""
 
     def alert(self, title: str, text: str) -> None:
         """Notify the user of a problem."""

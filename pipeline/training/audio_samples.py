@@ -49,8 +49,8 @@ class AudioSampler:
         """Generate from the prompt of each clip; the model's mode and the global random generator stay unchanged.
 
         Returns:
-            For each clip its key, and wavs [S] by name: `prompt` (the original recording), `reconstruction` (by the
-            codec), `temperature T`.
+            For each clip its key, and wavs, [S] or [S, 2], by name: `prompt` (the original recording),
+            `reconstruction` (by the codec), `temperature T`.
         """
         prompts = torch.from_numpy(np.stack([clip.prompt for clip in self.clips])).float()  # [B, P]
         prompts = prompts.to(model.device)
@@ -78,15 +78,15 @@ class AudioSampler:
     def _decode_reference(self, clip: Sample, codes: torch.Tensor) -> Sounds:
         """The wavs that do not depend on the model: the original recording, if available, and its reconstruction."""
         reconstruction = {"reconstruction": self._decode(codes)}
-        wav = load_source_audio(self.settings.corpus_root, clip.metadata, self.sample_rate)
+        wav = load_source_audio(self.settings.corpus_root, clip.metadata, self.sample_rate, self.codec.channels)
         if wav is None:
             return reconstruction
         return {"prompt": wav[: codes.shape[1] * self.codec.hop_length], **reconstruction}
 
     def _decode(self, codes: torch.Tensor) -> np.ndarray:
-        """Codes [K, T] -> wav [S]."""
+        """Codes [K, T] -> wav [S] or [S, 2]."""
         if not codes.shape[1]:  # the clip ended immediately
-            return np.zeros(self.codec.hop_length, np.float32)
+            return self.codec.silence(self.codec.hop_length)
         return self.codec.decode_clip(codes)
 
 
@@ -107,7 +107,7 @@ def build_audio_sampler(
     if not settings.clips or not len(split):
         return None
     try:
-        loaded = codec.load(codec_device(device))
+        loaded = codec.open(codec_device(device))
     except InputError as error:
         log.warning("no audio samples will be generated during training: %s", error)
         return None

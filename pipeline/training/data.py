@@ -166,9 +166,9 @@ def open_datasets(settings: TrainSettings, base: Base | None = None) -> TrainDat
         manifest, first = train[-1].manifest, train[0].manifest
         if base is not None:
             base.check_dataset(manifest)
-        manifest.check_codec({"name": codec.name}, codec.codebooks)
+        manifest.check_codec({"name": codec.name, "channels": codec.channels}, codec.streams)
         if manifest is not first:
-            manifest.check_codec(first.codec, codec.codebooks)
+            manifest.check_codec(first.codec, codec.streams)
             manifest.check_embedder(first.embedder)
         if not len(train[-1]):
             known = ", ".join(f"{name} ({manifest.num_samples(name)} clips)" for name in manifest.splits)
@@ -176,7 +176,7 @@ def open_datasets(settings: TrainSettings, base: Base | None = None) -> TrainDat
         if name != KEEP:
             valid.append(open_split(folder, data.valid, _VALID_OPEN_SHARDS))
     for split in (*train, *valid):
-        split.codebooks = codec.codebooks
+        split.codebooks = codec.streams
     manifest = train[0].manifest
     rate, hop = manifest.codec["sample_rate"], manifest.hop_length
     crop = None if data.seconds is None else count_frames(data.seconds, rate, hop)

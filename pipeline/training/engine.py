@@ -30,7 +30,7 @@ def model_config(settings: TrainSettings, data: TrainData, base: Base | None = N
     """
     if base is not None:
         return base.model_config(settings, data.max_frames)
-    manifest, model, codebooks = data.manifest, settings.model, settings.codec.codebooks
+    manifest, model, codebooks = data.manifest, settings.model, settings.codec.streams
     frames, end_of_audio, pattern = data.max_frames, settings.data.end_of_audio, settings.pattern.name
     steps = build_pattern(pattern, codebooks).num_steps(frames + end_of_audio)
     positions = max(1024, steps) if model.positions == "auto" else model.positions

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.audio.codecs import codec_settings
+from pipeline.audio.codecs import codec_of
 from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings, format_value, parse_settings
 from pipeline.data.manifest import Manifest
@@ -26,9 +26,9 @@ from pipeline.training.settings import FinetuneSettings, TrainSettings
 
 # settings that come from the base, and the settings that select them together
 _INHERITED = {
-    "pattern.name": "pattern", "codec.name": "codec", "codec.codebooks": "", "model.width": "model",
-    "model.layers": "model", "model.heads": "model", "model.positions": "", "model.pretrained": "",
-    "data.end_of_audio": "",
+    "pattern.name": "pattern", "codec.name": "codec", "codec.codebooks": "", "codec.channels": "",
+    "model.width": "model", "model.layers": "model", "model.heads": "model", "model.positions": "",
+    "model.pretrained": "", "data.end_of_audio": "",
 }  # fmt: skip
 _NOT_IDENTITY = ("codebooks", "dtype", "version", "dim")
 
@@ -73,7 +73,7 @@ class Base:
         differences = [
             f"{part}.{name} is {actual.get(name)!r}, expected {value!r}"
             for part, trained, actual in (
-                ("codec", self.config.codec, manifest.codec),
+                ("codec", {"channels": 1, **self.config.codec}, {"channels": 1, **manifest.codec}),
                 ("embedder", self.config.embedder, manifest.embedder),
             )
             for name, value in trained.items()
@@ -85,10 +85,12 @@ class Base:
             differences.append(f"its prompts are {manifest.prompt_dim} wide, expected {self.config.prompt_dim}")
         if differences:
             codec, embedder = self.config.codec.get("name"), str(self.config.embedder.get("name"))
+            is_stereo, streams = self.config.codec.get("channels") == 2, self.config.codebooks
+            codebooks = f"codec.channels=2 and {streams} streams" if is_stereo else f"codec.codebooks={streams}"
             raise InputError(
                 f"the dataset {manifest.path} does not fit finetune.from={self.settings.source} "
                 f"({'; '.join(differences)}): preprocess the sounds again with codec={codec} "
-                f"codec.codebooks={self.config.codebooks} embedder={embedder.partition('/')[0]} and the same weights, "
+                f"{codebooks} embedder={embedder.partition('/')[0]} and the same weights, "
                 "or give a base of this codec and embedder"
             )
 
@@ -161,9 +163,9 @@ def inherit_settings(settings: TrainSettings, base: Base | None, typed: Collecti
         if f"model.{name}" not in typed:
             update[name] = getattr(config, name)
     update |= {"name": "base", "pretrained": None}
-    codec, name = old.codec.model_copy(update={"codebooks": config.codebooks}), str(config.codec.get("name"))
-    if codec.name != name:
-        codec = codec_settings(name, config.codebooks)
+    codec = codec_of(config.codec, config.codebooks)
+    if codec.name == old.codec.name:
+        codec = old.codec.model_copy(update={"codebooks": codec.codebooks, "channels": codec.channels})
     pattern = old.pattern
     if pattern.name != config.pattern:
         pattern = parse_settings(PATTERNS.get(config.pattern, "pattern.name"), {"name": config.pattern}, "pattern.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs import codec_of
 from pipeline.audio.codecs.base import Codec
 from pipeline.generation.loaded_run import LoadedRun, load_run
 from pipeline.webui import server
@@ -53,8 +53,10 @@ def build_service(settings: DemoSettings, folder: Path) -> GenerationService:
 
 def _load_full_codecs(loaded_runs: dict[str, LoadedRun], codec_weights: str | None) -> dict[str, Codec]:
     """The codec of each run with all its codebooks, by the name of the run. Runs share equal codecs."""
-    codecs: dict[str, Codec] = {}  # by weights
+    codecs: dict[tuple[str, int], Codec] = {}  # by weights and channels
     for codec in (loaded.codec for loaded in loaded_runs.values()):
-        if codec.weights not in codecs:
-            codecs[codec.weights] = load_codec(codec.name, codec.max_codebooks, codec_weights, codec.device)
-    return {run: codecs[loaded.codec.weights] for run, loaded in loaded_runs.items()}
+        if (codec.weights, codec.channels) not in codecs:
+            codecs[codec.weights, codec.channels] = codec_of(codec.identity, codec.max_codebooks, codec_weights).open(
+                codec.device
+            )
+    return {run: codecs[loaded.codec.weights, loaded.codec.channels] for run, loaded in loaded_runs.items()}

@@ -24,12 +24,13 @@ def row(title: str, sounds: Sequence[LabeledAudio], rate: int, wide: bool = Fals
 
 
 def outline(wav: np.ndarray) -> tuple[str, int]:
-    """Return the points of an SVG polygon around the waveform wav [S], and its number of columns.
+    """Return the points of an SVG polygon around the waveform wav, [S] or [S, 2], and its number of columns.
 
-    Each column covers the range from the lowest to the highest of its samples.
+    Each column covers the range from the lowest to the highest of its samples, of all channels.
     """
+    top_wav, bottom_wav = (wav, wav) if wav.ndim == 1 else (wav.max(axis=1), wav.min(axis=1))
     edges = np.linspace(0, len(wav), min(COLUMNS, len(wav)) + 1).astype(int)[:-1]
-    high, low = np.maximum.reduceat(wav, edges), np.minimum.reduceat(wav, edges)
+    high, low = np.maximum.reduceat(top_wav, edges), np.minimum.reduceat(bottom_wav, edges)
     top = [f"{x},{50 - 50 * y:.0f}" for x, y in enumerate(high.clip(-1, 1))]
     bottom = [f"{x},{50 - 50 * y:.0f}" for x, y in enumerate(low.clip(-1, 1))]
     return " ".join(top + bottom[::-1]), len(edges)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 from torch import Tensor
 
-from pipeline.audio.codecs.base import Codec
+from pipeline.audio.codecs.base import Codec, to_array
 
 MAX_STREAMS = 32  # newest streams that can still be played
 POLL_SECONDS = 0.05  # time between two checks for new audio
@@ -24,11 +24,11 @@ POLL_SECONDS = 0.05  # time between two checks for new audio
 class AudioStream:
     """One sound of at most `samples` samples. Every listener receives it from its beginning."""
 
-    def __init__(self, samples: int, rate: int) -> None:
-        self._parts, self._left, self._ended = [wav_header(samples, rate)], samples, False
+    def __init__(self, samples: int, rate: int, channels: int) -> None:
+        self._parts, self._left, self._ended = [wav_header(samples, rate, channels)], samples, False
 
     def put(self, wav: np.ndarray) -> None:
-        """Append wav [S]. Samples beyond the length in the wav header are dropped."""
+        """Append wav [S] or [S, 2]. Samples beyond the length in the wav header are dropped."""
         wav = wav[: self._left]
         self._left -= len(wav)
         self._parts.append((wav.clip(-1, 1) * 32_767).astype("<i2").tobytes())
@@ -56,9 +56,9 @@ class AudioStreamRegistry:
     def __init__(self) -> None:
         self._streams: OrderedDict[str, AudioStream] = OrderedDict()
 
-    def begin(self, samples: int, rate: int) -> tuple[str, AudioStream]:
+    def begin(self, samples: int, rate: int, channels: int) -> tuple[str, AudioStream]:
         """Open a stream, and return its name and the stream."""
-        name, stream = secrets.token_urlsafe(16), AudioStream(samples, rate)
+        name, stream = secrets.token_urlsafe(16), AudioStream(samples, rate, channels)
         self._streams[name] = stream
         while len(self._streams) > MAX_STREAMS:
             self._streams.popitem(last=False)
@@ -94,18 +94,18 @@ def stream_audio(stream: AudioStream, codec: Codec, frames: int, ends: bool) -> 
             nonzero_frames = first[0].amax(0).nonzero()
             first = first[:, :, : int(nonzero_frames[-1]) + 1 if len(nonzero_frames) else 0]
         if first.shape[2]:
-            stream.put(decoder.push(first)[0, 0].cpu().numpy())
+            stream.put(to_array(decoder.push(first)[0]))
 
     try:
         yield push
-        stream.put(decoder.flush()[0, 0].cpu().numpy())
+        stream.put(to_array(decoder.flush()[0]))
     finally:
         stream.end()
 
 
-def wav_header(samples: int, rate: int) -> bytes:
-    """Return the header of a mono wav file with 16 bits per sample."""
-    size = 2 * samples
-    format_fields = struct.pack("<HHIIHH", 1, 1, rate, 2 * rate, 2, 16)
+def wav_header(samples: int, rate: int, channels: int) -> bytes:
+    """Return the header of a wav file with 16 bits per sample."""
+    size = 2 * channels * samples
+    format_fields = struct.pack("<HHIIHH", 1, channels, rate, 2 * channels * rate, 2 * channels, 16)
     head = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<I", 16)
     return head + format_fields + b"data" + struct.pack("<I", size)

@@ -120,7 +120,7 @@ class TabRequest:
         """The HTML of a player for the first sound while it is generated, and a function that gets its codes."""
         loaded, samples = self.service.loaded_run(settings.run), self.service.samples(settings)
         rate, frames = loaded.codec.sample_rate, loaded.codec.num_frames(samples)
-        name, stream = self.streams.begin(samples, rate)
+        name, stream = self.streams.begin(samples, rate, loaded.codec.channels)
         with stream_audio(stream, loaded.codec, frames, loaded.model.config.end_of_audio) as push_codes:
             yield components.stream_player(name, samples / rate), push_codes
 

@@ -12,7 +12,7 @@ from pipeline.audio.encodec.package import EncodecModel
 def untrained_codec(codebooks: int, device: str | torch.device = "cpu", seed: int = 0) -> EncodecCodec:
     """Return a codec of Meta's architecture with random weights."""
     model = replace_seanet(untrained_encodec(seed))
-    settings = Encodec24khzSettings(name="untrained", codebooks=codebooks, weights_dir=None)
+    settings = Encodec24khzSettings(name="untrained", codebooks=codebooks, channels=1, weights_dir=None)
     return EncodecCodec(settings, model, f"random, seed {seed}", device, is_waveform_codec=True)
 
 

@@ -182,14 +182,14 @@ def test_stream_ends_with_the_clip_and_after_an_error() -> None:
     codec, streams = load_codec("encodec_embedded", 2), AudioStreamRegistry()
     codes = torch.randint(1, 1024, (2, 2, 40))
     codes[0, :, 25:] = 0  # after the end of the first clip
-    name, stream = streams.begin(40 * 320, 24_000)
+    name, stream = streams.begin(40 * 320, 24_000, 1)
     with stream_audio(stream, codec, 40, ends=True) as push:
         push(codes[:, :, :20])
         push(codes[:, :, 20:])
         push(codes)  # the next batch
     audio = asyncio.run(_all(stream))
     assert streams.find(name) is stream and audio[:4] == b"RIFF" and len(audio) == 44 + 2 * 25 * 320
-    _, broken = streams.begin(320, 24_000)
+    _, broken = streams.begin(320, 24_000, 1)
     with pytest.raises(RuntimeError), stream_audio(broken, codec, 1, ends=False):
         raise RuntimeError
     assert len(asyncio.run(_all(broken))) == 44

@@ -3,7 +3,9 @@
 A new codec is a subclass of `Codec` with `encode_batch` and `decode_batch`. It imports torch inside functions, so that
 commands start fast.
 
-Letters: B clips, K codebooks, T frames, S samples.
+A sound of one clip is an array as soundfile has it: [S] for one channel, [S, 2] for two.
+
+Letters: B clips, K streams of codes (one for each codebook, or each codebook and channel), T frames, S samples.
 """
 
 from __future__ import annotations
@@ -28,22 +30,27 @@ class StreamingDecoder(Protocol):
     """Decodes codes chunk by chunk; the joined outputs of `push` and `flush` equal `Codec.decode`."""
 
     def push(self, chunk: Tensor) -> Tensor:
-        """Decode codes [B, k, t] and return the samples [B, 1, s] that are now complete."""
+        """Decode codes [B, k, t] and return the samples [B, channels, s] that are now complete."""
 
     def flush(self) -> Tensor:
-        """Return the samples [B, 1, s] that remain after the last push."""
+        """Return the samples [B, channels, s] that remain after the last push."""
 
 
 class Codec(ABC):
-    """Encodes mono waveforms to codes and decodes codes, in fp32 under any autocast and TF32 settings.
+    """Encodes waveforms to codes and decodes codes, in fp32 under any autocast and TF32 settings.
 
     Attributes:
+        channels: 1 for mono, 2 for stereo.
+        streams_per_codebook: 2 where both channels have each codebook, else 1.
+        codebooks: The number of streams of codes, K, that `encode` returns.
+        max_codebooks: The number of streams that the codec has.
         codes_version: Of the mapping from audio to codes; datasets of another version are not resumed.
         is_waveform_codec: Whether phases are kept, so that waveforms can be compared sample by sample.
         context_frames: The frames before and after a frame that its samples depend on; None: all of them.
     """
 
     channels = 1
+    streams_per_codebook = 1
     codes_version = 1
     is_waveform_codec = True
     context_frames: int | None = None
@@ -87,7 +94,7 @@ class Codec(ABC):
         """Encode rows of different lengths.
 
         Args:
-            wav: float32 [B, 1, S] on the codec's device, zero after the end of each row.
+            wav: float32 [B, channels, S] on the codec's device, zero after the end of each row.
             lengths: [B] valid samples of each row. The first ceil(lengths[b] / hop_length) frames of row b equal those
                 of the row encoded alone.
 
@@ -97,7 +104,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode_batch(self, codes: Tensor) -> Tensor:
-        """Decode codes int64 [B, k, T] on the codec's device, of the first k codebooks, to [B, 1, hop_length T]."""
+        """Decode the first k streams, int64 [B, k, T] on the codec's device, to [B, channels, hop_length T]."""
 
     @property
     def can_decode_in_pieces(self) -> bool:
@@ -112,7 +119,7 @@ class Codec(ABC):
 
     @property
     def bandwidth(self) -> float:
-        """Bits per second of one codebook."""
+        """Bits per second of one stream of codes."""
         return self.frame_rate * math.log2(self.codebook_size)
 
     @property
@@ -127,6 +134,7 @@ class Codec(ABC):
             "codebook_size": self.codebook_size,
             "dtype": "float32",
             "version": self.codes_version,
+            **({"channels": self.channels} if self.channels > 1 else {}),
         }
 
     @property
@@ -146,7 +154,7 @@ class Codec(ABC):
         """Encode each row from an empty encoder state.
 
         Args:
-            wav: [B, 1, S].
+            wav: [B, channels, S].
             lengths: [B] valid samples of each row; all of them by default. The samples after them have no effect: the
                 first ceil(lengths[b] / hop_length) frames of row b equal those of the row encoded alone. Later frames
                 are undefined.
@@ -177,10 +185,10 @@ class Codec(ABC):
         """Decode complete clips.
 
         Args:
-            codes: [B, k, T], of the first k codebooks.
+            codes: [B, k, T], of the first k streams.
 
         Returns:
-            Waveforms [B, 1, hop_length T].
+            Waveforms [B, channels, hop_length T].
 
         Raises:
             InputError: There are more codebooks than the codec has, or codes that its codebooks do not have.
@@ -196,9 +204,22 @@ class Codec(ABC):
         with torch.inference_mode(), full_precision(self.device):
             return self.decode_batch(self.validate_codes(codes))
 
+    def encode_clip(self, wav: np.ndarray) -> Tensor:
+        """Encode a sound, [S] or [S, 2], to codes [K, T] on the codec's device."""
+        import torch
+
+        assert wav.shape[1:] == ((self.channels,) if self.channels > 1 else ()), wav.shape
+        return self.encode(torch.from_numpy(wav.reshape(len(wav), -1)).T[None])[0]
+
     def decode_clip(self, codes: Tensor) -> np.ndarray:
-        """Decode one clip of codes [k, T] to samples, float32 [S]."""
-        return self.decode(codes[None])[0, 0].cpu().numpy()
+        """Decode one clip of codes [k, T] to a sound, float32 [S] or [S, 2]."""
+        return to_array(self.decode(codes[None])[0])
+
+    def silence(self, samples: int) -> np.ndarray:
+        """Return a sound of zeros, [S] or [S, 2]."""
+        import numpy as np
+
+        return np.zeros((samples, 2) if self.channels == 2 else samples, np.float32)
 
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a decoder that receives codes chunk by chunk.
@@ -219,3 +240,9 @@ class Codec(ABC):
         if low < 0 or high >= self.codebook_size:
             raise InputError(f"codes from {low} to {high}: {self.name} decodes 0..{self.codebook_size - 1} only")
         return codes.to(self.device).long()
+
+
+def to_array(wav: Tensor) -> np.ndarray:
+    """A waveform [channels, S] as the sound of one clip, [S] or [S, 2]."""
+    samples = wav.cpu().numpy()
+    return samples[0] if len(samples) == 1 else samples.T.copy()

@@ -5,7 +5,7 @@ that are only estimated, several streams in one file, broken MPEG frames, FLAC o
 formats: a file with less audio than its header declares is truncated (an error, unless `keep_truncated`); one with more
 is read to its end.
 
-Blocks are [S] for one channel, else [S, 2]: the mean of the channels, and the first channel.
+Blocks are what `mix` returns; by default [S] for one channel, else [S, 2]: the mean of the channels, and the first one.
 
 Letters: S samples.
 """
@@ -13,7 +13,7 @@ Letters: S samples.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Protocol
@@ -129,7 +129,7 @@ class _SndfileStream:
                 done += len(block)
                 if not len(block):
                     break
-                yield amplitude.mix_channels(block)
+                yield self._file.mix(block)
         if error is not None:
             if self.format != "FLAC" or self._file.bytes_left():
                 raise AudioError(self._file.name, f"damaged at {done / self.rate:.1f} s: {_message(error)}")
@@ -192,7 +192,7 @@ class _MpegStream:
                 left -= len(block)
                 if not len(block):
                     return
-                yield amplitude.mix_channels(block)
+                yield self._file.mix(block)
 
 
 class AudioFile:
@@ -203,10 +203,12 @@ class AudioFile:
         rate, channels: Of the first stream.
         format: The container or codec, as libsndfile names it.
         truncation: How the file is truncated; "" if it is not.
+        mix: Mixes the channels of a block [S, C].
     """
 
     def __init__(self, name: str, handle: Handle, keep_truncated: bool = False) -> None:
         self.name, self._handle, self._keep = name, handle, keep_truncated
+        self.mix: Callable[[np.ndarray], np.ndarray] = amplitude.mix_channels
         self.truncation = ""
         self._size = handle.seek(0, io.SEEK_END)
         if self._size == 0:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.audio import audio_io
+from pipeline.audio import amplitude, audio_io
 from pipeline.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def pad_sounds(embedder: Embedder, wavs: Sequence[np.ndarray], rate: int) -> tup
 
     Args:
         embedder: The embedder.
-        wavs: Sounds [S] of any lengths.
+        wavs: Sounds of any lengths, [S] or [S, 2], of which the embedder gets the mono mix (`amplitude.mix_sound`).
         rate: Their sample rate in Hz, from which they are resampled to the embedder's.
 
     Returns:
@@ -135,7 +135,8 @@ def pad_sounds(embedder: Embedder, wavs: Sequence[np.ndarray], rate: int) -> tup
     """
     import torch
 
-    return _pad([torch.from_numpy(audio_io.resample(wav, rate, embedder.sample_rate)) for wav in wavs])
+    mixes = [amplitude.mix_sound(wav) for wav in wavs]
+    return _pad([torch.from_numpy(audio_io.resample(wav, rate, embedder.sample_rate)) for wav in mixes])
 
 
 def _pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,8 @@ class Diagnosis:
         facts = {
             name: f"{_hours(manifest.hours(name))}, {manifest.num_samples(name):,} clips" for name in manifest.splits
         }
-        facts["codec"] = f"{codec['name']}, {manifest.codebooks} codebooks, {kbit:g} kbit/s"
+        channels = " of two channels" if manifest.channels == 2 else ""
+        facts["codec"] = f"{codec['name']}, {manifest.codebooks} codebooks{channels}, {kbit:g} kbit/s"
         if len(data.samples) < data.num_clips:
             facts["read"] = f"{len(data.samples):,} of {data.num_clips:,} clips, at random"
         if data.samples:

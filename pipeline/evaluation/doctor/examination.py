@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from pipeline.audio import metrics
-from pipeline.audio.codecs import load_codec
+from pipeline.audio.amplitude import mix_sound
+from pipeline.audio.codecs import codec_of
 from pipeline.audio.embedders import embedder_of
 from pipeline.common.errors import InputError
 from pipeline.data.manifest import Manifest
@@ -53,7 +54,7 @@ class DecodedClip:
 
     Attributes:
         sample: The clip.
-        wav: Its sound [S].
+        wav: Its sound, [S] or [S, 2].
         sound: Facts about the sound.
         fidelity: The cosine similarity of its prompt, of the original, and the embedding of `wav`; None: not measured.
         pitch_error: Semitones from the label to the pitch of `wav`, NaN without a pitch; None: no label.
@@ -233,7 +234,7 @@ def _decode(result: Examination, options: ExamineOptions, on_status: Callable[[s
     """Decode random clips, embed them, and track their pitch, as far as codec, embedder and tracker are available."""
     manifest = result.manifest
     try:
-        codec = load_codec(manifest.codec["name"], manifest.codebooks, options.codec_weights, options.device)
+        codec = codec_of(manifest.codec, manifest.codebooks, options.codec_weights).open(options.device)
         manifest.check_codec(codec.identity, manifest.codebooks)
     except InputError as error:
         result.left_out.append(f"loudness, silence, clipping, bandwidth and the codec's ceiling: {error}")
@@ -292,7 +293,7 @@ def _measure_pitch(
     on_status(f"tracking the pitch of {len(wavs)} clips")
     try:
         return [
-            None if label is None else metrics.pitch(wav, result.rate) - label
+            None if label is None else metrics.pitch(mix_sound(wav), result.rate) - label
             for wav, label in zip(wavs, labels, strict=True)
         ]
     except InputError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.audio.amplitude import mix_sound
 from pipeline.audio.metrics import magnitudes
 from pipeline.evaluation.metrics.silence import QUIET
 
@@ -39,7 +40,9 @@ class SoundFacts:
 
 
 def sound_facts(wav: np.ndarray, rate: int) -> SoundFacts:
-    """Measure a sound [S], S > 0, of a sample rate in Hz."""
+    """Measure a sound, [S] or [S, 2], S > 0, of a sample rate in Hz; of two channels their mono mix."""
+    full_scale = (np.abs(wav) >= FULL_SCALE).mean()
+    wav = mix_sound(wav)
     size = max(1, min(len(wav), round(_FRAME * rate)))
     power = np.square(wav[: len(wav) // size * size], dtype=np.float64).reshape(-1, size).mean(1)
     is_silent = power < QUIET**2
@@ -50,7 +53,6 @@ def sound_facts(wav: np.ndarray, rate: int) -> SoundFacts:
     audible = np.flatnonzero(highest > max(highest.max() * 10 ** (TREBLE_DB / 20), 1e-9))
     bandwidth = audible[-1] / (len(highest) - 1) * rate / 2 if len(audible) else 0.0
     mean = 10 * np.log10(np.square(spectrum, dtype=np.float64).mean(0) + 1e-15)
-    full_scale = (np.abs(wav) >= FULL_SCALE).mean()
     return SoundFacts(level, float(is_silent.mean()), float(full_scale), float(bandwidth), mean - mean.max())
 
 

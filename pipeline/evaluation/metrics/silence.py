@@ -25,6 +25,6 @@ class Silence(Metric):
 
 
 def falls_silent(wav: np.ndarray, reference: np.ndarray) -> bool:
-    """Whether the last quarter of a sound [S] is silent, and that of a reference of the same length is not."""
+    """Whether the last quarter of a sound is silent, and that of a reference of the same length is not."""
     last = max(1, round(len(reference) * TAIL))
     return float(np.abs(wav[-last:]).max()) < QUIET <= float(np.abs(reference[-last:]).max())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.audio.codecs import load_codec
+from pipeline.audio.codecs import codec_of
 from pipeline.audio.codecs.base import Codec
 from pipeline.audio.recordings import load_source_audio
 from pipeline.evaluation.sections import SECTIONS, AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
@@ -25,27 +25,29 @@ class BitRate(Section):
         """A row for each clip."""
         run, settings, generated = inputs.run, inputs.settings, inputs.run.model.config.codebooks
         codebooks = inputs.split.manifest.codebooks if settings.corpus_root is None else run.codec.max_codebooks
-        codec = load_codec(run.codec.name, codebooks, settings.codec_weights, run.codec.device)
+        codec = codec_of(run.codec.identity, codebooks, settings.codec_weights).open(run.codec.device)
         rows = []
         for clip in inputs.clips:
-            original = load_source_audio(settings.corpus_root, clip.sample.metadata, codec.sample_rate)
+            original = load_source_audio(settings.corpus_root, clip.sample.metadata, codec.sample_rate, codec.channels)
             if original is None:
                 codes = torch.from_numpy(clip.sample.codes.astype(np.int64))
             else:
-                codes = codec.encode(torch.from_numpy(original)[None, None])[0]
+                codes = codec.encode_clip(original)
             sounds = [] if original is None else [LabeledAudio("recording", original)]
-            for count in settings.codebooks:
-                if count <= len(codes):
-                    sounds.append(LabeledAudio(_label(codec, count, generated), codec.decode_clip(codes[:count])))
+            for streams in (count * codec.streams_per_codebook for count in settings.codebooks):
+                if streams <= len(codes):
+                    sounds.append(LabeledAudio(_label(codec, streams, generated), codec.decode_clip(codes[:streams])))
             rows.append(AudioRow(clip.sample.key, sounds))
         text = (
             f"The same clips of {inputs.split.split} through {codec.name} with more and more codebooks. The model "
-            f"generates {generated}: it cannot sound better than the codec does with this number."
+            f"generates {generated // codec.streams_per_codebook}: it cannot sound better than the codec does with "
+            "this number."
         )
         return SectionContent(text, rows=rows)
 
 
-def _label(codec: Codec, codebooks: int, generated: int) -> str:
+def _label(codec: Codec, streams: int, generated: int) -> str:
+    codebooks = streams // codec.streams_per_codebook
     noun = "codebook" if codebooks == 1 else "codebooks"
-    note = ", the model's" if codebooks == generated else ""
-    return f"{codebooks * codec.bandwidth / 1000:g} kbit/s, {codebooks} {noun}{note}"
+    note = ", the model's" if streams == generated else ""
+    return f"{streams * codec.bandwidth / 1000:g} kbit/s, {codebooks} {noun}{note}"

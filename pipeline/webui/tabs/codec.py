@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-import torch
 
 from pipeline.audio import audio_io, metrics
+from pipeline.audio.amplitude import mix_sound
 from pipeline.common.errors import InputError
 from pipeline.evaluation.html_templates import LabeledAudio
 from pipeline.webui import components
@@ -33,8 +33,9 @@ class CodecTab(Tab):
 
     def inputs(self, page: Page) -> list[Any]:
         """The model whose codec is used, the sound, and the numbers of codebooks."""
-        maximum = max(codec.codebooks for codec in page.service.codecs.values())
-        trained = {loaded.model.config.codebooks for loaded in page.service.loaded_runs.values()}
+        maximum = max(codec.codebooks // codec.streams_per_codebook for codec in page.service.codecs.values())
+        runs = page.service.loaded_runs.values()
+        trained = {loaded.codec.codebooks // loaded.codec.streams_per_codebook for loaded in runs}
         choices = sorted({*(count for count in COUNTS if count <= maximum), *trained})
         selected = sorted({*(count for count in choices if count & (count - 1) == 0), *trained})  # powers of 2
         info = f"The model generates {', '.join(map(str, sorted(trained)))}. Its codec limits the quality."
@@ -53,18 +54,20 @@ class CodecTab(Tab):
         run, sound, counts = values
         request.service.loaded_run(run)
         codec, file = request.service.codecs[run], request.upload(sound)
-        selected = sorted({int(count) for count in counts if 1 <= int(count) <= codec.codebooks})
+        streams = codec.streams_per_codebook
+        selected = sorted({int(count) for count in counts if 1 <= int(count) <= codec.codebooks // streams})
         if not selected:
             raise InputError("no number of codebooks is selected: select one")
-        wav = audio_io.read(file, duration=request.service.settings.limits.seconds, rate=codec.sample_rate)
+        seconds = request.service.settings.limits.seconds
+        wav = audio_io.read(file, duration=seconds, rate=codec.sample_rate, channels=codec.channels)
         request.report(0, "encoding")
-        codes = codec.encode(torch.from_numpy(wav)[None, None])  # [1, K, T]
+        codes = codec.encode_clip(wav)  # [K, T]
         sounds, files = [LabeledAudio("original", wav)], []
         for i, count in enumerate(selected):
             request.report(i / len(selected), f"{count} codebooks")
-            decoded = codec.decode(codes[:, :count])[0, 0, : len(wav)].cpu().numpy()
-            distance = metrics.log_spectral_distance(wav, decoded)
-            label = f"Q = {count} · {count * codec.bandwidth / 1000:g} kbit/s · {distance:.1f} dB away"
+            decoded = codec.decode_clip(codes[: count * streams])[: len(wav)]
+            distance = metrics.log_spectral_distance(mix_sound(wav), mix_sound(decoded))
+            label = f"Q = {count} · {count * streams * codec.bandwidth / 1000:g} kbit/s · {distance:.1f} dB away"
             sounds.append(LabeledAudio(label, decoded))
             files.append(request.folder / f"{file.stem}.k{count}.wav")
             audio_io.write(files[-1], decoded, codec.sample_rate)
