@@ -24,7 +24,7 @@ from tests.helpers.trained_run import run_command
 
 K = 3
 SECONDS = 0.5  # of each sound; no whole number of frames of any codec here but DAC's at 16 kHz
-SLOW = ["dac_16khz", "dac_24khz", "dac_44khz", "encodec_24khz", "encodec_32khz"]
+SLOW = ["dac_16khz", "dac_24khz", "dac_44khz", "encodec_24khz", "encodec_32khz", "encodec_48khz"]
 
 
 @pytest.mark.usefixtures("here")

@@ -30,6 +30,7 @@ NUMBERS = {
     "dac_44khz": Numbers(44_100, 512, 9, 1024),
     "encodec_24khz": Numbers(24_000, 320, 32, 1024),
     "encodec_32khz": Numbers(32_000, 640, 4, 2048),
+    "encodec_48khz": Numbers(48_000, 320, 16, 1024),
     "mimi": Numbers(24_000, 1920, 32, 2048),
 }
 
@@ -54,6 +55,20 @@ def small_encodec_32khz() -> EncodecModel:
 
 
 @torch.inference_mode()
+def small_encodec_48khz() -> EncodecModel:
+    """The stereo EnCodec."""
+    config = EncodecConfig(
+        sampling_rate=48_000, audio_channels=2, normalize=True, chunk_length_s=1.0, overlap=0.01,
+        norm_type="time_group_norm", use_causal_conv=False, target_bandwidths=[3.0, 6.0, 12.0, 24.0], num_filters=4,
+        hidden_size=16,
+    )  # fmt: skip
+    model = EncodecModel(config).eval()
+    latents = model.encoder(_noise().expand(-1, 2, -1))
+    _fill_codebooks([layer.codebook.embed for layer in model.quantizer.layers], latents)
+    return model
+
+
+@torch.inference_mode()
 def small_mimi(**changes: Any) -> MimiModel:
     """Mimi with a window of 12 steps, 6 frames. changes: fields of `MimiConfig`."""
     sizes = {
@@ -75,6 +90,7 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
     "dac_44khz": small_dac,
     "encodec_24khz": small_encodec,
     "encodec_32khz": small_encodec_32khz,
+    "encodec_48khz": small_encodec_48khz,
     "mimi": small_mimi,
 }
 

@@ -42,6 +42,11 @@ class StereoCodec(Codec):
         self.context_frames = mono.context_frames
 
     @property
+    def can_decode_in_pieces(self) -> bool:
+        """See `Codec.can_decode_in_pieces`."""
+        return self.mono.can_decode_in_pieces
+
+    @property
     def best_batch(self) -> int:
         """See `Codec.best_batch`; a clip has two sounds."""
         return max(1, self.mono.best_batch // 2)

@@ -88,12 +88,12 @@ class StagedDecoder:
         self._batch = 1
 
     def push(self, chunk: Tensor) -> Tensor:
-        """Decode codes [B, k, t] and return the samples [B, 1, s] that are now complete."""
+        """Decode codes [B, k, t] and return the samples [B, channels, s] that are now complete."""
         self._batch = len(chunk)
         return self._run(self._codec.validate_codes(chunk), is_last=False)
 
     def flush(self) -> Tensor:
-        """Return the samples [B, 1, s] that remain after the last push."""
+        """Return the samples [B, channels, s] that remain after the last push."""
         return self._run(None, is_last=True)
 
     def _run(self, x: Tensor | None, is_last: bool) -> Tensor:
@@ -104,7 +104,7 @@ class StagedDecoder:
         with torch.inference_mode(), full_precision(self._codec.device):
             for stage in self._stages:
                 x = stage.push(x, is_last)
-        return torch.zeros(self._batch, 1, 0, device=self._codec.device) if x is None else x
+        return torch.zeros(self._batch, self._codec.channels, 0, device=self._codec.device) if x is None else x
 
 
 def count_context(strides: Sequence[int], first: int, block: int, last: int) -> int:

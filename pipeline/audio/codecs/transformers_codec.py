@@ -60,7 +60,7 @@ class TransformersCodec(Codec):
 
     @abstractmethod
     def encode_rows(self, wav: Tensor) -> Tensor:
-        """Encode rows [B, 1, S] of the same length to codes [B, codebooks, ceil(S / hop_length)]."""
+        """Encode rows [B, channels, S] of the same length to codes [B, codebooks, ceil(S / hop_length)]."""
 
     def encode_batch(self, wav: Tensor, lengths: list[int]) -> Tensor:
         """See `Codec.encode_batch`: rows of the same length go together.
