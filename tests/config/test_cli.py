@@ -63,7 +63,7 @@ def run(*arguments: str, name: str = "preprocess") -> subprocess.CompletedProces
         (["-m", "data=notes", "samples_per_shard=x"], 2, "error: samples_per_shard=x: expected a whole number"),
         (["out=2024"], 0, "out 2024 8"),
         (["out=take(1)"], 2, """: "out='take(1)'"\n"""),
-        (["--help"], 0, "codec: dac_16khz, dac_24khz, dac_44khz, encodec_24khz, encodec_32khz, encodec_embedded, mimi"),
+        (["--help"], 0, "codec: dac_16khz, dac_24khz, dac_44khz, encodec_24khz, encodec_32khz, encodec_48khz"),
     ],
 )
 def test_a_command_line_runs_or_fails_in_one_line(arguments: list[str], code: int, expected: str) -> None:
