@@ -76,6 +76,7 @@ docs: install-test
 # Each prints a table with the ratios of one run, on a GPU if there is one.
 bench: install-test
 	$(RUN) python -m tests.benchmarks.bench_codec
+	$(RUN) python -m tests.benchmarks.bench_all_codecs
 	$(RUN) python -m tests.benchmarks.bench_preprocess
 	$(RUN) python -m tests.benchmarks.bench_loader
 	$(RUN) python -m tests.benchmarks.bench_train

@@ -39,6 +39,7 @@ from tests.helpers.ranks import free_port, fresh_env
 COMMANDS = all_commands()
 SWITCHES = ("--growth", "--music", "--again")
 SMALLEST = {  # each benchmark at its smallest size, for settings that the command does not give itself
+    "bench_all_codecs": "--clips 1",
     "bench_codec": "--clips 1 --rounds 1",
     "bench_loader": "--clips 64 --rounds 1 --shards 2 4",
     "bench_memory": "--micro-batch 1 --deepspeed zero0",

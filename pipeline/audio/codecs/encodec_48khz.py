@@ -20,6 +20,7 @@ from pipeline.audio.codecs.transformers_codec import TransformersCodec, Transfor
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 LEVEL = 0.1  # root mean square of a decoded clip's mono mix, -20 dBFS
 
@@ -41,7 +42,7 @@ class Encodec48khzSettings(TransformersCodecSettings):
     codebooks: Annotated[int, Field(ge=1, le=16)]
     channels: Literal[2]
 
-    def wrap(self, model: Any, weights: str, device: str | torch.device) -> Encodec48khzCodec:
+    def wrap(self, model: PreTrainedModel, weights: str, device: str | torch.device) -> Encodec48khzCodec:
         """See `TransformersCodecSettings.wrap`."""
         return Encodec48khzCodec(self, model, weights, device)
 
