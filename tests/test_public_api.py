@@ -153,7 +153,7 @@ def test_every_clip_comes_once_an_epoch(shuffle: bool, ranks: int, dataset: open
     counts: dict[bytes, int] = {}
     for batch in batches:
         assert batch.codes.shape == (len(batch.frames), dataset.codebooks, int(batch.frames.max()))
-        assert batch.prompts.shape == (len(batch.frames), dataset.manifest.prompt_dim)
+        assert batch.prompts.shape == (len(batch.frames), 1, dataset.manifest.prompt_dim)
         for codes, prompt in zip(batch.codes, batch.prompts, strict=True):
             key = codes.numpy().tobytes() + prompt.numpy().tobytes()
             counts[key] = counts.get(key, 0) + 1

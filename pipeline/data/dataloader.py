@@ -45,7 +45,7 @@ class Batch:
     Attributes:
         codes: int16 [B, K, T], padded with 0.
         frames: int64 [B], true number of frames of each clip.
-        prompts_fp16: float16 [B, P] or [B, N, P], prompt vectors as stored.
+        prompts_fp16: float16 [B, N, P], the N prompt vectors of each clip as stored.
         position: position of the stream after this batch on all ranks; saved to resume.
         clip_positions: int64 [B], position of each clip.
     """
@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def prompts(self) -> Tensor:
-        """Prompt vectors: float32 [B, P] or [B, N, P]."""
+        """Prompt vectors: float32 [B, N, P]."""
         return self.prompts_fp16.float()
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,7 +270,7 @@ class _BatchPlan:
         N, P = manifest.prompt_frames, manifest.prompt_dim
         code_bytes, prompt_bytes = bytearray(2 * B * K * T), bytearray(2 * B * N * P)
         codes = np.frombuffer(code_bytes, np.int16).reshape(B, K, T)
-        prompts = np.frombuffer(prompt_bytes, np.float16).reshape((B, P) if N == 1 else (B, N, P))
+        prompts = np.frombuffer(prompt_bytes, np.float16).reshape(B, N, P)
         all_codes, all_prompts = memoryview(code_bytes), memoryview(prompt_bytes)
         C, D = 2 * K * T, 2 * N * P  # bytes of a clip
         for row, (shard, codes_at, stored, prompt_at, start, length) in enumerate(clips):

@@ -159,7 +159,7 @@ def generation_rate(run: LoadedRun, frames: int, settings: CompareSettings) -> f
     """Codes generated per second with `benchmark_batch` clips at once: the better of two measurements."""
     clips = settings.benchmark_batch
     sampling = settings.sampling.model_copy(update={"temperature": 1.0})
-    prompts = torch.zeros(clips, run.model.config.prompt_dim)
+    prompts = torch.zeros(clips, run.embedder.frames, run.model.config.prompt_dim)
     best = float("inf")
     for _ in range(2):
         started = time.perf_counter()

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.audio import audio_io
 from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
+from pipeline.data.shard import stack_prompts
 from pipeline.evaluation.audio_set import AudioSet, References
 from pipeline.evaluation.losses import measure_losses
 from pipeline.evaluation.metrics import list_metrics
@@ -86,7 +87,7 @@ def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str
     reconstructions = AudioSet.decode("codec", [clip.codes for clip in clips], run)
     generations = {f"{t:g}": AudioSet.decode(f"t{t:g}", codes[t], run) for t in settings.temperatures}
     batches = islice(iter_once(valid, 256), -(-MAX_REFERENCE_CLIPS // 256))
-    embeddings = np.concatenate([part.prompts.numpy() for part in batches])
+    embeddings = np.concatenate([part.prompts.numpy().mean(1) for part in batches])
     references = References(clips, reconstructions, embeddings, use_pitch=settings.pitch is not False)
     first = next(iter(generations.values()))
     results = {
@@ -122,7 +123,7 @@ def generate_all(
     Returns:
         By temperature, the codes [K, T] for each clip.
     """
-    prompts = torch.from_numpy(np.stack([clip.sample.prompt for clip in clips])).float()
+    prompts = torch.from_numpy(stack_prompts(clip.sample for clip in clips))
     lengths = [clip.codes.shape[1] for clip in clips]
     batch = batch or run.best_batch(max(lengths))
     order = sorted(range(len(clips)), key=lambda i: -lengths[i])  # so that a batch has clips of similar length

@@ -92,7 +92,7 @@ def generate_audio(
 
 
 def _embed_prompt(run: LoadedRun, prompt: Prompt, rate: int | None, seconds: float) -> Tensor:
-    """Return the prompt vector [P] of an audio file or of an array at `rate`; only its first seconds count.
+    """Return the prompt [N, P] of an audio file or of an array at `rate`; only its first seconds count.
 
     Raises:
         InputError: An array has another shape or type, or no rate.

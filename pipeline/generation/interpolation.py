@@ -1,6 +1,6 @@
 """Interpolation between prompts, keyframes, and crossfades between sounds.
 
-Letters: P prompt width, S samples.
+Letters: N prompt vectors of a clip, P prompt width, S samples.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ BLENDS = get_args(Blend)
 
 
 def interpolate(a: Tensor, b: Tensor, fraction: float, blend: Blend) -> Tensor:
-    """The prompt [P] at a fraction 0..1 of the way from a to b.
+    """The prompt [N, P] at a fraction 0..1 of the way from a to b, each of its vectors interpolated.
 
     blend: "linear", or "slerp": the direction moves along the great circle at constant speed (Shoemake 1985) and the
     norm is interpolated linearly.
     """
     if blend == "linear" or fraction in (0, 1):
         return torch.lerp(a, b, fraction)
+    return torch.stack([_slerp(*vectors, fraction) for vectors in zip(a, b, strict=True)])
+
+
+def _slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
+    """The vector [P] at a fraction of the arc from a to b."""
     unit_a, unit_b = a / a.norm().clamp_min(1e-12), b / b.norm().clamp_min(1e-12)
     angle = torch.arccos((unit_a * unit_b).sum().clamp(-1, 1))
     if angle < 1e-4:
@@ -37,7 +42,7 @@ def interpolate(a: Tensor, b: Tensor, fraction: float, blend: Blend) -> Tensor:
 
 
 def interpolation_path(prompts: Sequence[Tensor], steps: int, blend: Blend) -> list[Tensor]:
-    """`steps` evenly spaced prompts [P] from the first prompt through all others to the last.
+    """`steps` evenly spaced prompts [N, P] from the first prompt through all others to the last.
 
     Raises:
         InputError: There are fewer than two prompts or steps.
@@ -56,7 +61,7 @@ def interpolation_path(prompts: Sequence[Tensor], steps: int, blend: Blend) -> l
 def keyframe_schedule(
     keyframes: Sequence[tuple[float, Tensor]], interval: float, blend: Blend
 ) -> list[tuple[float, Tensor]]:
-    """Prompts [P] and the times from which they apply: about one every `interval` seconds between two keyframes.
+    """Prompts [N, P] and the times from which they apply: about one every `interval` seconds between two keyframes.
 
     keyframes: Times in seconds, in ascending order from 0, and prompts.
     """

@@ -1,6 +1,6 @@
 """Prompt vectors from sound files, and sounds from codes.
 
-Letters: B prompts, K codebooks, T frames, S samples, P prompt width.
+Letters: B sounds, K codebooks, T frames, S samples, N prompt vectors of a sound, P prompt width.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ def read_source(path: str | Path, seconds: float, codec: Codec) -> SourceAudio:
 
 
 def prompt_vector(embedder: Embedder, source: SourceAudio, rate: int) -> Tensor:
-    """The prompt vector [P] of a sound at a sample rate.
+    """The prompt [N, P] of a sound at a sample rate, rounded to float16, like the prompts of a dataset.
 
     Raises:
         AudioError: The embedding has values that are not finite.
     """
-    vector = embed_audio(embedder, [source.wav], rate)[0]
-    if not bool(vector.isfinite().all()):
+    vectors = embedder.embed_frames(*pad_sounds(embedder, [source.wav], rate))[0].cpu().half().float()
+    if not bool(vectors.isfinite().all()):
         peak = float(np.abs(source.wav).max())
         reason = f"not finite: its embedding has NaN or infinite values (its peak is {peak:.3g}, full scale is 1)"
         raise audio_io.AudioError(str(source.path), f"{reason}; scale the sound to full scale")
-    return vector
+    return vectors
 
 
 def find_prompts(setting: Any) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """From settings to requests: the clips of each sound file, with their seeds, prompts and first codes.
 
-Letters: K codebooks, T frames, P prompt width.
+Letters: K codebooks, T frames, N prompt vectors of a sound, P prompt width.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ClipRequest:
 
     Attributes:
         seed: The seed of its noise.
-        prompts: Prompts [P] and the frames from which they apply. Empty: no prompt.
+        prompts: Prompts [N, P] and the frames from which they apply. Empty: no prompt.
         prefix_codes: Codes [K, T] with which the clip begins.
     """
 
@@ -240,7 +240,7 @@ def _absolute(source: SourceAudio) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sound file as a prompt: its name, its sound and its vector [P]."""
+    """A sound file as a prompt: its name, its sound and its vectors [N, P]."""
 
     name: str
     source: SourceAudio

@@ -15,7 +15,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.frames import count_frames
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.random_clips import sample_clips
-from pipeline.data.shard import Sample
+from pipeline.data.shard import Sample, stack_prompts
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import generate
 from pipeline.generation.settings import sampling_settings
@@ -52,7 +52,7 @@ class AudioSampler:
             For each clip its key, and wavs, [S] or [S, 2], by name: `prompt` (the original recording),
             `reconstruction` (by the codec), `temperature T`.
         """
-        prompts = torch.from_numpy(np.stack([clip.prompt for clip in self.clips])).float()  # [B, P]
+        prompts = torch.from_numpy(stack_prompts(self.clips))  # [B, N, P]
         prompts = prompts.to(model.device)
         max_frames = max(codes.shape[1] for codes in self.codes)
         seeds = list(range(SEED, SEED + len(prompts)))

@@ -74,7 +74,7 @@ class Base:
             f"{part}.{name} is {actual.get(name)!r}, expected {value!r}"
             for part, trained, actual in (
                 ("codec", {"channels": 1, **self.config.codec}, {"channels": 1, **manifest.codec}),
-                ("embedder", self.config.embedder, manifest.embedder),
+                ("embedder", {"frames": 1, **self.config.embedder}, {"frames": 1, **manifest.embedder}),
             )
             for name, value in trained.items()
             if name not in _NOT_IDENTITY and actual.get(name) != value

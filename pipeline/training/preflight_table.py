@@ -38,7 +38,7 @@ def build_table(estimate: RunEstimate) -> Table:
         "dataset": "\n".join(
             f"{split.manifest.path}: {split.manifest.codec['name']} at {split.manifest.frame_rate:g} Hz, "
             f"{split.codebooks} of {split.manifest.codebooks} codebooks; prompts of {split.manifest.embedder['name']}, "
-            f"{split.manifest.prompt_dim} wide"
+            f"{split.manifest.prompt_frames} of {split.manifest.prompt_dim} values"
             for split in data.train
         ),
         "device": f"{hardware.device}: {format_bytes(hardware.memory)} free; host memory: "

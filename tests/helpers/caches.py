@@ -41,4 +41,4 @@ def write_cache(
 
 def clip_numbers(batch: Batch) -> list[int]:
     """Return the numbers of the clips of a batch."""
-    return batch.prompts[:, 0].int().tolist()
+    return batch.prompts[:, 0, 0].int().tolist()

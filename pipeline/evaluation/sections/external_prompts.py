@@ -34,7 +34,7 @@ class ExternalPrompts(Section):
         for line in skipped:
             log.warning("prompts=%s: skipped %s", settings.prompts, line)
         for prompt in prompts:
-            wavs = inputs.generate(prompt.vector.expand(len(seeds), -1), frames, seeds)
+            wavs = inputs.generate(prompt.vector.expand(len(seeds), -1, -1), frames, seeds)
             generations = [LabeledAudio(f"generation {i + 1}", wav) for i, wav in enumerate(wavs)]
             rows.append(AudioRow(prompt.name, [LabeledAudio("prompt", prompt.source.wav), *generations]))
         temperature = settings.sampling.to_dict()["temperature"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from pipeline.common.errors import InputError
@@ -31,7 +30,7 @@ class Interpolation(Section):
         overlap = round(settings.crossfade_seconds * run.codec.sample_rate)
         for i in range(settings.num_interpolations):
             ends = [clips[(2 * i + j) % len(clips)] for j in (0, 1)]
-            prompts = [torch.from_numpy(clip.sample.prompt.astype(np.float32)) for clip in ends]
+            prompts = [torch.from_numpy(clip.sample.prompt_vectors) for clip in ends]
             path = torch.stack(interpolation.interpolation_path(prompts, settings.steps, settings.blend))
             wavs = inputs.generate(path, ends[0].codes.shape[1], [settings.seed] * len(path))
             first, last = decode_codes(run.codec, [clip.codes for clip in ends])
