@@ -7,6 +7,7 @@
   python -m pipeline.generate run=RUN mode=morph keyframes='[{at: 0, prompt: a.wav}, {at: 4, prompt: b.wav}]' seconds=8
   python -m pipeline.generate run=RUN mode=continue prompt=a.wav seconds=30 stream=true out=c.wav
   python -m pipeline.generate run=RUN mode=extend audio=a.wav seconds=6 out=c.wav
+  python -m pipeline.generate run=RUN prompt_text='a muted trumpet' out=c.wav      by a model of embedder=clap
   python -m pipeline.generate from=b.json out=again.wav
 
 Any sound file can be a prompt; without one the model generates freely. Modes:
@@ -18,7 +19,7 @@ Any sound file can be a prompt; without one the model generates freely. Modes:
 b.json next to b.wav stores the model's sha256, the seed, all settings, the prompts, the codec and the embedder:
 from=b.json generates exactly that sound again (also with out=, run=, device=, batch= and the paths of weights). Prompts
 that cannot be read are skipped, and the exit code is then 1. After Ctrl-C the part that was generated is kept.
-What people change: prompt=, out=, seconds=, n=, seed=, sampling.temperature= (one, or one per codebook),
+What people change: prompt=, prompt_text=, out=, seconds=, n=, seed=, sampling.temperature= (one, or one per codebook),
 sampling.top_k=, sampling.top_p=, sampling.min_p=, sampling.guidance=, device=.
 """
 

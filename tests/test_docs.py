@@ -30,6 +30,7 @@ from packaging.requirements import Requirement
 from pipeline.check import check_settings
 from pipeline.common.errors import InputError
 from pipeline.config.cli import CONF, compose, load_settings
+from pipeline.generation.settings import GenerateSettings
 from pipeline.preprocessing.settings import PreprocessSettings
 from pipeline.shards import positional_to_overrides
 from tests.helpers.documented_folder import ENVIRONMENT, Sandbox, build_sandbox
@@ -44,6 +45,7 @@ SMALLEST = {  # each benchmark at its smallest size, for settings that the comma
     "bench_loader": "--clips 64 --rounds 1 --shards 2 4",
     "bench_memory": "--micro-batch 1 --deepspeed zero0",
     "bench_preprocess": f"--files {16 * (os.cpu_count() or 1) + 32}",  # batches of 8 on each core, after two to start
+    "bench_prompt_frames": "notes --clips 60 --steps 2 --n 4",
     "bench_sampling": "--steps 8 --rounds 1 --batches 1",
     "bench_train": "--steps 2 --batch 1",
 }
@@ -87,6 +89,11 @@ def reembed(sandbox: Sandbox, arguments: list[str]) -> None:
 def compose_preprocess(sandbox: Sandbox, arguments: list[str]) -> None:
     """The settings are right."""
     load_settings(PreprocessSettings, arguments[3:])
+
+
+def compose_generate(sandbox: Sandbox, arguments: list[str]) -> None:
+    """The settings are right."""
+    load_settings(GenerateSettings, arguments[3:])
 
 
 def run_help(sandbox: Sandbox, arguments: list[str]) -> None:
@@ -289,6 +296,8 @@ ENTRIES = (
     Entry(r"python -m pipeline\.check ", check_command),
     Entry(r"python -m pipeline\.train -m ", compose_sweep, "one training per combination; Slurm for some"),
     Entry(r"python -m pipeline\.preprocess .*data\.dataset=", compose_preprocess, "a hub: local datasets are read"),
+    Entry(r"python -m pipeline\.preprocess .*embedder=clap", compose_preprocess, "the hub: tests have a small CLAP"),
+    Entry(r"python -m pipeline\.generate .*prompt_text=", compose_generate, "the hub: tests have a small CLAP"),
     Entry(r"python -m pipeline\.preprocess .*reembed=", reembed, "weights from the hub: the small embedder runs"),
     Entry(EVENING, check_evening, "minutes each: tests/test_your_own_sounds.py runs them on real recordings"),
     Entry(r"python -m pipeline\.\w+ ", run_command),

@@ -19,7 +19,7 @@ from pipeline.audio import amplitude, audio_io
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
 from pipeline.common.settings import parse_settings
-from pipeline.generation.prompts import SourceAudio, prompt_vector, read_source
+from pipeline.generation.prompts import SourceAudio, prompt_vector, read_source, text_vectors
 from pipeline.generation.request import AudioRequest, ClipRequest, num_samples, resolve_window
 from pipeline.generation.runner import generate_clips
 from pipeline.generation.settings import GenerateSettings, default_settings
@@ -59,6 +59,7 @@ class Audio:
 def generate_audio(
     run: LoadedRun,
     prompts: Sequence[Prompt | None],
+    texts: Sequence[str],
     rate: int | None,
     sampling: Mapping[str, object],
     changes: Mapping[str, object],
@@ -68,6 +69,7 @@ def generate_audio(
     Args:
         run: The run that generates.
         prompts: Audio files, arrays [S] or [S, channels], or None for no prompt.
+        texts: Descriptions of sounds, which are prompts after those.
         rate: The sample rate of the arrays.
         sampling: Changes of the default settings of `sampling`.
         changes: Changes of the default settings of `pipeline.generate`; None: the default.
@@ -81,6 +83,7 @@ def generate_audio(
     vectors = [
         None if prompt is None else _embed_prompt(run, prompt, rate, settings.prompt_seconds) for prompt in prompts
     ]
+    vectors += [text_vectors(run.embedder, text) for text in texts]
     clips = [
         ClipRequest(settings.seed + number, () if vector is None else ((0, vector),))
         for number, vector in enumerate(vector for vector in vectors for _ in range(settings.n))

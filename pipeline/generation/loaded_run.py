@@ -87,13 +87,14 @@ class LoadedRun:
     @overload
     def generate(
         self, prompt: Prompt | None = None, *, n: None = None, rate: int | None = None, seconds: float | None = None,
-        seed: int = 0, mode: str = "prompt", batch: int | None = None, **sampling: Any,
+        seed: int = 0, mode: str = "prompt", batch: int | None = None, prompt_text: str | None = None, **sampling: Any,
     ) -> Audio: ...  # fmt: skip
 
     @overload
     def generate(
         self, prompt: Prompt | Sequence[Prompt] | None = None, *, n: int | None = None, rate: int | None = None,
-        seconds: float | None = None, seed: int = 0, mode: str = "prompt", batch: int | None = None, **sampling: Any,
+        seconds: float | None = None, seed: int = 0, mode: str = "prompt", batch: int | None = None,
+        prompt_text: str | Sequence[str] | None = None, **sampling: Any,
     ) -> list[Audio]: ...  # fmt: skip
 
     def generate(
@@ -106,6 +107,7 @@ class LoadedRun:
         seed: int = 0,
         mode: str = "prompt",
         batch: int | None = None,
+        prompt_text: str | Sequence[str] | None = None,
         **sampling: Any,
     ) -> Audio | list[Audio]:
         """Generate audio, the same that `pipeline.generate` writes for the same settings and seed.
@@ -131,10 +133,12 @@ class LoadedRun:
             seed: The seed of the first result; the following results use the following seeds.
             mode: `prompt`, or `continue` for results longer than the model reads, with a sliding window.
             batch: The number of results generated at once. By default as many as fit into memory, at most 256.
+            prompt_text: A description of a sound as the prompt, or a list of them, after those of `prompt`. The run's
+                embedder must read text, as `clap` does.
             **sampling: Settings of `sampling`: temperature (0.7 by default), top_k, top_p, min_p, guidance.
 
         Returns:
-            One `Audio`, or a list of them if `n` is given or `prompt` is a list.
+            One `Audio`, or a list of them if `n` is given, or if there is a list of prompts or a sound and a text.
 
         Raises:
             InputError: A value is out of range.
@@ -142,10 +146,13 @@ class LoadedRun:
         """
         from pipeline.generation.in_memory import generate_audio
 
-        one = n is None and not isinstance(prompt, (list, tuple))
-        prompts: Sequence[Any] = prompt if isinstance(prompt, (list, tuple)) else [prompt]
+        texts = [prompt_text] if isinstance(prompt_text, str) else [*(prompt_text or [])]
+        prompts: list[Any] = [*prompt] if isinstance(prompt, (list, tuple)) else [prompt]
+        prompts = [] if texts and prompt is None else prompts
+        has_list = isinstance(prompt, (list, tuple)) or not isinstance(prompt_text, (str, type(None)))
+        one = n is None and not has_list and len(prompts) + len(texts) == 1
         changes = {"n": n, "seconds": seconds, "seed": seed, "mode": mode, "batch": batch}
-        results = generate_audio(self, prompts, rate, sampling, changes)
+        results = generate_audio(self, prompts, texts, rate, sampling, changes)
         return results[0] if one else results
 
 

@@ -78,6 +78,15 @@ def prompt_vector(embedder: Embedder, source: SourceAudio, rate: int) -> Tensor:
     return vectors
 
 
+def text_vectors(embedder: Embedder, text: str) -> Tensor:
+    """The prompt [N, P] of a description of a sound: the same vector for all stretches.
+
+    Raises:
+        InputError: The embedder reads no text.
+    """
+    return embedder.embed_text([text])[0].cpu().half().float().expand(embedder.frames, -1)
+
+
 def find_prompts(setting: Any) -> dict[str, Path]:
     """The sound files that the setting `prompt` names, by unique names.
 

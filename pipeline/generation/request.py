@@ -5,6 +5,7 @@ Letters: K codebooks, T frames, N prompt vectors of a sound, P prompt width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.common.errors import InputError
 from pipeline.generation import interpolation, output_paths
 from pipeline.generation.generator import SlidingWindow
 from pipeline.generation.loaded_run import LoadedRun
-from pipeline.generation.prompts import SourceAudio, find_prompts, prompt_vector, read_source
+from pipeline.generation.prompts import SourceAudio, find_prompts, prompt_vector, read_source, text_vectors
 from pipeline.generation.settings import GenerateSettings
 
 DEFAULT_SECONDS = 4.0  # if the length of the training clips is unknown: that of NSynth's notes, as in the article
@@ -160,18 +161,21 @@ def build_requests(settings: GenerateSettings, run: LoadedRun, skipped: list[str
 def _draft_clips(settings: GenerateSettings, run: LoadedRun, skipped: list[str] | None) -> list[_Draft]:
     """Modes prompt, continue and extend: n sounds for each prompt, or without a prompt."""
     start, prefix = _read_start(settings, run) if settings.mode == "extend" else (None, None)
-    files = find_prompts(settings.prompt if start is None or settings.prompt is not None else str(start.path))
-    prompts = {prompt.name: prompt for prompt in read_prompts(files, settings.prompt_seconds, run, skipped)}
+    texts = read_texts(settings.prompt_text, run)
+    own_prompt = str(start.path) if start and settings.prompt is None and not texts else settings.prompt
+    files = find_prompts(own_prompt)
+    sounds = {prompt.name: prompt for prompt in read_prompts(files, settings.prompt_seconds, run, skipped)}
+    prompts: list[tuple[str, SoundPrompt | TextPrompt | None]] = [(name, sounds.get(name)) for name in files]
+    prompts += [(prompt.name, prompt) for prompt in texts]
     drafts: list[_Draft] = []
-    for name in files or ["sound"]:
-        prompt = prompts.get(name)
-        sources = [source for source in (start, prompt and prompt.source) if source]
+    for name, prompt in prompts or [("sound", None)]:
+        sources = [*([start] if start else []), *([prompt.source] if isinstance(prompt, SoundPrompt) else [])]
         own: dict[str, object] = {"audio": _absolute(start)} if start else {}
-        own |= {"prompt": _absolute(prompt.source)} if prompt else {}
+        own |= prompt.settings if prompt else {}
         for _ in range(settings.n):
             seed = settings.seed + len(drafts)
             clip = ClipRequest(seed, [(0, prompt.vector)] if prompt else (), prefix)
-            clips = [] if files and not prompt else [clip]
+            clips = [] if prompts and not prompt else [clip]
             own_settings = settings.model_copy(update={**own, "n": 1, "seed": seed})
             drafts.append(_Draft(start.path.stem if start else name, clips, own_settings, sources))
     return drafts
@@ -192,11 +196,15 @@ def _read_start(settings: GenerateSettings, run: LoadedRun) -> tuple[SourceAudio
 
 
 def _draft_interpolation(settings: GenerateSettings, run: LoadedRun) -> list[_Draft]:
-    """Mode interpolate: clips from prompt to prompt, all with the same noise, so that only the prompt changes."""
-    prompts = read_prompts(find_prompts(settings.prompt), settings.prompt_seconds, run)
+    """Mode interpolate: clips from prompt to prompt, the sounds before the words.
+
+    All have the same noise, so that only the prompt changes.
+    """
+    sounds = read_prompts(find_prompts(settings.prompt), settings.prompt_seconds, run)
+    prompts: list[SoundPrompt | TextPrompt] = [*sounds, *read_texts(settings.prompt_text, run)]
     vectors = interpolation.interpolation_path([prompt.vector for prompt in prompts], settings.steps, settings.blend)
-    sources = [prompt.source for prompt in prompts]
-    changes = {"prompt": [_absolute(source) for source in sources], "n": 1}
+    sources = [prompt.source for prompt in sounds]
+    changes = {"prompt": [_absolute(source) for source in sources] or None, "n": 1}
     return [
         _Draft(
             "-".join(prompt.name for prompt in prompts),
@@ -239,17 +247,43 @@ def _absolute(source: SourceAudio) -> str:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class SoundPrompt:
     """A sound file as a prompt: its name, its sound and its vectors [N, P]."""
 
     name: str
     source: SourceAudio
     vector: Tensor
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings of a sound with this prompt alone."""
+        return {"prompt": _absolute(self.source), "prompt_text": None}
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """Words as a prompt: a name for files, the words, and their vectors [N, P]."""
+
+    name: str
+    text: str
+    vector: Tensor
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings of a sound with this prompt alone."""
+        return {"prompt": None, "prompt_text": self.text}
+
+
+def read_texts(setting: str | Sequence[str] | None, run: LoadedRun) -> list[TextPrompt]:
+    """The prompts of the setting `prompt_text`. Raises InputError if the run's embedder reads no text."""
+    texts = [] if setting is None else [setting] if isinstance(setting, str) else setting
+    names = [re.sub(r"\W+", "-", text).strip("-")[:40] or "words" for text in texts]
+    return [TextPrompt(name, text, text_vectors(run.embedder, text)) for name, text in zip(names, texts, strict=True)]
+
 
 def read_prompts(
     paths: Mapping[str, Path], seconds: float, run: LoadedRun, skipped: list[str] | None = None
-) -> list[Prompt]:
+) -> list[SoundPrompt]:
     """The prompt of each file; each embedded alone, so that it does not depend on the others.
 
     Args:
@@ -261,11 +295,11 @@ def read_prompts(
     Raises:
         InputError: No file can be read, or one cannot and `skipped` is None; names every such file.
     """
-    prompts, unreadable = [], []
+    prompts, unreadable = list[SoundPrompt](), list[str]()
     for name, path in paths.items():
         try:
             source = read_source(path, seconds, run.codec)
-            prompts.append(Prompt(name, source, prompt_vector(run.embedder, source, run.codec.sample_rate)))
+            prompts.append(SoundPrompt(name, source, prompt_vector(run.embedder, source, run.codec.sample_rate)))
         except AudioError as error:
             unreadable.append(str(error))
     if unreadable and (skipped is None or not prompts):

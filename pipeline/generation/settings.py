@@ -99,6 +99,7 @@ class GenerateSettings(CommandSettings):
     run: str | None
     mode: Mode
     prompt: str | Annotated[list[str], Field(min_length=1)] | None
+    prompt_text: str | Annotated[list[str], Field(min_length=1)] | None
     out: str
     seconds: Literal["auto"] | Annotated[float, Field(gt=0, le=86_400), Unit("seconds")]  # a day: half a GB of codes
     n: PositiveInt

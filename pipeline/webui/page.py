@@ -28,6 +28,7 @@ PROGRESS = gr.Progress()
 MAX_CHECKS = 4  # uploads that are checked at the same time
 SLIDER_STEP = 0.1  # seconds
 NO_EXAMPLE = "—"
+MAX_TEXT = 300  # characters of a description
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class Page:
 
             dropdown.input(example_path, dropdown, sound, queue=False, api_visibility="private")
         return sound
+
+    def text_input(self, label: str) -> list[gr.Textbox]:
+        """Return an input for words as a prompt, if a model has an embedder that reads text; else nothing."""
+        reads_text = any(loaded.embedder.reads_text for loaded in self.service.loaded_runs.values())
+        return [gr.Textbox(label=label, max_lines=1, max_length=MAX_TEXT)] if reads_text else []
 
     def _check_upload(self, upload: str | None) -> None:
         """Check an upload as soon as it arrives. Raises gr.Error if it cannot be used; warns if it is silent."""

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import ClapFeatureExtractor, ClapModel, ClapProcessor, RobertaTokenizerFast
 
-from pipeline.audio.embedders import EMBEDDERS, load_embedder
-from pipeline.audio.embedders.clap import ClapSettings
+from pipeline.audio.embedders import load_embedder
 from pipeline.common.errors import InputError
 from tests.helpers.clap_folder import DIM, PIECE_SECONDS, write_clap
 
@@ -88,7 +87,7 @@ def test_unusable_files_are_one_line_errors(folder: Path, tmp_path: Path, monkey
         assert "\n" not in str(caught.value)
 
 
-def test_only_embedders_of_words_read_text() -> None:
-    assert [settings for _, settings in EMBEDDERS.items() if settings.reads_text] == [ClapSettings]
+def test_embedder_without_a_text_tower_refuses_words(folder: Path) -> None:
+    assert load_embedder("clap", str(folder)).reads_text and not load_embedder("encodecmae_tiny").reads_text
     with pytest.raises(InputError, match=r"prompt_text=a bell: the embedder encodecmae_tiny reads no text"):
         load_embedder("encodecmae_tiny").embed_text(["a bell"])

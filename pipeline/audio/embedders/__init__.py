@@ -37,7 +37,6 @@ class EmbedderSettings(Settings):
         citation: Authors, year and article; empty for what ships with this package.
         licence: A sentence about the licence of the weights.
         default_source: The source where the setting is null; None: what ships with this package.
-        reads_text: Whether the embedder has `embed_text`, so that words can be prompts.
         name: The embedder's name.
         source: Where the weights are; None: `default_source`.
         frames: Vectors of a clip, each of one of as many stretches of equal duration.
@@ -47,7 +46,6 @@ class EmbedderSettings(Settings):
     citation: ClassVar[str] = ""
     licence: ClassVar[str]
     default_source: ClassVar[str | None] = None
-    reads_text: ClassVar[bool] = False
 
     name: str
     source: str | None

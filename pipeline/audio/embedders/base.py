@@ -26,6 +26,7 @@ class Embedder(ABC):
         sample_rate: In Hz, of the clips.
         dim: Width of a vector.
         frames: Vectors of a clip that `embed_frames` returns.
+        reads_text: Whether it has `embed_text`, so that words can be prompts.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Embedder(ABC):
     sample_rate: int
     dim: int
     frames: int = 1
+    reads_text: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:

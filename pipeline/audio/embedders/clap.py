@@ -36,7 +36,6 @@ class ClapSettings(EmbedderSettings):
     citation: ClassVar[str] = "Wu et al. 2023, arXiv:2211.06687"
     licence: ClassVar[str] = "LAION published them under the Apache-2.0 licence."
     default_source: ClassVar[str | None] = "laion/larger_clap_music"
-    reads_text: ClassVar[bool] = True
 
     def load(self, device: str | torch.device) -> ClapEmbedder:
         """See `EmbedderSettings.load`."""
@@ -48,6 +47,8 @@ class ClapSettings(EmbedderSettings):
 
 class ClapEmbedder(Embedder):
     """The audio tower and the text tower of a CLAP, each with its projection; vectors have norm 1."""
+
+    reads_text = True
 
     def __init__(
         self,

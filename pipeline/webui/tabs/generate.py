@@ -1,4 +1,4 @@
-"""Tab: sounds from one prompt, or without a prompt."""
+"""Tab: sounds from one prompt, a sound or words, or without a prompt."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from pipeline.common.errors import InputError
 from pipeline.evaluation.html_templates import LabeledAudio
 from pipeline.webui import components
-from pipeline.webui.page import Page
+from pipeline.webui.page import MAX_TEXT, Page
 from pipeline.webui.tab_request import TabRequest
 from pipeline.webui.tabs import TABS, Tab
 
@@ -27,6 +28,7 @@ class GenerateTab(Tab):
         return [
             page.run_dropdown(),
             page.sound_input("Prompt (optional)"),
+            *page.text_input("or in words"),
             page.count_slider(1, page.limits.samples, 2, "Samples"),
         ]
 
@@ -36,8 +38,14 @@ class GenerateTab(Tab):
 
     def run(self, request: TabRequest, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Generate sounds with consecutive seeds."""
-        run, prompt, samples = values
+        run, prompt, *text, samples = values
         prompts = {} if prompt is None else {"prompt": str(request.upload(prompt))}
+        if text and text[0]:
+            if prompts:
+                raise InputError("there are two prompts: give a sound or words, not both")
+            if len(text[0]) > MAX_TEXT:
+                raise InputError(f"the words have {len(text[0])} characters: this page accepts at most {MAX_TEXT}")
+            prompts = {"prompt_text": text[0]}
         settings = request.settings(run, n=int(samples), **prompts)
         with request.stream(settings) as (player, on_codes):
             yield player, components.note("Generating…"), None
