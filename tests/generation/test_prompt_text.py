@@ -48,8 +48,8 @@ def test_words_are_prompts(reader: Workspace, tmp_path: Path) -> None:
     assert sidecar(tmp_path / "again.wav")["codes_sha256"] == stored[1]["codes_sha256"]
     run = load_run(reader.run(), embedder_weights=str(reader.root / "clap"))
     alone = run.generate(prompt_text="a muted trumpet", seconds=0.2, seed=1)
-    sound, *words = run.generate(str(reader.tones[0]), prompt_text=["a muted trumpet", "bell"], seconds=0.2)
-    assert np.array_equal(alone.codes, words[0].codes) and not np.array_equal(words[1].codes, sound.codes)
+    sound, *described = run.generate(str(reader.tones[0]), prompt_text=["a muted trumpet", "bell"], seconds=0.2)
+    assert np.array_equal(alone.codes, described[0].codes) and not np.array_equal(described[1].codes, sound.codes)
     assert generate(*arguments(reader, "prompt_text=bell", f"out={tmp_path / 'bell.wav'}")) == 0
     (bell,) = run.generate(prompt_text=["bell"], seconds=0.2)
     assert np.array_equal(bell.codes, run.generate(prompt_text="bell", seconds=0.2).codes)

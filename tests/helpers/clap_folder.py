@@ -16,7 +16,7 @@ def write_clap(folder: Path, fusion: bool = False, seed: int = 0) -> Path:
     """Write the folder and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     special = ("<s>", "<pad>", "</s>", "<unk>")
-    vocabulary = {word: i for i, word in enumerate((*special, *WORDS))}
+    vocabulary = {text: i for i, text in enumerate((*special, *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
