@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -181,9 +180,3 @@ def load_base(adapter: Adapter, owner: str) -> CodecGPT:
 def is_adapter(source: str | Path) -> bool:
     """Whether a source is a folder with an adapter."""
     return (Path(source) / ADAPTER_CONFIG).is_file()
-
-
-def merged_weight(layer: Any) -> Tensor:
-    """The weight [in, out] of a layer of the backbone, with its adapter where it has one."""
-    weight: Tensor = layer.weight
-    return weight + layer.get_delta_weight(_NAME) if hasattr(layer, "get_delta_weight") else weight
