@@ -10,15 +10,15 @@ Letters: B rows, n positions, L positions of the prefix, D width, H heads, K cod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.codec_gpt import GELU, CodecGPT
-from pipeline.models.inference_layers import InferenceLayers, PackedLinear
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.inference_layers import GELU, InferenceLayers
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,14 @@ class KVCache:
 
 
 class InferenceEngine:
-    """Computes next-step logits with a KV cache; equal to `CodecGPT.logits` up to rounding.
+    """Computes step after step with a KV cache; with its head, equal to `CodecGPT.logits` up to rounding.
 
     Args:
         model: The model, in eval mode.
         batch_invariant: CPU: whether a single row must get the same bits as in a batch. False may be faster.
 
     Attributes:
+        head: Turns the output of `forward` or `decode_step` into logits.
         use_cuda_graph: Whether the generation loop should capture `decode_step` as a CUDA graph; true on a GPU.
     """
 
@@ -47,7 +48,7 @@ class InferenceEngine:
         self.device, self.heads = model.device, model.config.heads
         self.use_cuda_graph = self.device.type == "cuda"
         self.layers = InferenceLayers(backbone, batch_invariant)
-        self.head = PackedLinear(model.head.weight.flatten(0, 1).t(), model.head.bias.flatten(), batch_invariant)
+        self.head = model.head.decoder(batch_invariant)
 
     def new_cache(self, rows: int, positions: int) -> KVCache:
         """Allocate an empty cache of the given size."""
@@ -69,7 +70,7 @@ class InferenceEngine:
         return torch.cat(prefixes)
 
     def forward(self, inputs: Tensor, cache: KVCache, position: int) -> Tensor:
-        """Compute the logits of the next step, and add the inputs to the cache.
+        """Compute the output of the backbone for the next step, and add the inputs to the cache.
 
         Args:
             inputs: [B, n, D], at positions `position`, `position + 1`, ...; n is 1, or `position` is 0 (prefill).
@@ -77,7 +78,7 @@ class InferenceEngine:
             position: The position of the first input.
 
         Returns:
-            Logits [B, K, C] of the step after the last input.
+            [B, D], from which the head predicts the step after the last input.
         """
         end = position + inputs.shape[1]
         assert inputs.shape[1] == 1 or position == 0
@@ -87,7 +88,7 @@ class InferenceEngine:
             keys[:, :, position:end], values[:, :, position:end] = k, v
             return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=end - position > 1)
 
-        return self._logits(inputs + self.model.backbone.wpe.weight[position:end], attend)
+        return self.layers(inputs + self.model.backbone.wpe.weight[position:end], attend)
 
     def decode_step(self, inputs: Tensor, cache: KVCache, position: Tensor) -> Tensor:
         """`forward` for a single position [B, 1, D], given as a tensor [1].
@@ -101,8 +102,4 @@ class InferenceEngine:
             keys, values = cache.keys[i].index_copy_(2, position, k), cache.values[i].index_copy_(2, position, v)
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
-        return self._logits(inputs + self.model.backbone.wpe.weight.index_select(0, position), attend)
-
-    def _logits(self, x: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """Logits [B, K, C] of the step after x [B, n, D]; see `InferenceLayers`."""
-        return self.head(self.layers(x, attend)).view(len(x), self.config.codebooks, -1).float()
+        return self.layers(inputs + self.model.backbone.wpe.weight.index_select(0, position), attend)

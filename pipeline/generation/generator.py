@@ -94,7 +94,8 @@ class Generation:
         window = spec.window or SlidingWindow(self.total_frames, self.total_frames)
         self.window, self.stride = min(window.frames, self.total_frames), window.stride
         self._validate()
-        self.filters = spec.sampling.build_filters(config.codebooks, device)
+        # what is applied to the logits of each group of codebooks that the head predicts together
+        self.filters = [spec.sampling.build_filters(config.codebooks, device, group) for group in engine.head.groups]
         self.is_guided = spec.sampling.guidance != 1 and bool(spec.prompts)
         rows = B * (1 + self.is_guided)
         self.first_inputs = [self._first_input(prompts) for _, prompts in spec.prompts] or [self._first_input(None)]
@@ -222,9 +223,9 @@ class Generation:
         return torch.cat([first_input, self.engine.prefix(None, B)]) if self.is_guided else first_input
 
     def _prefill(self, steps: Tensor, prompt_index: int) -> Tensor:
-        """Read a prompt and the steps [B, K, s] after it; returns the logits [B, K, C] of step s."""
+        """Read a prompt and the steps [B, K, s] after it; returns what step s is predicted from: [rows, D]."""
         inputs = torch.cat([self.first_inputs[prompt_index], self._embed_steps(steps)], 1)
-        return self._apply_guidance(self.engine.forward(inputs, self.cache, 0))
+        return self.engine.forward(inputs, self.cache, 0)
 
     def _decode_step(self, s: int) -> None:
         """Read step s - 1, and sample step s."""
@@ -232,20 +233,20 @@ class Generation:
             self.cuda_graph(s)
             return
         inputs = self._embed_steps(self.sequence[:, :, s - 1 : s])
-        self._write_step(self._apply_guidance(self.engine.forward(inputs, self.cache, s + self.offset)), s)
+        self._write_step(self.engine.forward(inputs, self.cache, s + self.offset), s)
 
     def _decode_step_at(self, s: Tensor) -> None:
         """`_decode_step` for a step number in a tensor [1], without control flow that depends on values."""
         inputs = self._embed_steps(self.sequence.index_select(2, s - 1))
-        logits = self._apply_guidance(self.engine.decode_step(inputs, self.cache, s + self.offset))
+        hidden = self.engine.decode_step(inputs, self.cache, s + self.offset)
         active, keys = self.active.index_select(2, s)[:, :, 0], self.keys.index_select(2, s)[:, :, 0]
         known = self.sequence.index_select(2, s)[:, :, 0]
-        self.sequence.index_copy_(2, s, self._sample_step(logits, keys, active, known)[:, :, None])
+        self.sequence.index_copy_(2, s, self._sample_step(hidden, keys, active, known)[:, :, None])
 
-    def _write_step(self, logits: Tensor, s: int) -> None:
-        """Sample step s from its logits [B, K, C]."""
+    def _write_step(self, hidden: Tensor, s: int) -> None:
+        """Sample step s from the output of the backbone [rows, D]."""
         known = self.sequence[:, :, s]
-        self.sequence[:, :, s] = self._sample_step(logits, self.keys[:, :, s], self.active[:, :, s], known)
+        self.sequence[:, :, s] = self._sample_step(hidden, self.keys[:, :, s], self.active[:, :, s], known)
 
     def _embed_steps(self, steps: Tensor) -> Tensor:
         """The model's inputs [rows, s, D] for steps [B, K, s]."""
@@ -253,18 +254,37 @@ class Generation:
         return torch.cat([inputs, inputs]) if self.is_guided else inputs
 
     def _apply_guidance(self, logits: Tensor) -> Tensor:
-        """Logits [B, K, C] from those of all rows."""
+        """Logits [B, n, C] from those of all rows."""
         if not self.is_guided:
             return logits
         prompted, unprompted = logits.chunk(2)
         return unprompted + self.spec.sampling.guidance * (prompted - unprompted)
 
-    def _sample_step(self, logits: Tensor, keys: Tensor, active: Tensor, known: Tensor) -> Tensor:
-        """Tokens [B, K] from logits [B, K, C] and noise keys [B, K]: known tokens stay, inactive cells are empty."""
+    def _sample_step(self, hidden: Tensor, keys: Tensor, active: Tensor, known: Tensor) -> Tensor:
+        """Tokens [B, K] of a step from the output of the backbone [rows, D] and noise keys [B, K].
+
+        Known tokens stay, and inactive cells are empty.
+        """
+        step = known.clone()
+
+        def choose(i: int, logits: Tensor) -> Tensor:
+            """Tokens [rows, n] of the codebooks of group i, from their logits [rows, n, C]."""
+            group = self.engine.head.groups[i]
+            sampled = self._sample_tokens(self._apply_guidance(logits), keys[:, group], i)
+            step[:, group] = known[:, group].where(
+                known[:, group] != SPECIAL_TOKEN, sampled.where(active[:, group], SPECIAL_TOKEN)
+            )
+            return torch.cat([step[:, group]] * (len(logits) // len(step)))
+
+        self.engine.head(hidden, choose)
+        return step
+
+    def _sample_tokens(self, logits: Tensor, keys: Tensor, i: int) -> Tensor:
+        """Tokens [B, n] of the codebooks of group i, from their logits [B, n, C] and noise keys [B, n]."""
         self.is_finite &= all_finite(logits)
         noise = gumbel_noise.gumbel_noise(keys, logits.shape[-1])
-        tokens = sample_token(logits.masked_fill(self.forbidden, -torch.inf), noise, self.filters)
-        return known.where(known != SPECIAL_TOKEN, tokens.where(active, SPECIAL_TOKEN))
+        forbidden = self.forbidden[self.engine.head.groups[i]]
+        return sample_token(logits.masked_fill(forbidden, -torch.inf), noise, self.filters[i])
 
     # ---- checks ------------------------------------------------------------------------------------------------
     def _count_missing(self) -> Tensor:

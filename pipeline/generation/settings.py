@@ -51,14 +51,26 @@ class SamplingSettings(Settings):
     def _turn_off_missing_filters(cls, values: dict[str, object]) -> dict[str, object]:
         return {name: filter_class.off for name, filter_class in FILTERS.items()} | values
 
-    def build_filters(self, codebooks: int, device: torch.device) -> list[Callable[[Tensor], Tensor]]:
+    def build_filters(
+        self, codebooks: int, device: torch.device, group: slice | None = None
+    ) -> list[Callable[[Tensor], Tensor]]:
         """The functions of logits [B, K, C] that are applied one after the other.
+
+        Args:
+            codebooks: K.
+            device: The device of the logits.
+            group: The codebooks whose logits the functions get; None: all.
 
         Raises:
             InputError: A value does not fit the model.
         """
-        filters = [(cls, getattr(self, name)) for name, cls in _sorted_filters()]
-        return [cls.model_validate({"value": v}).build(codebooks, device) for cls, v in filters if v != cls.off]
+        values = [(cls, getattr(self, name)) for name, cls in _sorted_filters()]
+        filters = [cls.model_validate({"value": value}) for cls, value in values if value != cls.off]
+        functions = [each.build(codebooks, device) for each in filters]
+        members = range(codebooks)[group or slice(None)]
+        if len(members) == codebooks:
+            return functions
+        return [each.of_codebooks(members).build(len(members), device) for each in filters]
 
 
 def _sorted_filters() -> tuple[tuple[str, type[SamplingFilter]], ...]:

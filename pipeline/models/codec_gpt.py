@@ -23,36 +23,16 @@ from torch import Tensor, nn
 from pipeline.common.errors import InputError
 from pipeline.common.import_guards import hide_broken_packages
 from pipeline.models.conditions.base import Condition, LabelCondition
+from pipeline.models.inference_layers import GELU
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.model_files import download_model, invalid_export, read_pretrained, write_pretrained
-from pipeline.models.pattern import SPECIAL_TOKEN, build_pattern
+from pipeline.models.pattern import SPECIAL_TOKEN
 
 with hide_broken_packages("torchaudio", "torchvision"):  # transformers imports both where they are installed
     from transformers import GPT2Config, GPT2Model
 
 if TYPE_CHECKING:
     from pipeline.models.lora import Adapter
-
-GELU = "gelu_pytorch_tanh"  # GPT-2's activation as one operation; transformers' own implementation has eight
-
-
-class CodebookHeads(nn.Module):
-    """One linear classifier per codebook."""
-
-    def __init__(self, codebooks: int, width: int, classes: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(codebooks, classes, width))  # [K, C, D]
-        self.bias = nn.Parameter(torch.zeros(codebooks, classes))  # [K, C]
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Rows [K, N, D] -> logits [K, N, C]: the rows of codebook k are multiplied by the k-th matrix only."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        classes = weight.shape[1]
-        if rows.is_cuda:  # pad the classes to a multiple of 64, as the matrix units of a GPU require
-            padding = -classes % 64
-            weight, bias = F.pad(weight, (0, 0, 0, padding)), F.pad(bias, (0, padding))
-        return torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))[..., :classes]
 
 
 class CodecGPT(nn.Module):
@@ -66,12 +46,12 @@ class CodecGPT(nn.Module):
         """Create a model, in train mode, with new weights or around a pretrained `backbone`."""
         super().__init__()
         self.config = config
-        self.pattern = build_pattern(config.pattern, config.codebooks)
+        self.pattern = config.build_pattern()
         self.backbone = backbone or GPT2Model(_gpt2_config(config))
         self.backbone.register_module("wte", None)  # GPT-2's vocabulary, 38.6 M of its 124 M parameters, is not used
         self.classes = config.codebook_size + 1
         self.codes = nn.Embedding(config.codebooks * self.classes, config.width)
-        self.head = CodebookHeads(config.codebooks, config.width, self.classes)
+        self.head = self.pattern.settings.build_head(config.head_size)
         self.conditions = nn.ModuleList([settings.build(config, self) for settings in config.condition_settings])
         self.label_smoothing = 0.0  # only in training
         self.weights_sha256 = ""  # of the file from which the model was loaded
@@ -86,10 +66,8 @@ class CodecGPT(nn.Module):
         nn.init.normal_(self.codes.weight, std=0.14 / self.config.codebooks**0.5)
         for condition in self.condition_list:
             condition.init_weights()
-        # logits with deviation 0.4: the loss starts at ln C + 0.08; with smaller ones the model learns to repeat a code
-        # much later
         norm = torch.stack([self.backbone.ln_f.weight, self.backbone.ln_f.bias]).detach().norm()
-        nn.init.normal_(self.head.weight, std=0.4 / float(norm))
+        self.head.init_weights(float(norm))
 
     @property
     def condition_list(self) -> Sequence[Condition]:
@@ -212,10 +190,12 @@ class CodecGPT(nn.Module):
         """
         B, K, T = tokens.shape
         rows = self.pattern.gather_positions(hidden, T, lengths).flatten(1, 2)  # [K, B, T, D] -> [K, B*T, D]
-        logits = self.head(rows).float()  # [K, B*T, C]
-        targets = tokens.transpose(0, 1).flatten()  # [K*B*T]
+        targets = tokens.transpose(0, 1).flatten(1)  # [K, B*T]
+        logits = self.head(rows, targets).float()  # [K, B*T, C]
         smoothing = self.label_smoothing if self.training else 0.0
-        losses = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none", label_smoothing=smoothing)  # [K*B*T]
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
+        )  # [K*B*T]
         is_real = (torch.arange(T, device=tokens.device) < lengths[:, None]).flatten()  # [B*T]
         return losses.view(K, B * T).masked_fill(~is_real, 0).sum(1), is_real.sum()  # [K], []
 
@@ -224,6 +204,11 @@ class CodecGPT(nn.Module):
         for block in self.backbone.h:
             block.compile()
         self.token_loss = torch.compile(self.token_loss)  # type: ignore[method-assign]
+
+    def enable_checkpointing(self) -> None:
+        """Store only the inputs of layers, and compute the rest again in the backward pass."""
+        self.backbone.activation_checkpointing_enable()
+        self.head.enable_checkpointing()
 
     def inputs(
         self, sequence: Tensor, values: Mapping[str, Tensor] | None = None, drop: Mapping[str, Tensor] | None = None
@@ -245,15 +230,19 @@ class CodecGPT(nn.Module):
         return normalized
 
     # ---- sampling ----------------------------------------------------------------------------------------------
-    def head_logits(self, hidden: Tensor) -> Tensor:
-        """Output of the backbone [B, S, D] -> logits [B, S, K, C] in float32."""
+    def head_logits(self, hidden: Tensor, sequence: Tensor) -> Tensor:
+        """Output of the backbone [B, S, D] and the steps themselves [B, K, S] -> logits [B, S, K, C] in float32."""
         rows = hidden.flatten(0, 1).expand(self.config.codebooks, -1, -1)  # [K, B*S, D]
-        logits: Tensor = self.head(rows).float().transpose(0, 1).unflatten(0, hidden.shape[:2])  # [B, S, K, C]
-        return logits
+        logits: Tensor = self.head(rows, sequence.transpose(0, 1).flatten(1)).float()  # [K, B*S, C]
+        by_step: Tensor = logits.transpose(0, 1).unflatten(0, hidden.shape[:2])
+        return by_step
 
     def logits(self, sequence: Tensor, values: Mapping[str, Tensor] | None = None) -> Tensor:
-        """A sequence [B, K, S] -> logits [B, S, K, C] of every step, given the conditions and the steps before."""
-        return self.head_logits(self.backbone_forward(self.inputs(sequence, values)))
+        """A sequence [B, K, S] -> logits [B, S, K, C] of every step, given the conditions and the steps before.
+
+        Under some patterns the logits of a codebook also depend on the codes of those before it in the same step.
+        """
+        return self.head_logits(self.backbone_forward(self.inputs(sequence, values)), sequence)
 
     # ---- files -------------------------------------------------------------------------------------------------
     def save_pretrained(self, folder: str | Path) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+GELU = "gelu_pytorch_tanh"  # GPT-2's activation as one operation; transformers' own implementation has eight
 _MAX_SUM = 1024  # up to this many products, oneDNN sums in an order that does not depend on the number of rows
 _PACKED_ROWS = 16  # the number of rows for which the weights are packed
 

@@ -14,6 +14,8 @@ from pipeline.common.errors import InputError
 from pipeline.common.settings import parse_settings
 from pipeline.models.conditions import CONDITIONS, PROMPT
 from pipeline.models.conditions.base import ConditionSettings
+from pipeline.models.pattern import Pattern, build_pattern, pattern_settings
+from pipeline.models.patterns.base import HeadCost, HeadSize
 
 
 def prompt_alone() -> list[dict[str, Any]]:
@@ -41,6 +43,7 @@ class ModelConfig:
         codec: identity of the codec.
         embedder: identity of the embedder.
         conditions: the settings of each condition, in the order of the prefix; see `pipeline.models.conditions`.
+        pattern_options: the settings of the pattern besides its name.
     """
 
     codebooks: int
@@ -58,6 +61,7 @@ class ModelConfig:
     codec: dict[str, Any] = field(default_factory=dict)
     embedder: dict[str, Any] = field(default_factory=dict)
     conditions: list[dict[str, Any]] = field(default_factory=prompt_alone)
+    pattern_options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any]) -> ModelConfig:
@@ -100,6 +104,20 @@ class ModelConfig:
     def backbone_positions(self) -> int:
         """The number of positions of the backbone: those of the prefix and of all steps but the last."""
         return self.positions + self.prefix_length - 1
+
+    def build_pattern(self) -> Pattern:
+        """The pattern. Raises InputError if there is no such pattern, or if its options are not valid."""
+        return build_pattern(self.pattern, self.codebooks, self.pattern_options)
+
+    @property
+    def head_size(self) -> HeadSize:
+        """What the head has to fit."""
+        return HeadSize(self.codebooks, self.width, self.codebook_size + 1, self.dropout)
+
+    @property
+    def head_cost(self) -> HeadCost:
+        """The cost of the head, which the pattern chooses."""
+        return pattern_settings(self.pattern, self.pattern_options).head_cost(self.head_size)
 
 
 def _parse_condition(content: object) -> ConditionSettings:

@@ -85,6 +85,9 @@ def _check_sizes(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     ]
     if layers != config.layers:
         faults.append(f"there are {layers} layers, expected {config.layers}")
+    head = sum(value.numel() for name, value in state.items() if name.startswith("head."))
+    if not faults and head != (expected := config.head_cost.parameters):
+        faults.append(f"the head has {head} parameters, expected {expected}")
     if faults:
         raise ValueError("; ".join(faults))
 

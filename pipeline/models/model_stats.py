@@ -7,7 +7,6 @@ from torch import nn
 
 from pipeline.models.lora import Adapter
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.pattern import build_pattern
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
@@ -18,7 +17,7 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
     return {
         "backbone": config.backbone_positions * D + config.layers * (12 * D * D + 13 * D) + 2 * D,
         "codes": K * classes * D,
-        "head": K * classes * (D + 1),
+        "head": config.head_cost.parameters,
         **({"prompt": prompt} if prompt else {}),
         **({"labels": labels} if labels else {}),
     }
@@ -54,7 +53,7 @@ def num_trained(config: ModelConfig, adapter: Adapter | None) -> int:
 def largest_module(config: ModelConfig) -> int:
     """Number of parameters of the largest module."""
     D = config.width
-    return max(parameter_counts(config)["head"], 4 * D * D + 4 * D, config.backbone_positions * D)
+    return max(config.head_cost.largest_module, 4 * D * D + 4 * D, config.backbone_positions * D)
 
 
 def training_flops(config: ModelConfig, frames: float, adapter: Adapter | None = None) -> float:
@@ -63,10 +62,10 @@ def training_flops(config: ModelConfig, frames: float, adapter: Adapter | None =
     6 per weight and position (Kaplan et al. 2020, arXiv:2001.08361), plus 12 L D S S for the products of attention. A
     weight that is frozen beside an adapter takes 4, since it has no gradient.
     """
-    D, K = config.width, config.codebooks
-    steps = build_pattern(config.pattern, K).num_steps(round(frames)) + config.prefix_length - 1
-    head = frames * K * (config.codebook_size + 1) * D  # each code is predicted by the classifier of its codebook only
-    attention = 12 * config.layers * D * steps**2
+    D, K, cost = config.width, config.codebooks, config.head_cost
+    steps = config.build_pattern().num_steps(round(frames)) + config.prefix_length - 1
+    head = frames * cost.products  # each code is predicted by the classifier of its codebook only
+    attention = 12 * (config.layers * D * steps**2 + cost.layers * cost.width * K**2 * frames)
     backbone = 12 * config.layers * D * D * steps
     if adapter is None:
         return 6 * (backbone + head) + attention

@@ -8,12 +8,14 @@ Letters: B clips, K codebooks, T frames, S steps, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pipeline.common.errors import InputError
+from pipeline.common.settings import parse_settings
 from pipeline.models.patterns import PATTERNS
 from pipeline.models.patterns.base import CodebookSteps, PatternSettings
 
@@ -121,6 +123,20 @@ class Pattern:
         return frame if lengths is None else frame.masked_fill(frame >= lengths[:, None, None], -1)
 
 
-def build_pattern(name: str, codebooks: int) -> Pattern:
-    """The pattern of a name, for this many codebooks. Raises InputError if there is no such pattern."""
-    return Pattern(PATTERNS.get(name, "pattern")(name=name), codebooks)
+def build_pattern(name: str, codebooks: int, options: Mapping[str, object] | None = None) -> Pattern:
+    """The pattern of a name, for this many codebooks.
+
+    Args:
+        name: the name.
+        codebooks: K.
+        options: its other settings, if it has any.
+
+    Raises:
+        InputError: there is no such pattern, or its settings are not valid.
+    """
+    return Pattern(pattern_settings(name, options), codebooks)
+
+
+def pattern_settings(name: str, options: Mapping[str, object] | None = None) -> PatternSettings:
+    """The settings of a pattern; see `build_pattern`."""
+    return parse_settings(PATTERNS.get(name, "pattern"), {**(options or {}), "name": name}, "pattern.")

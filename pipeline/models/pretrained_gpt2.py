@@ -10,7 +10,8 @@ from torch import nn
 
 from pipeline.common.errors import InputError, one_line
 from pipeline.common.import_guards import hide_broken_packages
-from pipeline.models.codec_gpt import GELU, CodecGPT
+from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.inference_layers import GELU
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.model_files import CONFIG, WEIGHTS
 

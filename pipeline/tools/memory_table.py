@@ -15,7 +15,7 @@ import argparse
 from pipeline.config.cli import load_settings
 from pipeline.models import model_stats
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.pattern import build_pattern
+from pipeline.models.pattern import Pattern
 from pipeline.models.patterns import PATTERNS
 from pipeline.training import zero_patches
 from pipeline.training.memory import ShardingConfig, estimate_memory
@@ -32,8 +32,9 @@ def shape(size: str, pattern: str, frames: int) -> ModelConfig:
     settings = load_settings(TrainSettings, [f"model={size}", f"pattern={pattern}"])
     m, codebooks = settings.model, settings.codec.streams
     return ModelConfig(
-        codebooks=codebooks, pattern=pattern, prompt_dim=PROMPT, width=m.width, layers=m.layers, heads=m.heads,
-        positions=max(1024, build_pattern(pattern, codebooks).num_steps(frames)), dropout=m.dropout,
+        codebooks=codebooks, pattern=pattern, pattern_options=settings.pattern.options(), prompt_dim=PROMPT,
+        width=m.width, layers=m.layers, heads=m.heads,
+        positions=max(1024, Pattern(settings.pattern, codebooks).num_steps(frames)), dropout=m.dropout,
         prompt_dropout=m.prompt_dropout, end_of_audio=False,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from pipeline.common.errors import InputError, redact_all
 from pipeline.models import pretrained_gpt2
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.pattern import build_pattern
+from pipeline.models.pattern import Pattern
 from pipeline.training import zero_patches
 from pipeline.training.context import RunContext
 from pipeline.training.data import TrainData
@@ -32,7 +32,7 @@ def model_config(settings: TrainSettings, data: TrainData, base: Base | None = N
         return base.model_config(settings, data.max_frames)
     manifest, model, codebooks = data.manifest, settings.model, settings.codec.streams
     frames, end_of_audio, pattern = data.max_frames, settings.data.end_of_audio, settings.pattern.name
-    steps = build_pattern(pattern, codebooks).num_steps(frames + end_of_audio)
+    steps = Pattern(settings.pattern, codebooks).num_steps(frames + end_of_audio)
     positions = max(1024, steps) if model.positions == "auto" else model.positions
     if steps > positions:
         raise InputError(
@@ -54,6 +54,7 @@ def model_config(settings: TrainSettings, data: TrainData, base: Base | None = N
         frames=frames,
         codec={**manifest.codec, "codebooks": codebooks},
         embedder=manifest.embedder,
+        pattern_options=settings.pattern.options(),
     )
 
 
@@ -98,7 +99,7 @@ def build_engine(context: RunContext, model: CodecGPT, load_universal: bool = Fa
     model.to(device)
     model.label_smoothing = trainer.label_smoothing
     if trainer.activation_checkpointing:
-        model.backbone.activation_checkpointing_enable()
+        model.enable_checkpointing()
     if zero_patches.should_compile(trainer.compile, stage, device.type == "cuda"):
         model.compile_parts()
     optimizer = context.settings.optim.build(model, device)

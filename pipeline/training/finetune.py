@@ -14,14 +14,12 @@ from typing import Any
 
 from pipeline.audio.codecs import codec_of
 from pipeline.common.errors import InputError
-from pipeline.common.settings import flatten_settings, format_value, parse_settings
+from pipeline.common.settings import flatten_settings, format_value
 from pipeline.data.manifest import Manifest
 from pipeline.generation.loaded_run import find_export
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.lora import ADAPTER, Adapter, add_adapter, is_adapter
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.pattern import build_pattern
-from pipeline.models.patterns import PATTERNS
 from pipeline.training.settings import FinetuneSettings, TrainSettings
 
 # settings that come from the base, and the settings that select them together
@@ -101,7 +99,7 @@ class Base:
             InputError: they are longer than the base can read.
         """
         config = self.config
-        steps = build_pattern(config.pattern, config.codebooks).num_steps(frames + config.end_of_audio)
+        steps = config.build_pattern().num_steps(frames + config.end_of_audio)
         if steps > config.positions:
             raise InputError(
                 f"clips of {frames} frames are {steps} steps under pattern={config.pattern}, but "
@@ -166,9 +164,7 @@ def inherit_settings(settings: TrainSettings, base: Base | None, typed: Collecti
     codec = codec_of(config.codec, config.codebooks)
     if codec.name == old.codec.name:
         codec = old.codec.model_copy(update={"codebooks": codec.codebooks, "channels": codec.channels})
-    pattern = old.pattern
-    if pattern.name != config.pattern:
-        pattern = parse_settings(PATTERNS.get(config.pattern, "pattern.name"), {"name": config.pattern}, "pattern.")
+    pattern = config.build_pattern().settings
     data = old.data.model_copy(update={"end_of_audio": config.end_of_audio})
     new = old.model_copy(
         update={
@@ -177,11 +173,12 @@ def inherit_settings(settings: TrainSettings, base: Base | None, typed: Collecti
         }
     )  # fmt: skip
     before, after = flatten_settings(old.to_dict()), flatten_settings(new.to_dict())
-    for setting, choice in _INHERITED.items():
+    options = {name: "pattern" for name in before if name.startswith("pattern.")}
+    for setting, choice in (_INHERITED | options).items():
         cause = next((name for name in (setting, choice) if name in typed), None)
-        if cause and before[setting] != after[setting]:
+        if cause and before[setting] != after.get(setting):
             raise InputError(
                 f"{setting}={format_value(before[setting])}: finetune.from={base.settings.source} has "
-                f"{format_value(after[setting])}, and fine-tuning keeps it: remove {cause}=, or give another base"
+                f"{format_value(after.get(setting))}, and fine-tuning keeps it: remove {cause}=, or give another base"
             )
     return new

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pipeline.models import model_stats
 from pipeline.models.lora import Adapter
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.pattern import build_pattern
 from pipeline.training.settings import ZeroSettings
 
 # numbers that a GPT-2 layer stores, in multiples of B S D: inputs and outputs of two norms (4); queries, keys and
@@ -95,9 +94,10 @@ def estimate_memory(
     )
     states = model_state_bytes(parameters, model_stats.largest_module(config), sharding, trained)
     frames += config.end_of_audio
-    steps = build_pattern(config.pattern, config.codebooks).num_steps(frames) + config.prefix_length - 1
+    steps = config.build_pattern().num_steps(frames) + config.prefix_length - 1
     # a layer that is recomputed in the backward pass, after the logits are freed
-    layer = sharding.bytes_per_number * _STORED_PER_LAYER * batch * steps * config.width
+    widest = max(steps * config.width, frames * config.codebooks * config.head_cost.width)
+    layer = sharding.bytes_per_number * _STORED_PER_LAYER * batch * widest
     temporary = max(logits_bytes(config, batch, frames), layer if mode == "checkpointed" else 0)
     activations = activation_bytes(config, sharding, batch, frames, steps, mode, adapter)
     return replace(states, activations=activations, temporary=temporary)
@@ -175,16 +175,20 @@ def activation_bytes(
         mode: `eager`, `compiled` or `checkpointed` (activation checkpointing).
         adapter: what is trained; None: all weights. It stores A x of four matrices, and what dropout leaves of x.
     """
-    row = batch * steps * config.width
-    layers = config.layers * (_STORED_PER_CHECKPOINTED_LAYER if mode == "checkpointed" else _STORED_PER_LAYER)
-    masks = (2 * config.layers + 1) * row if config.dropout and mode == "eager" else 0
-    around = 2 * row + batch * config.codebooks * frames * config.width  # the last norm, and the input of the heads
+    row, codes, head = batch * steps * config.width, batch * config.codebooks * frames, config.head_cost
+    stored = _STORED_PER_CHECKPOINTED_LAYER if mode == "checkpointed" else _STORED_PER_LAYER
+    layers = stored * (config.layers * row + head.layers * codes * head.width)
+    masks = 0
+    if config.dropout and mode == "eager":
+        masks = (2 * config.layers + 1) * row + (2 * head.layers + bool(head.layers)) * codes * head.width
+    around = 2 * row + codes * config.width  # the last norm, and the input of the heads
+    around += 3 * codes * head.width if head.layers else 0  # the last norm, and the input of the classifiers
     if adapter and mode != "checkpointed":
         around += 4 * adapter.rank * batch * steps * config.layers
         if adapter.dropout:  # a mask for each number; compiled, the dropped inputs are computed again from it
             masks += 7 * row * config.layers
             around += 7 * row * config.layers if mode == "eager" else 0
-    return sharding.bytes_per_number * (layers * row + around) + masks
+    return sharding.bytes_per_number * (layers + around) + masks
 
 
 def logits_bytes(config: ModelConfig, batch: int, frames: int) -> int:

@@ -19,7 +19,6 @@ from pipeline.common.settings import parse_settings
 from pipeline.models import model_stats
 from pipeline.models.lora import Adapter
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.pattern import build_pattern
 from pipeline.training import memory, zero_patches
 from pipeline.training.data import TrainData
 from pipeline.training.distributed import World
@@ -80,8 +79,7 @@ class RunEstimate:
     @property
     def sequence_steps(self) -> int:
         """Steps of the longest clip under the model's pattern."""
-        pattern = build_pattern(self.model.pattern, self.model.codebooks)
-        return pattern.num_steps(self.frames + self.model.end_of_audio)
+        return self.model.build_pattern().num_steps(self.frames + self.model.end_of_audio)
 
     @property
     def trained(self) -> int:

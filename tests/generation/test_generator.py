@@ -16,7 +16,7 @@ from pipeline.generation.settings import sampling_settings
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.pattern import SPECIAL_TOKEN
 from pipeline.models.patterns import PATTERNS
-from tests.helpers.models import tiny
+from tests.helpers.models import step_logits, tiny
 
 K, GREEDY = 4, sampling_settings(temperature=0)
 
@@ -38,12 +38,10 @@ def fill_slowly(
         if not is_last and s >= model.pattern.steps_before_slide(N):
             break  # the next window completes these frames
         cells = [k for k in range(K) if frame[k, s] >= 0]
-        logits = model.logits(sequence, {"prompt": prompt(base + int(frame[cells[0], s]))})[:, s]  # [B, K, C]
-        logits[..., SPECIAL_TOKEN] = -torch.inf
-        for k in cells:
-            sequence[:, k, s] = torch.where(
-                sequence[:, k, s] == SPECIAL_TOKEN, logits[:, k].argmax(-1), sequence[:, k, s]
-            )
+        for k in cells:  # the logits of a codebook may depend on the codes of those before it
+            logits = model.logits(sequence, {"prompt": prompt(base + int(frame[cells[0], s]))})[:, s, k]  # [B, C]
+            logits[..., SPECIAL_TOKEN] = -torch.inf
+            sequence[:, k, s] = torch.where(sequence[:, k, s] == SPECIAL_TOKEN, logits.argmax(-1), sequence[:, k, s])
             tokens[:, k, base + int(frame[k, s])] = sequence[:, k, s]
     assert is_last or model.pattern.name == "delay" or bool((tokens[:, :, base : base + N] != SPECIAL_TOKEN).all()), (
         steps
@@ -208,23 +206,26 @@ def test_engine_logits_equal_model_logits(name: str) -> None:
             engine = InferenceEngine(model, batch_invariant)
             cache, inputs = engine.new_cache(3, sequence.shape[2]), engine.prefix({"prompt": prompts}, 3)
             for s in range(sequence.shape[2]):
-                assert torch.allclose(engine.forward(inputs, cache, s), expected[:, s], atol=1e-4)
+                logits = step_logits(engine, engine.forward(inputs, cache, s), sequence[:, :, s])
+                assert torch.allclose(logits, expected[:, s], atol=1e-4)
                 inputs = model.embed(sequence[:, :, s : s + 1])
 
 
-def test_engine_is_batch_and_thread_invariant() -> None:
+@pytest.mark.parametrize(("name", "options"), [("delay", {}), ("depth", {"layers": 1, "width": 264, "heads": 2})])
+def test_engine_is_batch_and_thread_invariant(name: str, options: dict[str, int]) -> None:
     """A row has the same bits alone and in a batch, also for long sums: width 1,056, inner width 4,224."""
-    engine = InferenceEngine(tiny(width=1056, layers=1).eval())
-    if not engine.head.is_packed:
+    engine = InferenceEngine(tiny(width=1056, layers=1, pattern=name, pattern_options=options).eval())
+    if not engine.layers.layers[0].qkv.is_packed:
         pytest.skip("this build of torch has no oneDNN: rows agree up to rounding")
-    inputs, threads = torch.randn(17, 3, 1056), torch.get_num_threads()
+    inputs, tokens, threads = torch.randn(17, 3, 1056), torch.randint(1025, (17, K)), torch.get_num_threads()
     logits_by_case = {}
     for count in (1, 2):
         torch.set_num_threads(count)
         for rows in (1, 2, 5, 16, 17):
             cache = engine.new_cache(rows, 3)
             with torch.inference_mode():
-                logits_by_case[count, rows] = [engine.forward(inputs[:rows, s : s + 1], cache, s)[0] for s in range(3)]
+                steps = [engine.forward(inputs[:rows, s : s + 1], cache, s) for s in range(3)]
+                logits_by_case[count, rows] = [step_logits(engine, hidden, tokens[:rows])[0] for hidden in steps]
     torch.set_num_threads(threads)
     for logits in logits_by_case.values():
         assert all(torch.equal(a, b) for a, b in zip(logits, logits_by_case[1, 1], strict=True))

@@ -149,12 +149,13 @@ def test_cached_loop_equals_greedy_search_on_full_logits(name: str, guidance: fl
     sequence = torch.zeros(2, 4, model.pattern.num_steps(frames), dtype=torch.long)
     frame = model.pattern.frame_at_step(frames)
     for s in range(sequence.shape[2]):
-        logits = model.logits(sequence, {"prompt": prompt})[:, s]
-        if guidance != 1:
-            unprompted = model.logits(sequence, None)[:, s]
-            logits = unprompted + guidance * (logits - unprompted)
-        logits[..., SPECIAL_TOKEN] = -math.inf
-        sequence[:, :, s] = torch.where(frame[:, s] >= 0, logits.argmax(-1), SPECIAL_TOKEN)
+        for k in range(4):  # the logits of a codebook may depend on the codes of those before it
+            logits = model.logits(sequence, {"prompt": prompt})[:, s, k]
+            if guidance != 1:
+                unprompted = model.logits(sequence, None)[:, s, k]
+                logits = unprompted + guidance * (logits - unprompted)
+            logits[..., SPECIAL_TOKEN] = -math.inf
+            sequence[:, k, s] = torch.where(frame[k, s] >= 0, logits.argmax(-1), SPECIAL_TOKEN)
     codes, _ = generate(
         InferenceEngine(model), prompt, frames, sampling_settings(temperature=0, guidance=guidance), [0, 0]
     )

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.conditions import PROMPT
 from pipeline.models.model_config import ModelConfig
+from pipeline.models.pattern import Pattern, build_pattern
 
 TINY = ModelConfig(
     codebooks=4, pattern="delay", prompt_dim=12, width=32, layers=2, heads=4, positions=128, dropout=0.0,
@@ -20,10 +22,36 @@ GPT2_SMALL = ModelConfig(
 )  # fmt: skip
 
 
+PATTERN_OPTIONS = {"depth": {"layers": 1, "width": 32, "heads": 2}}  # of patterns that have settings
+
+
+def pattern_of(name: str, codebooks: int) -> Pattern:
+    """A pattern, with the settings of small models."""
+    return build_pattern(name, codebooks, PATTERN_OPTIONS.get(name))
+
+
+def tiny_config(**changes: Any) -> ModelConfig:
+    """`TINY` with some fields changed; a pattern has the settings of small models."""
+    options = PATTERN_OPTIONS.get(changes.get("pattern", TINY.pattern), {})
+    return replace(TINY, **{"pattern_options": options, **changes})
+
+
+def step_logits(engine: InferenceEngine, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """The logits [B, K, C] of a step whose tokens [B, K] are known, from the output of the backbone [B, D]."""
+    logits = []
+
+    def choose(i: int, of_group: Tensor) -> Tensor:
+        logits.append(of_group)
+        return tokens[:, engine.head.groups[i]]
+
+    engine.head(hidden, choose)
+    return torch.cat(logits, 1)
+
+
 def tiny(seed: int = 0, **changes: Any) -> CodecGPT:
     """A new model of `TINY` with some fields changed; its head is random, so that its logits are not near zero."""
     torch.manual_seed(seed)
-    model = CodecGPT(replace(TINY, **changes))
+    model = CodecGPT(tiny_config(**changes))
     torch.nn.init.normal_(model.head.weight, std=0.2)
     return model
 

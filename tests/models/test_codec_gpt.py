@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 from pipeline.common.errors import InputError
 from pipeline.generation.engine import InferenceEngine
 from pipeline.models.codec_gpt import CodecGPT, GPT2Config, GPT2Model
-from pipeline.models.pattern import SPECIAL_TOKEN, build_pattern
+from pipeline.models.pattern import SPECIAL_TOKEN
 from pipeline.models.patterns import PATTERNS
 from pipeline.models.pretrained_gpt2 import build_model
-from tests.helpers.models import TINY, tiny, train_on_clips
+from tests.helpers.models import TINY, step_logits, tiny, tiny_config, train_on_clips
 
 
 def codes(B: int, T: int, K: int = 4, seed: int = 0) -> torch.Tensor:
@@ -31,7 +31,7 @@ def codes(B: int, T: int, K: int = 4, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("name", PATTERNS.names())
 def test_initial_loss_is_ln_of_the_number_of_classes(name: str) -> None:
     torch.manual_seed(0)
-    model = CodecGPT(replace(TINY, pattern=name))
+    model = CodecGPT(tiny_config(pattern=name))
     with torch.no_grad():
         loss_sums, num_tokens = model(codes(20, 30), values={"prompt": torch.randn(20, 12)})
     assert float(loss_sums.sum() / num_tokens.sum()) == pytest.approx(math.log(1025), abs=0.1)
@@ -77,7 +77,7 @@ def test_loss_is_the_cross_entropy_at_active_cells(name: str) -> None:
     sequence = model.pattern.build_sequence(x + 1)
     logits = model.logits(sequence, {"prompt": prompt})  # [B, S, K, C]
     losses = torch.nn.functional.cross_entropy(logits.permute(0, 3, 2, 1), sequence, reduction="none")  # [B, K, S]
-    active = build_pattern(name, 4).frame_at_step(9) >= 0
+    active = model.pattern.frame_at_step(9) >= 0
     expected = (losses * active).sum((0, 2))
     assert torch.allclose(model(x, None, {"prompt": prompt})[0], expected, rtol=1e-5)
 
@@ -104,11 +104,15 @@ def test_cached_logits_equal_full_logits(name: str, first: int) -> None:
     full, engine, S = model.logits(sequence, {"prompt": prompt}), InferenceEngine(model), inputs.shape[1]
     forward_cache, step_cache = engine.new_cache(2, S), engine.new_cache(2, S)
     for cache in (forward_cache, step_cache):
-        assert torch.allclose(engine.forward(inputs[:, :first], cache, 0), full[:, first - 1], atol=1e-5)
+        hidden = engine.forward(inputs[:, :first], cache, 0)
+        assert torch.allclose(step_logits(engine, hidden, sequence[:, :, first - 1]), full[:, first - 1], atol=1e-5)
     for at in range(first, S):
         one = inputs[:, at : at + 1]
-        assert torch.allclose(engine.forward(one, forward_cache, at), full[:, at], atol=1e-5)
-        assert torch.allclose(engine.decode_step(one, step_cache, torch.tensor([at])), full[:, at], atol=1e-5)
+        for hidden in (
+            engine.forward(one, forward_cache, at),
+            engine.decode_step(one, step_cache, torch.tensor([at])),
+        ):
+            assert torch.allclose(step_logits(engine, hidden, sequence[:, :, at]), full[:, at], atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -200,7 +204,7 @@ def test_end_of_audio_adds_a_frame_that_counts() -> None:
 def test_each_pattern_learns_a_copy_task(name: str) -> None:
     """The prompt says which of four melodies a clip is, so the loss goes to zero."""
     torch.manual_seed(0)
-    model = CodecGPT(replace(TINY, pattern=name))
+    model = CodecGPT(tiny_config(pattern=name))
     melodies, prompts = codes(4, 8), torch.eye(4, 12) * 3
     assert train_on_clips(model, melodies, None, prompts, steps=80) < 0.05
 

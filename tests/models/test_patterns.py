@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipeline.common.errors import InputError
 from pipeline.models.pattern import SPECIAL_TOKEN, build_pattern
 from pipeline.models.patterns import PATTERNS
+from tests.helpers.models import pattern_of
 
 names = st.sampled_from(PATTERNS.names())
 codebooks = st.integers(1, 8)
@@ -16,7 +17,7 @@ frames = st.integers(1, 40)
 
 def reference_cells(name: str, K: int, T: int) -> list[list[tuple[int, int]]]:
     """The definition of a pattern: the (codebook, frame) pairs of each step."""
-    if name == "parallel":
+    if name in ("parallel", "depth"):
         return [[(k, s) for k in range(K)] for s in range(T)]
     if name == "delay":
         return [[(k, s - k) for k in range(K) if 0 <= s - k < T] for s in range(T + K - 1)]
@@ -37,7 +38,7 @@ def reference_sequence(name: str, tokens: torch.Tensor, T: int, S: int) -> torch
 
 @given(names, codebooks, frames)
 def test_frame_at_step_matches_the_reference(name: str, K: int, T: int) -> None:
-    pattern, reference = build_pattern(name, K), reference_cells(name, K, T)
+    pattern, reference = pattern_of(name, K), reference_cells(name, K, T)
     assert pattern.num_steps(T) == len(reference)
     frame = pattern.frame_at_step(T)
     for s, cells in enumerate(reference):
@@ -50,14 +51,14 @@ def test_build_sequence_uses_the_length_of_each_clip(name: str, K: int, lengths:
     tokens = torch.randint(1, 1025, (len(lengths), K, T))
     for b, n in enumerate(lengths):
         tokens[b, :, n:] = SPECIAL_TOKEN
-    sequence = build_pattern(name, K).build_sequence(tokens, torch.tensor(lengths))
+    sequence = pattern_of(name, K).build_sequence(tokens, torch.tensor(lengths))
     for b, n in enumerate(lengths):
         assert torch.equal(sequence[b], reference_sequence(name, tokens[b], n, sequence.shape[2]))
 
 
 @given(names, codebooks, st.lists(frames, min_size=1, max_size=4))
 def test_gather_positions_selects_the_step_of_each_code(name: str, K: int, lengths: list[int]) -> None:
-    pattern, T = build_pattern(name, K), max(lengths)
+    pattern, T = pattern_of(name, K), max(lengths)
     hidden = torch.randn(len(lengths), pattern.num_steps(T), 3)
     rows = pattern.gather_positions(hidden, T, torch.tensor(lengths))
     steps = pattern.steps(T, torch.tensor(lengths))
@@ -70,7 +71,7 @@ def test_gather_positions_selects_the_step_of_each_code(name: str, K: int, lengt
 @pytest.mark.parametrize("K", [1, 2, 8])
 @pytest.mark.parametrize("T", [1, 2, 300])
 def test_revert_sequence_inverts_build_sequence(name: str, K: int, T: int) -> None:
-    pattern, tokens = build_pattern(name, K), torch.randint(1, 1025, (2, K, T))
+    pattern, tokens = pattern_of(name, K), torch.randint(1, 1025, (2, K, T))
     sequence = pattern.build_sequence(tokens)
     assert torch.equal(pattern.revert_sequence(sequence, T), tokens)
     assert int((sequence != SPECIAL_TOKEN).sum()) == tokens.numel()
@@ -78,14 +79,14 @@ def test_revert_sequence_inverts_build_sequence(name: str, K: int, T: int) -> No
 
 def test_num_steps_of_300_frames() -> None:
     """With 8 codebooks: delay adds K - 1 steps, flatten has K times as many, Vall-E doubles the number."""
-    num_steps = {name: build_pattern(name, 8).num_steps(300) for name in PATTERNS.names()}
-    assert num_steps == {"parallel": 300, "delay": 307, "flatten": 2400, "valle": 600}
+    num_steps = {name: pattern_of(name, 8).num_steps(300) for name in PATTERNS.names()}
+    assert num_steps == {"parallel": 300, "depth": 300, "delay": 307, "flatten": 2400, "valle": 600}
 
 
 @given(names, codebooks, frames)
 def test_coarse_codes_come_before_fine_codes(name: str, K: int, T: int) -> None:
     """Within a frame, no codebook comes before a coarser one; within a codebook, frames are in order."""
-    steps = build_pattern(name, K).steps(T)
+    steps = pattern_of(name, K).steps(T)
     assert bool((steps.diff(dim=0) >= 0).all()) and bool((steps.diff(dim=1) > 0).all())
 
 

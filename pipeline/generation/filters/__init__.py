@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from pipeline.common.registry import Registry
 from pipeline.common.settings import Settings
@@ -44,6 +44,10 @@ class SamplingFilter(Settings):
     @abstractmethod
     def apply(self, logits: Tensor) -> Tensor:
         """Filter logits [B, K, C]. A class that must not be sampled gets -inf; at least one class must be left."""
+
+    def of_codebooks(self, members: range) -> Self:
+        """The filter of some of the codebooks; another one only where the value has one number per codebook."""
+        return self
 
     def build(self, codebooks: int, device: torch.device) -> Callable[[Tensor], Tensor]:
         """The function of logits for a model; by default `apply`.

@@ -29,6 +29,12 @@ class Temperature(SamplingFilter):
         """Filter logits [B, K, C]."""
         return self.build(logits.shape[-2], logits.device)(logits)
 
+    def of_codebooks(self, members: range) -> Temperature:
+        """The filter of some of the codebooks."""
+        if not isinstance(self.value, list):
+            return self
+        return self.model_copy(update={"value": [self.value[k] for k in members]})
+
     def build(self, codebooks: int, device: torch.device) -> Callable[[Tensor], Tensor]:
         """The function of logits.
 

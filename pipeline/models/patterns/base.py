@@ -1,11 +1,14 @@
-"""What a codebook pattern defines: the steps of each codebook."""
+"""What a codebook pattern defines: the steps of each codebook, and the head that predicts the codes of a step."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.common.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.models.heads import Head
 
 
 class CodebookSteps(NamedTuple):
@@ -21,6 +24,40 @@ class CodebookSteps(NamedTuple):
     first: int = 0
     stride: int = 1
     passes: int = 0
+
+
+class HeadSize(NamedTuple):
+    """What a head has to fit.
+
+    Attributes:
+        codebooks: K.
+        width: The width of the backbone.
+        classes: The number of classes of a codebook.
+        dropout: The probability in training.
+    """
+
+    codebooks: int
+    width: int
+    classes: int
+    dropout: float = 0.0
+
+
+class HeadCost(NamedTuple):
+    """The size of a head, and what it computes for a frame.
+
+    Attributes:
+        parameters: The number of parameters.
+        largest_module: The number of parameters of its largest module.
+        products: The number of weights by which numbers of a frame are multiplied.
+        layers: The layers of a transformer over the K codes of each frame; 0: there is none.
+        width: The width of these layers.
+    """
+
+    parameters: int
+    largest_module: int
+    products: int
+    layers: int = 0
+    width: int = 0
 
 
 class PatternSettings(Settings):
@@ -40,3 +77,19 @@ class PatternSettings(Settings):
             num_steps: The steps of the window.
         """
         return num_steps
+
+    def options(self) -> dict[str, object]:
+        """The settings besides the name, which a model's config records."""
+        return {name: value for name, value in self.to_dict().items() if name != "name"}
+
+    def build_head(self, size: HeadSize) -> Head:
+        """The head that predicts the codes of a step; by default a linear classifier for each codebook."""
+        from pipeline.models.heads import CodebookHeads
+
+        return CodebookHeads(size.codebooks, size.width, size.classes)
+
+    def head_cost(self, size: HeadSize) -> HeadCost:
+        """The cost of `build_head`."""
+        weights = size.codebooks * size.classes * size.width
+        parameters = weights + size.codebooks * size.classes
+        return HeadCost(parameters, largest_module=parameters, products=weights)
