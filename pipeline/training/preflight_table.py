@@ -16,7 +16,7 @@ def build_table(estimate: RunEstimate) -> Table:
     """All estimates of a run, except its memory."""
     model, t, hardware, data = estimate.model, estimate.settings.trainer, estimate.hardware, estimate.data
     frame_rate, epoch, clips = data.manifest.frame_rate, data.sampler.epoch_size, estimate.clips_per_step
-    parts = model_stats.parameter_counts(model)
+    parts, head = model_stats.parameter_counts(model), model.head_cost
     hours, valid_hours = (
         sum(split.manifest.hours(split.split) for split in splits) for splits in (data.train, data.valid)
     )
@@ -25,7 +25,8 @@ def build_table(estimate: RunEstimate) -> Table:
     rows = {
         "model": f"{sum(parts.values()):,} parameters: "
         + ", ".join(f"{name} {n:,}" for name, n in parts.items())
-        + f"; {model.layers} layers of width {model.width}",
+        + f"; {model.layers} layers of width {model.width}"
+        + (f", {head.layers} layers of width {head.width} over the codes of a frame" if head.layers else ""),
         **_describe_finetuning(estimate),
         "sequence": f"{estimate.frames} frames ({estimate.frames / frame_rate:.2f} s, the longest clip) of "
         f"{model.codebooks} codebooks are {estimate.sequence_steps} steps under pattern {model.pattern}, of "

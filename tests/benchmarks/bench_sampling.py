@@ -10,6 +10,7 @@ Rows, with random weights in fp32:
   again      the whole sequence is read again at each step, without a cache
   MusicGen   transformers' MusicGen decoder of the same width, layers and codebooks, with its own `generate`
   ours       `Generation`; exact: batch-invariant; fast: a plain matrix-vector product for a single row
+  depth      `Generation` with the depth pattern and its default settings; a step is a frame
   limit      the sum of every matrix of the model, because any step must read its weights from memory once
 Each row is run --rounds times, alternating with the others, and its best time counts. Real time is 75 steps per second.
 """
@@ -24,21 +25,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.config.cli import load_settings
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import Generation, GenerationSpec
 from pipeline.generation.settings import sampling_settings
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.model_config import ModelConfig
+from pipeline.training.settings import TrainSettings
 
 WIDTH, LAYERS, HEADS, CODEBOOKS, PROMPT, RATE = 768, 12, 12, 8, 768, 75
 TEMPERATURE = 0.7
 
 
-def untrained_model() -> CodecGPT:
+def untrained_model(pattern: str) -> CodecGPT:
     """GPT-2 small's shape over 8 codebooks, with random weights."""
+    options = load_settings(TrainSettings, [f"pattern={pattern}"]).pattern.options()
     config = ModelConfig(
-        codebooks=CODEBOOKS, pattern="delay", prompt_dim=PROMPT, width=WIDTH, layers=LAYERS, heads=HEADS,
-        positions=1024, dropout=0.0, prompt_dropout=0.1, end_of_audio=False,
+        codebooks=CODEBOOKS, pattern=pattern, pattern_options=options, prompt_dim=PROMPT, width=WIDTH, layers=LAYERS,
+        heads=HEADS, positions=1024, dropout=0.0, prompt_dropout=0.1, end_of_audio=False,
     )  # fmt: skip
     return CodecGPT(config).eval()
 
@@ -47,6 +51,12 @@ def sample(logits: Tensor) -> Tensor:
     """Tokens [B, K] from logits [B, K, C] by one multinomial per codebook, as in the article."""
     tokens = [torch.multinomial((logits[:, k] / TEMPERATURE).softmax(-1), 1) for k in range(CODEBOOKS)]
     return torch.cat(tokens, 1)
+
+
+def last_logits(model: CodecGPT, hidden: Tensor) -> Tensor:
+    """Logits [B, K, C] of the step after the last position, where codes of a step do not depend on each other."""
+    unused = torch.zeros(len(hidden), CODEBOOKS, 1, dtype=torch.long, device=hidden.device)
+    return model.head_logits(hidden[:, -1:], unused)[:, 0]
 
 
 @torch.inference_mode()
@@ -60,7 +70,7 @@ def article(model: CodecGPT, prompts: Tensor, steps: int) -> None:
     inputs = model.prefix({"prompt": prompts}, len(prompts))
     for _ in range(steps):
         hidden = backbone(inputs_embeds=inputs, use_cache=True, **cache_argument).last_hidden_state
-        inputs = model.embed(sample(model.head_logits(hidden[:, -1:])[:, 0])[:, :, None])
+        inputs = model.embed(sample(last_logits(model, hidden))[:, :, None])
 
 
 @torch.inference_mode()
@@ -68,14 +78,14 @@ def without_cache(model: CodecGPT, prompts: Tensor, steps: int) -> None:
     """The whole sequence is read again at each step."""
     inputs = model.prefix({"prompt": prompts}, len(prompts))
     for _ in range(steps):
-        tokens = sample(model.head_logits(model.backbone_forward(inputs)[:, -1:])[:, 0])
+        tokens = sample(last_logits(model, model.backbone_forward(inputs)))
         inputs = torch.cat([inputs, model.embed(tokens[:, :, None])], 1)
 
 
 def ours(engine: InferenceEngine, prompts: Tensor, steps: int) -> None:
     """`Generation` of as many frames as give this number of steps."""
-    rows = range(len(prompts))
-    spec = GenerationSpec(steps - CODEBOOKS + 1, rows, sampling_settings(temperature=TEMPERATURE), [(0, prompts)])
+    rows, frames = range(len(prompts)), steps - engine.pattern.num_steps(1) + 1
+    spec = GenerationSpec(frames, rows, sampling_settings(temperature=TEMPERATURE), [(0, prompts)])
     for _ in Generation(engine, spec).chunks():
         pass
 
@@ -143,7 +153,8 @@ def main() -> None:
         parser.error(f"--steps {args.steps}: give {CODEBOOKS} or more")
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(0)
-    model = untrained_model().to(args.device)
+    model = untrained_model("delay").to(args.device)
+    depth = InferenceEngine(untrained_model("depth").to(args.device))
     exact, fast = InferenceEngine(model), InferenceEngine(model, batch_invariant=False)
     music = musicgen(args.device) if args.music else None
     print(f"{args.device}, {torch.get_num_threads()} threads, {args.steps} steps, torch {torch.__version__}")
@@ -153,6 +164,7 @@ def main() -> None:
         prompts = torch.randn(batch, PROMPT, device=args.device)
         rows: dict[str, Callable[[], None]] = {"article": lambda p=prompts: article(model, p, args.steps)}
         rows["ours, exact"] = lambda p=prompts: ours(exact, p, args.steps)
+        rows["depth, exact"] = lambda p=prompts: ours(depth, p, args.steps)
         if batch == 1 and args.device == "cpu":
             rows["ours, fast"] = lambda p=prompts: ours(fast, p, args.steps)
         if music is not None:

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from pipeline.data.manifest import Manifest
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.pattern import build_pattern
 from tests.helpers.demo_server import LIMITS, Server, running_demo, write_bad_prompts
+from tests.helpers.models import PATTERN_OPTIONS, pattern_of
 from tests.helpers.preprocess_runs import make
 
 FRAMES = 30  # of the training clips
@@ -45,12 +45,12 @@ class Workspace:
         name = "-".join([pattern, *(f"{key}{value}" for key, value in changes.items())])
         folder = self.root / "runs" / name
         if not folder.exists():
-            manifest, positions = Manifest.load(self.dataset), build_pattern(pattern, 2).num_steps(2 * FRAMES)
+            manifest, positions = Manifest.load(self.dataset), pattern_of(pattern, 2).num_steps(2 * FRAMES)
             torch.manual_seed(0)
             config = ModelConfig(
                 codebooks=2, pattern=pattern, prompt_dim=manifest.prompt_dim, width=32, layers=2, heads=4,
                 positions=positions, dropout=0.0, prompt_dropout=0.0, end_of_audio=False, frames=FRAMES,
-                codec=manifest.codec, embedder=manifest.embedder,
+                codec=manifest.codec, embedder=manifest.embedder, pattern_options=PATTERN_OPTIONS.get(pattern, {}),
             )  # fmt: skip
             model = CodecGPT(replace(config, **changes))
             torch.nn.init.normal_(model.head.weight, std=0.2)

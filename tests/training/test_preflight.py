@@ -49,6 +49,19 @@ def check(cache: Path, run: Path, *overrides: str) -> bool:
     return preflight.run_preflight(RunContext(train_settings, run, ALONE), model, data)
 
 
+def test_table_counts_a_transformer_over_codebooks(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its parameters, and its layers; it stores more for the backward pass than linear heads."""
+    overrides = ("pattern=depth", "pattern.layers=2", "pattern.width=32")
+    assert check(cache, tmp_path / "run", *overrides) is False
+    output = " ".join(capsys.readouterr().out.split())
+    head = sum(p.numel() for p in CodecGPT(settings(cache, *overrides)[1]).head.parameters())
+    assert f"head {head:,}" in output and "2 layers of width 32 over the codes of a frame" in output
+    with_depth, without = (estimate(cache, *each) for each in (overrides, ("pattern=parallel",)))
+    assert with_depth.memory(with_depth.sharding).activations > 1.05 * without.memory(without.sharding).activations
+
+
 def test_table_has_the_estimates(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = (
         "trainer.steps=90",
