@@ -52,8 +52,8 @@ def num_trained(config: ModelConfig, adapter: Adapter | None) -> int:
 
 def largest_module(config: ModelConfig) -> int:
     """Number of parameters of the largest module."""
-    D = config.width
-    return max(config.head_cost.largest_module, 4 * D * D + 4 * D, config.backbone_positions * D)
+    D, codes = config.width, parameter_counts(config)["codes"]
+    return max(config.head_cost.largest_module, codes, 4 * D * D + 4 * D, config.backbone_positions * D)
 
 
 def training_flops(config: ModelConfig, frames: float, adapter: Adapter | None = None) -> float:
