@@ -65,7 +65,7 @@ def test_flops_are_those_of_the_matrices(pattern: str, steps: int) -> None:
     assert model_stats.training_flops(config, T) == 6 * (12 * L * D * D * steps + K * C * D * T) + 12 * L * D * steps**2
 
 
-def test_flops_of_a_depth_transformer_are_those_that_torch_counts() -> None:
+def test_flops_of_a_depth_transformer_are_counted() -> None:
     """Against the parallel pattern, which has the same backbone and steps."""
     options, counted, formula = {"layers": 3, "width": 64, "heads": 2}, [], []
     for config in (tiny_config(pattern="depth", pattern_options=options), tiny_config(pattern="parallel")):
