@@ -42,7 +42,7 @@ def main(settings: TrainSettings) -> int:
     model_config = engine.model_config(context.settings, dataset, base)
     context = context.with_steps(data.steps_from_compute_budget(context, model_config, dataset, base))
     record = resume_check.training_settings(context, dataset.content_digests(), base)
-    notes = base.notes() if base else []
+    notes = base.notes(model_config, dataset.vocabularies) if base else []
     notes += resume_check.check_resume(resume_from, context, model_config, record, base) if resume_from else []
     if preflight.run_preflight(context, model_config, dataset, resume_from, base):
         return 0

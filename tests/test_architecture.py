@@ -64,7 +64,7 @@ USED_BY_LIBRARIES = {
     "ratios",  # of EnCodec's SEANet
 }  # fmt: skip
 UNUSED = {  # code that only tests use, and that is still there; to be empty
-    "save_pretrained", "from_label",
+    "save_pretrained",
 }  # fmt: skip
 
 COMMON_WORDS = {"folder", "notes"}  # names of extensions that code also uses for other things

@@ -103,18 +103,20 @@ def trained(folder: Path, plugins: str) -> Path:
     train = ["pipeline.train", plugins, "shards=shards", "audio_samples.clips=0", codec, "model=tiny", "model.width=32"]
     train += ["model.layers=2", "trainer.steps=4", "trainer.micro_batch=2", "trainer.log_every=1"]
     extended = [f"pattern={name_of('pattern')}", f"optim={name_of('optimizer')}", f"tracking={name_of('tracker')}"]
+    extended += [f"conditions=[prompt,{{label: {name_of('condition')}}}]"]
     scheduled = [f"optim={choice_of('learning-rate schedule')}", "tracking=none"]
     run(folder, prepare, [*train, "run=run", *extended], [*train, "run=scheduled", *scheduled])
     return folder / "run"
 
 
 def test_commands_use_the_examples(trained: Path) -> None:
-    """A corpus, a codec, an embedder, a pattern, an optimizer, a schedule and a tracker from outside the package."""
+    """Those of corpus, codec, embedder, condition, pattern, optimizer, schedule, tracker, from outside the package."""
     manifest = json.loads((trained.parent / "shards" / "manifest.json").read_text())
     assert manifest["codec"]["name"] == name_of("codec") and manifest["embedder"]["name"] == name_of("embedder")
     assert manifest["data"]["name"] == name_of("corpus")
     model = json.loads((trained / "export" / "config.json").read_text())
     assert model["pattern"] == name_of("pattern")
+    assert [each["kind"] for each in model["conditions"]] == ["prompt", name_of("condition")]
     rates = [row["train/lr"] for row in read_metrics(trained.parent / "scheduled") if "train/lr" in row]
     assert len(set(rates)) > 1
 

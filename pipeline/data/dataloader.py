@@ -19,7 +19,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Batch:
         prompts_fp16: float16 [B, N, P], the N prompt vectors of each clip as stored.
         position: position of the stream after this batch on all ranks; saved to resume.
         clip_positions: int64 [B], position of each clip.
+        labels: the value of each clip, by the names of the labels that the dataset reads; None where a clip has none.
     """
 
     codes: Tensor
@@ -55,6 +56,7 @@ class Batch:
     prompts_fp16: Tensor
     position: int
     clip_positions: np.ndarray
+    labels: dict[str, list[object]] = field(default_factory=dict)
 
     @property
     def prompts(self) -> Tensor:
@@ -294,7 +296,12 @@ class _BatchPlan:
                 "`python -m pipeline.shards verify` names the shard"
             )
         codes_t, frames_t, prompts_t = (torch.from_numpy(x) for x in (codes, frames, prompts))
-        return Batch(codes_t, frames_t, prompts_t, int(self.next_positions[i]), self.positions_of(i))
+        rows = self.locations.row[first : first + B].tolist()
+        labels = {
+            name: [clip[0].labels[name][row] for clip, row in zip(clips, rows, strict=True)]
+            for name in self.datasets[0].labels
+        }
+        return Batch(codes_t, frames_t, prompts_t, int(self.next_positions[i]), self.positions_of(i), labels)
 
 
 def iter_once(

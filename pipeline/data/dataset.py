@@ -47,6 +47,7 @@ class ShardedDataset:
         shards: what the manifest says of the split's shards, in order.
         clips_per_shard: int64 [shards].
         codebooks: K, the number of codebooks that are read.
+        labels: names of the labels that are read with the clips; to be set before the first shard is opened.
         lost_shards: why each lost shard cannot be read, by its index in `shards`.
     """
 
@@ -85,6 +86,7 @@ class ShardedDataset:
                 f"{self.store.display_path()} has {self.manifest.codebooks} codebooks, "
                 f"fewer than the {self.codebooks} requested"
             )
+        self.labels: tuple[str, ...] = ()
         self.max_lost_fraction = max_lost_fraction
         self.shard_cache = shard_cache if isinstance(self.store, RemoteStorage) else None
         if self.shard_cache:  # the open shards, and as many that are prefetched
@@ -209,7 +211,7 @@ class ShardedDataset:
                 index = load_index(self.index_store, info.name, shard, info.sha256)
         except FileNotFoundError as error:
             raise InputError(f"{self.store.display_path(info.name)} {_MISSING}") from error
-        return OpenShard(shard, index, info, self.manifest)
+        return OpenShard(shard, index, info, self.manifest, self.labels)
 
     def _check_files(self) -> None:
         """Mark missing and truncated shards of a local dataset as lost before any work."""

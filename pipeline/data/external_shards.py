@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.common.errors import InputError
+from pipeline.data.labels import LabelCounter
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.data.open_shard import describe_shape
 from pipeline.data.shard import ShardInfo, build_index, iter_samples, shard_checksum, write_index
@@ -82,7 +83,7 @@ def index_external_shards(address: str | Path, external: ExternalSource) -> tupl
         for name in store.sizes():
             _refuse_compressed(store, name)
         raise InputError(f"there are no shards at {address}: give a folder of tars, or a pattern of their names")
-    fingerprint: list[Any] = [store.display_path(), sizes, dict(external.codec), dict(external.embedder)]
+    fingerprint: list[Any] = [store.display_path(), sizes, dict(external.codec), dict(external.embedder), "labels"]
     if isinstance(store, LocalStorage):
         fingerprint.append([(store.root / name).stat().st_mtime_ns for name in sizes])
     digest = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()[:32]
@@ -126,6 +127,7 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSou
     log.info("scanning %d shards at %s, once", len(sizes), store.display_path())
     shape: tuple[int, int, int] | None = None
     splits: dict[str, list[ShardInfo]] = {}
+    labels = LabelCounter()
     for name in sizes:
         shard = store.open(name)
         index, where = build_index(shard), shard.path
@@ -140,6 +142,9 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSou
             if sample.codes.max(initial=0) >= external.codec["codebook_size"] or not np.isfinite(sample.prompt).all():
                 size = external.codec["codebook_size"]
                 raise InputError(f"{where}: {sample.key} has codes of {size} or more, or a prompt that is not finite")
+            known = sample.metadata.get("labels")
+            if isinstance(known, dict):
+                labels.add({label: value for label, value in known.items() if value is not None})
         write_index(index_store, name, index, shard_checksum(shard))
         # remote shards are checked against their sha256 after each download
         digest = "" if isinstance(store, LocalStorage) else shard.sha256()
@@ -152,4 +157,4 @@ def _scan_shards(store: Storage, sizes: Mapping[str, int], external: ExternalSou
     codebooks, vectors, values = shape
     codec, embedder = {**external.codec, "codebooks": codebooks}, {**external.embedder, "dim": values}
     embedder |= {"frames": vectors} if vectors > 1 else {}
-    Manifest(codec, embedder, {"name": "external"}, splits).save(index_store)
+    Manifest(codec, embedder, {"name": "external"}, splits, labels=labels.vocabularies()).save(index_store)

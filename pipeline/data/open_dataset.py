@@ -119,7 +119,8 @@ class DatasetLoader:
 def _first_clips(batch: Batch, clips: int, position: int) -> Batch:
     frames = batch.frames[:clips]
     codes = batch.codes[:clips, :, : int(frames.max())]
-    return Batch(codes, frames, batch.prompts_fp16[:clips], position, batch.clip_positions[:clips])
+    labels = {name: values[:clips] for name, values in batch.labels.items()}
+    return Batch(codes, frames, batch.prompts_fp16[:clips], position, batch.clip_positions[:clips], labels)
 
 
 def open_dataset(

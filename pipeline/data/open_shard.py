@@ -5,6 +5,9 @@ Letters: N samples, K codebooks, T frames.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.common.errors import InputError
@@ -24,9 +27,12 @@ class OpenShard:
     Attributes:
         reader: its bytes.
         rows: int64 [N, 3], per sample: offset of its codes, number of frames, offset of its prompt.
+        labels: the value of each sample, by the name of the label; None where a sample does not have it.
     """
 
-    def __init__(self, reader: FileReader, index: np.ndarray, info: ShardInfo, manifest: Manifest) -> None:
+    def __init__(
+        self, reader: FileReader, index: np.ndarray, info: ShardInfo, manifest: Manifest, labels: Sequence[str] = ()
+    ) -> None:
         """Check a shard against its index and the manifest.
 
         Args:
@@ -34,9 +40,10 @@ class OpenShard:
             index: int64 [N, 5], as `load_index` returns it.
             info: what the manifest says of the shard.
             manifest: of the dataset.
+            labels: names of the labels to read.
 
         Raises:
-            InputError: the shard does not match.
+            InputError: the shard does not match, or the metadata of a sample is damaged.
         """
         check_counts(reader, len(index), info)
         codes, frames, prompts = index[:, 0], index[:, 1], index[:, 2]
@@ -50,6 +57,7 @@ class OpenShard:
             raise InputError(f"{reader.path} does not match its index: remove the index, or restore the shard")
         self.reader, self.rows = reader, index[:, :3]
         self._check_samples(index, manifest)
+        self.labels = _read_labels(reader, index, labels) if labels else {}
 
     def _check_samples(self, index: np.ndarray, manifest: Manifest) -> None:
         rows = np.unique(np.linspace(0, len(index) - 1, min(_SAMPLES_CHECKED, len(index))).astype(np.int64))
@@ -61,6 +69,22 @@ class OpenShard:
                     f"{self.reader.path}: {sample.key} has {describe_shape(shape)} where the manifest says "
                     f"{describe_shape(expected)}"
                 )
+
+
+def _read_labels(reader: FileReader, index: np.ndarray, names: Sequence[str]) -> dict[str, list[object]]:
+    """The labels of all samples, by name; equal values share one object."""
+    columns: dict[str, list[object]] = {name: [] for name in names}
+    known: dict[str, object] = {}
+    for start, size in index[:, 3:].tolist():
+        try:
+            metadata = json.loads(reader.read(start, size))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{reader.path}: the metadata of a sample is damaged ({error}): {RUN_VERIFY}") from error
+        labels = metadata.get("labels") if isinstance(metadata, dict) else None
+        for name, column in columns.items():
+            value = labels.get(name) if isinstance(labels, dict) else None
+            column.append(known.setdefault(repr(value), value))
+    return columns
 
 
 def describe_shape(shape: tuple[int, int, int]) -> str:

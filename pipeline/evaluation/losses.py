@@ -39,9 +39,10 @@ def measure_losses(run: LoadedRun, valid: ShardedDataset, train: ShardedDataset,
     size, K = run.model.config.codebook_size, run.model.config.codebooks
     nats, cells = torch.zeros(2, K, dtype=torch.float64)
     valid_counts = torch.zeros(K, size, dtype=torch.float64)
+    valid.labels = tuple(run.model.label_conditions)
     for batch in iter_once(valid, _BATCH, max_frames=frames):
         codes, lengths, prompts = batch.to(run.device)
-        batch_nats, batch_cells = run.model(codes, lengths, run.model.condition_values(prompts, {}))
+        batch_nats, batch_cells = run.model(codes, lengths, run.model.condition_values(prompts, batch.labels))
         nats += batch_nats.cpu().double()
         cells += batch_cells.cpu()
         valid_counts += count_codes(batch.codes, batch.frames, size)

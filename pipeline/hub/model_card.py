@@ -84,6 +84,7 @@ def render_model_card(
             config=config,
             codec=config.codec,
             embedder=config.embedder,
+            conditions=[each.describe() for each in config.condition_settings],
             datasets=[_describe_dataset(address, settings["data"]) for address in datasets.values()],
             parameters=model_stats.parameter_counts(config),
             losses=_last_losses([row for row in read_metrics(run) if row["step"] <= metadata["step"]]),

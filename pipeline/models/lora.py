@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from pipeline.common.errors import InputError, first_line, one_line
 from pipeline.common.files import is_intact, sha256_file, with_checksum, write_atomic
+from pipeline.models.change_conditions import change_conditions
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.weights import save_tensors
 
@@ -28,7 +31,7 @@ ADAPTER = "adapter"  # the folder of the adapter in an export
 _TARGETS = ["c_attn", "c_proj", "c_fc"]  # of the attention and of the MLP of a GPT-2 layer
 _NAME = "default"  # of the adapter, in PEFT
 _PREFIX = "base_model.model."  # of names in PEFT's files
-_EMBEDDINGS = ("codes", "head", "prompt", "null_prompt")
+_EMBEDDINGS = ("codes", "head", "prompt", "null_prompt", "conditions")
 _OURS = "codec_audio_lm"  # the key of our settings in adapter_config.json
 
 
@@ -42,6 +45,8 @@ class Adapter(BaseModel):
         train_embeddings: Whether embeddings and heads are trained too.
         base: The folder or the Hub repository of the base.
         base_sha256: Of the base's weights.
+        conditions: Those of the model, as in its config; None: those of the base.
+        new_conditions: The names of those that the base does not have: all their weights are trained.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -52,6 +57,8 @@ class Adapter(BaseModel):
     train_embeddings: bool
     base: str
     base_sha256: str
+    conditions: list[dict[str, Any]] | None = None
+    new_conditions: list[str] = []
 
 
 def add_adapter(model: CodecGPT, adapter: Adapter) -> None:
@@ -74,9 +81,11 @@ def add_adapter(model: CodecGPT, adapter: Adapter) -> None:
         fan_in_fan_out=True,
     )  # fmt: skip
     inject_adapter_in_model(config, model.backbone, _NAME)
+    new = {f"conditions.{i}" for i, each in enumerate(model.condition_list) if each.name in adapter.new_conditions}
     for name, parameter in model.named_parameters():
-        is_embedding = name.partition(".")[0] in _EMBEDDINGS
-        parameter.requires_grad_(".lora_" in name or (is_embedding and adapter.train_embeddings))
+        is_embedding = name.partition(".")[0] in _EMBEDDINGS and adapter.train_embeddings
+        is_new = ".".join(name.split(".")[:2]) in new
+        parameter.requires_grad_(".lora_" in name or is_embedding or is_new)
     model.adapter = adapter
 
 
@@ -158,7 +167,11 @@ def _name_in_model(name: str) -> str:
 
 
 def load_base(adapter: Adapter, owner: str) -> CodecGPT:
-    """Load the model to which an adapter belongs. owner: what the adapter is called in messages.
+    """Load the model to which an adapter belongs, with the adapter's conditions, of which new ones are untrained.
+
+    Args:
+        adapter: the adapter.
+        owner: what it is called in messages.
 
     Raises:
         InputError: it is missing, has other weights, or is an adapter itself.
@@ -174,7 +187,11 @@ def load_base(adapter: Adapter, owner: str) -> CodecGPT:
             f"{owner} belongs to other weights than those of {adapter.base} (sha256 {adapter.base_sha256[:12]}, not "
             f"{model.weights_sha256[:12]}): put its base back, or use the merged export"
         )
-    return model
+    if adapter.conditions is None:
+        return model
+    changed = CodecGPT(replace(model.config, conditions=adapter.conditions))
+    changed.load_state_dict(change_conditions(model, changed))
+    return changed.eval()
 
 
 def is_adapter(source: str | Path) -> bool:

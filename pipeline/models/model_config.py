@@ -101,6 +101,11 @@ class ModelConfig:
         return sum(settings.positions(self) for settings in self.condition_settings)
 
     @property
+    def has_prompt(self) -> bool:
+        """Whether the prompt is one of the conditions."""
+        return any(settings.name == PROMPT for settings in self.condition_settings)
+
+    @property
     def backbone_positions(self) -> int:
         """The number of positions of the backbone: those of the prefix and of all steps but the last."""
         return self.positions + self.prefix_length - 1

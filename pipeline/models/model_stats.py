@@ -14,21 +14,23 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
     D, K = config.width, config.codebooks
     classes = config.codebook_size + 1
     prompt, labels = _condition_parameters(config)
+    total = sum(labels.values())
     return {
         "backbone": config.backbone_positions * D + config.layers * (12 * D * D + 13 * D) + 2 * D,
         "codes": K * classes * D,
         "head": config.head_cost.parameters,
         **({"prompt": prompt} if prompt else {}),
-        **({"labels": labels} if labels else {}),
+        **({"labels": total} if total else {}),
     }
 
 
-def _condition_parameters(config: ModelConfig) -> tuple[int, int]:
-    """Number of parameters of the prompt, which belong to the model itself, and of the conditions on labels."""
+def _condition_parameters(config: ModelConfig) -> tuple[int, dict[str, int]]:
+    """Number of parameters of the prompt, which belong to the model itself, and of each other condition, by name."""
     with torch.device("meta"):  # shapes without memory
         model = nn.Module()
-        conditions = nn.ModuleList([settings.build(config, model) for settings in config.condition_settings])
-    return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in conditions.parameters())
+        conditions = [settings.build(config, model) for settings in config.condition_settings]
+    labels = {each.name: sum(p.numel() for p in each.parameters()) for each in conditions}
+    return sum(p.numel() for p in model.parameters()), labels
 
 
 def num_parameters(config: ModelConfig) -> int:
@@ -46,8 +48,12 @@ def num_trained(config: ModelConfig, adapter: Adapter | None) -> int:
     if adapter is None:
         return num_parameters(config)
     counts = parameter_counts(config)
-    embeddings = sum(counts.get(part, 0) for part in ("codes", "head", "prompt", "labels"))
-    return adapter_parameters(config, adapter) + embeddings * adapter.train_embeddings
+    if adapter.train_embeddings:
+        embeddings = sum(counts.get(part, 0) for part in ("codes", "head", "prompt", "labels"))
+    else:
+        labels = _condition_parameters(config)[1]
+        embeddings = sum(labels[name] for name in adapter.new_conditions)
+    return adapter_parameters(config, adapter) + embeddings
 
 
 def largest_module(config: ModelConfig) -> int:

@@ -17,11 +17,13 @@ from pipeline.data.bucketing import bucket_by_length
 from pipeline.data.dataloader import Batch, ShardDataLoader, iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.external_shards import ExternalSource
+from pipeline.data.labels import Vocabularies
 from pipeline.data.manifest import Manifest
 from pipeline.data.sampler import EpochSampler, MixtureSampler, Sampler
 from pipeline.data.shard_cache import LocalShardCache
 from pipeline.models import model_stats
 from pipeline.models.model_config import ModelConfig
+from pipeline.training.conditions import label_names, merge_vocabularies
 from pipeline.training.context import RunContext
 from pipeline.training.finetune import Base
 from pipeline.training.settings import DataSettings, TrainSettings
@@ -54,6 +56,11 @@ class TrainData:
     def manifest(self) -> Manifest:
         """Manifest of the first dataset; codec and embedder are the same in all."""
         return self.train[0].manifest
+
+    @property
+    def vocabularies(self) -> Vocabularies:
+        """The values of each label, over all datasets."""
+        return merge_vocabularies(split.manifest.labels for split in self.train)
 
     @property
     def num_train_clips(self) -> int:
@@ -177,6 +184,7 @@ def open_datasets(settings: TrainSettings, base: Base | None = None) -> TrainDat
             valid.append(open_split(folder, data.valid, _VALID_OPEN_SHARDS))
     for split in (*train, *valid):
         split.codebooks = codec.streams
+        split.labels = label_names(settings.conditions)
     manifest = train[0].manifest
     rate, hop = manifest.codec["sample_rate"], manifest.hop_length
     crop = None if data.seconds is None else count_frames(data.seconds, rate, hop)
@@ -220,6 +228,7 @@ def steps_from_compute_budget(
     if trainer.compute_budget_pflop is None:
         return trainer.steps
     flops_per_step = (
-        model_stats.training_flops(config, data.mean_frames, base.adapter if base else None) * context.clips_per_step
+        model_stats.training_flops(config, data.mean_frames, base.adapter(config) if base else None)
+        * context.clips_per_step
     )
     return max(1, round(trainer.compute_budget_pflop * 1e15 / flops_per_step))

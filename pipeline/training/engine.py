@@ -12,6 +12,7 @@ from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.pattern import Pattern
 from pipeline.training import zero_patches
+from pipeline.training.conditions import condition_settings
 from pipeline.training.context import RunContext
 from pipeline.training.data import TrainData
 from pipeline.training.finetune import Base
@@ -26,10 +27,11 @@ def model_config(settings: TrainSettings, data: TrainData, base: Base | None = N
     """The model of the settings or of the base, for these datasets.
 
     Raises:
-        InputError: the longest clip has more steps than `model.positions`, or than the positions of the base.
+        InputError: the longest clip has more steps than `model.positions`, or than the positions of the base; or the
+            datasets do not have a label of `conditions`.
     """
     if base is not None:
-        return base.model_config(settings, data.max_frames)
+        return base.model_config(settings, data.max_frames, data.vocabularies)
     manifest, model, codebooks = data.manifest, settings.model, settings.codec.streams
     frames, end_of_audio, pattern = data.max_frames, settings.data.end_of_audio, settings.pattern.name
     steps = Pattern(settings.pattern, codebooks).num_steps(frames + end_of_audio)
@@ -55,6 +57,7 @@ def model_config(settings: TrainSettings, data: TrainData, base: Base | None = N
         codec={**manifest.codec, "codebooks": codebooks},
         embedder=manifest.embedder,
         pattern_options=settings.pattern.options(),
+        conditions=condition_settings(settings, data.vocabularies),
     )
 
 
@@ -75,9 +78,11 @@ def build_model(
     """
     torch.manual_seed(settings.seed)
     if base is not None:
-        return base.build_model(config)
-    model = pretrained_gpt2.build_model(config, settings.model.pretrained if from_pretrained else None)
-    model.fit_prompt_normalization(data.sample_prompts())
+        model = base.build_model(config)
+    else:
+        model = pretrained_gpt2.build_model(config, settings.model.pretrained if from_pretrained else None)
+    if config.has_prompt and (base is None or not base.config.has_prompt):
+        model.fit_prompt_normalization(data.sample_prompts())
     return model
 
 

@@ -15,11 +15,15 @@ from typing import Any
 from pipeline.audio.codecs import codec_of
 from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings, format_value
+from pipeline.data.labels import Vocabularies
 from pipeline.data.manifest import Manifest
 from pipeline.generation.loaded_run import find_export
+from pipeline.models.change_conditions import change_conditions, new_conditions
 from pipeline.models.codec_gpt import CodecGPT
+from pipeline.models.conditions import PROMPT
 from pipeline.models.lora import ADAPTER, Adapter, add_adapter, is_adapter
 from pipeline.models.model_config import ModelConfig
+from pipeline.training.conditions import condition_settings, unknown_values
 from pipeline.training.settings import FinetuneSettings, TrainSettings
 
 # settings that come from the base, and the settings that select them together
@@ -47,24 +51,34 @@ class Base:
     sha256: str
     settings: FinetuneSettings
 
-    @property
-    def adapter(self) -> Adapter | None:
-        """The adapter that is trained; None: all weights are."""
-        lora = self.settings.lora
+    def adapter(self, config: ModelConfig) -> Adapter | None:
+        """The adapter of a model that is trained; None: all weights are."""
+        lora, new = self.settings.lora, new_conditions(self.config, config)
         if not lora.rank:
             return None
         return Adapter(
             rank=lora.rank, alpha=float(lora.alpha or 2 * lora.rank), dropout=float(lora.dropout),
-            train_embeddings=lora.train_embeddings, base=self.source, base_sha256=self.sha256,
+            train_embeddings=lora.train_embeddings, base=self.source, base_sha256=self.sha256, new_conditions=new,
+            conditions=None if config.conditions == self.config.conditions else config.conditions,
         )  # fmt: skip
 
-    def notes(self) -> list[str]:
-        """Lines to log about what is trained."""
-        trained = f"adapters of rank {self.settings.lora.rank}" if self.adapter else "all weights"
+    def notes(self, config: ModelConfig, vocabularies: Vocabularies) -> list[str]:
+        """Lines to log about what is trained.
+
+        Args:
+            config: the model that is trained.
+            vocabularies: the values of each label in the datasets.
+        """
+        trained = f"adapters of rank {self.settings.lora.rank}" if self.settings.lora.rank else "all weights"
         notes = [f"fine-tuning {self.source} (sha256 {self.sha256[:12]}): {trained}"]
-        if self.adapter and is_adapter(Path(self.source) / ADAPTER):
+        if self.settings.lora.rank and is_adapter(Path(self.source) / ADAPTER):
             notes.append("the base is an export with an adapter merged into it; it has to stay, without its own base")
-        return notes
+        before, now = ([each.name for each in model.condition_settings] for model in (self.config, config))
+        if lost := [name for name in before if name not in now]:
+            notes.append(f"conditions of the base that are not used any more: {', '.join(lost)}")
+        if new := new_conditions(self.config, config):
+            notes.append(f"conditions that the base does not have start untrained: {', '.join(new)}")
+        return notes + unknown_values(config, vocabularies)
 
     def check_dataset(self, manifest: Manifest) -> None:
         """Raise InputError unless the model can be trained on a dataset, naming what differs and what to do."""
@@ -92,11 +106,16 @@ class Base:
                 "or give a base of this codec and embedder"
             )
 
-    def model_config(self, settings: TrainSettings, frames: int) -> ModelConfig:
-        """The config of the base for clips of at most `frames` frames.
+    def model_config(self, settings: TrainSettings, frames: int, vocabularies: Vocabularies) -> ModelConfig:
+        """The config of the base for clips of at most `frames` frames, with the conditions of the settings.
+
+        Args:
+            settings: the settings.
+            frames: of the longest clip.
+            vocabularies: the values of each label in the datasets.
 
         Raises:
-            InputError: they are longer than the base can read.
+            InputError: the clips are longer than the base can read, or do not have a label that is a new condition.
         """
         config = self.config
         steps = config.build_pattern().num_steps(frames + config.end_of_audio)
@@ -106,16 +125,25 @@ class Base:
                 f"finetune.from={self.settings.source} has {config.positions} positions: crop with data.seconds"
             )
         model = settings.model
-        return replace(config, frames=frames, dropout=model.dropout, prompt_dropout=model.prompt_dropout)
+        conditions = condition_settings(settings, vocabularies, config.condition_settings)
+        new = replace(
+            config, frames=frames, dropout=model.dropout, prompt_dropout=model.prompt_dropout, conditions=conditions
+        )
+        if self.settings.lora.rank and new.has_prompt and not config.has_prompt:
+            raise InputError(
+                f"finetune.lora.rank={self.settings.lora.rank}: the base was trained without prompts, and an adapter "
+                "cannot add them: train all weights with finetune.lora.rank=0"
+            )
+        return new
 
     def build_model(self, config: ModelConfig) -> CodecGPT:
         """The model with the weights and the normalization of prompts of the base, and an untrained adapter if any."""
         model, trained = CodecGPT(config), CodecGPT.from_pretrained(self.source)
         if trained.weights_sha256 != self.sha256:
             raise InputError(f"finetune.from={self.settings.source} has changed during the start: start again")
-        model.load_state_dict(trained.state_dict())
-        if self.adapter:
-            add_adapter(model, self.adapter)
+        model.load_state_dict(change_conditions(trained, model))
+        if adapter := self.adapter(config):
+            add_adapter(model, adapter)
         return model
 
 
@@ -166,9 +194,13 @@ def inherit_settings(settings: TrainSettings, base: Base | None, typed: Collecti
         codec = old.codec.model_copy(update={"codebooks": codec.codebooks, "channels": codec.channels})
     pattern = config.build_pattern().settings
     data = old.data.model_copy(update={"end_of_audio": config.end_of_audio})
+    conditions: list[str | dict[str, str]] = [*old.conditions]
+    if conditions == [PROMPT] and "conditions" not in typed:
+        conditions = [each.name for each in config.condition_settings]
     new = old.model_copy(
         update={
-            "codec": codec, "pattern": pattern, "data": data, "model": old.model.model_copy(update=update),
+            "codec": codec, "pattern": pattern, "data": data, "conditions": conditions,
+            "model": old.model.model_copy(update=update),
             "finetune": old.finetune.model_copy(update={"source": base.source}),  # config.yaml has the absolute path
         }
     )  # fmt: skip

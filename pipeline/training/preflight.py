@@ -51,7 +51,9 @@ def run_preflight(
     if request is False:
         return False
     hardware, done = probe_hardware(context.world, context.run_dir), resume_from.step if resume_from else 0
-    estimate = RunEstimate(context.settings, model, data, hardware, context.bf16, done, base.adapter if base else None)
+    estimate = RunEstimate(
+        context.settings, model, data, hardware, context.bf16, done, base.adapter(model) if base else None
+    )
     console = Console(quiet=not context.world.is_main, soft_wrap=False)
     if not console.is_terminal:
         console.width = _WIDTH

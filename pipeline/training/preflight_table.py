@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from pipeline.models import model_stats
+from pipeline.models.model_config import ModelConfig
 from pipeline.training.run_estimate import RunEstimate
 
 _UNITS = ((10, "KiB"), (20, "MiB"), (30, "GiB"), (40, "TiB"))
@@ -30,7 +31,7 @@ def build_table(estimate: RunEstimate) -> Table:
         **_describe_finetuning(estimate),
         "sequence": f"{estimate.frames} frames ({estimate.frames / frame_rate:.2f} s, the longest clip) of "
         f"{model.codebooks} codebooks are {estimate.sequence_steps} steps under pattern {model.pattern}, of "
-        f"{model.positions} positions",
+        f"{model.positions} positions{_describe_prefix(model)}",
         "step": f"{clips:,} clips = {t.micro_batch} micro_batch x {t.gradient_accumulation_steps} "
         f"gradient_accumulation_steps x {hardware.ranks} ranks",
         "epoch": f"{epoch:,} clips, {epoch / clips:,.1f} steps; {hours:,.3g} h of training audio, {valid_hours:,.3g} h "
@@ -53,6 +54,14 @@ def build_table(estimate: RunEstimate) -> Table:
     for name, row in rows.items():
         table.add_row(name, row)
     return table
+
+
+def _describe_prefix(model: ModelConfig) -> str:
+    """The conditions, if they are more than one vector."""
+    if model.prefix_length == 1:
+        return ""
+    conditions = ", ".join(each.describe() for each in model.condition_settings)
+    return f", behind a prefix of {model.prefix_length}: {conditions}"
 
 
 def _describe_finetuning(estimate: RunEstimate) -> dict[str, str]:

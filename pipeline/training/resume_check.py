@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings
+from pipeline.models.conditions import PROMPT
 from pipeline.models.lora import Adapter
 from pipeline.models.model_config import ModelConfig, prompt_alone
 from pipeline.training.checkpoint import Checkpoint
@@ -24,13 +25,14 @@ from pipeline.training.schedules import Schedule
 
 COMPARED_SETTINGS = (
     "seed", "mixture_weights", "data.seconds", "data.shuffle_shards", "data.interleave", "data.max_padding",
-    "model.pretrained", "model.dropout", "model.prompt_dropout", "optim", "trainer.max_grad_norm", "trainer.ema",
-    "trainer.label_smoothing",
+    "conditions", "condition_dropout", "model.pretrained", "model.dropout", "model.prompt_dropout", "optim",
+    "trainer.max_grad_norm", "trainer.ema", "trainer.label_smoothing",
 )  # fmt: skip
 CLIPS_PER_RANK = "clips a rank and step"  # a key of the record
 _NOT_COMPARED = {"ranks", CLIPS_PER_RANK, "trainer.steps"}
-_NOT_RECORDED = {"optim.name": "adamw"}  # by older versions, which had one optimizer
-_NOT_ARCHITECTURE = ("frames", "dropout", "prompt_dropout")  # longer clips may follow; dropout is a recorded setting
+# by older versions, which had one optimizer and one condition
+_NOT_RECORDED = {"optim.name": "adamw", "conditions": [PROMPT], "condition_dropout": 0.1}
+_NOT_ARCHITECTURE = ("frames", "dropout", "prompt_dropout", "conditions")  # of these, conditions are compared by name
 _ADAPTER = {  # an adapter does not fit another base, or a model without one
     "finetune.lora.rank": "rank",
     "finetune.lora.train_embeddings": "train_embeddings",
@@ -80,7 +82,7 @@ def check_resume(
         InputError: the checkpoint is of another model, optimizer layout or precision; nothing is left to train; or
             settings have changed and `resume=` does not name the checkpoint.
     """
-    check_model(checkpoint, model, base.adapter if base else None)
+    check_model(checkpoint, model, base.adapter(model) if base else None)
     _check_engine(checkpoint, context)
     _check_steps(checkpoint, context)
     return _check_settings(checkpoint, context, now)
@@ -89,9 +91,9 @@ def check_resume(
 def check_model(checkpoint: Checkpoint, config: ModelConfig, adapter: Adapter | None = None) -> None:
     """Raises InputError, naming the settings that differ, unless the checkpoint has this architecture and adapter."""
     old, new = checkpoint.metadata["model"], json.loads(json.dumps(asdict(config)))
-    old = {"conditions": prompt_alone(), **old}  # older versions had no other conditions
     names = [name for name in new if name not in _NOT_ARCHITECTURE]
     changes = [f"{name} was {old.get(name)!r}, is now {new[name]!r}" for name in names if old.get(name) != new[name]]
+    changes += _changed_conditions(old.get("conditions", prompt_alone()), new["conditions"])
     before, now = (each or {} for each in (checkpoint.metadata.get("adapter"), adapter and adapter.model_dump()))
     for setting, name in _ADAPTER.items():
         if before.get(name) != now.get(name):
@@ -100,6 +102,14 @@ def check_model(checkpoint: Checkpoint, config: ModelConfig, adapter: Adapter | 
         raise InputError(
             f"{checkpoint.path} is of another model ({'; '.join(changes)}): use its settings, or another run=DIR"
         )
+
+
+def _changed_conditions(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+    """What differs between the conditions of two models, by name; their dropout is a recorded setting."""
+    before, now = ({each["name"]: {**each, "dropout": 0.0} for each in conditions} for conditions in (old, new))
+    if [*before] != [*now]:
+        return [f"conditions was [{', '.join(before)}], is now [{', '.join(now)}]"]
+    return [f"the condition {name} has another kind or other values" for name in now if before[name] != now[name]]
 
 
 def _check_engine(checkpoint: Checkpoint, context: RunContext) -> None:

@@ -189,6 +189,8 @@ class TrainSettings(CommandSettings):
     run: str
     shards: str | dict[str, str]
     mixture_weights: dict[str, Positive] | None
+    conditions: list[str | dict[str, str]]
+    condition_dropout: Fraction | dict[str, Fraction]
     finetune: FinetuneSettings
     resume: str
     seed: Count

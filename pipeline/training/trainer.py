@@ -271,7 +271,7 @@ class Trainer:
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The output of the model for a batch, see `CodecGPT.forward`."""
         codes, frames, prompts = batch.to(self.world.device)
-        losses: tuple[Tensor, Tensor] = self.engine(codes, frames, self.model.condition_values(prompts, {}))
+        losses: tuple[Tensor, Tensor] = self.engine(codes, frames, self.model.condition_values(prompts, batch.labels))
         return losses
 
     def save(self) -> None:

@@ -105,7 +105,11 @@ def test_models_and_conf_have_the_same_settings(command: str) -> None:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A dataset of each codec."""
     folder = tmp_path_factory.mktemp("caches")
-    return {codec: write_cache(folder / codec, codec=codec) for codec in ("encodec_24khz", "encodec_embedded")}
+    labels = ("pitch", "velocity", "instrument_family")
+    return {
+        codec: write_cache(folder / codec, codec=codec, labels=labels)
+        for codec in ("encodec_24khz", "encodec_embedded")
+    }
 
 
 @pytest.mark.parametrize("exp", EXPERIMENTS)

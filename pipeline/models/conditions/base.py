@@ -72,6 +72,10 @@ class ConditionSettings(Settings):
             model: The model, of which the module becomes a part.
         """
 
+    def describe(self) -> str:
+        """The name, and what its values are, in words."""
+        return f"{self.name} ({self.kind})"
+
     def positions(self, config: ModelConfig) -> int:
         """The number of positions in the prefix of a model."""
         return 1

@@ -36,6 +36,10 @@ class CategorySettings(ConditionSettings):
             raise InputError(f"conditions={name}: it has more values than a {kind} can have: give another label")
         return cls(kind=kind, name=name, dropout=dropout, values=label.values)
 
+    def describe(self) -> str:
+        """The name and the number of values."""
+        return f"{self.name} ({len(self.values):,} values)"
+
     def build(self, config: ModelConfig, model: nn.Module) -> Condition:
         """See `ConditionSettings.build`."""
         return Category(self, config.width)

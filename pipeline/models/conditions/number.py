@@ -38,6 +38,10 @@ class NumberSettings(ConditionSettings):
             raise InputError(f"conditions={name}: its values are not numbers: give {name}: {label.kind}")
         return cls(kind=kind, name=name, dropout=dropout, low=label.low, high=label.high)
 
+    def describe(self) -> str:
+        """The name and the range."""
+        return f"{self.name} ({self.low:g} to {self.high:g})"
+
     def build(self, config: ModelConfig, model: nn.Module) -> Condition:
         """See `ConditionSettings.build`."""
         return Number(self, config.width)

@@ -31,6 +31,10 @@ class PromptSettings(ConditionSettings):
         """See `ConditionSettings.build`."""
         return Prompt(self, config, model)
 
+    def describe(self) -> str:
+        """The name alone: the embedder says the rest."""
+        return self.name
+
     def positions(self, config: ModelConfig) -> int:
         """One for each vector of a clip."""
         frames = config.embedder.get("frames", 1)

@@ -32,6 +32,10 @@ class TagsSettings(ConditionSettings):
             raise InputError(f"conditions={name}: it has more values than {kind} can have: give another label")
         return cls(kind=kind, name=name, dropout=dropout, values=label.values)
 
+    def describe(self) -> str:
+        """The name and the number of tags."""
+        return f"{self.name} ({len(self.values):,} tags)"
+
     def build(self, config: ModelConfig, model: nn.Module) -> Condition:
         """See `ConditionSettings.build`."""
         return Tags(self, config.width)
