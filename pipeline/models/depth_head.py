@@ -6,7 +6,9 @@ Sources: Lee et al. 2022 (RQ-Transformer, arXiv:2203.01941); Défossez et al. 20
     input      h              h + e(code 0)       h + e(code 1)       ...   h + e(code K-2)
     predicts   code 0         code 1              code 2              ...   code K-1
 
-h is the output of the backbone for the frame, projected to the width of this transformer; e are its own embeddings.
+h is the output of the backbone for the frame, projected to the width of this transformer; e are its own embeddings. The
+output of this transformer, projected back, is added to that of the backbone, from which linear classifiers predict the
+codes: without it they would be those of the parallel pattern. Without this sum a model learns the first code later.
 
 Letters: B rows, K codebooks, N frames, D width of the backbone, W width of this transformer, H heads, C classes.
 """
@@ -28,6 +30,7 @@ with hide_broken_packages("torchaudio", "torchvision"):  # transformers imports 
     from transformers import GPT2Config, GPT2Model
 
 _MAX_ROWS = 32_768  # frames that attention reads at once: GPU kernels take at most 65,535
+_EXPAND_STD = 0.02  # of the weights of the projection back, so that training starts near the parallel pattern
 _EMBEDDING_STD = 0.5  # of the embeddings of codes: that of the projected output of the backbone
 
 
@@ -45,8 +48,8 @@ class DepthHead(CodebookHeads):
 
     def __init__(self, size: HeadSize, layers: int, width: int, heads: int) -> None:
         codebooks, classes = size.codebooks, size.classes
-        super().__init__(codebooks, width, classes)
-        self.project = nn.Linear(size.width, width)
+        super().__init__(codebooks, size.width, classes)
+        self.project, self.expand = nn.Linear(size.width, width), nn.Linear(width, size.width)
         self.codes = nn.Embedding((codebooks - 1) * classes, width)  # the last code is no input
         config = GPT2Config(
             vocab_size=1, bos_token_id=0, eos_token_id=0, n_positions=codebooks, n_embd=width, n_layer=layers,
@@ -59,10 +62,11 @@ class DepthHead(CodebookHeads):
 
     def init_weights(self, norm: float) -> None:
         """Initialize the weights, except those that `GPT2Model` initializes."""
-        width = self.project.out_features
-        super().init_weights(width**0.5)  # the norm of a row after the last norm of the transformer
+        super().init_weights(norm)
         nn.init.normal_(self.project.weight, std=_EMBEDDING_STD / norm)
         nn.init.zeros_(self.project.bias)
+        nn.init.normal_(self.expand.weight, std=_EXPAND_STD)
+        nn.init.zeros_(self.expand.bias)
         nn.init.normal_(self.codes.weight, std=_EMBEDDING_STD)
 
     def forward(self, rows: Tensor, tokens: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ class DepthHead(CodebookHeads):
         codes = F.pad(self.codes(tokens[:-1] + self.offsets), (0, 0, 0, 0, 1, 0))  # [K, N, W], 0 before the first
         inputs = (frames + codes).transpose(0, 1)  # [N, K, W]
         hidden = torch.cat([self._transform(part) for part in inputs.split(_MAX_ROWS)])  # [N, K, W]
-        return self.classify(hidden.transpose(0, 1))
+        return self.classify(rows + self.expand(hidden).transpose(0, 1))
 
     def _transform(self, inputs: Tensor) -> Tensor:
         """Inputs [N, K, W] -> output of the transformer [N, K, W]."""
@@ -98,7 +102,9 @@ class DepthHeadDecoder:
         self._head, codebooks = head, len(head.weight)
         self.groups = tuple(slice(k, k + 1) for k in range(codebooks))
         self._layers = InferenceLayers(head.transformer, batch_invariant)
-        self._project = PackedLinear(head.project.weight.t(), head.project.bias, batch_invariant)
+        self._project, self._expand = (
+            PackedLinear(each.weight.t(), each.bias, batch_invariant) for each in (head.project, head.expand)
+        )
         self._classifiers = [
             PackedLinear(weight.t(), bias, batch_invariant) for weight, bias in zip(head.weight, head.bias, strict=True)
         ]
@@ -118,6 +124,7 @@ class DepthHeadDecoder:
         positions = self._head.transformer.wpe.weight  # [K, W]
         x = frame + positions[0]
         for k, classify in enumerate(self._classifiers):
-            tokens = choose(k, classify(self._layers(x[:, None], attend))[:, None].float())  # [B, 1]
+            row = hidden + self._expand(self._layers(x[:, None], attend))  # [B, D]
+            tokens = choose(k, classify(row)[:, None].float())  # [B, 1]
             if k + 1 < len(self._classifiers):
                 x = frame + positions[k + 1] + self._head.codes(tokens[:, 0] + self._head.offsets[k])

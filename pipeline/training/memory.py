@@ -182,7 +182,7 @@ def activation_bytes(
     if config.dropout and mode == "eager":
         masks = (2 * config.layers + 1) * row + (2 * head.layers + bool(head.layers)) * codes * head.width
     around = 2 * row + codes * config.width  # the last norm, and the input of the heads
-    around += 2 * codes * head.width if head.layers else 0  # the last norm, and the input of the classifiers
+    around += codes * (2 * head.width + config.width) if head.layers else 0  # its last norm, and what is classified
     if adapter and mode != "checkpointed":
         around += 4 * adapter.rank * batch * steps * config.layers
         if adapter.dropout:  # a mask for each number; compiled, the dropped inputs are computed again from it

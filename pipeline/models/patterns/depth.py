@@ -51,9 +51,11 @@ class Depth(PatternSettings):
 
     def head_cost(self, size: HeadSize) -> HeadCost:
         """The cost of `build_head`."""
-        K, C, W = size.codebooks, size.classes, self.width
-        project, classifiers = size.width * W, K * C * W
+        K, D, C, W = size.codebooks, size.width, size.classes, self.width
+        project, classifiers = D * W, K * C * D
         codes, layer = (K - 1) * C * W, 12 * W * W
-        parameters = project + W + codes + K * W + self.layers * (layer + 13 * W) + 2 * W + classifiers + K * C
-        largest = max(project + W, codes, K * W, 4 * W * W + 4 * W, classifiers + K * C)
-        return HeadCost(parameters, largest, project + K * self.layers * layer + classifiers, self.layers, W)
+        transformer = K * W + self.layers * (layer + 13 * W) + 2 * W
+        parameters = 2 * project + W + D + codes + transformer + classifiers + K * C
+        largest = max(project + W, project + D, codes, K * W, 4 * W * W + 4 * W, classifiers + K * C)
+        products = project + K * (self.layers * layer + project) + classifiers
+        return HeadCost(parameters, largest, products, self.layers, W)
