@@ -18,8 +18,8 @@ from pipeline.common.errors import InputError
 from pipeline.config.cli import load_settings
 from pipeline.generation.interpolation import crossfade
 from pipeline.models.patterns import PATTERNS
-from tests.helpers.preprocess_runs import start
 from tests.helpers.trained_run import Workspace, count_samples, generate, sidecar
+from tests.helpers.warm_python import WarmPython
 
 LONG = ("seconds=1.2", "window=0.2", "window_stride=0.1")
 
@@ -255,16 +255,20 @@ def test_interruption_keeps_the_incomplete_sound(workspace: Workspace, tmp_path:
         f"stream={stream}",
         "chunk=0.1",
     )
-    process = start("pipeline.generate", f"run={workspace.run()}", f"out={out}", *overrides)
-    assert "1 sound of 3600 s" in process.stdout.readline()  # type: ignore[union-attr]
+    arguments = ["-m", "pipeline.generate", f"run={workspace.run()}", f"out={out}", *overrides]
+    process = WarmPython(arguments, tmp_path / "stdout.txt", tmp_path / "stderr.txt")
+    while "1 sound of 3600 s" not in (tmp_path / "stdout.txt").read_text():
+        assert process.poll() is None, (tmp_path / "stderr.txt").read_text()
+        time.sleep(0.05)
     enough = cpu_seconds(process.pid) + 0.7  # of CPU time: enough to generate something on a busy machine
     while process.poll() is None and (
         cpu_seconds(process.pid) < enough or (stream and not (out.exists() and out.stat().st_size > 20_000))
     ):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    rest, error = process.communicate()
-    assert process.returncode == 130 and error.strip().endswith("interrupted") and "Traceback" not in error, error
+    assert process.wait() == 130
+    rest, error = ((tmp_path / f"{name}.txt").read_text() for name in ("stdout", "stderr"))
+    assert error.strip().endswith("interrupted") and "Traceback" not in error, error
     assert count_samples(out) > 1000 and soundfile.read(out)[0].std() > 0
     content, seconds = sidecar(out), count_samples(out) / 24_000
     assert not content["complete"] and content["seconds"] == seconds

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.preprocess_runs import command
+from tests.helpers.preprocess_runs import start
 from tests.helpers.trained_run import Workspace
 
 
@@ -18,5 +18,6 @@ def test_broken_torchaudio_and_torchvision_are_ignored(workspace: Workspace, tmp
     overrides = (f"run={workspace.run()}", f"prompt={workspace.tones[0]}", f"out={tmp_path / 'b.wav'}")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", str(tmp_path))
-        done = command("pipeline.generate", *overrides)
-    assert done.returncode == 0 and (tmp_path / "b.wav").exists() and "CUDA" not in done.stderr, done.stderr
+        process = start("pipeline.generate", *overrides)
+    _, error = process.communicate()
+    assert process.returncode == 0 and (tmp_path / "b.wav").exists() and "CUDA" not in error, error

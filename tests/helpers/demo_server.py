@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from tests.helpers.preprocess_runs import ROOT
+from tests.helpers.warm_python import ROOT, WarmPython
 
 LIMITS = ("limits.upload_mb=1", "limits.upload_seconds=60", "limits.seconds=5")
 
@@ -36,7 +34,7 @@ class Server:
         runs: Two models with different patterns.
     """
 
-    process: subprocess.Popen[bytes]
+    process: WarmPython
     address: str
     folder: Path
     runs: list[Path]
@@ -73,8 +71,9 @@ def running_demo(
     settings = ("run=[" + ",".join(map(str, runs)) + "]", "port=0", "device=cpu", *overrides)
     env = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = folder.with_suffix(".log")
-    with log.open("w") as out:
-        process = subprocess.Popen([sys.executable, "-m", "pipeline.demo", *settings], env=env, stdout=out, stderr=out)
+    process = WarmPython(
+        ["-m", "pipeline.demo", *settings], log, env=env, cwd=Path.cwd(), preload=("pipeline.webui.page",)
+    )
     try:
         while not (match := re.search(r"open (http://\S+)\s", log.read_text())):
             assert process.poll() is None, log.read_text()

@@ -15,7 +15,7 @@ import soundfile
 from pipeline.config.cli import load_settings
 from pipeline.preprocessing.runner import preprocess
 from pipeline.preprocessing.settings import PreprocessSettings
-from tests.helpers.warm_python import ROOT, WarmPython
+from tests.helpers.warm_python import ROOT, WarmPython, run_python
 
 SMALL = ("codec=encodec_embedded", "codec.codebooks=2", "embedder=encodecmae_tiny", "samples_per_shard=6")
 HERE = ("encoder_workers=1", "decode_workers=0", "devices=cpu")  # in the calling process
@@ -41,7 +41,9 @@ def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]
 
 
 def command(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module arguments` to its end."""
+    """Run `python -m module arguments` to its end; with options, not as a fork."""
+    if not options:
+        return run_python(["-m", module, *arguments])
     process = start(module, *arguments, **options)
     out, error = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)

@@ -52,6 +52,7 @@ class WarmPython:
         stdin: what it reads.
         env: its environment; by default that of this process.
         cwd: its folder.
+        preload: modules that the server imports before, for all later programs.
 
     Attributes:
         pid: of the process.
@@ -61,11 +62,12 @@ class WarmPython:
 
     def __init__(
         self, arguments: list[str], output: Path, errors: Path | None = None, *, stdin: str = "",
-        env: dict[str, str] | None = None, cwd: Path = ROOT,
+        env: dict[str, str] | None = None, cwd: Path = ROOT, preload: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.output, self.returncode = output, None
         self._connection = _connect()
         request = {"arguments": list(map(str, arguments)), "env": dict(env or os.environ), "cwd": str(cwd)}
+        request["preload"] = preload
         with (
             tempfile.TemporaryFile() as sent, tempfile.TemporaryFile() as input_, output.open("ab") as out,
             (errors or output).open("ab") as err,
@@ -113,7 +115,7 @@ def run_python(arguments: list[str], *, timeout: float = 300, **options: Any) ->
     Args:
         arguments: see `WarmPython`.
         timeout: in seconds.
-        options: `stdin`, `env` and `cwd` of `WarmPython`.
+        options: `stdin`, `env`, `cwd` and `preload` of `WarmPython`.
     """
     with tempfile.TemporaryDirectory(prefix="warm-output-") as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
@@ -184,16 +186,19 @@ class _Server:
     def _fork(self) -> dict[str, Any] | None:
         connection, _ = self._listener.accept()
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
+        with os.fdopen(descriptors.pop(), "rb") as sent:
+            request: dict[str, Any] = json.load(sent)
+        for name in request.pop("preload"):
+            importlib.import_module(name)
         pid = os.fork()
         if pid == 0:
             self._selector.close()
             self._listener.close()
             connection.close()
-            for number, descriptor in enumerate(descriptors[:3]):
+            for number, descriptor in enumerate(descriptors):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
-            with os.fdopen(descriptors[3], "rb") as sent:
-                return json.load(sent)
+            return request
         for descriptor in descriptors:
             os.close(descriptor)
         child = os.pidfd_open(pid)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -27,20 +28,28 @@ from pipeline.tracking.trackers.wandb import WandbSettings
 from pipeline.training.settings import TrainSettings
 from tests.helpers.training_caches import write_cache
 from tests.helpers.wandb_server import Server, sync
+from tests.helpers.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[2]
 NO_CODE = "tracking.code=false"
 
 
 def track(run: Path, step: int, *actions: str, env: dict[str, str] | None = None, code: int = 0, **options: Any) -> str:
-    """Track a simulated training in a separate process, and return its output."""
+    """Track a simulated training in a separate process, and return its output; with options of its own, not a fork."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    options = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "timeout": 120, **options}
-    clean |= {"HOME": str((options["cwd"] / run).parent), "PYTHONPATH": str(ROOT), **(env or {})}
-    command = [sys.executable, "-m", "tests.helpers.tracked_run", str(run), str(step), *actions]
-    done = subprocess.run(command, env=clean, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    assert done.returncode == code, done.stdout
-    return done.stdout
+    folder = options.pop("cwd", ROOT)
+    clean |= {"HOME": str((folder / run).parent), "PYTHONPATH": str(ROOT), **(env or {})}
+    command = ["-m", "tests.helpers.tracked_run", str(run), str(step), *actions]
+    if options:
+        options |= {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": 120}
+        done = subprocess.run([sys.executable, *command], env=clean, cwd=folder, **options)
+        returncode, output = done.returncode, done.stdout
+    else:
+        with tempfile.NamedTemporaryFile() as file:
+            process = WarmPython(command, Path(file.name), env=clean, cwd=folder)
+            returncode, output = process.wait(), Path(file.name).read_text()
+    assert returncode == code, output
+    return output
 
 
 class Uploaded(NamedTuple):
@@ -313,7 +322,7 @@ def test_broken_wandb_package_is_logged_once(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/wandb.py").write_text("raise ImportError('made for another Python')")
     path = os.pathsep.join([str(tmp_path / "broken"), str(ROOT)])
-    said = track(tmp_path / "run", 0, "--", "rows:2", "finish:0", env={"PYTHONPATH": path})
+    said = track(tmp_path / "run", 0, "--", "rows:2", "finish:0", env={"PYTHONPATH": path}, stdin=subprocess.DEVNULL)
     assert said.count("made for another Python") == 1 and len(jsonl(tmp_path / "run")) == 4
 
 

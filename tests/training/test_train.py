@@ -119,7 +119,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of twenty steps on two ranks with dropout, never interrupted."""
     run = tmp_path_factory.mktemp("runs") / "unbroken"
-    out = train(cache, run, "trainer.steps=20", "model.dropout=0.1", ranks=2)
+    out = train_ranks(cache, run, "trainer.steps=20", "model.dropout=0.1")
     assert "8 clips per step = 4 micro_batch x 1 gradient_accumulation_steps x 2 ranks" in out
     return run
 
@@ -145,6 +145,13 @@ def test_resume_matches_unbroken_run(cache: Path, unbroken: Path, tmp_path: Path
     assert "resuming at step" in train_ranks(cache, run, *overrides)
     assert rows(run) == pytest.approx(rows(unbroken), abs=1e-6)
     assert rows(run, "val/loss") == pytest.approx(rows(unbroken, "val/loss"), abs=1e-6)
+
+
+@pytest.mark.slow  # the launcher imports as much as two ranks
+def test_launcher_trains_as_ranks_do(cache: Path, unbroken: Path, tmp_path: Path) -> None:
+    """`deepspeed --num_gpus 2 pipeline/train.py` has the losses of two ranks that are started otherwise."""
+    train(cache, tmp_path / "run", "trainer.steps=20", "model.dropout=0.1", ranks=2)
+    assert rows(tmp_path / "run") == pytest.approx(rows(unbroken), abs=1e-6)
 
 
 @pytest.mark.slow
@@ -411,7 +418,9 @@ def test_watchdog_prints_stacks_and_ends_the_job(cache: Path, tmp_path: Path) ->
 
 def test_refusal_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     message = r"error: there is no dataset at nowhere"
-    process = run_python([TRAIN, "+exp=delay_gpt2", "shards=nowhere"], env=fresh_env(tmp_path), cwd=tmp_path)
+    process = run_python(
+        [TRAIN, "--local_rank=0", "+exp=delay_gpt2", "shards=nowhere"], env=fresh_env(tmp_path), cwd=tmp_path
+    )
     assert process.returncode == 2, process.stderr
     errors = [line for line in process.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and re.match(message, errors[0]) and "Traceback" not in process.stderr, process.stderr
