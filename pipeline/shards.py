@@ -1,4 +1,4 @@
-"""Verify, describe, examine, decode, index or merge a dataset of shards: a folder, or s3://..., gs://..., http(s)://...
+"""Verify, describe, examine, decode, index, merge or convert a dataset: a folder, or s3://..., gs://..., http(s)://...
 
   python -m pipeline.shards verify DIR      check every byte, count, key and code against the manifest; exit 1 on faults
   python -m pipeline.shards describe DIR    print hours, clips, bytes per hour, labels, and the usage of each codebook
@@ -8,8 +8,9 @@
   python -m pipeline.shards decode DIR      decode random clips into wav files
   python -m pipeline.shards index DIR       write the indices again, with checksums, after a check against the manifest
   python -m pipeline.shards merge DIR       write the manifest when all parts of a preprocessing run are finished
+  python -m pipeline.shards convert DIR     write codes, prompts and labels for others, to=huggingface|npy|lhotse
 
-What people change: workers= of verify; clips=, seed=, split=, out=, device= of doctor and decode.
+What people change: workers= of verify; clips=, seed=, split=, out=, device= of doctor and decode; to=, out= of convert.
 """
 
 from __future__ import annotations

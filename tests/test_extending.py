@@ -121,6 +121,14 @@ def test_commands_use_the_examples(trained: Path) -> None:
     assert len(set(rates)) > 1
 
 
+def test_a_dataset_format_writes_every_split(trained: Path, plugins: str) -> None:
+    name = name_of("dataset format")
+    run(trained.parent, ["pipeline.shards", "action=convert", "shards=shards", plugins, f"to={name}", "out=converted"])
+    assert {"train.csv", "valid.csv", "dataset.json"} == {
+        path.name for path in (trained.parent / "converted").iterdir()
+    }
+
+
 def test_a_sampling_filter_changes_the_sound(trained: Path, plugins: str) -> None:
     name = name_of("sampling filter")
     command = ["pipeline.generate", plugins, "run=run", "seconds=0.5", f"sampling={name}"]

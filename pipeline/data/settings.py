@@ -13,8 +13,9 @@ class ShardsSettings(CommandSettings):
 
     command: ClassVar[str] = "shards"
 
-    action: Literal["verify", "describe", "doctor", "decode", "index", "merge"]
+    action: Literal["verify", "describe", "doctor", "decode", "index", "merge", "convert"]
     shards: str
+    to: str | None
     workers: Literal["auto"] | PositiveInt
     clips: Literal["auto"] | PositiveInt
     seed: Count

@@ -1,4 +1,4 @@
-"""Actions on a finished dataset: verify, describe, decode, index and merge. Each prints its result."""
+"""Actions on a finished dataset: verify, describe, decode, index, merge and convert. Each prints its result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.common.errors import InputError
 from pipeline.common.exit_codes import EXIT_FAILED
 from pipeline.common.machine import num_cores
 from pipeline.data import build_state
@@ -83,10 +84,25 @@ def decode_clips(storage: Storage, settings: ShardsSettings) -> int:
     return 0
 
 
+def convert_dataset(storage: Storage, settings: ShardsSettings) -> int:
+    """Write a dataset in a format of other programs, print how to read it, and return the exit code."""
+    from pipeline.data.convert import convert
+    from pipeline.data.formats import FORMATS
+
+    if settings.to is None:
+        raise InputError(f"to=null: expected {', '.join(FORMATS.names())}")
+    if settings.out == "auto":
+        raise InputError("out=auto: convert needs a folder that it creates; give out=FOLDER")
+    for line in convert(storage, settings.to, Path(settings.out)):
+        print(line)
+    return 0
+
+
 ACTIONS: dict[str, Callable[[Storage, ShardsSettings], int]] = {
     "verify": verify_dataset,
     "describe": describe_dataset,
     "decode": decode_clips,
     "index": rebuild_indices,
     "merge": merge_parts,
+    "convert": convert_dataset,
 }
