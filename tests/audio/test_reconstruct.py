@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import soundfile
 
 from pipeline.common.errors import InputError
 from pipeline.reconstruct import main
+from tests.helpers.warm_python import run_python
 
 
 def tone(seconds: float, hz: float, rate: int) -> np.ndarray:
@@ -72,13 +71,8 @@ def test_invalid_settings_are_errors(
 def test_command_prints_the_table(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a name.wav", tone(0.5, 440, 24_000), 24_000)
     settings = ["audio=a name.wav", "codebooks=2", "codec=encodec_embedded", "out=out"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.reconstruct", *settings],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    env = {"PATH": "/usr/bin:/bin", "COLUMNS": "120"}
+    done = run_python(["-m", "pipeline.reconstruct", *settings], cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
     assert "1.50" in done.stdout and "does not keep phases" in done.stdout
     assert (tmp_path / "out" / "a name.k2.wav").exists()

@@ -19,6 +19,7 @@ from pipeline.config.cli import load_settings
 from pipeline.config.conf_files import list_commands
 from pipeline.config.hints import quoting_hint
 from pipeline.generation.settings import GenerateSettings
+from tests.helpers.warm_python import run_python
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -42,8 +43,7 @@ main()
 
 
 def run(*arguments: str, name: str = "preprocess") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), name=name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return run_python(["-c", COMMAND.format(root=str(ROOT), name=name), *arguments])
 
 
 @pytest.mark.parametrize(

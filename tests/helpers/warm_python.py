@@ -52,7 +52,7 @@ class WarmPython:
         stdin: what it reads.
         env: its environment; by default that of this process.
         cwd: its folder.
-        preload: modules that the server imports before, for all later programs.
+        preload: modules that the server imports before; not those that create files, which a program deletes at exit.
 
     Attributes:
         pid: of the process.
