@@ -67,7 +67,7 @@ UNUSED = {  # code that only tests use, and that is still there; to be empty
     "save_pretrained",
 }  # fmt: skip
 
-COMMON_WORDS = {"folder", "notes"}  # names of extensions that code also uses for other things
+COMMON_WORDS = {"folder", "notes", "huggingface"}  # names of extensions that code also uses for other things
 
 BANNED = {  # too vague to name anything
     "afar", "aside", "asked", "begun", "found", "given", "heard", "held", "laid", "lies", "made", "mended", "place",

@@ -7,7 +7,7 @@ Letters: K codebooks, T frames, D prompt dimensions.
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class DatasetFormat(ABC):
     reader: ClassVar[str]
 
     def __init__(self, folder: Path, manifest: Manifest, labels: Vocabularies) -> None:
-        """Prepare to write; slow packages are imported here, by `import_package`.
+        """Prepare to write; slow packages are imported here, in `optional_import`.
 
         Args:
             folder: an empty folder.
@@ -69,22 +69,20 @@ class DatasetFormat(ABC):
         """Write all clips of a split, which has at least one."""
 
 
-def import_package(package: str, extra: str) -> Any:
-    """Import a package that only one format needs.
+@contextlib.contextmanager
+def optional_import(extra: str) -> Iterator[None]:
+    """In the block, packages are imported that only one format needs.
 
     Args:
-        package: name of the module.
-        extra: the optional dependency of this project that has it.
+        extra: the optional dependency of this project that has them.
 
     Raises:
-        InputError: it is not installed.
+        InputError: one is not installed.
     """
     try:
-        return importlib.import_module(package)
+        yield
     except ImportError as error:
-        raise InputError(
-            f"to: this format needs {package.partition('.')[0]} ({error}): pip install 'codec-audio-lm[{extra}]'"
-        ) from error
+        raise InputError(f"to: this format needs a package ({error}): pip install 'codec-audio-lm[{extra}]'") from error
 
 
 FORMATS: Registry[type[DatasetFormat]] = Registry("dataset format", __name__)

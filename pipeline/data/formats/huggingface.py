@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.formats import FORMATS, ConvertedClip, DatasetFormat, import_package
+from pipeline.data.formats import FORMATS, ConvertedClip, DatasetFormat, optional_import
 from pipeline.data.labels import LabelVocabulary, Vocabularies
 from pipeline.data.manifest import Manifest
 
@@ -28,8 +28,10 @@ class HuggingFaceFormat(DatasetFormat):
 
     def __init__(self, folder: Path, manifest: Manifest, labels: Vocabularies) -> None:
         super().__init__(folder, manifest, labels)
-        self._pyarrow = import_package("pyarrow", "parquet")
-        self._parquet = import_package("pyarrow.parquet", "parquet")
+        with optional_import("parquet"):
+            import pyarrow
+            from pyarrow import parquet
+        self._pyarrow, self._parquet = pyarrow, parquet
         (folder / "data").mkdir()
         files = "".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in manifest.splits)
         (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")

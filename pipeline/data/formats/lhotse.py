@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.data.formats import FORMATS, ConvertedClip, DatasetFormat, import_package
+from pipeline.data.formats import FORMATS, ConvertedClip, DatasetFormat, optional_import
 from pipeline.data.labels import Vocabularies
 from pipeline.data.manifest import Manifest
 
@@ -23,8 +23,10 @@ class LhotseFormat(DatasetFormat):
 
     def __init__(self, folder: Path, manifest: Manifest, labels: Vocabularies) -> None:
         super().__init__(folder, manifest, labels)
-        self._lhotse = import_package("lhotse", "lhotse")
-        self._shar = import_package("lhotse.shar", "lhotse")
+        with optional_import("lhotse"):
+            import lhotse
+            from lhotse import shar
+        self._lhotse, self._shar = lhotse, shar
 
     def write(self, split: str, clips: Iterator[ConvertedClip]) -> None:
         """Write the cuts and the arrays of a split."""
