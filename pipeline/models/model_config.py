@@ -6,7 +6,7 @@ Letters: K codebooks, D width, P prompt width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -123,6 +123,13 @@ class ModelConfig:
     def head_cost(self) -> HeadCost:
         """The cost of the head, which the pattern chooses."""
         return pattern_settings(self.pattern, self.pattern_options).head_cost(self.head_size)
+
+
+def default_values() -> dict[str, Any]:
+    """The values of the fields that have defaults: those that the model of an older version had."""
+    factories = {each.name: each.default_factory for each in fields(ModelConfig)}
+    values = {each.name: each.default for each in fields(ModelConfig) if each.default is not MISSING}
+    return values | {name: create() for name, create in factories.items() if create is not MISSING}
 
 
 def _parse_condition(content: object) -> ConditionSettings:

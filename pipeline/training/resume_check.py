@@ -17,7 +17,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.settings import flatten_settings
 from pipeline.models.conditions import PROMPT
 from pipeline.models.lora import Adapter
-from pipeline.models.model_config import ModelConfig, prompt_alone
+from pipeline.models.model_config import ModelConfig, default_values
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import RunContext
 from pipeline.training.finetune import Base
@@ -90,10 +90,11 @@ def check_resume(
 
 def check_model(checkpoint: Checkpoint, config: ModelConfig, adapter: Adapter | None = None) -> None:
     """Raises InputError, naming the settings that differ, unless the checkpoint has this architecture and adapter."""
-    old, new = checkpoint.metadata["model"], json.loads(json.dumps(asdict(config)))
+    new = json.loads(json.dumps(asdict(config)))
+    old = {**default_values(), **checkpoint.metadata["model"]}  # older versions had fewer fields
     names = [name for name in new if name not in _NOT_ARCHITECTURE]
     changes = [f"{name} was {old.get(name)!r}, is now {new[name]!r}" for name in names if old.get(name) != new[name]]
-    changes += _changed_conditions(old.get("conditions", prompt_alone()), new["conditions"])
+    changes += _changed_conditions(old["conditions"], new["conditions"])
     before, now = (each or {} for each in (checkpoint.metadata.get("adapter"), adapter and adapter.model_dump()))
     for setting, name in _ADAPTER.items():
         if before.get(name) != now.get(name):
