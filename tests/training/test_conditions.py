@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,10 @@ from pipeline.data.dataset import ShardedDataset
 from pipeline.models.change_conditions import change_conditions
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.lora import load_merged
-from tests.helpers.models import tiny
+from pipeline.models.model_config import default_values
+from pipeline.training import checkpoint
+from pipeline.training.resume_check import check_model
+from tests.helpers.models import TINY, tiny
 from tests.helpers.ranks import single_rank
 from tests.helpers.training_caches import LABELS, write_cache
 from tests.models.test_conditions import conditions
@@ -153,3 +156,13 @@ def test_fine_tuning_inherits_the_conditions(cache: Path, labeled: Path, tmp_pat
     config = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
     assert [each["name"] for each in config["conditions"]] == ["pitch"]
     assert manifest["labels"]["pitch"]["kind"] == "number"
+
+
+def test_checkpoint_of_an_older_version_has_the_defaults(labeled: Path) -> None:
+    """It records neither conditions nor what else is newer: its model had the prompt alone."""
+    newest = checkpoint.Checkpoint.read(checkpoint.list_checkpoints(labeled)[-1])
+    fields = {name: value for name, value in asdict(TINY).items() if name not in default_values()}
+    old = replace(newest, metadata={**newest.metadata, "model": fields})
+    check_model(old, TINY)
+    with pytest.raises(InputError, match=r"conditions was \[prompt\], is now \[prompt, pitch, family, mood\]"):
+        check_model(old, replace(TINY, conditions=conditions()))
