@@ -10,6 +10,8 @@ Prints, and writes to RUN/evaluation/evaluate.json:
                     reconstruction of the prompt's own clip; floor: reconstructions of other clips
   pitch             fraction of notes within half a semitone of the clip's label (class: octaves are ignored); floor:
                     labels of other clips
+  controlled pitch  if the model has a pitch condition, which requests the pitch of another clip: fraction of notes with
+                    this pitch, and with that of the prompt's clip, for the prompt alone, the label alone and both
   Fréchet distance  between the embeddings of n sounds and of all validation clips: lower is better; depends on n and
                     on the embedding: compare it with the ceiling, not with other papers. n → ∞: extrapolated
                     to infinitely many sounds (FAD-inf), from 32 sounds on
@@ -49,7 +51,7 @@ def main(settings: EvaluateSettings) -> None:
     tracked = find_tracked_run(folder, read_config(folder)) if settings.wandb else None
     run = load_run(settings.run, settings.device, settings.codec_weights, settings.embedder_weights)
     with Console(stderr=True).status("evaluating") as status:
-        evaluation = evaluate(settings, run, status.update)
+        evaluation = evaluate(settings, run, status.update, settings.controls)
     evaluation.write(out)
     if tracked:
         tracker, step = build_tracker(*tracked), tracked[1].step

@@ -2,6 +2,7 @@
 
   python -m pipeline.generate run=quickstart/run prompt=a.wav out=b.wav
   python -m pipeline.generate run=RUN prompt=a.wav out=b.wav sampling.temperature=0.7 seconds=4 seed=3
+  python -m pipeline.generate run=RUN conditions.pitch=60 sampling.guidance='{pitch: 3}'      labels, also with a prompt
   python -m pipeline.generate run=RUN prompt=[a.wav,DIR,'*.flac'] n=4 out=DIR          many prompts, 4 sounds for each
   python -m pipeline.generate run=RUN mode=interpolate prompt=[a.wav,b.wav] steps=15 out=c.wav
   python -m pipeline.generate run=RUN mode=morph keyframes='[{at: 0, prompt: a.wav}, {at: 4, prompt: b.wav}]' seconds=8
@@ -19,8 +20,8 @@ Any sound file can be a prompt; without one the model generates freely. Modes:
 b.json next to b.wav stores the model's sha256, the seed, all settings, the prompts, the codec and the embedder:
 from=b.json generates exactly that sound again (also with out=, run=, device=, batch= and the paths of weights). Prompts
 that cannot be read are skipped, and the exit code is then 1. After Ctrl-C the part that was generated is kept.
-What people change: prompt=, prompt_text=, out=, seconds=, n=, seed=, sampling.temperature= (one, or one per codebook),
-sampling.top_k=, sampling.top_p=, sampling.min_p=, sampling.guidance=, device=.
+What people change: prompt=, prompt_text=, conditions=, out=, seconds=, n=, seed=, sampling.temperature= (one, or one
+per codebook), sampling.top_k=, sampling.top_p=, sampling.min_p=, sampling.guidance=, device=.
 """
 
 from __future__ import annotations

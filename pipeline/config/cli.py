@@ -29,7 +29,7 @@ from pipeline.common.settings import CommandSettings, hydra_quote, parse_setting
 from pipeline.config import help, sweeps
 from pipeline.config.conf_files import list_groups
 from pipeline.config.hints import explain_error
-from pipeline.config.overrides import check_overrides, keep_typed_texts
+from pipeline.config.overrides import add_open_settings, check_overrides, keep_typed_texts
 
 _S = TypeVar("_S", bound=CommandSettings)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -146,7 +146,8 @@ def compose(name: str, overrides: Sequence[str] = (), with_hydra: bool = False) 
     outer, state.hydra = state.hydra, None  # a command may compose the settings of another
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            return hydra_compose(name, [*overrides, *_search_path()], return_hydra_config=with_hydra)
+            own = [*add_open_settings(name, overrides), *_search_path()]
+            return hydra_compose(name, own, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain_error(name, error)) from None
     finally:
@@ -240,7 +241,7 @@ def _run_hydra(command: Command[Any]) -> None:
     swept: list[str] = []
     job = _Job(command, swept)
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    sys.argv += _search_path()
+    sys.argv = [sys.argv[0], *add_open_settings(name, sys.argv[1:]), *_search_path()]
     try:
         check_overrides(name, overrides)
         with contextlib.ExitStack() as stack:

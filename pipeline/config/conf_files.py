@@ -58,3 +58,9 @@ def list_settings(command: str) -> set[str]:
         for file in _choice_files(group):
             collect(group, yaml.safe_load(file.read_text()) or {})
     return names - {""}
+
+
+def list_open_settings(command: str) -> set[str]:
+    """The settings of `conf/{command}.yaml` whose keys are up to the user: their default is `{}`."""
+    root = yaml.safe_load((CONF / f"{command}.yaml").read_text()) or {}
+    return {name for name, value in root.items() if value == {}}

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pipeline.common.errors import InputError
 from pipeline.common.setting_types import accepts_text, describe_field
 from pipeline.common.settings import CommandSettings, Settings, settings_class
-from pipeline.config.conf_files import EXPERIMENTS, list_groups, list_settings
+from pipeline.config.conf_files import EXPERIMENTS, list_groups, list_open_settings, list_settings
 from pipeline.config.hints import explain_unknown_choice, explain_unknown_setting
 
 
@@ -33,8 +33,22 @@ def check_overrides(command: str, overrides: Sequence[str]) -> None:
             raise InputError(explain_unknown_choice(key, text))
         is_added = override.is_add() or override.is_force_add()
         is_read_elsewhere = key in groups or key.startswith(("hydra", "deepspeed."))
+        is_read_elsewhere = is_read_elsewhere or _open_setting(command, key)
         if is_added and not is_read_elsewhere and key not in list_settings(command):
             raise InputError(explain_unknown_setting(command, key))
+
+
+def add_open_settings(command: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra needs them: with plus signs before a setting whose keys are up to the user.
+
+    These settings are `{}` in conf/: `conditions.pitch=60` becomes `++conditions.pitch=60`.
+    """
+    return [f"++{each}" if _open_setting(command, each.partition("=")[0]) else each for each in overrides]
+
+
+def _open_setting(command: str, setting: str) -> bool:
+    """Whether a dotted name is a setting whose keys are up to the user, or one of these keys."""
+    return setting.partition(".")[0] in list_open_settings(command)
 
 
 def keep_typed_texts(model: type[CommandSettings], cfg: DictConfig, overrides: Sequence[str]) -> set[str]:

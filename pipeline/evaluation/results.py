@@ -72,7 +72,7 @@ class LossResults(_Model):
 class RecordedSampling(_Model):
     """How sounds were sampled."""
 
-    guidance: Number
+    guidance: Number | dict[Text, Number]
 
 
 class RecordedSettings(_Model):
@@ -112,6 +112,7 @@ class EvaluationResult(_Model):
     distance: DistanceReference
     settings: RecordedSettings
     export: ExportIdentity
+    controlled_pitch: dict[Text, MetricValues] = {}
 
     def rows(self) -> dict[str, MetricValues]:
         """The metrics by title of the sounds: floor, each temperature, ceiling."""
@@ -123,6 +124,11 @@ class EvaluationResult(_Model):
         flat = {f"loss/{name}": loss.nats for name, loss in self.loss.rows().items()}
         flat["loss/bits_second"] = self.loss.model.bits_second
         rows = {f"t{temperature}": values for temperature, values in self.temperatures.items()}
+        flat |= {
+            f"controlled pitch/{row}/{name}": v.mean
+            for row, values in self.controlled_pitch.items()
+            for name, v in values.items()
+        }
         for row, values in {"floor": self.floor, "ceiling": self.ceiling, **rows}.items():
             flat |= {f"{row}/{name}": value.mean for name, value in values.items()}
         return flat

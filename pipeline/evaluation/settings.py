@@ -10,6 +10,7 @@ from pipeline.common.setting_types import Count, NonNegative, PositiveInt, Secon
 from pipeline.common.settings import CommandSettings
 from pipeline.generation.settings import SamplingSettings
 
+Control = Literal["prompt", "label", "both"]  # the conditions that a model gets when its pitch is controlled
 Temperatures = Annotated[list[NonNegative], Field(min_length=1)]
 
 
@@ -43,6 +44,7 @@ class EvaluateSettings(MeasureSettings):
     command: ClassVar[str] = "evaluate"
 
     run: str
+    controls: list[Control]
     wandb: bool
 
 

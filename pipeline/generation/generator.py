@@ -1,6 +1,7 @@
 """Generation of codes, step by step through the model's pattern.
 
-    spec = GenerationSpec(300, seeds=[0, 1], sampling=sampling_settings(temperature=0.7), prompts=[(0, prompts)])
+    values = {"prompt": prompts}                # of the model's conditions
+    spec = GenerationSpec(300, seeds=[0, 1], sampling=sampling_settings(temperature=0.7), keyframes=[(0, values)])
     generation = Generation(InferenceEngine(model), spec)
     for codes in generation.chunks(25):         # [B, K, t] whenever t >= 25 more frames are complete
         ...
@@ -15,11 +16,11 @@ Cells before the window's first frame are empty, as at the start of every traini
     codebook 1    . 0 1 2 3 4 5 6                        . 4 5 6 | 7 8 ...
     codebook 2    . . 0 1 2 3 4 5                        . . 4 5 | 6 7 ...
 
-Where the prompt changes, the new prompt replaces the old one at position 0, and all steps are read again, because every
-key and value depends on the prompt. Under the delay pattern a change reaches codebook k up to k frames late.
+At a keyframe new values of conditions replace the old ones in the prefix, and all steps are read again, because every
+key and value depends on the prefix. Under the delay pattern a change reaches codebook k up to k frames late.
 
-Letters: B clips, K codebooks, T frames, N frames of a window or vectors of a prompt, S steps, L positions of the
-prefix, C = 1025 classes, P prompt width, D model width.
+Letters: B clips, R rows of the model (with guidance several a clip), K codebooks, T frames, N frames of a window, S
+steps, L positions of the prefix, C = 1025 classes, D model width.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pipeline.common.errors import InputError
 from pipeline.generation import gumbel_noise
 from pipeline.generation.cuda_graph import CudaGraphStep
 from pipeline.generation.engine import InferenceEngine
+from pipeline.generation.guidance import Guidance, Values, check_scale
 from pipeline.generation.sampling import all_finite, sample_token
 from pipeline.generation.settings import SamplingSettings
 from pipeline.models.conditions import PROMPT
@@ -57,7 +59,7 @@ class GenerationSpec:
         frames: Frames of each clip, at most.
         seeds: One per clip.
         sampling: How codes are sampled.
-        prompts: Prompts [B, P] or [B, N, P], and the frames from which they apply, the first from 0. Empty: no prompt.
+        keyframes: Values of conditions, and the frames from which they apply, the first from 0. Empty: no values.
         prefix_codes: Codes [B, K, T0] with which each clip begins.
         window: The sliding window, for sounds longer than the model can read or was trained on.
     """
@@ -65,7 +67,7 @@ class GenerationSpec:
     frames: int
     seeds: Sequence[int]
     sampling: SamplingSettings
-    prompts: Sequence[tuple[int, Tensor]] = ()
+    keyframes: Sequence[tuple[int, Values]] = ()
     prefix_codes: Tensor | None = None
     window: SlidingWindow | None = None
 
@@ -96,12 +98,11 @@ class Generation:
         self._validate()
         # what is applied to the logits of each group of codebooks that the head predicts together
         self.filters = [spec.sampling.build_filters(config.codebooks, device, group) for group in engine.head.groups]
-        self.is_guided = spec.sampling.guidance != 1 and bool(spec.prompts)
-        rows = B * (1 + self.is_guided)
-        self.first_inputs = [self._first_input(prompts) for _, prompts in spec.prompts] or [self._first_input(None)]
+        self.guidance = Guidance.plan(spec.sampling.guidance, {name for _, values in spec.keyframes for name in values})
+        self.prefixes = [self._prefix(values) for _, values in spec.keyframes] or [self._prefix({})]
         steps = self.pattern.num_steps(self.window)
         self.offset = config.prefix_length - 1  # step s - 1 is at position s + offset
-        self.cache = engine.new_cache(rows, steps + self.offset)
+        self.cache = engine.new_cache(B * self.guidance.rows_per_clip, steps + self.offset)
         # of the current window: its tokens in the pattern's order, which cells hold a code, and their noise keys
         self.sequence = torch.full((B, config.codebooks, steps), SPECIAL_TOKEN, device=device)
         self.active, self.keys = torch.zeros_like(self.sequence, dtype=torch.bool), self.sequence.to(torch.int32)
@@ -156,14 +157,14 @@ class Generation:
         self._load_window(base)
         sequence, active = self.sequence, self.active
         last_step_of_frame = self.pattern.steps(N).amax(0).tolist()  # after it, the frame is complete
-        prompt_index = self._prompt_index(base)
+        keyframe = self._keyframe_of_steps(base)
         unknown = (active & (sequence == SPECIAL_TOKEN)).any(0).any(0).tolist()
         first = unknown.index(True) if True in unknown else len(unknown)
         stop = sequence.shape[2] if is_last else self.pattern.steps_before_slide(N)
         try:
             for s in range(first, stop):
-                if s == first or prompt_index[s] != prompt_index[s - 1]:
-                    self._write_step(self._prefill(sequence[:, :, :s], prompt_index[s]), s)
+                if s == first or keyframe[s] != keyframe[s - 1]:
+                    self._write_step(self._prefill(sequence[:, :, :s], keyframe[s]), s)
                 else:
                     self._decode_step(s)
                 if self.end_frames and bool((ended := active[:, 0, s] & (sequence[:, 0, s] == SPECIAL_TOKEN)).any()):
@@ -208,23 +209,22 @@ class Generation:
         self.tokens.masked_fill_(is_after_end, SPECIAL_TOKEN)
         self._load_window(base)
 
-    def _prompt_index(self, base: int) -> list[int]:
-        """The index of each step's prompt: that of the frame of the step's first active codebook."""
+    def _keyframe_of_steps(self, base: int) -> list[int]:
+        """The index of each step's keyframe: that of the frame of the step's first active codebook."""
         frames = self.pattern.frame_at_step(self.window)  # [K, S], -1 where inactive
         frame = frames.gather(0, (frames >= 0).int().argmax(0, keepdim=True))[0] + base
-        starts = torch.tensor([start for start, _ in self.spec.prompts] or [0])
+        starts = torch.tensor([start for start, _ in self.spec.keyframes] or [0])
         return (torch.searchsorted(starts, frame, right=True) - 1).clamp(min=0).tolist()
 
     # ---- one step ----------------------------------------------------------------------------------------------
-    def _first_input(self, prompts: Tensor | None) -> Tensor:
-        """The prefix: [B, L, D], or with guidance [2 B, L, D], the second half without a prompt."""
+    def _prefix(self, values: Values) -> Tensor:
+        """The prefix of all rows: [R, L, D]."""
         B = len(self.spec.seeds)
-        first_input = self.engine.prefix(None if prompts is None else {PROMPT: prompts}, B)
-        return torch.cat([first_input, self.engine.prefix(None, B)]) if self.is_guided else first_input
+        return torch.cat([self.engine.prefix(each, B) for each in self.guidance.list_values(values)])
 
-    def _prefill(self, steps: Tensor, prompt_index: int) -> Tensor:
-        """Read a prompt and the steps [B, K, s] after it; returns what step s is predicted from: [rows, D]."""
-        inputs = torch.cat([self.first_inputs[prompt_index], self._embed_steps(steps)], 1)
+    def _prefill(self, steps: Tensor, keyframe: int) -> Tensor:
+        """Read a keyframe's prefix and the steps [B, K, s] after it; returns what step s is predicted from: [R, D]."""
+        inputs = torch.cat([self.prefixes[keyframe], self._embed_steps(steps)], 1)
         return self.engine.forward(inputs, self.cache, 0)
 
     def _decode_step(self, s: int) -> None:
@@ -244,33 +244,26 @@ class Generation:
         self.sequence.index_copy_(2, s, self._sample_step(hidden, keys, active, known)[:, :, None])
 
     def _write_step(self, hidden: Tensor, s: int) -> None:
-        """Sample step s from the output of the backbone [rows, D]."""
+        """Sample step s from the output of the backbone [R, D]."""
         known = self.sequence[:, :, s]
         self.sequence[:, :, s] = self._sample_step(hidden, self.keys[:, :, s], self.active[:, :, s], known)
 
     def _embed_steps(self, steps: Tensor) -> Tensor:
-        """The model's inputs [rows, s, D] for steps [B, K, s]."""
-        inputs = self.engine.model.embed(steps)
-        return torch.cat([inputs, inputs]) if self.is_guided else inputs
-
-    def _apply_guidance(self, logits: Tensor) -> Tensor:
-        """Logits [B, n, C] from those of all rows."""
-        if not self.is_guided:
-            return logits
-        prompted, unprompted = logits.chunk(2)
-        return unprompted + self.spec.sampling.guidance * (prompted - unprompted)
+        """The model's inputs [R, s, D] for steps [B, K, s]."""
+        inputs, rows = self.engine.model.embed(steps), self.guidance.rows_per_clip
+        return inputs if rows == 1 else torch.cat([inputs] * rows)
 
     def _sample_step(self, hidden: Tensor, keys: Tensor, active: Tensor, known: Tensor) -> Tensor:
-        """Tokens [B, K] of a step from the output of the backbone [rows, D] and noise keys [B, K].
+        """Tokens [B, K] of a step from the output of the backbone [R, D] and noise keys [B, K].
 
         Known tokens stay, and inactive cells are empty.
         """
         step = known.clone()
 
         def choose(i: int, logits: Tensor) -> Tensor:
-            """Tokens [rows, n] of the codebooks of group i, from their logits [rows, n, C]."""
+            """Tokens [R, n] of the codebooks of group i, from their logits [R, n, C]."""
             group = self.engine.head.groups[i]
-            sampled = self._sample_tokens(self._apply_guidance(logits), keys[:, group], i)
+            sampled = self._sample_tokens(self.guidance.apply(logits), keys[:, group], i)
             step[:, group] = known[:, group].where(
                 known[:, group] != SPECIAL_TOKEN, sampled.where(active[:, group], SPECIAL_TOKEN)
             )
@@ -294,7 +287,9 @@ class Generation:
 
     def _validate(self) -> None:
         spec, positions = self.spec, self.engine.config.positions
-        for _, prompts in spec.prompts:
+        check_scale(spec.sampling.guidance, [each.name for each in self.engine.config.condition_settings])
+        for _, values in spec.keyframes:
+            prompts = values.get(PROMPT, torch.zeros(len(spec.seeds), 1))
             rows = (~prompts.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
             if rows:
                 raise InputError(f"prompts {rows} have values that are not finite: use other sounds")
@@ -312,7 +307,7 @@ class Generation:
 
 def generate(
     engine: InferenceEngine,
-    prompts: Tensor | None,
+    values: Values | None,
     frames: int,
     sampling: SamplingSettings,
     seeds: Sequence[int],
@@ -321,7 +316,7 @@ def generate(
 
     Args:
         engine: The model's inference engine.
-        prompts: [B, P] or [B, N, P]; None: no prompt.
+        values: Values of the model's conditions; None: none has a value.
         frames: Frames of each clip.
         sampling: How codes are sampled.
         seeds: One per clip.
@@ -329,7 +324,7 @@ def generate(
     Returns:
         Codes [B, K, T] and the frames of each clip [B]; see `Generation`.
     """
-    generation = Generation(engine, GenerationSpec(frames, seeds, sampling, () if prompts is None else [(0, prompts)]))
+    generation = Generation(engine, GenerationSpec(frames, seeds, sampling, [(0, values)] if values else ()))
     for _ in generation.chunks():
         pass
     return generation.codes, generation.lengths

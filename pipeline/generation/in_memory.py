@@ -19,8 +19,9 @@ from pipeline.audio import amplitude, audio_io
 from pipeline.audio.codecs.base import Codec
 from pipeline.common.errors import InputError
 from pipeline.common.settings import parse_settings
+from pipeline.generation.conditions import read_conditions
 from pipeline.generation.prompts import SourceAudio, prompt_vector, read_source, text_vectors
-from pipeline.generation.request import AudioRequest, ClipRequest, num_samples, resolve_window
+from pipeline.generation.request import AudioRequest, ClipRequest, keyframes_of, num_samples, resolve_window
 from pipeline.generation.runner import generate_clips
 from pipeline.generation.settings import GenerateSettings, default_settings
 
@@ -80,12 +81,14 @@ def generate_audio(
     own = {name: value for name, value in changes.items() if value is not None}
     own["sampling"] = defaults.sampling.to_dict() | dict(sampling)
     settings = parse_settings(GenerateSettings, defaults.to_dict() | own)
+    named = [prompt if isinstance(prompt, (str, Path)) else "ARRAY" for prompt in prompts if prompt is not None]
+    conditions = read_conditions(settings, run.model, named[0] if named else texts[0] if texts else None)
     vectors = [
         None if prompt is None else _embed_prompt(run, prompt, rate, settings.prompt_seconds) for prompt in prompts
     ]
     vectors += [text_vectors(run.embedder, text) for text in texts]
     clips = [
-        ClipRequest(settings.seed + number, () if vector is None else ((0, vector),))
+        ClipRequest(settings.seed + number, keyframes_of(conditions, vector))
         for number, vector in enumerate(vector for vector in vectors for _ in range(settings.n))
     ]
     samples = num_samples(settings.seconds, run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -24,6 +24,7 @@ from pipeline.models.model_files import WEIGHTS
 
 if TYPE_CHECKING:
     from pipeline.generation.in_memory import Audio, Prompt
+    from pipeline.generation.settings import ConditionValue
 
 SMALL_MODEL = 16_000_000  # parameters
 FEW_CLIPS = 8
@@ -63,13 +64,16 @@ class LoadedRun:
         """The device of the model, and where `codec_device` allows it, of the codec and the embedder."""
         return self.model.device
 
-    def best_batch(self, frames: int) -> int:
+    def best_batch(self, frames: int, rows: int = 1) -> int:
         """The number of clips to generate at once: the KV cache then takes at most 1 GiB, on a GPU 8 GiB.
 
-        frames: Of each clip, or of its window.
+        Args:
+            frames: Of each clip, or of its window.
+            rows: Of the model for each clip; more than one with guidance.
         """
         config = self.model.config
-        bytes_per_clip = 8 * config.layers * config.width * self.model.pattern.num_steps(frames)  # float32 keys, values
+        positions = self.model.pattern.num_steps(frames) + config.prefix_length - 1
+        bytes_per_clip = 8 * config.layers * config.width * positions * rows  # float32 keys and values
         gibibytes = 8 if self.device.type == "cuda" else 1
         return max(1, min(256, (gibibytes << 30) // bytes_per_clip))
 
@@ -87,14 +91,16 @@ class LoadedRun:
     @overload
     def generate(
         self, prompt: Prompt | None = None, *, n: None = None, rate: int | None = None, seconds: float | None = None,
-        seed: int = 0, mode: str = "prompt", batch: int | None = None, prompt_text: str | None = None, **sampling: Any,
+        seed: int = 0, mode: str = "prompt", batch: int | None = None, prompt_text: str | None = None,
+        conditions: Mapping[str, ConditionValue] | None = None, **sampling: Any,
     ) -> Audio: ...  # fmt: skip
 
     @overload
     def generate(
         self, prompt: Prompt | Sequence[Prompt] | None = None, *, n: int | None = None, rate: int | None = None,
         seconds: float | None = None, seed: int = 0, mode: str = "prompt", batch: int | None = None,
-        prompt_text: str | Sequence[str] | None = None, **sampling: Any,
+        prompt_text: str | Sequence[str] | None = None, conditions: Mapping[str, ConditionValue] | None = None,
+        **sampling: Any,
     ) -> list[Audio]: ...  # fmt: skip
 
     def generate(
@@ -108,6 +114,7 @@ class LoadedRun:
         mode: str = "prompt",
         batch: int | None = None,
         prompt_text: str | Sequence[str] | None = None,
+        conditions: Mapping[str, ConditionValue] | None = None,
         **sampling: Any,
     ) -> Audio | list[Audio]:
         """Generate audio, the same that `pipeline.generate` writes for the same settings and seed.
@@ -123,6 +130,7 @@ class LoadedRun:
             >>> several = run.generate(prompt=samples, rate=rate, n=2, seconds=1, top_k=50, seed=7)
             >>> [audio.seed for audio in several]
             [7, 8]
+            >>> note = run.generate(conditions={"pitch": 60}, guidance={"pitch": 2})  # of a model with labels
 
         Args:
             prompt: An audio file, an array [S] or [S, channels] of floating-point samples, or a list of these. None: no
@@ -135,6 +143,7 @@ class LoadedRun:
             batch: The number of results generated at once. By default as many as fit into memory, at most 256.
             prompt_text: A description of a sound as the prompt, or a list of them, after those of `prompt`. The run's
                 embedder must read text, as `clap` does.
+            conditions: Values of the model's conditions on labels, such as `{"pitch": 60}`, the same for all results.
             **sampling: Settings of `sampling`: temperature (0.7 by default), top_k, top_p, min_p, guidance.
 
         Returns:
@@ -151,7 +160,7 @@ class LoadedRun:
         prompts = [] if texts and prompt is None else prompts
         has_list = isinstance(prompt, (list, tuple)) or not isinstance(prompt_text, (str, type(None)))
         one = n is None and not has_list and len(prompts) + len(texts) == 1
-        changes = {"n": n, "seconds": seconds, "seed": seed, "mode": mode, "batch": batch}
+        changes = {"n": n, "seconds": seconds, "seed": seed, "mode": mode, "batch": batch, "conditions": conditions}
         results = generate_audio(self, prompts, texts, rate, sampling, changes)
         return results[0] if one else results
 

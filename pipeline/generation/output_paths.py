@@ -33,10 +33,10 @@ def check_output(out: str) -> None:
 def is_folder(out: str) -> bool:
     """Whether the setting `out` means a folder: it is one, ends in a slash, or has no suffix.
 
-    Digits are not a suffix: `sounds-0.7` is a folder.
+    Digits are not a suffix, nor is what has a dash: `sounds-0.7` and `conditions.pitch-60` are folders.
     """
     suffix = Path(out).suffix[1:]
-    return out.endswith("/") or not suffix or suffix.isdigit() or Path(out).is_dir()
+    return out.endswith("/") or not suffix or suffix.isdigit() or "-" in suffix or Path(out).is_dir()
 
 
 def output_files(out: str, names: Sequence[str]) -> list[Path]:

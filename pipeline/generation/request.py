@@ -5,6 +5,7 @@ Letters: K codebooks, T frames, N prompt vectors of a sound, P prompt width.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from torch import Tensor
 from pipeline.audio.audio_io import AudioError
 from pipeline.common.errors import InputError
 from pipeline.generation import interpolation, output_paths
+from pipeline.generation.conditions import check_prompt, encode_conditions, read_conditions
 from pipeline.generation.generator import SlidingWindow
+from pipeline.generation.guidance import Values
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import SourceAudio, find_prompts, prompt_vector, read_source, text_vectors
 from pipeline.generation.settings import GenerateSettings
+from pipeline.models.conditions import PROMPT
 
 DEFAULT_SECONDS = 4.0  # if the length of the training clips is unknown: that of NSynth's notes, as in the article
 
@@ -30,12 +34,12 @@ class ClipRequest:
 
     Attributes:
         seed: The seed of its noise.
-        prompts: Prompts [N, P] and the frames from which they apply. Empty: no prompt.
+        keyframes: Values of conditions, as a prompt [N, P], and the frames from which they apply. Empty: no values.
         prefix_codes: Codes [K, T] with which the clip begins.
     """
 
     seed: int
-    prompts: Sequence[tuple[int, Tensor]] = ()
+    keyframes: Sequence[tuple[int, Values]] = ()
     prefix_codes: Tensor | None = None
 
 
@@ -143,12 +147,13 @@ def build_requests(settings: GenerateSettings, run: LoadedRun, skipped: list[str
     """
     samples = num_samples(settings.seconds, run)
     window = resolve_window(settings, run.codec.num_frames(samples), run)
+    conditions = read_conditions(settings, run.model, settings.prompt or settings.prompt_text)
     if settings.mode == "interpolate":
-        drafts = _draft_interpolation(settings, run)
+        drafts = _draft_interpolation(settings, run, conditions)
     elif settings.mode == "morph":
-        drafts = _draft_morph(settings, run)
+        drafts = _draft_morph(settings, run, conditions)
     else:
-        drafts = _draft_clips(settings, run, skipped)
+        drafts = _draft_clips(settings, run, conditions, skipped)
     crossfade = round(settings.crossfade_seconds * run.codec.sample_rate)
     files = output_paths.output_files(settings.out, [draft.name for draft in drafts])
     return [
@@ -158,7 +163,15 @@ def build_requests(settings: GenerateSettings, run: LoadedRun, skipped: list[str
     ]
 
 
-def _draft_clips(settings: GenerateSettings, run: LoadedRun, skipped: list[str] | None) -> list[_Draft]:
+def keyframes_of(conditions: Values, prompt: Tensor | None) -> list[tuple[int, Values]]:
+    """The keyframes of a clip whose conditions do not change: their values, and a prompt if there is one."""
+    values = {**conditions} if prompt is None else {**conditions, PROMPT: prompt}
+    return [(0, values)] if values else []
+
+
+def _draft_clips(
+    settings: GenerateSettings, run: LoadedRun, conditions: Values, skipped: list[str] | None
+) -> list[_Draft]:
     """Modes prompt, continue and extend: n sounds for each prompt, or without a prompt."""
     start, prefix = _read_start(settings, run) if settings.mode == "extend" else (None, None)
     texts = read_texts(settings.prompt_text, run)
@@ -174,7 +187,7 @@ def _draft_clips(settings: GenerateSettings, run: LoadedRun, skipped: list[str] 
         own |= prompt.settings if prompt else {}
         for _ in range(settings.n):
             seed = settings.seed + len(drafts)
-            clip = ClipRequest(seed, [(0, prompt.vector)] if prompt else (), prefix)
+            clip = ClipRequest(seed, keyframes_of(conditions, prompt.vector if prompt else None), prefix)
             clips = [] if prompts and not prompt else [clip]
             own_settings = settings.model_copy(update={**own, "n": 1, "seed": seed})
             drafts.append(_Draft(start.path.stem if start else name, clips, own_settings, sources))
@@ -195,7 +208,7 @@ def _read_start(settings: GenerateSettings, run: LoadedRun) -> tuple[SourceAudio
     return start, codes[:, : max(1, len(start.wav) // run.codec.hop_length)]  # the last frame may be partly silence
 
 
-def _draft_interpolation(settings: GenerateSettings, run: LoadedRun) -> list[_Draft]:
+def _draft_interpolation(settings: GenerateSettings, run: LoadedRun, conditions: Values) -> list[_Draft]:
     """Mode interpolate: clips from prompt to prompt, the sounds before the words.
 
     All have the same noise, so that only the prompt changes.
@@ -208,7 +221,7 @@ def _draft_interpolation(settings: GenerateSettings, run: LoadedRun) -> list[_Dr
     return [
         _Draft(
             "-".join(prompt.name for prompt in prompts),
-            [ClipRequest(seed, [(0, vector)]) for vector in vectors],
+            [ClipRequest(seed, keyframes_of(conditions, vector)) for vector in vectors],
             settings.model_copy(update={**changes, "seed": seed}),
             sources,
         )
@@ -216,26 +229,34 @@ def _draft_interpolation(settings: GenerateSettings, run: LoadedRun) -> list[_Dr
     ]
 
 
-def _draft_morph(settings: GenerateSettings, run: LoadedRun) -> list[_Draft]:
-    """Mode morph: a sound whose prompt moves from keyframe to keyframe."""
+def _draft_morph(settings: GenerateSettings, run: LoadedRun, conditions: Values) -> list[_Draft]:
+    """Mode morph: a sound whose prompt moves from keyframe to keyframe, where also its other conditions change."""
     keyframes = settings.keyframes
     if keyframes is None:
         raise InputError("mode=morph: give keyframes='[{at: 0, prompt: a.wav}, {at: 4, prompt: b.wav}]'")
-    files = {str(i): Path(keyframe.prompt) for i, keyframe in enumerate(keyframes)}
+    own_conditions = [{**conditions, **encode_conditions(keyframe.conditions, run.model)} for keyframe in keyframes]
+    files = {str(i): Path(each.prompt) for i, each in enumerate(keyframes) if each.prompt is not None}
     prompts = read_prompts(files, settings.prompt_seconds, run)
-    vectors = [(keyframe.at, prompt.vector) for keyframe, prompt in zip(keyframes, prompts, strict=True)]
-    schedule = interpolation.keyframe_schedule(vectors, settings.keyframe_interval, settings.blend)
-    by_frame = {round(at * run.codec.frame_rate): vector for at, vector in schedule}  # of two in a frame, the later one
+    times = [keyframe.at for keyframe in keyframes]
+    schedule: Sequence[tuple[float, Tensor | None]] = [(at, None) for at in times]
+    if prompts:
+        check_prompt(str(files["0"]), run.model)
+        vectors = [(at, prompt.vector) for at, prompt in zip(times, prompts, strict=True)]
+        schedule = interpolation.keyframe_schedule(vectors, settings.keyframe_interval, settings.blend)
+        keyframes = [
+            keyframe.model_copy(update={"prompt": _absolute(prompt.source)})
+            for keyframe, prompt in zip(keyframes, prompts, strict=True)
+        ]
+    by_frame = dict[int, Values]()  # of two in a frame, the later one
+    for at, vector in schedule:
+        for frame, values in keyframes_of(own_conditions[bisect.bisect_right(times, at) - 1], vector):
+            by_frame[frame + round(at * run.codec.frame_rate)] = values
     timed = sorted(by_frame.items(), key=lambda item: item[0])
-    own_keyframes = [
-        keyframe.model_copy(update={"prompt": _absolute(prompt.source)})
-        for keyframe, prompt in zip(keyframes, prompts, strict=True)
-    ]
     return [
         _Draft(
-            "-".join(path.stem for path in files.values()),
+            "-".join(path.stem for path in files.values()) or "sound",
             [ClipRequest(seed, timed)],
-            settings.model_copy(update={"keyframes": own_keyframes, "n": 1, "seed": seed}),
+            settings.model_copy(update={"keyframes": keyframes, "n": 1, "seed": seed}),
             [prompt.source for prompt in prompts],
         )
         for seed in range(settings.seed, settings.seed + settings.n)

@@ -19,6 +19,7 @@ from pipeline.audio import audio_io
 from pipeline.audio.codecs.base import to_array
 from pipeline.generation import sidecar
 from pipeline.generation.generator import Generation, GenerationSpec
+from pipeline.generation.guidance import Guidance
 from pipeline.generation.interpolation import crossfade
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import AudioRequest, ClipRequest
@@ -50,16 +51,17 @@ class GeneratedFile:
 
 
 def start_generation(run: LoadedRun, request: AudioRequest, clips: Sequence[ClipRequest]) -> Generation:
-    """A generation of clips like those of a request, which have the same length, prompt times and prefix length."""
-    prompts = [
-        (frame, torch.stack([clip.prompts[i][1] for clip in clips])) for i, (frame, _) in enumerate(clips[0].prompts)
+    """A generation of clips like those of a request, with the same length, keyframes' times and prefix length."""
+    keyframes = [
+        (frame, {name: torch.stack([clip.keyframes[i][1][name] for clip in clips]) for name in values})
+        for i, (frame, values) in enumerate(clips[0].keyframes)
     ]
     prefixes = [clip.prefix_codes for clip in clips if clip.prefix_codes is not None]
     spec = GenerationSpec(
         frames=run.codec.num_frames(request.samples),
         seeds=[clip.seed for clip in clips],
         sampling=request.settings.sampling,
-        prompts=prompts,
+        keyframes=keyframes,
         prefix_codes=torch.stack(prefixes) if prefixes else None,
         window=request.window,
     )
@@ -141,7 +143,9 @@ def _batch_size(run: LoadedRun, request: AudioRequest) -> int:
     if settings.stream:
         return 1
     frames = request.window.frames if request.window else run.codec.num_frames(request.samples)
-    return run.best_batch(frames) if settings.batch == "auto" else settings.batch
+    conditions = {name for clip in request.clips for _, values in clip.keyframes for name in values}
+    rows = Guidance.plan(settings.sampling.guidance, conditions).rows_per_clip
+    return run.best_batch(frames, rows) if settings.batch == "auto" else settings.batch
 
 
 def _progress(run: LoadedRun, generation: Generation) -> str:
@@ -173,10 +177,10 @@ def _batches(requests: Sequence[AudioRequest], jobs: Sequence[Job], batch: int) 
 
 
 def _shape(requests: Sequence[AudioRequest], job: Job) -> tuple[object, ...]:
-    """What must be equal for clips to be generated in one batch: length, prefix length and prompt times."""
+    """What must be equal for clips to be generated in one batch: length, prefix length, and what keyframes change."""
     request, clip = requests[job[0]], requests[job[0]].clips[job[1]]
     prefix_frames = 0 if clip.prefix_codes is None else clip.prefix_codes.shape[1]
-    return request.samples, prefix_frames, *(frame for frame, _ in clip.prompts)
+    return request.samples, prefix_frames, *((frame, *sorted(values)) for frame, values in clip.keyframes)
 
 
 def _write_file(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Mode = Literal["prompt", "interpolate", "morph", "continue", "extend"]
 Blend = Literal["linear", "slerp"]
 GUIDANCE = Slider("Guidance", 6, 0.1, "above 1: follows the prompt more closely, at half the speed")
+ConditionValue = str | int | float | bool | list[str | int | float] | None
+ConditionValues = dict[str, ConditionValue]  # by the condition's name
 KEYFRAMES = "expected [{at: 0, prompt: a.wav}, {at: 4, prompt: b.wav}]"
 
 
@@ -30,11 +32,11 @@ class SamplingSettings(Settings):
     A filter without a value is off. `sampling.model_copy(update={"temperature": 0.7})` changes a value.
 
     Attributes:
-        guidance: The scale of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598). 1: no guidance; above 1
-            moves the logits further away from those without a prompt.
+        guidance: The scale of classifier-free guidance by all conditions together, or by the condition's name. 1: no
+            guidance; above 1 moves the logits further away from those without the conditions. See `guidance.py`.
     """
 
-    guidance: float
+    guidance: float | dict[str, float]
 
     @classmethod
     def with_extensions(cls) -> type[SamplingSettings]:
@@ -96,10 +98,14 @@ def sampling_settings(**values: object) -> SamplingSettings:
 
 
 class Keyframe(Settings):
-    """A prompt, and the time in seconds at which it applies alone."""
+    """A prompt with the time in seconds at which it applies alone, and values of conditions from this time on.
+
+    Its fields are not in conf/, so they have defaults here.
+    """
 
     at: NonNegative
-    prompt: str
+    prompt: str | None = None
+    conditions: ConditionValues = Field(default_factory=dict)
 
 
 class GenerateSettings(CommandSettings):
@@ -112,6 +118,7 @@ class GenerateSettings(CommandSettings):
     mode: Mode
     prompt: str | Annotated[list[str], Field(min_length=1)] | None
     prompt_text: str | Annotated[list[str], Field(min_length=1)] | None
+    conditions: ConditionValues
     out: str
     seconds: Literal["auto"] | Annotated[float, Field(gt=0, le=86_400), Unit("seconds")]  # a day: half a GB of codes
     n: PositiveInt
@@ -146,6 +153,8 @@ class GenerateSettings(CommandSettings):
         times = [keyframe.at for keyframe in keyframes or []]
         if keyframes is not None and (times[:1] != [0] or times != sorted(set(times))):
             raise ValueError("expected different times in ascending order, the first at 0")
+        if len({keyframe.prompt is None for keyframe in keyframes or []}) > 1:
+            raise ValueError("expected a prompt in each keyframe, or in none")
         return keyframes
 
 

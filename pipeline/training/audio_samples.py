@@ -16,6 +16,7 @@ from pipeline.common.frames import count_frames
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample, stack_prompts
+from pipeline.data.stats import labels_of
 from pipeline.generation.engine import InferenceEngine
 from pipeline.generation.generator import generate
 from pipeline.generation.settings import sampling_settings
@@ -46,14 +47,15 @@ class AudioSampler:
 
     @torch.no_grad()
     def sample(self, model: CodecGPT) -> list[tuple[str, Sounds]]:
-        """Generate from the prompt of each clip; the model's mode and the global random generator stay unchanged.
+        """Generate from the prompt and labels of each clip; the model's mode and the global generator stay unchanged.
 
         Returns:
             For each clip its key, and wavs, [S] or [S, 2], by name: `prompt` (the original recording),
             `reconstruction` (by the codec), `temperature T`.
         """
         prompts = torch.from_numpy(stack_prompts(self.clips))  # [B, N, P]
-        prompts = prompts.to(model.device)
+        labels = {name: [labels_of(clip).get(name) for clip in self.clips] for name in model.label_conditions}
+        values = model.condition_values(prompts.to(model.device), labels)
         max_frames = max(codes.shape[1] for codes in self.codes)
         seeds = list(range(SEED, SEED + len(prompts)))
         was_training = model.training
@@ -63,7 +65,7 @@ class AudioSampler:
             generations = {}
             for temperature in self.settings.temperatures:
                 sampling = sampling_settings(temperature=temperature, top_k=self.settings.top_k)
-                generations[temperature] = generate(engine, prompts, max_frames, sampling, seeds)
+                generations[temperature] = generate(engine, values, max_frames, sampling, seeds)
         finally:
             model.train(was_training)
         samples: list[tuple[str, Sounds]] = []

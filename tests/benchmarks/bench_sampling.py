@@ -85,7 +85,7 @@ def without_cache(model: CodecGPT, prompts: Tensor, steps: int) -> None:
 def ours(engine: InferenceEngine, prompts: Tensor, steps: int) -> None:
     """`Generation` of as many frames as give this number of steps."""
     rows, frames = range(len(prompts)), steps - engine.pattern.num_steps(1) + 1
-    spec = GenerationSpec(frames, rows, sampling_settings(temperature=TEMPERATURE), [(0, prompts)])
+    spec = GenerationSpec(frames, rows, sampling_settings(temperature=TEMPERATURE), [(0, {"prompt": prompts})])
     for _ in Generation(engine, spec).chunks():
         pass
 

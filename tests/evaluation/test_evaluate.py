@@ -23,6 +23,8 @@ from pipeline.data.dataset import ShardedDataset
 from pipeline.data.manifest import Manifest
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.storage import open_storage
+from pipeline.evaluation.controlled_pitch import draw_pitches
+from pipeline.generation.loaded_run import load_run
 from pipeline.models.codec_gpt import CodecGPT
 from tests.helpers.trained_run import Workspace, run_command
 
@@ -118,6 +120,28 @@ def test_results_and_output_folder_are_printed(
     assert f"sounds: {run}/evaluation/*.wav" in out and (run / "evaluation" / "evaluate.json").is_file()
     assert out.splitlines()[-1].startswith(f"next: python -m pipeline.report run={run}")
     assert "pitch" not in out
+
+
+def test_controlled_pitch_requests_pitches_of_other_clips(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model with a pitch condition; figures follow from the definition for the codec, whose sounds are known."""
+    pitch = {"kind": "number", "name": "pitch", "dropout": 0.0, "low": 21.0, "high": 108.0}
+    run = workspace.run(conditions=[{"kind": "prompt", "name": "prompt", "dropout": 0.0}, pitch])
+    small = ("n=4", "temperatures=[1]", "resamples=50", "sampling.guidance={prompt: 2, pitch: 1.5}", f"out={tmp_path}")
+    run_command("evaluate", f"run={run}", f"shards={workspace.dataset}", *small)
+    results = json.loads((tmp_path / "evaluate.json").read_text())
+    rows = results["controlled_pitch"]
+    assert [*rows] == [f"{control}, temperature 1" for control in ("prompt", "label", "both")] + ["ceiling (codec)"]
+    for row in [*rows.values()][:3]:
+        assert {"condition pitch", "prompt pitch"} == set(row)
+        assert row["condition pitch"]["n"] == 3 and len(row["condition pitch"]["interval"]) == 2
+    assert rows["ceiling (codec)"] == {"prompt pitch": results["ceiling"]["pitch"]}
+    assert "controlled pitch" in capsys.readouterr().out
+    labels = np.array([60.0, 60.0, 62.0, np.nan, 130.0])
+    drawn = [draw_pitches(labels, load_run(run, "cpu"), seed) for seed in range(20)]
+    assert {tuple(row[:2]) for row in drawn} == {(62.0, 62.0)} and {row[2] for row in drawn} == {60.0}
+    assert all(np.isnan(row[3]) for row in drawn) and {row[4] for row in drawn} == {60.0, 62.0}
 
 
 def test_one_clip_has_no_floor_and_no_distance(workspace: Workspace, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def fill_slowly(
 @torch.no_grad()
 def test_prefix_codes_are_continued(name: str) -> None:
     model, prompts, prefix = tiny(pattern=name).eval(), torch.randn(2, 12), torch.randint(0, 1024, (2, K, 5))
-    generation = run_spec(model, GenerationSpec(9, [0, 1], GREEDY, [(0, prompts)], prefix))
+    generation = run_spec(model, GenerationSpec(9, [0, 1], GREEDY, [(0, {"prompt": prompts})], prefix))
     tokens = torch.zeros(2, K, 9, dtype=torch.long)
     tokens[:, :, :5] = prefix + 1
     fill_slowly(model, tokens, 0, 9, True, lambda frame: prompts)
@@ -63,7 +63,8 @@ def test_prefix_codes_are_continued(name: str) -> None:
 @torch.no_grad()
 def test_changing_prompt_matches_reference(name: str) -> None:
     model, prompts = tiny(pattern=name).eval(), torch.randn(3, 1, 12) * 3
-    generation = run_spec(model, GenerationSpec(9, [0], GREEDY, [(0, prompts[0]), (3, prompts[1]), (7, prompts[2])]))
+    keyframes = [(at, {"prompt": prompt}) for at, prompt in zip((0, 3, 7), prompts, strict=True)]
+    generation = run_spec(model, GenerationSpec(9, [0], GREEDY, keyframes))
     tokens = torch.zeros(1, K, 9, dtype=torch.long)
     fill_slowly(model, tokens, 0, 9, True, lambda frame: prompts[(frame >= 3) + (frame >= 7)])
     assert torch.equal(generation.codes, tokens - 1)
@@ -75,7 +76,9 @@ def test_sliding_window_matches_reference(name: str) -> None:
     """Cells before the window's first frame are empty again, as in training; no position is beyond the window."""
     model, prompts = tiny(pattern=name).eval(), torch.randn(2, 12)
     T, N, stride = 17, 8, 3
-    generation = run_spec(model, GenerationSpec(T, [0, 1], GREEDY, [(0, prompts)], None, SlidingWindow(N, stride)))
+    generation = run_spec(
+        model, GenerationSpec(T, [0, 1], GREEDY, [(0, {"prompt": prompts})], None, SlidingWindow(N, stride))
+    )
     tokens = torch.zeros(2, K, T, dtype=torch.long)
     for base in (0, 3, 6, 9):
         fill_slowly(model, tokens, base, N, base == 9, lambda frame: prompts)
@@ -85,7 +88,9 @@ def test_sliding_window_matches_reference(name: str) -> None:
 @pytest.mark.parametrize("name", PATTERNS.names())
 @pytest.mark.parametrize("window", [None, SlidingWindow(8, 4)])
 def test_chunks_join_to_all_codes(name: str, window: SlidingWindow | None) -> None:
-    spec = GenerationSpec(19, [4, 5], sampling_settings(temperature=0.9), [(0, torch.randn(2, 12))], None, window)
+    spec = GenerationSpec(
+        19, [4, 5], sampling_settings(temperature=0.9), [(0, {"prompt": torch.randn(2, 12)})], None, window
+    )
     model = tiny(pattern=name).eval()
     generation = Generation(InferenceEngine(model), spec)
     chunks = list(generation.chunks(3))
@@ -108,7 +113,7 @@ def test_windows_do_not_reuse_random_numbers() -> None:
 @pytest.mark.parametrize("name", PATTERNS.names())
 def test_interruption_keeps_complete_frames(name: str) -> None:
     model, prompts = tiny(pattern=name).eval(), torch.randn(1, 12)
-    spec = GenerationSpec(12, [7], sampling_settings(temperature=0.9), [(0, prompts)])
+    spec = GenerationSpec(12, [7], sampling_settings(temperature=0.9), [(0, {"prompt": prompts})])
     engine, expected = InferenceEngine(model), run_spec(model, spec).codes
     forward, steps = engine.forward, model.pattern.num_steps(12) - 3
 
@@ -143,7 +148,9 @@ def test_end_of_audio_ends_a_sliding_window(name: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     prefix = melody[:, :, :3]
-    generation = run_spec(model.eval(), GenerationSpec(40, [0], GREEDY, [(0, prompt)], prefix, SlidingWindow(8, 4)))
+    generation = run_spec(
+        model.eval(), GenerationSpec(40, [0], GREEDY, [(0, {"prompt": prompt})], prefix, SlidingWindow(8, 4))
+    )
     assert generation.lengths.tolist() == [12]
     assert torch.equal(generation.codes[:, :, :12], melody) and not generation.codes[:, :, 12:].any()
 
@@ -158,8 +165,8 @@ def test_temperature_per_codebook() -> None:
     """A greedy codebook is greedy whatever the others do."""
     model, prompts = tiny(pattern="parallel").eval(), torch.randn(1, 12).expand(2, -1)
     per_codebook = sampling_settings(temperature=[0.0, 1.0, 1.0, 0.0])
-    mixed = run_spec(model, GenerationSpec(1, [0, 1], per_codebook, [(0, prompts)])).codes
-    greedy = run_spec(model, GenerationSpec(1, [0], GREEDY, [(0, prompts[:1])])).codes
+    mixed = run_spec(model, GenerationSpec(1, [0, 1], per_codebook, [(0, {"prompt": prompts})])).codes
+    greedy = run_spec(model, GenerationSpec(1, [0], GREEDY, [(0, {"prompt": prompts[:1]})])).codes
     assert torch.equal(mixed[:, [0, 3]], greedy[:, [0, 3]].expand(2, -1, -1)) and not torch.equal(mixed[0], mixed[1])
     with pytest.raises(InputError, match="the model has 4 codebooks"):
         Generation(InferenceEngine(model), GenerationSpec(1, [0], sampling_settings(temperature=[1.0, 0.5])))
@@ -185,7 +192,9 @@ def test_cuda_graph_steps_equal_plain_steps(name: str, case: str, device: str) -
     sampling = changes.pop("sampling", sampling_settings(temperature=0.8, top_k=50))
     moves = changes.pop("prompts", 1)
     model = tiny(pattern=name, end_of_audio=changes.pop("end_of_audio", False)).eval().to(device)
-    spec = GenerationSpec(13, [5, 6], sampling, [(4 * i, torch.randn(2, 12)) for i in range(moves)], **changes)
+    spec = GenerationSpec(
+        13, [5, 6], sampling, [(4 * i, {"prompt": torch.randn(2, 12)}) for i in range(moves)], **changes
+    )
     results = []
     for use_cuda_graph in (False, True):
         engine = InferenceEngine(model)

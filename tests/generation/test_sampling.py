@@ -157,7 +157,7 @@ def test_cached_loop_equals_greedy_search_on_full_logits(name: str, guidance: fl
             logits[..., SPECIAL_TOKEN] = -math.inf
             sequence[:, k, s] = torch.where(frame[k, s] >= 0, logits.argmax(-1), SPECIAL_TOKEN)
     codes, _ = generate(
-        InferenceEngine(model), prompt, frames, sampling_settings(temperature=0, guidance=guidance), [0, 0]
+        InferenceEngine(model), {"prompt": prompt}, frames, sampling_settings(temperature=0, guidance=guidance), [0, 0]
     )
     assert torch.equal(codes, model.pattern.revert_sequence(sequence, frames) - 1)
 
@@ -166,9 +166,11 @@ def test_cached_loop_equals_greedy_search_on_full_logits(name: str, guidance: fl
 @settings(max_examples=15)
 def test_codes_do_not_depend_on_the_batch(name: str, seeds: list[int]) -> None:
     engine, prompts = InferenceEngine(tiny(pattern=name).eval()), torch.randn(len(seeds), 12)
-    together, _ = generate(engine, prompts, 7, sampling_settings(temperature=0.9, top_k=50), seeds)
+    together, _ = generate(engine, {"prompt": prompts}, 7, sampling_settings(temperature=0.9, top_k=50), seeds)
     for i, seed in enumerate(seeds):
-        alone, _ = generate(engine, prompts[i : i + 1], 7, sampling_settings(temperature=0.9, top_k=50), [seed])
+        alone, _ = generate(
+            engine, {"prompt": prompts[i : i + 1]}, 7, sampling_settings(temperature=0.9, top_k=50), [seed]
+        )
         assert torch.equal(together[i], alone[0])
 
 
@@ -176,7 +178,7 @@ def test_prompt_that_is_not_finite_is_named() -> None:
     prompts = torch.zeros(3, 12)
     prompts[1, 4] = math.nan
     with pytest.raises(InputError, match=r"^prompts \[1\] have values that are not finite"):
-        generate(InferenceEngine(tiny().eval()), prompts, 5, sampling_settings(), [0, 1, 2])
+        generate(InferenceEngine(tiny().eval()), {"prompt": prompts}, 5, sampling_settings(), [0, 1, 2])
 
 
 def test_clip_longer_than_position_table_is_refused() -> None:
@@ -191,7 +193,8 @@ def test_model_trained_to_end_ends_its_clips(name: str) -> None:
     model = tiny(pattern=name, end_of_audio=True)
     melodies, prompts, lengths = torch.randint(0, 1024, (3, 4, 9)), torch.eye(3, 12) * 3, torch.tensor([9, 5, 2])
     train_on_clips(model, melodies, lengths, prompts, steps=120)
-    codes, ends = generate(InferenceEngine(model.eval()), prompts, 14, sampling_settings(temperature=0), [0, 1, 2])
+    engine = InferenceEngine(model.eval())
+    codes, ends = generate(engine, {"prompt": prompts}, 14, sampling_settings(temperature=0), [0, 1, 2])
     assert ends.tolist() == lengths.tolist()
     for row, melody, n in zip(codes, melodies, lengths.tolist(), strict=True):
         assert torch.equal(row[:, :n], melody[:, :n]) and not row[:, n:].any()

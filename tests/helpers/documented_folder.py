@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from pipeline.audio.codecs.encodec_embedded import EMBEDDED_FILE
+from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.patterns import PATTERNS
 from tests.helpers.corpora import pack
 from tests.helpers.documents import ROOT
@@ -80,6 +81,7 @@ def build_sandbox(root: Path, nsynth_folder: Path) -> Iterator[Sandbox]:
         sandbox.run("train", sandbox.shrink("train", ["+exp=delay_gpt2"]))
         logging.getLogger().handlers[:] = handlers
         _link_names(root)
+        _write_labeled_run(root)
         sandbox.run("generate", ["run=RUN", "prompt=a.wav", "out=b.wav", "seconds=0.4"])
         yield sandbox
 
@@ -100,6 +102,17 @@ def _pack_nsynth(root: Path, nsynth_folder: Path) -> dict[str, bytes]:
         archive = pack(root / f"nsynth-{split}.jsonwav.tar.gz", contents)
         files[f"/nsynth/{archive.name}"] = archive.read_bytes()
     return files
+
+
+def _write_labeled_run(root: Path) -> None:
+    """Write runs/labels: like RUN, but untrained, with labels of NSynth as conditions."""
+    config = CodecGPT.from_pretrained(root / "RUN" / "export").config
+    pitches, families = [str(pitch) for pitch in range(128)], ["brass", "keyboard"]
+    labels = [
+        {"kind": "category", "name": name, "dropout": 0.1, "values": values}
+        for name, values in {"pitch": pitches, "instrument_family": families}.items()
+    ]
+    CodecGPT(replace(config, conditions=[*config.conditions, *labels])).save_pretrained(root / "runs/labels/export")
 
 
 def _link_names(root: Path) -> None:

@@ -20,6 +20,13 @@ GPT2_SMALL = ModelConfig(
     codebooks=8, pattern="delay", prompt_dim=768, width=768, layers=12, heads=12, positions=1024, dropout=0.1,
     prompt_dropout=0.1, end_of_audio=False,
 )  # fmt: skip
+# a condition of each kind
+LABELED: list[dict[str, Any]] = [
+    {"kind": "prompt", "name": "prompt", "dropout": 0.0},
+    {"kind": "category", "name": "pitch", "dropout": 0.0, "values": ["60", "62", "64"]},
+    {"kind": "number", "name": "velocity", "dropout": 0.0, "low": 1.0, "high": 127.0},
+    {"kind": "tags", "name": "tags", "dropout": 0.0, "values": ["bright", "dark", "long"]},
+]
 
 
 PATTERN_OPTIONS = {"depth": {"layers": 1, "width": 32, "heads": 2}}  # of patterns that have settings

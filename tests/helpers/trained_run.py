@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,11 @@ class Workspace:
 
     def run(self, pattern: str = "delay", **changes: Any) -> Path:
         """A run folder; created once for each set of arguments. changes: fields of `ModelConfig`."""
-        name = "-".join([pattern, *(f"{key}{value}" for key, value in changes.items())])
+        values = {
+            key: value if isinstance(value, int | str) else zlib.crc32(repr(value).encode())
+            for key, value in changes.items()
+        }
+        name = "-".join([pattern, *(f"{key}{value}" for key, value in values.items())])
         folder = self.root / "runs" / name
         if not folder.exists():
             manifest, positions = Manifest.load(self.dataset), pattern_of(pattern, 2).num_steps(2 * FRAMES)

@@ -78,7 +78,7 @@ def test_unseen_numbers_have_vectors_of_their_own(model: CodecGPT) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("pitch", 300, r"conditions\.pitch=300: expected a number from 21 to 108.*nearest is 108"),
+        ("pitch", "inf", r"conditions\.pitch=inf: expected a number from 21 to 108"),
         ("pitch", "loud", r"conditions\.pitch=loud: expected a number"),
         ("pitch", math.nan, r"expected a number from 21"),
         ("family", "bas", r"conditions\.family=bas: unknown value; did you mean 'bass'\? values are bass, organ, reed"),

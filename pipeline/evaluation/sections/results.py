@@ -38,7 +38,15 @@ def render_results(log: Sequence[Mapping[str, Any]], evaluation: EvaluationResul
     if evaluation is not None:
         metrics = list_metrics().items()
         plots += [_plot_metric(name, metric, evaluation) for name, metric in metrics if name in evaluation.ceiling]
-    return render("results.html", plots=plots, evaluation=evaluation, hint=hint)
+    guidance = None if evaluation is None else _format_guidance(evaluation.settings.sampling.guidance)
+    return render("results.html", plots=plots, evaluation=evaluation, hint=hint, guidance=guidance)
+
+
+def _format_guidance(scale: float | dict[str, float]) -> str:
+    """The scale of guidance, or that of each condition."""
+    if isinstance(scale, dict):
+        return ", ".join(f"{name} {each:g}" for name, each in scale.items())
+    return f"{scale:g}"
 
 
 def _plot_losses(log: Sequence[Mapping[str, Any]], evaluation: EvaluationResult | None) -> list[Markup]:

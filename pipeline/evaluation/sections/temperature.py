@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.evaluation.evaluator import generate_all
+from pipeline.evaluation.generations import generate_all
 from pipeline.evaluation.sections import SECTIONS, AudioRow, LabeledAudio, ReportInputs, Section, SectionContent
 from pipeline.generation.prompts import decode_codes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,22 @@ class LabelValues:
     values: list[str] | None
     low: float | None
     high: float | None
+
+
+class ValueChoices(NamedTuple):
+    """What a user can choose from: some of the values, or a number.
+
+    Attributes:
+        values: The values as texts; empty: a number.
+        limit: How many of the values a clip can have; None: any number.
+        low: The smallest number.
+        high: The largest number.
+    """
+
+    values: Sequence[str] = ()
+    limit: int | None = 1
+    low: float = 0.0
+    high: float = 0.0
 
 
 class ConditionSettings(Settings):
@@ -143,6 +159,15 @@ class LabelCondition(Condition):
             InputError: The model does not know the value; the message names the nearest.
         """
 
+    def warning(self, value: object) -> str | None:
+        """A warning about a value that `encode` accepts, but that training did not have; None: there is none."""
+        return None
+
+    @property
+    @abstractmethod
+    def choices(self) -> ValueChoices:
+        """What a user can choose from."""
+
     def encode_all(self, values: Sequence[object]) -> Tensor:
         """The values of a batch as a tensor [B, ...], where unknown values are missing."""
         rows = []
@@ -157,7 +182,7 @@ class LabelCondition(Condition):
 def describe_values(value: object, known: Iterable[str]) -> str:
     """The end of a message about an unknown value: the nearest, and the known ones."""
     values = list(known)
-    near = nearest(str(value), values) or _nearest_number(value, values)
+    near = _nearest_number(value, values) or nearest(str(value), values)
     rest = len(values) - _LISTED_VALUES
     suggestion = f"did you mean '{near}'? " if near else ""
     listed = ", ".join(values[:_LISTED_VALUES]) + (f" and {rest} more" if rest > 0 else "")

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import InputError
 from pipeline.models.conditions import CONDITIONS
-from pipeline.models.conditions.base import Condition, ConditionSettings, LabelCondition, LabelValues, describe_values
+from pipeline.models.conditions.base import (
+    Condition,
+    ConditionSettings,
+    LabelCondition,
+    LabelValues,
+    ValueChoices,
+    describe_values,
+)
 
 if TYPE_CHECKING:
     from pipeline.models.model_config import ModelConfig
@@ -57,6 +64,11 @@ class Category(LabelCondition):
         """Initialize the table like the embedding of a step."""
         super().init_weights()
         nn.init.normal_(self.table.weight, std=0.14)
+
+    @property
+    def choices(self) -> ValueChoices:
+        """See `LabelCondition.choices`."""
+        return ValueChoices([*self._indices])
 
     def encode(self, value: object) -> Tensor:
         """See `LabelCondition.encode`."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import InputError
 from pipeline.models.conditions import CONDITIONS
-from pipeline.models.conditions.base import Condition, ConditionSettings, LabelCondition, LabelValues
+from pipeline.models.conditions.base import Condition, ConditionSettings, LabelCondition, LabelValues, ValueChoices
 
 if TYPE_CHECKING:
     from pipeline.models.model_config import ModelConfig
@@ -59,15 +59,24 @@ class Number(LabelCondition):
         """See `LabelCondition.encode`."""
         if value is None:
             return torch.tensor(math.nan)
-        setting = f"conditions.{self.name}={value}: expected a number from {self.low:g} to {self.high:g}"
         try:
             number = float(str(value))
         except ValueError:
-            raise InputError(setting) from None
-        if not self.low <= number <= self.high:
-            nearest = self.high if number > self.high else self.low
-            raise InputError(f"{setting}, as in the training data; the nearest is {nearest:g}")
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"conditions.{self.name}={value}: expected a number from {self.low:g} to {self.high:g}")
         return torch.tensor(number)
+
+    def warning(self, value: object) -> str | None:
+        """A warning about a number outside the range of the training data."""
+        if self.low <= float(str(value)) <= self.high:
+            return None
+        return f"outside the range of the training data, {self.low:g} to {self.high:g}: the model may not follow it"
+
+    @property
+    def choices(self) -> ValueChoices:
+        """See `LabelCondition.choices`."""
+        return ValueChoices(low=self.low, high=self.high)
 
     def is_missing(self, values: Tensor) -> Tensor:
         """Which of the numbers [B] are missing."""
