@@ -17,6 +17,7 @@ from pipeline.generation.interpolation import BLENDS
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import num_samples
 from pipeline.generation.settings import default_settings
+from pipeline.webui.condition_inputs import condition_inputs
 from pipeline.webui.request_guard import visitor_name
 from pipeline.webui.service import GenerationService
 from pipeline.webui.settings import LimitSettings
@@ -65,6 +66,10 @@ class Page:
     def run_dropdown(self) -> gr.Dropdown:
         """Return the choice of a model."""
         return gr.Dropdown(self.runs, value=self.runs[0], label="Model", visible=len(self.runs) > 1)
+
+    def condition_inputs(self, run: gr.Dropdown) -> list[Any]:
+        """Return the inputs for the labels of the selected model; `TabRequest.split_conditions` reads them."""
+        return condition_inputs(self.service.loaded_runs, run)
 
     def blend_radio(self) -> gr.Radio:
         """Return the choice of how prompts are mixed."""

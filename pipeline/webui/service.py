@@ -208,7 +208,7 @@ def format_command(settings: GenerateSettings, folder: Path) -> str:
     defaults = flatten_settings(default_settings().to_dict())
     overrides = []
     for name, value in _make_relative(flatten_settings(settings.to_dict()), f"{folder}/").items():
-        if value != defaults[name]:
+        if value != defaults.get(name):
             is_list = isinstance(value, list)
             overrides.append(f"{name}={format_value(value)}" if is_list else format_override(name, value))
     return shlex.join(["python", "-m", "pipeline.generate", *overrides])

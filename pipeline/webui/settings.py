@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.common.errors import InputError
 from pipeline.common.setting_types import PositiveInt, Seconds, Unit
-from pipeline.common.settings import CommandSettings, Settings
+from pipeline.common.settings import CommandSettings, Settings, format_value
 from pipeline.generation.settings import SamplingSettings
 
 MB = 1 << 20  # bytes
@@ -82,8 +82,9 @@ class DemoSettings(CommandSettings):
     def _check_sampling(cls, sampling: SamplingSettings) -> SamplingSettings:
         for name in sampling.sliders():
             value = getattr(sampling, name)
-            if isinstance(value, list):
+            if isinstance(value, list | dict):
                 raise InputError(
-                    f"sampling.{name}={value}: expected one number; the page has one slider for all codebooks"
+                    f"sampling.{name}={format_value(value)}: expected one number; the page has one slider for all "
+                    f"{'codebooks' if isinstance(value, list) else 'conditions'}"
                 )
         return sampling

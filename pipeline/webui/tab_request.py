@@ -22,6 +22,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.settings import parse_settings
 from pipeline.generation.settings import GenerateSettings, SamplingSettings, default_settings, sampling_settings
 from pipeline.webui import components
+from pipeline.webui.condition_inputs import split_conditions
 from pipeline.webui.file_store import NOT_STORED
 from pipeline.webui.service import OUT, GenerationResult, GenerationService, OnCodes, check_upload
 from pipeline.webui.streaming import AudioStreamRegistry, stream_audio
@@ -85,6 +86,14 @@ class TabRequest:
     def upload(self, sound: str | None) -> Path:
         """Return a copy of an upload, a result or an example, in the folder of the request."""
         return copy_upload(self.service, sound, self.folder)
+
+    def split_conditions(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Split the values of a tab's inputs, the first of them the model and the last those of its conditions.
+
+        Returns:
+            The values of the other inputs, and the setting `conditions`.
+        """
+        return split_conditions(self.service.loaded_runs, values)
 
     def settings(self, run: str, **changes: Any) -> GenerateSettings:
         """Return the settings of pipeline.generate for this request: those of the controls, and `changes`.

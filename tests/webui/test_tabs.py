@@ -15,13 +15,15 @@ import pytest
 import soundfile
 
 from tests.helpers.demo_server import Server, running_demo
+from tests.helpers.models import LABELED
 from tests.helpers.preprocess_runs import ROOT
 from tests.helpers.small_page import form
-from tests.helpers.trained_run import LENGTH, Workspace
+from tests.helpers.trained_run import LENGTH, Workspace, run_command, sidecar
 
 if importlib.util.find_spec("gradio") is None:
     pytest.skip('the page needs gradio: pip install -e ".[demo]"', allow_module_level=True)
 
+LABELS_TYPED = "conditions={pitch: '62', velocity: 64, tags: [dark, long]}"
 UNLIMITED = '''"""A tab that asks for more than the page allows."""
 
 from pipeline.webui.tabs import TABS, Tab
@@ -58,7 +60,7 @@ def server(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> It
     overrides = ("plugins=[temperatures,top_n_sigma,unlimited]", "limits.seconds=60", f"examples={workspace.tones[0]}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        with running_demo([workspace.run()], root / "folder", *overrides) as running:
+        with running_demo([workspace.run(), workspace.run(conditions=LABELED)], root / "folder", *overrides) as running:
             yield running
 
 
@@ -76,6 +78,25 @@ def test_tab_of_a_plugin_obeys_the_page(server: Server, tmp_path: Path) -> None:
         client.predict(run, api_name="/unlimited")
     data = [run, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0.7, 0, 0, 1, LENGTH, 0, False]
     assert server.post("/gradio_api/call/temperatures", {"data": data})[0] == 400
+
+
+def test_conditions_have_inputs_for_the_selected_model(server: Server, workspace: Workspace, tmp_path: Path) -> None:
+    """A dropdown, a slider with a checkbox, and several of a list; the sound is that of the command line."""
+    config = json.loads(server.get("/config")[1])
+    groups = [part["props"]["visible"] for part in config["components"] if part["type"] == "group"]
+    assert groups == [False] * 3  # in Generate, Interpolate and Morph; the first model has no labels
+    client, labels = server.client(tmp_path / "down"), ("62", True, 64, ["dark", "long"])
+    arguments = (None, 1, *labels, 0.7, 0, 0, 1, LENGTH, 4, False)
+    settings = ("seed=4", f"seconds={LENGTH}", "device=cpu", f"out={tmp_path}/sound.wav")
+    for run, conditions in zip(server.runs, ([], [LABELS_TYPED]), strict=True):
+        outputs = client.predict(str(run), *arguments, api_name="/generate")
+        assert all(setting in outputs[1] for setting in ("conditions.pitch=62", "dark") if conditions)
+        assert run_command("generate", f"run={run}", *conditions, *settings) == 0
+        assert Path(outputs[2][0]).read_bytes() == (tmp_path / "sound.wav").read_bytes()
+        assert (
+            sidecar(Path(outputs[2][0]))["settings"]["conditions"]
+            == sidecar(tmp_path / "sound.wav")["settings"]["conditions"]
+        )
 
 
 def test_closing_the_page_stops_the_codec(server: Server, tmp_path: Path) -> None:

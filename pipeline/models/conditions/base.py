@@ -164,9 +164,9 @@ class LabelCondition(Condition):
         return None
 
     @property
-    @abstractmethod
-    def choices(self) -> ValueChoices:
-        """What a user can choose from."""
+    def choices(self) -> ValueChoices | None:
+        """What a user can choose from; None: any text."""
+        return None
 
     def encode_all(self, values: Sequence[object]) -> Tensor:
         """The values of a batch as a tensor [B, ...], where unknown values are missing."""

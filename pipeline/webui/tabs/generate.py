@@ -24,12 +24,14 @@ class GenerateTab(Tab):
     button = "Generate"
 
     def inputs(self, page: Page) -> list[Any]:
-        """The model, the prompt, and the number of sounds."""
+        """The model, the prompt, the number of sounds, and the model's conditions."""
+        run = page.run_dropdown()
         return [
-            page.run_dropdown(),
+            run,
             page.sound_input("Prompt (optional)"),
             *page.text_input("or in words"),
             page.count_slider(1, page.limits.samples, 2, "Samples"),
+            *page.condition_inputs(run),
         ]
 
     def outputs(self, page: Page) -> list[Any]:
@@ -38,7 +40,7 @@ class GenerateTab(Tab):
 
     def run(self, request: TabRequest, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Generate sounds with consecutive seeds."""
-        run, prompt, *text, samples = values
+        (run, prompt, *text, samples), conditions = request.split_conditions(values)
         prompts = {} if prompt is None else {"prompt": str(request.upload(prompt))}
         if text and text[0]:
             if prompts:
@@ -46,7 +48,7 @@ class GenerateTab(Tab):
             if len(text[0]) > MAX_TEXT:
                 raise InputError(f"the words have {len(text[0])} characters: this page accepts at most {MAX_TEXT}")
             prompts = {"prompt_text": text[0]}
-        settings = request.settings(run, n=int(samples), **prompts)
+        settings = request.settings(run, n=int(samples), conditions=conditions, **prompts)
         with request.stream(settings) as (player, on_codes):
             yield player, components.note("Generating…"), None
             result = request.generate(settings, on_codes)

@@ -24,13 +24,15 @@ class InterpolateTab(Tab):
     button = "Interpolate"
 
     def inputs(self, page: Page) -> list[Any]:
-        """The model, both prompts, the number of clips, and how the prompts are mixed."""
+        """The model, both prompts, the number of clips, how the prompts are mixed, and the model's conditions."""
+        run = page.run_dropdown()
         return [
-            page.run_dropdown(),
+            run,
             page.sound_input("From", 0),
             page.sound_input("To", 1),
             page.count_slider(2, page.limits.steps, 7, "Steps"),
             page.blend_radio(),
+            *page.condition_inputs(run),
         ]
 
     def outputs(self, page: Page) -> list[Any]:
@@ -39,9 +41,10 @@ class InterpolateTab(Tab):
 
     def run(self, request: TabRequest, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Generate the clips, all with the same seed."""
-        run, first, last, steps, blend = values
+        (run, first, last, steps, blend), conditions = request.split_conditions(values)
         ends = [str(request.upload(prompt)) for prompt in (first, last)]
-        settings = request.settings(run, mode="interpolate", prompt=ends, steps=int(steps), blend=blend)
+        own = {"prompt": ends, "steps": int(steps), "blend": blend, "conditions": conditions}
+        settings = request.settings(run, mode="interpolate", **own)
         yield components.note("Generating…"), None
         result = request.generate(settings)
         (generated,) = result.generated

@@ -27,7 +27,7 @@ class MorphTab(Tab):
     sounds = 3
 
     def inputs(self, page: Page) -> list[Any]:
-        """The model, how the prompts are mixed, and the keyframes: each a time and a sound."""
+        """The model, how the prompts are mixed, the keyframes (each a time and a sound), and the model's conditions."""
         spacing = min(page.seconds(), page.seconds(self.sounds) / KEYFRAMES)  # the last keyframe is before the end
         run, stops = page.run_dropdown(), list[Any]()
         for i in range(KEYFRAMES):
@@ -37,7 +37,7 @@ class MorphTab(Tab):
                     gr.Slider(0, page.limits.seconds, at, step=SLIDER_STEP, label="At (seconds)", interactive=i > 0),
                     page.sound_input("Sound", i if i < 2 else None),
                 ]
-        return [run, page.blend_radio(), *stops]
+        return [run, page.blend_radio(), *stops, *page.condition_inputs(run)]
 
     def outputs(self, page: Page) -> list[Any]:
         """The player, the results, and the files to download."""
@@ -45,7 +45,7 @@ class MorphTab(Tab):
 
     def run(self, request: TabRequest, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Generate the sound. Raises InputError for fewer than two keyframes, or one after the end."""
-        run, blend, *stops = values
+        (run, blend, *stops), conditions = request.split_conditions(values)
         points = [(float(at or 0), sound) for at, sound in zip(stops[::2], stops[1::2], strict=True) if sound]
         points = sorted(points, key=lambda point: point[0])
         if len(points) < 2:
@@ -54,7 +54,7 @@ class MorphTab(Tab):
         if last >= seconds:
             raise InputError(f"the last keyframe is at {last:g} s, but the sound ends at {seconds:g} s")
         keyframes = [{"at": at, "prompt": str(request.upload(sound))} for at, sound in points]
-        settings = request.settings(run, mode="morph", keyframes=keyframes, blend=blend)
+        settings = request.settings(run, mode="morph", keyframes=keyframes, blend=blend, conditions=conditions)
         with request.stream(settings) as (player, on_codes):
             yield player, components.note("Generating…"), None
             result = request.generate(settings, on_codes)
