@@ -50,7 +50,7 @@ def main(settings: LearningCurveSettings) -> int:
             "data.train": settings.baseline,
             "data.valid": settings.split,
         }
-        own |= {"codec": manifest.codec["name"], "seed": settings.seed}
+        own |= {"codec": manifest.codec["name"], "codec.channels": manifest.channels, "seed": settings.seed}
         overrides = [format_override(name, value) for name, value in own.items()]
         if code := train.task(["+exp=learning_curve", *overrides]):
             return code
