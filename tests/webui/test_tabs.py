@@ -93,10 +93,8 @@ def test_conditions_have_inputs_for_the_selected_model(server: Server, workspace
         assert all(setting in outputs[1] for setting in ("conditions.pitch=62", "dark") if conditions)
         assert run_command("generate", f"run={run}", *conditions, *settings) == 0
         assert Path(outputs[2][0]).read_bytes() == (tmp_path / "sound.wav").read_bytes()
-        assert (
-            sidecar(Path(outputs[2][0]))["settings"]["conditions"]
-            == sidecar(tmp_path / "sound.wav")["settings"]["conditions"]
-        )
+        stored = json.loads(Path(outputs[2][1]).read_text())["settings"]
+        assert stored["conditions"] == sidecar(tmp_path / "sound.wav")["settings"]["conditions"]
 
 
 def test_closing_the_page_stops_the_codec(server: Server, tmp_path: Path) -> None:
