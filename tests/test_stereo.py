@@ -117,6 +117,7 @@ def test_sounds_keep_their_side_in_a_dataset(sounds: Path, shards: Path) -> None
         assert np.allclose(vector, sample.prompt, atol=0.02)
 
 
+@pytest.mark.slow
 def test_workers_write_same_bytes_as_one_process(sounds: Path, shards: Path, tmp_path: Path) -> None:
     settings = ("data.valid=0.3", "data.test=0", *CODEC, "decode_workers=1")
     assert make("folder", sounds, tmp_path / "out", *settings) == 0
