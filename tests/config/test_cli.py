@@ -142,7 +142,7 @@ def test_a_setting_without_a_value_is_refused() -> None:
             "+exp=dealy_gpt2",
             "+exp=dealy_gpt2: there is no such choice; did you mean 'delay_gpt2'? choices are",
         ),
-        ("train", "+exp=", "+exp=: there is no such choice; choices are delay_gpt2, finetune, flatten_gpt2"),
+        ("train", "+exp=", "+exp=: there is no such choice; choices are delay_gpt2, depth_gpt2, finetune"),
         ("train", "model=null", "model=null: there is no such choice; choices are gpt2, large"),
         ("train", "+trainer.stpes=3", "did you mean 'trainer.steps'?"),
         ("train", "++nothing.reads=3", "there is no setting 'nothing.reads'"),
