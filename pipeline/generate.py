@@ -8,7 +8,7 @@
   python -m pipeline.generate run=RUN mode=morph keyframes='[{at: 0, prompt: a.wav}, {at: 4, prompt: b.wav}]' seconds=8
   python -m pipeline.generate run=RUN mode=continue prompt=a.wav seconds=30 stream=true out=c.wav
   python -m pipeline.generate run=RUN mode=extend audio=a.wav seconds=6 out=c.wav
-  python -m pipeline.generate run=RUN prompt_text='a muted trumpet' out=c.wav      by a model of embedder=clap
+  python -m pipeline.generate run=RUN prompt_text='a muted trumpet' out=c.wav      by a model with CLAP prompts
   python -m pipeline.generate from=b.json out=again.wav
 
 Any sound file can be a prompt; without one the model generates freely. Modes:

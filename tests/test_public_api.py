@@ -19,6 +19,7 @@ from pipeline.data import open_dataset
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.settings import GenerateSettings, default_settings
 from pipeline.models.pattern import build_pattern
+from tests.helpers.models import LABELED
 from tests.helpers.trained_run import Workspace, run_command
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ def folder(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for parent in ("runs", "shards"):
         (root / parent).mkdir()
     (root / "runs" / "delay_gpt2").symlink_to(workspace.run(positions=build_pattern("delay", 2).num_steps(300)))
+    (root / "runs" / "labeled").symlink_to(workspace.run(conditions=LABELED))
     (root / "shards" / "nsynth").symlink_to(workspace.dataset)
     (root / "a.wav").symlink_to(workspace.tones[0])
     return root

@@ -88,9 +88,10 @@ class Comparison:
         return {"rows": rows, "evaluations": {run: result.to_dict() for run, result in self.evaluations.items()}}
 
     def to_markdown(self) -> str:
-        """The table in Markdown, with a warning below it if the runs cannot be compared."""
+        """The table in Markdown, without columns that no row has, and a warning if the runs cannot be compared."""
         rows = [row.format() for row in self.rows]
-        lines = [[*rows[0]], ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
+        titles = [title for title in rows[0] if {row[title] for row in rows} != {"-"}]
+        lines = [titles, ["---"] * len(titles), *([row[title] for title in titles] for row in rows)]
         warning = f"\nWarning: {self.warning}.\n" if self.warning else ""
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + warning
 

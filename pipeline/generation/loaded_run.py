@@ -130,7 +130,7 @@ class LoadedRun:
             >>> several = run.generate(prompt=samples, rate=rate, n=2, seconds=1, top_k=50, seed=7)
             >>> [audio.seed for audio in several]
             [7, 8]
-            >>> note = run.generate(conditions={"pitch": 60}, guidance={"pitch": 2})  # of a model with labels
+            >>> note = pipeline.load_run("runs/labeled").generate(conditions={"pitch": 60}, guidance={"pitch": 2})
 
         Args:
             prompt: An audio file, an array [S] or [S, channels] of floating-point samples, or a list of these. None: no

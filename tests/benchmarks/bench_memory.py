@@ -64,7 +64,7 @@ def train(context: RunContext, config: ModelConfig) -> None:
     prompt = torch.randn(clips, PROMPT, device=world.device)
     engine = build_engine(context, CodecGPT(config))
     for _ in range(3):
-        loss_sums, num_tokens = engine(codes, None, prompt)
+        loss_sums, num_tokens = engine(codes, None, {"prompt": prompt})
         loss = loss_sums.sum() / num_tokens.sum()
         del loss_sums
         engine.backward(loss)

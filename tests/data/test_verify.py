@@ -143,7 +143,7 @@ def test_command_lists_faults_and_fails(cache: Path) -> None:
     assert bad.returncode == 1 and f"{TRAIN}: missing" in bad.stdout and "1 fault in" in bad.stdout
     for arguments, message in (
         (["verify", "/no/such/cache"], "no dataset at /no/such/cache"),
-        (["inspect", str(cache)], "action=inspect: expected verify, describe, doctor, decode, index or merge"),
+        (["inspect", str(cache)], "action=inspect: expected verify, describe, doctor, decode, index, merge or convert"),
         (["verify"], "shards"),
     ):
         refused = command("pipeline.shards", *arguments)

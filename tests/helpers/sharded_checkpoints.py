@@ -55,7 +55,7 @@ def train(zero: dict[str, Any], bf16: bool, world: World) -> Any:
     random = torch.Generator().manual_seed(world.rank)
     for _ in range(2):
         codes, prompt = torch.randint(0, 1024, (2, 4, 12), generator=random), torch.randn(2, 12, generator=random)
-        loss_sums, num_tokens = engine(codes, None, prompt)
+        loss_sums, num_tokens = engine(codes, None, {"prompt": prompt})
         engine.backward(loss_sums.sum() / num_tokens.sum())
         engine.step()
     return engine

@@ -49,7 +49,7 @@ def losses(engine: Any, world: World, steps: range) -> list[float]:
         codes = torch.randint(0, 1024, (CLIPS, 4, 12), generator=random)
         prompt = torch.randn(CLIPS, 12, generator=random)
         local = slice(world.rank, None, world.world_size)
-        loss_sums, num_tokens = engine(codes[local], None, prompt[local])
+        loss_sums, num_tokens = engine(codes[local], None, {"prompt": prompt[local]})
         loss = loss_sums.sum() / num_tokens.sum()
         engine.backward(loss)
         engine.step()

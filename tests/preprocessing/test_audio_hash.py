@@ -36,7 +36,7 @@ def test_hash_in_worker_matches_direct_hash(tmp_path: Path, decode_workers: int)
 def stuck(source: str | bytes) -> str | None:
     """A decoder that hangs in one file."""
     real = audio_io._open
-    audio_io._open = lambda source, keep: time.sleep(600) if "stuck" in str(source) else real(source, keep)  # type: ignore[assignment]
+    audio_io._open = lambda source, *rest: time.sleep(600) if "stuck" in str(source) else real(source, *rest)  # type: ignore[assignment]
     return hash_audio(source)
 
 

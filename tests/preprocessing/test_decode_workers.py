@@ -233,11 +233,11 @@ def stuck(job: Job, options: DecodeOptions) -> Iterator[DecodedBatch]:
     """A decoder that hangs in C code and lets no other thread run."""
     real = audio_io._open
 
-    def opened(source: object, keep: bool) -> object:
+    def opened(source: object, *rest: object) -> object:
         if "stuck" in str(source):
             count_attempt()
             ctypes.PyDLL(None).sleep(600)
-        return real(source, keep)  # type: ignore[arg-type]
+        return real(source, *rest)  # type: ignore[arg-type]
 
     audio_io._open = opened  # type: ignore[assignment]
     return decode_job(job, options)

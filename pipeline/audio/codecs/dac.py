@@ -63,15 +63,9 @@ class DacCodec(TransformersCodec):
         """Wrap a model. weights: the sha256 of the weights file."""
         config = model.config
         super().__init__(
-            settings,
-            weights,
-            device,
-            sample_rate=config.sampling_rate,
-            hop_length=math.prod(config.downsampling_ratios),
-            codebook_size=config.codebook_size,
+            settings, model, weights, device, hop_length=math.prod(config.downsampling_ratios),
             max_codebooks=config.n_codebooks,
-        )
-        self.model = model.to(self.device)
+        )  # fmt: skip
         # convolutions of width 7: the first, three with dilations 1, 3 and 9 after each stride, and the last
         self.context_frames = count_context(config.upsampling_ratios, first=3, block=3 * (1 + 3 + 9), last=3)
 

@@ -37,27 +37,16 @@ class Encodec32khzSettings(TransformersCodecSettings):
 
     def wrap(self, model: PreTrainedModel, weights: str, device: str | torch.device) -> Encodec32khzCodec:
         """See `TransformersCodecSettings.wrap`."""
-        return Encodec32khzCodec(self, model, weights, device)
+        config = model.config
+        return Encodec32khzCodec(
+            self, model, weights, device, hop_length=config.hop_length, max_codebooks=config.num_quantizers
+        )
 
 
 class Encodec32khzCodec(TransformersCodec):
     """A codec around transformers' `EncodecModel` with convolutions that look ahead."""
 
     can_decode_in_pieces = True
-
-    def __init__(self, settings: Encodec32khzSettings, model: Any, weights: str, device: str | torch.device) -> None:
-        """Wrap a model. weights: the sha256 of the weights file."""
-        config = model.config
-        super().__init__(
-            settings,
-            weights,
-            device,
-            sample_rate=config.sampling_rate,
-            hop_length=config.hop_length,
-            codebook_size=config.codebook_size,
-            max_codebooks=config.num_quantizers,
-        )
-        self.model = model.to(self.device)
 
     def encode_rows(self, wav: Tensor) -> Tensor:
         """See `TransformersCodec.encode_rows`. The model's own method knows a few bandwidths only."""

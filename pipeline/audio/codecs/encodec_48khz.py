@@ -10,7 +10,7 @@ Letters: B clips, K codebooks, T frames, S samples.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,27 +44,16 @@ class Encodec48khzSettings(TransformersCodecSettings):
 
     def wrap(self, model: PreTrainedModel, weights: str, device: str | torch.device) -> Encodec48khzCodec:
         """See `TransformersCodecSettings.wrap`."""
-        return Encodec48khzCodec(self, model, weights, device)
+        config = model.config
+        return Encodec48khzCodec(
+            self, model, weights, device, hop_length=config.hop_length, max_codebooks=config.num_quantizers
+        )
 
 
 class Encodec48khzCodec(TransformersCodec):
     """A codec around transformers' `EncodecModel` of two channels, without its chunks."""
 
     channels = 2
-
-    def __init__(self, settings: Encodec48khzSettings, model: Any, weights: str, device: str | torch.device) -> None:
-        """Wrap a model. weights: the sha256 of the weights file."""
-        config = model.config
-        super().__init__(
-            settings,
-            weights,
-            device,
-            sample_rate=config.sampling_rate,
-            hop_length=config.hop_length,
-            codebook_size=config.codebook_size,
-            max_codebooks=config.num_quantizers,
-        )
-        self.model = model.to(self.device)
 
     def encode_rows(self, wav: Tensor) -> Tensor:
         """See `TransformersCodec.encode_rows`: the clips have the level that the model is trained with."""

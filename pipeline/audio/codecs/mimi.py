@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -33,27 +33,16 @@ class MimiSettings(TransformersCodecSettings):
 
     def wrap(self, model: PreTrainedModel, weights: str, device: str | torch.device) -> MimiCodec:
         """See `TransformersCodecSettings.wrap`."""
-        return MimiCodec(self, model, weights, device)
+        config = model.config
+        return MimiCodec(
+            self, model, weights, device, hop_length=config.frame_size, max_codebooks=config.num_quantizers
+        )
 
 
 class MimiCodec(TransformersCodec):
     """A codec around transformers' `MimiModel`, which is causal."""
 
     can_decode_in_pieces = True
-
-    def __init__(self, settings: MimiSettings, model: Any, weights: str, device: str | torch.device) -> None:
-        """Wrap a model. weights: the sha256 of the weights file."""
-        config = model.config
-        super().__init__(
-            settings,
-            weights,
-            device,
-            sample_rate=config.sampling_rate,
-            hop_length=config.frame_size,
-            codebook_size=config.codebook_size,
-            max_codebooks=config.num_quantizers,
-        )
-        self.model = model.to(self.device)
 
     def encode_rows(self, wav: Tensor) -> Tensor:
         """See `TransformersCodec.encode_rows`."""

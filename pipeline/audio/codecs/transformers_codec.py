@@ -58,6 +58,18 @@ class TransformersCodec(Codec):
 
     encodes_whole_frames = False
 
+    def __init__(
+        self, settings: CodecSettings, model: Any, weights: str, device: str | torch.device, *, hop_length: int,
+        max_codebooks: int,
+    ) -> None:  # fmt: skip
+        """Wrap a model. weights: the sha256 of the weights file; the rest as in `Codec`."""
+        rate, size = model.config.sampling_rate, model.config.codebook_size
+        super().__init__(
+            settings, weights, device, sample_rate=rate, hop_length=hop_length, codebook_size=size,
+            max_codebooks=max_codebooks,
+        )  # fmt: skip
+        self.model = model.to(self.device)
+
     @abstractmethod
     def encode_rows(self, wav: Tensor) -> Tensor:
         """Encode rows [B, channels, S] of the same length to codes [B, codebooks, ceil(S / hop_length)]."""

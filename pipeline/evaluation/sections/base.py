@@ -45,9 +45,9 @@ class ReportInputs:
     evaluation: EvaluationResult | None
     evaluate_hint: str
 
-    def generate(self, prompts: Tensor, frames: int, seeds: Sequence[int]) -> list[np.ndarray]:
-        """The sounds, [S] or [S, 2], generated from prompts [B, N, P], one for each seed."""
-        values = self.run.model.condition_values(prompts, {})
+    def generate(self, prompts: Tensor | None, frames: int, seeds: Sequence[int]) -> list[np.ndarray]:
+        """The sounds, [S] or [S, 2], generated from prompts [B, N, P], one for each seed; None: without a prompt."""
+        values = None if prompts is None else self.run.model.condition_values(prompts, {})
         codes, lengths = generate(self.run.engine, values, frames, self.settings.sampling, seeds)
         return decode_codes(self.run.codec, [row[:, :n] for row, n in zip(codes, lengths.tolist(), strict=True)])
 
