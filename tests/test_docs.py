@@ -296,6 +296,7 @@ ENTRIES = (
     Entry(r"python -m pipeline\.check ", check_command),
     Entry(r"python -m pipeline\.train -m ", compose_sweep, "one training per combination; Slurm for some"),
     Entry(r"python -m pipeline\.preprocess .*data\.dataset=", compose_preprocess, "a hub: local datasets are read"),
+    Entry(r"python -m pipeline\.preprocess .*codec=mimi", compose_preprocess, "the hub: tests have a small Mimi"),
     Entry(r"python -m pipeline\.preprocess .*embedder=clap", compose_preprocess, "the hub: tests have a small CLAP"),
     Entry(r"python -m pipeline\.generate .*prompt_text=", compose_generate, "the hub: tests have a small CLAP"),
     Entry(r"python -m pipeline\.preprocess .*reembed=", reembed, "weights from the hub: the small embedder runs"),

@@ -32,9 +32,9 @@ def write_clap(folder: Path, fusion: bool = False, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=DIM))
-    for tower in (model.audio_projection, model.text_projection):
-        for weight in tower.parameters():
-            torch.nn.init.normal_(weight, std=0.5)  # so that vectors of different inputs differ clearly
+        for tower in (model.audio_projection, model.text_projection):
+            for weight in tower.parameters():
+                torch.nn.init.normal_(weight, std=0.5)  # so that vectors of different inputs differ clearly
     model.eval().save_pretrained(folder)
     extractor = ClapFeatureExtractor(
         feature_size=16, truncation="rand_trunc", max_length_s=PIECE_SECONDS, frequency_min=50
