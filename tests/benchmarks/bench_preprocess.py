@@ -31,6 +31,7 @@ import soundfile
 import soxr
 import torch
 
+from pipeline.audio.embedders.base import Embedder
 from pipeline.common.machine import num_cores
 from pipeline.corpora import Clip
 from pipeline.data.build_state import BuildPlan
@@ -47,11 +48,10 @@ from tests.helpers.untrained_codec import untrained_codec, untrained_encodec
 CODEBOOKS, SECONDS = 8, 4.0
 
 
-class NoEmbedder:
+class NoEmbedder(Embedder):
     """A vector of nothing, for the codec's speed alone."""
 
-    dim, sample_rate = 8, 24_000
-    identity = {"name": "none", "weights": "", "sample_rate": 24_000, "dim": 8}  # noqa: RUF012
+    name, weights, sample_rate, dim = "none", "", 24_000, 8
     best_batch = 1
 
     def embed(self, wav: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
