@@ -5,22 +5,15 @@ Letters: B clips, D width, V values.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import torch
-from annotated_types import MinLen
 from torch import Tensor, nn
 
 from pipeline.common.errors import InputError
 from pipeline.models.conditions import CONDITIONS
-from pipeline.models.conditions.base import (
-    Condition,
-    ConditionSettings,
-    LabelCondition,
-    LabelValues,
-    ValueChoices,
-    describe_values,
-)
+from pipeline.models.conditions.base import Condition, LabelValues, ValueChoices
+from pipeline.models.conditions.value_table import ListedValuesSettings, ValueTable
 
 if TYPE_CHECKING:
     from pipeline.models.model_config import ModelConfig
@@ -29,10 +22,8 @@ _MISSING = -1
 
 
 @CONDITIONS.register("category")
-class CategorySettings(ConditionSettings):
-    """The settings of a category: its values, as texts."""
-
-    values: Annotated[list[str], MinLen(1)]
+class CategorySettings(ListedValuesSettings):
+    """The settings of a category."""
 
     @classmethod
     def from_label(cls, kind: str, name: str, dropout: float, label: LabelValues) -> CategorySettings:
@@ -52,23 +43,16 @@ class CategorySettings(ConditionSettings):
         return Category(self, config.width)
 
 
-class Category(LabelCondition):
+class Category(ValueTable):
     """A table of vectors. Values are indices: int64 [B], -1 where missing."""
 
     def __init__(self, settings: CategorySettings, width: int) -> None:
-        super().__init__(settings, width)
-        self.table = nn.Embedding(len(settings.values), width)
-        self._indices = {value: index for index, value in enumerate(settings.values)}
-
-    def init_weights(self) -> None:
-        """Initialize the table like the embedding of a step."""
-        super().init_weights()
-        nn.init.normal_(self.table.weight, std=0.14)
+        super().__init__(settings, nn.Embedding(len(settings.values), width), width)
 
     @property
     def choices(self) -> ValueChoices:
         """See `LabelCondition.choices`."""
-        return ValueChoices([*self._indices])
+        return ValueChoices([*self.indices])
 
     def encode(self, value: object) -> Tensor:
         """See `LabelCondition.encode`."""
@@ -76,9 +60,9 @@ class Category(LabelCondition):
             return torch.tensor(_MISSING)
         is_whole = isinstance(value, float) and value.is_integer()
         texts = [str(value), f"{value:.0f}" if is_whole else f"{value}.0"]  # 60 and 60.0 are the same number
-        index = next((self._indices[text] for text in texts if text in self._indices), None)
+        index = next((self.indices[text] for text in texts if text in self.indices), None)
         if index is None:
-            raise InputError(f"conditions.{self.name}={value}: unknown value; {describe_values(value, self._indices)}")
+            raise self.unknown_value(value)
         return torch.tensor(index)
 
     def is_missing(self, values: Tensor) -> Tensor:

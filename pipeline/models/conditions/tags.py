@@ -5,32 +5,23 @@ Letters: B clips, D width, V values.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import torch
-from annotated_types import MinLen
 from torch import Tensor, nn
 
 from pipeline.common.errors import InputError
 from pipeline.models.conditions import CONDITIONS
-from pipeline.models.conditions.base import (
-    Condition,
-    ConditionSettings,
-    LabelCondition,
-    LabelValues,
-    ValueChoices,
-    describe_values,
-)
+from pipeline.models.conditions.base import Condition, LabelValues, ValueChoices
+from pipeline.models.conditions.value_table import ListedValuesSettings, ValueTable
 
 if TYPE_CHECKING:
     from pipeline.models.model_config import ModelConfig
 
 
 @CONDITIONS.register("tags")
-class TagsSettings(ConditionSettings):
-    """The settings of a set of tags: all tags."""
-
-    values: Annotated[list[str], MinLen(1)]
+class TagsSettings(ListedValuesSettings):
+    """The settings of a set of tags."""
 
     @classmethod
     def from_label(cls, kind: str, name: str, dropout: float, label: LabelValues) -> TagsSettings:
@@ -56,32 +47,25 @@ class TagTable(nn.Embedding):
         return weights.to(self.weight.dtype) @ self.weight
 
 
-class Tags(LabelCondition):
+class Tags(ValueTable):
     """A table of vectors. Values are float32 [B, V]: 1 for each tag of a clip; without any, the value is missing."""
 
     def __init__(self, settings: TagsSettings, width: int) -> None:
-        super().__init__(settings, width)
-        self.table = TagTable(len(settings.values), width)
-        self._indices = {value: index for index, value in enumerate(settings.values)}
-
-    def init_weights(self) -> None:
-        """Initialize the table like the embedding of a step."""
-        super().init_weights()
-        nn.init.normal_(self.table.weight, std=0.14)
+        super().__init__(settings, TagTable(len(settings.values), width), width)
 
     @property
     def choices(self) -> ValueChoices:
         """See `LabelCondition.choices`."""
-        return ValueChoices([*self._indices], limit=None)
+        return ValueChoices([*self.indices], limit=None)
 
     def encode(self, value: object) -> Tensor:
         """See `LabelCondition.encode`. The value is a list of tags, or one tag."""
         tags = [] if value is None else [str(tag) for tag in value] if isinstance(value, list | tuple) else [str(value)]
         for tag in tags:
-            if tag not in self._indices:
-                raise InputError(f"conditions.{self.name}={tag}: unknown value; {describe_values(tag, self._indices)}")
-        row = torch.zeros(len(self._indices))
-        row[[self._indices[tag] for tag in tags]] = 1
+            if tag not in self.indices:
+                raise self.unknown_value(tag)
+        row = torch.zeros(len(self.indices))
+        row[[self.indices[tag] for tag in tags]] = 1
         return row
 
     def is_missing(self, values: Tensor) -> Tensor:
