@@ -67,9 +67,9 @@ def track_pitches(wavs: Sequence[np.ndarray], rate: int) -> np.ndarray:
         return np.array(list(pool.map(lambda wav: metrics.pitch(mix_sound(wav), rate), wavs)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class References:
-    """What sounds are compared with.
+    """What sounds are compared with; equal only to itself, so that metrics may cache what they derive from it.
 
     Attributes:
         clips: The N clips whose prompts the sounds have.

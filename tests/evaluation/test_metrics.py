@@ -7,11 +7,23 @@ from pipeline.audio.metrics import mismatched_similarity
 from pipeline.evaluation.audio_set import AudioSet
 from pipeline.evaluation.metrics.base import summarize
 from pipeline.evaluation.metrics.diversity import vendi_score
-from pipeline.evaluation.metrics.frechet_distance import frechet_distance, frechet_distance_limit
-from pipeline.evaluation.metrics.kernel_distance import kernel_distance
+from pipeline.evaluation.metrics.frechet_distance import FittedNormal
+from pipeline.evaluation.metrics.kernel_distance import FittedKernel
 from pipeline.evaluation.metrics.loops import is_looping
 from pipeline.evaluation.metrics.pitch import chance_of_pitch, is_pitch_correct
 from pipeline.evaluation.metrics.silence import falls_silent
+
+
+def frechet_distance(sounds: np.ndarray, reference: np.ndarray) -> float:
+    return FittedNormal.fit(reference).distance(sounds)
+
+
+def frechet_distance_limit(sounds: np.ndarray, reference: np.ndarray) -> float:
+    return FittedNormal.fit(reference).distance_limit(sounds)
+
+
+def kernel_distance(sounds: np.ndarray, reference: np.ndarray) -> float:
+    return FittedKernel.fit(reference).distance(sounds)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class FrechetDistance(Metric):
 
     def measure(self, sounds: AudioSet, references: References) -> float | None:
         """One value for the set, if it has two sounds or more."""
-        return frechet_distance(sounds.embeddings, references.embeddings) if len(sounds.wavs) > 1 else None
+        return _fit(references).distance(sounds.embeddings) if len(sounds.wavs) > 1 else None
 
 
 @METRICS.register("distance_limit")
@@ -35,9 +36,7 @@ class FrechetDistanceLimit(Metric):
 
     def measure(self, sounds: AudioSet, references: References) -> float | None:
         """One value for the set, if it has `MIN_SOUNDS` or more."""
-        if len(sounds.wavs) < MIN_SOUNDS:
-            return None
-        return frechet_distance_limit(sounds.embeddings, references.embeddings)
+        return _fit(references).distance_limit(sounds.embeddings) if len(sounds.wavs) >= MIN_SOUNDS else None
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class FittedNormal:
     def distance(self, embeddings: np.ndarray) -> float:
         """The Fréchet distance to embeddings [N, P], N >= 2.
 
+        Biased upwards for few embeddings: compare only results with the same N. It is
         |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017; on audio: Kilgour et al. 2019). The trace
         of (A B)^(1/2) is the sum of the singular values of A^(1/2) X', where B = X' X: exact also without full rank.
         """
@@ -73,29 +73,22 @@ class FittedNormal:
             np.square(self.mean - mean).sum() + np.square(self.root).sum() + np.square(centered).sum() - 2 * shared
         )
 
+    def distance_limit(self, embeddings: np.ndarray) -> float:
+        """The distance extrapolated to infinitely many sounds (Gui et al., arXiv:2311.01616).
 
-def frechet_distance(sounds: np.ndarray, reference: np.ndarray) -> float:
-    """The Fréchet distance of normal distributions fitted to two sets of embeddings, [N, P] and [M, P], N, M >= 2.
+        The distances of random subsets of N/4 to N sounds lie about a line over 1 / size, whose value at 0 is the
+        limit. embeddings: [N, P], N >= 8.
+        """
+        subsets = random_subsets(len(embeddings), seed=0)
+        distances = [self.distance(embeddings[subset]) for subset in subsets]
+        _, limit = np.polyfit([1 / len(subset) for subset in subsets], distances, 1)
+        return float(limit)
 
-    Biased upwards for few sounds: compare only results with the same N.
-    """
-    return FittedNormal.fit(reference).distance(sounds)
 
-
-def frechet_distance_limit(sounds: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
-    """The Fréchet distance extrapolated to infinitely many sounds (Gui et al., arXiv:2311.01616).
-
-    The distances of random subsets of N/4 to N sounds lie about a line over 1 / size, whose value at 0 is the limit.
-
-    Args:
-        sounds: embeddings [N, P], N >= 8.
-        reference: embeddings [M, P], M >= 2.
-        seed: of the subsets.
-    """
-    target, subsets = FittedNormal.fit(reference), random_subsets(len(sounds), seed)
-    distances = [target.distance(sounds[subset]) for subset in subsets]
-    _, limit = np.polyfit([1 / len(subset) for subset in subsets], distances, 1)
-    return float(limit)
+@lru_cache(maxsize=1)
+def _fit(references: References) -> FittedNormal:
+    """The distribution of the reference, which is the same for all sets of sounds."""
+    return FittedNormal.fit(references.embeddings)
 
 
 def random_subsets(count: int, seed: int) -> list[np.ndarray]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 
 from pipeline.evaluation.metrics import METRICS, AudioSet, Metric, References
@@ -23,24 +26,53 @@ class KernelDistance(Metric):
         """One value for the set, if it has two sounds or more."""
         if min(len(sounds.wavs), len(references.embeddings)) < 2:
             return None
-        return kernel_distance(sounds.embeddings, references.embeddings)
+        return _fit(references).distance(sounds.embeddings)
 
 
-def kernel_distance(sounds: np.ndarray, reference: np.ndarray) -> float:
-    """The kernel audio distance of embeddings [N, P] and [M, P], N, M >= 2 (Chung et al., arXiv:2502.15602).
+@dataclass(frozen=True)
+class FittedKernel:
+    """The kernel for a reference.
 
-    It is 100 times the unbiased estimate of the squared maximum mean discrepancy. The kernel is Gaussian; its width is
-    the median distance of two different clips of the reference, as in kadtk 1.1.0. It makes no assumption about the
-    distributions, and its mean does not depend on N and M.
+    Attributes:
+        reference: Embeddings [M, P], M >= 2.
+        gamma: The kernel of a squared distance d is exp(-gamma d).
+        mean: The mean kernel of two different clips of the reference.
     """
-    sounds, reference = np.asarray(sounds, np.float64), np.asarray(reference, np.float64)
-    part = reference[:: -(-len(reference) // MAX_MEDIAN_CLIPS)]
-    width = np.median(np.sqrt(_squared_distances(part, part)[np.triu_indices(len(part), 1)]))
-    gamma = 1 / (2 * width**2 + 1e-8)
-    N, M = len(sounds), len(reference)
-    among_sounds = (_kernel_sum(sounds, sounds, gamma) - N) / (N * (N - 1))  # without each sound and itself
-    among_reference = (_kernel_sum(reference, reference, gamma) - M) / (M * (M - 1))
-    return float(SCALE * (among_sounds + among_reference - 2 * _kernel_sum(sounds, reference, gamma) / (N * M)))
+
+    reference: np.ndarray
+    gamma: float
+    mean: float
+
+    @classmethod
+    def fit(cls, reference: np.ndarray) -> FittedKernel:
+        """Choose the width: the median distance of two different clips of the reference, as in kadtk 1.1.0."""
+        reference = np.asarray(reference, np.float64)
+        part = reference[:: -(-len(reference) // MAX_MEDIAN_CLIPS)]
+        width = np.median(np.sqrt(_squared_distances(part, part)[np.triu_indices(len(part), 1)]))
+        gamma = float(1 / (2 * width**2 + 1e-8))
+        return cls(reference, gamma, _mean_of_pairs(reference, gamma))
+
+    def distance(self, embeddings: np.ndarray) -> float:
+        """The kernel audio distance to embeddings [N, P], N >= 2 (Chung et al., arXiv:2502.15602).
+
+        It is 100 times the unbiased estimate of the squared maximum mean discrepancy, with a Gaussian kernel. It makes
+        no assumption about the distributions, and its mean does not depend on N and M.
+        """
+        embeddings = np.asarray(embeddings, np.float64)
+        between = _kernel_sum(embeddings, self.reference, self.gamma) / (len(embeddings) * len(self.reference))
+        return float(SCALE * (_mean_of_pairs(embeddings, self.gamma) + self.mean - 2 * between))
+
+
+@lru_cache(maxsize=1)
+def _fit(references: References) -> FittedKernel:
+    """The kernel for the reference, which is the same for all sets of sounds."""
+    return FittedKernel.fit(references.embeddings)
+
+
+def _mean_of_pairs(embeddings: np.ndarray, gamma: float) -> float:
+    """The mean kernel of two different rows of [N, P]."""
+    count = len(embeddings)
+    return (_kernel_sum(embeddings, embeddings, gamma) - count) / (count * (count - 1))
 
 
 def _kernel_sum(a: np.ndarray, b: np.ndarray, gamma: float) -> float:
