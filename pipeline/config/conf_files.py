@@ -60,6 +60,7 @@ def list_settings(command: str) -> set[str]:
     return names - {""}
 
 
+@functools.cache
 def list_open_settings(command: str) -> set[str]:
     """The settings of `conf/{command}.yaml` whose keys are up to the user: their default is `{}`."""
     root = yaml.safe_load((CONF / f"{command}.yaml").read_text()) or {}

@@ -163,9 +163,14 @@ def build_requests(settings: GenerateSettings, run: LoadedRun, skipped: list[str
     ]
 
 
+def with_prompt(conditions: Values, prompt: Tensor | None) -> Values:
+    """Values of conditions, and a prompt if there is one."""
+    return conditions if prompt is None else {**conditions, PROMPT: prompt}
+
+
 def keyframes_of(conditions: Values, prompt: Tensor | None) -> list[tuple[int, Values]]:
-    """The keyframes of a clip whose conditions do not change: their values, and a prompt if there is one."""
-    values = {**conditions} if prompt is None else {**conditions, PROMPT: prompt}
+    """The keyframes of a clip whose conditions do not change."""
+    values = with_prompt(conditions, prompt)
     return [(0, values)] if values else []
 
 
@@ -249,8 +254,8 @@ def _draft_morph(settings: GenerateSettings, run: LoadedRun, conditions: Values)
         ]
     by_frame = dict[int, Values]()  # of two in a frame, the later one
     for at, vector in schedule:
-        for frame, values in keyframes_of(own_conditions[bisect.bisect_right(times, at) - 1], vector):
-            by_frame[frame + round(at * run.codec.frame_rate)] = values
+        if values := with_prompt(own_conditions[bisect.bisect_right(times, at) - 1], vector):
+            by_frame[round(at * run.codec.frame_rate)] = values
     timed = sorted(by_frame.items(), key=lambda item: item[0])
     return [
         _Draft(
