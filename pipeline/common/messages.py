@@ -11,6 +11,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
 
 
+def suggest(near: str | None) -> str:
+    """`did you mean 'NEAR'? `, or nothing."""
+    return f"did you mean '{near}'? " if near else ""
+
+
 def unknown_setting(setting: str, known: Iterable[str], hint: str = "") -> str:
     """The message about a setting that does not exist: with `hint`, or with the nearest of the known settings."""
     near = None if hint else nearest(setting, known)
@@ -21,8 +26,7 @@ def unknown_setting(setting: str, known: Iterable[str], hint: str = "") -> str:
 def unknown_choice(setting: str, choice: str, known: Iterable[str], kind: str = "choice") -> str:
     """The message about a choice that a setting does not have, with the nearest one and all of them."""
     names = sorted(known)
-    near = nearest(choice, names)
-    suggestion = f"did you mean '{near}'? " if near else ""
+    suggestion = suggest(nearest(choice, names))
     return f"{setting}={choice}: there is no such {kind}; {suggestion}choices are {', '.join(names)}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pipeline.common.errors import InputError
-from pipeline.common.messages import nearest
+from pipeline.common.messages import nearest, suggest
 from pipeline.common.settings import format_value
 from pipeline.generation.guidance import check_scale
 from pipeline.generation.settings import GenerateSettings
@@ -69,6 +69,5 @@ def _explain_unknown(name: str, known: list[str]) -> str:
         return "a prompt is a sound: give prompt=a.wav"
     if not known:
         return f"the model has no conditions on labels: train one with conditions=[{PROMPT},{name}]"
-    near = nearest(name, known)
-    suggestion = f"did you mean '{near}'? " if near else ""
+    suggestion = suggest(nearest(name, known))
     return f"the model has no such condition; {suggestion}its conditions on labels are {', '.join(known)}"

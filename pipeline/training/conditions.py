@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.common.errors import InputError
-from pipeline.common.messages import nearest
+from pipeline.common.messages import nearest, suggest
 from pipeline.data.labels import LabelCounter, LabelVocabulary, Vocabularies
 from pipeline.models.conditions import CONDITIONS, PROMPT
 from pipeline.models.conditions.base import ConditionSettings, LabelCondition, LabelValues
@@ -93,8 +93,7 @@ def _find_label(name: str, vocabularies: Vocabularies) -> LabelVocabulary:
             f"conditions={name}: the clips of these shards have no labels; preprocess again with labels, or set "
             f"conditions=[{PROMPT}]"
         )
-    near = nearest(name, vocabularies)
-    suggestion = f"did you mean '{near}'? " if near else ""
+    suggestion = suggest(nearest(name, vocabularies))
     raise InputError(
         f"conditions={name}: the clips of these shards have no such label; {suggestion}labels are "
         f"{', '.join(vocabularies)}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common.errors import InputError
-from pipeline.common.messages import nearest
+from pipeline.common.messages import nearest, suggest
 from pipeline.common.setting_types import Fraction
 from pipeline.common.settings import Settings
 
@@ -184,9 +184,8 @@ def describe_values(value: object, known: Iterable[str]) -> str:
     values = list(known)
     near = _nearest_number(value, values) or nearest(str(value), values)
     rest = len(values) - _LISTED_VALUES
-    suggestion = f"did you mean '{near}'? " if near else ""
     listed = ", ".join(values[:_LISTED_VALUES]) + (f" and {rest} more" if rest > 0 else "")
-    return f"{suggestion}values are {listed}"
+    return f"{suggest(near)}values are {listed}"
 
 
 def _nearest_number(value: object, known: list[str]) -> str | None:
