@@ -39,7 +39,8 @@ def main(settings: EvaluateSettings) -> None:
 
     from pipeline.common.files import check_output_folder
     from pipeline.common.settings import format_command
-    from pipeline.evaluation.evaluator import MAX_LOGGED_CLIPS, evaluate
+    from pipeline.evaluation.analyses import select_analyses
+    from pipeline.evaluation.evaluator import MAX_LOGGED_CLIPS, analyze, evaluate
     from pipeline.evaluation.run_folder import read_config
     from pipeline.evaluation.tables import print_evaluation
     from pipeline.generation.loaded_run import load_run
@@ -47,11 +48,11 @@ def main(settings: EvaluateSettings) -> None:
 
     out = Path(settings.out)
     check_output_folder("out", out)
-    folder = Path(settings.run)
+    folder, analyses = Path(settings.run), select_analyses(settings.analyses)
     tracked = find_tracked_run(folder, read_config(folder)) if settings.wandb else None
     run = load_run(settings.run, settings.device, settings.codec_weights, settings.embedder_weights)
     with Console(stderr=True).status("evaluating") as status:
-        evaluation = evaluate(settings, run, status.update, settings.controls)
+        evaluation = analyze(evaluate(settings, run, status.update), settings, analyses, status.update)
     evaluation.write(out)
     if tracked:
         tracker, step = build_tracker(*tracked), tracked[1].step

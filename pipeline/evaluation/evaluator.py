@@ -5,8 +5,8 @@ Letters: N clips, K codebooks, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +15,8 @@ import numpy as np
 from pipeline.audio import audio_io
 from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
+from pipeline.evaluation.analyses import Analysis, AnalysisInputs
 from pipeline.evaluation.audio_set import AudioSet, References
-from pipeline.evaluation.controlled_pitch import measure_controlled_pitch, possible_controls
 from pipeline.evaluation.generations import generate_all
 from pipeline.evaluation.losses import measure_losses
 from pipeline.evaluation.metrics import list_metrics
@@ -28,7 +28,7 @@ from pipeline.evaluation.reference_clips import (
     sample_reference_clips,
 )
 from pipeline.evaluation.results import EvaluationResult, MetricValues, write_results
-from pipeline.evaluation.settings import Control, MeasureSettings
+from pipeline.evaluation.settings import EvaluateSettings, MeasureSettings
 from pipeline.generation.loaded_run import LoadedRun
 
 MAX_REFERENCE_CLIPS = 10_000  # to whose embeddings distances are measured
@@ -41,13 +41,29 @@ class Evaluation:
 
     Attributes:
         result: The content of `evaluate.json`.
-        clips: The reference clips.
-        audio_sets: The codec's reconstructions, then the generations at each temperature.
+        run: The model.
+        split: The split that was measured.
+        training: The split of the baseline.
+        references: The reference clips, and what their sounds are compared with.
+        generations: The sounds generated from the prompts of these clips, by temperature.
     """
 
     result: EvaluationResult
-    clips: list[ReferenceClip]
-    audio_sets: list[AudioSet]
+    run: LoadedRun
+    split: ShardedDataset
+    training: ShardedDataset
+    references: References
+    generations: Mapping[float, AudioSet]
+
+    @property
+    def clips(self) -> Sequence[ReferenceClip]:
+        """The reference clips."""
+        return self.references.clips
+
+    @property
+    def audio_sets(self) -> list[AudioSet]:
+        """The codec's reconstructions, then the generations at each temperature."""
+        return [self.references.reconstructions, *self.generations.values()]
 
     def write(self, out: Path) -> None:
         """Write {clip}.{audio set}.wav for every clip and audio set, then evaluate.json."""
@@ -64,17 +80,13 @@ class Evaluation:
         ]
 
 
-def evaluate(
-    settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str], None], controls: Sequence[Control] = ()
-) -> Evaluation:
+def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str], None]) -> Evaluation:
     """Evaluate a model.
 
     Args:
         settings: What to evaluate.
         run: The model.
         on_status: Gets a line about each part of the work.
-        controls: What controls the pitch when the controlled pitch accuracy is measured; not measured for models
-            without a pitch condition.
 
     Raises:
         InputError: The dataset does not fit the model.
@@ -91,26 +103,42 @@ def evaluate(
     codes = generate_all(run, clips, settings.temperatures, settings.sampling, settings.seed, batch)
     on_status("decoding and embedding")
     reconstructions = AudioSet.decode("codec", [clip.codes for clip in clips], run)
-    generations = {f"{t:g}": AudioSet.decode(f"t{t:g}", codes[t], run) for t in settings.temperatures}
+    generations = {t: AudioSet.decode(f"t{t:g}", codes[t], run) for t in settings.temperatures}
     batches = islice(iter_once(valid, 256), -(-MAX_REFERENCE_CLIPS // 256))
     embeddings = np.concatenate([part.prompts.numpy().mean(1) for part in batches])
     references = References(clips, reconstructions, embeddings, use_pitch=settings.pitch is not False)
     first = next(iter(generations.values()))
-    controlled, controls = {}, possible_controls(run, controls)
-    if settings.pitch is not False and controls:
-        on_status("generating with other pitches than those of the prompts")
-        controlled = measure_controlled_pitch(settings, run, clips, reconstructions, controls)
     results = {
         "loss": losses,
-        "temperatures": {name: _measure(sounds, references, settings) for name, sounds in generations.items()},
+        "temperatures": {f"{t:g}": _measure(sounds, references, settings) for t, sounds in generations.items()},
         "ceiling": _measure(reconstructions, references, settings),
         "floor": _measure(first, references, settings, is_floor=True) if len(clips) > 1 else {},
         "distance": {"embedding": run.embedder.identity, "reference": settings.split, "n": len(embeddings)},
         "settings": {**settings.to_dict(), "n": len(clips)},
-        **({"controlled_pitch": controlled} if controlled else {}),
         **run.identity,
     }
-    return Evaluation(EvaluationResult.model_validate(results), clips, [reconstructions, *generations.values()])
+    return Evaluation(EvaluationResult.model_validate(results), run, valid, train, references, generations)
+
+
+def analyze(
+    evaluation: Evaluation,
+    settings: EvaluateSettings,
+    analyses: Mapping[str, Analysis],
+    on_status: Callable[[str], None],
+) -> Evaluation:
+    """The evaluation with the results of those analyses that are defined for it."""
+    inputs = AnalysisInputs(
+        settings,
+        evaluation.run,
+        evaluation.split,
+        evaluation.training,
+        evaluation.references,
+        evaluation.generations,
+        show_status=on_status,
+    )
+    results = {name: analysis.measure(inputs) for name, analysis in analyses.items()}
+    measured = {name: result for name, result in results.items() if result is not None}
+    return replace(evaluation, result=evaluation.result.model_copy(update={"analyses": measured}))
 
 
 def _measure(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from pipeline.common.errors import InputError, one_line, redact_all
 from pipeline.common.files import write_atomic
@@ -43,6 +43,15 @@ class MetricValue(_Model):
     mean: Number
     interval: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
     n: Count | None = None
+
+    def format(self, is_percent: bool = False) -> str:
+        """The value with its interval."""
+        scale, digits = (100, 0) if is_percent else (1, 3 if abs(self.mean) < 10 else 1)
+        text = f"{scale * self.mean:.{digits}f}"
+        if self.interval is not None:
+            low, high = (scale * edge for edge in self.interval)
+            text += f" [{low:.{digits}f}..{high:.{digits}f}]"
+        return text
 
 
 MetricValues = dict[Text, MetricValue]  # by the name of the metric
@@ -102,6 +111,34 @@ class ExportIdentity(_Model):
     sha256: Text
 
 
+class AnalysisResult(_Model):
+    """The result of an analysis: a table, and what it says.
+
+    Attributes:
+        title: The title of the table.
+        text: One or two sentences about the figures.
+        rows: The figures by title of the row, then of the column.
+        percents: The columns whose values are fractions that are shown as percentages.
+        details: What a section of the report needs beside the table.
+    """
+
+    title: Text
+    text: Text
+    rows: dict[Text, MetricValues]
+    percents: list[Text] = []
+    details: dict[Text, JsonValue] = {}
+
+    def columns(self) -> dict[str, list[str]]:
+        """The texts of the cells of each column by its heading; "-" where there is no value."""
+        names = dict.fromkeys(name for values in self.rows.values() for name in values)
+        return {
+            f"{name} (%)" if name in self.percents else name: [
+                values[name].format(name in self.percents) if name in values else "-" for values in self.rows.values()
+            ]
+            for name in names
+        }
+
+
 class EvaluationResult(_Model):
     """The content of `evaluate.json`: losses, and metrics of generations between a floor and a ceiling."""
 
@@ -112,7 +149,7 @@ class EvaluationResult(_Model):
     distance: DistanceReference
     settings: RecordedSettings
     export: ExportIdentity
-    controlled_pitch: dict[Text, MetricValues] = {}
+    analyses: dict[Text, AnalysisResult] = {}
 
     def rows(self) -> dict[str, MetricValues]:
         """The metrics by title of the sounds: floor, each temperature, ceiling."""
@@ -125,9 +162,10 @@ class EvaluationResult(_Model):
         flat["loss/bits_second"] = self.loss.model.bits_second
         rows = {f"t{temperature}": values for temperature, values in self.temperatures.items()}
         flat |= {
-            f"controlled pitch/{row}/{name}": v.mean
-            for row, values in self.controlled_pitch.items()
-            for name, v in values.items()
+            f"{analysis}/{row}/{column}": value.mean
+            for analysis, result in self.analyses.items()
+            for row, values in result.rows.items()
+            for column, value in values.items()
         }
         for row, values in {"floor": self.floor, "ceiling": self.ceiling, **rows}.items():
             flat |= {f"{row}/{name}": value.mean for name, value in values.items()}

@@ -44,6 +44,7 @@ class EvaluateSettings(MeasureSettings):
     command: ClassVar[str] = "evaluate"
 
     run: str
+    analyses: list[str]
     controls: list[Control]
     wandb: bool
 

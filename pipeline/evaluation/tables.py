@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluation.controlled_pitch import CONDITION_PITCH, PROMPT_PITCH
 from pipeline.evaluation.metrics import list_metrics
-from pipeline.evaluation.metrics.pitch import PitchAccuracy
-from pipeline.evaluation.results import EvaluationResult, LossResults, MetricValues
+from pipeline.evaluation.results import EvaluationResult, LossResults
 
 WIDTH = 80
 MAX_COLUMN = 24  # longer headings are folded
@@ -28,23 +26,14 @@ def print_evaluation(console: Console, result: EvaluationResult) -> None:
         for name, metric in metrics.items()
     ]
     print_table(console, f"generated from the prompts of {clips} clips", [*rows], columns)
-    if result.controlled_pitch:
-        print_controlled_pitch(console, result.controlled_pitch)
+    for analysis in result.analyses.values():
+        print_table(console, analysis.title, [*analysis.rows], [*analysis.columns().items()])
+        console.print(analysis.text, highlight=False, markup=False)
     console.print(
         f"in brackets: 95 % intervals over {clips} clips; ↑ higher is better, ↓ lower is better\n"
         f"embeddings: {result.distance.embedding.name}; distances: to {result.distance.n} clips of the dataset",
         highlight=False,
     )
-
-
-def print_controlled_pitch(console: Console, rows: Mapping[str, MetricValues]) -> None:
-    """Print how often notes have the pitch of the condition, and that of the prompt's clip."""
-    pitch = PitchAccuracy()
-    columns = [
-        (f"{name} (%)", [pitch.format(values.get(name)) for values in rows.values()])
-        for name in (CONDITION_PITCH, PROMPT_PITCH)
-    ]
-    print_table(console, "controlled pitch: the label is that of another clip", [*rows], columns)
 
 
 def loss_columns(losses: LossResults) -> tuple[list[str], list[Column]]:

@@ -23,7 +23,7 @@ from pipeline.data.dataset import ShardedDataset
 from pipeline.data.manifest import Manifest
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.storage import open_storage
-from pipeline.evaluation.controlled_pitch import draw_pitches
+from pipeline.evaluation.analyses.controlled_pitch import draw_pitches
 from pipeline.generation.loaded_run import load_run
 from pipeline.models.codec_gpt import CodecGPT
 from tests.helpers.trained_run import Workspace, run_command
@@ -131,7 +131,7 @@ def test_controlled_pitch_requests_pitches_of_other_clips(
     small = ("n=4", "temperatures=[1]", "resamples=50", "sampling.guidance={prompt: 2, pitch: 1.5}", f"out={tmp_path}")
     run_command("evaluate", f"run={run}", f"shards={workspace.dataset}", *small)
     results = json.loads((tmp_path / "evaluate.json").read_text())
-    rows = results["controlled_pitch"]
+    rows = results["analyses"]["controlled_pitch"]["rows"]
     assert [*rows] == [f"{control}, temperature 1" for control in ("prompt", "label", "both")] + ["ceiling (codec)"]
     for row in [*rows.values()][:3]:
         assert {"condition pitch", "prompt pitch"} == set(row)

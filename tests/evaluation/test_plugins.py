@@ -1,4 +1,4 @@
-"""Metrics and report sections from outside the package: the examples of docs/extending.md in all three commands."""
+"""Metrics, analyses and report sections from outside the package: the examples of docs/extending.md in commands."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.helpers.warm_python import run_python
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 from tests.helpers.trained_run import run_command
-small = ["n=2", "temperatures=[1]", "plugins=[loudness,without_prompt]"]
-run_command("evaluate", "run={run}", "shards={shards}", "out=e", "resamples=10", *small)
+small = ["n=2", "temperatures=[1]", "plugins=[loudness,brightness,without_prompt]"]
+run_command("evaluate", "run={run}", "shards={shards}", "out=e", "resamples=10", "analyses=[brightness]", *small)
 run_command("compare", "runs=[{run}]", "shards={shards}", "out=c", "resamples=10", "benchmark_batch=1", *small)
 run_command("report", "run={run}", "evaluation=e/evaluate.json", "out=r.html", "num_interpolations=0", *small)
 """
@@ -22,7 +22,7 @@ run_command("report", "run={run}", "evaluation=e/evaluate.json", "out=r.html", "
 
 def test_plugins_are_in_every_table_and_page(workspace: Workspace, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "extending.md").read_text()
-    for name in ("loudness", "without_prompt"):
+    for name in ("loudness", "brightness", "without_prompt"):
         (code,) = re.findall(rf"^```py\n# {name}\.py\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
         (tmp_path / f"{name}.py").write_text(code)
     program = PROGRAM.replace("{run}", str(workspace.run())).replace("{shards}", str(workspace.dataset))
@@ -39,4 +39,7 @@ def test_plugins_are_in_every_table_and_page(workspace: Workspace, tmp_path: Pat
     assert row["loudness"] == result["temperatures"]["1"]["loudness"]
     assert "loudness (dB off) ↓" in (tmp_path / "c" / "compare.md").read_text()
     page = (tmp_path / "r.html").read_text()
+    analysis = result["analyses"]["brightness"]
+    assert [*analysis["rows"]] == ["codec", "temperature 1"] and analysis["text"] in done.stdout
+    assert analysis["title"] in page and analysis["text"] in page
     assert "loudness (dB off) ↓" in page and "Generated without prompt." in page and "seed 1" in page

@@ -58,14 +58,7 @@ class Metric(ABC):
 
     def format(self, value: MetricValue | None) -> str:
         """A value with its interval, or "-" if it was not measured."""
-        if value is None:
-            return "-"
-        digits = 0 if self.is_percent else 3 if abs(value.mean) < 10 else 1
-        text = f"{self.scale * value.mean:.{digits}f}"
-        if value.interval is not None:
-            low, high = (self.scale * edge for edge in value.interval)
-            text += f" [{low:.{digits}f}..{high:.{digits}f}]"
-        return text
+        return "-" if value is None else value.format(self.is_percent)
 
 
 def summarize(values: np.ndarray | float, resamples: int, seed: int) -> MetricValue:
