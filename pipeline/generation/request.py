@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from pipeline.generation.generator import SlidingWindow
 from pipeline.generation.guidance import Values
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import SourceAudio, find_prompts, prompt_vector, read_source, text_vectors
-from pipeline.generation.settings import GenerateSettings
+from pipeline.generation.settings import GenerateSettings, Keyframe
 from pipeline.models.conditions import PROMPT
 
 DEFAULT_SECONDS = 4.0  # if the length of the training clips is unknown: that of NSynth's notes, as in the article
@@ -240,17 +240,15 @@ def _draft_morph(settings: GenerateSettings, run: LoadedRun, conditions: Values)
     if keyframes is None:
         raise InputError("mode=morph: give keyframes='[{at: 0, prompt: a.wav}, {at: 4, prompt: b.wav}]'")
     own_conditions = [{**conditions, **encode_conditions(keyframe.conditions, run.model)} for keyframe in keyframes]
-    files = {str(i): Path(each.prompt) for i, each in enumerate(keyframes) if each.prompt is not None}
-    prompts = read_prompts(files, settings.prompt_seconds, run)
+    prompts = _read_keyframes(keyframes, settings, run)
     times = [keyframe.at for keyframe in keyframes]
     schedule: Sequence[tuple[float, Tensor | None]] = [(at, None) for at in times]
     if prompts:
-        check_prompt(str(files["0"]), run.model)
+        check_prompt(keyframes[0].prompt or keyframes[0].prompt_text, run.model)
         vectors = [(at, prompt.vector) for at, prompt in zip(times, prompts, strict=True)]
         schedule = interpolation.keyframe_schedule(vectors, settings.keyframe_interval, settings.blend)
         keyframes = [
-            keyframe.model_copy(update={"prompt": _absolute(prompt.source)})
-            for keyframe, prompt in zip(keyframes, prompts, strict=True)
+            keyframe.model_copy(update=prompt.settings) for keyframe, prompt in zip(keyframes, prompts, strict=True)
         ]
     by_frame = dict[int, Values]()  # of two in a frame, the later one
     for at, vector in schedule:
@@ -259,13 +257,28 @@ def _draft_morph(settings: GenerateSettings, run: LoadedRun, conditions: Values)
     timed = sorted(by_frame.items(), key=lambda item: item[0])
     return [
         _Draft(
-            "-".join(path.stem for path in files.values()) or "sound",
+            "-".join(prompt.name for prompt in prompts) or "sound",
             [ClipRequest(seed, timed)],
             settings.model_copy(update={"keyframes": keyframes, "n": 1, "seed": seed}),
-            [prompt.source for prompt in prompts],
+            [prompt.source for prompt in prompts if isinstance(prompt, SoundPrompt)],
         )
         for seed in range(settings.seed, settings.seed + settings.n)
     ]
+
+
+def _read_keyframes(
+    keyframes: Sequence[Keyframe], settings: GenerateSettings, run: LoadedRun
+) -> list[SoundPrompt | TextPrompt]:
+    """The prompt of each keyframe; none if keyframes have no prompts."""
+    files = {str(i): Path(each.prompt) for i, each in enumerate(keyframes) if each.prompt is not None}
+    sounds = iter(read_prompts(files, settings.prompt_seconds, run))
+    prompts: list[SoundPrompt | TextPrompt] = []
+    for keyframe in keyframes:
+        if keyframe.prompt is not None:
+            prompts.append(replace(next(sounds), name=Path(keyframe.prompt).stem))
+        else:
+            prompts += read_texts(keyframe.prompt_text, run)
+    return prompts
 
 
 def _absolute(source: SourceAudio) -> str:

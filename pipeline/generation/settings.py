@@ -105,6 +105,7 @@ class Keyframe(Settings):
 
     at: NonNegative
     prompt: str | None = None
+    prompt_text: str | None = None
     conditions: ConditionValues = Field(default_factory=dict)
 
 
@@ -153,7 +154,10 @@ class GenerateSettings(CommandSettings):
         times = [keyframe.at for keyframe in keyframes or []]
         if keyframes is not None and (times[:1] != [0] or times != sorted(set(times))):
             raise ValueError("expected different times in ascending order, the first at 0")
-        if len({keyframe.prompt is None for keyframe in keyframes or []}) > 1:
+        counts = {(each.prompt is not None) + (each.prompt_text is not None) for each in keyframes or []}
+        if 2 in counts:
+            raise ValueError("expected prompt or prompt_text in a keyframe, not both")
+        if len(counts) > 1:
             raise ValueError("expected a prompt in each keyframe, or in none")
         return keyframes
 

@@ -49,6 +49,8 @@ def test_run_without_export_names_the_command(tmp_path: Path) -> None:
         (["mode=interpolate", "prompt=[{0},{1}]", "blend=cubic"], "blend=cubic: expected linear or slerp"),
         (["mode=morph"], r"mode=morph: give keyframes='\[\{at: 0"),
         (["mode=morph", "keyframes=[{{at: 1, prompt: {0}}}]"], "the first at 0"),
+        (["mode=morph", "keyframes=[{{at: 0, prompt: {0}, prompt_text: bell}}]"], "not both"),
+        (["mode=morph", "keyframes=[{{at: 0, prompt: {0}}}, {{at: 1}}]"], "a prompt in each keyframe, or in none"),
         (["mode=morph", "keyframes=[{{when: 1}}]"], r"expected \[\{at: 0"),
         (["mode=extend", "prompt={0}"], r"give audio=a\.wav"),
         (["mode=extend", "audio={0}", "seconds=0.3"], "not shorter than the 0.3 s to generate"),

@@ -80,6 +80,15 @@ def test_prompts_of_several_vectors_in_other_modes(reader: Workspace, tmp_path: 
     assert count_samples(tmp_path / "m.wav") == 4800
 
 
+def test_a_morph_goes_from_a_sound_to_words(reader: Workspace, tmp_path: Path) -> None:
+    keyframes = f"keyframes=[{{at: 0, prompt: {reader.tones[0]}}}, {{at: 0.1, prompt_text: bell}}]"
+    assert generate(*arguments(reader, "mode=morph", keyframes, f"out={tmp_path / 'm.wav'}")) == 0
+    recorded = sidecar(tmp_path / "m.wav")["settings"]["keyframes"]
+    assert [each["prompt_text"] for each in recorded] == [None, "bell"]
+    assert generate(f"from={tmp_path / 'm.json'}", f"out={tmp_path / 'again.wav'}", arguments(reader)[1]) == 0
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "m.wav").read_bytes()
+
+
 def test_words_need_an_embedder_that_reads_text(workspace: Workspace, tmp_path: Path) -> None:
     message = r"^prompt_text=a bell: the embedder encodecmae_tiny reads no text: give a sound, prompt=a\.wav$"
     with pytest.raises(InputError, match=message):

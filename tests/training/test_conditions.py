@@ -19,11 +19,12 @@ from pipeline.models.lora import load_merged
 from pipeline.models.model_config import default_values
 from pipeline.training import checkpoint
 from pipeline.training.resume_check import check_model
+from tests.helpers.http_server import Web
 from tests.helpers.models import TINY, tiny
 from tests.helpers.ranks import single_rank
 from tests.helpers.training_caches import LABELS, write_cache
 from tests.models.test_conditions import conditions
-from tests.training.test_train import rows, train_here
+from tests.training.test_train import rows, train_here, train_ranks
 
 ALL = "conditions=[prompt,pitch,{instrument_family: category},mood]"
 QUIET = ("trainer.val_every=0", "trainer.preflight=false")
@@ -81,6 +82,17 @@ def test_resume_with_labels_matches_unbroken_run(cache: Path, tmp_path: Path) ->
         train_here(cache, tmp_path / "resumed", *changed)
     with single_rank(), pytest.raises(InputError, match=r"condition_dropout.prompt was 0.5"):
         train_here(cache, tmp_path / "resumed", ALL, "trainer.steps=12", *QUIET)
+
+
+def test_labels_of_remote_shards_on_two_ranks(cache: Path, tmp_path: Path) -> None:
+    """Without dropout, whose random numbers differ by rank, the losses are those of one rank with the local dataset."""
+    overrides = (ALL, "condition_dropout=0", "model.prompt_dropout=0", "model.dropout=0", *QUIET, "trainer.steps=4")
+    with single_rank():
+        train_here(cache, tmp_path / "one", *overrides, "trainer.micro_batch=8")
+    with Web(cache) as server:
+        remote = f"data.cache_dir={tmp_path / 'shard_cache'}"
+        train_ranks(server.address, tmp_path / "two", *overrides, remote, "trainer.micro_batch=4")
+    assert rows(tmp_path / "two") == pytest.approx(rows(tmp_path / "one"), rel=1e-5)
 
 
 @pytest.mark.parametrize(
