@@ -17,6 +17,8 @@ Prints, and writes to RUN/evaluation/evaluate.json:
                     to infinitely many sounds (FAD-inf), from 32 sounds on
   KAD               kernel distance between the same embeddings: unbiased for any n
   different         Vendi score of the embeddings: n if all sounds differ, 1 if all are equal
+  coverage          fraction of the n clips that have a sound closer than their 5th nearest clip; density: the number of
+                    such clips of each sound, divided by 5. About 97 % and 1 for other sounds of the same kind
   silent, loops     fraction of sounds whose last quarter is silent, but not that of the clip; whose last half repeats
                     with one period in all codebooks (steady tones do: see the ceiling)
 Brackets: 95 % intervals by bootstrap over clips. RUN/evaluation/ gets the wavs: {clip}.codec.wav is the codec's

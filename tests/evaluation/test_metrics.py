@@ -6,6 +6,7 @@ import pytest
 from pipeline.audio.metrics import mismatched_similarity
 from pipeline.evaluation.audio_set import AudioSet
 from pipeline.evaluation.metrics.base import summarize
+from pipeline.evaluation.metrics.coverage import NEIGHBOURS, neighbourhoods
 from pipeline.evaluation.metrics.diversity import vendi_score
 from pipeline.evaluation.metrics.frechet_distance import FittedNormal
 from pipeline.evaluation.metrics.kernel_distance import FittedKernel
@@ -66,6 +67,27 @@ def test_distances_match_published_tools(n: int, m: int, D: int, distance: float
     assert kernel_distance(a, b) == pytest.approx(kernel, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("n", "m", "D", "coverage", "density"),
+    [(40, 63, 12, 0.8253968253968254, 0.905), (300, 300, 16, 0.8733333333333333, 1.3166666666666667),
+     (64, 64, 192, 0.8125, 0.4875)],
+)  # fmt: skip
+def test_coverage_and_density_match_prdc(n: int, m: int, D: int, coverage: float, density: float) -> None:
+    """Version 0.2 of the package of the paper's authors, with nearest_k=5, on the same embeddings."""
+    r = np.random.default_rng(D)
+    a, b = r.normal(size=(n, D)) @ r.normal(size=(D, D)) / D**0.5, r.normal(size=(m, D)) + 0.3
+    is_like = neighbourhoods(a, b)
+    assert is_like.any(1).mean() == pytest.approx(coverage)
+    assert is_like.sum(0).mean() / NEIGHBOURS == pytest.approx(density)
+
+
+def test_coverage_is_low_if_sounds_are_alike() -> None:
+    """Copies of the clips cover all; copies of one clip cover its neighbours alone, at the same density."""
+    clips = np.random.default_rng(0).normal(size=(50, 4))
+    assert neighbourhoods(clips, clips).any(1).all()
+    assert neighbourhoods(clips[:1].repeat(50, 0), clips).any(1).mean() < 0.5
+
+
 def test_limit_and_kernel_distance_depend_less_on_n() -> None:
     """Of two normal distributions with a known Fréchet distance, the shift squared, for 30 sets of 64 sounds."""
     rng, deviations, shift = np.random.default_rng(0), 1 / np.arange(1, 49), 0.05
@@ -89,7 +111,7 @@ def test_interval_covers_true_mean_in_95_percent() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):
-        value = summarize(rng.normal(size=50), 500, trial)
+        value = summarize(np.append(rng.normal(size=50), np.nan), 500, trial)
         assert value.interval is not None and value.n == 50
         low, high = value.interval
         assert low <= value.mean <= high

@@ -30,7 +30,9 @@ class Metric(ABC):
 
     @abstractmethod
     def measure(self, sounds: AudioSet, references: References) -> np.ndarray | float | None:
-        """One value per clip, from which a mean and its interval are computed; or one for the set; None: not defined.
+        """One value per clip, NaN where it has none; or one value for the set; None: not defined.
+
+        The mean of values per clip is shown, with its interval.
 
         Args:
             sounds: The sounds, one for each reference clip.
@@ -62,10 +64,13 @@ class Metric(ABC):
 
 
 def summarize(values: np.ndarray | float, resamples: int, seed: int) -> MetricValue:
-    """The mean of one value per clip [N], N >= 1, with its 95 % interval by bootstrap over clips; or the one value."""
+    """The mean of one value per clip [N], with its 95 % interval by bootstrap over clips; or the one value.
+
+    NaN values are left out; at least one value must remain.
+    """
     if not isinstance(values, np.ndarray):
         return MetricValue(mean=float(values))
-    values = values.astype(np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    interval = np.quantile(values[draws].mean(1), [0.025, 0.975]).tolist()
-    return MetricValue(mean=float(values.mean()), interval=interval, n=len(values))
+    known = values[~np.isnan(values)].astype(np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(known), (resamples, len(known)))
+    interval = np.quantile(known[draws].mean(1), [0.025, 0.975]).tolist()
+    return MetricValue(mean=float(known.mean()), interval=interval, n=len(known))

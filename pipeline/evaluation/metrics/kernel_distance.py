@@ -48,7 +48,7 @@ class FittedKernel:
         """Choose the width: the median distance of two different clips of the reference, as in kadtk 1.1.0."""
         reference = np.asarray(reference, np.float64)
         part = reference[:: -(-len(reference) // MAX_MEDIAN_CLIPS)]
-        width = np.median(np.sqrt(_squared_distances(part, part)[np.triu_indices(len(part), 1)]))
+        width = np.median(np.sqrt(squared_distances(part, part)[np.triu_indices(len(part), 1)]))
         gamma = float(1 / (2 * width**2 + 1e-8))
         return cls(reference, gamma, _mean_of_pairs(reference, gamma))
 
@@ -78,10 +78,10 @@ def _mean_of_pairs(embeddings: np.ndarray, gamma: float) -> float:
 def _kernel_sum(a: np.ndarray, b: np.ndarray, gamma: float) -> float:
     """The sum of the kernel over all pairs of [N, P] and [M, P]."""
     blocks = (a[first : first + _ROWS] for first in range(0, len(a), _ROWS))
-    return float(sum(np.exp(-gamma * _squared_distances(block, b)).sum() for block in blocks))
+    return float(sum(np.exp(-gamma * squared_distances(block, b)).sum() for block in blocks))
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[N, P], [M, P] -> [N, M]."""
     distances: np.ndarray = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
     return distances.clip(min=0)

@@ -22,13 +22,11 @@ class PitchAccuracy(Metric):
     ignores_octaves: ClassVar[bool] = False
 
     def measure(self, sounds: AudioSet, references: References) -> np.ndarray | None:
-        """One value per clip that has a label."""
-        is_labeled = ~np.isnan(references.pitch_labels)
-        if not is_labeled.any():
+        """One value per clip, NaN where it has no label; None: no clip has one."""
+        labels = references.pitch_labels
+        if np.isnan(labels).all():
             return None
-        return is_pitch_correct(
-            sounds.pitches[is_labeled], references.pitch_labels[is_labeled], self.ignores_octaves
-        ).astype(float)
+        return np.where(np.isnan(labels), np.nan, is_pitch_correct(sounds.pitches, labels, self.ignores_octaves))
 
     def measure_floor(self, sounds: AudioSet, references: References) -> np.ndarray | None:
         """The fraction of other labels for which each note would be correct."""
