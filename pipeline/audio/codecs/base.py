@@ -106,6 +106,17 @@ class Codec(ABC):
     def decode_batch(self, codes: Tensor) -> Tensor:
         """Decode the first k streams, int64 [B, k, T] on the codec's device, to [B, channels, hop_length T]."""
 
+    def dequantize(self, codes: Tensor) -> Tensor | None:
+        """The continuous latents of codes, as `decode_batch` gets them; here none.
+
+        Args:
+            codes: int64 [B, k, T] of the first k streams, on the codec's device.
+
+        Returns:
+            float32 [B, D, T]: with a residual quantizer the sums of the codebooks' vectors; None: the codec has none.
+        """
+        return None
+
     @property
     def can_decode_in_pieces(self) -> bool:
         """Whether `streaming_decoder` needs memory for a few frames only, whatever the length."""
@@ -203,6 +214,19 @@ class Codec(ABC):
             return torch.cat([*pieces, decoder.flush()], dim=-1)
         with torch.inference_mode(), full_precision(self.device):
             return self.decode_batch(self.validate_codes(codes))
+
+    def latents(self, codes: Tensor) -> Tensor | None:
+        """The continuous latents of the codes [B, k, T] of the first k streams: [B, D, T]; None: the codec has none.
+
+        Raises:
+            InputError: As `decode` does.
+        """
+        import torch
+
+        from pipeline.audio.precision import full_precision
+
+        with torch.inference_mode(), full_precision(self.device):
+            return self.dequantize(self.validate_codes(codes))
 
     def encode_clip(self, wav: np.ndarray) -> Tensor:
         """Encode a sound, [S] or [S, 2], to codes [K, T] on the codec's device."""

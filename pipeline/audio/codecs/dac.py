@@ -80,3 +80,8 @@ class DacCodec(TransformersCodec):
 
         wav = self.model.decode(audio_codes=codes).audio_values[:, None]  # [B, 1, S]
         return pad(wav, (0, codes.shape[-1] * self.hop_length - wav.shape[-1]))
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """See `Codec.dequantize`: after the projections of the codebooks."""
+        latents: Tensor = self.model.quantizer.from_codes(codes)[0]
+        return latents

@@ -60,6 +60,11 @@ class Encodec32khzCodec(TransformersCodec):
         wav: Tensor = self.model.decode(codes[None], [None]).audio_values
         return wav
 
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """See `Codec.dequantize`."""
+        latents: Tensor = self.model.quantizer.decode(codes.transpose(0, 1))
+        return latents
+
     def streaming_decoder(self) -> StreamingDecoder:
         """See `Codec.streaming_decoder`: the layers before and after the LSTM on pieces, the LSTM with its state."""
         import torch
@@ -69,9 +74,9 @@ class Encodec32khzCodec(TransformersCodec):
         before, after = torch.nn.Sequential(*layers[:at]), torch.nn.Sequential(*layers[at + 1 :])
         state: Any = None
 
-        def dequantize(codes: Tensor) -> Tensor:
-            latents: Tensor = before(self.model.quantizer.decode(codes.transpose(0, 1)))
-            return latents
+        def start(codes: Tensor) -> Tensor:
+            hidden: Tensor = before(self.dequantize(codes))
+            return hidden
 
         def recur(x: Tensor) -> Tensor:
             nonlocal state
@@ -84,7 +89,7 @@ class Encodec32khzCodec(TransformersCodec):
         block = sum(dilations) * (config.residual_kernel_size // 2)
         context = count_context(config.upsampling_ratios, first=0, block=block, last=config.last_kernel_size // 2)
         stages: list[Stage] = [
-            Overlap(dequantize, 1, config.kernel_size // 2),
+            Overlap(start, 1, config.kernel_size // 2),
             Recurrent(recur),
             Overlap(after, self.hop_length, context),
         ]

@@ -65,5 +65,10 @@ class Encodec48khzCodec(TransformersCodec):
 
     def decode_batch(self, codes: Tensor) -> Tensor:
         """See `Codec.decode_batch`."""
-        wav: Tensor = self.model.decoder(self.model.quantizer.decode(codes.transpose(0, 1)))
+        wav: Tensor = self.model.decoder(self.dequantize(codes))
         return LEVEL * wav
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """See `Codec.dequantize`: of clips at the level that the model is trained with."""
+        latents: Tensor = self.model.quantizer.decode(codes.transpose(0, 1))
+        return latents

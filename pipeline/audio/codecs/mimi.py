@@ -54,6 +54,11 @@ class MimiCodec(TransformersCodec):
         wav: Tensor = self.model.decode(codes).audio_values
         return wav
 
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """See `Codec.dequantize`."""
+        latents: Tensor = self.model.quantizer.decode(codes)
+        return latents
+
     def streaming_decoder(self) -> StreamingDecoder:
         """See `Codec.streaming_decoder`: convolutions on pieces, the transformer with its cache; nothing is delayed."""
         from transformers import DynamicCache
@@ -62,7 +67,7 @@ class MimiCodec(TransformersCodec):
         cache = DynamicCache(config=config)  # it keeps the sliding window
 
         def upsample(codes: Tensor) -> Tensor:
-            latents: Tensor = decoder.upsample(self.model.quantizer.decode(codes))
+            latents: Tensor = decoder.upsample(self.dequantize(codes))
             return latents
 
         def attend(x: Tensor) -> Tensor:

@@ -60,6 +60,11 @@ class StereoCodec(Codec):
         """See `Codec.decode_batch`."""
         return _pair_channels(self.mono.decode_batch(separate(codes)))
 
+    def dequantize(self, codes: Tensor) -> Tensor | None:
+        """See `Codec.dequantize`: those of the left channel, then those of the right."""
+        latents = self.mono.dequantize(separate(codes))
+        return None if latents is None else latents.reshape(len(codes), -1, codes.shape[-1])
+
     def streaming_decoder(self) -> StreamingDecoder:
         """See `Codec.streaming_decoder`."""
         return _StereoStreamingDecoder(self)

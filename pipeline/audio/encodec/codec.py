@@ -78,6 +78,10 @@ class EncodecCodec(Codec):
         """See `Codec.decode_batch`."""
         return self.model.decode([(codes, None)])
 
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """See `Codec.dequantize`."""
+        return self.model.quantizer.decode(codes.transpose(0, 1))
+
     def streaming_decoder(self) -> EncodecStreamingDecoder:
         """See `Codec.streaming_decoder`."""
         return EncodecStreamingDecoder(self)
@@ -100,7 +104,7 @@ class EncodecStreamingDecoder:
         codes = self._codec.validate_codes(chunk)
         with full_precision(self._codec.device):
             self._state = self._decoder.start(len(codes)) if self._state is None else self._state
-            return self._decoder.step(self._codec.model.quantizer.decode(codes.transpose(0, 1)), self._state)
+            return self._decoder.step(self._codec.dequantize(codes), self._state)
 
     @torch.inference_mode()
     def flush(self) -> Tensor:
