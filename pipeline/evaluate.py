@@ -16,6 +16,8 @@ Prints, and writes to RUN/evaluation/evaluate.json:
                     on the embedding: compare it with the ceiling, not with other papers. n → ∞: extrapolated
                     to infinitely many sounds (FAD-inf), from 32 sounds on
   KAD               kernel distance between the same embeddings: unbiased for any n
+  distances         these distances in the spaces of the prompts, of the codec's latents and of other embedders
+                    (spaces=[prompt,codec,clap]), also those of training clips; the files of outliers
   different         Vendi score of the embeddings: n if all sounds differ, 1 if all are equal
   coverage          fraction of the n clips that have a sound closer than their 5th nearest clip; density: the number of
                     such clips of each sound, divided by 5. About 97 % and 1 for other sounds of the same kind
@@ -50,7 +52,7 @@ def main(settings: EvaluateSettings) -> None:
 
     out = Path(settings.out)
     check_output_folder("out", out)
-    folder, analyses = Path(settings.run), select_analyses(settings.analyses)
+    folder, analyses = Path(settings.run), select_analyses(settings)
     tracked = find_tracked_run(folder, read_config(folder)) if settings.wandb else None
     run = load_run(settings.run, settings.device, settings.codec_weights, settings.embedder_weights)
     with Console(stderr=True).status("evaluating") as status:

@@ -71,6 +71,8 @@ def test_channels_are_those_of_the_mono_codec() -> None:
         assert torch.equal(codes[0, side::2], mono.encode(wav[:1, side : side + 1])[0])
         assert torch.equal(codes[1, side::2, :5], mono.encode(wav[1:, side : side + 1, :1500])[0])
         assert torch.allclose(stereo.decode(codes[:, :4])[:, side], mono.decode(codes[:, side:4:2])[:, 0], atol=1e-5)
+    latents = [mono.latents(codes[:, side::2]) for side in (0, 1)]
+    assert torch.equal(stereo.latents(codes), torch.cat(latents, 1))
     decoder = stereo.streaming_decoder()
     parts = [decoder.push(part) for part in codes.split(3, dim=-1)] + [decoder.flush()]
     assert torch.allclose(torch.cat(parts, -1), stereo.decode(codes), atol=1e-5)

@@ -46,6 +46,10 @@ class AudioSet:
         wavs, rate = decode_codes(run.codec, codes), run.codec.sample_rate
         return cls(name, codes, wavs, embed_audio(run.embedder, wavs, rate).numpy(), rate)
 
+    def file_name(self, clip: ReferenceClip) -> str:
+        """The name of the file with the sound of a clip, beside evaluate.json."""
+        return f"{clip.sample.key}.{self.name}.wav"
+
     @cached_property
     def pitches(self) -> np.ndarray:
         """The pitch of each sound as a fractional MIDI note number, NaN if it has none: [N]; tracked when first read.

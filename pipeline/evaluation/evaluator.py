@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.audio import audio_io
-from pipeline.data.dataloader import iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.evaluation.analyses import Analysis, AnalysisInputs
 from pipeline.evaluation.audio_set import AudioSet, References
@@ -24,6 +22,7 @@ from pipeline.evaluation.metrics.base import summarize
 from pipeline.evaluation.reference_clips import (
     ReferenceClip,
     check_dataset,
+    iter_reference_batches,
     max_frames,
     sample_reference_clips,
 )
@@ -31,7 +30,6 @@ from pipeline.evaluation.results import EvaluationResult, MetricValues, write_re
 from pipeline.evaluation.settings import EvaluateSettings, MeasureSettings
 from pipeline.generation.loaded_run import LoadedRun
 
-MAX_REFERENCE_CLIPS = 10_000  # to whose embeddings distances are measured
 MAX_LOGGED_CLIPS = 16  # whose sounds a tracker gets
 
 
@@ -69,7 +67,7 @@ class Evaluation:
         """Write {clip}.{audio set}.wav for every clip and audio set, then evaluate.json."""
         for sounds in self.audio_sets:
             for clip, wav in zip(self.clips, sounds.wavs, strict=True):
-                audio_io.write(out / f"{clip.sample.key}.{sounds.name}.wav", wav, sounds.rate)
+                audio_io.write(out / sounds.file_name(clip), wav, sounds.rate)
         write_results(out / "evaluate.json", self.result.to_dict())
 
     def sounds_by_clip(self, count: int) -> list[tuple[str, dict[str, np.ndarray]]]:
@@ -104,8 +102,7 @@ def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str
     on_status("decoding and embedding")
     reconstructions = AudioSet.decode("codec", [clip.codes for clip in clips], run)
     generations = {t: AudioSet.decode(f"t{t:g}", codes[t], run) for t in settings.temperatures}
-    batches = islice(iter_once(valid, 256), -(-MAX_REFERENCE_CLIPS // 256))
-    embeddings = np.concatenate([part.prompts.numpy().mean(1) for part in batches])
+    embeddings = np.concatenate([batch.prompts.numpy().mean(1) for batch in iter_reference_batches(valid)])
     references = References(clips, reconstructions, embeddings, use_pitch=settings.pitch is not False)
     first = next(iter(generations.values()))
     results = {

@@ -6,14 +6,16 @@ Letters: K codebooks, T frames.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.common.errors import InputError
+from pipeline.data.dataloader import Batch, iter_once
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.random_clips import sample_clips
 from pipeline.data.shard import Sample, stack_prompts
@@ -21,6 +23,8 @@ from pipeline.data.stats import labels_of
 from pipeline.generation.loaded_run import LoadedRun
 
 PITCH = "pitch"  # the label with the pitch of a note, as a MIDI note number
+MAX_REFERENCE_CLIPS = 10_000  # to which distances are measured
+_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ def sample_reference_clips(
     K = run.model.config.codebooks
     samples = sample_clips(split.store, split.manifest, n, seed, split.split)
     return [ReferenceClip(sample, torch.from_numpy(sample.codes[:K, :frames].astype(np.int64))) for sample in samples]
+
+
+def iter_reference_batches(split: ShardedDataset, max_frames: int | None = None) -> Iterator[Batch]:
+    """The clips of a split to which distances are measured: the first `MAX_REFERENCE_CLIPS`, up to a full batch."""
+    return islice(iter_once(split, _BATCH, max_frames=max_frames), -(-MAX_REFERENCE_CLIPS // _BATCH))
 
 
 def clip_values(run: LoadedRun, clips: Sequence[ReferenceClip]) -> dict[str, Tensor]:

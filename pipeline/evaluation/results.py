@@ -119,6 +119,7 @@ class AnalysisResult(_Model):
         text: One or two sentences about the figures.
         rows: The figures by title of the row, then of the column.
         percents: The columns whose values are fractions that are shown as percentages.
+        notes: Lines below the table.
         details: What a section of the report needs beside the table.
     """
 
@@ -126,6 +127,7 @@ class AnalysisResult(_Model):
     text: Text
     rows: dict[Text, MetricValues]
     percents: list[Text] = []
+    notes: list[Text] = []
     details: dict[Text, JsonValue] = {}
 
     def columns(self) -> dict[str, list[str]]:

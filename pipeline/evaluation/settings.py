@@ -46,6 +46,8 @@ class EvaluateSettings(MeasureSettings):
     run: str
     analyses: list[str]
     controls: list[Control]
+    spaces: list[str | dict[str, str]]
+    embedded_clips: PositiveInt
     wandb: bool
 
 

@@ -163,3 +163,16 @@ def test_table_of_codecs_in_the_docs_is_true() -> None:
         assert frame_rate == f"{exact:.4g}"
         assert kbit == f"{own.max_codebooks * exact * math.log2(own.codebook_size) / 1000:.4g}"
         assert causal == ("yes" if name in CAUSAL else "no") and licence in settings.licence
+
+
+@pytest.mark.parametrize("name", ["encodec_24khz", "encodec_32khz", "mimi", "dac_44khz"])
+def test_latents_are_sums_over_codebooks(name: str, root: Path) -> None:
+    """Of a vector for each code, which depends on no other frame and on no other codebook."""
+    codec = load(name, root)
+    codes, others = some_codes(codec, 12)
+    latents = [codec.latents(each[None, :count]) for each in (codes, others) for count in (1, 2, 4)]
+    mixed = codec.latents(torch.cat([codes[:2], others[2:]])[None])
+    torch.testing.assert_close(mixed, latents[1] + latents[5] - latents[4], atol=1e-4, rtol=1e-4)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(codec.latents(codes[None, :, order]), latents[2][..., order])
+    assert latents[0].std() > 0 and (latents[1] - latents[0]).std() > 0

@@ -93,17 +93,19 @@ def test_limit_and_kernel_distance_depend_less_on_n() -> None:
     rng, deviations, shift = np.random.default_rng(0), 1 / np.arange(1, 49), 0.05
     reference = rng.normal(size=(3000, 48)) * deviations
     sounds = rng.normal(size=(30, 64, 48)) * deviations + shift
-    bias = np.mean([frechet_distance(part, reference) for part in sounds]) - 48 * shift**2
-    bias_of_limit = np.mean([frechet_distance_limit(part, reference) for part in sounds]) - 48 * shift**2
+    normal, kernel = FittedNormal.fit(reference), FittedKernel.fit(reference)
+    bias = np.mean([normal.distance(part) for part in sounds]) - 48 * shift**2
+    bias_of_limit = np.mean([normal.distance_limit(part) for part in sounds]) - 48 * shift**2
     assert abs(bias_of_limit) < 0.3 * bias
-    of_all = kernel_distance(sounds.reshape(-1, 48), reference)
-    assert np.mean([kernel_distance(part, reference) for part in sounds]) == pytest.approx(of_all, rel=0.1)
+    of_all = kernel.distance(sounds.reshape(-1, 48))
+    assert np.mean([kernel.distance(part) for part in sounds]) == pytest.approx(of_all, rel=0.1)
 
 
 def test_kernel_distance_of_one_distribution_is_about_zero() -> None:
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(500, 8))
-    values = [kernel_distance(rng.normal(size=(20, 8)), reference) for _ in range(200)]
+    kernel = FittedKernel.fit(reference)
+    values = [kernel.distance(rng.normal(size=(20, 8))) for _ in range(200)]
     assert min(values) < 0 < max(values) and abs(np.mean(values)) < 0.1 * np.std(values) + 0.02
 
 

@@ -71,6 +71,14 @@ class Analysis(ABC):
     title: ClassVar[str]
     order: ClassVar[int] = 100
 
+    def check(self, settings: EvaluateSettings) -> None:
+        """Refuse settings before any work.
+
+        Raises:
+            InputError: A setting of this analysis has a wrong value, or files that it names are missing.
+        """
+        return
+
     @abstractmethod
     def measure(self, inputs: AnalysisInputs) -> AnalysisResult | None:
         """The result; None: it is not defined for this model or these clips."""
