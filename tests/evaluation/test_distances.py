@@ -16,7 +16,11 @@ from pipeline.audio.embedders import load_embedder
 from pipeline.common.errors import InputError
 from pipeline.common.paths import ASSETS
 from pipeline.data.dataset import ShardedDataset
-from pipeline.evaluation.analyses.distances import FittedReference, distances_within
+from pipeline.data.manifest import Manifest
+from pipeline.data.random_clips import sample_clips
+from pipeline.data.storage import open_storage
+from pipeline.evaluation.analyses.distances import FittedReference
+from pipeline.evaluation.metrics.kernel_distance import FittedKernel
 from pipeline.evaluation.outliers import OutlierDetector
 from pipeline.evaluation.spaces import CodecSpace, CodedSounds, open_spaces
 from pipeline.generation.loaded_run import LoadedRun, load_run
@@ -72,12 +76,21 @@ def test_one_percent_of_real_clips_are_outliers() -> None:
 def test_real_clips_are_near_real_clips() -> None:
     """KAD is unbiased and FAD is not, so the second shows what is reached with this many sounds."""
     vectors = np.random.default_rng(0).normal(size=(300, 16))
-    within = distances_within(vectors, 40, 0)
-    far = FittedReference.fit(vectors).distances(vectors[:40] + 1)
+    fitted = FittedReference.fit(vectors)
+    within, far = fitted.distances_within(40, 0), fitted.distances(vectors[:40] + 1)
     assert {*within} == {*far} == {"FAD", "FAD-inf", "KAD"}
     assert 0 < within["FAD"] < 0.3 * far["FAD"] and abs(within["FAD-inf"]) < 0.5 * within["FAD"]
     assert abs(within["KAD"]) < 0.1 * far["KAD"]
-    assert distances_within(vectors, 151, 0) == {} and {*distances_within(vectors, 9, 0)} == {"FAD", "KAD"}
+    assert fitted.distances_within(151, 0) == {} and {*fitted.distances_within(9, 0)} == {"FAD", "KAD"}
+
+
+def test_kernel_without_rows_is_that_of_the_other_rows() -> None:
+    vectors, sounds = (np.random.default_rng(seed).normal(size=(60, 5)) for seed in (0, 1))
+    part = FittedKernel.fit(vectors).without(np.arange(7, 20))
+    rest = np.delete(vectors, np.arange(7, 20), axis=0)
+    squares = np.square(rest[:, None] - rest).sum(-1)
+    assert part.mean == pytest.approx(np.exp(-part.gamma * squares)[~np.eye(47, dtype=bool)].mean())
+    assert part.distance(sounds) == pytest.approx(FittedKernel.fit(rest).distance(sounds), rel=0.1)
 
 
 def test_codec_space_sums_the_vectors_of_codebooks(run: LoadedRun, reference: CodedSounds) -> None:
@@ -138,6 +151,22 @@ def test_evaluation_names_reference_and_outliers(
             assert len(far) == 4 and all((tmp_path / each["file"]).is_file() for each in far)
             assert [each["distance"] for each in far] == sorted((each["distance"] for each in far), reverse=True)
     assert details["spaces"]["prompt"]["embedding"] == results["distance"]["embedding"]
+    fad = frechet_by_eigenvalues(codec_vectors(workspace, 4), codec_vectors(workspace, 19))
+    assert rows["ceiling (codec)"]["codec FAD"]["mean"] == pytest.approx(fad, rel=1e-4)
+
+
+def codec_vectors(workspace: Workspace, n: int) -> np.ndarray:
+    """The mean over frames of the sums of codebook vectors, of n clips of the training split."""
+    books = load_file(ASSETS / "encodec_embedded.safetensors")["codebooks"].double().numpy()
+    clips = sample_clips(open_storage(workspace.dataset), Manifest.load(workspace.dataset), n, 0, "train")
+    return np.stack([(books[0][clip.codes[0]] + books[1][clip.codes[1]]).mean(0) for clip in clips])
+
+
+def frechet_by_eigenvalues(a: np.ndarray, b: np.ndarray) -> float:
+    """As published: with the eigenvalues of the product of the covariances."""
+    A, B = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    roots = np.sqrt(np.linalg.eigvals(A @ B).real.clip(min=0))
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(A + B) - 2 * roots.sum())
 
 
 @pytest.mark.parametrize(

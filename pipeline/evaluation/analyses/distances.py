@@ -91,13 +91,14 @@ class FittedReference:
         limit = {"FAD-inf": self.normal.distance_limit(vectors)} if len(vectors) >= MIN_SOUNDS else {}
         return {"FAD": self.normal.distance(vectors), **limit, "KAD": self.kernel.distance(vectors)}
 
-
-def distances_within(vectors: np.ndarray, n: int, seed: int) -> dict[str, float]:
-    """The distances of n random clips to the others; none where these are fewer than n. vectors: [M, Q]."""
-    if len(vectors) < 2 * n:
-        return {}
-    order = np.random.default_rng(seed).permutation(len(vectors))
-    return FittedReference.fit(vectors[order[n:]]).distances(vectors[order[:n]])
+    def distances_within(self, n: int, seed: int) -> dict[str, float]:
+        """The distances of n random clips of the reference to its other clips; none where these are fewer than n."""
+        vectors = self.kernel.reference
+        if len(vectors) < 2 * n:
+            return {}
+        rows = np.random.default_rng(seed).permutation(len(vectors))[:n]
+        others = self.kernel.without(rows)
+        return FittedReference(FittedNormal.fit(others.reference), others).distances(vectors[rows])
 
 
 def temperature_row(temperature: float) -> str:
@@ -132,7 +133,7 @@ def _measure_space(
         values[row] = {name: MetricValue(mean=value) for name, value in fitted.distances(embedded).items()}
         if detector.threshold is not None:
             values[row][OUTLIERS] = inputs.summarize((far[row] > detector.threshold).astype(float))
-    within = distances_within(vectors, len(inputs.clips), seed)
+    within = fitted.distances_within(len(inputs.clips), seed)
     values[SPLIT] = {name: MetricValue(mean=value) for name, value in within.items()}
     seconds = reference.seconds(inputs.run.codec.frame_rate)
     ranked, note = _rank_outliers(inputs, far, detector.threshold)
@@ -158,10 +159,10 @@ def _rank_outliers(
     ranked: dict[str, JsonValue] = {}
     worst: list[tuple[float, str]] = []
     for temperature, sounds in inputs.generations.items():
-        distances = far[temperature_row(temperature)].round(3).tolist()
+        row = temperature_row(temperature)
         files = [sounds.file_name(clip) for clip in inputs.clips]
-        pairs = sorted(zip(distances, files, strict=True), reverse=True)
-        ranked[temperature_row(temperature)] = [{"file": file, "distance": far} for far, file in pairs[:RECORDED]]
+        pairs = sorted(zip(far[row].round(3).tolist(), files, strict=True), reverse=True)
+        ranked[row] = [{"file": file, "distance": distance} for distance, file in pairs[:RECORDED]]
         worst = sorted([*worst, *pairs], reverse=True)[:NAMED]
     limit = "" if threshold is None else f" ({REAL}: at most {threshold:.1f})"
-    return ranked, f"farthest{limit}: " + ", ".join(f"{file} {distance:.1f}" for distance, file in worst)
+    return ranked, f"farthest{limit}: " + ", ".join(f"{file:.200} {distance:.1f}" for distance, file in worst)

@@ -52,6 +52,13 @@ class FittedKernel:
         gamma = float(1 / (2 * width**2 + 1e-8))
         return cls(reference, gamma, _mean_of_pairs(reference, gamma))
 
+    def without(self, rows: np.ndarray) -> FittedKernel:
+        """The same kernel for the reference without some of its rows [R]; two or more remain."""
+        part, rest = self.reference[rows], np.delete(self.reference, rows, axis=0)
+        left_out = 2 * _kernel_sum(part, rest, self.gamma) + _kernel_sum(part, part, self.gamma) - len(part)
+        total = self.mean * len(self.reference) * (len(self.reference) - 1)
+        return FittedKernel(rest, self.gamma, (total - left_out) / (len(rest) * (len(rest) - 1)))
+
     def distance(self, embeddings: np.ndarray) -> float:
         """The kernel audio distance to embeddings [N, P], N >= 2 (Chung et al., arXiv:2502.15602).
 
