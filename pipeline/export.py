@@ -2,13 +2,16 @@
 
   python -m pipeline.export run=runs/delay_gpt2
   python -m pipeline.export run=RUN checkpoint=best
+  python -m pipeline.export run=RUN precision=int8 out=RUN/int8
   python -m pipeline.export run=RUN push=OWNER/NAME
 
 Writes model.safetensors and config.json, all that inference needs of the model, and README.md, its model card, to
 RUN/export/. Training does the same at its end. Needs no GPU, and memory for the weights only, whatever the ZeRO stage
 and the number of ranks were. `CodecGPT.from_pretrained` loads the folder, or the repository that it was pushed to.
 
-Main settings: run= checkpoint= weights=last out= push= private=
+precision=int8 stores matrices in 8 bits: a quarter of the size, and on a CPU few sounds at once are generated faster.
+
+Main settings: run= checkpoint= weights=last precision= out= push= private=
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class ExportSettings(CommandSettings):
     run: str
     checkpoint: str
     weights: Literal["auto", "last"]
+    precision: Literal["fp32", "int8"]
     out: str
     push: str | None
     private: bool
@@ -51,7 +55,7 @@ def main(settings: ExportSettings) -> int:
         raise InputError(
             f"out={out}: its {model_card.FILE_NAME} is not a model card; give a folder for the export only"
         )
-    checkpoint.export(path, out, use_ema=settings.weights == "auto")
+    checkpoint.export(path, out, use_ema=settings.weights == "auto", precision=settings.precision)
     model_card.write_model_card(path, checkpoint.read_metadata(path), out)
     print(f"exported {path} to {out}")
     if settings.push:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.codec_gpt import CodecGPT
-from pipeline.models.inference_layers import GELU, InferenceLayers
+from pipeline.models.inference_layers import GELU, InferenceLayers, linear_builder
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class InferenceEngine:
         self.model, self.config, self.pattern = model, model.config, model.pattern
         self.device, self.heads = model.device, model.config.heads
         self.use_cuda_graph = self.device.type == "cuda"
-        self.layers = InferenceLayers(backbone, batch_invariant)
-        self.head = model.head.decoder(batch_invariant)
+        build = linear_builder(model.is_quantized, self.device, batch_invariant)
+        self.layers, self.head = InferenceLayers(backbone, build), model.head.decoder(build)
 
     def new_cache(self, rows: int, positions: int) -> KVCache:
         """Allocate an empty cache of the given size."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
+from safetensors import safe_open
 
 from pipeline.audio.codecs import CODECS
 from pipeline.audio.embedders import EMBEDDERS
@@ -30,6 +31,7 @@ from pipeline.evaluation.results import read_evaluation
 from pipeline.models import model_stats
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.model_files import WEIGHTS
+from pipeline.models.quantization import is_quantized
 
 log = logging.getLogger("pipeline")
 FILE_NAME = "README.md"  # as the hub expects it
@@ -90,6 +92,7 @@ def render_model_card(
             losses=_last_losses([row for row in read_metrics(run) if row["step"] <= metadata["step"]]),
             versions=package_versions(PACKAGES),
             weights=list(_weights(config)),
+            is_quantized=_is_quantized(folder / WEIGHTS),
             **_evaluation(run, folder),
         )
         return card
@@ -108,6 +111,13 @@ def _describe_base(settings: Mapping[str, Any], metadata: Mapping[str, Any]) -> 
     folder = Path(source)  # absolute, or a repository
     name = source if not folder.is_absolute() else folder.parent.name if folder.name == "export" else folder.name
     return f"{name}, {metadata['settings']['finetune.from']}"
+
+
+def _is_quantized(weights: Path) -> bool:
+    if not weights.exists():
+        return False
+    with safe_open(weights, "pt") as file:
+        return is_quantized(file.keys())
 
 
 def _local_datasets(settings: Mapping[str, Any]) -> dict[str, str]:

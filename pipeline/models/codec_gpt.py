@@ -55,6 +55,7 @@ class CodecGPT(nn.Module):
         self.conditions = nn.ModuleList([settings.build(config, self) for settings in config.condition_settings])
         self.label_smoothing = 0.0  # only in training
         self.weights_sha256 = ""  # of the file from which the model was loaded
+        self.is_quantized = False  # whether that file has weights of 8 bits
         self.adapter: Adapter | None = None  # that is trained, while all other weights are frozen
         self.register_buffer("offsets", torch.arange(config.codebooks)[:, None] * self.classes, persistent=False)
         self._init_weights()
@@ -269,13 +270,13 @@ class CodecGPT(nn.Module):
             folder = download_model(str(source), local_only)
         if lora.is_adapter(folder):
             return lora.load_merged(folder).to(device)
-        config, state, weights_sha256 = read_pretrained(folder)
+        files = read_pretrained(folder)
         try:
-            model = cls(config)
-            model.load_state_dict(state)
+            model = cls(files.config)
+            model.load_state_dict(files.state)
         except (TypeError, ValueError, RuntimeError) as error:
             raise invalid_export(folder, error) from error
-        model.weights_sha256 = weights_sha256
+        model.weights_sha256, model.is_quantized = files.weights_sha256, files.is_quantized
         return model.to(device).eval()
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.common.import_guards import hide_broken_packages
 from pipeline.models.heads import CodebookHeads, HeadDecoder
-from pipeline.models.inference_layers import GELU, InferenceLayers, PackedLinear
+from pipeline.models.inference_layers import GELU, InferenceLayers, LinearBuilder
 from pipeline.models.patterns.base import HeadSize
 
 with hide_broken_packages("torchaudio", "torchvision"):  # transformers imports both where they are installed
@@ -86,9 +86,9 @@ class DepthHead(CodebookHeads):
         normalized: Tensor = gpt2.ln_f(x)
         return normalized
 
-    def decoder(self, batch_invariant: bool) -> HeadDecoder:
+    def decoder(self, build: LinearBuilder) -> HeadDecoder:
         """The head for inference."""
-        return DepthHeadDecoder(self, batch_invariant)
+        return DepthHeadDecoder(self, build)
 
     def enable_checkpointing(self) -> None:
         """Store only the inputs of layers."""
@@ -98,16 +98,12 @@ class DepthHead(CodebookHeads):
 class DepthHeadDecoder:
     """`DepthHead` for inference: one codebook after the other, with the keys and values of those before it."""
 
-    def __init__(self, head: DepthHead, batch_invariant: bool) -> None:
+    def __init__(self, head: DepthHead, build: LinearBuilder) -> None:
         self._head, codebooks = head, len(head.weight)
         self.groups = tuple(slice(k, k + 1) for k in range(codebooks))
-        self._layers = InferenceLayers(head.transformer, batch_invariant)
-        self._project, self._expand = (
-            PackedLinear(each.weight.t(), each.bias, batch_invariant) for each in (head.project, head.expand)
-        )
-        self._classifiers = [
-            PackedLinear(weight.t(), bias, batch_invariant) for weight, bias in zip(head.weight, head.bias, strict=True)
-        ]
+        self._layers = InferenceLayers(head.transformer, build)
+        self._project, self._expand = (build(each.weight.t(), each.bias) for each in (head.project, head.expand))
+        self._classifiers = [build(weight.t(), bias) for weight, bias in zip(head.weight, head.bias, strict=True)]
 
     def __call__(self, hidden: Tensor, choose: Callable[[int, Tensor], Tensor]) -> None:
         """Decode one step; see `HeadDecoder`."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.inference_layers import PackedLinear
+from pipeline.models.inference_layers import LinearBuilder
 
 
 class HeadDecoder(Protocol):
@@ -56,8 +56,8 @@ class Head(nn.Module):
         """
 
     @abstractmethod
-    def decoder(self, batch_invariant: bool) -> HeadDecoder:
-        """The head for inference. batch_invariant: see `InferenceLayers`."""
+    def decoder(self, build: LinearBuilder) -> HeadDecoder:
+        """The head for inference. build: builds its linear layers."""
 
     def enable_checkpointing(self) -> None:
         """Store less during the forward pass, and compute it again in the backward pass."""
@@ -91,18 +91,18 @@ class CodebookHeads(Head):
             weight, bias = F.pad(weight, (0, 0, 0, padding)), F.pad(bias, (0, padding))
         return torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))[..., :classes]
 
-    def decoder(self, batch_invariant: bool) -> HeadDecoder:
+    def decoder(self, build: LinearBuilder) -> HeadDecoder:
         """The head for inference."""
-        return CodebookHeadsDecoder(self, batch_invariant)
+        return CodebookHeadsDecoder(self, build)
 
 
 class CodebookHeadsDecoder:
     """`CodebookHeads` for inference: one product for all codebooks."""
 
-    def __init__(self, head: CodebookHeads, batch_invariant: bool) -> None:
+    def __init__(self, head: CodebookHeads, build: LinearBuilder) -> None:
         self.codebooks = len(head.weight)
         self.groups = (slice(0, self.codebooks),)
-        self._linear = PackedLinear(head.weight.flatten(0, 1).t(), head.bias.flatten(), batch_invariant)
+        self._linear = build(head.weight.flatten(0, 1).t(), head.bias.flatten())
 
     def __call__(self, hidden: Tensor, choose: Callable[[int, Tensor], Tensor]) -> None:
         """Decode one step; see `HeadDecoder`."""

@@ -12,22 +12,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.quantization import Int8Linear
+
 GELU = "gelu_pytorch_tanh"  # GPT-2's activation as one operation; transformers' own implementation has eight
 _MAX_SUM = 1024  # up to this many products, oneDNN sums in an order that does not depend on the number of rows
 _PACKED_ROWS = 16  # the number of rows for which the weights are packed
 
 
+LinearBuilder = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]  # from a weight [in, out] and a bias [out]
+
+
+def linear_builder(model_is_quantized: bool, device: torch.device, batch_invariant: bool) -> LinearBuilder:
+    """How the linear layers of a model are computed.
+
+    Args:
+        model_is_quantized: Whether its weights have 8 bits.
+        device: Where it is.
+        batch_invariant: CPU: whether a single row must get the same bits as in a batch. False may be faster.
+    """
+    if model_is_quantized and device.type == "cpu":
+        return Int8Linear
+    return partial(PackedLinear, batch_invariant=batch_invariant)
+
+
 class PackedLinear:
     """A linear layer: x [M, in] -> x @ weight + bias [M, out]. weight: [in, out], in either memory layout."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, exact: bool) -> None:
-        self.weight, self.bias, self.batch_invariant = weight, bias, exact
+    def __init__(self, weight: Tensor, bias: Tensor, batch_invariant: bool) -> None:
+        self.weight, self.bias, self.batch_invariant = weight, bias, batch_invariant
         self.is_packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_packed_linear()
         self._packed: list[Tensor] = []
 
@@ -59,11 +78,11 @@ class DecoderLayer:
     """The layers of one GPT-2 block."""
 
     attention_norm: Callable[[Tensor], Tensor]
-    qkv: PackedLinear
-    out: PackedLinear
+    qkv: Callable[[Tensor], Tensor]
+    out: Callable[[Tensor], Tensor]
     mlp_norm: Callable[[Tensor], Tensor]
-    up: PackedLinear
-    down: PackedLinear
+    up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
 
 
 class InferenceLayers:
@@ -71,21 +90,21 @@ class InferenceLayers:
 
     Args:
         transformer: The GPT-2.
-        batch_invariant: CPU: whether a single row must get the same bits as in a batch. False may be faster.
+        build: Builds its linear layers.
     """
 
-    def __init__(self, transformer: nn.Module, batch_invariant: bool) -> None:
+    def __init__(self, transformer: nn.Module, build: LinearBuilder) -> None:
         gpt2 = cast(Any, transformer)
         self.heads: int = gpt2.config.n_head
         self.norm: Callable[[Tensor], Tensor] = gpt2.ln_f
         self.layers = [
             DecoderLayer(
                 attention_norm=block.ln_1,
-                qkv=PackedLinear(merged_weight(block.attn.c_attn), block.attn.c_attn.bias, batch_invariant),
-                out=PackedLinear(merged_weight(block.attn.c_proj), block.attn.c_proj.bias, batch_invariant),
+                qkv=build(merged_weight(block.attn.c_attn), block.attn.c_attn.bias),
+                out=build(merged_weight(block.attn.c_proj), block.attn.c_proj.bias),
                 mlp_norm=block.ln_2,
-                up=PackedLinear(merged_weight(block.mlp.c_fc), block.mlp.c_fc.bias, batch_invariant),
-                down=PackedLinear(merged_weight(block.mlp.c_proj), block.mlp.c_proj.bias, batch_invariant),
+                up=build(merged_weight(block.mlp.c_fc), block.mlp.c_fc.bias),
+                down=build(merged_weight(block.mlp.c_proj), block.mlp.c_proj.bias),
             )
             for block in gpt2.h
         ]

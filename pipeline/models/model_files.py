@@ -6,22 +6,44 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pipeline.common.errors import InputError, one_line
 from pipeline.common.files import is_intact, sha256_file, with_checksum, write_atomic
 from pipeline.models.model_config import ModelConfig
+from pipeline.models.quantization import dequantize_state, is_quantized
 from pipeline.models.weights import save_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def write_pretrained(folder: str | Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
+class ModelFiles(NamedTuple):
+    """The content of the files.
+
+    Attributes:
+        config: The config.
+        state: The weights in fp32.
+        weights_sha256: The sha256 of the weights file.
+        is_quantized: Whether the file has weights of 8 bits.
+    """
+
+    config: ModelConfig
+    state: dict[str, Tensor]
+    weights_sha256: str
+    is_quantized: bool
+
+
+def write_pretrained(folder: str | Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """Write the weights of a model and its config, which contains the sha256 of the weights file and of itself.
 
     The config is written last: until then the folder has none, or one that does not match the new weights.
+
+    Args:
+        folder: Where to write.
+        config: The config.
+        state: The weights, also those of `quantize_state`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,8 +52,8 @@ def write_pretrained(folder: str | Path, config: ModelConfig, state: dict[str, T
     write_atomic(folder / CONFIG, json.dumps(content, indent=2) + "\n")
 
 
-def read_pretrained(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], str]:
-    """The config, the weights and the sha256 of the weights file, after checks.
+def read_pretrained(folder: Path) -> ModelFiles:
+    """Read and check the files.
 
     Raises:
         InputError: the files do not exist, are damaged, or are not those of a CodecGPT.
@@ -43,11 +65,12 @@ def read_pretrained(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], str]:
         content = json.loads((folder / CONFIG).read_text())
         config = ModelConfig.parse(content)
         weights_sha256 = _check_files(folder, content)
-        state = load_file(folder / WEIGHTS)
+        stored = load_file(folder / WEIGHTS)
+        state = dequantize_state(stored)
         _check_sizes(config, state)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError, SafetensorError) as error:
         raise invalid_export(folder, error) from error
-    return config, state, weights_sha256
+    return ModelFiles(config, state, weights_sha256, is_quantized(stored))
 
 
 def invalid_export(folder: Path, error: Exception) -> InputError:

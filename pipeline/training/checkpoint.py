@@ -21,13 +21,14 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.common.errors import InputError
 from pipeline.common.files import is_intact, sha256_file, with_checksum, write_atomic
 from pipeline.models import lora
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.model_files import write_pretrained
+from pipeline.models.quantization import quantize_state
 from pipeline.training import zero_to_fp32
 from pipeline.training.distributed import World
 from pipeline.training.ema import Ema
@@ -339,7 +340,7 @@ def load(engine: Any, checkpoint: Checkpoint, world: World, run: Path) -> None:
             state["step"] = state["step"].clone()
 
 
-def export(path: Path, folder: Path, use_ema: bool = True) -> None:
+def export(path: Path, folder: Path, use_ema: bool = True, precision: Literal["fp32", "int8"] = "fp32") -> None:
     """Write the weights of a checkpoint, in safetensors, and the config of its model.
 
     An adapter is written to `folder/adapter`, and merged into its base to `folder`.
@@ -348,6 +349,7 @@ def export(path: Path, folder: Path, use_ema: bool = True) -> None:
         path: a complete checkpoint.
         folder: where to write.
         use_ema: write the moving average of the weights if the checkpoint has one.
+        precision: of the weights of matrices in the file.
 
     Raises:
         InputError: the checkpoint is damaged, or the base of its adapter is missing.
@@ -361,7 +363,8 @@ def export(path: Path, folder: Path, use_ema: bool = True) -> None:
         trained = {name: value for name, value in weights.items() if name not in ("prompt_mean", "prompt_std")}
         weights = lora.merge_adapter(lora.load_base(adapter, str(path)).state_dict(), trained, adapter)
         lora.write_adapter(folder / lora.ADAPTER, trained, adapter)
-    write_pretrained(folder, ModelConfig(**metadata["model"]), weights)
+    stored = quantize_state(weights) if precision == "int8" else weights
+    write_pretrained(folder, ModelConfig(**metadata["model"]), stored)
 
 
 def _step(path: Path) -> int:

@@ -220,13 +220,18 @@ def test_engine_logits_equal_model_logits(name: str) -> None:
                 inputs = model.embed(sequence[:, :, s : s + 1])
 
 
+@pytest.mark.parametrize("is_quantized", [False, True])
 @pytest.mark.parametrize(
     ("name", "width", "options"), [("delay", 1056, {}), ("depth", 32, {"layers": 1, "width": 264, "heads": 2})]
 )
-def test_engine_is_batch_and_thread_invariant(name: str, width: int, options: dict[str, int]) -> None:
+def test_engine_is_batch_and_thread_invariant(
+    name: str, width: int, options: dict[str, int], is_quantized: bool
+) -> None:
     """A row has the same bits alone and in a batch, also for long sums: width 1,056, inner width 4,224."""
-    engine = InferenceEngine(tiny(width=width, layers=1, pattern=name, pattern_options=options).eval())
-    if not engine.layers.layers[0].qkv.is_packed:
+    model = tiny(width=width, layers=1, pattern=name, pattern_options=options).eval()
+    model.is_quantized = is_quantized
+    engine = InferenceEngine(model)
+    if not is_quantized and not engine.layers.layers[0].qkv.is_packed:
         pytest.skip("this build of torch has no oneDNN: rows agree up to rounding")
     inputs, tokens, threads = torch.randn(17, 3, width), torch.randint(1025, (17, K)), torch.get_num_threads()
     logits_by_case = {}

@@ -20,9 +20,13 @@ from pipeline import export
 from pipeline.common.errors import InputError
 from pipeline.evaluation.losses import loss_result
 from pipeline.evaluation.results import LossResults
+from pipeline.generation.engine import InferenceEngine
+from pipeline.generation.generator import generate
+from pipeline.generation.settings import sampling_settings
 from pipeline.hub import model_card, upload
 from pipeline.models.codec_gpt import CodecGPT
 from pipeline.models.model_files import WEIGHTS
+from pipeline.models.quantization import quantize_state
 from pipeline.training import checkpoint
 from tests.helpers.hub_server import Hub
 from tests.helpers.ranks import ROOT, single_rank
@@ -145,6 +149,23 @@ def test_run_without_validation_has_no_best(run: Path, tmp_path: Path) -> None:
         (path / checkpoint.COMPLETE).write_text(json.dumps(state))
     with pytest.raises(InputError, match="no checkpoint with a validation loss: give checkpoint=newest"):
         exported(tmp_path / "run", tmp_path / "out", "checkpoint=best")
+
+
+def test_export_of_8_bits_is_small_and_batch_invariant(run: Path, tmp_path: Path) -> None:
+    """Its weights are off by at most half of a step; exported again, they are the same."""
+    full, out = exported(run, tmp_path / "full"), exported(run, tmp_path / "small", "precision=int8")
+    assert (out / WEIGHTS).stat().st_size < 0.3 * (full / WEIGHTS).stat().st_size
+    model, before = CodecGPT.from_pretrained(out), CodecGPT.from_pretrained(full).state_dict()
+    assert model.is_quantized and "| precision | 8 bits |" in (out / model_card.FILE_NAME).read_text()
+    for name, value in model.state_dict().items():
+        assert float((value - before[name]).abs().max()) <= float(before[name].abs().max()) / 127 * 0.51, name
+    stored, again = load_file(out / WEIGHTS), quantize_state(model.state_dict())
+    assert stored.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in stored.items())
+    engine, prompts = InferenceEngine(model), torch.randn(3, model.config.prompt_dim)
+    sampling = sampling_settings(temperature=1)
+    codes, _ = generate(engine, {"prompt": prompts}, 12, sampling, [5, 6, 7])
+    for i in range(3):
+        assert torch.equal(generate(engine, {"prompt": prompts[i : i + 1]}, 12, sampling, [5 + i])[0][0], codes[i])
 
 
 def test_card_has_data_model_training_and_licences(run: Path, tmp_path: Path) -> None:
