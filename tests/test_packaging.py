@@ -132,7 +132,7 @@ def test_version_check_names_existing_tests() -> None:
 # By package: where it is, and which of its attributes we read, replace or override.
 PRIVATE_API: dict[str, dict[str, str]] = {
     "torch": {
-        "torch": "_foreach_norm _foreach_mul_ _foreach_lerp_ _weight_norm",
+        "torch": "_foreach_norm _foreach_mul_ _foreach_lerp_ _weight_norm _weight_int8pack_mm",
         "torch.ops.mkldnn": "_linear_pointwise _reorder_linear_weight",
     },
     "transformers": {
