@@ -85,6 +85,7 @@ class CorpusSettings(Settings):
         location_settings: The settings besides `root` that say where the corpus is, not what it contains.
         label_settings: The settings that decide the labels of clips, and nothing else. They may change while a dataset
             is updated: the shards whose clips get other labels are encoded again.
+        optional_settings: Settings that a dataset records only where they are set: datasets of before have none.
         root: Its folder.
         scan_cache_dir: A folder that caches what slow scans found.
     """
@@ -96,6 +97,7 @@ class CorpusSettings(Settings):
     addresses: ClassVar[Mapping[str, str]] = {}
     location_settings: ClassVar[tuple[str, ...]] = ()
     label_settings: ClassVar[tuple[str, ...]] = ()
+    optional_settings: ClassVar[tuple[str, ...]] = ()
 
     name: str
     root: str

@@ -1,10 +1,11 @@
 """NSynth (Engel et al. 2017, arXiv:1704.01279): `nsynth-{train,valid,test}`, unpacked or as the official archives.
 
-The splits are those of NSynth, by instrument; any of them may be missing.
+The splits are those of NSynth, by instrument, unless a table lists others; any of them may be missing.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -55,18 +56,23 @@ class NSynthSettings(CorpusSettings):
     how_to_get: ClassVar[str] = "get it with `python -m pipeline.download data=nsynth`, or give data.root=DIR"
     addresses: ClassVar[Mapping[str, str]] = {"nsynth": "http://download.magenta.tensorflow.org/datasets/nsynth"}
 
+    optional_settings: ClassVar[tuple[str, ...]] = ("splits",)
+
     seconds: Seconds | None
+    splits: str | None
 
     def open(self, digest: AudioDigest | None = None, durations: Durations | None = None) -> NSynth:
         """Open the corpus. digest, durations: not used, since no note is there twice or cut into segments."""
-        return NSynth(self.root, self.scan_cache_dir, self.seconds, self.how_to_get)
+        return NSynth(self.root, self.scan_cache_dir, self.seconds, self.how_to_get, self.splits)
 
     def remote_files(self, download: DownloadSettings, fetch: Callable[[RemoteFile], object]) -> list[RemoteFile]:
         """The archives. They have no published checksums, but Google's storage reports an MD5 in each response."""
+        address, root = download.address("nsynth"), Path(self.root)
         names = [f"nsynth-{split}.jsonwav.tar.gz" for split in download.splits]
-        return [
-            RemoteFile(f"{download.address('nsynth')}/{name}", Path(self.root) / name, magic=GZIP) for name in names
-        ]
+        archives = [RemoteFile(f"{address}/{name}", root / name, magic=GZIP) for name in names]
+        return (
+            archives if self.splits is None else [RemoteFile(f"{address}/{self.splits}", root / self.splits), *archives]
+        )
 
 
 class NSynth:
@@ -77,11 +83,14 @@ class NSynth:
         scan_cache_dir: Caches the members of archives.
         seconds: Of each note, from its start; None for the whole note.
         how_to_get: What to do if something is missing.
+        splits: The table that lists the notes of each split, in `root`; None for NSynth's own splits.
     """
 
-    def __init__(self, root: str, scan_cache_dir: str, seconds: float | None, how_to_get: str) -> None:
+    def __init__(
+        self, root: str, scan_cache_dir: str, seconds: float | None, how_to_get: str, splits: str | None = None
+    ) -> None:
         self.root, self.scan_cache_dir = require_folder(root, EXPECTED, how_to_get), Path(scan_cache_dir)
-        self.seconds, self.how_to_get = seconds, how_to_get
+        self.seconds, self.splits, self.how_to_get = seconds, splits, how_to_get
         self.skipped: list[SkippedInput] = []
         with reading(self.root):
             self._refuse_incomplete()
@@ -98,15 +107,22 @@ class NSynth:
         """Yield the clips in the order of the index, or of the archive."""
         self.skipped.clear()
         seen: set[str] = set()
+        listed = None if self.splits is None else _read_splits(self.root / self.splits, self.how_to_get)
         for split in SPLITS:
             for key, path, span, labels, reason in self._rows(split):
+                if listed is not None and key not in listed:
+                    continue
                 if not reason and key in seen:
                     reason = "another clip has the same key"
                 if reason:
                     self.skipped.append(SkippedInput(printable(path), key, reason))
                     continue
                 seen.add(key)
-                yield Clip(key, path, split, duration=self.seconds, labels=labels, span=span and tuple(span))
+                own_split = split if listed is None else listed[key]
+                yield Clip(key, path, own_split, duration=self.seconds, labels=labels, span=span and tuple(span))
+        if listed is not None and (missing := len(listed) - len(seen)):
+            reason = f"{missing} of {len(listed)} notes of this table are not in the corpus, or are skipped"
+            self.skipped.append(SkippedInput(printable(self.root / str(self.splits)), "", reason))
         if not seen:
             raise no_clips_error(self.root, EXPECTED, self.how_to_get)
 
@@ -177,6 +193,24 @@ class NSynth:
             yield ["", str(archive), None, {}, fault]
         for name in sorted(index.keys() - listed):
             yield [slug(name), member_path(archive, f"{name}.wav"), None, {}, "in the index, not in the archive"]
+
+
+def _read_splits(path: Path, how_to_get: str) -> dict[str, str]:
+    """The split of each note by its key, from a table with the columns `id` and `split`.
+
+    Raises:
+        InputError: The table is missing, has other columns, or names another split.
+    """
+    if not path.is_file():
+        raise InputError(f"data.splits={printable(path.name)}: {printable(path)} is missing; {how_to_get}")
+    with reading(path), path.open(newline="", encoding="utf-8", errors="replace") as file:
+        table = csv.DictReader(file)
+        if not {"id", "split"} <= {*(table.fieldnames or [])}:
+            raise InputError(f"{printable(path)}: expected a CSV file with the columns id and split")
+        rows = {slug(row["id"] or ""): row["split"] for row in table}
+    if wrong := next((split for split in rows.values() if split not in SPLITS), None):
+        raise InputError(f"{printable(path)}: unknown split {wrong:.40}, expected one of {', '.join(SPLITS)}")
+    return rows
 
 
 def _parse_index(content: bytes, path: str) -> dict[str, dict[str, Any] | None]:

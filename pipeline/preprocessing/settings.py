@@ -66,7 +66,8 @@ class PreprocessSettings(CommandSettings):
 
     def _data_without(self, names: Iterable[str] = ()) -> dict[str, object]:
         """The settings of the corpus that are recorded, without some."""
-        ignored = {"root", "scan_cache_dir", *names}
+        unset = {name for name in self.data.optional_settings if getattr(self.data, name) is None}
+        ignored = {"root", "scan_cache_dir", *names, *unset}
         return _recorded({name: value for name, value in self.data.to_dict().items() if name not in ignored})
 
     def _sample_settings(self) -> dict[str, object]:

@@ -59,6 +59,33 @@ def test_notes_missing_in_index_or_on_disk_are_skipped(root: Path) -> None:
     assert all(re.fullmatch("[A-Za-z0-9_-]{1,80}", left.key) for left in corpus.skipped)
 
 
+def test_a_table_moves_notes_to_other_splits(root: Path) -> None:
+    """Notes that it does not list are not in the corpus; the number of those that are missing is reported."""
+    names = [name for split in ("train", "valid", "test") for name in index_of(root / f"nsynth-{split}")]
+    splits = dict(zip(names[::2], ["test", "train", "valid"] * 4, strict=True))
+    rows = [f"{name},{split}\n" for name, split in splits.items()]
+    (root / "splits.csv").write_text("".join(["id,split\n", *rows, "organ_acoustic_999-060-100,train\n"]))
+    corpus = data("nsynth", root, "data.splits=splits.csv").open()
+    assert {clip.key: clip.split for clip in corpus.clips()} == splits
+    (skipped,) = corpus.skipped
+    assert skipped.reason == "1 of 13 notes of this table are not in the corpus, or are skipped"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"data.splits=splits.csv: .* is missing; get it with"),
+        ("name,split\na,train\n", "expected a CSV file with the columns id and split"),
+        ("id,split\na,dev\n", "unknown split dev, expected one of train, valid, test"),
+    ],
+)
+def test_an_invalid_table_of_splits_is_refused(root: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (root / "splits.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        list(data("nsynth", root, "data.splits=splits.csv").open().clips())
+
+
 def test_repeated_key_is_skipped(root: Path) -> None:
     name, note = next(iter(index_of(root / "nsynth-train").items()))
     index = root / "nsynth-test" / "examples.json"
