@@ -6,9 +6,10 @@
 One row per run and temperature: pattern, codec and codebooks (with a warning if the runs differ in these two),
 validation loss in bits per second of audio, the metrics of pipeline.evaluate (95 % intervals in brackets), compute
 spent in training, codes per second in training (from its log) and in generation (measured here).
-Writes compare.json and compare.md.
+Writes compare.json and compare.md; and table.md and table.tex, the table of a paper: the original recordings
+(corpus_root=), the codec, each run and the floor, with a caption that names the clips, the protocol, and the embedder.
 
-What people change: n=, temperatures=, sampling.guidance=, out=, device=.
+What people change: n=, protocol=, corpus_root=, metrics=, temperatures=, sampling.guidance=, out=, device=.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ def main(settings: CompareSettings) -> None:
         comparison = compare(settings, status.update)
     write_results(out / "compare.json", comparison.to_dict())
     (out / "compare.md").write_text(comparison.to_markdown())
+    (out / "table.md").write_text(comparison.table.to_markdown())
+    (out / "table.tex").write_text(comparison.table.to_latex())
     comparison.print(Console())
     if warning := comparison.warning:
         print(f"warning: {warning}")
-    print(f"written: {out}/compare.json, {out}/compare.md")
+    print(f"written: {out}/compare.json, {out}/compare.md; for a paper: {out}/table.md, {out}/table.tex")
     print(f"next: {format_command('report', run=comparison.best_run, shards=settings.shards)}")
 
 

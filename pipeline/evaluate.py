@@ -1,6 +1,7 @@
 """Evaluate a trained model on clips that it was not trained on, and write sounds generated from their prompts.
 
   python -m pipeline.evaluate run=quickstart/run shards=quickstart/shards
+  python -m pipeline.evaluate run=RUN shards=DIR corpus_root=data/nsynth     adds the original recordings
   python -m pipeline.evaluate run=RUN shards=DIR n=256 temperatures=[0.5,0.7,0.9] sampling.guidance=2 split=test
 
 Prints, and writes to RUN/evaluation/evaluate.json:
@@ -25,7 +26,8 @@ Prints, and writes to RUN/evaluation/evaluate.json:
                     with one period in all codebooks (steady tones do: see the ceiling)
 Brackets: 95 % intervals by bootstrap over clips. RUN/evaluation/ gets the wavs: {clip}.codec.wav is the codec's
 reconstruction, {clip}.t0.7.wav a generation at temperature 0.7. See also pipeline.report.
-What people change: n=, temperatures=, sampling.guidance=, split=, out=, seed=, wandb=true, device=.
+What people change: n=, protocol= (a paper's split, clips and labels), temperatures=, sampling.guidance=, split=, out=,
+seed=, wandb=true, device=.
 """
 
 from __future__ import annotations

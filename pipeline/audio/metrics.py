@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.common.errors import InputError
 
 WINDOW, HOP = 2048, 512
+PITCH_TRACKER = "SwiftF0"
 RANGE_DB = 80.0  # levels further below the reference's loudest bin are raised to this
 MIN_CONFIDENCE = 0.5  # of a frame's pitch, as the tracker reports it
 PITCH_SHARE = 0.7  # share of a note that is evaluated: the pitch of its release wavers

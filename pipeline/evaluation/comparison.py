@@ -15,6 +15,7 @@ from rich.console import Console
 from pipeline.common.metrics_file import read_metrics
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.metrics import list_metrics
+from pipeline.evaluation.paper_table import PaperTable, build_table
 from pipeline.evaluation.results import EvaluationResult, MetricValues
 from pipeline.evaluation.settings import CompareSettings
 from pipeline.evaluation.tables import print_table
@@ -61,10 +62,12 @@ class Comparison:
     Attributes:
         rows: One per run and temperature.
         evaluations: Each run's evaluation, by run folder.
+        table: The table of a paper.
     """
 
     rows: list[ComparisonRow]
     evaluations: dict[str, EvaluationResult]
+    table: PaperTable
 
     @property
     def warning(self) -> str | None:
@@ -115,7 +118,7 @@ def compare(settings: CompareSettings, on_status: Callable[[str], None]) -> Comp
     Raises:
         InputError: As of `evaluate`.
     """
-    rows, evaluations = [], {}
+    rows, evaluations, codecs = [], {}, {}
     for folder in map(Path, dict.fromkeys(settings.runs)):
         run = load_run(folder, settings.device, settings.codec_weights, settings.embedder_weights)
         evaluation = evaluate(settings, run, lambda line, folder=folder: on_status(f"{folder}: {line}"))  # type: ignore[misc]
@@ -130,11 +133,12 @@ def compare(settings: CompareSettings, on_status: Callable[[str], None]) -> Comp
             "generation": generation_rate(run, max(frames), settings),
             "bits": result.loss.model.bits_second,
         }
+        codecs[str(folder)] = f"{run.codec.name}, {run.model.config.codebooks} codebooks"
         rows += [
             ComparisonRow({**facts, "temperature": float(temperature)}, metrics)
             for temperature, metrics in result.temperatures.items()
         ]
-    return Comparison(rows, evaluations)
+    return Comparison(rows, evaluations, build_table(evaluations, codecs, settings.shards, settings.metrics))
 
 
 def training_stats(folder: Path, run: LoadedRun, frames: float) -> dict[str, float | None]:

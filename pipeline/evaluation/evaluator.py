@@ -19,6 +19,7 @@ from pipeline.evaluation.generations import generate_all
 from pipeline.evaluation.losses import measure_losses
 from pipeline.evaluation.metrics import list_metrics
 from pipeline.evaluation.metrics.base import summarize
+from pipeline.evaluation.protocols import matching
 from pipeline.evaluation.reference_clips import (
     ReferenceClip,
     check_dataset,
@@ -87,15 +88,17 @@ def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str
         on_status: Gets a line about each part of the work.
 
     Raises:
-        InputError: The dataset does not fit the model.
+        InputError: The dataset does not fit the model or the protocol, or recordings are not in `corpus_root`.
     """
     valid, train = (ShardedDataset(settings.shards, split) for split in (settings.split, settings.baseline))
     for split in (valid, train):
         check_dataset(split, run)
+    settings.protocol.check(valid.manifest)
     frames = max_frames(run)
     on_status(f"loss of {len(valid)} clips of {settings.split}")
     losses = measure_losses(run, valid, train, frames)
-    clips = sample_reference_clips(valid, settings.n, settings.seed, run, frames)
+    clips, protocol = settings.protocol.select(sample_reference_clips(valid, settings.n, settings.seed, run, frames))
+    originals = None if settings.corpus_root is None else AudioSet.read(settings.corpus_root, clips, run)
     on_status(f"generating {len(clips)} clips at {len(settings.temperatures)} temperatures")
     batch = None if settings.batch == "auto" else settings.batch
     codes = generate_all(run, clips, settings.temperatures, settings.sampling, settings.seed, batch)
@@ -103,14 +106,17 @@ def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str
     reconstructions = AudioSet.decode("codec", [clip.codes for clip in clips], run)
     generations = {t: AudioSet.decode(f"t{t:g}", codes[t], run) for t in settings.temperatures}
     embeddings = np.concatenate([batch.prompts.numpy().mean(1) for batch in iter_reference_batches(valid)])
-    references = References(clips, reconstructions, embeddings, use_pitch=settings.pitch is not False)
+    bad_labels = matching(clips, settings.protocol.bad_labels)
+    references = References(clips, reconstructions, embeddings, settings.pitch is not False, originals, {*bad_labels})
     first = next(iter(generations.values()))
     results = {
         "loss": losses,
         "temperatures": {f"{t:g}": _measure(sounds, references, settings) for t, sounds in generations.items()},
         "ceiling": _measure(reconstructions, references, settings),
         "floor": _measure(first, references, settings, is_floor=True) if len(clips) > 1 else {},
+        **({} if originals is None else {"originals": _measure(originals, references, settings)}),
         "distance": {"embedding": run.embedder.identity, "reference": settings.split, "n": len(embeddings)},
+        **({} if settings.protocol.title is None else {"protocol": protocol}),
         "settings": {**settings.to_dict(), "n": len(clips)},
         **run.identity,
     }

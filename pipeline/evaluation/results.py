@@ -27,6 +27,7 @@ Number = Annotated[float, Field(ge=-1e100, le=1e100)]  # the range that can be p
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Temperature = Annotated[str, Field(max_length=40), AfterValidator(_is_temperature)]
 Text = Annotated[str, Field(max_length=1000)]
+ORIGINALS = "originals"  # the row of the recordings from which the clips were encoded
 
 
 class _Model(BaseModel):
@@ -98,6 +99,21 @@ class EmbedderName(_Model):
     name: Text
 
 
+class AppliedProtocol(_Model):
+    """The protocol of an evaluation, and the numbers of clips that it leaves out, and whose labels are not used."""
+
+    name: Text
+    title: Text
+    left_out: dict[Text, Count] = {}
+    bad_labels: dict[Text, Count] = {}
+
+    def __str__(self) -> str:
+        """The title, and what was left out."""
+        parts = [f"left out: {count} ({reason})" for reason, count in self.left_out.items()]
+        parts += [f"pitch labels not used: {count} ({reason})" for reason, count in self.bad_labels.items()]
+        return "; ".join([self.title, *parts])
+
+
 class DistanceReference(_Model):
     """The embedder of distances, and the number of clips to which they are measured."""
 
@@ -148,15 +164,18 @@ class EvaluationResult(_Model):
     temperatures: Annotated[dict[Temperature, MetricValues], Field(min_length=1)]
     ceiling: MetricValues
     floor: MetricValues
+    originals: MetricValues = {}
     distance: DistanceReference
+    protocol: AppliedProtocol | None = None
     settings: RecordedSettings
     export: ExportIdentity
     analyses: dict[Text, AnalysisResult] = {}
 
     def rows(self) -> dict[str, MetricValues]:
-        """The metrics by title of the sounds: floor, each temperature, ceiling."""
+        """The metrics by title of the sounds: floor, each temperature, ceiling, originals where they were read."""
         rows = {f"temperature {temperature}": values for temperature, values in self.temperatures.items()}
-        return {"floor": self.floor, **rows, "ceiling (codec)": self.ceiling}
+        originals = {ORIGINALS: self.originals} if self.originals else {}
+        return {"floor": self.floor, **rows, "ceiling (codec)": self.ceiling, **originals}
 
     def flatten(self) -> dict[str, float]:
         """All figures by flat names: loss/model, t0.7/pitch, ceiling/fidelity..."""
@@ -169,7 +188,7 @@ class EvaluationResult(_Model):
             for row, values in result.rows.items()
             for column, value in values.items()
         }
-        for row, values in {"floor": self.floor, "ceiling": self.ceiling, **rows}.items():
+        for row, values in {"floor": self.floor, "ceiling": self.ceiling, "originals": self.originals, **rows}.items():
             flat |= {f"{row}/{name}": value.mean for name, value in values.items()}
         return flat
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.common.setting_types import Count, NonNegative, PositiveInt, Seconds, Unit
 from pipeline.common.settings import CommandSettings
+from pipeline.evaluation.protocols import ProtocolSettings
 from pipeline.generation.settings import SamplingSettings
 
 Control = Literal["prompt", "label", "both"]  # the conditions that a model gets when its pitch is controlled
@@ -32,7 +33,9 @@ class _ModelSettings(CommandSettings):
 class MeasureSettings(_ModelSettings):
     """Settings of an evaluation: those that evaluate and compare have in common."""
 
+    protocol: ProtocolSettings
     baseline: str
+    corpus_root: str | None
     pitch: Literal["auto"] | bool
     resamples: PositiveInt
     batch: Literal["auto"] | PositiveInt
@@ -57,6 +60,7 @@ class CompareSettings(MeasureSettings):
     command: ClassVar[str] = "compare"
 
     runs: Annotated[list[str], Field(min_length=1)]
+    metrics: Annotated[list[str], Field(min_length=1)]
     benchmark_batch: PositiveInt
 
 

@@ -29,6 +29,8 @@ def print_evaluation(console: Console, result: EvaluationResult) -> None:
     for analysis in result.analyses.values():
         print_table(console, analysis.title, [*analysis.rows], [*analysis.columns().items()])
         console.print("\n".join([analysis.text, *analysis.notes]), highlight=False, markup=False)
+    if result.protocol is not None:
+        console.print(f"protocol: {result.protocol}", highlight=False, markup=False)
     console.print(
         f"in brackets: 95 % intervals over {clips} clips; ↑ higher is better, ↓ lower is better\n"
         f"embeddings: {result.distance.embedding.name}; distances: to {result.distance.n} clips of the dataset",

@@ -16,6 +16,7 @@ import yaml
 from pipeline.audio import metrics
 from pipeline.audio.codecs import load_codec
 from pipeline.audio.embedders import load_embedder
+from pipeline.audio.recordings import load_source_audio
 from pipeline.common.errors import InputError
 from pipeline.common.paths import CONF
 from pipeline.data.dataloader import iter_once
@@ -32,10 +33,10 @@ SMALL = ("n=3", "temperatures=[0,0.7]", "resamples=50")
 
 
 @pytest.fixture(scope="module")
-def evaluated(workspace: Workspace) -> tuple[dict, Path]:
+def evaluated(workspace: Workspace, nsynth_folder: Path) -> tuple[dict, Path]:
     """The content of an evaluate.json, and its folder."""
-    out = workspace.root / "evaluated"
-    run_command("evaluate", f"run={workspace.run()}", f"shards={workspace.dataset}", f"out={out}", *SMALL)
+    out, corpus = workspace.root / "evaluated", f"corpus_root={nsynth_folder}"
+    run_command("evaluate", f"run={workspace.run()}", f"shards={workspace.dataset}", f"out={out}", corpus, *SMALL)
     return json.loads((out / "evaluate.json").read_text()), out
 
 
@@ -81,6 +82,24 @@ def test_ceiling_and_floor_are_reconstructions(workspace: Workspace, evaluated: 
     for clip, wav in zip(clips, reconstructions, strict=True):
         written = soundfile.read(out / f"{clip.key}.codec.wav", dtype="float32")[0]
         assert np.allclose(written, wav.clip(-1, 1), atol=1e-4)
+
+
+def test_originals_are_the_recordings(workspace: Workspace, evaluated: tuple[dict, Path], nsynth_folder: Path) -> None:
+    """Their prompts are those of the dataset, and their pitch is tracked on the notes of the corpus."""
+    clips = list(sample_clips(open_storage(workspace.dataset), Manifest.load(workspace.dataset), 3, 0, "valid"))
+    wavs = [load_source_audio(str(nsynth_folder), clip.metadata, 24_000) for clip in clips]
+    labels = [clip.metadata["labels"]["pitch"] for clip in clips]
+    is_correct = [abs(metrics.pitch(wav, 24_000) - label) <= 0.5 for wav, label in zip(wavs, labels, strict=True)]
+    originals = evaluated[0]["originals"]
+    assert originals["pitch"]["mean"] == pytest.approx(np.mean(is_correct))
+    assert originals["fidelity"]["mean"] > 0.999 > evaluated[0]["ceiling"]["fidelity"]["mean"]
+
+
+def test_corpus_without_the_recordings_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    settings = (f"run={workspace.run()}", f"shards={workspace.dataset}", f"out={tmp_path / 'o'}", *SMALL)
+    with pytest.raises(InputError, match=r"corpus_root=.*: 3 of 3 recordings cannot be read \(.*\): give the folder"):
+        run_command("evaluate", *settings, f"corpus_root={tmp_path}")
+    assert not (tmp_path / "o").exists()
 
 
 def test_each_temperature_has_sounds_of_clip_length(evaluated: tuple[dict, Path]) -> None:

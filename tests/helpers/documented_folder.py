@@ -34,6 +34,7 @@ SMALL = {  # added to a command, except for settings that it gives itself
     "reconstruct": "codec=encodec_embedded codebooks=[1,2]",
     "dashboard": "dry_run=true",
 }
+GANSYNTH = "nsynth-gansynth_splits.csv"
 # environment variables for a process of its own
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -68,8 +69,10 @@ def build_sandbox(root: Path, nsynth_folder: Path) -> Iterator[Sandbox]:
     (root / "FOLDER" / "d.json").write_text('{"mood": "calm"}')
     (root / "CODEC").mkdir()
     (root / "CODEC" / EMBEDDED_FILE).symlink_to(ROOT / "pipeline" / "assets" / EMBEDDED_FILE)
-    (root / "data").mkdir()
-    (root / "data" / "nsynth").symlink_to(nsynth_folder)
+    (root / "data" / "nsynth").mkdir(parents=True)
+    for folder in nsynth_folder.iterdir():
+        (root / "data" / "nsynth" / folder.name).symlink_to(folder)
+    (root / "data" / "nsynth" / GANSYNTH).write_bytes(_split_as_gansynth(nsynth_folder))
     with pytest.MonkeyPatch.context() as patch, serve(Site(_pack_nsynth(root, nsynth_folder))) as site:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             patch.setenv(name, "")  # so that what training sets is restored
@@ -101,7 +104,15 @@ def _pack_nsynth(root: Path, nsynth_folder: Path) -> dict[str, bytes]:
         contents: dict[str, bytes | Path] = {str(file.relative_to(nsynth_folder)): file for file in members}
         archive = pack(root / f"nsynth-{split}.jsonwav.tar.gz", contents)
         files[f"/nsynth/{archive.name}"] = archive.read_bytes()
-    return files
+    return files | {f"/nsynth/{GANSYNTH}": _split_as_gansynth(nsynth_folder)}
+
+
+def _split_as_gansynth(nsynth_folder: Path) -> bytes:
+    """A table that puts NSynth's notes into other splits."""
+    notes = sorted(path.stem for path in nsynth_folder.rglob("*.wav"))
+    return "".join(
+        ["id,split\n", *(f"{note},{('train', 'test', 'valid')[i % 3]}\n" for i, note in enumerate(notes))]
+    ).encode()
 
 
 def _write_labeled_run(root: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.evaluation.audio_set import track_pitches
 from pipeline.evaluation.generations import generate_all
 from pipeline.evaluation.metrics.pitch import is_pitch_correct
 from pipeline.evaluation.reference_clips import PITCH, clip_values
-from pipeline.evaluation.results import MetricValue, MetricValues
+from pipeline.evaluation.results import ORIGINALS, MetricValue, MetricValues
 from pipeline.evaluation.settings import Control
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode_codes
@@ -73,6 +73,8 @@ class ControlledPitch(Analysis):
                     PROMPT_PITCH: share(pitches, labels),
                 }
         rows[CEILING] = {PROMPT_PITCH: share(inputs.reconstructions.pitches[kept], labels)}
+        if (originals := inputs.references.originals) is not None:
+            rows[ORIGINALS] = {PROMPT_PITCH: share(originals.pitches[kept], labels)}
         text = "Notes with the pitch that the condition requests, that of another clip, and with that of the prompt."
         return AnalysisResult(title=self.title, text=text, rows=rows, percents=[CONDITION_PITCH, PROMPT_PITCH])
 

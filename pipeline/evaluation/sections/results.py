@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from pipeline.evaluation.html_templates import render
 from pipeline.evaluation.metrics import Metric, list_metrics
-from pipeline.evaluation.results import EvaluationResult
+from pipeline.evaluation.results import ORIGINALS, EvaluationResult
 from pipeline.evaluation.sections import SECTIONS, ReportInputs, Section, SectionContent
 from pipeline.evaluation.svg_plots import Curve, plot
 
@@ -67,6 +67,6 @@ def _plot_metric(name: str, metric: Metric, evaluation: EvaluationResult) -> Mar
     intervals = [
         (metric.scale * value.interval[0], metric.scale * value.interval[1]) for _, value in values if value.interval
     ]
-    rows = {"floor": evaluation.floor, "ceiling": evaluation.ceiling}
+    rows = {"floor": evaluation.floor, "ceiling": evaluation.ceiling, ORIGINALS: evaluation.originals}
     levels = [(label, metric.scale * row[name].mean) for label, row in rows.items() if name in row]
     return plot(metric.heading, "temperature", [Curve("", points, intervals)], levels)
