@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator
 
@@ -17,6 +17,7 @@ from pipeline.common.setting_types import PositiveInt
 from pipeline.common.settings import Settings, format_value
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.reference_clips import ReferenceClip
+from pipeline.evaluation.results import AppliedProtocol
 
 
 def _check_patterns(patterns: dict[str, str]) -> dict[str, str]:
@@ -58,7 +59,7 @@ class ProtocolSettings(Settings):
                     f"{format_value(expected)}; give a dataset that was preprocessed with {settings}"
                 )
 
-    def select(self, clips: Iterable[ReferenceClip]) -> tuple[list[ReferenceClip], dict[str, Any]]:
+    def select(self, clips: Iterable[ReferenceClip]) -> tuple[list[ReferenceClip], AppliedProtocol]:
         """The clips that are measured, and what is recorded about all of them.
 
         Raises:
@@ -69,8 +70,8 @@ class ProtocolSettings(Settings):
         kept = [clip for clip in everything if clip.sample.key not in left_out]
         if not kept:
             raise InputError(f"protocol={self.name}: all {len(everything)} clips are left out; give a larger n=")
-        record = {"name": self.name, "title": self.title, "left_out": dict(Counter(left_out.values()))}
-        return kept, record | {"bad_labels": dict(Counter(matching(kept, self.bad_labels).values()))}
+        counts = [dict(Counter(reasons.values())) for reasons in (left_out, matching(kept, self.bad_labels))]
+        return kept, AppliedProtocol(name=self.name, title=self.title or "", left_out=counts[0], bad_labels=counts[1])
 
 
 def matching(clips: Sequence[ReferenceClip], patterns: Mapping[str, str]) -> dict[str, str]:

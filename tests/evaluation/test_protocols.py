@@ -71,7 +71,7 @@ def test_bad_notes_are_left_out_and_counted(clips: list[ReferenceClip]) -> None:
     own = named(clips, *keys)
     kept, record = protocol("nsynth_official").select(own)
     assert [clip.sample.key for clip in kept] == [*keys[1:]]
-    assert [*record["left_out"].values()] == [1] and [*record["bad_labels"].values()] == [1]
+    assert [*record.left_out.values()] == [*record.bad_labels.values()] == [1]
     patterns = protocol("nsynth_official").bad_labels
     bad = {pitch for pitch in range(128) if matching(named(clips, f"a_b_001-{pitch:03d}-127"), patterns)}
     assert bad == {*range(21), *range(109, 128)}
