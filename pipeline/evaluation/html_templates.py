@@ -103,6 +103,6 @@ _ENVIRONMENT = Environment(
 _ENVIRONMENT.globals |= {
     "flac": flac_data_uri,
     "picture": lambda wav: png_data_uri(spectrogram(wav)),
-    "style": Markup((FOLDER.parent / "report.css").read_text()),
-    "script": Markup((FOLDER.parent / "report.js").read_text()),
+    "style": Markup((FOLDER.parent / "style.css").read_text()),
+    "script": Markup((FOLDER.parent / "sound.js").read_text()),
 }
