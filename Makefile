@@ -26,6 +26,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-%: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable ".[$*]"
+	$(if $(filter test,$*),$(BIN)/pip install --quiet --no-deps "axe-playwright-python==0.1.8")  # only for axe-core, without Playwright
 	touch $@
 
 # Render and encode notes, train on two CPU ranks, evaluate; at the end it prints figures and where the sounds are.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,21 @@ _RANGE = 80.0  # dB below the loudest point that are visible
 _COLOURS = np.array([[0, 0, 4], [80, 18, 123], [182, 54, 121], [251, 136, 97], [252, 253, 191]], np.float32)  # dark up
 
 
-def spectrogram(wav: NDArray[np.float32], size: int = 1024, height: int = 128) -> NDArray[np.uint8]:
+_WINDOW = 1024  # samples
+_LOWEST_BIN = 2  # of the transform of a window
+
+
+def frequency_height(frequency: float, rate: int) -> float:
+    """The height of a frequency in a spectrogram of windows of the default size: 0 at the bottom, 1 at the top.
+
+    Args:
+        frequency: In Hz. Heights of frequencies that are not in the picture are below 0 or above 1.
+        rate: The sample rate of the sound, in Hz.
+    """
+    return math.log(frequency * _WINDOW / rate / _LOWEST_BIN) / math.log(_WINDOW / 2 / _LOWEST_BIN)
+
+
+def spectrogram(wav: NDArray[np.float32], size: int = _WINDOW, height: int = 128) -> NDArray[np.uint8]:
     """Draw a waveform: time to the right, frequency upwards on a logarithmic scale, a range of 80 dB.
 
     Args:
@@ -25,7 +41,7 @@ def spectrogram(wav: NDArray[np.float32], size: int = 1024, height: int = 128) -
     padded = np.pad(wav.astype(np.float32), (size // 2, size))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]  # [T, size]
     power = np.abs(np.fft.rfft(frames * np.hanning(size).astype(np.float32))) ** 2  # [T, size / 2 + 1]
-    rows = np.geomspace(2, size // 2, height)
+    rows = np.geomspace(_LOWEST_BIN, size // 2, height)
     low = rows.astype(int).clip(max=size // 2 - 1)
     share = (rows - low).astype(np.float32)
     level = 10 * np.log10(power[:, low] * (1 - share) + power[:, low + 1] * share + 1e-10)  # [T, height]

@@ -1,13 +1,14 @@
 """HTML from Jinja2 templates, which escape every value and redact secrets in it, with sounds and pictures inside.
 
-Templates have `flac(wav, rate)` and `picture(wav)`, which return data URIs, and `style` and `script` of the report.
+Templates have `wav_uri(wav, rate)` and `picture(wav)`, which return data URIs, what `sound_view` computes for the
+players of sounds, and `style` and `script` of pages that are files.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from PIL import Image
 
 from pipeline.audio.spectrogram import spectrogram
 from pipeline.common.errors import redact
+from pipeline.evaluation import sound_view
 
 FOLDER = Path(__file__).parent / "templates"
+SOUND_STYLE, SOUND_SCRIPT = ((FOLDER.parent / name).read_text() for name in ("sound.css", "sound.js"))
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,27 @@ def render_report(title: str, facts: Mapping[str, str], sections: Mapping[str, S
     return render("report.html", title=title, facts=facts, sections=sections, rate=rate)
 
 
+def render_table(caption: str, headings: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Markup:
+    """Render a table.
+
+    Args:
+        caption: Its title.
+        headings: The headings of the columns, without that of the first one.
+        rows: The cells of each row, by its title, which is in the first column.
+    """
+    return render("table.html", caption=caption, headings=headings, rows=rows)
+
+
 def macros(template: str) -> Any:
     """The macros of a template, as functions that return HTML."""
     return _ENVIRONMENT.get_template(template).module
 
 
-def flac_data_uri(wav: np.ndarray, rate: int) -> Markup:
-    """A sound as a data URI in FLAC, which is lossless, half the size of WAV, and supported by all current browsers."""
+def wav_data_uri(wav: np.ndarray, rate: int) -> Markup:
+    """A sound as a data URI in WAV: Chromium fails to seek near the end of FLAC files without a seek table."""
     content = io.BytesIO()
-    soundfile.write(content, wav.clip(-1, 1), rate, format="FLAC")
-    return _data_uri("audio/flac", content)
+    soundfile.write(content, wav.clip(-1, 1), rate, format="WAV")
+    return _data_uri("audio/wav", content)
 
 
 def png_data_uri(image: np.ndarray) -> Markup:
@@ -101,8 +115,12 @@ _ENVIRONMENT = Environment(
     finalize=_redact_text,
 )  # fmt: skip
 _ENVIRONMENT.globals |= {
-    "flac": flac_data_uri,
+    "wav_uri": wav_data_uri,
     "picture": lambda wav: png_data_uri(spectrogram(wav)),
-    "style": Markup((FOLDER.parent / "style.css").read_text()),
-    "script": Markup((FOLDER.parent / "sound.js").read_text()),
+    "outline": sound_view.outline,
+    "columns": sound_view.COLUMNS,
+    "time_ticks": sound_view.time_ticks,
+    "frequency_ticks": sound_view.frequency_ticks,
+    "style": Markup((FOLDER.parent / "style.css").read_text() + SOUND_STYLE),
+    "script": Markup(SOUND_SCRIPT),
 }

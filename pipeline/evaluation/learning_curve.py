@@ -15,7 +15,7 @@ from pipeline.common.metrics_file import read_metrics
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.comparison import training_stats
 from pipeline.evaluation.evaluator import evaluate
-from pipeline.evaluation.html_templates import SectionContent, render, render_report
+from pipeline.evaluation.html_templates import SectionContent, render, render_report, render_table
 from pipeline.evaluation.metrics import list_metrics
 from pipeline.evaluation.power_law import fit_power_law
 from pipeline.evaluation.results import EvaluationResult, MetricValues, read_evaluation
@@ -199,7 +199,7 @@ class LearningCurve:
         """The page with a plot for each quantity."""
         plots = [self._plot(quantity) for quantity in self.quantities]
         content = SectionContent(
-            html=render("learning_curve.html", plots=plots, lines=self.conclusion, points=self.points)
+            html=render("learning_curve.html", plots=plots, lines=self.conclusion, table=self._table())
         )
         compute = self.points[-1].petaflop
         facts = {
@@ -207,6 +207,13 @@ class LearningCurve:
             "compute of each model": "-" if compute is None else f"{compute:.3g} PFLOP",
         }
         return render_report(title, facts, {"Is it enough?": content}, 0)
+
+    def _table(self) -> Markup:
+        rows = {
+            f"{point.share:.3g}": [f"{point.hours:.3g}", f"{point.epochs:.3g}", f"{point.loss:.3f}"]
+            for point in self.points
+        }
+        return render_table("Parts of the data", ["hours", "epochs", "lowest validation loss"], rows)
 
     def _plot(self, quantity: Quantity) -> Markup:
         curves = [Curve("measured", list(zip(self.hours, quantity.values, strict=True)), quantity.intervals)]

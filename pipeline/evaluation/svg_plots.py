@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipeline.evaluation.axis_ticks import ticks
 from pipeline.evaluation.html_templates import render
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 420, 240, 46, 34, 12, 12
@@ -50,17 +50,17 @@ def plot(title: str, x_label: str, curves: Sequence[Curve], levels: Sequence[tup
     return render(
         "plot.html", title=title, across=x_label, curves=curves, levels=levels, width=WIDTH, height=HEIGHT, left=LEFT,
         right=right, bottom=bottom, x=px, y=py, x_ticks=ticks(first, last), y_ticks=ticks(low, high), short=_short,
-        zip=zip,
+        description=_describe(title, x_label, curves), zip=zip,
     )  # fmt: skip
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """About four to eight round numbers from low to high."""
-    min_step = (high - low) / 5
-    scale = 10.0 ** math.floor(math.log10(min_step))
-    step = scale * min((s for s in (1, 2, 5, 10) if s * scale >= min_step), default=10)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+def _describe(title: str, x_label: str, curves: Sequence[Curve]) -> str:
+    """A plot in words: the points of its curves, or the ends of those with many."""
+    lines = []
+    for curve in curves:
+        points = curve.points if len(curve.points) <= 12 else (curve.points[0], curve.points[-1])
+        lines.append(f"{curve.name} " + ", ".join(f"{_short(x)}: {y:.4g}" for x, y in points))
+    return f"{title} by {x_label}: {'; '.join(line.strip() for line in lines)}"
 
 
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from pipeline.common.errors import InputError
+from pipeline.evaluation.html_templates import SOUND_SCRIPT, SOUND_STYLE
 from pipeline.webui.connection_limits import limited_protocol
 from pipeline.webui.file_store import FileStore
 from pipeline.webui.hosts import AllowedHosts
@@ -23,8 +24,7 @@ from pipeline.webui.request_guard import RequestGuard, TrustedProxies
 from pipeline.webui.settings import LimitSettings
 from pipeline.webui.streaming import AudioStreamRegistry
 
-STYLE = (Path(__file__).parent / "page.css").read_text()
-SCRIPT = (Path(__file__).parent / "page.js").read_text()
+STYLE = (Path(__file__).parent / "page.css").read_text() + SOUND_STYLE
 MAX_SESSIONS = 64  # whose last results Gradio keeps
 
 
@@ -60,7 +60,7 @@ def application(
     blocks.state_session_capacity = MAX_SESSIONS
     gr.mount_gradio_app(
         app, blocks, path="/", allowed_paths=[], show_error=False, max_file_size=limits.upload_bytes, ssr_mode=False,
-        theme=_theme(), css=STYLE, head=f"<script>{SCRIPT}</script>", footer_links=[], run_history=False,
+        theme=_theme(), css=STYLE, head=f"<script>{SOUND_SCRIPT}</script>", footer_links=[], run_history=False,
         root_path=root_path or None,
     )  # fmt: skip
     # Gradio's own checks of files are off until these are set, and mounting does not set them; the guard checks first

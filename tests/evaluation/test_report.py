@@ -23,7 +23,8 @@ from PIL import Image
 
 from pipeline.common.errors import InputError
 from pipeline.config.cli import load_settings
-from pipeline.evaluation import comparison, html_templates, svg_plots
+from pipeline.evaluation import comparison, html_templates, sound_view, svg_plots
+from pipeline.evaluation.axis_ticks import ticks as axis_ticks
 from pipeline.evaluation.html_templates import LabeledAudio, SectionContent, render_report
 from pipeline.evaluation.sections.results import render_results
 from pipeline.evaluation.svg_plots import Curve
@@ -32,13 +33,14 @@ from pipeline.webui import components
 from pipeline.webui.examples import examples
 from pipeline.webui.file_store import FileStore
 from pipeline.webui.settings import DemoSettings
-from tests.helpers.browser import browser
+from tests.helpers.axe import accessibility_faults
+from tests.helpers.browser import Browser, browser
 from tests.helpers.trained_run import Workspace, run_command
 from tests.test_secrets import leaks, served
 
 SCRIPT_TAG = "<script>alert(1)</script>"
 SMALL = ("n=2", "temperatures=[0.01,1]", "steps=3", "num_interpolations=1")
-VOID = {"polygon", "meta", "img", "line", "circle", "polyline", "tr", "th", "td", "dt", "dd", "i"}
+VOID = {"meta", "img", "line", "circle", "polyline", "tr", "th", "td", "dt", "dd", "i"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,8 @@ class Reader(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+        addresses = [value or "" for name, value in attributes if name in ("src", "href")]
+        self.sources += [address for address in addresses if not address.startswith("#")]  # not of the contents list
         if tag not in VOID:
             self.open.append(tag)
 
@@ -74,7 +77,7 @@ def test_page_is_self_contained_and_tags_match(report: Path) -> None:
     reader = Reader(report.read_text())
     assert not reader.open
     # each clip: its recording, and 1, 2, 4, 8 codebooks; its prompt, and two temperatures; a tone; an interpolation
-    assert len([s for s in reader.sources if s.startswith("data:audio/flac;base64,")]) == 2 * (1 + 4) + 2 * 3 + 3 + 3
+    assert len([s for s in reader.sources if s.startswith("data:audio/wav;base64,")]) == 2 * (1 + 4) + 2 * 3 + 3 + 3
     assert all(source.startswith("data:") for source in reader.sources)
 
 
@@ -84,7 +87,7 @@ def test_sounds_and_images_decode(report: Path) -> None:
     for source in sources:
         kind, _, content = source.partition(";base64,")
         data = base64.b64decode(content)
-        if kind == "data:audio/flac":
+        if kind == "data:audio/wav":
             wav, rate = soundfile.read(io.BytesIO(data))
             assert rate == 24_000 and np.abs(wav).max() > 0
             lengths.append(len(wav))
@@ -143,30 +146,72 @@ def test_page_is_reproducible(workspace: Workspace, report: Path, nsynth_folder:
     assert (tmp_path / "r.html").read_bytes() == report.read_bytes()
 
 
-def test_browser_plays_every_sound_offline(report: Path) -> None:
-    with browser() as window:
-        window.open(report.as_uri())
-        durations = window.run("""
-            Promise.all([...document.querySelectorAll("audio")].map((audio) => new Promise((resolve) => {
-              audio.onloadedmetadata = () => resolve(audio.duration);
-              audio.onerror = () => resolve(audio.error.message);
-              audio.preload = "metadata"; audio.load();
-            }))).then(done)""")
-        assert len(durations) == 22 and all(isinstance(d, float) and 0.39 < d < 1.2 for d in durations), durations
-        played = window.run("""
-            const [first, second] = document.querySelectorAll(".sound"), audio = first.querySelector("audio");
-            first.querySelector("button").click();
-            audio.onended = () => {
-              const at = audio.currentTime;
-              second.querySelector("button").click(); first.querySelector("button").click();
-              setTimeout(() => done([at, document.querySelectorAll(".playing").length,
-                performance.getEntriesByType("resource").filter((r) => r.name.startsWith("http")).length]), 50);
-            }""")
-        assert played == [pytest.approx(0.4, abs=0.05), 1, 0]
-        unseen = window.run(
-            'done([...document.querySelectorAll("img")].filter((i) => !i.complete || !i.naturalWidth).length)'
-        )
-        assert unseen == 0
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
+
+
+def test_browser_plays_every_sound_offline(window: Browser, report: Path) -> None:
+    window.open(report.as_uri())
+    durations = window.run("""
+        Promise.all([...document.querySelectorAll("audio")].map((audio) => new Promise((resolve) => {
+          audio.onloadedmetadata = () => resolve(audio.duration);
+          audio.onerror = () => resolve(audio.error.message);
+          audio.preload = "metadata"; audio.load();
+        }))).then(done)""")
+    assert len(durations) == 22 and all(isinstance(d, float) and 0.39 < d < 1.2 for d in durations), durations
+    played = window.run("""
+        const [first, second] = document.querySelectorAll(".sound"), audio = first.querySelector("audio");
+        first.querySelector("button").click();
+        audio.onended = () => {
+          const at = audio.currentTime;
+          second.querySelector("button").click(); first.querySelector("button").click();
+          setTimeout(() => done([at, document.querySelectorAll(".playing").length,
+            performance.getEntriesByType("resource").filter((r) => r.name.startsWith("http")).length]), 50);
+        }""")
+    assert played == [pytest.approx(0.4, abs=0.05), 1, 0]
+    unseen = window.run(
+        'done([...document.querySelectorAll("img")].filter((i) => !i.complete || !i.naturalWidth).length)'
+    )
+    assert unseen == 0
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1366, "light"), (390, "dark")])
+def test_report_has_no_accessibility_faults(window: Browser, report: Path, width: int, scheme: str) -> None:
+    window.emulate(width, 800, scheme)
+    window.open(report.as_uri())
+    assert accessibility_faults(window) == []
+    assert window.run("done(document.documentElement.scrollWidth <= innerWidth)")
+
+
+def test_sounds_are_sought_by_click_and_by_key(window: Browser, report: Path) -> None:
+    """A click in the picture plays from there; keys move the position; a second sound pauses the first."""
+    window.open(report.as_uri())
+    played = window.run("""
+        const [first, second] = document.querySelectorAll(".sound"), audio = first.querySelector("audio");
+        const picture = first.querySelector(".picture"), box = picture.getBoundingClientRect();
+        const press = (key) => picture.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+        const at = () => Number(picture.getAttribute("aria-valuenow"));
+        picture.dispatchEvent(new MouseEvent("click", {clientX: box.left + box.width / 2, bubbles: true}));
+        audio.onseeked = () => {
+          audio.onseeked = null;
+          const clicked = [audio.currentTime / Number(first.dataset.seconds), first.className];
+          second.querySelector(".play").click();
+          setTimeout(() => {
+            const paused = audio.paused, keys = ["Home", "ArrowRight", "End"].map((key) => (press(key), at()));
+            done([...clicked, paused, keys, first.querySelector(".clock").textContent]);
+          }, 50);
+        }""")
+    assert played == [pytest.approx(0.5, abs=0.2), "sound started playing", True, [0, 0.1, 0.4], "0.4 / 0.4 s"]
+
+
+@pytest.mark.parametrize("seconds", [0.004, 1.5, 4.0, 60.0])
+def test_ticks_of_a_sound_are_within_its_axes(seconds: float) -> None:
+    for ticks in (sound_view.time_ticks(seconds), sound_view.frequency_ticks(24_000)):
+        assert 2 <= len(ticks) <= 6 and all(0 <= at <= 100 for _, at in ticks)
+    points = re.findall(r"([\d.]+),([\d.]+)", sound_view.outline(np.sin(np.arange(round(24_000 * seconds)))))
+    assert all(0 <= float(x) <= sound_view.COLUMNS and 0 <= float(y) <= 100 for x, y in points)
 
 
 def test_names_are_escaped_in_the_page() -> None:
@@ -328,7 +373,7 @@ def test_plot_points_are_inside_the_plot(points: list[tuple[float, float]]) -> N
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 7), (1e-9, 3e-9), (0.3, 0.31), (0, 123_456)])
 def test_ticks_are_few_and_within_the_range(low: float, high: float) -> None:
-    ticks = svg_plots.ticks(low, high)
+    ticks = axis_ticks(low, high)
     assert 3 <= len(ticks) <= 9 and low - 1e-12 <= min(ticks) and max(ticks) <= high + 1e-12
 
 

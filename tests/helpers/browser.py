@@ -52,6 +52,17 @@ class Browser:
         """Set the size of the window in pixels."""
         self._call("POST", f"/session/{self._session}/window/rect", {"width": width, "height": height})
 
+    def emulate(self, width: int, height: int, scheme: str = "light") -> None:
+        """Show pages in a viewport of this size, also one that is narrower than a window can be.
+
+        scheme: The preferred colours, "light" or "dark".
+        """
+        viewport = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        for command, params in (("setDeviceMetricsOverride", viewport), ("setEmulatedMedia", media)):
+            body = {"cmd": f"Emulation.{command}", "params": params}
+            self._call("POST", f"/session/{self._session}/goog/cdp/execute", body)
+
     def screenshot(self) -> bytes:
         """Return a screenshot of the window as PNG."""
         return base64.b64decode(self._call("GET", f"/session/{self._session}/screenshot"))

@@ -136,9 +136,9 @@ def test_compared_models_use_the_same_seeds(server: Server, workspace: Workspace
 
     runs, tone = list(map(str, server.runs)), handle_file(workspace.tones[0])
     html, seed = server.client(tmp_path).predict(runs, tone, 2, 0.7, 0, 1, LENGTH, 8, False, api_name="/compare")
-    assert seed == 8 and html.count("<figcaption>seed 8 ") == html.count("<figcaption>seed 9 ") == 2
+    assert seed == 8 and html.count('"label">seed 8<') == html.count('"label">seed 9<') == 2
     assert "delay, 2 codebooks" in html and "parallel, 2 codebooks" in html
-    sounds = re.findall(r"audio/flac;base64,([^\"]*)", html)
+    sounds = re.findall(r"audio/wav;base64,([^\"]*)", html)
     assert len(set(sounds)) == len(sounds) == 5
 
 
@@ -154,7 +154,7 @@ def test_codec_tab_decodes_each_number_of_codebooks(server: Server, workspace: W
     )
     for file in files:
         assert Path(file).read_bytes() == (tmp_path / "codec" / Path(file).name).read_bytes()
-    distances = [float(value) for value in re.findall(r"([\d.]+) dB away<?", html)][:3]
+    distances = [float(value) for value in re.findall(r"([\d.]+) dB away<", html)]
     assert len(distances) == 3 and distances[0] > distances[2]
 
 

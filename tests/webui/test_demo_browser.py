@@ -38,7 +38,7 @@ def test_browser_uploads_generates_and_plays(server: Server, workspace: Workspac
         save_screenshot(window, tmp_path, "generated")
         assert live == pytest.approx(LENGTH, abs=0.02)
         assert durations == pytest.approx([0.5, LENGTH, LENGTH], abs=0.02)  # the upload, and two samples
-        window.run("document.querySelectorAll('#generated .sound button')[1].click(); done()")
+        window.run("document.querySelectorAll('#generated .sound .play')[1].click(); done()")
         until(window, "document.querySelectorAll('#generated .sound.playing').length === 1")
         sources = "[...document.querySelectorAll('#generated audio')].map((audio) => audio.src)"
         first = window.run(f"document.querySelector('#generated .sound').dataset.old = 1; done({sources})")
@@ -54,7 +54,9 @@ def test_browser_uploads_generates_and_plays(server: Server, workspace: Workspac
 
 
 DURATIONS = """((where) => {
-    const values = [...document.querySelectorAll(where + ' audio')].map((audio) => audio.duration);
+    const sounds = [...document.querySelectorAll(where + ' audio')];
+    sounds.forEach((audio) => { audio.preload = 'metadata'; });
+    const values = sounds.map((audio) => audio.duration);
     return values.length && values.every((d) => d > 0) ? values : null;
 })"""
 

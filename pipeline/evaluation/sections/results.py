@@ -7,11 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.evaluation.html_templates import render
+from pipeline.evaluation.html_templates import render, render_table
 from pipeline.evaluation.metrics import Metric, list_metrics
 from pipeline.evaluation.results import ORIGINALS, EvaluationResult
 from pipeline.evaluation.sections import SECTIONS, ReportInputs, Section, SectionContent
 from pipeline.evaluation.svg_plots import Curve, plot
+from pipeline.evaluation.tables import loss_columns
 
 
 @SECTIONS.register("results")
@@ -39,7 +40,27 @@ def render_results(log: Sequence[Mapping[str, Any]], evaluation: EvaluationResul
         metrics = list_metrics().items()
         plots += [_plot_metric(name, metric, evaluation) for name, metric in metrics if name in evaluation.ceiling]
     guidance = None if evaluation is None else _format_guidance(evaluation.settings.sampling.guidance)
-    return render("results.html", plots=plots, evaluation=evaluation, hint=hint, guidance=guidance)
+    tables = [] if evaluation is None else _tables(evaluation)
+    return render("results.html", plots=plots, tables=tables, evaluation=evaluation, hint=hint, guidance=guidance)
+
+
+def _tables(evaluation: EvaluationResult) -> list[tuple[Markup, str, list[str]]]:
+    """The tables of metrics, losses and analyses, each with a text and notes about it."""
+    metrics = {name: metric for name, metric in list_metrics().items() if name in evaluation.ceiling}
+    headings = [metric.heading for metric in metrics.values()]
+    rows = {
+        title: [metric.format(values.get(name)) for name, metric in metrics.items()]
+        for title, values in evaluation.rows().items()
+    }
+    caption = f"Sounds generated from the prompts of {evaluation.settings.n} clips"
+    tables = [(render_table(caption, headings, rows), "", [])]
+    labels, columns = loss_columns(evaluation.loss)
+    tables.append((render_table(f"Loss over {evaluation.loss.clips} clips", labels, dict(columns)), "", []))
+    for analysis in evaluation.analyses.values():
+        cells = analysis.columns()
+        by_row = dict(zip(analysis.rows, zip(*cells.values(), strict=True), strict=True))
+        tables.append((render_table(analysis.title, [*cells], by_row), analysis.text, analysis.notes))
+    return tables
 
 
 def _format_guidance(scale: float | dict[str, float]) -> str:
