@@ -5,7 +5,7 @@
 
 It repeats the article's studies on your own model: clips through the codec at each bit rate; generations at each
 temperature; external prompts (prompts=); interpolations. It also plots the training curves, and the results of
-`python -m pipeline.evaluate run=RUN shards=DIR` if they are from this export. A click in a spectrogram plays from there.
+`python -m pipeline.evaluate run=RUN shards=DIR` if they are from this export. Click in a spectrogram to play it.
 
 What people change: prompts=, corpus_root= (the corpus folder, for the original recordings), n=, temperatures=,
 num_interpolations=, split=, seed=, out=.

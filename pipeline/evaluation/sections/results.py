@@ -53,13 +53,13 @@ def _tables(evaluation: EvaluationResult) -> list[tuple[Markup, str, list[str]]]
         for title, values in evaluation.rows().items()
     }
     caption = f"Sounds generated from the prompts of {evaluation.settings.n} clips"
-    tables = [(render_table(caption, headings, rows), "", [])]
-    labels, columns = loss_columns(evaluation.loss)
-    tables.append((render_table(f"Loss over {evaluation.loss.clips} clips", labels, dict(columns)), "", []))
+    tables: list[tuple[Markup, str, list[str]]] = [(render_table(caption, headings, rows), "", [])]
+    labels, losses = loss_columns(evaluation.loss)
+    tables.append((render_table(f"Loss over {evaluation.loss.clips} clips", labels, dict(losses)), "", []))
     for analysis in evaluation.analyses.values():
-        cells = analysis.columns()
-        by_row = dict(zip(analysis.rows, zip(*cells.values(), strict=True), strict=True))
-        tables.append((render_table(analysis.title, [*cells], by_row), analysis.text, analysis.notes))
+        columns = analysis.columns()
+        by_row = {title: [cells[i] for cells in columns.values()] for i, title in enumerate(analysis.rows)}
+        tables.append((render_table(analysis.title, [*columns], by_row), analysis.text, analysis.notes))
     return tables
 
 
