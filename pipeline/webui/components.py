@@ -25,5 +25,15 @@ def command(text: str) -> str:
 
 
 def note(text: str) -> str:
-    """Return the HTML of a line of text."""
+    """Return the HTML of what is going on, in the place of results."""
     return str(_CARDS.note(text))
+
+
+def remark(text: str) -> str:
+    """Return the HTML of a line of text below results."""
+    return str(_CARDS.remark(text))
+
+
+def empty(button: str) -> str:
+    """Return the HTML that is shown in the place of results before there are any. button: what to press."""
+    return str(_CARDS.empty(button))

@@ -17,6 +17,7 @@ from pipeline.generation.interpolation import BLENDS
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.request import num_samples
 from pipeline.generation.settings import default_settings
+from pipeline.webui import components
 from pipeline.webui.condition_inputs import condition_inputs
 from pipeline.webui.request_guard import visitor_name
 from pipeline.webui.service import GenerationService
@@ -30,6 +31,7 @@ MAX_CHECKS = 4  # uploads that are checked at the same time
 SLIDER_STEP = 0.1  # seconds
 NO_EXAMPLE = "—"
 MAX_TEXT = 300  # characters of a description
+AGAIN = "Again with this seed"
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Page:
 
     def download(self, what: str = "sounds, each with a .json that generates it again") -> gr.File:
         """Return the list of files to download."""
-        return gr.File(label=f"Download: {what}", file_count="multiple", interactive=False)
+        return gr.File(label=f"Download: {what}", file_count="multiple", interactive=False, elem_classes="downloads")
 
     # ---- tabs -----------------------------------------------------------------------------------------------------
     def build_tab(self, name: str, tab: Tab) -> None:
@@ -133,14 +135,16 @@ class Page:
         if missing is not None:
             gr.Markdown(missing)
             return
-        with gr.Row():
-            with gr.Column(scale=4, min_width=320):
+        with gr.Row(elem_classes="workbench"):
+            with gr.Column(scale=4, min_width=300):
                 inputs = tab.inputs(self)
                 controls = self._controls(tab) if tab.has_controls else []
-                button = gr.Button(tab.button, variant="primary", elem_id=name)
-            with gr.Column(scale=7, min_width=420):
+            with gr.Column(scale=7, min_width=300, elem_classes="results"):
+                with gr.Row(elem_classes="actions"):  # beside the results, so that a press and its result are in view
+                    button = gr.Button(tab.button, variant="primary", elem_id=name, min_width=160)
+                    same_seed = gr.Button(AGAIN, elem_classes="again", min_width=160) if tab.has_controls else None
+                gr.HTML(components.empty(tab.button), elem_classes="empty")
                 outputs = tab.outputs(self)
-                same_seed = gr.Button("Generate again with this seed", size="sm") if tab.has_controls else None
         self._on_click(button, tab, inputs, controls, outputs, name)
         if same_seed is not None:
             self._on_click(same_seed, tab, inputs, controls, outputs, None)

@@ -25,6 +25,7 @@ from pipeline.webui.settings import LimitSettings
 from pipeline.webui.streaming import AudioStreamRegistry
 
 STYLE = (Path(__file__).parent / "page.css").read_text() + SOUND_STYLE
+SCRIPT = (Path(__file__).parent / "page.js").read_text() + SOUND_SCRIPT
 MAX_SESSIONS = 64  # whose last results Gradio keeps
 
 
@@ -60,7 +61,7 @@ def application(
     blocks.state_session_capacity = MAX_SESSIONS
     gr.mount_gradio_app(
         app, blocks, path="/", allowed_paths=[], show_error=False, max_file_size=limits.upload_bytes, ssr_mode=False,
-        theme=_theme(), css=STYLE, head=f"<script>{SOUND_SCRIPT}</script>", footer_links=[], run_history=False,
+        theme=_theme(), css=STYLE, head=f"<script>{SCRIPT}</script>", footer_links=[], run_history=False,
         root_path=root_path or None,
     )  # fmt: skip
     # Gradio's own checks of files are off until these are set, and mounting does not set them; the guard checks first
@@ -80,23 +81,36 @@ async def _delete_expired_files(store: FileStore) -> None:
 
 
 def _theme() -> Any:
-    """Plain labels, and fonts that every machine has, so that none is downloaded."""
+    """Plain labels, colours with a contrast of 4.5 : 1, and fonts that every machine has: none is downloaded."""
     import gradio as gr
 
     font, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     plain = {
-        "block_title_background_fill": "none",
-        "block_title_padding": "0",
-        "block_title_text_color": "*body_text_color",
-        "block_title_text_weight": "600",
-        "block_label_background_fill": "none",
-        "block_label_text_color": "*body_text_color",
-        "block_label_shadow": "none",
-    }
-    plain |= {
-        f"{name}_dark": value for name, value in plain.items() if not name.endswith(("padding", "weight", "shadow"))
-    }
-    return gr.themes.Soft(primary_hue="fuchsia", neutral_hue="zinc", font=font, font_mono=mono).set(**plain)
+        "block_title_background_fill": "none", "block_title_padding": "0", "block_title_text_weight": "600",
+        "block_title_text_color": "*body_text_color", "block_label_background_fill": "none",
+        "block_label_text_color": "*body_text_color", "block_label_shadow": "none",
+    }  # fmt: skip
+    light = {
+        "body_background_fill": "*neutral_50", "block_border_width": "1px", "body_text_color_subdued": "*neutral_600",
+        "block_info_text_color": "*neutral_600", "input_placeholder_color": "*neutral_600",
+        "color_accent": "*primary_700", "link_text_color": "*primary_700", "slider_color": "*primary_700",
+        "button_primary_background_fill": "*primary_700", "button_primary_background_fill_hover": "*primary_800",
+        "button_primary_text_color": "white", "checkbox_background_color_selected": "*primary_700",
+        "checkbox_border_color_selected": "*primary_700", "checkbox_label_background_fill_selected": "*primary_700",
+        "checkbox_label_text_color_selected": "white",
+        "input_border_color": "*neutral_400", "input_border_width": "1px",
+    }  # fmt: skip
+    dark = {
+        name: value for name, value in plain.items() if not name.endswith(("padding", "weight", "shadow"))
+    } | {
+        "body_text_color_subdued": "*neutral_300", "block_info_text_color": "*neutral_300",
+        "input_placeholder_color": "*neutral_300", "link_text_color": "*primary_300", "slider_color": "*primary_400",
+        "button_primary_background_fill": "*primary_700", "button_primary_background_fill_hover": "*primary_800",
+        "button_primary_text_color": "white", "checkbox_label_background_fill_selected": "*primary_700",
+        "checkbox_background_color_selected": "*primary_700", "checkbox_label_text_color_selected": "white",
+    }  # fmt: skip
+    values = plain | light | {f"{name}_dark": value for name, value in dark.items()}
+    return gr.themes.Soft(primary_hue="fuchsia", neutral_hue="zinc", font=font, font_mono=mono).set(**values)
 
 
 def bind(host: str, port: int) -> socket.socket:

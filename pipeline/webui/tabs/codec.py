@@ -72,4 +72,4 @@ class CodecTab(Tab):
             files.append(request.folder / f"{file.stem}.k{count}.wav")
             audio_io.write(files[-1], decoded, codec.sample_rate)
         text = "dB away: log-spectral distance from the original; 0 means that they are equal."
-        yield components.row("", sounds, codec.sample_rate) + components.note(text), request.store(files)
+        yield components.row("", sounds, codec.sample_rate) + components.remark(text), request.store(files)
