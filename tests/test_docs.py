@@ -301,6 +301,7 @@ ENTRIES = (
     Entry(r"python -m pipeline\.generate .*prompt_text=", compose_generate, "the hub: tests have a small CLAP"),
     Entry(r"python -m pipeline\.preprocess .*reembed=", reembed, "weights from the hub: the small embedder runs"),
     Entry(EVENING, check_evening, "minutes each: tests/test_your_own_sounds.py runs them on real recordings"),
+    Entry(r"python -m pipeline\.compare .*protocol=notes", check_evening, "the rendered notes of the quickstart"),
     Entry(r"python -m pipeline\.\w+ ", run_command),
     Entry(r"python -m pipeline\.tools\.memory_table", run_memory_table),
     Entry(r"python -m pipeline\.tools\.fit_codec ", parse_arguments, "minutes: tests/audio/test_fit_codec.py fits one"),
