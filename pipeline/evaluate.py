@@ -22,6 +22,8 @@ Prints, and writes to RUN/evaluation/evaluate.json:
   different         Vendi score of the embeddings: n if all sounds differ, 1 if all are equal
   coverage          fraction of the n clips that have a sound closer than their 5th nearest clip; density: the number of
                     such clips of each sound, divided by 5. About 97 % and 1 for other sounds of the same kind
+  memorization      copies: fraction of sounds with more codes of one training clip than 99 % of real clips have; codes
+                    in common and cosine, with the nearest clip of each; the clips of the split are the floor
   silent, loops     fraction of sounds whose last quarter is silent, but not that of the clip; whose last half repeats
                     with one period in all codebooks (steady tones do: see the ceiling)
 Brackets: 95 % intervals by bootstrap over clips. RUN/evaluation/ gets the wavs: {clip}.codec.wav is the codec's

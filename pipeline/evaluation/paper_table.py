@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.audio.metrics import PITCH_TRACKER
+from pipeline.common.errors import redact
 from pipeline.evaluation.metrics import METRICS, Metric
 from pipeline.evaluation.results import ORIGINALS, EvaluationResult, MetricValues
 
@@ -32,9 +33,9 @@ class PaperTable:
     rows: Mapping[str, MetricValues]
 
     def cells(self) -> list[list[str]]:
-        """The texts: a row of headings, then a row for each set of sounds."""
+        """The texts: a row of headings, then a row for each set of sounds; without secrets."""
         headings = ["", *(metric.heading for metric in self.metrics.values())]
-        return [headings, *([title, *self._values(values)] for title, values in self.rows.items())]
+        return [headings, *([redact(title), *self._values(values)] for title, values in self.rows.items())]
 
     def to_markdown(self) -> str:
         """The table in Markdown, and the caption."""
@@ -78,7 +79,7 @@ def build_table(
     rows["floor"] = first.floor
     chosen = {name: METRICS.get(name, "metrics")() for name in metrics}
     known = {name: metric for name, metric in chosen.items() if any(name in values for values in rows.values())}
-    return PaperTable(_caption(first, shards), known, rows)
+    return PaperTable(_caption(first, redact(shards)), known, rows)
 
 
 def escape_latex(text: str) -> str:

@@ -76,8 +76,10 @@ class Reader(HTMLParser):
 def test_page_is_self_contained_and_tags_match(report: Path) -> None:
     reader = Reader(report.read_text())
     assert not reader.open
-    # each clip: its recording, and 1, 2, 4, 8 codebooks; its prompt, and two temperatures; a tone; an interpolation
-    assert len([s for s in reader.sources if s.startswith("data:audio/wav;base64,")]) == 2 * (1 + 4) + 2 * 3 + 3 + 3
+    # each clip: its recording, and 1, 2, 4, 8 codebooks; its prompt, and two temperatures; a tone; an interpolation;
+    # 3 evaluated clips at two temperatures, each beside its nearest training clip
+    number = len([s for s in reader.sources if s.startswith("data:audio/wav;base64,")])
+    assert number == 2 * (1 + 4) + 2 * 3 + 3 + 3 + 3 * 2 * 2
     assert all(source.startswith("data:") for source in reader.sources)
 
 
@@ -102,7 +104,15 @@ def test_page_shows_evaluation_results(report: Path) -> None:
     results = json.loads((report.parent / "evaluation" / "evaluate.json").read_text())
     for name in ("model", "unigram", "uniform"):
         assert f"<th>{name}<td>{results['loss'][name]['nats']:.3f}" in text
-    for title in ("Loss (nats per code)", "prompt fidelity", "pitch (%)", "Bit rate", "Temperature", "Interpolation"):
+    for title in (
+        "Loss (nats per code)",
+        "prompt fidelity",
+        "pitch (%)",
+        "Bit rate",
+        "Temperature",
+        "Interpolation",
+        "Nearest training clips",
+    ):
         assert title in text
     assert "0.75 kbit/s, 1 codebook" in text and "1.5 kbit/s, 2 codebooks, the model&#39;s" in text
     assert "temperature 0.01" in text and "recording" in text and "generation 2" in text
@@ -160,7 +170,7 @@ def test_browser_plays_every_sound_offline(window: Browser, report: Path) -> Non
           audio.onerror = () => resolve(audio.error.message);
           audio.preload = "metadata"; audio.load();
         }))).then(done)""")
-    assert len(durations) == 22 and all(isinstance(d, float) and 0.39 < d < 1.2 for d in durations), durations
+    assert len(durations) == 34 and all(isinstance(d, float) and 0.39 < d < 1.2 for d in durations), durations
     played = window.run("""
         const [first, second] = document.querySelectorAll(".sound"), audio = first.querySelector("audio");
         first.querySelector("button").click();
