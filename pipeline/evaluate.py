@@ -13,6 +13,9 @@ Prints, and writes to RUN/evaluation/evaluate.json:
                     labels of other clips
   controlled pitch  if the model has a pitch condition, which requests the pitch of another clip: fraction of notes with
                     this pitch, and with that of the prompt's clip, for the prompt alone, the label alone and both
+  timbre            fraction of sounds that are nearest to their prompt's instrument among real notes of one pitch: at
+                    other pitches than the prompt's if the model has a pitch condition; instrument=LABEL
+  families          metrics by instrument family, with the worst named; by=LABEL groups the clips by another label
   Fréchet distance  between the embeddings of n sounds and of all validation clips: lower is better; depends on n and
                     on the embedding: compare it with the ceiling, not with other papers. n → ∞: extrapolated
                     to infinitely many sounds (FAD-inf), from 32 sounds on

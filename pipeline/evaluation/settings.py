@@ -51,6 +51,9 @@ class EvaluateSettings(MeasureSettings):
     controls: list[Control]
     spaces: list[str | dict[str, str]]
     embedded_clips: PositiveInt
+    instrument: str
+    pitches_per_prompt: PositiveInt
+    by: str
     wandb: bool
 
 

@@ -6,12 +6,10 @@ Letters: N clips.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import numpy as np
 import torch
 
-from pipeline.common.errors import InputError
 from pipeline.evaluation.analyses import ANALYSES, Analysis, AnalysisInputs, AnalysisResult
 from pipeline.evaluation.audio_set import track_pitches
 from pipeline.evaluation.generations import generate_all
@@ -22,7 +20,6 @@ from pipeline.evaluation.settings import Control
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode_codes
 from pipeline.models.conditions import PROMPT
-from pipeline.models.conditions.base import LabelCondition
 
 CONDITION_PITCH, PROMPT_PITCH = "condition pitch", "prompt pitch"
 CEILING = "ceiling (codec)"
@@ -92,20 +89,11 @@ def draw_pitches(labels: np.ndarray, run: LoadedRun, seed: int) -> np.ndarray:
     """
     condition = run.model.label_conditions[PITCH]
     pitches = np.unique(labels[~np.isnan(labels)])
-    pitches, generator = pitches[_are_known(pitches, condition)], np.random.default_rng(seed)
+    pitches = pitches[np.array([condition.knows(pitch) for pitch in pitches.tolist()], bool)]
+    generator = np.random.default_rng(seed)
     drawn = np.full(len(labels), np.nan)
     for i, label in enumerate(labels):
         others = pitches[pitches != label]
         if not np.isnan(label) and len(others):
             drawn[i] = generator.choice(others)
     return drawn
-
-
-def _are_known(pitches: np.ndarray, condition: LabelCondition) -> np.ndarray:
-    """Which pitches [N] training had: bool [N]."""
-    is_known = np.zeros(len(pitches), bool)
-    for i, pitch in enumerate(pitches.tolist()):
-        with suppress(InputError):
-            condition.encode(pitch)
-            is_known[i] = condition.warning(pitch) is None
-    return is_known

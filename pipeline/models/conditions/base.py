@@ -163,6 +163,14 @@ class LabelCondition(Condition):
         """A warning about a value that `encode` accepts, but that training did not have; None: there is none."""
         return None
 
+    def knows(self, value: object) -> bool:
+        """Whether training had a value."""
+        try:
+            self.encode(value)
+        except InputError:
+            return False
+        return self.warning(value) is None
+
     @property
     def choices(self) -> ValueChoices | None:
         """What a user can choose from; None: any text."""
