@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,6 +117,31 @@ def is_intact(content: Mapping[str, Any]) -> bool:
 def _sha256_json(content: Mapping[str, Any]) -> str:
     normalized = json.loads(json.dumps(content))  # as a reader has it: tuples are lists, keys are strings
     return hashlib.sha256(json.dumps(normalized, sort_keys=True).encode()).hexdigest()
+
+
+def expand_globs(setting: str, patterns: Iterable[str]) -> list[str]:
+    """The paths of which some are globs. A path that exists is none, and other paths need not exist.
+
+    Hidden files (as macOS has: `._a.wav`) match only a glob that starts with a dot.
+
+    Raises:
+        InputError: A glob matches nothing. The message names `setting`.
+    """
+    paths: list[str] = []
+    for pattern in patterns:
+        is_glob = set("*?[") & set(pattern) and not Path(pattern).exists()
+        matches = _glob(pattern) if is_glob else [pattern]
+        if not matches:
+            raise InputError(f"{setting}={pattern}: no file matches")
+        paths += matches
+    return paths
+
+
+def _glob(pattern: str) -> list[str]:
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if set("*?[") & set(part))
+    matches = Path(*parts[:first]).glob(str(Path(*parts[first:])))
+    return sorted(str(path) for path in matches if parts[-1].startswith(".") or not path.name.startswith("."))
 
 
 def check_output_folder(setting: str, folder: str | Path) -> None:

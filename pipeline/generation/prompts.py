@@ -18,8 +18,7 @@ from torch import Tensor
 from pipeline.audio import amplitude, audio_io, find_files
 from pipeline.audio.codecs.base import Codec, to_array
 from pipeline.audio.embedders.base import Embedder, pad_sounds
-from pipeline.common.errors import InputError
-from pipeline.common.files import sha256_file
+from pipeline.common.files import expand_globs, sha256_file
 
 log = logging.getLogger("pipeline")
 
@@ -96,22 +95,8 @@ def find_prompts(setting: Any) -> dict[str, Path]:
     Raises:
         InputError: A file does not exist, or a glob matches none.
     """
-    paths: list[str] = []
-    for pattern in [] if setting is None else [setting] if isinstance(setting, str) else map(str, setting):
-        is_glob = set("*?[") & set(pattern) and not Path(pattern).exists()
-        matches = _glob(pattern) if is_glob else [pattern]
-        if not matches:
-            raise InputError(f"prompt={pattern}: no file matches")
-        paths += matches
-    return find_files.find_audio_files("prompt", paths)
-
-
-def _glob(pattern: str) -> list[str]:
-    """Files and folders that match a glob; hidden ones (as macOS has: `._a.wav`) only if the glob starts with a dot."""
-    parts = Path(pattern).parts
-    first = next(i for i, part in enumerate(parts) if set("*?[") & set(part))
-    matches = Path(*parts[:first]).glob(str(Path(*parts[first:])))
-    return sorted(str(path) for path in matches if parts[-1].startswith(".") or not path.name.startswith("."))
+    patterns = [] if setting is None else [setting] if isinstance(setting, str) else [*map(str, setting)]
+    return find_files.find_audio_files("prompt", expand_globs("prompt", patterns))
 
 
 def embed_audio(embedder: Embedder, wavs: Sequence[np.ndarray], rate: int) -> Tensor:
