@@ -9,6 +9,12 @@ spent in training, codes per second in training (from its log) and in generation
 Writes compare.json and compare.md; and table.md and table.tex, the table of a paper: the original recordings
 (corpus_root=), the codec, each run and the floor, with a caption that names the clips, the protocol, and the embedder.
 
+  python -m pipeline.compare 'ratings=listening-test-*.json'
+
+compares models by the answers of listeners to a test of pipeline.report instead: mean ratings, and how often one model
+is preferred to another, with 95 % intervals over listeners and clips. Listeners who rate the hidden reference below 90
+in more than 15 % of the trials are excluded, as in ITU-R BS.1534.
+
 What people change: n=, protocol=, corpus_root=, metrics=, temperatures=, sampling.guidance=, out=, device=.
 """
 
@@ -27,22 +33,27 @@ def main(settings: CompareSettings) -> None:
 
     from pipeline.common.files import check_output_folder
     from pipeline.common.settings import format_command
-    from pipeline.evaluation.comparison import compare
+    from pipeline.evaluation.comparison import Comparison, compare
+    from pipeline.evaluation.listening.results import ListeningResults, compare_ratings
     from pipeline.evaluation.results import write_results
 
     out = Path(settings.out)
     check_output_folder("out", out)
+    results: Comparison | ListeningResults
     with Console(stderr=True).status("comparing") as status:
-        comparison = compare(settings, status.update)
-    write_results(out / "compare.json", comparison.to_dict())
-    (out / "compare.md").write_text(comparison.to_markdown())
-    (out / "table.md").write_text(comparison.table.to_markdown())
-    (out / "table.tex").write_text(comparison.table.to_latex())
-    comparison.print(Console())
-    if warning := comparison.warning:
-        print(f"warning: {warning}")
+        results = compare_ratings(settings) if settings.ratings else compare(settings, status.update)
+    write_results(out / "compare.json", results.to_dict())
+    (out / "compare.md").write_text(results.to_markdown())
+    results.print(Console())
+    for note in results.notes:
+        print(note)
+    if not isinstance(results, Comparison):
+        print(f"written: {out}/compare.json, {out}/compare.md")
+        return
+    (out / "table.md").write_text(results.table.to_markdown())
+    (out / "table.tex").write_text(results.table.to_latex())
     print(f"written: {out}/compare.json, {out}/compare.md; for a paper: {out}/table.md, {out}/table.tex")
-    print(f"next: {format_command('report', run=comparison.best_run, shards=settings.shards)}")
+    print(f"next: {format_command('report', run=results.best_run, shards=settings.shards)}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from pipeline.preprocessing.settings import PreprocessSettings
 from pipeline.shards import positional_to_overrides
 from tests.helpers.documented_folder import ENVIRONMENT, Sandbox, build_sandbox
 from tests.helpers.documents import COMMAND_DOCUMENTS, ROOT, all_commands, blocks_of
+from tests.helpers.listening import rate, save_answers
 from tests.helpers.ranks import free_port, fresh_env
 
 COMMANDS = all_commands()
@@ -125,6 +126,13 @@ def compose_demo(sandbox: Sandbox, arguments: list[str]) -> None:
     """The settings compose, and the examples that they name exist."""
     cfg = compose("demo", arguments[3:])
     assert cfg.run and (cfg.examples == "auto" or any((sandbox.root / cfg.examples).iterdir()))
+
+
+def run_ratings(sandbox: Sandbox, arguments: list[str]) -> None:
+    """The answers of a listener to the page of a listening test are read."""
+    sandbox.run("report", ["run=RUN", "listening_test=true", "n=1"])
+    save_answers(sandbox.root, rate(sandbox.root / "RUN" / "listening_test.html", "Ann", lambda *_: 100))
+    run_command(sandbox, arguments)
 
 
 def find_example(sandbox: Sandbox, arguments: list[str]) -> None:
@@ -300,6 +308,7 @@ ENTRIES = (
     Entry(r"python -m pipeline\.preprocess .*embedder=clap", compose_preprocess, "the hub: tests have a small CLAP"),
     Entry(r"python -m pipeline\.generate .*prompt_text=", compose_generate, "the hub: tests have a small CLAP"),
     Entry(r"python -m pipeline\.preprocess .*reembed=", reembed, "weights from the hub: the small embedder runs"),
+    Entry(r"python -m pipeline\.compare .*ratings=", run_ratings),
     Entry(EVENING, check_evening, "minutes each: tests/test_your_own_sounds.py runs them on real recordings"),
     Entry(r"python -m pipeline\.compare .*protocol=notes", check_evening, "the rendered notes of the quickstart"),
     Entry(r"python -m pipeline\.\w+ ", run_command),

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from pipeline.common.errors import InputError
 from pipeline.common.metrics_file import read_metrics
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.metrics import list_metrics
 from pipeline.evaluation.paper_table import PaperTable, build_table
 from pipeline.evaluation.results import EvaluationResult, MetricValues
+from pipeline.evaluation.run_folder import training_shards
 from pipeline.evaluation.settings import CompareSettings
 from pipeline.evaluation.tables import print_table
 from pipeline.generation.generator import generate
@@ -81,6 +83,11 @@ class Comparison:
         )
 
     @property
+    def notes(self) -> list[str]:
+        """Lines for the terminal below the table."""
+        return [f"warning: {self.warning}"] if self.warning else []
+
+    @property
     def best_run(self) -> str:
         """The run folder with the lowest validation loss in bits per second of audio."""
         return min(self.evaluations, key=lambda run: self.evaluations[run].loss.model.bits_second)
@@ -116,10 +123,15 @@ def compare(settings: CompareSettings, on_status: Callable[[str], None]) -> Comp
         on_status: Gets a line about each part of the work.
 
     Raises:
-        InputError: As of `evaluate`.
+        InputError: As of `evaluate`; or no runs are named.
     """
+    if settings.runs is None:
+        raise InputError("runs=: give run folders to measure, runs=[RUN,RUN], or ratings=FILES of a listening test")
+    folders = [Path(folder) for folder in dict.fromkeys(settings.runs)]
+    if settings.shards == "auto":
+        settings = settings.model_copy(update={"shards": training_shards(folders[0])})
     rows, evaluations, codecs = [], {}, {}
-    for folder in map(Path, dict.fromkeys(settings.runs)):
+    for folder in folders:
         run = load_run(folder, settings.device, settings.codec_weights, settings.embedder_weights)
         evaluation = evaluate(settings, run, lambda line, folder=folder: on_status(f"{folder}: {line}"))  # type: ignore[misc]
         result = evaluations[str(folder)] = evaluation.result

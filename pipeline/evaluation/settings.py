@@ -62,7 +62,8 @@ class CompareSettings(MeasureSettings):
 
     command: ClassVar[str] = "compare"
 
-    runs: Annotated[list[str], Field(min_length=1)]
+    runs: Annotated[list[str], Field(min_length=1)] | None
+    ratings: Annotated[list[str], Field(min_length=1)] | None
     metrics: Annotated[list[str], Field(min_length=1)]
     benchmark_batch: PositiveInt
 
@@ -92,3 +93,6 @@ class ReportSettings(_ModelSettings):
     crossfade_seconds: Annotated[float, Field(ge=0), Unit("seconds")]
     evaluation: str
     prompt_seconds: Seconds
+    listening_test: bool
+    other_runs: list[str]
+    question: str

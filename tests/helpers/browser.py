@@ -24,6 +24,9 @@ FLAGS = [
 ]
 
 
+KEYS = {"Tab": "\ue004", "Enter": "\ue007", "PageDown": "\ue00f", "End": "\ue010"}  # as WebDriver has them
+
+
 class Browser:
     """A browser window."""
 
@@ -40,6 +43,18 @@ class Browser:
         """Run a script, and return the value that it passes to `done`."""
         wrapped = f"const done = arguments[arguments.length - 1]; {script}"
         return self._call("POST", f"/session/{self._session}/execute/async", {"script": wrapped, "args": []})
+
+    def press(self, *keys: str) -> None:
+        """Press keys one after the other, on the element that has the focus: letters, or names of `KEYS`."""
+        codes = [KEYS.get(key, key) for key in keys]
+        actions = [{"type": kind, "value": code} for code in codes for kind in ("keyDown", "keyUp")]
+        body = {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}
+        self._call("POST", f"/session/{self._session}/actions", body)
+
+    def save_downloads(self, folder: Path) -> None:
+        """Save what pages download into a folder, without a question."""
+        body = {"cmd": "Browser.setDownloadBehavior", "params": {"behavior": "allow", "downloadPath": str(folder)}}
+        self._call("POST", f"/session/{self._session}/goog/cdp/execute", body)
 
     def choose(self, selector: str, file: Path) -> None:
         """Select a file in an <input type=file>."""
