@@ -63,7 +63,7 @@ def test_page_is_blind_and_needs_no_network(page: Path, runs: list[str]) -> None
 
 def test_sounds_of_a_trial_have_one_loudness_and_length(page: Path) -> None:
     data = read_page(page)
-    wavs = {name: soundfile.read(io.BytesIO(base64.b64decode(flac)))[0] for name, flac in data["sounds"].items()}
+    wavs = {name: soundfile.read(io.BytesIO(base64.b64decode(sound)))[0] for name, sound in data["sounds"].items()}
     for trial in data["trials"]:
         sounds = [wavs[name] for name in (trial["reference"], *trial["sounds"])]
         levels = [measure_loudness(wav, RATE) for wav in sounds]

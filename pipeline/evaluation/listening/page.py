@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.common.errors import redact
-from pipeline.evaluation.html_templates import flac_data_uri, render
+from pipeline.evaluation.html_templates import render, wav_data_uri
 from pipeline.evaluation.listening.key import ListeningKey, short_hash
 from pipeline.evaluation.listening.stimuli import REFERENCE, Stimuli, make_stimuli
 from pipeline.evaluation.report_builder import Report
@@ -52,7 +52,7 @@ def render_listening_test(stimuli: Stimuli, question: str) -> str:
     trials, names = [], []
     sounds: dict[str, str] = {}
     for clip, wavs in stimuli.trials:
-        contents = {title: _flac(wav, stimuli.rate) for title, wav in wavs.items()}
+        contents = {title: _base64_wav(wav, stimuli.rate) for title, wav in wavs.items()}
         titles = {short_hash(clip, title, content): title for title, content in contents.items()}
         reference = short_hash(clip, "reference to compare with", contents[REFERENCE])
         sounds |= {name: contents[title] for name, title in titles.items()} | {reference: contents[REFERENCE]}
@@ -69,8 +69,8 @@ def render_listening_test(stimuli: Stimuli, question: str) -> str:
     return render("listening_test.html", data=data, own=_STYLE, code=_SCRIPT, source=_csp_source)
 
 
-def _flac(wav: np.ndarray, rate: int) -> str:
-    return str(flac_data_uri(wav, rate)).partition(",")[2]
+def _base64_wav(wav: np.ndarray, rate: int) -> str:
+    return str(wav_data_uri(wav, rate)).partition(",")[2]
 
 
 def _csp_source(text: str) -> Markup:
