@@ -16,6 +16,9 @@ Cells before the window's first frame are empty, as at the start of every traini
     codebook 1    . 0 1 2 3 4 5 6                        . 4 5 6 | 7 8 ...
     codebook 2    . . 0 1 2 3 4 5                        . . 4 5 | 6 7 ...
 
+With `kept` frames the window always begins with the first frames of the clip, followed by the most recent ones: after
+the slide with 2 of them, codebook 0 is 0 1 6 7 | 8 9 10 11 ...
+
 At a keyframe new values of conditions replace the old ones in the prefix, and all steps are read again, because every
 key and value depends on the prefix. Under the delay pattern a change reaches codebook k up to k frames late.
 
@@ -27,7 +30,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,10 +48,19 @@ from pipeline.models.pattern import SPECIAL_TOKEN
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """The window of a sound longer than the training clips: its length and its stride, in frames."""
+    """The window of a sound longer than the training clips, in frames: its length and its stride.
+
+    `kept`: the first frames of the clip that stay in the window, at its beginning.
+    """
 
     frames: int
     stride: int
+    kept: int = 0
+
+    def indices(self, base: int, device: torch.device) -> Tensor:
+        """The frames of the clip in the window at `base`, in order: [N]."""
+        frames = torch.arange(self.frames, device=device)
+        return torch.where(frames < self.kept, frames, frames + base)
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,8 @@ class Generation:
         self.end_frames = int(config.end_of_audio)  # the model was trained with an empty frame after the last
         self.total_frames = spec.frames + self.end_frames
         window = spec.window or SlidingWindow(self.total_frames, self.total_frames)
-        self.window, self.stride = min(window.frames, self.total_frames), window.stride
+        self.sliding = replace(window, frames=min(window.frames, self.total_frames))
+        self.window = self.sliding.frames
         self._validate()
         # what is applied to the logits of each group of codebooks that the head predicts together
         self.filters = [spec.sampling.build_filters(config.codebooks, device, group) for group in engine.head.groups]
@@ -149,7 +162,10 @@ class Generation:
             yield from self._run_window(base, size)
             if base + self.window == self.total_frames or int(self.lengths.max()) <= base:
                 return
-            base = min(base + self.stride, self.total_frames - self.window)
+            base = self._next_base(base)
+
+    def _next_base(self, base: int) -> int:
+        return min(base + self.sliding.stride, self.total_frames - self.window)
 
     def _run_window(self, base: int, size: int | None) -> Iterator[None]:
         """Generate the window of frames base..base + window; steps that are known already are only read."""
@@ -160,7 +176,10 @@ class Generation:
         keyframe = self._keyframe_of_steps(base)
         unknown = (active & (sequence == SPECIAL_TOKEN)).any(0).any(0).tolist()
         first = unknown.index(True) if True in unknown else len(unknown)
-        stop = sequence.shape[2] if is_last else self.pattern.steps_before_slide(N)
+        stop = self.pattern.steps_before_slide(N)
+        dropped = self.sliding.kept + self._next_base(base) - base  # the next window has those after it, and kept ones
+        if is_last or bisect.bisect_right(last_step_of_frame, stop - 1) < dropped:
+            stop = sequence.shape[2]
         try:
             for s in range(first, stop):
                 if s == first or keyframe[s] != keyframe[s - 1]:
@@ -184,7 +203,7 @@ class Generation:
         """Copy the window's tokens into the sequence; compute which cells hold a code, and their noise keys."""
         lengths = self._window_lengths(base)
         frame = self.pattern.frame_at_step(self.window, lengths)
-        self.sequence.copy_(self.pattern.build_sequence(self.tokens[:, :, base : base + self.window], lengths))
+        self.sequence.copy_(self.pattern.build_sequence(self.tokens[:, :, self.sliding.indices(base, self.tokens.device)], lengths))
         self.active.copy_((frame >= 0) & (frame < (self.lengths - base)[:, None, None]))
         self.keys.copy_(gumbel_noise.noise_keys(self.spec.seeds, frame + base))
 
@@ -194,7 +213,9 @@ class Generation:
             raise InputError("the model's logits are not finite: its weights are damaged, or its training diverged")
         tokens = self.pattern.revert_sequence(self.sequence, self.window, self._window_lengths(base))
         is_after_end = torch.arange(self.window, device=tokens.device) >= (self.lengths - base)[:, None, None]
-        self.tokens[:, :, base : base + self.window] = tokens.masked_fill(is_after_end, SPECIAL_TOKEN)
+        tokens = tokens.masked_fill(is_after_end, SPECIAL_TOKEN)
+        kept = self.sliding.kept if base else 0  # these are known
+        self.tokens[:, :, base + kept : base + self.window] = tokens[:, :, kept:]
 
     def _window_lengths(self, base: int) -> Tensor:
         """Frames of each clip in the window, with the end frame: [B]."""
@@ -299,10 +320,9 @@ class Generation:
                 f"{self.window - self.end_frames} frames are {steps} steps under pattern={self.pattern.name}, but the "
                 f"model has positions for 1..{positions}: give other seconds=, or train with a larger model.positions"
             )
-        if self.window < self.total_frames and not 0 < self.stride < self.window:
-            raise InputError(
-                f"a window of {self.window} frames moves by 1..{self.window - 1} frames, not {self.stride}"
-            )
+        free = self.window - self.sliding.kept
+        if self.window < self.total_frames and not 0 < self.sliding.stride < free:
+            raise InputError(f"a window of {free} frames moves by 1..{free - 1} frames, not {self.sliding.stride}")
 
 
 def generate(

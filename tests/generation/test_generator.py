@@ -29,10 +29,11 @@ def run_spec(model: CodecGPT, spec: GenerationSpec, size: int | None = None) -> 
 
 
 def fill_slowly(
-    model: CodecGPT, tokens: Tensor, base: int, N: int, is_last: bool, prompt: Callable[[int], Tensor]
+    model: CodecGPT, tokens: Tensor, base: int, N: int, is_last: bool, prompt: Callable[[int], Tensor], kept: int = 0
 ) -> None:
-    """Fill tokens [B, K, T] of the window of N frames from `base` on; prompt(frame) is [B, P]."""
-    sequence, frame = model.pattern.build_sequence(tokens[:, :, base : base + N]), model.pattern.frame_at_step(N)
+    """Fill tokens [B, K, T] of the window of N frames from `base` on, `kept` of the first; prompt(frame) is [B, P]."""
+    frames = [*range(kept), *range(base + kept, base + N)]
+    sequence, frame = model.pattern.build_sequence(tokens[:, :, frames]), model.pattern.frame_at_step(N)
     steps = model.pattern.steps(N)
     for s in range(sequence.shape[2]):
         if not is_last and s >= model.pattern.steps_before_slide(N):
@@ -42,10 +43,8 @@ def fill_slowly(
             logits = model.logits(sequence, {"prompt": prompt(base + int(frame[cells[0], s]))})[:, s, k]  # [B, C]
             logits[..., SPECIAL_TOKEN] = -torch.inf
             sequence[:, k, s] = torch.where(sequence[:, k, s] == SPECIAL_TOKEN, logits.argmax(-1), sequence[:, k, s])
-            tokens[:, k, base + int(frame[k, s])] = sequence[:, k, s]
-    assert is_last or model.pattern.name == "delay" or bool((tokens[:, :, base : base + N] != SPECIAL_TOKEN).all()), (
-        steps
-    )
+            tokens[:, k, frames[int(frame[k, s])]] = sequence[:, k, s]
+    assert is_last or model.pattern.name == "delay" or bool((tokens[:, :, frames] != SPECIAL_TOKEN).all()), steps
 
 
 @pytest.mark.parametrize("name", PATTERNS.names())
@@ -71,18 +70,27 @@ def test_changing_prompt_matches_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PATTERNS.names())
+@pytest.mark.parametrize("kept", [0, 2])
 @torch.no_grad()
-def test_sliding_window_matches_reference(name: str) -> None:
+def test_sliding_window_matches_reference(name: str, kept: int) -> None:
     """Cells before the window's first frame are empty again, as in training; no position is beyond the window."""
     model, prompts = tiny(pattern=name).eval(), torch.randn(2, 12)
     T, N, stride = 17, 8, 3
     generation = run_spec(
-        model, GenerationSpec(T, [0, 1], GREEDY, [(0, {"prompt": prompts})], None, SlidingWindow(N, stride))
+        model, GenerationSpec(T, [0, 1], GREEDY, [(0, {"prompt": prompts})], None, SlidingWindow(N, stride, kept))
     )
     tokens = torch.zeros(2, K, T, dtype=torch.long)
     for base in (0, 3, 6, 9):
-        fill_slowly(model, tokens, base, N, base == 9, lambda frame: prompts)
+        fill_slowly(model, tokens, base, N, base == 9, lambda frame: prompts, kept)
     assert torch.equal(generation.codes, tokens - 1)
+
+
+@pytest.mark.parametrize("name", PATTERNS.names())
+@pytest.mark.parametrize("window", [SlidingWindow(2, 1), SlidingWindow(8, 7), SlidingWindow(8, 4, 3)])
+def test_no_stride_leaves_frames_incomplete(name: str, window: SlidingWindow) -> None:
+    """Also where the stride, or the kept frames, drop frames whose last codebooks a delay has not reached."""
+    spec = GenerationSpec(19, [4], sampling_settings(temperature=1), [], None, window)
+    assert run_spec(tiny(pattern=name).eval(), spec).complete_frames == 19
 
 
 @pytest.mark.parametrize("name", PATTERNS.names())
@@ -155,10 +163,10 @@ def test_end_of_audio_ends_a_sliding_window(name: str) -> None:
     assert torch.equal(generation.codes[:, :, :12], melody) and not generation.codes[:, :, 12:].any()
 
 
-@pytest.mark.parametrize("stride", [0, 8, 9])
-def test_invalid_window_stride_is_refused(stride: int) -> None:
+@pytest.mark.parametrize("window", [SlidingWindow(8, 0), SlidingWindow(8, 8), SlidingWindow(11, 9, 3)])
+def test_invalid_window_stride_is_refused(window: SlidingWindow) -> None:
     with pytest.raises(InputError, match=r"moves by 1\.\.7 frames"):
-        Generation(InferenceEngine(tiny().eval()), GenerationSpec(20, [0], GREEDY, [], None, SlidingWindow(8, stride)))
+        Generation(InferenceEngine(tiny().eval()), GenerationSpec(20, [0], GREEDY, [], None, window))
 
 
 def test_temperature_per_codebook() -> None:
@@ -174,7 +182,7 @@ def test_temperature_per_codebook() -> None:
 
 GRAPH_CASES = {
     "one prompt": {},
-    "sliding window": {"window": SlidingWindow(8, 3)},
+    "sliding window": {"window": SlidingWindow(8, 3, 1)},
     "changing prompt": {"prompts": 3},
     "guided": {"sampling": sampling_settings(temperature=0.8, top_p=0.9, min_p=0.01, guidance=2.0)},
     "ends": {"end_of_audio": True, "sampling": sampling_settings(temperature=3.0)},
