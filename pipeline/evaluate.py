@@ -22,6 +22,8 @@ Prints, and writes to RUN/evaluation/evaluate.json:
   KAD               kernel distance between the same embeddings: unbiased for any n
   distances         these distances in the spaces of the prompts, of the codec's latents and of other embedders
                     (spaces=[prompt,codec,clap]), also those of training clips; the files of outliers
+  length            with length=60: sounds of 60 s by stretches of 5 s: the same metrics, and the level (dB against the
+                    clip and against the first stretch); a sound that ended is silent, and counted as ended
   different         Vendi score of the embeddings: n if all sounds differ, 1 if all are equal
   coverage          fraction of the n clips that have a sound closer than their 5th nearest clip; density: the number of
                     such clips of each sound, divided by 5. About 97 % and 1 for other sounds of the same kind

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.common.setting_types import Count, NonNegative, PositiveInt, Seconds, Unit
-from pipeline.common.settings import CommandSettings
+from pipeline.common.settings import CommandSettings, Settings
 from pipeline.evaluation.protocols import ProtocolSettings
-from pipeline.generation.settings import SamplingSettings
+from pipeline.generation.settings import KeptSeconds, SamplingSettings, WindowSeconds
 
 Control = Literal["prompt", "label", "both"]  # the conditions that a model gets when its pitch is controlled
 Temperatures = Annotated[list[NonNegative], Field(min_length=1)]
@@ -41,6 +41,17 @@ class MeasureSettings(_ModelSettings):
     batch: Literal["auto"] | PositiveInt
 
 
+class LengthWindow(Settings):
+    """A window of the analysis `length`, as in `pipeline.generate`.
+
+    Its fields are not in conf/, so they have defaults here.
+    """
+
+    window: WindowSeconds = "auto"
+    window_stride: WindowSeconds = "auto"
+    window_keep: KeptSeconds = "auto"
+
+
 class EvaluateSettings(MeasureSettings):
     """The settings of `pipeline.evaluate`."""
 
@@ -54,6 +65,9 @@ class EvaluateSettings(MeasureSettings):
     instrument: str
     pitches_per_prompt: PositiveInt
     by: str
+    length: Seconds | None
+    stretch: Seconds
+    windows: Annotated[list[LengthWindow], Field(min_length=1)]
     wandb: bool
 
 

@@ -203,7 +203,9 @@ class Generation:
         """Copy the window's tokens into the sequence; compute which cells hold a code, and their noise keys."""
         lengths = self._window_lengths(base)
         frame = self.pattern.frame_at_step(self.window, lengths)
-        self.sequence.copy_(self.pattern.build_sequence(self.tokens[:, :, self.sliding.indices(base, self.tokens.device)], lengths))
+        self.sequence.copy_(
+            self.pattern.build_sequence(self.tokens[:, :, self.sliding.indices(base, self.tokens.device)], lengths)
+        )
         self.active.copy_((frame >= 0) & (frame < (self.lengths - base)[:, None, None]))
         self.keys.copy_(gumbel_noise.noise_keys(self.spec.seeds, frame + base))
 
@@ -331,6 +333,7 @@ def generate(
     frames: int,
     sampling: SamplingSettings,
     seeds: Sequence[int],
+    window: SlidingWindow | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generate clips of one length.
 
@@ -340,11 +343,13 @@ def generate(
         frames: Frames of each clip.
         sampling: How codes are sampled.
         seeds: One per clip.
+        window: The sliding window of long clips.
 
     Returns:
         Codes [B, K, T] and the frames of each clip [B]; see `Generation`.
     """
-    generation = Generation(engine, GenerationSpec(frames, seeds, sampling, [(0, values)] if values else ()))
+    keyframes = [(0, values)] if values else []
+    generation = Generation(engine, GenerationSpec(frames, seeds, sampling, keyframes, window=window))
     for _ in generation.chunks():
         pass
     return generation.codes, generation.lengths

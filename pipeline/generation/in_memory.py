@@ -21,9 +21,10 @@ from pipeline.common.errors import InputError
 from pipeline.common.settings import parse_settings
 from pipeline.generation.conditions import read_conditions
 from pipeline.generation.prompts import SourceAudio, prompt_vector, read_source, text_vectors
-from pipeline.generation.request import AudioRequest, ClipRequest, keyframes_of, num_samples, resolve_window
+from pipeline.generation.request import AudioRequest, ClipRequest, keyframes_of, num_samples
 from pipeline.generation.runner import generate_clips
 from pipeline.generation.settings import GenerateSettings, default_settings
+from pipeline.generation.window import resolve_window
 
 if TYPE_CHECKING:
     from pipeline.generation.loaded_run import LoadedRun

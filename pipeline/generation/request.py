@@ -23,6 +23,7 @@ from pipeline.generation.guidance import Values
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import SourceAudio, find_prompts, prompt_vector, read_source, text_vectors
 from pipeline.generation.settings import GenerateSettings, Keyframe
+from pipeline.generation.window import record_window, resolve_window
 from pipeline.models.conditions import PROMPT
 
 DEFAULT_SECONDS = 4.0  # if the length of the training clips is unknown: that of NSynth's notes, as in the article
@@ -79,51 +80,6 @@ def num_samples(seconds: float | Literal["auto"], run: LoadedRun) -> int:
     return max(1, round(seconds * run.codec.sample_rate))
 
 
-def resolve_window(settings: GenerateSettings, frames: int, run: LoadedRun) -> SlidingWindow | None:
-    """The sliding window for a sound of this many frames; None if the sound is not longer than the training clips.
-
-    Raises:
-        InputError: The window is not shorter than the training clips; or it is needed, but its length is not given
-            and that of the training clips is unknown; or the sound is generated without a window and is longer than
-            the model's positions.
-    """
-    window = None if settings.mode in ("prompt", "interpolate") else _choose_window(settings, frames, run)
-    config, pattern = run.model.config, run.model.pattern
-    steps = pattern.num_steps(frames + int(config.end_of_audio))
-    if window is None and steps > config.positions:
-        raise InputError(
-            f"seconds={settings.seconds}: {frames} frames are {steps} steps under pattern={pattern.name}, but the "
-            f"model has positions for 1..{config.positions}: give fewer seconds, or mode=continue, which has no limit"
-        )
-    return window
-
-
-def _choose_window(settings: GenerateSettings, frames: int, run: LoadedRun) -> SlidingWindow | None:
-    trained, rate = run.trained_frames, run.codec.frame_rate
-    if settings.window == "auto":
-        if trained is None:
-            raise InputError("window=auto: the length of the training clips is unknown; give window=SECONDS")
-        if frames <= trained:
-            return None
-        window = max(2, trained // 2)
-    else:
-        window = round(settings.window * rate)
-    if not 2 <= window < (trained or window + 1):
-        raise InputError(
-            f"window={settings.window}: {window} frames; give 2 frames or more, and less than the {trained} "
-            f"({trained and trained / rate:g} s) of the training clips"
-        )
-    if frames <= window:
-        return None
-    stride = window // 2 if settings.window_stride == "auto" else round(settings.window_stride * rate)
-    if not 0 < stride < window:
-        raise InputError(
-            f"window_stride={settings.window_stride}: {stride} frames; "
-            f"give more than 0 and less than the window's {window}"
-        )
-    return SlidingWindow(window, stride)
-
-
 class _Draft(NamedTuple):
     """A request before it has a file. clips: empty for a prompt that is skipped, which keeps its number and seed."""
 
@@ -147,6 +103,7 @@ def build_requests(settings: GenerateSettings, run: LoadedRun, skipped: list[str
     """
     samples = num_samples(settings.seconds, run)
     window = resolve_window(settings, run.codec.num_frames(samples), run)
+    settings = record_window(settings, window, run)
     conditions = read_conditions(settings, run.model, settings.prompt or settings.prompt_text)
     if settings.mode == "interpolate":
         drafts = _draft_interpolation(settings, run, conditions)

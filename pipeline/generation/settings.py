@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["prompt", "interpolate", "morph", "continue", "extend"]
 Blend = Literal["linear", "slerp"]
+WindowSeconds = Literal["auto", "half"] | Seconds
+KeptSeconds = Literal["auto"] | Annotated[NonNegative, Unit("seconds")]
 GUIDANCE = Slider("Guidance", 6, 0.1, "above 1: follows the prompt more closely, at half the speed")
 ConditionValue = str | int | float | bool | list[str | int | float] | None
 ConditionValues = dict[str, ConditionValue]  # by the condition's name
@@ -131,8 +133,9 @@ class GenerateSettings(CommandSettings):
     keyframes: list[Keyframe] | None
     keyframe_interval: Seconds
     audio: str | None
-    window: Literal["auto"] | Seconds
-    window_stride: Literal["auto"] | Seconds
+    window: WindowSeconds
+    window_stride: WindowSeconds
+    window_keep: KeptSeconds
     stream: bool
     chunk: Seconds
     prompt_seconds: Seconds

@@ -33,6 +33,7 @@ log = logging.getLogger("pipeline")
 FORMAT = 2
 # settings that a sidecar does not store: given by the run's identity, or without influence on the sound
 UNSTORED_SETTINGS = ("run", "out", "from", "device", "batch", "codec_weights", "embedder_weights", "plugins")
+_HALF_WINDOW = ("window", "window_stride")
 _Hex = Annotated[str, Field(pattern="^[0-9a-f]*$")]
 
 
@@ -92,7 +93,10 @@ class Sidecar(_Content):
 
     def apply(self, settings: GenerateSettings) -> GenerateSettings:
         """Settings with those that the sidecar stores. Raises InputError if one is not valid."""
-        return parse_settings(GenerateSettings, settings.to_dict() | self.settings)
+        own = self.settings
+        if "window_keep" not in own:  # by a version without it, whose `auto` was half of the training clips
+            own = {"window_keep": 0, **own, **{name: "half" for name in _HALF_WINDOW if own.get(name) == "auto"}}
+        return parse_settings(GenerateSettings, settings.to_dict() | own)
 
     def check_overrides(self, overrides: Iterable[str]) -> None:
         """Raises InputError if a setting on the command line is one that the sidecar already determines.
