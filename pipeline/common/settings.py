@@ -93,7 +93,8 @@ def settings_class(
     choice = next((item for item in metadata if isinstance(item, Choice)), None)
     if choice is not None and isinstance(value, Mapping):
         return choice.registry.get(str(value.get("name")), f"{setting}.name")
-    for member in (annotation, *get_args(annotation)):
+    members = () if get_origin(annotation) is list else get_args(annotation)  # of a union
+    for member in (annotation, *members):
         if get_origin(member) is None and isinstance(member, type) and issubclass(member, Settings):
             return member.with_extensions()
     return None
