@@ -9,7 +9,7 @@ Writes model.safetensors and config.json, all that inference needs of the model,
 RUN/export/. Training does the same at its end. Needs no GPU, and memory for the weights only, whatever the ZeRO stage
 and the number of ranks were. `CodecGPT.from_pretrained` loads the folder, or the repository that it was pushed to.
 
-precision=int8 stores matrices in 8 bits: a quarter of the size, and on a CPU few sounds at once are generated faster.
+precision=int8 stores matrices in 8 bits: a quarter of the size, and on a CPU one sound takes half of the time.
 
 Main settings: run= checkpoint= weights=last precision= out= push= private=
 """

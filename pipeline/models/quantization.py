@@ -65,7 +65,7 @@ class Int8Linear:
     """A linear layer on a CPU with weights of 8 bits: x [M, in] -> x @ weight + bias [M, out].
 
     Inputs and products are rounded to bf16. A row gets the same bits alone, in a batch, and with any number of threads.
-    It is faster than fp32 for few rows, whose time is that of reading the weights, and slower for many.
+    It is faster than fp32 for few rows, whose time is that of reading the weights.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:

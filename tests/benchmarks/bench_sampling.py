@@ -9,7 +9,8 @@ Rows, with random weights in fp32:
   article    the article's loop: transformers' GPT-2 with its own cache, one multinomial per codebook
   again      the whole sequence is read again at each step, without a cache
   MusicGen   transformers' MusicGen decoder of the same width, layers and codebooks, with its own `generate`
-  ours       `Generation`; exact: batch-invariant; fast: a plain matrix-vector product for a single row
+  ours       `Generation`; exact: batch-invariant; fast: a plain matrix-vector product for a single row; int8: with
+             weights of 8 bits
   depth      `Generation` with the depth pattern and its default settings; a step is a frame
   limit      the sum of every matrix of the model, because any step must read its weights from memory once
 Each row is run --rounds times, alternating with the others, and its best time counts. Real time is 75 steps per second.
@@ -156,6 +157,8 @@ def main() -> None:
     model = untrained_model("delay").to(args.device)
     depth = InferenceEngine(untrained_model("depth").to(args.device))
     exact, fast = InferenceEngine(model), InferenceEngine(model, batch_invariant=False)
+    model.is_quantized = True
+    int8 = InferenceEngine(model)
     music = musicgen(args.device) if args.music else None
     print(f"{args.device}, {torch.get_num_threads()} threads, {args.steps} steps, torch {torch.__version__}")
     print(f"{'':18}{'batch':>6}{'ms per step':>12}{'x real time':>13}{'clips: x article alone':>24}")
@@ -164,6 +167,8 @@ def main() -> None:
         prompts = torch.randn(batch, PROMPT, device=args.device)
         rows: dict[str, Callable[[], None]] = {"article": lambda p=prompts: article(model, p, args.steps)}
         rows["ours, exact"] = lambda p=prompts: ours(exact, p, args.steps)
+        if args.device == "cpu":
+            rows["ours, int8"] = lambda p=prompts: ours(int8, p, args.steps)
         rows["depth, exact"] = lambda p=prompts: ours(depth, p, args.steps)
         if batch == 1 and args.device == "cpu":
             rows["ours, fast"] = lambda p=prompts: ours(fast, p, args.steps)
