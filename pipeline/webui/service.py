@@ -6,6 +6,7 @@ The same settings give the same bytes as that command. Every request has its own
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,6 @@ from pipeline.webui.settings import MB, DemoSettings, LimitSettings
 
 OnCodes = Callable[[Tensor], None]  # gets codes [B, K, T] of a batch
 OnProgress = Callable[[Tensor, float, float], None]  # codes [B, K, T], seconds so far, and in total
-OUT = "sound.wav"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class GenerationService:
         ):
             if value > limit:
                 raise InputError(f"{name}={value}: this page generates at most {limit}")
-        loaded, settings = self.loaded_run(settings.run), settings.model_copy(update={"out": str(folder / OUT)})
+        out = folder / f"{sound_name(settings)}.wav"
+        loaded, settings = self.loaded_run(settings.run), settings.model_copy(update={"out": str(out)})
         frames, rate = loaded.codec.num_frames(self.samples(settings)), loaded.codec.frame_rate
         requests = build_requests(settings, loaded)
         clips, done = sum(len(request.clips) for request in requests), 0
@@ -154,6 +155,19 @@ class GenerationService:
         if run is None or run not in self.loaded_runs:
             raise InputError(f"run={run}: this page has {', '.join(self.loaded_runs)}")
         return self.loaded_runs[run]
+
+
+def safe_name(text: str) -> str:
+    """A text as a part of a file name, of at most 40 characters."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:40].rstrip("-")
+
+
+def sound_name(settings: GenerateSettings) -> str:
+    """The name of a generated sound: its model, its prompts, and the seed of the first sound."""
+    prompts = [settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
+    prompts = prompts or [keyframe.prompt for keyframe in settings.keyframes or [] if keyframe.prompt]
+    parts = [Path(settings.run or "").name, *(Path(prompt).stem for prompt in prompts), f"seed{settings.seed}"]
+    return "-".join(filter(None, map(safe_name, parts)))[-120:].lstrip("-")
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Letters: B batch, K codebooks, T frames.
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from pipeline.generation.settings import GenerateSettings, SamplingSettings, def
 from pipeline.webui import components
 from pipeline.webui.condition_inputs import split_conditions
 from pipeline.webui.file_store import NOT_STORED
-from pipeline.webui.service import OUT, GenerationResult, GenerationService, OnCodes, check_upload
+from pipeline.webui.service import GenerationResult, GenerationService, OnCodes, check_upload, safe_name
 from pipeline.webui.streaming import AudioStreamRegistry, stream_audio
 
 MAX_RANDOM_SEED = 1_000_000  # random seeds are below this, so that they are short
@@ -164,9 +163,9 @@ def copy_upload(service: GenerationService, sound: str | None, folder: Path) -> 
     stored = service.store.find(sound)
     if stored is None:
         raise InputError(NOT_STORED)
-    stem = re.sub(r"[^A-Za-z0-9_]+", "-", stored.stem).strip("-")[:40] or "prompt"
+    stem = safe_name(stored.stem) or "prompt"
     suffix = stored.suffix.lower() if stored.suffix[1:].isalnum() else ""
-    used = {path.stem for path in folder.iterdir()} | {Path(OUT).stem}
+    used = {path.stem for path in folder.iterdir()}
     name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 99))) if n not in used)
     target = folder / f"{name}{suffix}"
     try:

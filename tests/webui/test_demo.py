@@ -26,6 +26,7 @@ import torch
 
 from pipeline.audio.codecs import load_codec
 from pipeline.common.errors import InputError
+from pipeline.webui.service import safe_name
 from pipeline.webui.streaming import AudioStreamRegistry, stream_audio
 from tests.helpers.demo_server import Server, running_demo
 from tests.helpers.preprocess_runs import ROOT
@@ -61,23 +62,19 @@ def test_page_command_line_and_sidecar_give_the_same_bytes(
     together.mkdir()
     for seconds in (LENGTH, 1.1):  # as long as the training clips, and longer
         files = generate(client, server.runs[0], workspace.tones[1], 5, 2, seconds)
-        assert [file.name for file in files] == [
-            "sound-1.wav",
-            "sound-1.json",
-            "sound-2.wav",
-            "sound-2.json",
-            "tone1.wav",
-        ]
+        name = f"{safe_name(server.runs[0].name)}-tone1-seed5"
+        sounds = [f"{name}-{i}.{suffix}" for i in (1, 2) for suffix in ("wav", "json")]
+        assert [file.name for file in files] == [*sounds, "tone1.wav"]
         for file in files:
             shutil.copy(file, together)
         monkeypatch.chdir(together)
         mode = "mode=continue" if seconds > LENGTH else "mode=prompt"
         overrides = (f"run={server.runs[0]}", "prompt=tone1.wav", mode, f"seconds={seconds}", "seed=6", "out=alone.wav")
         assert run_command("generate", *overrides) == 0
-        assert (together / "alone.wav").read_bytes() == (together / "sound-2.wav").read_bytes()
-        assert run_command("generate", "from=sound-1.json", "out=again.wav") == 0
-        assert (together / "again.wav").read_bytes() == (together / "sound-1.wav").read_bytes()
-        assert str(server.folder) not in (together / "sound-1.json").read_text()
+        assert (together / "alone.wav").read_bytes() == (together / f"{name}-2.wav").read_bytes()
+        assert run_command("generate", f"from={name}-1.json", "out=again.wav") == 0
+        assert (together / "again.wav").read_bytes() == (together / f"{name}-1.wav").read_bytes()
+        assert str(server.folder) not in (together / f"{name}-1.json").read_text()
 
 
 def test_shown_command_line_gives_the_same_bytes(
@@ -98,12 +95,14 @@ def test_shown_command_line_gives_the_same_bytes(
         for file in files:
             shutil.copy(file, folder)
         monkeypatch.chdir(folder)
-        (folder / "sound.wav").rename(folder / "page.wav")
+        sound = folder / Path(files[0]).name
+        assert sound.name == f"{safe_name(server.runs[1].name)}-tone0-tone1-seed3.wav"
+        sound.rename(folder / "page.wav")
         line = re.search("<pre>(.*)</pre>", html, re.S)
         assert line and seed == 3
         overrides = shlex.split(unescape(line.group(1)))
         assert overrides[:3] == ["python", "-m", "pipeline.generate"] and run_command("generate", *overrides[3:]) == 0
-        assert (folder / "sound.wav").read_bytes() == (folder / "page.wav").read_bytes()
+        assert sound.read_bytes() == (folder / "page.wav").read_bytes()
         assert html.count("<audio") == {"interpolate": 1 + 1 + 4 + 1, "morph": 1 + 2}[name]
 
 
@@ -246,9 +245,9 @@ def test_uploads_and_results_expire_and_examples_stay(workspace: Workspace, tmp_
         upload = handle_file(workspace.tones[1])
         client = server.client(tmp_path / "down")
         outputs = client.predict(str(server.runs[0]), upload, 1, 0.7, 0, 1, LENGTH, 0, False, api_name="/generate")
-        assert len(outputs[2]) == 3 and list(folder.rglob("sound.wav"))
+        assert len(outputs[2]) == 3 and list(folder.rglob("*-seed0.wav"))
         started = time.monotonic()
-        while list(folder.rglob("sound.*")) or list(folder.rglob("tone1.wav")):
+        while list(folder.rglob("*-seed0.*")) or list(folder.rglob("tone1.wav")):
             assert time.monotonic() - started < 30
             time.sleep(0.2)
         assert list(folder.rglob("tone0.wav"))
