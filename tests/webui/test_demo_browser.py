@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.axe import accessibility_faults
 from tests.helpers.browser import Browser, browser, until
 from tests.helpers.demo_server import Server
 from tests.helpers.trained_run import LENGTH, Workspace
@@ -36,6 +37,7 @@ def test_browser_uploads_generates_and_plays(server: Server, workspace: Workspac
         live = until(window, "document.querySelector('.onair audio')?.duration")
         durations = until(window, "durations('#generated')".replace("durations", DURATIONS))
         save_screenshot(window, tmp_path, "generated")
+        assert accessibility_faults(window) == []
         assert live == pytest.approx(LENGTH, abs=0.02)
         assert durations == pytest.approx([0.5, LENGTH, LENGTH], abs=0.02)  # the upload, and two samples
         window.run("document.querySelectorAll('#generated .sound .play')[1].click(); done()")
@@ -100,3 +102,4 @@ def test_browser_plays_every_tab_with_examples(
         window.run(f"document.querySelector('{button}').click(); done()")
         assert len(until(window, f"durations('{results}')".replace("durations", DURATIONS))) == count
         save_screenshot(window, tmp_path, f"{tab.lower()}-results")
+        assert accessibility_faults(window) == []
