@@ -18,6 +18,7 @@ from pipeline.evaluation.listening.answers import Ratings
 from pipeline.evaluation.listening.key import ListeningKey
 from pipeline.evaluation.listening.results import summarize_ratings
 from pipeline.evaluation.listening.stimuli import equalize, low_pass
+from tests.helpers.axe import accessibility_faults
 from tests.helpers.browser import browser, until
 from tests.helpers.listening import rate, read_page, save_answers
 from tests.helpers.trained_run import Workspace, run_command
@@ -112,6 +113,7 @@ def test_a_listener_takes_the_test_by_keyboard(page: Path, runs: list[str], tmp_
         for view in range(3):
             loaded = f"state.view === {view} && player.duration > 0.1"
             until(window, loaded)
+            assert accessibility_faults(window) == []
             window.press("Enter")  # is refused: nothing is played or rated
             assert (
                 window.run("done(status.innerText)") == "Not played yet: A, B, C, D, E. Not rated yet: A, B, C, D, E."
