@@ -166,7 +166,9 @@ def sound_name(settings: GenerateSettings) -> str:
     """The name of a generated sound: its model, its prompts, and the seed of the first sound."""
     prompts = [settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
     prompts = prompts or [keyframe.prompt for keyframe in settings.keyframes or [] if keyframe.prompt]
-    parts = [Path(settings.run or "").name, *(Path(prompt).stem for prompt in prompts), f"seed{settings.seed}"]
+    texts = [settings.prompt_text] if isinstance(settings.prompt_text, str) else settings.prompt_text or []
+    names = [*(Path(prompt).stem for prompt in prompts), *texts]
+    parts = [Path(settings.run or "").name, *names, f"seed{settings.seed}"]
     return "-".join(filter(None, map(safe_name, parts)))[-120:].lstrip("-")
 
 
