@@ -92,6 +92,11 @@ def compose_preprocess(sandbox: Sandbox, arguments: list[str]) -> None:
     load_settings(PreprocessSettings, arguments[3:])
 
 
+def train_briefly(sandbox: Sandbox, arguments: list[str]) -> None:
+    """The command runs, with two steps."""
+    run_command(sandbox, [*(each for each in arguments if not each.startswith("trainer.steps=")), "trainer.steps=2"])
+
+
 def compose_generate(sandbox: Sandbox, arguments: list[str]) -> None:
     """The settings are right."""
     load_settings(GenerateSettings, arguments[3:])
@@ -311,6 +316,7 @@ ENTRIES = (
     Entry(r"python -m pipeline\.compare .*ratings=", run_ratings),
     Entry(EVENING, check_evening, "minutes each: tests/test_your_own_sounds.py runs them on real recordings"),
     Entry(r"python -m pipeline\.compare .*protocol=notes", check_evening, "the rendered notes of the quickstart"),
+    Entry(r"python -m pipeline\.train .*trainer\.steps=1200", train_briefly),
     Entry(r"python -m pipeline\.\w+ ", run_command),
     Entry(r"python -m pipeline\.tools\.memory_table", run_memory_table),
     Entry(r"python -m pipeline\.tools\.fit_codec ", parse_arguments, "minutes: tests/audio/test_fit_codec.py fits one"),
