@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +19,8 @@ from pipeline.models.weights import save_tensors
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-class ModelFiles(NamedTuple):
+@dataclass(frozen=True)
+class ModelFiles:
     """The content of the files.
 
     Attributes:
