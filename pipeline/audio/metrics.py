@@ -51,6 +51,12 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray((a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)).clip(min=1e-12))
 
 
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [N, D] scaled to length 1; zeros stay zeros."""
+    units: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+    return units
+
+
 def mismatched_similarity(prompts: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
     """The mean cosine similarity of each prompt and the sounds of all other prompts: [N], from two [N, D], N >= 2."""
     cosines: np.ndarray = cosine(prompts[:, None], embeddings[None])

@@ -120,7 +120,7 @@ def _sha256_json(content: Mapping[str, Any]) -> str:
 
 
 def expand_globs(setting: str, patterns: Iterable[str]) -> list[str]:
-    """The paths of which some are globs. A path that exists is none, and other paths need not exist.
+    """The paths of which some are globs. A path that exists is taken as it is; others need not exist.
 
     Hidden files (as macOS has: `._a.wav`) match only a glob that starts with a dot.
 

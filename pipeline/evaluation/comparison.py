@@ -20,7 +20,7 @@ from pipeline.evaluation.paper_table import PaperTable, build_table
 from pipeline.evaluation.results import EvaluationResult, MetricValues
 from pipeline.evaluation.run_folder import training_shards
 from pipeline.evaluation.settings import CompareSettings
-from pipeline.evaluation.tables import print_table
+from pipeline.evaluation.tables import markdown_table, print_table
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun, load_run
 from pipeline.models import model_stats
@@ -101,9 +101,8 @@ class Comparison:
         """The table in Markdown, without columns that no row has, and a warning if the runs cannot be compared."""
         rows = [row.format() for row in self.rows]
         titles = [title for title in rows[0] if {row[title] for row in rows} != {"-"}]
-        lines = [titles, ["---"] * len(titles), *([row[title] for title in titles] for row in rows)]
         warning = f"\nWarning: {self.warning}.\n" if self.warning else ""
-        return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + warning
+        return markdown_table(titles, ([row[title] for title in titles] for row in rows)) + warning
 
     def print(self, console: Console) -> None:
         """Print the table: one column per row of the comparison, because a terminal is narrow."""

@@ -100,8 +100,7 @@ def evaluate(settings: MeasureSettings, run: LoadedRun, on_status: Callable[[str
     clips, protocol = settings.protocol.select(sample_reference_clips(valid, settings.n, settings.seed, run, frames))
     originals = None if settings.corpus_root is None else AudioSet.read(settings.corpus_root, clips, run)
     on_status(f"generating {len(clips)} clips at {len(settings.temperatures)} temperatures")
-    batch = None if settings.batch == "auto" else settings.batch
-    codes = generate_all(run, clips, settings.temperatures, settings.sampling, settings.seed, batch)
+    codes = generate_all(run, clips, settings.temperatures, settings.sampling, settings.seed, settings.batch_size)
     on_status("decoding and embedding")
     reconstructions = AudioSet.decode("codec", [clip.codes for clip in clips], run)
     generations = {t: AudioSet.decode(f"t{t:g}", codes[t], run) for t in settings.temperatures}

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.audio.metrics import unit_vectors
+
 LIMIT = 32  # clips of a block whose codes are compared with one sound
 
 
@@ -119,19 +121,13 @@ class EmbeddingSearch:
     cosines: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self._directions = _directions(self.embeddings)
+        self._directions = unit_vectors(self.embeddings)
         self.keys, self.cosines = [""] * len(self.embeddings), np.full(len(self.embeddings), -1.0)
 
     def add(self, keys: Sequence[str], embeddings: np.ndarray) -> None:
         """Compare with a block of clips with these keys. embeddings: [B, P]."""
-        cosines = self._directions @ _directions(embeddings).T  # [N, B]
+        cosines = self._directions @ unit_vectors(embeddings).T  # [N, B]
         best = cosines.argmax(1)
         for i, clip in enumerate(best.tolist()):
             if cosines[i, clip] > self.cosines[i]:
                 self.keys[i], self.cosines[i] = keys[clip], cosines[i, clip]
-
-
-def _directions(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length 1; zeros stay zeros."""
-    directions: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return directions

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.audio.metrics import unit_vectors
 from pipeline.data.dataset import ShardedDataset
 from pipeline.data.shard import Sample
 from pipeline.data.stats import labels_of
@@ -68,7 +69,7 @@ class NoteGallery:
 
     def __init__(self, notes: Sequence[Note], embeddings: np.ndarray) -> None:
         """Index notes [M] with their embeddings [M, P]."""
-        self._units = _normalize(embeddings)
+        self._units = unit_vectors(embeddings.astype(np.float64))
         self._keys = [note.key for note in notes]
         self._rows: dict[float, dict[str, list[int]]] = {}  # by pitch, then by instrument
         for row, note in enumerate(notes):
@@ -111,7 +112,7 @@ class NoteGallery:
         """Compare a sound [P] with the real notes at the pitch of the note that it should be; see `can_compare`."""
         rows = self._select(note)
         assert rows is not None
-        unit = _normalize(embedding[None])[0]
+        unit = unit_vectors(embedding[None].astype(np.float64))[0]
         means = {instrument: float((self._units[own] @ unit).mean()) for instrument, own in rows.items()}
         own = rows[note.instrument]
         others = [row for instrument, each in rows.items() if instrument != note.instrument for row in each]
@@ -131,10 +132,3 @@ class NoteGallery:
         }
         rows = {instrument: each for instrument, each in rows.items() if each}
         return rows if note.instrument in rows and len(rows) > 1 else None
-
-
-def _normalize(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [N, P] of length 1."""
-    vectors = vectors.astype(np.float64)
-    units: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
-    return units

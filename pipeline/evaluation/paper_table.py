@@ -9,6 +9,7 @@ from pipeline.audio.metrics import PITCH_TRACKER
 from pipeline.common.errors import redact
 from pipeline.evaluation.metrics import METRICS, Metric
 from pipeline.evaluation.results import ORIGINALS, EvaluationResult, MetricValues
+from pipeline.evaluation.tables import markdown_table
 
 _LATEX = str.maketrans({
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -40,8 +41,7 @@ class PaperTable:
     def to_markdown(self) -> str:
         """The table in Markdown, and the caption."""
         headings, *rows = [[text.replace("|", r"\|") for text in cells] for cells in self.cells()]
-        lines = [headings, ["---"] * len(headings), *rows]
-        return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + f"\n{self.caption}\n"
+        return f"{markdown_table(headings, rows)}\n{self.caption}\n"
 
     def to_latex(self) -> str:
         """The table in LaTeX, for the package booktabs."""

@@ -28,6 +28,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Temperature = Annotated[str, Field(max_length=40), AfterValidator(_is_temperature)]
 Text = Annotated[str, Field(max_length=1000)]
 ORIGINALS = "originals"  # the row of the recordings from which the clips were encoded
+CEILING = "ceiling (codec)"  # the row of the codec's reconstructions
 
 
 class _Model(BaseModel):
@@ -175,7 +176,7 @@ class EvaluationResult(_Model):
         """The metrics by title of the sounds: floor, each temperature, ceiling, originals where they were read."""
         rows = {f"temperature {temperature}": values for temperature, values in self.temperatures.items()}
         originals = {ORIGINALS: self.originals} if self.originals else {}
-        return {"floor": self.floor, **rows, "ceiling (codec)": self.ceiling, **originals}
+        return {"floor": self.floor, **rows, CEILING: self.ceiling, **originals}
 
     def flatten(self) -> dict[str, float]:
         """All figures by flat names: loss/model, t0.7/pitch, ceiling/fidelity..."""
@@ -191,6 +192,11 @@ class EvaluationResult(_Model):
         for row, values in {"floor": self.floor, "ceiling": self.ceiling, "originals": self.originals, **rows}.items():
             flat |= {f"{row}/{name}": value.mean for name, value in values.items()}
         return flat
+
+
+def temperature_row(temperature: float) -> str:
+    """The title of the row of the generations at a temperature."""
+    return f"temperature {temperature:g}"
 
 
 def read_evaluation(path: Path) -> EvaluationResult | None:

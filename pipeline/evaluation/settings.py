@@ -40,6 +40,11 @@ class MeasureSettings(_ModelSettings):
     resamples: PositiveInt
     batch: Literal["auto"] | PositiveInt
 
+    @property
+    def batch_size(self) -> int | None:
+        """Clips generated at once; None: as many as fit into memory."""
+        return None if self.batch == "auto" else self.batch
+
 
 class LengthWindow(Settings):
     """A window of the analysis `length`, as in `pipeline.generate`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -47,6 +47,11 @@ def loss_columns(losses: LossResults) -> tuple[list[str], list[Column]]:
         for name, loss in losses.rows().items()
     ]
     return labels, columns
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown. Cells are inserted as they are."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, ["---"] * len(headings), *rows))
 
 
 def print_table(console: Console, title: str, labels: Sequence[str], columns: Sequence[Column]) -> None:

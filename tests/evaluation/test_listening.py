@@ -153,7 +153,7 @@ def wait_for_file(file: Path) -> None:
 def test_ratings_of_listeners_become_means(
     page: Path, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Listeners who miss the reference are excluded; damaged, foreign, repeated files are skipped; all are named."""
+    """Listeners who miss the reference are excluded; files that are damaged, repeated or of other tests are skipped."""
     points = {**FIXED, runs[0]: 60, runs[1]: 40}
     save_answers(tmp_path, *(rate(page, name, lambda _, title: points[title]) for name in ("Ann", "Bo")))
     deaf = rate(page, "D[red]|<b>\x1b[2J", lambda _, title: 100 - points[title])

@@ -50,11 +50,6 @@ class AnalysisInputs:
         """The codec's reconstructions of the reference clips."""
         return self.references.reconstructions
 
-    @property
-    def batch(self) -> int | None:
-        """Clips generated at once; None: as many as fit into memory."""
-        return None if self.settings.batch == "auto" else self.settings.batch
-
     def summarize(self, values: np.ndarray | float) -> MetricValue:
         """The mean of one value per clip [N] with its 95 % interval; or the one value."""
         return summarize(values, self.settings.resamples, self.settings.seed)

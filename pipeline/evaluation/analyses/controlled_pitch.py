@@ -15,14 +15,13 @@ from pipeline.evaluation.audio_set import track_pitches
 from pipeline.evaluation.generations import generate_all
 from pipeline.evaluation.metrics.pitch import is_pitch_correct
 from pipeline.evaluation.reference_clips import PITCH, clip_values
-from pipeline.evaluation.results import ORIGINALS, MetricValue, MetricValues
+from pipeline.evaluation.results import CEILING, ORIGINALS, MetricValue, MetricValues, temperature_row
 from pipeline.evaluation.settings import Control
 from pipeline.generation.loaded_run import LoadedRun
 from pipeline.generation.prompts import decode_codes
 from pipeline.models.conditions import PROMPT
 
 CONDITION_PITCH, PROMPT_PITCH = "condition pitch", "prompt pitch"
-CEILING = "ceiling (codec)"
 _CONDITIONS: dict[Control, tuple[str, ...]] = {"prompt": (PROMPT,), "label": (PITCH,), "both": (PROMPT, PITCH)}
 
 
@@ -61,11 +60,11 @@ class ControlledPitch(Analysis):
         for control in controls:
             own_values = {name: values[name] for name in _CONDITIONS[control]}
             codes = generate_all(
-                run, clips, settings.temperatures, settings.sampling, settings.seed, inputs.batch, own_values
+                run, clips, settings.temperatures, settings.sampling, settings.seed, settings.batch_size, own_values
             )
             for temperature, clip_codes in codes.items():
                 pitches = track_pitches(decode_codes(run.codec, clip_codes), run.codec.sample_rate)
-                rows[f"{control}, temperature {temperature:g}"] = {
+                rows[f"{control}, {temperature_row(temperature)}"] = {
                     CONDITION_PITCH: share(pitches, requested),
                     PROMPT_PITCH: share(pitches, labels),
                 }

@@ -16,12 +16,12 @@ from pipeline.evaluation.metrics.frechet_distance import MIN_SOUNDS, FittedNorma
 from pipeline.evaluation.metrics.kernel_distance import FittedKernel
 from pipeline.evaluation.outliers import QUANTILE, OutlierDetector
 from pipeline.evaluation.reference_clips import max_frames, sample_reference_clips
-from pipeline.evaluation.results import MetricValue, MetricValues
+from pipeline.evaluation.results import CEILING, MetricValue, MetricValues, temperature_row
 from pipeline.evaluation.settings import EvaluateSettings
 from pipeline.evaluation.spaces import CodedSounds, Space, load_space_embedders, open_spaces
 from pipeline.generation.loaded_run import pick_device
 
-CEILING, TRAINING, SPLIT = "ceiling (codec)", "training clips", "clips of the split"
+TRAINING, SPLIT = "training clips", "clips of the split"
 REAL = f"{100 * QUANTILE:.0f} % of real clips"
 OUTLIERS = "outliers"  # the title of the column, after the name of the space
 RECORDED, NAMED = 10, 3  # the farthest sounds: of each temperature in evaluate.json, and of all of them in a note
@@ -99,11 +99,6 @@ class FittedReference:
         rows = np.random.default_rng(seed).permutation(len(vectors))[:n]
         others = self.kernel.without(rows)
         return FittedReference(FittedNormal.fit(others.reference), others).distances(vectors[rows])
-
-
-def temperature_row(temperature: float) -> str:
-    """The title of the row of a temperature."""
-    return f"temperature {temperature:g}"
 
 
 @dataclass(frozen=True)

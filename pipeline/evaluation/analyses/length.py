@@ -55,8 +55,8 @@ class Length(Analysis):
                 inputs.show_status(f"{settings.length:g} s: {name}")
                 began = time.perf_counter()
                 codes = generate_all(
-                    run, inputs.clips, [temperature], settings.sampling, settings.seed, inputs.batch, None, frames,
-                    window,
+                    run, inputs.clips, [temperature], settings.sampling, settings.seed, settings.batch_size, None,
+                    frames, window,
                 )[temperature]  # fmt: skip
                 cost = (time.perf_counter() - began) / (len(codes) * settings.length)
                 notes.append(f"{name}: {cost:.2g} s of generation for a second of sound")

@@ -18,7 +18,7 @@ from pipeline.data.shard import Sample, stack_prompts
 from pipeline.evaluation.analyses import ANALYSES, Analysis, AnalysisInputs, AnalysisResult
 from pipeline.evaluation.nearest_clips import CodeSearch, EmbeddingSearch
 from pipeline.evaluation.reference_clips import max_frames
-from pipeline.evaluation.results import MetricValue, MetricValues
+from pipeline.evaluation.results import MetricValue, MetricValues, temperature_row
 
 NAME = "memorization"
 COPIES, EQUAL_CODES, COSINE = "copies", "equal codes", "nearest cosine"  # columns
@@ -66,7 +66,7 @@ class Memorization(Analysis):
         searched = min(TRAINING_CLIPS, len(inputs.training))
         inputs.show_status(f"comparing with {searched} training clips")
         generated = _searches_of_generations(inputs, codebooks)
-        held_out, training = _search_of_clips(inputs, inputs.split), _search_of_clips(inputs, inputs.training)
+        held_out, training = (_search_of_clips(inputs, split, codebooks) for split in (inputs.split, inputs.training))
         held_out.embeddings = EmbeddingSearch(inputs.reconstructions.embeddings)  # decoded, as generations are
         searches = [*generated.values(), held_out, training]
         samples = sample_clips(
@@ -76,7 +76,7 @@ class Memorization(Analysis):
             for search in searches:
                 search.add(block, codebooks)
         threshold = copy_threshold([held_out.codes.shares, training.codes.shares])
-        rows = {f"temperature {t:g}": search.values(threshold, inputs.summarize) for t, search in generated.items()}
+        rows = {temperature_row(t): search.values(threshold, inputs.summarize) for t, search in generated.items()}
         real = held_out.values(threshold, inputs.summarize)
         copying = [title for title, row in rows.items() if is_copying(row[COPIES], real[COPIES])]
         rows |= {
@@ -179,17 +179,17 @@ def _searches_of_generations(inputs: AnalysisInputs, codebooks: int) -> dict[flo
         temperature: Search(
             CodeSearch([sounds.codes[i][:codebooks].numpy() for i in chosen]),
             EmbeddingSearch(sounds.embeddings[chosen]),
-            [f"{inputs.clips[i].sample.key}.{sounds.name}.wav" for i in chosen],
+            [sounds.file_name(inputs.clips[i]) for i in chosen],
         )
         for temperature, sounds in inputs.generations.items()
     }
 
 
-def _search_of_clips(inputs: AnalysisInputs, split: ShardedDataset) -> Search:
+def _search_of_clips(inputs: AnalysisInputs, split: ShardedDataset, codebooks: int) -> Search:
     """The search of real clips, as long as generations are, for other clips that are not identical."""
     clips = list(sample_clips(split.store, split.manifest, SOUNDS, inputs.settings.seed, split.split))
-    frames, K = max_frames(inputs.run), min(CODEBOOKS, inputs.run.model.config.codebooks)
-    codes = [clip.codes[:K, :frames] for clip in clips]
+    frames = max_frames(inputs.run)
+    codes = [clip.codes[:codebooks, :frames] for clip in clips]
     return Search(CodeSearch(codes, [clip.key for clip in clips], IDENTICAL))
 
 

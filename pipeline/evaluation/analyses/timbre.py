@@ -19,13 +19,13 @@ from pipeline.evaluation.generations import generate_all
 from pipeline.evaluation.metrics.pitch import is_pitch_correct
 from pipeline.evaluation.note_gallery import Note, NoteGallery
 from pipeline.evaluation.reference_clips import PITCH, clip_values
-from pipeline.evaluation.results import MetricValue, MetricValues
+from pipeline.evaluation.results import CEILING, MetricValue, MetricValues, temperature_row
 from pipeline.evaluation.settings import EvaluateSettings
 from pipeline.models.conditions.base import LabelCondition
 
 INSTRUMENT, IN_TUNE, CONSISTENT = "instrument", "instrument, in tune", "consistent"
 SIMILARITY, OTHERS = "similarity", "to others"
-FLOOR, CEILING = "floor (other instruments)", "ceiling (codec)"
+FLOOR = "floor (other instruments)"
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +80,7 @@ class Timbre(Analysis):
             inputs.show_status(f"generating {len(requests)} notes with other pitches than those of their prompts")
             sounds = _generate(inputs, requests, condition)
         rows = {
-            f"temperature {temperature:g}": _measure(inputs, gallery, requests, each)
+            temperature_row(temperature): _measure(inputs, gallery, requests, each)
             for temperature, each in sounds.items()
         }
         rows = {FLOOR: _measure_floor(inputs, gallery, requests, next(iter(sounds.values()))), **rows}
@@ -122,7 +122,7 @@ def _generate(
     values = clip_values(inputs.run, clips)
     values[PITCH] = torch.stack([condition.encode(request.note.pitch) for request in requests])
     codes = generate_all(
-        inputs.run, clips, settings.temperatures, settings.sampling, settings.seed, inputs.batch, values
+        inputs.run, clips, settings.temperatures, settings.sampling, settings.seed, settings.batch_size, values
     )
     return {temperature: AudioSet.decode("timbre", each, inputs.run) for temperature, each in codes.items()}
 

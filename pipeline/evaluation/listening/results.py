@@ -19,7 +19,7 @@ from pipeline.common.errors import InputError
 from pipeline.evaluation.listening.answers import Ratings, printable, read_ratings
 from pipeline.evaluation.results import MetricValue
 from pipeline.evaluation.settings import CompareSettings
-from pipeline.evaluation.tables import print_table
+from pipeline.evaluation.tables import markdown_table, print_table
 
 MIN_REFERENCE = 90  # BS.1534: a listener who rates the hidden reference lower in more trials than MAX_MISSED...
 MAX_MISSED = 0.15  # ...did not recognise it, and is excluded
@@ -167,9 +167,8 @@ def _summarize(values: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> Me
 
 
 def _to_markdown(title: str, columns: Mapping[str, Sequence[str]]) -> str:
-    rows = [[*columns], ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-    lines = (f"| {' | '.join(map(_escape_cell, row))} |\n" for row in rows)
-    return f"**{title}**\n\n{''.join(lines)}"
+    headings, *rows = ([*map(_escape_cell, row)] for row in ([*columns], *zip(*columns.values(), strict=True)))
+    return f"**{title}**\n\n{markdown_table(headings, rows)}"
 
 
 def _escape_cell(text: str) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.data.dataset import ShardedDataset
 from pipeline.evaluation.html_templates import SectionContent
 from pipeline.evaluation.reference_clips import ReferenceClip
-from pipeline.evaluation.results import EvaluationResult
+from pipeline.evaluation.results import AnalysisResult, EvaluationResult
 from pipeline.evaluation.settings import ReportSettings
 from pipeline.generation.generator import generate
 from pipeline.generation.loaded_run import LoadedRun
@@ -44,6 +44,10 @@ class ReportInputs:
     log: Sequence[Mapping[str, Any]]
     evaluation: EvaluationResult | None
     evaluate_hint: str
+
+    def analysis(self, name: str) -> AnalysisResult | None:
+        """The result of an analysis, if it was measured."""
+        return self.evaluation.analyses.get(name) if self.evaluation else None
 
     def generate(self, prompts: Tensor | None, frames: int, seeds: Sequence[int]) -> list[np.ndarray]:
         """The sounds, [S] or [S, 2], generated from prompts [B, N, P], one for each seed; None: without a prompt."""

@@ -32,7 +32,7 @@ class LengthCurves(Section):
 
     def build(self, inputs: ReportInputs) -> SectionContent | None:
         """None: the evaluation has no long sounds."""
-        result = inputs.evaluation.analyses.get(NAME) if inputs.evaluation else None
+        result = inputs.analysis(NAME)
         if result is None:
             return None
         try:

@@ -29,7 +29,7 @@ class NearestTrainingClips(Section):
 
     def build(self, inputs: ReportInputs) -> SectionContent | None:
         """A row for each pair whose file and clip exist; None if there is none."""
-        result = inputs.evaluation.analyses.get(NAME) if inputs.evaluation else None
+        result = inputs.analysis(NAME)
         if result is None:
             return None
         codec, folder = inputs.run.codec, Path(inputs.settings.evaluation).parent
