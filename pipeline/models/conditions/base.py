@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ class LabelValues:
     high: float | None
 
 
-class ValueChoices(NamedTuple):
+@dataclass(frozen=True)
+class ValueChoices:
     """What a user can choose from: some of the values, or a number.
 
     Attributes:
